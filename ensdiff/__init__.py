@@ -1,0 +1,45 @@
+"""Encoded ensembles of diffusion models: which training data does this sample depend on?
+
+Every training unit has a binary code word; member k trains only on the units whose word has a 1 at k; the members'
+noise predictions are averaged. Dropping the members that saw a unit, and regenerating from the same noise, gives what
+would have been made had the unit never existed (Dai & Gifford, arXiv 2306.02174).
+"""
+
+from ensdiff import data, metrics
+from ensdiff._version import __version__
+from ensdiff.attribution import Attribution, attribute, gram, jacobian
+from ensdiff.checkpoint import load, save
+from ensdiff.codes import Code, CodeWarning, NoSurvivorError
+from ensdiff.ensemble import Ensemble, make_mesh, predict
+from ensdiff.sample import Samples, counterfactuals, sample
+from ensdiff.schedule import SamplerConfig, Schedule
+from ensdiff.train import DivergedError, TrainConfig, train
+from ensdiff.unet import UNet, UNetConfig
+
+__all__ = [
+    "Attribution",
+    "Code",
+    "CodeWarning",
+    "DivergedError",
+    "Ensemble",
+    "NoSurvivorError",
+    "SamplerConfig",
+    "Samples",
+    "Schedule",
+    "TrainConfig",
+    "UNet",
+    "UNetConfig",
+    "__version__",
+    "attribute",
+    "counterfactuals",
+    "data",
+    "gram",
+    "jacobian",
+    "load",
+    "make_mesh",
+    "metrics",
+    "predict",
+    "sample",
+    "save",
+    "train",
+]

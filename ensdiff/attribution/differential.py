@@ -1,0 +1,179 @@
+"""Differential ablation: the derivative of a sample with respect to the members' weights.
+
+(5) ``J_k = d x_0 / d w_k`` at ``w = 1/K`` by forward mode; ``x_-i ~ x + J (w_-i - w)``.
+(6) with ``G = J^T J``, ``|x_-i - x|^2 ~ d_i^T G d_i``, ``d_i = w_-i - w``.
+
+The weights are free parameters, not renormalised; clips (of x_0 within a step, where on, and of the finished image)
+have derivative 0 where they act. One sampling run carries the state and its K tangents: each member's prediction is
+computed once a step, and the tangents pass through it as one batch.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Float
+from tqdm import tqdm
+
+from ensdiff.ensemble import Ensemble, activation_bytes, apply_members, make_mesh, on_mesh, to_images
+from ensdiff.sample import Noise, Samples, check_samples, float_coefficients, memory_budget_default
+from ensdiff.schedule import sampler_steps
+from ensdiff.typing import Array
+
+Features = Callable[[Array], Array]
+"""Images (B, H, W, C) in [0, 1] to features with a leading B."""
+
+
+class Linearized(NamedTuple):
+    """Images, or their features, and how they move with each member's weight."""
+
+    value_BF: Float[Array, "B ..."]
+    tangent_KBF: Float[Array, "K B ..."]
+
+
+@functools.lru_cache(maxsize=16)
+def _tangent_step(model, image_shape: tuple[int, int, int], clip: bool, mesh: Mesh):
+    summed = mesh.shape["member"] > 1
+
+    def step(params_K, x_B, dx_IB, noise, weight_K, j, coefficients):
+        t, signal, sigma, keep, target, scale = coefficients
+        local, B = len(weight_K), len(x_B)
+        t_B = jnp.full((B,), t, jnp.int32)
+
+        def members(x):
+            return apply_members(model, params_K, jnp.broadcast_to(x, (local, *x.shape)), t_B)
+
+        eps_KB, push = jax.linearize(members, x_B)
+        # the product rule: the weights' own part is eps_k in row k, the states' part goes through every member
+        first = jax.lax.axis_index("member") * local
+        through_IB = jnp.einsum("k,ikbhwc->ibhwc", weight_K, jax.vmap(push)(dx_IB))
+        through_IB = jax.lax.dynamic_update_slice_in_dim(
+            through_IB, jax.lax.dynamic_slice_in_dim(through_IB, first, local) + eps_KB, first, axis=0
+        )
+        eps_B = jnp.einsum("k,kbhwc->bhwc", weight_K, eps_KB)
+        if summed:
+            eps_B, through_IB = jax.lax.psum((eps_B, through_IB), "member")
+
+        def update(x_B, eps_B):
+            x0_B = (x_B - sigma * eps_B) / signal
+            x0_B = jnp.clip(x0_B, -1.0, 1.0) if clip else x0_B
+            return keep * x_B + target * x0_B + scale * noise.at(j + 1, image_shape)
+
+        x_next, push_update = jax.linearize(update, x_B, eps_B)
+        return x_next, jax.vmap(push_update)(dx_IB, through_IB)
+
+    noise_spec = Noise(P("data"), P(), P())
+    mapped = jax.shard_map(
+        step,
+        mesh=mesh,
+        in_specs=(P("member"), P("data"), P(None, "data"), noise_spec, P("member"), P(), P()),
+        out_specs=(P("data"), P(None, "data")),
+        check_vma=False,
+    )
+    return jax.jit(mapped, donate_argnums=(1, 2))
+
+
+def _run(params: Ensemble, samples: Samples, mesh: Mesh) -> tuple[Array, Array]:
+    """The finished state and its tangents, in model space, not clipped."""
+    noise = Noise(
+        on_mesh(samples.noise.index_B, mesh, P("data")),
+        None if samples.noise.key is None else on_mesh(samples.noise.key, mesh, P()),
+        None if samples.noise.array is None else on_mesh(samples.noise.array, mesh, P()),
+    )
+    step = _tangent_step(params.model, params.image_shape, samples.config.clip, mesh)
+    stacked = on_mesh(params.params, mesh)
+    weights = on_mesh(samples.weights_K, mesh)
+    x_B = on_mesh(noise.at(0, params.image_shape), mesh, P("data"))
+    dx_IB = on_mesh(jnp.zeros((params.members, *x_B.shape)), mesh, P(None, "data"))
+    for j, coefficients in enumerate(float_coefficients(sampler_steps(params.schedule, samples.config))):
+        x_B, dx_IB = step(stacked, x_B, dx_IB, noise, weights, np.int32(j), coefficients)
+    return x_B, dx_IB
+
+
+def linearize(
+    params: Ensemble,
+    samples: Samples,
+    features: Features | None = None,
+    *,
+    memory_budget: int | None = None,
+    progress: bool = False,
+) -> Iterator[tuple[slice, Linearized]]:
+    """Images (or features) of samples and their tangents, a chunk of samples at a time, on the device.
+
+    The tangents of all K weights are alive at once, so a chunk takes about K + 1 times what sampling takes.
+    """
+    check_samples(params, samples, "the Jacobian")
+    B, K = len(samples), params.members
+    mesh = make_mesh(K, B)
+    local = K // mesh.shape["member"]
+    need = local * (K + 1) * activation_bytes(params.model, params.image_shape)
+    budget = memory_budget_default() if memory_budget is None else memory_budget
+    shards = mesh.shape["data"]
+    size = min(B, max(1, budget // need) * shards)
+    size = -(-B // -(-B // size))  # equal chunks
+    size = -(-size // shards) * shards
+
+    def finish(x):
+        images = to_images(x, params.value_range)
+        return images if features is None else features(images)
+
+    with tqdm(total=B, desc="jacobian", unit="image", disable=not progress) as bar:
+        for start in range(0, B, size):
+            count = min(size, B - start)
+            part = samples[np.minimum(np.arange(start, start + size), B - 1)]
+            x_B, dx_IB = _run(params, part, mesh)
+            value, push = jax.linearize(finish, x_B)
+            tangent = jax.vmap(push)(dx_IB)
+            yield slice(start, start + count), Linearized(value[:count], tangent[:, :count])
+            bar.update(count)
+
+
+def jacobian(
+    params: Ensemble, samples: Samples, *, memory_budget: int | None = None, progress: bool = False
+) -> Float[np.ndarray, "K B H W C"]:
+    """Derivative of each image with respect to each member's weight (5), at the weights it was sampled with.
+
+    Args:
+        params: the ensemble.
+        samples: what `ensdiff.sample` returned.
+        memory_budget: bytes of activations a device may hold.
+        progress: show a progress bar.
+
+    Returns:
+        ``J_KBHWC``, in units of the [0, 1] images; 0 where a pixel is clipped.
+    """
+    out = np.empty((params.members, *samples.images.shape), np.float32)
+    for rows, part in linearize(params, samples, memory_budget=memory_budget, progress=progress):
+        out[:, rows] = part.tangent_KBF
+    return out
+
+
+def gram(
+    params: Ensemble,
+    samples: Samples,
+    features: Features | None = None,
+    *,
+    memory_budget: int | None = None,
+    progress: bool = False,
+) -> Float[np.ndarray, "B K K"]:
+    """``G_BKK = J^T J`` of each sample (6), of the images or of their features; all that scoring units needs."""
+    K = params.members
+    out = np.empty((len(samples), K, K), np.float32)
+    for rows, part in linearize(params, samples, features, memory_budget=memory_budget, progress=progress):
+        tangent_KBF = part.tangent_KBF.reshape(K, part.tangent_KBF.shape[1], -1)
+        out[rows] = jnp.einsum("kbf,lbf->bkl", tangent_KBF, tangent_KBF, precision="highest")
+    return out
+
+
+def quadratic_influence(
+    gram_BKK: Float[np.ndarray, "B K K"], weights_MK: Float[np.ndarray, "M K"], weights_K: Float[np.ndarray, " K"]
+) -> Float[np.ndarray, "B M"]:
+    """``sqrt(d^T G d)``, ``d = w_m - w``: the predicted distance between each sample and each counterfactual (6)."""
+    d_MK = np.asarray(weights_MK, np.float64) - np.asarray(weights_K, np.float64)
+    squares = np.einsum("mk,bkm->bm", d_MK, np.asarray(gram_BKK, np.float64) @ d_MK.T)
+    return np.sqrt(np.maximum(squares, 0.0))

@@ -1,0 +1,258 @@
+"""Run directories: what a training run writes, and how to load it elsewhere.
+
+```
+runs/digits/
+  run.json               version, model, schedule, code, data and training settings
+  checkpoints/<step>/    Orbax: parameters, optimiser state and average; run.json's content as its metadata
+  metrics.jsonl          one line a logged step: loss and gradient norm of each member
+  tensorboard/           the same for TensorBoard
+  samples/step_<n>.png   sample grids
+```
+A checkpoint alone is enough to load an ensemble: its metadata hold everything static.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from ensdiff._version import __version__
+from ensdiff.codes import Code
+from ensdiff.ensemble import Ensemble, abstract_params, make_mesh
+from ensdiff.schedule import Schedule
+from ensdiff.typing import Params
+from ensdiff.unet import UNetConfig
+
+FORMAT = 1
+
+
+def describe(params: Ensemble) -> dict[str, Any]:
+    """Everything static about an ensemble, as JSON-able values; `from_description` reads it."""
+    return {
+        "format": FORMAT,
+        "ensdiff": __version__,
+        "model": dataclasses.asdict(params.model),
+        "schedule": dataclasses.asdict(params.schedule),
+        "code": params.code.to_dict(),
+        "image_shape": list(params.image_shape),
+        "value_range": list(params.value_range),
+    }
+
+
+def from_description(text: Mapping[str, Any], params: Params) -> Ensemble:
+    """An ensemble from `describe`'s values and a parameter pytree (or its shapes)."""
+    if text.get("format") != FORMAT:
+        raise ValueError(
+            f"this run has format {text.get('format')!r} (written by ensdiff {text.get('ensdiff', 'unknown')}); "
+            f"ensdiff {__version__} reads format {FORMAT}. Upgrade ensdiff, or write the run again"
+        )
+    model = {k: tuple(v) if isinstance(v, list) else v for k, v in text["model"].items()}
+    H, W, C = text["image_shape"]
+    low, high = text["value_range"]
+    return Ensemble(
+        params,
+        Code.from_dict(text["code"]),
+        UNetConfig(**model),
+        Schedule(**text["schedule"]),
+        (H, W, C),
+        (low, high),
+    )
+
+
+def _on_devices(abstract: Any, members: int) -> Any:
+    """Shapes with the sharding that this machine's devices allow."""
+    mesh = make_mesh(members)
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("member"))
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), abstract)
+
+
+def _write_atomically(path: pathlib.Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def _steps(checkpoints: pathlib.Path) -> list[int]:
+    """Numbers of the finished checkpoints, ascending; Orbax renames a folder to its number only when it is whole."""
+    if not checkpoints.is_dir():
+        return []
+    return sorted(int(p.name) for p in checkpoints.iterdir() if p.name.isdigit() and p.is_dir())
+
+
+def load(path: str | os.PathLike, step: int | None = None, *, average: bool = True) -> Ensemble:
+    """Load an ensemble from a run directory onto this machine's devices.
+
+    Args:
+        path: the run directory, for example ``"runs/digits"``.
+        step: which checkpoint; by default the newest.
+        average: use the moving average of the parameters where the run kept one.
+
+    Raises:
+        FileNotFoundError: no such run, or no such checkpoint; says which there are.
+        ValueError: the run was written by an incompatible version.
+    """
+    path = pathlib.Path(path)
+    steps = _steps(path / "checkpoints")
+    if not steps:
+        what = "holds no finished checkpoint" if path.is_dir() else "does not exist"
+        raise FileNotFoundError(f"{path} {what}; train with python -m experiments.train --config=... first")
+    step = steps[-1] if step is None else step
+    if step not in steps:
+        raise FileNotFoundError(f"{path} has no checkpoint {step}; it has {', '.join(map(str, steps))}")
+    folder = (path / "checkpoints" / str(step)).resolve()
+    metadata = ocp.pytree_metadata(folder)
+    if not metadata.custom_metadata:
+        raise ValueError(f"{folder} is an Orbax checkpoint without ensdiff's description; was it written by ensdiff?")
+    params = from_description(metadata.custom_metadata, None)
+    shapes = abstract_params(params.model, params.image_shape, params.members)
+    part = "ema" if average and metadata.custom_metadata.get("average") else "params"
+    # every other part of the checkpoint is left on disk
+    abstract = {name: ... for name in metadata.metadata}
+    abstract[part] = _on_devices(shapes, params.members)
+    restored = ocp.load_pytree(folder, abstract)
+    return dataclasses.replace(params, params=restored[part])
+
+
+def save(params: Ensemble, path: str | os.PathLike, step: int = 0) -> None:
+    """Write an ensemble as a run directory with one checkpoint, without optimiser state.
+
+    Raises:
+        FileExistsError: the folder holds checkpoints already.
+    """
+    with RunDirectory.open(path, keep=1, resume=False) as run:
+        run.write_config(params)
+        run._checkpointer.save_pytree(step, {"params": params.params}, custom_metadata=describe(params))
+
+
+class RunDirectory:
+    """The files of one run. ``RunDirectory.open(None)`` writes nothing and is otherwise the same."""
+
+    def __init__(self, path: pathlib.Path | None, keep: int):
+        self.path = path
+        self._checkpointer: Any = None
+        self._board: Any = None
+        if path is not None:
+            policy = ocp.training.preservation_policies.LatestN(keep)
+            self._checkpointer = ocp.training.Checkpointer(
+                (path / "checkpoints").resolve(), preservation_policy=policy, cleanup_tmp_directories=True
+            )
+
+    @classmethod
+    def open(cls, path: str | os.PathLike | None, *, keep: int, resume: bool) -> "RunDirectory":
+        """Open or make a run directory; refuse one that holds checkpoints unless resuming."""
+        if path is None:
+            return cls(None, keep)
+        path = pathlib.Path(path)
+        steps = _steps(path / "checkpoints")
+        if steps and not resume:
+            raise FileExistsError(
+                f"{path} holds checkpoints already ({', '.join(map(str, steps))}); set resume to continue, "
+                "or choose another folder"
+            )
+        path.mkdir(parents=True, exist_ok=True)
+        return cls(path, keep)
+
+    def __enter__(self) -> "RunDirectory":
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._board is not None:
+            self._board.close()
+        if self._checkpointer is not None:
+            self._checkpointer.close()
+
+    @property
+    def latest(self) -> int | None:
+        """Step of the newest finished checkpoint."""
+        newest = self._checkpointer.latest if self._checkpointer is not None else None
+        return None if newest is None else newest.step
+
+    def save(self, step: int, state: Any, params: Ensemble) -> None:
+        """Write a checkpoint of the whole training state."""
+        if self._checkpointer is None:
+            return
+        tree = {"params": state.params, "opt_state": state.opt_state}
+        if state.ema is not None:
+            tree["ema"] = state.ema
+        description = {**describe(params), "step": step, "average": state.ema is not None}
+        self._checkpointer.save_pytree(step, tree, custom_metadata=description)
+
+    def restore(self, state: Any, params: Ensemble) -> tuple[int, Any]:
+        """The newest checkpoint's step and state, onto the shardings of ``state``; checks that it is the same run."""
+        step = self.latest
+        described = self._checkpointer.pytree_metadata(step).custom_metadata or {}
+        expected = json.loads(json.dumps(describe(params)))
+        for name in ("model", "schedule", "code", "image_shape"):
+            if described.get(name) != expected[name]:
+                raise ValueError(
+                    f"{self.path} was trained with another {name} and cannot be resumed with this one.\n"
+                    f"  there: {described.get(name)}\n  here:  {expected[name]}"
+                )
+        if bool(described.get("average")) != (state.ema is not None):
+            raise ValueError(f"{self.path} was trained {'with' if described.get('average') else 'without'} ema")
+        tree = {"params": state.params, "opt_state": state.opt_state}
+        if state.ema is not None:
+            tree["ema"] = state.ema
+        abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), tree)
+        tree = self._checkpointer.load_pytree(step, abstract)
+        self._drop_metrics_after(step)
+        return step, type(state)(tree["params"], tree["opt_state"], tree.get("ema"))
+
+    def write_config(self, params: Ensemble, train: Any = None, data: Any = None) -> None:
+        """Write ``run.json``."""
+        if self.path is None:
+            return
+        text = describe(params)
+        if train is not None:
+            text["train"] = dataclasses.asdict(train)
+        if data is not None:
+            text["data"] = {"name": data.name, "items": data.items, "units": data.units, "digest": data.digest()}
+        _write_atomically(self.path / "run.json", json.dumps(text, indent=1) + "\n")
+
+    def write_metrics(self, step: int, **values_K: np.ndarray) -> None:
+        """Append one line to ``metrics.jsonl`` and to TensorBoard; each value has one number a member."""
+        if self.path is None:
+            return
+        line = {"step": step, "time": time.time(), **{k: [float(x) for x in v] for k, v in values_K.items()}}
+        with open(self.path / "metrics.jsonl", "a") as file:
+            file.write(json.dumps(line) + "\n")
+        if self._board is None:
+            from tensorboardX import SummaryWriter  # slow to import
+
+            self._board = SummaryWriter(str(self.path / "tensorboard"))
+        for name, value_K in values_K.items():
+            tag = name.removesuffix("_K")
+            self._board.add_scalar(f"{tag}/mean", float(np.mean(value_K)), step)
+            for k, value in enumerate(value_K):
+                self._board.add_scalar(f"{tag}/member_{k:03d}", float(value), step)
+
+    def _drop_metrics_after(self, step: int) -> None:
+        """A killed run may have logged steps that it will take again."""
+        path = self.path / "metrics.jsonl" if self.path else None
+        if path is not None and path.exists():
+            lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
+            kept = [line for line in lines if json.loads(line)["step"] <= step]
+            _write_atomically(path, "".join(line + "\n" for line in kept))
+
+    def write_file(self, name: str, content: bytes) -> None:
+        """Write a file of the run, such as ``samples/step_0000500.png``."""
+        if self.path is None:
+            return
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+def read_metrics(path: str | os.PathLike) -> list[dict]:
+    """The lines of a run's ``metrics.jsonl``, oldest first; an unfinished last line is left out."""
+    file = pathlib.Path(path) / "metrics.jsonl"
+    if not file.exists():
+        return []
+    return [json.loads(line) for line in file.read_text().splitlines() if line.endswith("}")]

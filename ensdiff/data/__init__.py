@@ -1,0 +1,20 @@
+"""Data sets, units, per-member splits and index streams."""
+
+from ensdiff.data.dataset import Dataset, from_images
+from ensdiff.data.readers import arrays, digits, fashion_mnist, folder, load, mnist5k, npz, tfds
+from ensdiff.data.splits import Splits, batch_indices
+
+__all__ = [
+    "Dataset",
+    "Splits",
+    "arrays",
+    "batch_indices",
+    "digits",
+    "fashion_mnist",
+    "folder",
+    "from_images",
+    "load",
+    "mnist5k",
+    "npz",
+    "tfds",
+]

@@ -1,0 +1,161 @@
+"""Images in memory, each belonging to one training unit."""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int, UInt8
+
+
+class ItemNames(Sequence[str]):
+    """``"item 0"``, ``"item 1"``, ... without storing them."""
+
+    def __init__(self, count: int, prefix: str = "item"):
+        self.count, self.prefix = count, prefix
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(self.count))]
+        if not -self.count <= index < self.count:
+            raise IndexError(f"there are {self.count} units, not a unit {index}")
+        return f"{self.prefix} {index % self.count}"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset:
+    """Training images and the units that they belong to.
+
+    Args:
+        images: (N_items, H, W, C) uint8, 0 .. 255. It may be a memory map.
+        unit_of_item: (N_items,) unit id of each item, 0 .. units - 1, every unit with at least one item.
+        unit_names: a name of each unit.
+        name: of the data set.
+        labels: (N_items,) class of each item, where known; for evaluation only, training does not see it.
+    """
+
+    images: UInt8[np.ndarray, "N H W C"]
+    unit_of_item: Int[np.ndarray, " N"]
+    unit_names: Sequence[str]
+    name: str = "arrays"
+    labels: Int[np.ndarray, " N"] | None = None
+
+    @property
+    def items(self) -> int:
+        """Number of images."""
+        return len(self.images)
+
+    @property
+    def units(self) -> int:
+        """N, the number of training units."""
+        return len(self.unit_names)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(H, W, C)."""
+        H, W, C = self.images.shape[1:]
+        return (H, W, C)
+
+    @functools.cached_property
+    def _by_unit(self) -> tuple[np.ndarray, np.ndarray]:
+        order = np.argsort(self.unit_of_item, kind="stable")
+        return order, np.searchsorted(self.unit_of_item[order], np.arange(self.units + 1))
+
+    def items_of(self, unit: int) -> Int[np.ndarray, " n"]:
+        """Indices of the images of one unit."""
+        if not 0 <= unit < self.units:
+            raise ValueError(f"unit {unit} does not exist: ids are 0 .. {self.units - 1}")
+        order, starts = self._by_unit
+        return order[starts[unit] : starts[unit + 1]]
+
+    def regroup(self, groups: Sequence[Any] | np.ndarray | None) -> "Dataset":
+        """The same images with other units: one a distinct value of ``groups``, or (None) one an item."""
+        unit_of_item, names = _units(self.items, groups)
+        return dataclasses.replace(self, unit_of_item=unit_of_item, unit_names=names)
+
+    def subset(self, items: Any) -> "Dataset":
+        """Some of the images. Units without images are dropped and the others numbered anew, in order."""
+        items = np.asarray(items)
+        kept, unit_of_item = np.unique(self.unit_of_item[items], return_inverse=True)
+        whole = isinstance(self.unit_names, ItemNames)
+        names = ItemNames(len(kept)) if whole else [self.unit_names[int(i)] for i in kept]
+        labels = None if self.labels is None else self.labels[items]
+        return Dataset(self.images[items], unit_of_item.reshape(-1), names, self.name, labels)
+
+    def digest(self) -> str:
+        """SHA-256 of the images and their units, as hexadecimal digits."""
+        state = hashlib.sha256(repr(self.images.shape).encode())
+        for start in range(0, self.items, 4096):
+            state.update(np.ascontiguousarray(self.images[start : start + 4096]).tobytes())
+        state.update(self.unit_of_item.astype("<i8").tobytes())
+        return state.hexdigest()
+
+    def __repr__(self) -> str:
+        H, W, C = self.shape
+        return f"Dataset({self.name}: {self.items} images of {H}x{W}x{C} in {self.units} units)"
+
+
+def from_images(
+    images: Any, groups: Any = None, *, name: str = "arrays", labels: Any = None
+) -> Dataset:
+    """A checked `Dataset`; what every reader ends in.
+
+    Args:
+        images: (N, H, W, C) or (N, H, W); uint8, or floats in [0, 1].
+        groups: None for one unit an item, or one value (string or integer) an item: units are the distinct values,
+            in sorted order.
+        name: of the data set.
+        labels: one class an item.
+
+    Raises:
+        ValueError: what was given, what was expected, and how to mend it.
+    """
+    images = np.asanyarray(images)
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.ndim != 4 or 0 in images.shape:
+        raise ValueError(f"images have shape {images.shape}: expected (N, H, W, C) or (N, H, W), none of them 0")
+    if images.shape[-1] not in (1, 3):
+        raise ValueError(f"images have {images.shape[-1]} channels: expected 1 or 3, channels last")
+    if len(images) < 2:
+        raise ValueError("one image: an ensemble needs at least two, to train members on different ones")
+    if images.dtype.kind == "f":
+        low, high = images.min(), images.max()
+        if not (np.isfinite(low) and np.isfinite(high)):
+            first = np.argwhere(~np.isfinite(images).reshape(len(images), -1).all(1))[0, 0]
+            raise ValueError(f"image {first} holds NaN or infinity: expected floats in [0, 1]")
+        if low < 0 or high > 1:
+            raise ValueError(
+                f"float images span [{low:g}, {high:g}]: expected [0, 1]; for [-1, 1] give (x + 1) / 2, for 0 .. 255 "
+                "give uint8"
+            )
+        images = np.round(images * 255).astype(np.uint8)
+    elif images.dtype == np.bool_:
+        images = images.astype(np.uint8) * 255
+    elif images.dtype != np.uint8:
+        raise ValueError(f"images have dtype {images.dtype}: expected uint8, or floats in [0, 1]")
+    unit_of_item, names = _units(len(images), groups)
+    if labels is not None:
+        labels = np.asarray(labels)
+        if labels.shape != (len(images),):
+            raise ValueError(f"labels have shape {labels.shape}: expected ({len(images)},), one an image")
+    return Dataset(images, unit_of_item, names, name, labels)
+
+
+def _units(items: int, groups: Any) -> tuple[np.ndarray, Sequence[str]]:
+    if groups is None:
+        return np.arange(items), ItemNames(items)
+    groups = np.asarray(groups)
+    if groups.shape != (items,):
+        raise ValueError(f"groups have shape {groups.shape}: expected ({items},), one value an image")
+    if groups.dtype.kind not in "iuUSb":
+        raise ValueError(f"groups have dtype {groups.dtype}: expected strings or integers")
+    values, unit_of_item = np.unique(groups, return_inverse=True)
+    if len(values) < 2:
+        raise ValueError(f"all images are in one group ({values[0]!s}): expected at least two groups")
+    return unit_of_item.reshape(-1), [str(value) for value in values]

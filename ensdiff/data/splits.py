@@ -1,0 +1,86 @@
+"""Which items each member trains on, and in what order, as pure functions.
+
+The batch of member k at step s is a function of (seed, k, s) alone, so the step number restores the data pipeline and
+nothing that one member does can reach another.
+"""
+
+import dataclasses
+import functools
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from ensdiff.codes import Code
+from ensdiff.data.dataset import Dataset
+from ensdiff.permute import derive_key, permute
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Splits:
+    """The items of each member. Made by `build`.
+
+    Args:
+        code: the code.
+        unit_of_item: (N_items,) units.
+        items_of_member: K sorted arrays of item indices.
+    """
+
+    code: Code
+    unit_of_item: Int[np.ndarray, " N"]
+    items_of_member: tuple[np.ndarray, ...]
+
+    @classmethod
+    def build(cls, data: Dataset, code: Code) -> "Splits":
+        """Derive the splits of all members from the code.
+
+        Raises:
+            ValueError: the code is for another number of units, or a member has no item.
+        """
+        if data.units != code.units:
+            raise ValueError(f"the code is for {code.units} units, the data set has {data.units}; make one for it")
+        lists: list[list[np.ndarray]] = [[] for _ in range(code.members)]
+        for start in range(0, data.items, 2**18):
+            items = np.arange(start, min(start + 2**18, data.items))
+            words = code.rows(data.unit_of_item[items])
+            for k in range(code.members):
+                lists[k].append(items[words[:, k] == 1])
+        splits = tuple(np.concatenate(parts) for parts in lists)
+        empty = [k for k, items in enumerate(splits) if not len(items)]
+        if empty:
+            raise ValueError(f"members {empty} have no training image; use fewer members or a larger weight")
+        return cls(code, data.unit_of_item, splits)
+
+    @functools.cached_property
+    def _flat(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        sizes_K = np.array([len(items) for items in self.items_of_member])
+        return np.concatenate(self.items_of_member), np.cumsum(sizes_K) - sizes_K, sizes_K
+
+    def mask(self, index_KB: Int[np.ndarray, "K B"], members: slice = slice(None)) -> Float[np.ndarray, "K B"]:
+        """1 where item ``index_KB[k, b]`` is of a unit that member k may see, else 0; from the code, not the lists."""
+        units_KB = self.unit_of_item[index_KB]
+        words = self.code.rows(units_KB.reshape(-1)).reshape(*units_KB.shape, -1)
+        member_K = np.arange(self.code.members)[members]
+        return words[np.arange(len(member_K)), :, member_K].astype(np.float32)
+
+
+def batch_indices(
+    splits: Splits, seed: int, step: int, batch: int, members: slice = slice(None)
+) -> Int[np.ndarray, "K B"]:
+    """Items of every member's batch at one step, without replacement within an epoch of the member.
+
+    Position p = step * batch + j of member k is item ``permute(p mod n_k)`` of its split, under the key of
+    (seed, k, p div n_k).
+
+    Args:
+        splits: of `Splits.build`.
+        seed: any integer.
+        step: 0, 1, ...
+        batch: B.
+        members: only these members, for a host that holds no others.
+    """
+    items, start_K, size_K = splits._flat
+    member_K = np.arange(splits.code.members)[members]
+    size_K1, start_K1 = size_K[members][:, None], start_K[members][:, None]
+    position_KB = step * batch + np.arange(batch)[None, :] + 0 * size_K1
+    keys_KB = derive_key(seed, member_K[:, None], position_KB // size_K1)
+    return items[start_K1 + permute(position_KB % size_K1, size_K1, keys_KB).astype(np.int64)]

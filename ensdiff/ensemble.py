@@ -1,0 +1,193 @@
+"""The encoded ensemble: one stacked parameter pytree, its device mesh, and what applies all members at once.
+
+(2) ``eps_w(x, t) = sum_k w_k eps_k(x, t)``, factual ``w = 1/K``.
+
+This is the one place where members are stacked: `apply_members` is `jax.vmap` over the leading axis of every
+parameter. Everything that computes with members runs inside `jax.shard_map` over the mesh axes ``'member'`` and
+``'data'``, so that no collective is needed unless a result is a sum over members.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Float, Int
+
+from ensdiff.codes import Code
+from ensdiff.schedule import Schedule
+from ensdiff.typing import Array, Key, Params, as_key
+from ensdiff.unet import UNet, UNetConfig
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["params"],
+    meta_fields=["code", "model", "schedule", "image_shape", "value_range"],
+)
+@dataclasses.dataclass(frozen=True)
+class Ensemble:
+    """K trained members. A pytree: the array leaves are ``params``, everything else is static.
+
+    Args:
+        params: linen parameters of `UNet`, every leaf with a leading member axis of length K.
+        code: which member trained on which unit.
+        model: the U-Net of one member.
+        schedule: the noise schedule (1) it was trained with.
+        image_shape: (H, W, C).
+        value_range: the model-space values of black and white; images in [0, 1] are scaled to it.
+    """
+
+    params: Params
+    code: Code
+    model: UNetConfig
+    schedule: Schedule
+    image_shape: tuple[int, int, int]
+    value_range: tuple[float, float] = (-1.0, 1.0)
+
+    @property
+    def members(self) -> int:
+        """K."""
+        return self.code.members
+
+    def __repr__(self) -> str:
+        try:
+            size = sum(int(np.prod(leaf.shape[1:])) for leaf in jax.tree.leaves(self.params))
+            parameters = f"{size:,} parameters a member"
+        except (AttributeError, TypeError):
+            parameters = "abstract parameters"
+        H, W, C = self.image_shape
+        return f"Ensemble({self.members} members, {self.code.units} units, {H}x{W}x{C} images, {parameters})"
+
+
+def to_model(images: Array, value_range: tuple[float, float]) -> Float[Array, "..."]:
+    """Images in [0, 1], or uint8, to model space, float32."""
+    x = images.astype(jnp.float32) / 255.0 if images.dtype == jnp.uint8 else images.astype(jnp.float32)
+    low, high = value_range
+    return low + (high - low) * x
+
+
+def to_images(x: Array, value_range: tuple[float, float]) -> Float[Array, "..."]:
+    """Model space to images: clipped to the value range, then scaled to [0, 1]."""
+    low, high = value_range
+    return (jnp.clip(x, low, high) - low) / (high - low)
+
+
+def make_mesh(members: int, batch: int | None = None, devices: list | None = None) -> Mesh:
+    """A ('member', 'data') mesh over as many devices as can share the work equally.
+
+    The member axis gets the largest divisor of ``members`` that is at most the number of devices. The devices left
+    over form the data axis; where ``batch`` is given, only as many of them as divide it.
+
+    >>> make_mesh(16, devices=jax.devices()[:1]).shape
+    OrderedDict({'member': 1, 'data': 1})
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    if members < 1 or not devices:
+        raise ValueError(f"members={members}, {len(devices)} devices: expected at least one of each")
+    m = max(d for d in range(1, min(members, len(devices)) + 1) if members % d == 0)
+    most = len(devices) // m
+    d = most if batch is None else max(d for d in range(1, min(batch, most) + 1) if batch % d == 0)
+    grid = np.asarray(devices[: m * d], dtype=object).reshape(m, d)
+    return Mesh(grid, ("member", "data"), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def on_mesh(tree: Params, mesh: Mesh, spec: P | None = None) -> Params:
+    """Place every array on the mesh, by default with its leading axis split over the members."""
+    sharding = NamedSharding(mesh, P("member") if spec is None else spec)
+    return jax.device_put(tree, sharding)
+
+
+def init_params(model: UNetConfig, image_shape: tuple[int, int, int], members: int, key: Key) -> Params:
+    """Initial parameters of all members, each from its own key ``fold_in(key, member)``."""
+    H, W, C = image_shape
+    model.check_image(H, W)
+    if C != model.image_channels:
+        raise ValueError(
+            f"the images have {C} channels and the U-Net {model.image_channels}: set image_channels={C}"
+        )
+    net = UNet(model)
+    x, t = jnp.zeros((1, H, W, C)), jnp.zeros((1,), jnp.int32)
+
+    @jax.jit
+    def init(key):
+        keys_K = jax.vmap(lambda k: jax.random.fold_in(key, k))(jnp.arange(members))
+        return jax.vmap(lambda key: net.init(key, x, t)["params"])(keys_K)
+
+    return init(as_key(key))
+
+
+def abstract_params(model: UNetConfig, image_shape: tuple[int, int, int], members: int) -> Params:
+    """Shapes and dtypes of `init_params`, without computing anything."""
+    return jax.eval_shape(lambda: init_params(model, image_shape, members, 0))
+
+
+def apply_members(model: UNetConfig, params_K: Params, x_KBHWC: Array, t_B: Array) -> Float[Array, "K B H W C"]:
+    """Noise predictions of stacked members, each for its own images ``x_KBHWC[k]``; no dropout."""
+    net = UNet(model)
+    return jax.vmap(lambda params, x_BHWC: net.apply({"params": params}, x_BHWC, t_B))(params_K, x_KBHWC)
+
+
+@functools.lru_cache(maxsize=32)
+def _predict_fn(model: UNetConfig, mesh: Mesh):
+    def predict(params_K, x_BHWC, t_B):
+        members = jax.tree.leaves(params_K)[0].shape[0]
+        return apply_members(model, params_K, jnp.broadcast_to(x_BHWC, (members, *x_BHWC.shape)), t_B)
+
+    return jax.jit(
+        jax.shard_map(
+            predict,
+            mesh=mesh,
+            in_specs=(P("member"), P("data"), P("data")),
+            out_specs=P("member", "data"),
+            check_vma=False,
+        )
+    )
+
+
+def predict(
+    params: Ensemble, x_BHWC: Float[Array, "B H W C"], t_B: Int[Array, " B"] | int
+) -> Float[Array, "K B H W C"]:
+    """Every member's noise prediction ``eps_KBHWC`` for noisy images in model space.
+
+    Args:
+        params: the ensemble.
+        x_BHWC: noisy images in model space (data in [-1, 1], plus noise), channels last.
+        t_B: noise level of each image, 0 .. T - 1; one integer stands for all.
+
+    Raises:
+        ValueError: the images have another shape than the ensemble's, or a level is out of range.
+    """
+    x_BHWC = jnp.asarray(x_BHWC, jnp.float32)
+    if x_BHWC.ndim != 4 or x_BHWC.shape[1:] != tuple(params.image_shape):
+        raise ValueError(
+            f"x_BHWC has shape {x_BHWC.shape}: expected (B, {', '.join(map(str, params.image_shape))}), channels last"
+        )
+    levels = np.broadcast_to(np.asarray(t_B), (len(x_BHWC),))
+    if not np.issubdtype(levels.dtype, np.integer) or levels.min() < 0 or levels.max() >= params.schedule.timesteps:
+        raise ValueError(f"t_B={np.asarray(t_B)}: expected integers in 0 .. {params.schedule.timesteps - 1}")
+    mesh = make_mesh(params.members, len(x_BHWC))
+    return _predict_fn(params.model, mesh)(
+        on_mesh(params.params, mesh), on_mesh(x_BHWC, mesh, P("data")), on_mesh(levels.astype(np.int32), mesh, P("data"))
+    )
+
+
+def activation_bytes(model: UNetConfig, image_shape: tuple[int, int, int]) -> int:
+    """An upper bound on the bytes of activations that one image needs in one member's forward pass.
+
+    The sum over the outputs of all layers, from shapes alone; a compiler that reuses buffers needs less.
+    """
+    H, W, C = image_shape
+    x = jax.ShapeDtypeStruct((1, H, W, C), jnp.float32)
+    t = jax.ShapeDtypeStruct((1,), jnp.int32)
+    net = UNet(model)
+
+    def run(x, t):
+        variables = net.init(jax.random.key(0), x, t)
+        return net.apply({"params": variables["params"]}, x, t, capture_intermediates=True, mutable=["intermediates"])
+
+    _, outputs = jax.eval_shape(run, x, t)
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(outputs))

@@ -1,0 +1,125 @@
+"""A keyed pseudo-random permutation of [0, n), evaluated where it is needed.
+
+A Feistel network over Z_a x Z_b, a and b about sqrt(n) and a b >= n (Black & Rogaway 2002, "Ciphers with arbitrary
+finite domains"): ``x = l b + r``, and each round adds a keyed hash of one half to the other. Values outside [0, n) are
+permuted again until they fall inside (cycle walking), which a b - n < 2 sqrt(n) + 1 makes rare.
+"""
+
+import math
+
+import numpy as np
+from jaxtyping import Int
+
+ROUNDS = 8
+_GOLDEN = 0x9E3779B97F4A7C15
+_LIMIT = 2**62
+"""Sizes from here on need Python's integers."""
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """The finaliser of splitmix64 (Steele et al. 2014), a bijection of 64 bits."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def derive_key(*parts: Int[np.ndarray, "..."] | int) -> np.ndarray:
+    """Hash integers, or arrays of them that broadcast, to 64-bit keys; the order matters.
+
+    >>> derive_key(1, 2) == derive_key(2, 1)
+    np.False_
+    >>> derive_key(0, np.arange(3)).shape
+    (3,)
+    """
+    key = np.uint64(0x243F6A8885A308D3)
+    with np.errstate(over="ignore"):
+        for part in parts:
+            if isinstance(part, int):
+                part = part % 2**64
+            key = _mix((np.uint64(key) if np.ndim(key) == 0 else key) * np.uint64(_GOLDEN) + np.asarray(part).astype(np.uint64))
+            key = _mix(key + np.uint64(_GOLDEN))
+    return key
+
+
+def permute(
+    index: Int[np.ndarray, "..."] | int, size: Int[np.ndarray, "..."] | int, key: Int[np.ndarray, "..."] | int
+) -> np.ndarray:
+    """Where the permutation of [0, size) that belongs to ``key`` sends each index.
+
+    Args:
+        index: integers in [0, size), any shape.
+        size: n >= 1, broadcast against ``index``; from 2^62 on, one Python integer.
+        key: 64-bit keys, broadcast too; see `derive_key`.
+
+    Returns:
+        uint64 of the broadcast shape; Python integers in an object array from 2^62 on.
+
+    Raises:
+        ValueError: an index outside [0, size).
+
+    >>> sorted(permute(np.arange(5), 5, 7).tolist())
+    [0, 1, 2, 3, 4]
+    """
+    if isinstance(size, int) and size >= _LIMIT:
+        return _permute_large(index, size, key)
+    index, size, key = np.broadcast_arrays(
+        np.asarray(index).astype(np.int64), np.asarray(size).astype(np.int64), np.asarray(key).astype(np.uint64)
+    )
+    if index.size and ((index < 0) | (index >= size)).any():
+        bad = np.argwhere((index < 0) | (index >= size))[0]
+        raise ValueError(f"index {index[tuple(bad)]} is outside of [0, {size[tuple(bad)]})")
+    shape = index.shape
+    x, n, key = index.reshape(-1).astype(np.uint64), size.reshape(-1).astype(np.uint64), key.reshape(-1)
+    a = np.ceil(np.sqrt(n.astype(np.float64))).astype(np.uint64)
+    b = (n + a - np.uint64(1)) // a
+    x = _rounds(x, a, b, key)
+    outside = np.flatnonzero(x >= n)
+    while len(outside):
+        x[outside] = _rounds(x[outside], a[outside], b[outside], key[outside])
+        outside = outside[x[outside] >= n[outside]]
+    return x.reshape(shape)
+
+
+def _rounds(x: np.ndarray, a: np.ndarray, b: np.ndarray, key: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        left, right = x // b, x % b
+        for i in range(ROUNDS):
+            salt = key + np.uint64((_GOLDEN * (i + 1)) % 2**64)
+            if i % 2 == 0:
+                left = (left + _mix(_mix(right + salt) ^ key) % a) % a
+            else:
+                right = (right + _mix(_mix(left + salt) ^ key) % b) % b
+        return left * b + right
+
+
+def _permute_large(index: np.ndarray | int, size: int, key: np.ndarray | int) -> np.ndarray:
+    """The same network on Python integers; one size and one key."""
+    numbers = np.asarray(index, dtype=object)
+    out = np.empty(numbers.shape, dtype=object)
+    a = math.isqrt(size - 1) + 1
+    b = -(-size // a)
+    words = -(-a.bit_length() // 64) + 1
+    for place, x in np.ndenumerate(numbers):
+        if not 0 <= x < size:
+            raise ValueError(f"index {x} is outside of [0, {size})")
+        x = int(x)
+        while True:
+            left, right = divmod(x, b)
+            for i in range(ROUNDS):
+                if i % 2 == 0:
+                    left = (left + _long_hash(right, int(key), i, words)) % a
+                else:
+                    right = (right + _long_hash(left, int(key), i, words)) % b
+            x = left * b + right
+            if x < size:
+                break
+        out[place] = x
+    return out
+
+
+def _long_hash(x: int, key: int, salt: int, words: int) -> int:
+    """``words`` 64-bit words from an integer of any length."""
+    import hashlib
+
+    data = x.to_bytes(8 * words, "little") + key.to_bytes(8, "little") + bytes([salt])
+    return int.from_bytes(hashlib.blake2b(data, digest_size=min(64, 8 * words)).digest(), "little")

@@ -1,0 +1,418 @@
+"""Sampling, factual and ablated, of many weight rows at once.
+
+A *state* is one image being denoised under one row of weights. The states of all ablations and samples form one flat
+axis R, so that the factual samples (one row), a landscape (every unit for every sample) and a verification (another
+choice of units for every sample) are the same computation:
+
+(2) ``eps_r = sum_k w_rk eps_k(x_r, t)``, and then the sampler's step (s1), (s2) of `ensdiff.schedule`.
+
+Member k is applied only to the states that keep it (w_rk != 0): their indices are gathered into one batch a member.
+States share the noise of their sample, so that a counterfactual differs from its sample by the weights alone; and
+nothing reduces over R, so that chunks of any size give the same images.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Float, Int
+from tqdm import tqdm
+
+from ensdiff.ensemble import (
+    Ensemble,
+    activation_bytes,
+    apply_members,
+    make_mesh,
+    on_mesh,
+    to_images,
+)
+from ensdiff.schedule import SamplerConfig, SamplerSteps, sampler_steps
+from ensdiff.typing import Array, ArrayLike, Key, as_key
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["index_B", "key", "array"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class Noise:
+    """The exogenous noise of samples: drawn from a key when needed, or given as an array.
+
+    Args:
+        index_B: the number of each sample under the key, or its place on the array's second axis.
+        key: a JAX key; sample b at step j gets ``normal(fold_in(fold_in(key, b), j))``, whatever the batch.
+        array: (S + 1, B, H, W, C): x_T, then the noise of each step.
+    """
+
+    index_B: Int[Array, " B"]
+    key: Array | None = None
+    array: Float[Array, "S+1 B H W C"] | None = None
+
+    def at(self, step: int | Array, image_shape: tuple[int, int, int]) -> Float[Array, "B H W C"]:
+        """Standard normal noise number ``step``; 0 is x_T, j + 1 belongs to sampling step j."""
+        if self.array is not None:
+            return self.array[step][self.index_B]
+
+        def draw(index):
+            return jax.random.normal(jax.random.fold_in(jax.random.fold_in(self.key, index), step), image_shape)
+
+        return jax.vmap(draw)(self.index_B)
+
+    def take(self, index) -> "Noise":
+        """The noise of some of the samples."""
+        return dataclasses.replace(self, index_B=jnp.asarray(self.index_B)[index])
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["images", "noise", "weights_K"], meta_fields=["config"]
+)
+@dataclasses.dataclass(frozen=True)
+class Samples:
+    """Generated images with all that is needed to generate their counterfactuals. ``samples[2:5]`` takes some.
+
+    Args:
+        images: (B, H, W, C) float32 in [0, 1].
+        noise: the exogenous noise they came from.
+        weights_K: the member weights they were generated with.
+        config: the sampler.
+    """
+
+    images: Float[Array, "B H W C"]
+    noise: Noise
+    weights_K: Float[Array, " K"]
+    config: SamplerConfig
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index) -> "Samples":
+        index = np.arange(len(self))[index]
+        if np.ndim(index) == 0:
+            index = index[None]
+        return dataclasses.replace(self, images=self.images[index], noise=self.noise.take(index))
+
+    def __repr__(self) -> str:
+        source = "a noise array" if self.noise.key is None else "a key"
+        return f"Samples({len(self)} images of {self.images.shape[1:]}, {self.config}, noise from {source})"
+
+
+class Batches(NamedTuple):
+    """Which states each member is applied to, padded to one length.
+
+    D data shards, K members, P places a member. ``index_DKP`` counts within a shard; padded places have weight 0.
+    """
+
+    index_DKP: Int[np.ndarray, "D K P"]
+    weight_DKP: Float[np.ndarray, "D K P"]
+
+
+def gather_batches(weights_RK: Float[np.ndarray, "R K"], shards: int, places: int | None = None) -> Batches:
+    """Lists of the states that keep each member, from the non-zeros of the weights.
+
+    Args:
+        weights_RK: weights of each state; R is a multiple of ``shards``.
+        shards: D, equal runs of states.
+        places: P, at least the longest list; None is the longest list.
+    """
+    weights_DQK = weights_RK.reshape(shards, -1, weights_RK.shape[-1])
+    keep_DKQ = weights_DQK.transpose(0, 2, 1) != 0
+    places = int(keep_DKQ.sum(-1).max()) if places is None else places
+    order = np.argsort(~keep_DKQ, axis=-1, kind="stable")[..., :places]  # the kept states first
+    weight = np.take_along_axis(weights_DQK.transpose(0, 2, 1), order, axis=-1)
+    return Batches(order.astype(np.int32), weight.astype(np.float32))
+
+
+@functools.lru_cache(maxsize=64)
+def _step_fn(params_spec: tuple, clip: bool, mesh: Mesh):
+    """One compiled sampling step of all states; cached on everything static."""
+    model, image_shape = params_spec
+    summed = mesh.shape["member"] > 1
+
+    def step(params_K, x_R, noise, index_KP, weight_KP, j, coefficients):
+        t, signal, sigma, keep, target, scale = coefficients
+        index_KP, weight_KP = index_KP[0], weight_KP[0]
+        places = index_KP.shape[1]
+        eps_KP = apply_members(model, params_K, x_R[index_KP], jnp.full((places,), t, jnp.int32))
+        weighted = weight_KP[..., None, None, None] * eps_KP
+        eps_R = jnp.zeros_like(x_R).at[index_KP.reshape(-1)].add(weighted.reshape(-1, *x_R.shape[1:]))
+        if summed:
+            eps_R = jax.lax.psum(eps_R, "member")
+        x0_R = (x_R - sigma * eps_R) / signal
+        if clip:
+            x0_R = jnp.clip(x0_R, -1.0, 1.0)
+        return keep * x_R + target * x0_R + scale * noise.at(j + 1, image_shape)
+
+    noise_spec = Noise(P("data"), P(), P())
+    mapped = jax.shard_map(
+        step,
+        mesh=mesh,
+        in_specs=(P("member"), P("data"), noise_spec, P("data", "member"), P("data", "member"), P(), P()),
+        out_specs=P("data"),
+        check_vma=False,
+    )
+    return jax.jit(mapped, donate_argnums=1)
+
+
+def float_coefficients(steps: SamplerSteps) -> list[tuple]:
+    """The coefficients as one tuple of scalars a step: an int level, then float32."""
+    columns = [np.asarray(column, np.float32) for column in steps[1:]]
+    return [(np.int32(t), *(column[j] for column in columns)) for j, t in enumerate(steps.t_S)]
+
+
+def denoise(
+    params: Ensemble,
+    config: SamplerConfig,
+    noise: Noise,
+    weights_RK: Float[np.ndarray, "R K"],
+    *,
+    places: int | None = None,
+    mesh: Mesh | None = None,
+) -> Float[Array, "R H W C"]:
+    """Run the sampler for R states at once and return them in model space, not clipped.
+
+    Args:
+        params: the ensemble.
+        config: the sampler.
+        noise: the noise of each state: ``noise.index_B`` has R entries.
+        weights_RK: the weights of each state; a member is evaluated only where its weight is not 0.
+        places: pad each member's list of states to this length, so that several calls share one compilation.
+        mesh: the devices; by default all that can share the work.
+    """
+    R = len(weights_RK)
+    mesh = make_mesh(params.members, R) if mesh is None else mesh
+    shards = mesh.shape["data"]
+    if R % shards:
+        raise ValueError(f"{R} states cannot be split over {shards} data shards; choose a multiple of {shards}")
+    batches = gather_batches(np.asarray(weights_RK, np.float32), shards, places)
+    step = _step_fn((params.model, params.image_shape), config.clip, mesh)
+    stacked = on_mesh(params.params, mesh)
+    index, weight = (on_mesh(a, mesh, P("data", "member")) for a in batches)
+    noise = Noise(
+        on_mesh(jnp.asarray(noise.index_B), mesh, P("data")),
+        None if noise.key is None else on_mesh(noise.key, mesh, P()),
+        None if noise.array is None else on_mesh(noise.array, mesh, P()),
+    )
+    x_R = _first_noise(noise, params.image_shape)
+    x_R = on_mesh(x_R, mesh, P("data"))
+    for j, coefficients in enumerate(float_coefficients(sampler_steps(params.schedule, config))):
+        x_R = step(stacked, x_R, noise, index, weight, np.int32(j), coefficients)
+    return x_R
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _first_noise(noise: Noise, image_shape: tuple[int, int, int]) -> Array:
+    return noise.at(0, image_shape)
+
+
+def sampler_config(params: Ensemble, steps: int, sampler: str | SamplerConfig, **options) -> SamplerConfig:
+    """A `SamplerConfig` from `sample`'s arguments, checked against the ensemble's schedule."""
+    if isinstance(sampler, SamplerConfig):
+        if options:
+            raise ValueError(f"sampler is a SamplerConfig already: put {sorted(options)} into it")
+        config = sampler
+    else:
+        names = {field.name for field in dataclasses.fields(SamplerConfig)}
+        unknown = sorted(set(options) - names)
+        if unknown:
+            raise ValueError(f"unknown sampler options {unknown}: expected some of {sorted(names)}")
+        config = SamplerConfig(sampler=sampler, steps=steps, **options)  # type: ignore[arg-type]
+    sampler_steps(params.schedule, config)
+    return config
+
+
+def sample(
+    params: Ensemble,
+    key: Key | None = None,
+    n: int | None = None,
+    *,
+    steps: int = 50,
+    sampler: str | SamplerConfig = "ddpm",
+    noise: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    chunk: int | None = None,
+    progress: bool = False,
+    **options,
+) -> Samples:
+    """Generate images with the ensemble (2).
+
+    Args:
+        params: the ensemble.
+        key: int seed or JAX key of the noise; nothing of the noise is stored.
+        n: number of images.
+        steps: sampling steps S.
+        sampler: ``"ddpm"``, ``"ddim"``, or a whole `SamplerConfig`.
+        noise: instead of ``key`` and ``n``: a (S + 1, B, H, W, C) array, x_T first.
+        weights: (K,) member weights; by default 1/K each.
+        chunk: images at a time; by default as many as fit in memory.
+        progress: show a progress bar.
+        **options: other fields of `SamplerConfig`, such as ``eta`` or ``clip``.
+
+    Returns:
+        `Samples`; ``.images`` is (n, H, W, C), float32 in [0, 1].
+
+    Raises:
+        ValueError: neither or both of key and noise, shapes that do not fit, or unknown options.
+    """
+    config = sampler_config(params, steps, sampler, **options)
+    given = _make_noise(params, config, key, n, noise)
+    K = params.members
+    weights_K = np.full((K,), 1.0 / K, np.float32) if weights is None else np.asarray(weights, np.float32)
+    if weights_K.shape != (K,) or not np.isfinite(weights_K).all() or not weights_K.any():
+        raise ValueError(f"weights has shape {weights_K.shape}: expected {K} finite numbers, not all 0")
+    count = len(given.index_B)
+    rows = np.broadcast_to(weights_K, (count, K))
+    parts = run_states(params, config, given, rows, chunk=chunk, progress=progress, what="sample")
+    images = np.concatenate([np.asarray(part) for _, part in parts])
+    return Samples(jnp.asarray(images), given, jnp.asarray(weights_K), config)
+
+
+def _make_noise(
+    params: Ensemble, config: SamplerConfig, key: Key | None, n: int | None, noise: ArrayLike | None
+) -> Noise:
+    if (key is None) == (noise is None):
+        raise ValueError("give either key and n, or noise (an array of shape (steps + 1, B, H, W, C))")
+    if noise is None:
+        if n is None or n < 1:
+            raise ValueError(f"n={n}: expected the number of images to generate, at least 1")
+        return Noise(jnp.arange(n, dtype=jnp.int32), key=as_key(key))
+    array = jnp.asarray(noise, jnp.float32)
+    expected = (config.steps + 1, array.shape[1] if array.ndim == 5 else "B", *params.image_shape)
+    if array.shape != expected:
+        raise ValueError(f"noise has shape {array.shape}: expected {expected}, x_T first, channels last")
+    if n is not None and n != array.shape[1]:
+        raise ValueError(f"n={n}, but noise holds {array.shape[1]} images; leave n out")
+    return Noise(jnp.arange(array.shape[1], dtype=jnp.int32), array=array)
+
+
+def memory_budget_default() -> int:
+    """Bytes that sampling may use: half of what an accelerator has, 1 GiB on a CPU."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return stats.get("bytes_limit", 2 * 2**30) // 2
+
+
+def chunk_size(params: Ensemble, mesh: Mesh, survivors: int, memory_budget: int | None = None) -> int:
+    """States at a time, from a bound on the activation memory of one state on one device.
+
+    Raises:
+        ValueError: not even one state a device fits in the budget.
+    """
+    budget = memory_budget_default() if memory_budget is None else memory_budget
+    local = -(-survivors // mesh.shape["member"])
+    state = local * activation_bytes(params.model, params.image_shape)
+    if budget < state:
+        raise ValueError(
+            f"memory_budget={budget} bytes: one state needs up to {state} bytes on a device; give at least that"
+        )
+    return int(budget // state) * mesh.shape["data"]
+
+
+def run_states(
+    params: Ensemble,
+    config: SamplerConfig,
+    noise: Noise,
+    weights_RK: ArrayLike,
+    *,
+    chunk: int | None = None,
+    memory_budget: int | None = None,
+    progress: bool = False,
+    what: str = "denoise",
+) -> Iterator[tuple[slice, Array]]:
+    """Denoise any number of states in chunks that fit in memory.
+
+    Args:
+        params: the ensemble.
+        config: the sampler.
+        noise: ``noise.index_B`` names the noise of each state, R entries.
+        weights_RK: weights of each state.
+        chunk: states at a time; by default from the memory budget.
+        memory_budget: bytes of activations a device may hold, see `chunk_size`.
+        progress: show a progress bar.
+        what: its label.
+
+    Yields:
+        The slice of R and the images, (rows, H, W, C) in [0, 1] and still on the device, of each chunk in order.
+    """
+    weights_RK = np.asarray(weights_RK, np.float32)
+    R = len(weights_RK)
+    mesh = make_mesh(params.members)
+    survivors = max(1, int((weights_RK != 0).sum(1).max()))
+    shards = mesh.shape["data"]
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"chunk={chunk}: expected at least 1 state at a time")
+    limit = chunk_size(params, mesh, survivors, memory_budget) if chunk is None else chunk
+    parts = -(-R // limit)
+    size = -(-R // (parts * shards)) * shards  # equal chunks, a multiple of the data shards
+    starts = range(0, R, size)
+
+    def padded(start):  # the last chunk repeats its first state with no weight, so that all chunks compile once
+        rows = np.arange(start, min(start + size, R))
+        index = np.concatenate([rows, np.full(size - len(rows), rows[0])])
+        return index, np.where(np.arange(size)[:, None] < len(rows), weights_RK[index], 0)
+
+    places = max(gather_batches(padded(start)[1], shards).index_DKP.shape[-1] for start in starts)
+    with tqdm(total=R, desc=what, unit="image", disable=not progress) as bar:
+        for start in starts:
+            index, weights = padded(start)
+            x = denoise(params, config, noise.take(index), weights, places=places, mesh=mesh)
+            count = min(size, R - start)
+            yield slice(start, start + count), to_images(x, params.value_range)[:count]
+            bar.update(count)
+
+
+def check_samples(params: Ensemble, samples: Samples, what: str) -> None:
+    """Raise a helpful error unless these are `Samples` of this kind of ensemble."""
+    if not isinstance(samples, Samples):
+        raise ValueError(
+            f"{what} needs the noise of the samples: give what ensdiff.sample returned, not {type(samples).__name__}. "
+            "The denoising loss ('loss') is the method for images that were not generated here"
+        )
+    if tuple(samples.images.shape[1:]) != tuple(params.image_shape):
+        raise ValueError(
+            f"the samples are {tuple(samples.images.shape[1:])} images, the ensemble makes {params.image_shape}"
+        )
+
+
+def counterfactuals(
+    params: Ensemble,
+    samples: Samples,
+    units: Sequence,
+    *,
+    chunk: int | None = None,
+    memory_budget: int | None = None,
+    progress: bool = False,
+) -> Float[np.ndarray, "M B H W C"]:
+    """What each sample would have been had a unit (or a set of units) never existed (3), (4).
+
+    Args:
+        params: the ensemble.
+        samples: what `sample` returned.
+        units: M entries, each a unit id or a collection of ids that are removed together.
+        chunk: images at a time; by default as many as the memory budget allows.
+        memory_budget: bytes of activations a device may hold.
+        progress: show a progress bar.
+
+    Returns:
+        (M, B, H, W, C) float32 in [0, 1], on the host.
+
+    Raises:
+        NoSurvivorError: every member has seen some unit of a set.
+    """
+    check_samples(params, samples, "a counterfactual")
+    weights_MK = params.code.ablate(units)
+    M, B = len(weights_MK), len(samples)
+    out = np.empty((M * B, *params.image_shape), np.float32)
+    for rows, images in run_states(
+        params,
+        samples.config,
+        samples.noise.take(np.tile(np.arange(B), M)),
+        np.repeat(weights_MK, B, axis=0),
+        chunk=chunk,
+        memory_budget=memory_budget,
+        progress=progress,
+        what="counterfactuals",
+    ):
+        out[rows] = images
+    return out.reshape(M, B, *params.image_shape)

@@ -1,0 +1,38 @@
+"""Axis letters and array aliases shared by the whole library.
+
+K members, N training units, M ablations (weight rows), B samples or batch items, T training noise levels,
+S sampling steps, H W C image axes. Array names carry their axes as a suffix: ``eps_KBHWC``.
+"""
+
+from typing import Any, TypeAlias
+
+import jax
+import numpy as np
+
+Array: TypeAlias = jax.Array
+"""A JAX array."""
+
+ArrayLike: TypeAlias = jax.Array | np.ndarray
+"""A JAX or NumPy array."""
+
+Params: TypeAlias = Any
+"""A pytree of arrays, as linen makes it."""
+
+Key: TypeAlias = Any
+"""An int seed or a JAX key (typed or raw); `as_key` turns either into a typed key."""
+
+
+def as_key(key: Key) -> jax.Array:
+    """Return a typed JAX key for an int seed, a raw ``uint32`` key or a typed key.
+
+    >>> as_key(3).shape
+    ()
+    """
+    if isinstance(key, (int, np.integer)) and not isinstance(key, bool):
+        return jax.random.key(int(key))
+    if isinstance(key, (jax.Array, np.ndarray)):
+        if jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape == ():
+            return key
+        if key.dtype == np.uint32 and key.ndim == 1:
+            return jax.random.wrap_key_data(key)
+    raise ValueError(f"expected an int seed or one JAX key, got {key!r}; try jax.random.key(0)")

@@ -1,0 +1,295 @@
+"""The noise predictor of one member: the U-Net of Ho et al. 2020 (arXiv 2006.11239), channels last, in linen.
+
+Its options cover both reference implementations (GenEns and `diffusers.UNet2DModel`). Nothing here knows about the
+ensemble: `ensemble.py` stacks members by `vmap`. Parameters are float32; ``compute_dtype`` is what the layers run in,
+and normalisation statistics and attention weights are float32 always.
+"""
+
+import dataclasses
+import math
+from typing import Literal, get_args
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+
+from ensdiff.conv import Strategy, conv2d, resolve
+from ensdiff.typing import Array
+
+TimeLayout = Literal["sin_cos", "cos_sin", "interleaved"]
+
+
+@dataclasses.dataclass(frozen=True)
+class UNetConfig:
+    """Shape of the U-Net. Static and hashable.
+
+    Args:
+        image_channels: C of the images, and of the predicted noise.
+        channels: width of the first convolution; the time embedding is 4 times as wide.
+        multipliers: width of each level as a multiple of ``channels``; each further level halves H and W.
+        blocks: residual blocks a level on the way down (one more on the way up).
+        attention_levels: levels with self-attention after each residual block on the way down, 0 is full resolution.
+        attention_levels_up: the same for the way up; None means as on the way down.
+        middle_attention: self-attention between the two middle blocks.
+        head_channels: channels of one attention head; None is a single head.
+        norm_groups: groups of each GroupNorm; must divide every width.
+        norm_epsilon: epsilon of each GroupNorm.
+        time_layout: order of the sinusoids: ``"sin_cos"`` and ``"cos_sin"`` are blocks, ``"interleaved"`` alternates
+            sine and cosine.
+        dropout: rate inside residual blocks while training.
+        downsample: ``"conv"`` (3x3, stride 2, one row of padding on every side) or ``"pool"`` (2x2 mean).
+        upsample: ``"conv"`` (nearest, then a 3x3 convolution) or ``"nearest"``.
+        compute_dtype: ``"float32"`` or ``"bfloat16"``.
+        remat: recompute residual blocks in the backward pass instead of keeping their activations.
+        conv: how stacked convolutions are computed, see `ensdiff.conv`.
+    """
+
+    image_channels: int = 1
+    channels: int = 32
+    multipliers: tuple[float, ...] = (1, 2)
+    blocks: int = 1
+    attention_levels: tuple[int, ...] = ()
+    attention_levels_up: tuple[int, ...] | None = None
+    middle_attention: bool = True
+    head_channels: int | None = None
+    norm_groups: int = 8
+    norm_epsilon: float = 1e-5
+    time_layout: TimeLayout = "sin_cos"
+    dropout: float = 0.0
+    downsample: Literal["conv", "pool"] = "conv"
+    upsample: Literal["conv", "nearest"] = "conv"
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: bool = False
+    conv: Strategy = "auto"
+
+    def __post_init__(self) -> None:
+        if self.image_channels < 1 or self.channels < 2 or self.channels % 2 or self.blocks < 1:
+            raise ValueError(
+                f"image_channels={self.image_channels}, channels={self.channels}, blocks={self.blocks}: expected at "
+                "least one image channel, an even number of channels, and at least one block a level"
+            )
+        if not self.multipliers:
+            raise ValueError("multipliers=(): expected one multiplier a level, for example (1, 2)")
+        for width in (self.channels, *self.widths):
+            if width % self.norm_groups:
+                raise ValueError(
+                    f"norm_groups={self.norm_groups} does not divide the width {width}; widths here are "
+                    f"{self.channels} and {self.widths}, so norm_groups must divide "
+                    f"{math.gcd(self.channels, *self.widths)}"
+                )
+            if self.head_channels is not None and width % self.head_channels:
+                raise ValueError(f"head_channels={self.head_channels} does not divide the width {width}")
+        levels = range(len(self.multipliers))
+        for name in ("attention_levels", "attention_levels_up"):
+            for level in getattr(self, name) or ():
+                if level not in levels:
+                    raise ValueError(f"{name}={getattr(self, name)}: levels are 0 .. {len(levels) - 1}")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"dropout={self.dropout}: expected a rate in [0, 1)")
+        for name, choices in (
+            ("time_layout", get_args(TimeLayout)),
+            ("downsample", ("conv", "pool")),
+            ("upsample", ("conv", "nearest")),
+            ("compute_dtype", ("float32", "bfloat16")),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {choices}")
+        resolve(self.conv)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of each level."""
+        return tuple(round(self.channels * m) for m in self.multipliers)
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """The compute dtype as a dtype."""
+        return jnp.dtype(self.compute_dtype)
+
+    def check_image(self, height: int, width: int) -> None:
+        """Raise ValueError when an image of this size cannot be halved as often as the levels ask."""
+        factor = 2 ** (len(self.multipliers) - 1)
+        if height % factor or width % factor:
+            raise ValueError(
+                f"images of {height}x{width} do not fit a U-Net of {len(self.multipliers)} levels: height and width "
+                f"must be multiples of {factor}; use fewer multipliers or resize the images"
+            )
+
+
+def timestep_embedding(t_B: Int[Array, " B"], width: int, layout: TimeLayout) -> Float[Array, "B D"]:
+    """Sinusoids of the noise level: frequencies ``10000^(-i / (width/2))``, i = 0 .. width/2 - 1.
+
+    >>> timestep_embedding(jnp.array([0]), 4, "cos_sin").tolist()
+    [[1.0, 1.0, 0.0, 0.0]]
+    """
+    half = width // 2
+    frequencies = np.exp(-math.log(10000.0) * np.arange(half) / half).astype(np.float32)
+    angle_BD = t_B.astype(jnp.float32)[:, None] * frequencies
+    sin, cos = jnp.sin(angle_BD), jnp.cos(angle_BD)
+    if layout == "interleaved":
+        return jnp.stack([sin, cos], axis=-1).reshape(len(t_B), width)
+    return jnp.concatenate([sin, cos] if layout == "sin_cos" else [cos, sin], axis=-1)
+
+
+class Conv(nn.Module):
+    """A biased convolution with parameters ``kernel`` (h, w, C, D) and ``bias`` (D,)."""
+
+    features: int
+    config: UNetConfig
+    size: int = 3
+    stride: int = 1
+    zero_init: bool = False
+
+    @nn.compact
+    def __call__(self, x_BHWC: Array) -> Array:
+        init = nn.initializers.zeros if self.zero_init else nn.initializers.lecun_normal()
+        kernel = self.param("kernel", init, (self.size, self.size, x_BHWC.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        dtype = self.config.dtype
+        y = conv2d(
+            x_BHWC.astype(dtype),
+            kernel.astype(dtype),
+            stride=self.stride,
+            padding=self.size // 2,
+            strategy=self.config.conv,
+        )
+        return y + bias.astype(dtype)
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation as one affine pass: moments in float32, then ``x * scale_BC + shift_BC``."""
+
+    config: UNetConfig
+
+    @nn.compact
+    def __call__(self, x_BHWC: Array) -> Array:
+        B, H, W, C = x_BHWC.shape
+        G = self.config.norm_groups
+        scale_C = self.param("scale", nn.initializers.ones, (C,))
+        bias_C = self.param("bias", nn.initializers.zeros, (C,))
+        x32 = x_BHWC.astype(jnp.float32)
+        mean_BC = x32.mean((1, 2))
+        mean_BG = mean_BC.reshape(B, G, C // G).mean(-1)
+        centre_BC = jnp.repeat(mean_BG, C // G, axis=-1)
+        square_BC = jnp.square(x32 - centre_BC[:, None, None]).mean((1, 2))
+        variance_BG = square_BC.reshape(B, G, C // G).mean(-1)
+        inverse_BC = jnp.repeat(jax.lax.rsqrt(variance_BG + self.config.norm_epsilon), C // G, axis=-1)
+        gain_BC = inverse_BC * scale_C
+        shift_BC = bias_C - centre_BC * gain_BC
+        return (x32 * gain_BC[:, None, None] + shift_BC[:, None, None]).astype(self.config.dtype)
+
+
+class ResBlock(nn.Module):
+    """norm, swish, conv; plus the time; norm, swish, dropout, conv; plus the input (through 1x1 if widths differ)."""
+
+    features: int
+    config: UNetConfig
+    index: int
+
+    @nn.compact
+    def __call__(self, x_BHWC: Array, time_BD: Array, dropout_keys_B: Array | None) -> Array:
+        config = self.config
+        h = nn.swish(GroupNorm(config, name="norm1")(x_BHWC))
+        h = Conv(self.features, config, name="conv1")(h)
+        time = nn.Dense(self.features, dtype=config.dtype, name="time")(nn.swish(time_BD))
+        h = nn.swish(GroupNorm(config, name="norm2")(h + time[:, None, None]))
+        if dropout_keys_B is not None and config.dropout:
+            keep = 1.0 - config.dropout
+            mask = jax.vmap(
+                lambda key: jax.random.bernoulli(jax.random.fold_in(key, self.index), keep, h.shape[1:])
+            )(dropout_keys_B)
+            h = jnp.where(mask, h / keep, 0).astype(h.dtype)
+        h = Conv(self.features, config, name="conv2", zero_init=True)(h)
+        if x_BHWC.shape[-1] != self.features:
+            x_BHWC = Conv(self.features, config, size=1, name="skip")(x_BHWC)
+        return x_BHWC + h
+
+
+class Attention(nn.Module):
+    """Self-attention over the pixels, scale ``head_channels ** -0.5``, with a residual connection."""
+
+    config: UNetConfig
+
+    @nn.compact
+    def __call__(self, x_BHWC: Array) -> Array:
+        config = self.config
+        B, H, W, C = x_BHWC.shape
+        D = config.head_channels or C
+        h = GroupNorm(config, name="norm")(x_BHWC).reshape(B, H * W, C)
+        q, k, v = (
+            nn.Dense(C, dtype=config.dtype, name=name)(h).reshape(B, H * W, C // D, D)
+            for name in ("query", "key", "value")
+        )
+        logits = jnp.einsum("bqhd,bkhd->bhqk", q, k).astype(jnp.float32) * D**-0.5
+        h = jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(logits).astype(v.dtype), v)
+        h = nn.Dense(C, dtype=config.dtype, name="out", kernel_init=nn.initializers.zeros)(h.reshape(B, H, W, C))
+        return x_BHWC + h
+
+
+class UNet(nn.Module):
+    """Noise prediction of one member for a batch of noisy images.
+
+    ``__call__(x_BHWC, t_B, dropout_keys_B=None)``: images in model space ([-1, 1] plus noise), integer noise levels,
+    and one key an image when training with dropout (per-image keys keep the draw independent of how the batch is
+    sharded). Returns float32 noise of the images' shape.
+    """
+
+    config: UNetConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        x_BHWC: Float[Array, "B H W C"],
+        t_B: Int[Array, " B"],
+        dropout_keys_B: Array | None = None,
+    ) -> Float[Array, "B H W C"]:
+        config = self.config
+        levels = len(config.widths)
+        up_levels = config.attention_levels if config.attention_levels_up is None else config.attention_levels_up
+        Block = nn.remat(ResBlock) if config.remat else ResBlock
+        count = 0
+
+        def block(h: Array, width: int, name: str, attend: bool) -> Array:
+            nonlocal count
+            h = Block(width, config, index=count, name=name)(h, time_BD, dropout_keys_B)
+            count += 1
+            return Attention(config, name=f"{name}_attention")(h) if attend else h
+
+        time_BD = timestep_embedding(t_B, config.channels, config.time_layout).astype(config.dtype)
+        time_BD = nn.Dense(4 * config.channels, dtype=config.dtype, name="time1")(time_BD)
+        time_BD = nn.Dense(4 * config.channels, dtype=config.dtype, name="time2")(nn.swish(time_BD))
+
+        h = Conv(config.channels, config, name="head")(x_BHWC)
+        skips = [h]
+        for level, width in enumerate(config.widths):
+            for i in range(config.blocks):
+                h = block(h, width, f"down{level}_block{i}", level in config.attention_levels)
+                skips.append(h)
+            if level < levels - 1:
+                h = self._down(h, width, level)
+                skips.append(h)
+
+        h = block(h, config.widths[-1], "middle_block0", config.middle_attention)
+        h = block(h, config.widths[-1], "middle_block1", False)
+
+        for level, width in reversed(list(enumerate(config.widths))):
+            for i in range(config.blocks + 1):
+                h = jnp.concatenate([h, skips.pop()], axis=-1)
+                h = block(h, width, f"up{level}_block{i}", level in up_levels)
+            if level > 0:
+                h = self._up(h, width, level)
+
+        h = nn.swish(GroupNorm(config, name="tail_norm")(h))
+        return Conv(config.image_channels, config, name="tail", zero_init=True)(h).astype(jnp.float32)
+
+    def _down(self, h: Array, width: int, level: int) -> Array:
+        if self.config.downsample == "conv":
+            return Conv(width, self.config, stride=2, name=f"down{level}_sample")(h)
+        return nn.avg_pool(h, (2, 2), (2, 2))
+
+    def _up(self, h: Array, width: int, level: int) -> Array:
+        B, H, W, C = h.shape
+        h = jnp.broadcast_to(h[:, :, None, :, None], (B, H, 2, W, 2, C)).reshape(B, 2 * H, 2 * W, C)
+        return Conv(width, self.config, name=f"up{level}_sample")(h) if self.config.upsample == "conv" else h

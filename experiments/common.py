@@ -1,0 +1,168 @@
+"""What the programs share: start-up of JAX, errors as one line, and building data and codes from a config."""
+
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from absl import app, flags
+from ml_collections import ConfigDict
+
+flags.DEFINE_bool("debug", False, "Show the whole traceback of an error.")
+flags.DEFINE_string(
+    "cache",
+    None,
+    "Folder of JAX's persistent compilation cache; 'off' turns it off. Default: $JAX_COMPILATION_CACHE_DIR, or "
+    "ensdiff/jax in the user's cache folder.",
+)
+
+
+def start_jax() -> None:
+    """Use every CPU core as a device (unless told otherwise by JAX_NUM_CPU_DEVICES) and cache compilations.
+
+    Must run before any other JAX operation.
+    """
+    import jax
+
+    if "JAX_NUM_CPU_DEVICES" not in os.environ and "xla_force_host" not in os.environ.get("XLA_FLAGS", ""):
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        jax.config.update("jax_num_cpu_devices", cores)
+    cache = flags.FLAGS.cache or os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    if cache is None:
+        base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+        cache = str(pathlib.Path(base) / "ensdiff" / "jax")
+    if cache != "off":
+        jax.config.update("jax_compilation_cache_dir", cache)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def run(main: Callable[[], None], description: str) -> None:
+    """Run a program: parse flags, start JAX, and turn errors of the user's making into one line and exit code 1.
+
+    Exit codes: 0 done, 1 an error that the message explains, 2 bad command line, 130 interrupted.
+    """
+    sys.modules["__main__"].__doc__ = description
+
+    def parse(argv: list[str]) -> list[str]:
+        try:
+            rest = flags.FLAGS(argv)
+        except flags.Error as error:
+            _fail(2, str(error), "--help lists the options")
+        except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+            _fail(2, _config_error(error), "fields of a config are set with --config.section.field=value")
+        if len(rest) > 1:
+            _fail(2, f"unexpected argument {rest[1]!r}", "options are written --name=value; --help lists them")
+        return rest
+
+    def guarded(_: list[str]) -> None:
+        try:
+            start_jax()
+            main()
+        except KeyboardInterrupt:
+            _fail(130, "interrupted", "")
+        except (ValueError, OSError, RuntimeError) as error:
+            if flags.FLAGS.debug:
+                raise
+            _fail(1, str(error), "")
+
+    app.run(guarded, flags_parser=parse)
+
+
+def _fail(code: int, message: str, hint: str) -> None:
+    message = " ".join(message.split())
+    print(f"error: {message}" + (f" ({hint})" if hint else ""), file=sys.stderr)
+    raise SystemExit(code)
+
+
+def _config_error(error: Exception) -> str:
+    """ml_collections' error without its wrapping: the first line that says something."""
+    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[0] if lines else repr(error)
+
+
+def section(config: ConfigDict, name: str) -> dict[str, Any]:
+    """A section of the config as keyword arguments, lists as tuples; unset (None) fields are left out."""
+    values = config.get(name, ConfigDict()).to_dict()
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if v is not None}
+
+
+def build(kind: Callable, name: str, values: dict[str, Any]) -> Any:
+    """``kind(**values)``, with an unknown field reported by its place in the config."""
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise ValueError(f"config.{name}: {error}") from None
+
+
+def load_data(values: dict[str, Any]) -> Any:
+    """The data set of a config's ``data`` section: ``name``, the reader's options, and ``held_out``.
+
+    ``held_out`` items, chosen at random, are left out of training; `held_out_data` gives them.
+    """
+    from ensdiff import data
+
+    options = dict(values)
+    held_out = options.pop("held_out", 0)
+    everything = data.load(options.pop("name"), **options)
+    if not held_out:
+        return everything
+    return everything.subset(_split(everything.items, held_out)[0])
+
+
+def held_out_data(values: dict[str, Any]) -> Any:
+    """The items that `load_data` left out."""
+    from ensdiff import data
+
+    options = dict(values)
+    held_out = options.pop("held_out", 0)
+    everything = data.load(options.pop("name"), **options)
+    return everything.subset(_split(everything.items, held_out)[1])
+
+
+def _split(items: int, held_out: int) -> tuple[Any, Any]:
+    import numpy as np
+
+    if not 0 < held_out < items - 1:
+        raise ValueError(f"config.data.held_out={held_out}: expected less than the {items} items")
+    order = np.random.default_rng(0).permutation(items)
+    return np.sort(order[held_out:]), np.sort(order[:held_out])
+
+
+def read_run_config(run: str | os.PathLike) -> dict[str, Any]:
+    """The config that a run was trained with, from its ``config.json``."""
+    path = pathlib.Path(run) / "config.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist: {run} was not written by experiments.train")
+    return json.loads(path.read_text())
+
+
+def train_from_config(config: ConfigDict, *, progress: bool = True) -> Any:
+    """Train as a config says, and keep the config beside the run. Returns the Ensemble."""
+    import ensdiff
+
+    data = load_data(section(config, "data"))
+    code = build(ensdiff.Code.balanced, "code", {**section(config, "code"), "units": data.units})
+    model = build(ensdiff.UNetConfig, "model", {**section(config, "model"), "image_channels": data.shape[-1]})
+    schedule = build(ensdiff.Schedule, "schedule", section(config, "schedule"))
+    train_config = build(ensdiff.TrainConfig, "train", section(config, "train"))
+    run_dir = pathlib.Path(config.run_dir)
+    shares = code.shares()
+    print(f"{data}\n{code}: members see {shares.min()} to {shares.max()} units", flush=True)
+
+    def keep_config() -> None:
+        (run_dir / "config.json").write_text(config.to_json(indent=1) + "\n")
+
+    return ensdiff.train(
+        data,
+        code,
+        model,
+        train_config,
+        schedule=schedule,
+        run_dir=run_dir,
+        resume=config.resume,
+        progress=progress,
+        on_open=keep_config,
+    )

@@ -1,0 +1,1 @@
+"""Configs of the programs; each docstring states command, hardware, wall time and expected figures."""
