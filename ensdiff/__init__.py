@@ -8,7 +8,7 @@ would have been made had the unit never existed (Dai & Gifford, arXiv 2306.02174
 from ensdiff import data, metrics
 from ensdiff._version import __version__
 from ensdiff.attribution import Attribution, attribute, gram, jacobian
-from ensdiff.checkpoint import load, save
+from ensdiff.checkpoint import load, read_metrics, save
 from ensdiff.codes import Code, CodeWarning, NoSurvivorError
 from ensdiff.ensemble import Ensemble, make_mesh, predict
 from ensdiff.sample import Samples, counterfactuals, sample
@@ -39,6 +39,7 @@ __all__ = [
     "make_mesh",
     "metrics",
     "predict",
+    "read_metrics",
     "sample",
     "save",
     "train",

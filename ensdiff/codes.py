@@ -159,6 +159,11 @@ class Code:
         packed = np.packbits(matrix, axis=1).tobytes()
         return cls(K, N, weight, 0, packed, None if names is None else tuple(map(str, names)))
 
+    @classmethod
+    def undivided(cls, units: int) -> "Code":
+        """One member that sees every unit: an ordinary model, for comparison. Nothing can be removed from it."""
+        return cls(1, units, 1, 0, np.packbits(np.ones((units, 1), np.uint8), axis=1).tobytes())
+
     def __repr__(self) -> str:
         kind = "stored" if self.packed is not None else f"key {self.key:#018x}"
         weight = "mixed weights" if self.weight is None else f"weight {self.weight}"

@@ -5,10 +5,12 @@ finite domains"): ``x = l b + r``, and each round adds a keyed hash of one half 
 permuted again until they fall inside (cycle walking), which a b - n < 2 sqrt(n) + 1 makes rare.
 """
 
+import hashlib
 import math
+from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Integer
 
 ROUNDS = 8
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -16,14 +18,14 @@ _LIMIT = 2**62
 """Sizes from here on need Python's integers."""
 
 
-def _mix(x: np.ndarray) -> np.ndarray:
+def _mix(x: Any) -> Any:
     """The finaliser of splitmix64 (Steele et al. 2014), a bijection of 64 bits."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
 
 
-def derive_key(*parts: Int[np.ndarray, "..."] | int) -> np.ndarray:
+def derive_key(*parts: Integer[np.ndarray, "..."] | int) -> np.ndarray | np.uint64:
     """Hash integers, or arrays of them that broadcast, to 64-bit keys; the order matters.
 
     >>> derive_key(1, 2) == derive_key(2, 1)
@@ -31,18 +33,18 @@ def derive_key(*parts: Int[np.ndarray, "..."] | int) -> np.ndarray:
     >>> derive_key(0, np.arange(3)).shape
     (3,)
     """
-    key = np.uint64(0x243F6A8885A308D3)
+    key: Any = np.uint64(0x243F6A8885A308D3)
     with np.errstate(over="ignore"):
         for part in parts:
-            if isinstance(part, int):
-                part = part % 2**64
-            key = _mix((np.uint64(key) if np.ndim(key) == 0 else key) * np.uint64(_GOLDEN) + np.asarray(part).astype(np.uint64))
-            key = _mix(key + np.uint64(_GOLDEN))
+            word = np.uint64(part % 2**64) if isinstance(part, int) else part.astype(np.uint64)
+            key = _mix(_mix(key * np.uint64(_GOLDEN) + word) + np.uint64(_GOLDEN))
     return key
 
 
 def permute(
-    index: Int[np.ndarray, "..."] | int, size: Int[np.ndarray, "..."] | int, key: Int[np.ndarray, "..."] | int
+    index: Integer[np.ndarray, "..."] | int,
+    size: Integer[np.ndarray, "..."] | int,
+    key: Integer[np.ndarray, "..."] | np.uint64 | int,
 ) -> np.ndarray:
     """Where the permutation of [0, size) that belongs to ``key`` sends each index.
 
@@ -119,7 +121,5 @@ def _permute_large(index: np.ndarray | int, size: int, key: np.ndarray | int) ->
 
 def _long_hash(x: int, key: int, salt: int, words: int) -> int:
     """``words`` 64-bit words from an integer of any length."""
-    import hashlib
-
     data = x.to_bytes(8 * words, "little") + key.to_bytes(8, "little") + bytes([salt])
     return int.from_bytes(hashlib.blake2b(data, digest_size=min(64, 8 * words)).digest(), "little")

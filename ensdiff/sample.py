@@ -400,19 +400,34 @@ def counterfactuals(
     Raises:
         NoSurvivorError: every member has seen some unit of a set.
     """
-    check_samples(params, samples, "a counterfactual")
     weights_MK = params.code.ablate(units)
     M, B = len(weights_MK), len(samples)
-    out = np.empty((M * B, *params.image_shape), np.float32)
-    for rows, images in run_states(
+    images = ablated(
         params,
-        samples.config,
-        samples.noise.take(np.tile(np.arange(B), M)),
+        samples,
         np.repeat(weights_MK, B, axis=0),
+        np.tile(np.arange(B), M),
         chunk=chunk,
         memory_budget=memory_budget,
         progress=progress,
-        what="counterfactuals",
-    ):
+    )
+    return images.reshape(M, B, *params.image_shape)
+
+
+def ablated(
+    params: Ensemble,
+    samples: Samples,
+    weights_RK: Float[np.ndarray, "R K"],
+    sample_R: Int[np.ndarray, " R"],
+    **resources,
+) -> Float[np.ndarray, "R H W C"]:
+    """Sample ``sample_R[r]`` regenerated from its own noise under the weights ``weights_RK[r]``, for any pairs.
+
+    ``resources`` are `run_states`'s ``chunk``, ``memory_budget`` and ``progress``. Returns images in [0, 1].
+    """
+    check_samples(params, samples, "a counterfactual")
+    out = np.empty((len(weights_RK), *params.image_shape), np.float32)
+    noise = samples.noise.take(sample_R)
+    for rows, images in run_states(params, samples.config, noise, weights_RK, what="counterfactuals", **resources):
         out[rows] = images
-    return out.reshape(M, B, *params.image_shape)
+    return out

@@ -163,6 +163,11 @@ def member_update(
     return TrainState(params, opt_state, ema), optax.global_norm(grads)
 
 
+def update_members(config: TrainConfig, state_K: TrainState, grads_K: Params, step: Array):
+    """`member_update` of every member, each on its own."""
+    return jax.vmap(functools.partial(member_update, config), in_axes=(0, 0, None))(state_K, grads_K, step)
+
+
 @functools.lru_cache(maxsize=16)
 def make_train_step(
     model: UNetConfig,
@@ -170,7 +175,7 @@ def make_train_step(
     config: TrainConfig,
     mesh: Mesh,
     value_range: tuple[float, float] = (-1.0, 1.0),
-    update: Callable = member_update,
+    update: Callable = update_members,
 ) -> Callable[[TrainState, Batch, Array], tuple[TrainState, StepMetrics]]:
     """The compiled step of the whole ensemble: ``(state, batch, step) -> (state, metrics)``; the state is donated.
 
@@ -195,7 +200,7 @@ def make_train_step(
         grads_K, loss_K = jax.grad(total, has_aux=True)(state.params)
         if shards > 1:
             grads_K, loss_K = jax.lax.psum((grads_K, loss_K), "data")
-        state, norm_K = jax.vmap(functools.partial(update, config), in_axes=(0, 0, None))(state, grads_K, step)
+        state, norm_K = update(config, state, grads_K, step)
         return state, StepMetrics(loss_K, norm_K)
 
     mapped = jax.shard_map(

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 flags.DEFINE_bool("debug", False, "Show the whole traceback of an error.")
@@ -19,6 +19,65 @@ flags.DEFINE_string(
 )
 
 
+RUN = flags.DEFINE_string("run", None, "The run directory, as experiments.train wrote it.")
+
+
+def define_sampling_flags(n: int) -> None:
+    """Flags of the programs that sample from a run."""
+    flags.DEFINE_integer("step", None, "Which checkpoint; by default the newest.")
+    flags.DEFINE_integer("n", n, "Samples to generate.")
+    flags.DEFINE_integer("seed", 0, "Seed of the samples' noise.")
+    flags.DEFINE_integer("steps", 50, "Sampling steps.")
+    flags.DEFINE_enum("sampler", "ddpm", ["ddpm", "ddim"], "Ancestral, or DDIM.")
+    flags.DEFINE_float("eta", 0.0, "Noise of DDIM, 0 to 1.")
+    flags.DEFINE_string("out", None, "Folder to write to; by default one inside the run directory.")
+
+
+def load_run() -> Any:
+    """The ensemble of --run."""
+    import ensdiff
+
+    if RUN.value is None:
+        raise ValueError("no run given; try --run=runs/quickstart")
+    params = ensdiff.load(RUN.value, flags.FLAGS.step)
+    print(params, flush=True)
+    return params
+
+
+def draw_samples(params: Any) -> Any:
+    """Samples as the sampling flags say."""
+    import ensdiff
+
+    f = flags.FLAGS
+    return ensdiff.sample(params, f.seed, f.n, steps=f.steps, sampler=f.sampler, eta=f.eta, progress=True)
+
+
+def output_folder(name: str) -> pathlib.Path:
+    """--out, or a folder in the run directory; made."""
+    out = pathlib.Path(flags.FLAGS.out) if flags.FLAGS.out else pathlib.Path(RUN.value) / name
+    out.mkdir(parents=True, exist_ok=True)
+    return out
+
+
+def unit_ids(text: str) -> list[int]:
+    """Unit ids joined by commas."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"units {text!r}: expected ids joined by commas, such as 3 or 5,8") from None
+
+
+def facts(params: Any, data: Any) -> list[tuple[str, str]]:
+    """What a report says about an ensemble."""
+    shares = params.code.shares()
+    return [
+        ("training images", f"{data.items:,} of {'x'.join(map(str, data.shape))}"),
+        ("training units", f"{data.units:,}"),
+        ("members", f"{params.members}, each sees {shares.min():,} to {shares.max():,} units"),
+        ("code word", f"{params.code.weight} of {params.members} members see a unit"),
+    ]
+
+
 def start_jax() -> None:
     """Use every CPU core as a device (unless told otherwise by JAX_NUM_CPU_DEVICES) and cache compilations.
 
@@ -26,6 +85,7 @@ def start_jax() -> None:
     """
     import jax
 
+    logging.set_verbosity(logging.WARNING)  # Orbax tells much
     if "JAX_NUM_CPU_DEVICES" not in os.environ and "xla_force_host" not in os.environ.get("XLA_FLAGS", ""):
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         jax.config.update("jax_num_cpu_devices", cores)
@@ -139,30 +199,37 @@ def read_run_config(run: str | os.PathLike) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
-def train_from_config(config: ConfigDict, *, progress: bool = True) -> Any:
+def settings(config: ConfigDict, data: Any) -> tuple[Any, Any, Any]:
+    """The U-Net, schedule and training settings of a config, for the data's channels."""
+    import ensdiff
+
+    model = build(ensdiff.UNetConfig, "model", {**section(config, "model"), "image_channels": data.shape[-1]})
+    schedule = build(ensdiff.Schedule, "schedule", section(config, "schedule"))
+    return model, schedule, build(ensdiff.TrainConfig, "train", section(config, "train"))
+
+
+def train_from_config(config: ConfigDict) -> Any:
     """Train as a config says, and keep the config beside the run. Returns the Ensemble."""
     import ensdiff
 
     data = load_data(section(config, "data"))
     code = build(ensdiff.Code.balanced, "code", {**section(config, "code"), "units": data.units})
-    model = build(ensdiff.UNetConfig, "model", {**section(config, "model"), "image_channels": data.shape[-1]})
-    schedule = build(ensdiff.Schedule, "schedule", section(config, "schedule"))
-    train_config = build(ensdiff.TrainConfig, "train", section(config, "train"))
-    run_dir = pathlib.Path(config.run_dir)
+    model, schedule, train_config = settings(config, data)
     shares = code.shares()
     print(f"{data}\n{code}: members see {shares.min()} to {shares.max()} units", flush=True)
+    run_dir = pathlib.Path(config.run_dir)
 
     def keep_config() -> None:
         (run_dir / "config.json").write_text(config.to_json(indent=1) + "\n")
 
     return ensdiff.train(
-        data,
-        code,
-        model,
-        train_config,
-        schedule=schedule,
-        run_dir=run_dir,
-        resume=config.resume,
-        progress=progress,
-        on_open=keep_config,
+        data, code, model, train_config, schedule=schedule, run_dir=run_dir, resume=config.resume, on_open=keep_config
     )
+
+
+def train_single(config: ConfigDict, data: Any) -> Any:
+    """One model of the config's size and steps, trained on all the data: the ordinary alternative to an ensemble."""
+    import ensdiff
+
+    model, schedule, train_config = settings(config, data)
+    return ensdiff.train(data, ensdiff.Code.undivided(data.units), model, train_config, schedule=schedule)

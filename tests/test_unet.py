@@ -10,7 +10,7 @@ from ensdiff.unet import Attention, GroupNorm, UNet, UNetConfig, timestep_embedd
 
 def noisy_params(net, *args, seed=0):
     """Parameters with no zeros in them, so that every path contributes."""
-    params = net.init(jax.random.key(seed), *args)["params"]
+    params = jax.jit(net.init)(jax.random.key(seed), *args)["params"]
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
     return tree.unflatten([0.2 * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)])

@@ -1,1 +1,21 @@
 """Figures and the HTML report."""
+
+from ensdiff.report.build import HOW_TO_READ, attribution_sections
+from ensdiff.report.figures import data_uri, grid, loss_figure, null_figure, to_png
+from ensdiff.report.page import Figure, Page, SampleSection, Table, UnitCard, write_page
+
+__all__ = [
+    "HOW_TO_READ",
+    "Figure",
+    "Page",
+    "SampleSection",
+    "Table",
+    "UnitCard",
+    "attribution_sections",
+    "data_uri",
+    "grid",
+    "loss_figure",
+    "null_figure",
+    "to_png",
+    "write_page",
+]

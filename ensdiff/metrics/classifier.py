@@ -1,0 +1,55 @@
+"""A small classifier whose hidden layer is a feature space for small images, where no published network applies."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+
+@dataclasses.dataclass(frozen=True)
+class Classifier:
+    """A fitted multilayer perceptron on [0, 1] pixels; made by `fit_classifier`."""
+
+    network: Any
+
+    def features(self, images: np.ndarray) -> Float[np.ndarray, "N F"]:
+        """Activations of the last hidden layer for (N, H, W, C) images, uint8 or in [0, 1]."""
+        hidden = _flat(images)
+        for weight, bias in zip(self.network.coefs_[:-1], self.network.intercepts_[:-1], strict=True):
+            hidden = np.maximum(hidden @ weight + bias, 0.0)
+        return hidden
+
+    def predict(self, images: np.ndarray) -> Int[np.ndarray, " N"]:
+        """The most likely class of each image."""
+        return self.network.predict(_flat(images))
+
+    def accuracy(self, images: np.ndarray, labels: np.ndarray) -> float:
+        """Share of images whose class is predicted."""
+        return float(np.mean(self.predict(images) == labels))
+
+
+def fit_classifier(
+    images: np.ndarray, labels: np.ndarray, *, hidden: tuple[int, ...] = (128, 32), seed: int = 0
+) -> Classifier:
+    """Fit a classifier to labelled images.
+
+    Args:
+        images: (N, H, W, C), uint8 or in [0, 1].
+        labels: (N,) classes.
+        hidden: widths of the hidden layers; the last one is the feature space.
+        seed: of the initial weights and the batches.
+    """
+    from sklearn.neural_network import MLPClassifier
+
+    images = np.asarray(images)
+    if len(images) != len(labels) or len(np.unique(labels)) < 2:
+        raise ValueError(f"{len(images)} images and {len(labels)} labels: expected one label each, two classes or more")
+    network = MLPClassifier(hidden, alpha=1e-3, max_iter=500, tol=1e-3, random_state=seed)
+    return Classifier(network.fit(_flat(images), np.asarray(labels)))
+
+
+def _flat(images: np.ndarray) -> Float[np.ndarray, "N P"]:
+    images = np.asarray(images)
+    flat = images.reshape(len(images), -1).astype(np.float64)
+    return flat / 255.0 if images.dtype == np.uint8 else flat

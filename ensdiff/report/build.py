@@ -1,0 +1,73 @@
+"""From an attribution to the sections of the report."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ensdiff.attribution import Attribution
+from ensdiff.data import Dataset
+from ensdiff.ensemble import Ensemble
+from ensdiff.report.figures import null_figure
+from ensdiff.report.page import Figure, SampleSection, UnitCard
+from ensdiff.sample import Samples, ablated
+
+HOW_TO_READ = (
+    "Each training unit was seen by only some members of the ensemble. Each sample below is shown with the units "
+    "whose removal moves it most: drop every member that saw the unit, start again from the same noise, and the "
+    "result is what this ensemble would have made had the unit never existed. The number is the distance that the "
+    "sample moves (L2 over pixels in [0, 1]); the squares are the members, filled where the member saw the unit.",
+    "Dropping any half of the ensemble moves a sample somewhat. The p-value compares with ablations by code words "
+    "that no unit owns: the share of them that moves the sample at least as far. It is not corrected for having "
+    "searched all units for the largest influences, so small values among many units are expected by chance.",
+)
+
+
+def attribution_sections(
+    params: Ensemble, data: Dataset, samples: Samples, att: Attribution, top: int = 6, *, progress: bool = False
+) -> Sequence[SampleSection]:
+    """One section a sample: its most influential units with their images and the counterfactual without each."""
+    units_BT = att.units[:, :top]
+    B, T = units_BT.shape
+    words_RK = params.code.rows(units_BT.reshape(-1))
+    counterfactual_BT = ablated(
+        params,
+        samples,
+        params.code.ablate(units_BT.reshape(-1)),
+        np.repeat(np.arange(B), T),
+        progress=progress,
+    ).reshape(B, T, *params.image_shape)
+    images = np.asarray(samples.images)
+    sections = []
+    for b in range(B):
+        cards = []
+        for t in range(T):
+            unit = int(units_BT[b, t])
+            items = data.items_of(unit)
+            extra = {} if att.p_value is None else {"p": f"{att.p_value[b, t]:.3f}"}
+            if data.labels is not None and len(items) == 1:
+                extra["class"] = str(data.labels[items[0]])
+            cards.append(
+                UnitCard(
+                    data.unit_names[unit],
+                    data.images[items],
+                    counterfactual_BT[b, t],
+                    float(att.influence[b, t]),
+                    words_RK[b * T + t],
+                    extra,
+                )
+            )
+        figure = None
+        note = f"Most influential of {att.settings['candidates']:,} units."
+        if att.null_BL is not None:
+            null = att.null_BL[b]
+            note += (
+                f" Removing nothing that was trained on (the null, {len(null)} ablations) moves this sample by "
+                f"{np.median(null):.3f} in the median and {null.max():.3f} at most."
+            )
+            figure = Figure(
+                "Null ablations, and the units above (lines)",
+                null_figure(null, att.influence[b, :top]),
+                f"Histogram of {len(null)} null influences with the units' influences marked",
+            )
+        sections.append(SampleSection(f"Sample {b}", images[b], note, cards, figure))
+    return sections

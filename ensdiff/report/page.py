@@ -1,0 +1,105 @@
+"""One self-contained HTML page of a run: samples, the training units that move them most, and the counterfactuals."""
+
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+from ensdiff.report.figures import data_uri, to_png
+
+
+class Table(NamedTuple):
+    """A table with a title, and a sentence on how to read it."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+
+class Figure(NamedTuple):
+    """A picture as a data URI, with its title and a text for those who do not see it."""
+
+    title: str
+    uri: str
+    alt: str
+
+
+class UnitCard(NamedTuple):
+    """One training unit that a sample may depend on.
+
+    Args:
+        name: of the unit.
+        images: (n, H, W, C) its training images.
+        counterfactual: (H, W, C) in [0, 1], the sample without the unit.
+        influence: how far the sample moves.
+        members: (K,) 1 for each member that saw the unit.
+        extra: more figures, such as a p-value.
+    """
+
+    name: str
+    images: UInt8[np.ndarray, "n H W C"]
+    counterfactual: Float[np.ndarray, "H W C"]
+    influence: float
+    members: Int[np.ndarray, " K"]
+    extra: Mapping[str, str] = {}
+
+
+class SampleSection(NamedTuple):
+    """A sample, what was found about it, and its units, most influential first."""
+
+    heading: str
+    image: Float[np.ndarray, "H W C"]
+    note: str
+    units: Sequence[UnitCard]
+    figure: Figure | None = None
+
+
+class Page(NamedTuple):
+    """All that the report shows."""
+
+    title: str
+    intro: Sequence[str]
+    facts: Sequence[tuple[str, str]] = ()
+    tables: Sequence[Table] = ()
+    figures: Sequence[Figure] = ()
+    samples: Sequence[SampleSection] = ()
+
+
+SHOWN = 4
+"""Training images shown of a unit with more."""
+
+
+def picture(image: np.ndarray, side: int = 96) -> str:
+    """A data URI of an image, enlarged by a whole factor to about ``side`` pixels."""
+    return data_uri(to_png(image, scale=max(1, side // max(image.shape[:2]))))
+
+
+def difference(image: np.ndarray, counterfactual: np.ndarray) -> np.ndarray:
+    """Absolute difference of two images in [0, 1], as a picture that is black where they agree."""
+    return np.abs(np.asarray(image, np.float32) - np.asarray(counterfactual, np.float32))
+
+
+def write_page(path: str | os.PathLike, page: Page) -> pathlib.Path:
+    """Write the page: one file, nothing fetched, names escaped. Whole or not at all.
+
+    Returns:
+        The file's absolute path.
+    """
+    from jinja2 import Environment, PackageLoader
+
+    environment = Environment(
+        loader=PackageLoader("ensdiff.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    html = environment.get_template("page.html.jinja").render(
+        page=page, picture=picture, difference=difference, shown=SHOWN
+    )
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(html, encoding="utf-8")
+    os.replace(temporary, path)
+    return path.resolve()

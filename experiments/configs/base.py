@@ -1,0 +1,28 @@
+"""What all configs share: every field of the library's settings, so that every one can be set on the command line."""
+
+import dataclasses
+from typing import Any
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from ensdiff import Schedule, TrainConfig, UNetConfig
+
+
+def base_config(run_dir: str, data: dict[str, Any], code: dict[str, Any]) -> ConfigDict:
+    """A config with the library's defaults; ``data`` are a reader's name and options."""
+    model = dataclasses.asdict(UNetConfig())
+    model.pop("image_channels")  # from the data
+    model["attention_levels_up"] = placeholder(tuple)
+    model["head_channels"] = placeholder(int)
+    return ConfigDict(
+        {
+            "run_dir": run_dir,
+            "resume": False,
+            "data": {"held_out": 0, **data},
+            "code": {"members": 16, "weight": placeholder(int), "seed": 0, **code},
+            "model": model,
+            "schedule": dataclasses.asdict(Schedule()),
+            "train": dataclasses.asdict(TrainConfig()),
+        }
+    )

@@ -1,0 +1,20 @@
+"""1,400 handwritten digits of 8x8, K = 16, one unit an image; 397 more are held out.
+
+Command: python -m experiments.train --config=experiments/configs/digits.py
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from experiments.configs.base import base_config
+
+
+def get_config() -> ConfigDict:
+    """The config; every field can be set with --config.section.field=value."""
+    data = {"name": "digits", "groups": placeholder(str), "held_out": 397}
+    config = base_config("runs/digits", data, {"members": 16})
+    config.model.update(channels=16, multipliers=(1, 2), norm_groups=8)
+    config.train.update(
+        steps=3000, batch_size=16, learning_rate=2e-3, warmup=100, decay="cosine", ema=0.995, sample_every=500
+    )
+    return config

@@ -1,0 +1,90 @@
+"""The whole job on 1,400 embedded digits: train, sample, measure, attribute, and write a report.
+
+Example:
+  python -m experiments.quickstart
+"""
+
+import pathlib
+import shutil
+import time
+
+import numpy as np
+from absl import flags
+from ml_collections import config_flags
+
+from experiments import common
+
+HERE = pathlib.Path(__file__).parent
+CONFIG = config_flags.DEFINE_config_file("config", str(HERE / "configs" / "quickstart.py"), "The config.")
+SAMPLES = flags.DEFINE_integer("samples", 6, "Samples that are attributed.")
+STEPS = flags.DEFINE_integer("steps", 25, "Sampling steps.")
+EVALUATED = flags.DEFINE_integer("evaluated", 397, "Generated images that are compared with held-out ones.")
+
+
+def main() -> None:
+    """Run everything and say where the report is."""
+    import ensdiff
+    from ensdiff.report import HOW_TO_READ, Figure, Page, attribution_sections, loss_figure, write_page
+
+    begin = time.time()
+    config = CONFIG.value
+    run_dir = pathlib.Path(config.run_dir)
+    if (run_dir / "run.json").exists() and not config.resume:
+        shutil.rmtree(run_dir)
+    params = common.train_from_config(config)
+    values = common.section(config, "data")
+    data, held_out = common.load_data(values), common.held_out_data(values)
+
+    samples = ensdiff.sample(params, 0, EVALUATED.value, steps=STEPS.value, progress=True)
+    table = validity(config, params, data, held_out, np.asarray(samples.images))
+    print("\n" + table.title)
+    for row in table.rows:
+        print("  " + "  ".join(cell.ljust(28) for cell in row))
+
+    shown = samples[: SAMPLES.value]
+    att = ensdiff.attribute(params, shown, "screen", top=6, verify=20, null=49, progress=True)
+    print(att)
+    metrics = ensdiff.read_metrics(run_dir)
+    page = Page(
+        f"What {len(shown)} generated digits depend on",
+        HOW_TO_READ,
+        common.facts(params, data),
+        [table],
+        [Figure("Training", loss_figure(metrics), "Loss of each member and their mean against the training step")],
+        attribution_sections(params, data, shown, att),
+    )
+    report = write_page(run_dir / "report.html", page)
+    print(f"\nrun: {run_dir}\nreport: {report}\n{time.time() - begin:.0f} s in all")
+
+
+def validity(config, params, data, held_out, images):
+    """Frechet distances of the ensemble, of one model trained on everything, and of real images, to held-out images."""
+    import ensdiff
+    from ensdiff.metrics import fit_classifier, frechet_distance, frechet_floor
+    from ensdiff.report import Table
+
+    classifier = fit_classifier(data.images, data.labels)
+    real = classifier.features(held_out.images)
+    single = common.train_single(config, data)
+    single_images = np.asarray(ensdiff.sample(single, 1, len(images), steps=STEPS.value, progress=True).images)
+    rng = np.random.default_rng(0)
+    noise = rng.random(images.shape)
+    rows = []
+    for name, generated in (("ensemble", images), ("one model on all the data", single_images), ("uniform noise", noise)):
+        distance = frechet_distance(classifier.features(generated), real)
+        rows.append((name, f"{distance.value:.2f}"))
+    half = min(len(images), len(held_out.images), data.items // 2)
+    rows.append(("real images (the floor)", f"{frechet_floor(classifier.features(data.images), half):.2f}"))
+    accuracy = classifier.accuracy(held_out.images, held_out.labels)
+    return Table(
+        "Are the samples like the data?",
+        ("what", "Frechet distance to held-out digits"),
+        rows,
+        f"In the {real.shape[1]} features of a small classifier fitted on the training digits (accuracy on held-out "
+        f"digits {accuracy:.1%}); {len(images)} images against {len(real)}. The floor is the distance between two "
+        f"disjoint sets of {half} real training images. Not comparable with the FID of other data.",
+    )
+
+
+if __name__ == "__main__":
+    common.run(main, __doc__)

