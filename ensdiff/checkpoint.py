@@ -53,7 +53,7 @@ def from_description(text: Mapping[str, Any], params: Params) -> Ensemble:
             f"this run has format {text.get('format')!r} (written by ensdiff {text.get('ensdiff', 'unknown')}); "
             f"ensdiff {__version__} reads format {FORMAT}. Upgrade ensdiff, or write the run again"
         )
-    model = {k: tuple(v) if isinstance(v, list) else v for k, v in text["model"].items()}
+    model: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in text["model"].items()}
     H, W, C = text["image_shape"]
     low, high = text["value_range"]
     return Ensemble(
@@ -107,16 +107,16 @@ def load(path: str | os.PathLike, step: int | None = None, *, average: bool = Tr
     if step not in steps:
         raise FileNotFoundError(f"{path} has no checkpoint {step}; it has {', '.join(map(str, steps))}")
     folder = (path / "checkpoints" / str(step)).resolve()
-    metadata = ocp.pytree_metadata(folder)
+    metadata = ocp.metadata(folder)
     if not metadata.custom_metadata:
         raise ValueError(f"{folder} is an Orbax checkpoint without ensdiff's description; was it written by ensdiff?")
     params = from_description(metadata.custom_metadata, None)
     shapes = abstract_params(params.model, params.image_shape, params.members)
     part = "ema" if average and metadata.custom_metadata.get("average") else "params"
     # every other part of the checkpoint is left on disk
-    abstract = {name: ... for name in metadata.metadata}
+    abstract = jax.tree.map(lambda _: ocp.PLACEHOLDER, dict(metadata.metadata))
     abstract[part] = _on_devices(shapes, params.members)
-    restored = ocp.load_pytree(folder, abstract)
+    restored = ocp.load(folder, abstract)
     return dataclasses.replace(params, params=restored[part])
 
 
@@ -128,7 +128,7 @@ def save(params: Ensemble, path: str | os.PathLike, step: int = 0) -> None:
     """
     with RunDirectory.open(path, keep=1, resume=False) as run:
         run.write_config(params)
-        run._checkpointer.save_pytree(step, {"params": params.params}, custom_metadata=describe(params))
+        run._checkpointer.save(step, {"params": params.params}, custom_metadata=describe(params))
 
 
 class RunDirectory:
@@ -182,12 +182,13 @@ class RunDirectory:
         if state.ema is not None:
             tree["ema"] = state.ema
         description = {**describe(params), "step": step, "average": state.ema is not None}
-        self._checkpointer.save_pytree(step, tree, custom_metadata=description)
+        self._checkpointer.save(step, tree, custom_metadata=description)
 
     def restore(self, state: Any, params: Ensemble) -> tuple[int, Any]:
         """The newest checkpoint's step and state, onto the shardings of ``state``; checks that it is the same run."""
         step = self.latest
-        described = self._checkpointer.pytree_metadata(step).custom_metadata or {}
+        assert step is not None
+        described = self._checkpointer.metadata(step).custom_metadata or {}
         expected = json.loads(json.dumps(describe(params)))
         for name in ("model", "schedule", "code", "image_shape"):
             if described.get(name) != expected[name]:
@@ -201,7 +202,7 @@ class RunDirectory:
         if state.ema is not None:
             tree["ema"] = state.ema
         abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), tree)
-        tree = self._checkpointer.load_pytree(step, abstract)
+        tree = self._checkpointer.load(step, abstract)
         self._drop_metrics_after(step)
         return step, type(state)(tree["params"], tree["opt_state"], tree.get("ema"))
 
@@ -213,7 +214,12 @@ class RunDirectory:
         if train is not None:
             text["train"] = dataclasses.asdict(train)
         if data is not None:
-            text["data"] = {"name": data.name, "items": data.items, "units": data.units, "digest": data.digest()}
+            text["data"] = {
+                "name": data.name,
+                "items": data.items,
+                "units": data.units,
+                "digest": data.digest(),
+            }
         _write_atomically(self.path / "run.json", json.dumps(text, indent=1) + "\n")
 
     def write_metrics(self, step: int, **values_K: np.ndarray) -> None:

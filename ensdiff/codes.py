@@ -79,9 +79,7 @@ class Code:
         if members < 2:
             raise ValueError(f"members={members}: an encoded ensemble needs at least 2 members")
         if not 1 <= weight < members:
-            raise ValueError(
-                f"weight={weight}: expected 1 .. {members - 1}, so that {members} members leave survivors"
-            )
+            raise ValueError(f"weight={weight}: expected 1 .. {members - 1}, so that {members} members leave survivors")
         if units < 1:
             raise ValueError(f"units={units}: expected at least 1 unit")
         capacity = math.comb(members, weight)
@@ -147,7 +145,9 @@ class Code:
             _warn(f"units {label(np.flatnonzero(weights == 0))} are seen by no member: removing them changes nothing")
         if (shares == N).any() and N > 1:
             _warn(f"members {_some(np.flatnonzero(shares == N))} see every unit: they survive no removal")
-        _, first, inverse, counts = np.unique(matrix, axis=0, return_index=True, return_inverse=True, return_counts=True)
+        _, first, inverse, counts = np.unique(
+            matrix, axis=0, return_index=True, return_inverse=True, return_counts=True
+        )
         repeated = np.flatnonzero(counts[inverse.reshape(-1)] > 1)
         if len(repeated):
             again = [int(i) for i in repeated if i not in set(first.tolist())]
@@ -207,7 +207,7 @@ class Code:
 
     def survivors(self, units: Any) -> Bool[np.ndarray, " K"]:
         """Members that saw none of the units (one id, or ids removed together)."""
-        return ~self.rows(_members_of(units)).any(0)
+        return self.rows(_members_of(units)).sum(0) == 0
 
     def ablate(self, units: Any) -> Float[np.ndarray, "M K"]:
         """Weight rows (3) without each unit, or set of units.
@@ -219,13 +219,13 @@ class Code:
             NoSurvivorError: every member saw some unit of a set.
             ValueError: unknown ids.
         """
+        entries: Any = units
         if isinstance(units, np.ndarray) and units.ndim == 1 and units.dtype.kind in "iu":
             keep_MK = 1 - self.rows(units)
-            entries: Sequence[Any] = units
         else:
             entries = list(units) if isinstance(units, Collection) and not isinstance(units, str) else [units]
-            keep_MK = np.stack([self.survivors(entry) for entry in entries]).astype(np.uint8) if entries else None
-        if keep_MK is None or not len(keep_MK):
+            keep_MK = np.array([self.survivors(entry) for entry in entries], np.uint8)
+        if not len(keep_MK):
             raise ValueError("no units given: expected unit ids, or sets of ids removed together")
         count_M = keep_MK.sum(1, keepdims=True)
         lost = np.flatnonzero(count_M[:, 0] == 0)
@@ -265,7 +265,11 @@ class Code:
                 f"{n} unowned code words asked for, but only {len(found)} could be found beside the code's own "
                 f"{self.units}; use more members"
             )
-        return np.stack([np.frombuffer(word, np.uint8) for word in found]) if found else np.empty((0, self.members), np.uint8)
+        return (
+            np.stack([np.frombuffer(word, np.uint8) for word in found])
+            if found
+            else np.empty((0, self.members), np.uint8)
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able values from which `from_dict` makes an equal code."""
@@ -290,7 +294,14 @@ class Code:
             if len(packed) != N * -(-K // 8):
                 raise ValueError(f"the matrix has {len(packed)} bytes, expected {N * -(-K // 8)}")
             names = values.get("names")
-            return cls(K, N, None if weight is None else int(weight), 0, packed, None if names is None else tuple(names))
+            return cls(
+                K,
+                N,
+                None if weight is None else int(weight),
+                0,
+                packed,
+                None if names is None else tuple(names),
+            )
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"not a code: {error!r}; expected what Code.to_dict gives") from error
 

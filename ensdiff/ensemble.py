@@ -9,6 +9,7 @@ parameter. Everything that computes with members runs inside `jax.shard_map` ove
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ from jaxtyping import Float, Int
 
 from ensdiff.codes import Code
 from ensdiff.schedule import Schedule
-from ensdiff.typing import Array, Key, Params, as_key
+from ensdiff.typing import Array, ArrayLike, Key, Params, as_key
 from ensdiff.unet import UNet, UNetConfig
 
 
@@ -105,10 +106,8 @@ def init_params(model: UNetConfig, image_shape: tuple[int, int, int], members: i
     """Initial parameters of all members, each from its own key ``fold_in(key, member)``."""
     H, W, C = image_shape
     model.check_image(H, W)
-    if C != model.image_channels:
-        raise ValueError(
-            f"the images have {C} channels and the U-Net {model.image_channels}: set image_channels={C}"
-        )
+    if model.image_channels != C:
+        raise ValueError(f"the images have {C} channels and the U-Net {model.image_channels}: set image_channels={C}")
     net = UNet(model)
     x, t = jnp.zeros((1, H, W, C)), jnp.zeros((1,), jnp.int32)
 
@@ -128,7 +127,11 @@ def abstract_params(model: UNetConfig, image_shape: tuple[int, int, int], member
 def apply_members(model: UNetConfig, params_K: Params, x_KBHWC: Array, t_B: Array) -> Float[Array, "K B H W C"]:
     """Noise predictions of stacked members, each for its own images ``x_KBHWC[k]``; no dropout."""
     net = UNet(model)
-    return jax.vmap(lambda params, x_BHWC: net.apply({"params": params}, x_BHWC, t_B))(params_K, x_KBHWC)
+
+    def one(params: Params, x_BHWC: Array) -> Any:
+        return net.apply({"params": params}, x_BHWC, t_B)
+
+    return jax.vmap(one)(params_K, x_KBHWC)
 
 
 @functools.lru_cache(maxsize=32)
@@ -149,7 +152,7 @@ def _predict_fn(model: UNetConfig, mesh: Mesh):
 
 
 def predict(
-    params: Ensemble, x_BHWC: Float[Array, "B H W C"], t_B: Int[Array, " B"] | int
+    params: Ensemble, x_BHWC: Float[ArrayLike, "..."], t_B: Int[ArrayLike, " B"] | np.integer | int
 ) -> Float[Array, "K B H W C"]:
     """Every member's noise prediction ``eps_KBHWC`` for noisy images in model space.
 
@@ -171,7 +174,9 @@ def predict(
         raise ValueError(f"t_B={np.asarray(t_B)}: expected integers in 0 .. {params.schedule.timesteps - 1}")
     mesh = make_mesh(params.members, len(x_BHWC))
     return _predict_fn(params.model, mesh)(
-        on_mesh(params.params, mesh), on_mesh(x_BHWC, mesh, P("data")), on_mesh(levels.astype(np.int32), mesh, P("data"))
+        on_mesh(params.params, mesh),
+        on_mesh(x_BHWC, mesh, P("data")),
+        on_mesh(levels.astype(np.int32), mesh, P("data")),
     )
 
 

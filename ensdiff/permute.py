@@ -65,7 +65,9 @@ def permute(
     if isinstance(size, int) and size >= _LIMIT:
         return _permute_large(index, size, key)
     index, size, key = np.broadcast_arrays(
-        np.asarray(index).astype(np.int64), np.asarray(size).astype(np.int64), np.asarray(key).astype(np.uint64)
+        np.asarray(index).astype(np.int64),
+        np.asarray(size).astype(np.int64),
+        np.asarray(key).astype(np.uint64),
     )
     if index.size and ((index < 0) | (index >= size)).any():
         bad = np.argwhere((index < 0) | (index >= size))[0]
@@ -94,7 +96,7 @@ def _rounds(x: np.ndarray, a: np.ndarray, b: np.ndarray, key: np.ndarray) -> np.
         return left * b + right
 
 
-def _permute_large(index: np.ndarray | int, size: int, key: np.ndarray | int) -> np.ndarray:
+def _permute_large(index: Any, size: int, key: Any) -> np.ndarray:
     """The same network on Python integers; one size and one key."""
     numbers = np.asarray(index, dtype=object)
     out = np.empty(numbers.shape, dtype=object)

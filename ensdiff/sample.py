@@ -14,7 +14,7 @@ nothing reduces over R, so that chunks of any size give the same images.
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -60,6 +60,20 @@ class Noise:
             return jax.random.normal(jax.random.fold_in(jax.random.fold_in(self.key, index), step), image_shape)
 
         return jax.vmap(draw)(self.index_B)
+
+    @staticmethod
+    def specs() -> Any:
+        """How it lies on a mesh whose data axis splits the samples: a pytree prefix of `PartitionSpec`."""
+        place: Any = P
+        return Noise(place("data"), place(), place())
+
+    def on_mesh(self, mesh: Mesh) -> "Noise":
+        """The same noise, placed as `specs` says."""
+        return Noise(
+            on_mesh(jnp.asarray(self.index_B), mesh, P("data")),
+            None if self.key is None else on_mesh(self.key, mesh, P()),
+            None if self.array is None else on_mesh(self.array, mesh, P()),
+        )
 
     def take(self, index) -> "Noise":
         """The noise of some of the samples."""
@@ -145,11 +159,10 @@ def _step_fn(params_spec: tuple, clip: bool, mesh: Mesh):
             x0_R = jnp.clip(x0_R, -1.0, 1.0)
         return keep * x_R + target * x0_R + scale * noise.at(j + 1, image_shape)
 
-    noise_spec = Noise(P("data"), P(), P())
     mapped = jax.shard_map(
         step,
         mesh=mesh,
-        in_specs=(P("member"), P("data"), noise_spec, P("data", "member"), P("data", "member"), P(), P()),
+        in_specs=(P("member"), P("data"), Noise.specs(), P("data", "member"), P("data", "member"), P(), P()),
         out_specs=P("data"),
         check_vma=False,
     )
@@ -190,11 +203,7 @@ def denoise(
     step = _step_fn((params.model, params.image_shape), config.clip, mesh)
     stacked = on_mesh(params.params, mesh)
     index, weight = (on_mesh(a, mesh, P("data", "member")) for a in batches)
-    noise = Noise(
-        on_mesh(jnp.asarray(noise.index_B), mesh, P("data")),
-        None if noise.key is None else on_mesh(noise.key, mesh, P()),
-        None if noise.array is None else on_mesh(noise.array, mesh, P()),
-    )
+    noise = noise.on_mesh(mesh)
     x_R = _first_noise(noise, params.image_shape)
     x_R = on_mesh(x_R, mesh, P("data"))
     for j, coefficients in enumerate(float_coefficients(sampler_steps(params.schedule, config))):
@@ -347,7 +356,9 @@ def run_states(
     size = -(-R // (parts * shards)) * shards  # equal chunks, a multiple of the data shards
     starts = range(0, R, size)
 
-    def padded(start):  # the last chunk repeats its first state with no weight, so that all chunks compile once
+    def padded(
+        start,
+    ):  # the last chunk repeats its first state with no weight, so that all chunks compile once
         rows = np.arange(start, min(start + size, R))
         index = np.concatenate([rows, np.full(size - len(rows), rows[0])])
         return index, np.where(np.arange(size)[:, None] < len(rows), weights_RK[index], 0)

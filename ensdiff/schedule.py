@@ -75,7 +75,10 @@ class Schedule:
 
 
 def add_noise(
-    schedule: Schedule, x_BHWC: Float[Array, "B H W C"], t_B: Int[Array, " B"], eps_BHWC: Float[Array, "B H W C"]
+    schedule: Schedule,
+    x_BHWC: Float[Array, "B H W C"],
+    t_B: Int[Array, " B"],
+    eps_BHWC: Float[Array, "B H W C"],
 ) -> Float[Array, "B H W C"]:
     """Forward noising (1) of images in model space, [-1, 1], to the levels ``t_B``."""
     signal_T = jnp.asarray(np.sqrt(schedule.abar_T), x_BHWC.dtype)

@@ -160,7 +160,7 @@ def member_update(
     if config.ema:
         decay = jnp.minimum(config.ema, (1.0 + step) / (10.0 + step))
         ema = jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new, ema, params)
-    return TrainState(params, opt_state, ema), optax.global_norm(grads)
+    return TrainState(params, opt_state, ema), optax.tree.norm(grads)
 
 
 def update_members(config: TrainConfig, state_K: TrainState, grads_K: Params, step: Array):
@@ -203,7 +203,7 @@ def make_train_step(
         state, norm_K = update(config, state, grads_K, step)
         return state, StepMetrics(loss_K, norm_K)
 
-    mapped = jax.shard_map(
+    mapped: Any = jax.shard_map(
         local_step,
         mesh=mesh,
         in_specs=(P("member"), P("member", "data"), P("member", "data"), P()),
@@ -280,7 +280,7 @@ def train(
         with watch:
             for step in range(start, config.steps):
                 batch = on_mesh(make_batch(data, splits, config, step), mesh, P("member", "data"))
-                state, metrics = step_fn(state, batch, np.int32(step))
+                state, metrics = step_fn(state, batch, jnp.int32(step))
                 watch.after(step, metrics)
                 done = step + 1
                 if done % config.checkpoint_every == 0 or done == config.steps:

@@ -22,7 +22,7 @@ Key: TypeAlias = Any
 """An int seed or a JAX key (typed or raw); `as_key` turns either into a typed key."""
 
 
-def as_key(key: Key) -> jax.Array:
+def as_key(key: Key) -> Any:
     """Return a typed JAX key for an int seed, a raw ``uint32`` key or a typed key.
 
     >>> as_key(3).shape
@@ -34,5 +34,5 @@ def as_key(key: Key) -> jax.Array:
         if jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape == ():
             return key
         if key.dtype == np.uint32 and key.ndim == 1:
-            return jax.random.wrap_key_data(key)
+            return jax.random.wrap_key_data(jax.numpy.asarray(key))
     raise ValueError(f"expected an int seed or one JAX key, got {key!r}; try jax.random.key(0)")

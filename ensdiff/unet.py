@@ -165,7 +165,7 @@ class GroupNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x_BHWC: Array) -> Array:
-        B, H, W, C = x_BHWC.shape
+        B, _H, _W, C = x_BHWC.shape
         G = self.config.norm_groups
         scale_C = self.param("scale", nn.initializers.ones, (C,))
         bias_C = self.param("bias", nn.initializers.zeros, (C,))
@@ -197,9 +197,9 @@ class ResBlock(nn.Module):
         h = nn.swish(GroupNorm(config, name="norm2")(h + time[:, None, None]))
         if dropout_keys_B is not None and config.dropout:
             keep = 1.0 - config.dropout
-            mask = jax.vmap(
-                lambda key: jax.random.bernoulli(jax.random.fold_in(key, self.index), keep, h.shape[1:])
-            )(dropout_keys_B)
+            mask = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, self.index), keep, h.shape[1:]))(
+                dropout_keys_B
+            )
             h = jnp.where(mask, h / keep, 0).astype(h.dtype)
         h = Conv(self.features, config, name="conv2", zero_init=True)(h)
         if x_BHWC.shape[-1] != self.features:

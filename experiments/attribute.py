@@ -26,7 +26,7 @@ def main() -> None:
     from ensdiff.report import HOW_TO_READ, Page, attribution_sections, write_page
 
     params = common.load_run()
-    data = common.load_data(common.read_run_config(common.RUN.value)["data"])
+    data = common.load_data(common.read_run_config(common.run_folder())["data"])
     samples = common.draw_samples(params)
     att = ensdiff.attribute(
         params,

@@ -19,7 +19,7 @@ flags.DEFINE_string(
 )
 
 
-RUN = flags.DEFINE_string("run", None, "The run directory, as experiments.train wrote it.")
+_RUN = flags.DEFINE_string("run", None, "The run directory, as experiments.train wrote it.")
 
 
 def define_sampling_flags(n: int) -> None:
@@ -33,13 +33,18 @@ def define_sampling_flags(n: int) -> None:
     flags.DEFINE_string("out", None, "Folder to write to; by default one inside the run directory.")
 
 
+def run_folder() -> pathlib.Path:
+    """--run."""
+    if not _RUN.value:
+        raise ValueError("no run given; try --run=runs/quickstart")
+    return pathlib.Path(_RUN.value)
+
+
 def load_run() -> Any:
     """The ensemble of --run."""
     import ensdiff
 
-    if RUN.value is None:
-        raise ValueError("no run given; try --run=runs/quickstart")
-    params = ensdiff.load(RUN.value, flags.FLAGS.step)
+    params = ensdiff.load(run_folder(), flags.FLAGS.step)
     print(params, flush=True)
     return params
 
@@ -54,7 +59,7 @@ def draw_samples(params: Any) -> Any:
 
 def output_folder(name: str) -> pathlib.Path:
     """--out, or a folder in the run directory; made."""
-    out = pathlib.Path(flags.FLAGS.out) if flags.FLAGS.out else pathlib.Path(RUN.value) / name
+    out = pathlib.Path(flags.FLAGS.out) if flags.FLAGS.out else run_folder() / name
     out.mkdir(parents=True, exist_ok=True)
     return out
 
@@ -223,7 +228,14 @@ def train_from_config(config: ConfigDict) -> Any:
         (run_dir / "config.json").write_text(config.to_json(indent=1) + "\n")
 
     return ensdiff.train(
-        data, code, model, train_config, schedule=schedule, run_dir=run_dir, resume=config.resume, on_open=keep_config
+        data,
+        code,
+        model,
+        train_config,
+        schedule=schedule,
+        run_dir=run_dir,
+        resume=config.resume,
+        on_open=keep_config,
     )
 
 

@@ -17,7 +17,7 @@ from experiments import common
 HERE = pathlib.Path(__file__).parent
 CONFIG = config_flags.DEFINE_config_file("config", str(HERE / "configs" / "quickstart.py"), "The config.")
 SAMPLES = flags.DEFINE_integer("samples", 6, "Samples that are attributed.")
-STEPS = flags.DEFINE_integer("steps", 25, "Sampling steps.")
+STEPS = flags.DEFINE_integer("steps", 20, "Steps of the DDIM sampler.")
 EVALUATED = flags.DEFINE_integer("evaluated", 397, "Generated images that are compared with held-out ones.")
 
 
@@ -35,7 +35,7 @@ def main() -> None:
     values = common.section(config, "data")
     data, held_out = common.load_data(values), common.held_out_data(values)
 
-    samples = ensdiff.sample(params, 0, EVALUATED.value, steps=STEPS.value, progress=True)
+    samples = ensdiff.sample(params, 0, EVALUATED.value, steps=STEPS.value, sampler="ddim", progress=True)
     table = validity(config, params, data, held_out, np.asarray(samples.images))
     print("\n" + table.title)
     for row in table.rows:
@@ -50,7 +50,13 @@ def main() -> None:
         HOW_TO_READ,
         common.facts(params, data),
         [table],
-        [Figure("Training", loss_figure(metrics), "Loss of each member and their mean against the training step")],
+        [
+            Figure(
+                "Training",
+                loss_figure(metrics),
+                "Loss of each member and their mean against the training step",
+            )
+        ],
         attribution_sections(params, data, shown, att),
     )
     report = write_page(run_dir / "report.html", page)
@@ -66,11 +72,17 @@ def validity(config, params, data, held_out, images):
     classifier = fit_classifier(data.images, data.labels)
     real = classifier.features(held_out.images)
     single = common.train_single(config, data)
-    single_images = np.asarray(ensdiff.sample(single, 1, len(images), steps=STEPS.value, progress=True).images)
+    single_images = np.asarray(
+        ensdiff.sample(single, 1, len(images), steps=STEPS.value, sampler="ddim", progress=True).images
+    )
     rng = np.random.default_rng(0)
     noise = rng.random(images.shape)
     rows = []
-    for name, generated in (("ensemble", images), ("one model on all the data", single_images), ("uniform noise", noise)):
+    for name, generated in (
+        ("ensemble", images),
+        ("one model on all the data", single_images),
+        ("uniform noise", noise),
+    ):
         distance = frechet_distance(classifier.features(generated), real)
         rows.append((name, f"{distance.value:.2f}"))
     half = min(len(images), len(held_out.images), data.items // 2)

@@ -6,7 +6,7 @@ Examples:
   python -m experiments.sample --run=runs/digits --n=16 --remove=3 --remove=5,8 (unit 3; units 5 and 8 together)
 """
 
-import pathlib
+from typing import Any
 
 import numpy as np
 from absl import flags
@@ -26,7 +26,7 @@ def main() -> None:
     samples = common.draw_samples(params)
     out = common.output_folder("samples")
     scale = max(1, 64 // params.image_shape[0])
-    arrays = {"images": np.asarray(samples.images)}
+    arrays: dict[str, Any] = {"images": np.asarray(samples.images)}
     written = [out / f"samples_seed{flags.FLAGS.seed}.png"]
     written[0].write_bytes(to_png(grid(samples.images), scale=scale))
     if REMOVE.value:

@@ -4,13 +4,15 @@ import os
 import pathlib
 
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "4")
+# tiny programs spend their time in the compiler: let it optimise less
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
 
 from jaxtyping import install_import_hook
 
 # modules that compute with arrays; in the others a type check would come before the error that a user sees
 HOOKED = ["ensemble", "attribution.differential", "attribution.exact", "report.figures"]
 with install_import_hook([f"ensdiff.{name}" for name in HOOKED], "beartype.beartype"):
-    import ensdiff
+    pass
 
 import jax
 import numpy as np
@@ -30,25 +32,9 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(0)
 
 
-def blobs(items: int = 6, seed: int = 0) -> np.ndarray:
-    """Random 8x8 uint8 images."""
-    return np.random.default_rng(seed).integers(0, 256, (items, 8, 8, 1), dtype=np.uint8)
-
-
-TINY = ensdiff.UNetConfig(channels=4, norm_groups=2, multipliers=(1, 2))
-SHORT = ensdiff.Schedule(timesteps=20, beta_start=1e-3, beta_end=0.3)
-CODE = ensdiff.Code.balanced(members=4, units=6, seed=0)
-
-
-def random_ensemble(code=CODE, model=TINY, schedule=SHORT, image_shape=(8, 8, 1), seed=0, scale=0.2):
-    """An untrained ensemble with no zeros in its parameters, so that members differ."""
-    shapes = ensdiff.ensemble.abstract_params(model, image_shape, code.members)
-    leaves, tree = jax.tree.flatten(shapes)
-    rng = np.random.default_rng(seed)
-    params = tree.unflatten([jax.numpy.asarray(scale * rng.normal(size=a.shape), a.dtype) for a in leaves])
-    return ensdiff.Ensemble(params, code, model, schedule, image_shape)
-
-
 @pytest.fixture(scope="session")
 def tiny():
+    """An untrained ensemble of four members for 8x8 images."""
+    from tests.helpers import random_ensemble
+
     return random_ensemble()

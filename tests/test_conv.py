@@ -70,7 +70,11 @@ def test_both_modes_of_differentiation(strategy, stride, rng):
     def loop(x, kernel):
         plain = [
             jax.lax.conv_general_dilated(
-                x[k], kernel[k], (stride, stride), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
+                x[k],
+                kernel[k],
+                (stride, stride),
+                ((1, 1), (1, 1)),
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
             )
             for k in range(K)
         ]

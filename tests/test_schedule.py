@@ -61,7 +61,13 @@ def test_all_steps_of_ddpm_are_algorithm_2(rng):
     np.testing.assert_allclose(got, expected, rtol=1e-9, atol=1e-9)
 
 
-@given(st.integers(2, 300), st.floats(1e-5, 1e-2), st.floats(0.011, 0.5), st.sampled_from(["leading", "trailing"]), st.data())
+@given(
+    st.integers(2, 300),
+    st.floats(1e-5, 1e-2),
+    st.floats(0.011, 0.5),
+    st.sampled_from(["leading", "trailing"]),
+    st.data(),
+)
 def test_ddim_with_eta_one_is_ancestral_at_any_stride(T, start, end, spacing, data):
     schedule = Schedule(T, start, end)
     steps = data.draw(st.integers(1, T))

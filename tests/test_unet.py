@@ -67,7 +67,10 @@ def test_bfloat16_keeps_float32_parameters_and_stays_close():
 
 def test_remat_changes_nothing():
     x, t = jax.random.normal(jax.random.key(0), (2, 8, 8, 1)), jnp.array([3, 500])
-    plain, remat = UNet(UNetConfig(channels=8, conv="grouped")), UNet(UNetConfig(channels=8, remat=True, conv="grouped"))
+    plain, remat = (
+        UNet(UNetConfig(channels=8, conv="grouped")),
+        UNet(UNetConfig(channels=8, remat=True, conv="grouped")),
+    )
     params = noisy_params(plain, x, t)
 
     def grads(net):

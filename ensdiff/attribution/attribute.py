@@ -59,7 +59,7 @@ class Attribution:
 def attribute(
     params: Ensemble,
     samples: Samples,
-    method: Method = "screen",
+    method: Method | str = "screen",
     *,
     top: int = 10,
     units: Sequence[int] | None = None,

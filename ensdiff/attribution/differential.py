@@ -67,11 +67,10 @@ def _tangent_step(model, image_shape: tuple[int, int, int], clip: bool, mesh: Me
         x_next, push_update = jax.linearize(update, x_B, eps_B)
         return x_next, jax.vmap(push_update)(dx_IB, through_IB)
 
-    noise_spec = Noise(P("data"), P(), P())
     mapped = jax.shard_map(
         step,
         mesh=mesh,
-        in_specs=(P("member"), P("data"), P(None, "data"), noise_spec, P("member"), P(), P()),
+        in_specs=(P("member"), P("data"), P(None, "data"), Noise.specs(), P("member"), P(), P()),
         out_specs=(P("data"), P(None, "data")),
         check_vma=False,
     )
@@ -80,11 +79,7 @@ def _tangent_step(model, image_shape: tuple[int, int, int], clip: bool, mesh: Me
 
 def _run(params: Ensemble, samples: Samples, mesh: Mesh) -> tuple[Array, Array]:
     """The finished state and its tangents, in model space, not clipped."""
-    noise = Noise(
-        on_mesh(samples.noise.index_B, mesh, P("data")),
-        None if samples.noise.key is None else on_mesh(samples.noise.key, mesh, P()),
-        None if samples.noise.array is None else on_mesh(samples.noise.array, mesh, P()),
-    )
+    noise = samples.noise.on_mesh(mesh)
     step = _tangent_step(params.model, params.image_shape, samples.config.clip, mesh)
     stacked = on_mesh(params.params, mesh)
     weights = on_mesh(samples.weights_K, mesh)
@@ -171,7 +166,9 @@ def gram(
 
 
 def quadratic_influence(
-    gram_BKK: Float[np.ndarray, "B K K"], weights_MK: Float[np.ndarray, "M K"], weights_K: Float[np.ndarray, " K"]
+    gram_BKK: Float[np.ndarray, "B K K"],
+    weights_MK: Float[np.ndarray, "M K"],
+    weights_K: Float[np.ndarray, " K"],
 ) -> Float[np.ndarray, "B M"]:
     """``sqrt(d^T G d)``, ``d = w_m - w``: the predicted distance between each sample and each counterfactual (6)."""
     d_MK = np.asarray(weights_MK, np.float64) - np.asarray(weights_K, np.float64)

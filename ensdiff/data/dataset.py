@@ -14,17 +14,17 @@ class ItemNames(Sequence[str]):
     """``"item 0"``, ``"item 1"``, ... without storing them."""
 
     def __init__(self, count: int, prefix: str = "item"):
-        self.count, self.prefix = count, prefix
+        self.size, self.prefix = count, prefix
 
     def __len__(self) -> int:
-        return self.count
+        return self.size
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(self.count))]
-        if not -self.count <= index < self.count:
-            raise IndexError(f"there are {self.count} units, not a unit {index}")
-        return f"{self.prefix} {index % self.count}"
+            return [self[i] for i in range(*index.indices(self.size))]
+        if not -self.size <= index < self.size:
+            raise IndexError(f"there are {self.size} units, not a unit {index}")
+        return f"{self.prefix} {index % self.size}"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -100,9 +100,7 @@ class Dataset:
         return f"Dataset({self.name}: {self.items} images of {H}x{W}x{C} in {self.units} units)"
 
 
-def from_images(
-    images: Any, groups: Any = None, *, name: str = "arrays", labels: Any = None
-) -> Dataset:
+def from_images(images: Any, groups: Any = None, *, name: str = "arrays", labels: Any = None) -> Dataset:
     """A checked `Dataset`; what every reader ends in.
 
     Args:

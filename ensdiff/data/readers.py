@@ -128,9 +128,9 @@ def folder(
     if groups == "folder" and "" in first_level:
         stray = files[first_level.index("")]
         raise ValueError(f"{stray} is in no subfolder: with groups='folder' every picture belongs to one")
-    names = first_level if groups == "folder" else None
-    data = from_images(np.stack(images), names, name=root.name)
-    if names is None:
+    grouped = groups == "folder"
+    data = from_images(np.stack(images), first_level if grouped else None, name=root.name)
+    if not grouped:
         paths = [str(file.relative_to(root)) for file in files]
         return Dataset(data.images, data.unit_of_item, paths, data.name)
     return data
@@ -261,7 +261,9 @@ def tfds(
     root = pathlib.Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
     base, _, version = name.partition(":")
     folder_ = root / base
-    prepared = sorted(p.parent for p in folder_.glob(f"**/{version or '*'}/dataset_info.json")) if folder_.is_dir() else []
+    prepared = (
+        sorted(p.parent for p in folder_.glob(f"**/{version or '*'}/dataset_info.json")) if folder_.is_dir() else []
+    )
     prepared = [p for p in prepared if any(p.glob("*.array_record*"))]
     if not prepared:
         raise FileNotFoundError(
@@ -288,9 +290,7 @@ def tfds(
     shapes = {image.shape for image in images}
     if len(shapes) > 1:
         raise ValueError(f"{name} has images of several sizes, such as {sorted(shapes)[:2]}; resize them first")
-    return from_images(
-        np.stack(images), groups if group_key else None, name=base, labels=labels if label_key else None
-    )
+    return from_images(np.stack(images), groups if group_key else None, name=base, labels=labels if label_key else None)
 
 
 def _groups(groups: str | None, labels: np.ndarray) -> np.ndarray | None:

@@ -10,6 +10,7 @@ sets of equal sizes, such as `frechet_floor`'s.
 from typing import NamedTuple
 
 import numpy as np
+import scipy.linalg
 from jaxtyping import Float
 
 
@@ -57,7 +58,9 @@ def frechet_distance(
     return FrechetDistance(value, float(low), float(high))
 
 
-def frechet_floor(features_NF: Float[np.ndarray, "N F"], size: int | None = None, *, splits: int = 20, seed: int = 0) -> float:
+def frechet_floor(
+    features_NF: Float[np.ndarray, "N F"], size: int | None = None, *, splits: int = 20, seed: int = 0
+) -> float:
     """What two disjoint sets of *real* data score: the mean distance over random pairs of ``size`` rows each.
 
     Args:
@@ -88,7 +91,11 @@ def _distance(a: np.ndarray, b: np.ndarray) -> float:
     """tr (S_a S_b)^(1/2) is the sum of the singular values of A B^T, A and B centred and scaled data: no square root
     of a singular matrix is taken. For more rows than features the QR factors stand for the data."""
     mean = a.mean(0) - b.mean(0)
-    A, B = ((x - x.mean(0)) / np.sqrt(len(x) - 1) for x in (a, b))
-    A, B = (np.linalg.qr(x, mode="r") if len(x) > x.shape[1] else x for x in (A, B))
+    A, B = (_root((x - x.mean(0)) / np.sqrt(len(x) - 1)) for x in (a, b))
     cross = np.linalg.svd(A @ B.T, compute_uv=False).sum()
     return max(float(mean @ mean + (A**2).sum() + (B**2).sum() - 2 * cross), 0.0)
+
+
+def _root(x: np.ndarray) -> np.ndarray:
+    """A matrix R with R^T R = X^T X and no more rows than columns."""
+    return scipy.linalg.qr(x, mode="r")[0][: x.shape[1]] if len(x) > x.shape[1] else x

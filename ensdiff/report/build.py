@@ -23,7 +23,13 @@ HOW_TO_READ = (
 
 
 def attribution_sections(
-    params: Ensemble, data: Dataset, samples: Samples, att: Attribution, top: int = 6, *, progress: bool = False
+    params: Ensemble,
+    data: Dataset,
+    samples: Samples,
+    att: Attribution,
+    top: int = 6,
+    *,
+    progress: bool = False,
 ) -> Sequence[SampleSection]:
     """One section a sample: its most influential units with their images and the counterfactual without each."""
     units_BT = att.units[:, :top]
@@ -61,7 +67,7 @@ def attribution_sections(
         if att.null_BL is not None:
             null = att.null_BL[b]
             note += (
-                f" Removing nothing that was trained on (the null, {len(null)} ablations) moves this sample by "
+                f" The null, {len(null)} ablations of code words that no unit owns, moves this sample by "
                 f"{np.median(null):.3f} in the median and {null.max():.3f} at most."
             )
             figure = Figure(

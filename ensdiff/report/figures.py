@@ -74,7 +74,7 @@ def _axes(width: float, height: float) -> tuple[Any, Any]:
 
 def loss_figure(metrics: Sequence[dict]) -> str:
     """Training loss of each member (thin) and their mean (thick) against the step, as an SVG data URI."""
-    figure, axes = _axes(6, 2.6)
+    figure, axes = _axes(6.0, 2.6)
     steps = [line["step"] for line in metrics]
     losses = np.array([line["loss_K"] for line in metrics])
     axes.plot(steps, losses, color="#888888", alpha=0.35, linewidth=0.6)
@@ -85,7 +85,7 @@ def loss_figure(metrics: Sequence[dict]) -> str:
 
 def null_figure(null: np.ndarray, influences: np.ndarray) -> str:
     """Histogram of null influences with the attributed units marked, as an SVG data URI."""
-    figure, axes = _axes(4, 1.6)
+    figure, axes = _axes(4.0, 1.6)
     axes.hist(null, bins=20, color="#999999", alpha=0.6)
     for influence in influences:
         axes.axvline(influence, color="#d8603b", linewidth=1.2)

@@ -78,9 +78,13 @@ def picture(image: np.ndarray, side: int = 96) -> str:
     return data_uri(to_png(image, scale=max(1, side // max(image.shape[:2]))))
 
 
+GAIN = 4
+"""Differences are shown brighter than they are by this factor."""
+
+
 def difference(image: np.ndarray, counterfactual: np.ndarray) -> np.ndarray:
-    """Absolute difference of two images in [0, 1], as a picture that is black where they agree."""
-    return np.abs(np.asarray(image, np.float32) - np.asarray(counterfactual, np.float32))
+    """Absolute difference of two images in [0, 1] times `GAIN`: black where they agree."""
+    return GAIN * np.abs(np.asarray(image, np.float32) - np.asarray(counterfactual, np.float32))
 
 
 def write_page(path: str | os.PathLike, page: Page) -> pathlib.Path:
@@ -95,7 +99,7 @@ def write_page(path: str | os.PathLike, page: Page) -> pathlib.Path:
         loader=PackageLoader("ensdiff.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     html = environment.get_template("page.html.jinja").render(
-        page=page, picture=picture, difference=difference, shown=SHOWN
+        page=page, picture=picture, difference=difference, shown=SHOWN, gain=GAIN
     )
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ def get_config() -> ConfigDict:
     """The config; every field can be set with --config.section.field=value."""
     data = {"name": "digits", "groups": placeholder(str), "held_out": 397}
     config = base_config("runs/digits", data, {"members": 16})
-    config.model.update(channels=16, multipliers=(1, 2), norm_groups=8)
+    config.model.update(channels=16, multipliers=(1, 2), norm_groups=8, downsample="pool", upsample="nearest")
     config.train.update(
         steps=3000, batch_size=16, learning_rate=2e-3, warmup=100, decay="cosine", ema=0.995, sample_every=500
     )

@@ -1,0 +1,48 @@
+"""Imports go strictly downward, and the library pulls in nothing that belongs to the programs."""
+
+import ast
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent / "ensdiff"
+LEVELS = {
+    "_version": 0, "typing": 0, "permute": 0, "codes": 1, "schedule": 1, "conv": 1, "metrics": 1,
+    "unet": 2, "data": 2, "ensemble": 3, "sample": 4, "checkpoint": 4, "attribution": 5, "interop": 5, "report": 6,
+    "train": 7, "__init__": 8,
+}  # fmt: skip
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+def imports(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def part(path):
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=[str(p.relative_to(ROOT)) for p in FILES])
+def test_imports_go_downward(path):
+    own = part(path)
+    for name in imports(ast.parse(path.read_text())):
+        pieces = name.split(".")
+        if pieces[0] == "ensdiff" and len(pieces) > 1 and pieces[1] in LEVELS and pieces[1] != own:
+            assert LEVELS[pieces[1]] < LEVELS[own], f"{own} imports {name}"
+        assert pieces[0] not in (
+            "absl",
+            "ml_collections",
+            "tensorflow",
+            "torch",
+            "diffusers",
+            "experiments",
+        ), name
+
+
+def test_every_part_has_a_level():
+    assert {part(path) for path in FILES} == set(LEVELS)

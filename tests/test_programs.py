@@ -1,0 +1,153 @@
+"""The programs as a user types them, in a process of their own."""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+TINY = [
+    "--config.model.channels=4", "--config.model.multipliers=(1,)", "--config.model.norm_groups=2",
+    "--config.model.middle_attention=False", "--config.train.batch_size=2", "--config.train.log_every=1",
+    "--config.train.sample_every=0", "--config.schedule.timesteps=20",
+]  # fmt: skip
+
+
+def command(program, *args, cache):
+    return [sys.executable, "-m", f"experiments.{program}", f"--cache={cache}", *map(str, args)]
+
+
+def environment():
+    return {**os.environ, "JAX_NUM_CPU_DEVICES": "2", "PYTHONUNBUFFERED": "1"}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    cache = ROOT / ".jax_cache"
+
+    def call(program, *args):
+        return subprocess.run(
+            command(program, *args, cache=cache), cwd=ROOT, env=environment(), capture_output=True, text=True
+        )
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def trained(run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    done = run(
+        "train", "--config=experiments/configs/digits.py", f"--config.run_dir={folder}", "--config.train.steps=4",
+        "--config.train.checkpoint_every=2", *TINY,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert f"trained: {folder}" in done.stdout
+    assert "members see" in done.stdout
+    return folder
+
+
+def test_train_leaves_a_run(trained):
+    assert sorted(p.name for p in (trained / "checkpoints").iterdir()) == ["2", "4"]
+    lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert json.loads((trained / "config.json").read_text())["data"]["name"] == "digits"
+
+
+def test_sample(run, trained, tmp_path):
+    done = run("sample", f"--run={trained}", "--n=2", "--steps=3", "--remove=3", "--remove=4,5", f"--out={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    names = {p.name for p in tmp_path.iterdir()}
+    assert names == {
+        "samples_seed0.png", "samples_seed0.npz", "samples_seed0_without_3.png", "samples_seed0_without_4_5.png",
+    }  # fmt: skip
+
+
+def test_attribute(run, trained):
+    done = run("attribute", f"--run={trained}", "--n=2", "--steps=3", "--top=3", "--verify=4", "--null=5")
+    assert done.returncode == 0, done.stderr
+    values = json.loads((trained / "attribution" / "screen_seed0.json").read_text())
+    assert len(values["units"]) == 2
+    assert len(values["units"][0]) == len(values["p_value"][0]) == 3
+    page = re.search(r"report: (\S+)", done.stdout).group(1)
+    assert "<!doctype html>" in pathlib.Path(page).read_text()
+
+
+@pytest.mark.slow
+def test_quickstart(run, tmp_path):
+    done = run(
+        "quickstart", f"--config.run_dir={tmp_path / 'run'}", "--config.train.steps=4", "--samples=1", "--steps=2",
+        "--evaluated=30", *TINY,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for text in ("ensemble", "one model on all the data", "real images (the floor)", "report: "):
+        assert text in done.stdout
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert page.count("without it") == 6
+
+
+@pytest.mark.slow
+def test_kill_and_resume(tmp_path, run):
+    """kill -9 in the middle; the next run continues at the newest checkpoint and says the same losses."""
+    folder = tmp_path / "killed"
+    args = [
+        "--config=experiments/configs/digits.py", f"--config.run_dir={folder}", "--config.train.steps=400",
+        "--config.train.checkpoint_every=5", *TINY,
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        command("train", *args, cache=ROOT / ".jax_cache"), cwd=ROOT, env=environment(),
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    checkpoint = folder / "checkpoints" / "10"
+    deadline = time.monotonic() + 300
+    while not checkpoint.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    newest = max(int(p.name) for p in (folder / "checkpoints").iterdir() if p.name.isdigit())
+    assert newest >= 10
+    stop = newest + 7
+    done = run("train", *args, "--config.resume=True", f"--config.train.steps={stop}")
+    assert done.returncode == 0, done.stderr
+    steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, stop + 1))
+    assert (folder / "checkpoints" / str(stop)).exists()
+
+
+@pytest.mark.parametrize(("program", "args", "message"), [
+    ("train", [], "config"),
+    ("train", ["--config=experiments/configs/none.py"], "none.py"),
+    ("train", ["--config=experiments/configs/digits.py", "--config.train.stepz=3"], "stepz"),
+    ("train", ["--config=experiments/configs/digits.py", "--config.train.steps=many"], "steps"),
+    ("train", ["--config=experiments/configs/digits.py", "--config.train.steps=0"], "steps=0: expected at least 1"),
+    ("train", ["--config=experiments/configs/digits.py", "--config.code.members=4"], "smallest number of members"),
+    ("train", ["--config=experiments/configs/digits.py", "--config.data.name=digitz"], "expected one of digits"),
+    ("train", ["--config=experiments/configs/digits.py", "extra"], "unexpected argument 'extra'"),
+    ("train", ["--conf=x"], "conf"),
+    ("sample", [], "no run given"),
+    ("sample", ["--run=runs/none"], "runs/none does not exist"),
+    ("sample", ["--run=x", "--sampler=euler"], "sampler"),
+])  # fmt: skip
+def test_errors_are_one_line(run, program, args, message):
+    done = run(program, *args)
+    assert done.returncode in (1, 2)
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len([line for line in done.stderr.splitlines() if line.startswith("error: ")]) == 1
+
+
+def test_a_second_training_in_the_same_folder_is_refused(run, trained):
+    done = run("train", "--config=experiments/configs/digits.py", f"--config.run_dir={trained}", *TINY)
+    assert done.returncode == 1
+    assert "holds checkpoints already" in done.stderr
+
+
+@pytest.mark.parametrize("program", ["train", "sample", "attribute", "quickstart"])
+def test_help_has_an_example(run, program):
+    done = run(program, "--help")
+    assert f"python -m experiments.{program}" in done.stdout + done.stderr

@@ -1,0 +1,187 @@
+"""Sampling: NumPy twins, limits, and that batch, chunk and devices never change an image."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import ensdiff
+from ensdiff.sample import Noise, denoise, gather_batches
+from ensdiff.schedule import SamplerConfig, sampler_steps
+from tests.helpers import CODE, random_ensemble
+
+STEPS = 5
+
+
+def twin(params, config, noise_SBHWC, weights_RK, index_R):
+    """The sampler as a loop over states and steps, in float64, with every member evaluated by `predict`."""
+    steps = sampler_steps(params.schedule, config)
+    out = []
+    for weights, index in zip(weights_RK, index_R, strict=True):
+        x = noise_SBHWC[0, index].astype(np.float64)
+        for j, t in enumerate(steps.t_S):
+            eps_K = np.asarray(ensdiff.predict(params, x[None].astype(np.float32), int(t)), np.float64)[:, 0]
+            eps = np.tensordot(weights.astype(np.float64), eps_K, axes=1)
+            x0 = (x - steps.sigma_S[j] * eps) / steps.signal_S[j]
+            x0 = np.clip(x0, -1, 1) if config.clip else x0
+            x = steps.keep_S[j] * x + steps.target_S[j] * x0 + steps.noise_S[j] * noise_SBHWC[j + 1, index]
+        out.append(x)
+    return np.stack(out)
+
+
+@pytest.fixture(scope="module")
+def noise():
+    return np.random.default_rng(0).normal(size=(STEPS + 1, 3, 8, 8, 1)).astype(np.float32)
+
+
+@pytest.mark.parametrize("config", [
+    SamplerConfig("ddpm", STEPS),
+    SamplerConfig("ddpm", STEPS, clip=False, variance="alpha_beta"),
+    SamplerConfig("ddim", STEPS, eta=0.7, spacing="trailing"),
+], ids=["ddpm", "unclipped", "ddim"])  # fmt: skip
+def test_against_a_float64_loop(tiny, noise, config):
+    weights = np.concatenate([CODE.factual(), CODE.ablate([0, 1, {2}])])
+    rows, index = np.repeat(weights, 3, axis=0), np.tile(np.arange(3), 4)
+    got = denoise(tiny, config, Noise(jnp.asarray(index), array=jnp.asarray(noise)), rows)
+    np.testing.assert_allclose(got, twin(tiny, config, noise, rows, index), rtol=2e-3, atol=2e-3)
+
+
+def test_sample_and_counterfactuals_are_those_states(tiny, noise):
+    samples = ensdiff.sample(tiny, noise=noise, steps=STEPS)
+    config = samples.config
+    expected = np.clip((twin(tiny, config, noise, np.repeat(CODE.factual(), 3, 0), range(3)) + 1) / 2, 0, 1)
+    np.testing.assert_allclose(samples.images, expected, atol=2e-3)
+    images = ensdiff.counterfactuals(tiny, samples, [5, {0, 3}])
+    for m, units in enumerate([[5], [0, 3]]):
+        try:
+            rows = np.repeat(CODE.ablate([units]), 3, 0)
+        except ensdiff.NoSurvivorError:
+            pytest.fail("choose other units for this code")
+        expected = np.clip((twin(tiny, config, noise, rows, range(3)) + 1) / 2, 0, 1)
+        np.testing.assert_allclose(images[m], expected, atol=2e-3)
+
+
+def test_ddim_with_eta_one_on_all_steps_is_ancestral(tiny):
+    noise = np.random.default_rng(1).normal(size=(21, 2, 8, 8, 1)).astype(np.float32)
+    ddpm = ensdiff.sample(tiny, noise=noise, steps=20, sampler="ddpm")
+    ddim = ensdiff.sample(tiny, noise=noise, steps=20, sampler="ddim", eta=1.0)
+    np.testing.assert_allclose(ddpm.images, ddim.images, atol=1e-3)
+
+
+def test_images_do_not_depend_on_batch_or_chunk(tiny):
+    whole = ensdiff.sample(tiny, 7, 6, steps=STEPS)
+    np.testing.assert_allclose(ensdiff.sample(tiny, 7, 2, steps=STEPS).images, whole.images[:2], atol=1e-5)
+    np.testing.assert_allclose(ensdiff.sample(tiny, 7, 6, steps=STEPS, chunk=4).images, whole.images, atol=1e-5)
+    all_units = ensdiff.counterfactuals(tiny, whole, range(6))
+    assert all_units.shape == (6, 6, 8, 8, 1)
+    np.testing.assert_allclose(ensdiff.counterfactuals(tiny, whole, range(6), chunk=5), all_units, atol=1e-5)
+    np.testing.assert_allclose(ensdiff.counterfactuals(tiny, whole[2:4], [3]), all_units[[3], 2:4], atol=1e-5)
+    assert np.abs(all_units - np.asarray(whole.images)).max() > 0.01
+
+
+def test_keys_of_every_kind(tiny):
+    a = ensdiff.sample(tiny, 3, 2, steps=STEPS).images
+    for key in (jax.random.key(3), jax.random.PRNGKey(3), np.int64(3)):
+        np.testing.assert_array_equal(ensdiff.sample(tiny, key, 2, steps=STEPS).images, a)
+    assert np.abs(a - ensdiff.sample(tiny, 4, 2, steps=STEPS).images).max() > 0.01
+
+
+def test_equal_members_give_equal_counterfactuals():
+    ensemble = random_ensemble()
+    same = jax.tree.map(lambda a: jnp.broadcast_to(a[:1], a.shape), ensemble.params)
+    equal = ensdiff.Ensemble(same, ensemble.code, ensemble.model, ensemble.schedule, ensemble.image_shape)
+    samples = ensdiff.sample(equal, 0, 2, steps=STEPS)
+    images = ensdiff.counterfactuals(equal, samples, range(6))
+    np.testing.assert_allclose(images, np.broadcast_to(samples.images, images.shape), atol=1e-5)
+
+
+def test_one_kept_member_is_that_members_own_sampler(tiny, noise):
+    """Weights (0, 0, 1, 0) of four = an ensemble of that member alone."""
+    alone = ensdiff.Ensemble(
+        jax.tree.map(lambda a: a[2:3], tiny.params),
+        ensdiff.Code.undivided(6),
+        tiny.model,
+        tiny.schedule,
+        (8, 8, 1),
+    )
+    kept = ensdiff.sample(tiny, noise=noise, steps=STEPS, weights=[0, 0, 1, 0])
+    np.testing.assert_allclose(ensdiff.sample(alone, noise=noise, steps=STEPS).images, kept.images, atol=1e-5)
+
+
+@pytest.mark.parametrize("devices", [1, 2, 4])
+def test_devices_do_not_matter(tiny, noise, devices):
+    """Members over the devices; and three states over a data axis of three."""
+    config = SamplerConfig("ddpm", STEPS)
+    rows = np.concatenate([CODE.factual(), CODE.ablate([0, 1])])
+    given = Noise(jnp.arange(3), array=jnp.asarray(noise))
+    one = denoise(tiny, config, given, rows, mesh=ensdiff.make_mesh(4, devices=jax.devices()[:1]))
+    many = denoise(tiny, config, given, rows, mesh=ensdiff.make_mesh(4, 3, jax.devices()[:devices]))
+    np.testing.assert_allclose(many, one, atol=1e-4)
+
+
+def test_a_data_axis_does_not_matter(noise):
+    params = random_ensemble(ensdiff.Code.from_matrix([[1, 0, 1], [0, 1, 0]]))
+    rows = np.concatenate(
+        [params.code.factual(), params.code.ablate([0]), params.code.factual(), params.code.ablate([1])]
+    )
+    given = Noise(jnp.array([0, 1, 2, 0]), array=jnp.asarray(noise))
+    split = jax.sharding.Mesh(np.array(jax.devices()[:4], object).reshape(1, 4), ("member", "data"))
+    one = ensdiff.make_mesh(3, devices=jax.devices()[:1])
+    config = SamplerConfig("ddpm", STEPS)
+    np.testing.assert_allclose(
+        denoise(params, config, given, rows, mesh=split),
+        denoise(params, config, given, rows, mesh=one),
+        atol=1e-4,
+    )
+
+
+@settings(max_examples=50)
+@given(st.integers(1, 4), st.integers(1, 5), st.integers(1, 6), st.integers(0, 999))
+def test_gathered_batches_hold_each_kept_state_once(shards, per_shard, members, seed):
+    rng = np.random.default_rng(seed)
+    weights = rng.random((shards * per_shard, members)) * (rng.random((shards * per_shard, members)) < 0.5)
+    batches = gather_batches(weights.astype(np.float32), shards)
+    rebuilt = np.zeros_like(weights)
+    for d in range(shards):
+        for k in range(members):
+            for index, weight in zip(batches.index_DKP[d, k], batches.weight_DKP[d, k], strict=True):
+                rebuilt[d * per_shard + index, k] += weight
+    np.testing.assert_allclose(rebuilt, weights, rtol=1e-6)
+    assert batches.index_DKP.shape[-1] == max((weights != 0).reshape(shards, -1, members).sum(1).max(), 0)
+
+
+def test_samples_can_be_taken_apart(tiny):
+    samples = ensdiff.sample(tiny, 0, 4, steps=STEPS)
+    assert len(samples[1:3]) == 2
+    assert len(samples[-1]) == 1
+    np.testing.assert_array_equal(samples[[3, 0]].noise.index_B, [3, 0])
+    assert "4 images" in repr(samples)
+
+
+def bad_calls(tiny):
+    noise = np.zeros((STEPS + 1, 2, 8, 8, 1), np.float32)
+    yield "either key and n, or noise", lambda: ensdiff.sample(tiny, steps=STEPS)
+    yield "either key and n, or noise", lambda: ensdiff.sample(tiny, 0, 2, noise=noise, steps=STEPS)
+    yield "at least 1", lambda: ensdiff.sample(tiny, 0, 0, steps=STEPS)
+    yield "int seed", lambda: ensdiff.sample(tiny, "0", 2, steps=STEPS)
+    yield r"expected \(4, 2, 8, 8, 1\)", lambda: ensdiff.sample(tiny, noise=noise, steps=3)
+    yield "leave n out", lambda: ensdiff.sample(tiny, n=3, noise=noise, steps=STEPS)
+    yield "only 20 noise levels", lambda: ensdiff.sample(tiny, 0, 2, steps=21)
+    yield "unknown sampler options", lambda: ensdiff.sample(tiny, 0, 2, temperature=1)
+    yield "4 finite numbers", lambda: ensdiff.sample(tiny, 0, 2, steps=STEPS, weights=[1, 0])
+    yield "at least 1 state", lambda: ensdiff.sample(tiny, 0, 2, steps=STEPS, chunk=0)
+    yield "noise of the samples", lambda: ensdiff.counterfactuals(tiny, np.zeros((1, 8, 8, 1)), [0])
+    samples = ensdiff.sample(tiny, 0, 1, steps=STEPS)
+    yield "unit 6 does not exist", lambda: ensdiff.counterfactuals(tiny, samples, [6])
+    yield "no units given", lambda: ensdiff.counterfactuals(tiny, samples, [])
+    yield "one state needs", lambda: ensdiff.counterfactuals(tiny, samples, [0], memory_budget=10)
+    yield "channels last", lambda: ensdiff.predict(tiny, np.zeros((2, 1, 8, 8)), 3)
+    yield r"0 \.\. 19", lambda: ensdiff.predict(tiny, np.zeros((2, 8, 8, 1)), 20)
+
+
+def test_bad_calls_say_what_is_expected(tiny):
+    for message, call in bad_calls(tiny):
+        with pytest.raises(ValueError, match=message):
+            call()
