@@ -127,8 +127,14 @@ def save(params: Ensemble, path: str | os.PathLike, step: int = 0) -> None:
         FileExistsError: the folder holds checkpoints already.
     """
     with RunDirectory.open(path, keep=1, resume=False) as run:
-        run.write_config(params)
-        run._checkpointer.save(step, {"params": params.params}, custom_metadata=describe(params))
+        run.begin(params)
+        run._checkpointer.save(step, {"params": params.params}, custom_metadata=run._description)
+
+
+def _tree(state: Any) -> dict[str, Any]:
+    """What a checkpoint holds of a training state."""
+    tree = {"params": state.params, "opt_state": state.opt_state}
+    return tree if state.ema is None else {**tree, "ema": state.ema}
 
 
 class RunDirectory:
@@ -138,6 +144,7 @@ class RunDirectory:
         self.path = path
         self._checkpointer: Any = None
         self._board: Any = None
+        self._description: dict[str, Any] = {}
         if path is not None:
             policy = ocp.training.preservation_policies.LatestN(keep)
             self._checkpointer = ocp.training.Checkpointer(
@@ -174,53 +181,58 @@ class RunDirectory:
         newest = self._checkpointer.latest if self._checkpointer is not None else None
         return None if newest is None else newest.step
 
-    def save(self, step: int, state: Any, params: Ensemble) -> None:
-        """Write a checkpoint of the whole training state."""
-        if self._checkpointer is None:
-            return
-        tree = {"params": state.params, "opt_state": state.opt_state}
-        if state.ema is not None:
-            tree["ema"] = state.ema
-        description = {**describe(params), "step": step, "average": state.ema is not None}
-        self._checkpointer.save(step, tree, custom_metadata=description)
+    def begin(self, params: Ensemble, train: Any = None, data: Any = None) -> None:
+        """Say what is trained; write ``run.json``. When resuming, check first that it is the same run.
 
-    def restore(self, state: Any, params: Ensemble) -> tuple[int, Any]:
-        """The newest checkpoint's step and state, onto the shardings of ``state``; checks that it is the same run."""
-        step = self.latest
-        assert step is not None
-        described = self._checkpointer.metadata(step).custom_metadata or {}
-        expected = json.loads(json.dumps(describe(params)))
-        for name in ("model", "schedule", "code", "image_shape"):
-            if described.get(name) != expected[name]:
-                raise ValueError(
-                    f"{self.path} was trained with another {name} and cannot be resumed with this one.\n"
-                    f"  there: {described.get(name)}\n  here:  {expected[name]}"
-                )
-        if bool(described.get("average")) != (state.ema is not None):
-            raise ValueError(f"{self.path} was trained {'with' if described.get('average') else 'without'} ema")
-        tree = {"params": state.params, "opt_state": state.opt_state}
-        if state.ema is not None:
-            tree["ema"] = state.ema
-        abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), tree)
-        tree = self._checkpointer.load(step, abstract)
-        self._drop_metrics_after(step)
-        return step, type(state)(tree["params"], tree["opt_state"], tree.get("ema"))
-
-    def write_config(self, params: Ensemble, train: Any = None, data: Any = None) -> None:
-        """Write ``run.json``."""
+        Raises:
+            ValueError: the newest checkpoint is of another model, code, data set or way of training.
+        """
         if self.path is None:
             return
         text = describe(params)
         if train is not None:
             text["train"] = dataclasses.asdict(train)
         if data is not None:
-            text["data"] = {
-                "name": data.name,
-                "items": data.items,
-                "units": data.units,
-                "digest": data.digest(),
-            }
+            text["data"] = {"name": data.name, "items": data.items, "units": data.units, "digest": data.digest()}
+        self._description = json.loads(json.dumps(text))
+        if self.latest is not None:
+            self._check_same(self._checkpointer.metadata(self.latest).custom_metadata or {})
         _write_atomically(self.path / "run.json", json.dumps(text, indent=1) + "\n")
+
+    def _check_same(self, before: Mapping[str, Any]) -> None:
+        """Everything that decides the parameters at a step must be as it was; how long and what is logged may change."""
+        pairs = {
+            name: (before.get(name), self._description.get(name)) for name in ("model", "schedule", "code", "data")
+        }
+        old, new = before.get("train") or {}, self._description.get("train") or {}
+        free = {"log_every", "checkpoint_every", "sample_every", "keep"}
+        if old.get("decay") == new.get("decay") == "constant":
+            free.add("steps")  # with cosine decay the number of steps shapes the learning rate
+        pairs.update({f"train.{name}": (old.get(name), new.get(name)) for name in {*old, *new} - free})
+        changed = {name: pair for name, pair in sorted(pairs.items()) if pair[0] != pair[1]}
+        if changed:
+            lines = [f"{name}: was {was!r}, is {now!r}" for name, (was, now) in changed.items()]
+            raise ValueError(
+                f"{self.path} cannot be resumed with other settings. "
+                + "; ".join(lines)
+                + ". Use the same, or another folder"
+            )
+
+    def save(self, step: int, state: Any) -> None:
+        """Write a checkpoint of the whole training state (of `begin`'s run)."""
+        if self._checkpointer is None:
+            return
+        description = {**self._description, "step": step, "average": state.ema is not None}
+        self._checkpointer.save(step, _tree(state), custom_metadata=description)
+
+    def restore(self, state: Any) -> tuple[int, Any]:
+        """The newest checkpoint's step and state, onto the shardings of ``state``."""
+        step = self.latest
+        assert step is not None
+        abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), _tree(state))
+        tree = self._checkpointer.load(step, abstract)
+        self._drop_metrics_after(step)
+        return step, type(state)(tree["params"], tree["opt_state"], tree.get("ema"))
 
     def write_metrics(self, step: int, **values_K: np.ndarray) -> None:
         """Append one line to ``metrics.jsonl`` and to TensorBoard; each value has one number a member."""

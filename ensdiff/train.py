@@ -269,10 +269,8 @@ def train(
         return Ensemble(state.params if state.ema is None else state.ema, code, model, schedule, data.shape)
 
     with RunDirectory.open(run_dir, keep=config.keep, resume=resume) as run:
-        start = 0
-        if resume and run.latest is not None:
-            start, state = run.restore(state, ensemble(state))
-        run.write_config(ensemble(state), train=config, data=data)
+        run.begin(ensemble(state), train=config, data=data)
+        start, state = run.restore(state) if run.latest is not None else (0, state)
         if on_open is not None:
             on_open()
         step_fn = make_train_step(model, schedule, config, mesh)
@@ -285,7 +283,7 @@ def train(
                 done = step + 1
                 if done % config.checkpoint_every == 0 or done == config.steps:
                     watch.settle()
-                    run.save(done, state, ensemble(state))
+                    run.save(done, state)
                 if config.sample_every and done % config.sample_every == 0:
                     run.write_file(f"samples/step_{done:07d}.png", sample_grid(ensemble(state)))
     return ensemble(state)

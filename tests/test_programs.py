@@ -15,7 +15,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 TINY = [
     "--config.model.channels=4", "--config.model.multipliers=(1,)", "--config.model.norm_groups=2",
     "--config.model.middle_attention=False", "--config.train.batch_size=2", "--config.train.log_every=1",
-    "--config.train.sample_every=0", "--config.schedule.timesteps=20",
+    "--config.train.sample_every=0", "--config.schedule.timesteps=20", "--config.train.decay=constant",
 ]  # fmt: skip
 
 

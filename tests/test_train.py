@@ -217,8 +217,13 @@ def test_train_writes_a_run_that_loads_and_resumes_bit_for_bit(tmp_path):
     with pytest.raises(FileExistsError, match="set resume"):
         ensdiff.train(data, CODE, MODEL, CONFIG, **options, run_dir=tmp_path / "cut")
     other = dataclasses.replace(MODEL, blocks=2)
-    with pytest.raises(ValueError, match="another model"):
+    with pytest.raises(ValueError, match=r"cannot be resumed.*model: was"):
         ensdiff.train(data, CODE, other, CONFIG, **options, run_dir=tmp_path / "cut", resume=True)
+    with pytest.raises(ValueError, match=r"train\.batch_size: was 4, is 3"):
+        ensdiff.train(data, CODE, MODEL, CONFIG, **options, run_dir=tmp_path / "cut", resume=True, batch_size=3)
+    changed_data = ensdiff.data.arrays(changed(0))
+    with pytest.raises(ValueError, match="data: was"):
+        ensdiff.train(changed_data, CODE, MODEL, CONFIG, **options, run_dir=tmp_path / "cut", resume=True)
     with pytest.raises(FileNotFoundError, match="no checkpoint 3; it has 2, 4, 5"):
         ensdiff.load(tmp_path / "cut", step=3)
     text = json.loads((tmp_path / "cut" / "run.json").read_text())
