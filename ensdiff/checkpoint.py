@@ -200,7 +200,7 @@ class RunDirectory:
         _write_atomically(self.path / "run.json", json.dumps(text, indent=1) + "\n")
 
     def _check_same(self, before: Mapping[str, Any]) -> None:
-        """Everything that decides the parameters at a step must be as it was; how long and what is logged may change."""
+        """Everything that decides the parameters at a step must be as it was; what is logged may change."""
         pairs = {
             name: (before.get(name), self._description.get(name)) for name in ("model", "schedule", "code", "data")
         }

@@ -24,7 +24,16 @@ EVALUATED = flags.DEFINE_integer("evaluated", 397, "Generated images that are co
 def main() -> None:
     """Run everything and say where the report is."""
     import ensdiff
-    from ensdiff.report import HOW_TO_READ, Figure, Page, attribution_sections, loss_figure, write_page
+    from ensdiff.report import (
+        HOW_TO_READ,
+        Figure,
+        Page,
+        attribution_sections,
+        grid,
+        loss_figure,
+        picture,
+        write_page,
+    )
 
     begin = time.time()
     config = CONFIG.value
@@ -51,11 +60,12 @@ def main() -> None:
         common.facts(params, data),
         [table],
         [
+            Figure("Samples", picture(grid(samples.images[:64]), 568), "64 generated digits"),
             Figure(
                 "Training",
                 loss_figure(metrics),
                 "Loss of each member and their mean against the training step",
-            )
+            ),
         ],
         attribution_sections(params, data, shown, att),
     )

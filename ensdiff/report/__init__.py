@@ -2,7 +2,7 @@
 
 from ensdiff.report.build import HOW_TO_READ, attribution_sections
 from ensdiff.report.figures import data_uri, grid, loss_figure, null_figure, to_png
-from ensdiff.report.page import Figure, Page, SampleSection, Table, UnitCard, write_page
+from ensdiff.report.page import Figure, Page, SampleSection, Table, UnitCard, picture, write_page
 
 __all__ = [
     "HOW_TO_READ",
@@ -16,6 +16,7 @@ __all__ = [
     "grid",
     "loss_figure",
     "null_figure",
+    "picture",
     "to_png",
     "write_page",
 ]
