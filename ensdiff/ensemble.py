@@ -83,8 +83,8 @@ def make_mesh(members: int, batch: int | None = None, devices: list | None = Non
     The member axis gets the largest divisor of ``members`` that is at most the number of devices. The devices left
     over form the data axis; where ``batch`` is given, only as many of them as divide it.
 
-    >>> make_mesh(16, devices=jax.devices()[:1]).shape
-    OrderedDict({'member': 1, 'data': 1})
+    >>> dict(make_mesh(16, devices=jax.devices()[:1]).shape)
+    {'member': 1, 'data': 1}
     """
     devices = list(jax.devices() if devices is None else devices)
     if members < 1 or not devices:
@@ -102,21 +102,36 @@ def on_mesh(tree: Params, mesh: Mesh, spec: P | None = None) -> Params:
     return jax.device_put(tree, sharding)
 
 
+def pace(tree: Params, mesh: Mesh) -> Params:
+    """Wait for a step's results where queueing steps is not safe, and return them.
+
+    XLA's CPU backend can deadlock in an all-reduce when many executions with collectives are in flight on several
+    devices (seen with jax 0.10.2 after some hundred queued sampling steps). Accelerators run their queue in order.
+    """
+    if mesh.size > 1 and mesh.devices.flat[0].platform == "cpu":
+        jax.block_until_ready(tree)
+    return tree
+
+
 def init_params(model: UNetConfig, image_shape: tuple[int, int, int], members: int, key: Key) -> Params:
     """Initial parameters of all members, each from its own key ``fold_in(key, member)``."""
     H, W, C = image_shape
     model.check_image(H, W)
     if model.image_channels != C:
         raise ValueError(f"the images have {C} channels and the U-Net {model.image_channels}: set image_channels={C}")
-    net = UNet(model)
-    x, t = jnp.zeros((1, H, W, C)), jnp.zeros((1,), jnp.int32)
+    return _init_fn(model, image_shape, members)(as_key(key))
 
-    @jax.jit
+
+@functools.lru_cache(maxsize=32)
+def _init_fn(model: UNetConfig, image_shape: tuple[int, int, int], members: int):
+    net = UNet(model)
+    x, t = jnp.zeros((1, *image_shape)), jnp.zeros((1,), jnp.int32)
+
     def init(key):
         keys_K = jax.vmap(lambda k: jax.random.fold_in(key, k))(jnp.arange(members))
         return jax.vmap(lambda key: net.init(key, x, t)["params"])(keys_K)
 
-    return init(as_key(key))
+    return jax.jit(init)
 
 
 def abstract_params(model: UNetConfig, image_shape: tuple[int, int, int], members: int) -> Params:

@@ -30,6 +30,7 @@ from ensdiff.ensemble import (
     apply_members,
     make_mesh,
     on_mesh,
+    pace,
     to_images,
 )
 from ensdiff.schedule import SamplerConfig, SamplerSteps, sampler_steps
@@ -207,7 +208,7 @@ def denoise(
     x_R = _first_noise(noise, params.image_shape)
     x_R = on_mesh(x_R, mesh, P("data"))
     for j, coefficients in enumerate(float_coefficients(sampler_steps(params.schedule, config))):
-        x_R = step(stacked, x_R, noise, index, weight, np.int32(j), coefficients)
+        x_R = pace(step(stacked, x_R, noise, index, weight, np.int32(j), coefficients), mesh)
     return x_R
 
 

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from ensdiff.checkpoint import RunDirectory
 from ensdiff.codes import Code
 from ensdiff.data import Dataset, Splits, batch_indices
-from ensdiff.ensemble import Ensemble, init_params, make_mesh, on_mesh, to_model
+from ensdiff.ensemble import Ensemble, init_params, make_mesh, on_mesh, pace, to_model
 from ensdiff.report.figures import grid, to_png
 from ensdiff.sample import sample
 from ensdiff.schedule import Schedule, add_noise
@@ -279,6 +279,8 @@ def train(
             for step in range(start, config.steps):
                 batch = on_mesh(make_batch(data, splits, config, step), mesh, P("member", "data"))
                 state, metrics = step_fn(state, batch, jnp.int32(step))
+                if mesh.shape["data"] > 1:  # then the step holds a collective
+                    pace(metrics, mesh)
                 watch.after(step, metrics)
                 done = step + 1
                 if done % config.checkpoint_every == 0 or done == config.steps:

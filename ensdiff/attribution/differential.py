@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Float
 from tqdm import tqdm
 
-from ensdiff.ensemble import Ensemble, activation_bytes, apply_members, make_mesh, on_mesh, to_images
+from ensdiff.ensemble import Ensemble, activation_bytes, apply_members, make_mesh, on_mesh, pace, to_images
 from ensdiff.sample import Noise, Samples, check_samples, float_coefficients, memory_budget_default
 from ensdiff.schedule import sampler_steps
 from ensdiff.typing import Array
@@ -86,7 +86,7 @@ def _run(params: Ensemble, samples: Samples, mesh: Mesh) -> tuple[Array, Array]:
     x_B = on_mesh(noise.at(0, params.image_shape), mesh, P("data"))
     dx_IB = on_mesh(jnp.zeros((params.members, *x_B.shape)), mesh, P(None, "data"))
     for j, coefficients in enumerate(float_coefficients(sampler_steps(params.schedule, samples.config))):
-        x_B, dx_IB = step(stacked, x_B, dx_IB, noise, weights, np.int32(j), coefficients)
+        x_B, dx_IB = pace(step(stacked, x_B, dx_IB, noise, weights, np.int32(j), coefficients), mesh)
     return x_B, dx_IB
 
 
