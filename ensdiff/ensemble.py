@@ -125,9 +125,9 @@ def init_params(model: UNetConfig, image_shape: tuple[int, int, int], members: i
 @functools.lru_cache(maxsize=32)
 def _init_fn(model: UNetConfig, image_shape: tuple[int, int, int], members: int):
     net = UNet(model)
-    x, t = jnp.zeros((1, *image_shape)), jnp.zeros((1,), jnp.int32)
 
     def init(key):
+        x, t = jnp.zeros((1, *image_shape)), jnp.zeros((1,), jnp.int32)
         keys_K = jax.vmap(lambda k: jax.random.fold_in(key, k))(jnp.arange(members))
         return jax.vmap(lambda key: net.init(key, x, t)["params"])(keys_K)
 

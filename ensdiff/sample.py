@@ -379,7 +379,7 @@ def check_samples(params: Ensemble, samples: Samples, what: str) -> None:
     if not isinstance(samples, Samples):
         raise ValueError(
             f"{what} needs the noise of the samples: give what ensdiff.sample returned, not {type(samples).__name__}. "
-            "The denoising loss ('loss') is the method for images that were not generated here"
+            "Images that were not generated here have no known noise; scoring them is not part of this version"
         )
     if tuple(samples.images.shape[1:]) != tuple(params.image_shape):
         raise ValueError(

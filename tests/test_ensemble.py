@@ -1,0 +1,81 @@
+"""The stacked pytree, its mesh, and member predictions against members one by one."""
+
+import importlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import ensdiff
+from ensdiff.ensemble import activation_bytes, init_params, make_mesh, to_images, to_model
+from experiments import common
+from tests.helpers import CODE, TINY
+
+
+def test_predictions_are_the_members_own(tiny):
+    x = np.random.default_rng(0).normal(size=(3, 8, 8, 1)).astype(np.float32)
+    t = np.array([0, 7, 19])
+    eps_KBHWC = ensdiff.predict(tiny, x, t)
+    net = ensdiff.UNet(tiny.model)
+    for k in range(4):
+        member = jax.tree.map(lambda a, k=k: a[k], tiny.params)
+        np.testing.assert_allclose(net.apply({"params": member}, x, t), eps_KBHWC[k], rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(ensdiff.predict(tiny, x, 7)[:, 1], eps_KBHWC[:, 1], rtol=1e-3, atol=1e-4)
+
+
+def test_an_ensemble_is_a_pytree_of_stacked_arrays(tiny):
+    leaves = jax.tree.leaves(tiny)
+    assert leaves
+    assert all(leaf.shape[0] == 4 for leaf in leaves)
+    doubled = jax.tree.map(lambda a: 2 * a, tiny)
+    assert doubled.code == CODE
+    assert "4 members, 6 units" in repr(doubled)
+    assert "Ensemble" in repr(jax.tree.map(lambda a: None, tiny))
+
+
+def test_members_start_from_their_own_keys():
+    """Member k's initial parameters do not depend on how many members there are."""
+    few, many = (init_params(TINY, (8, 8, 1), members, 0) for members in (2, 4))
+    for a, b in zip(jax.tree.leaves(few), jax.tree.leaves(many), strict=True):
+        np.testing.assert_array_equal(a, b[:2])
+    kernel = many["head"]["kernel"]
+    assert np.abs(kernel[0] - kernel[1]).max() > 0.01
+
+
+@given(st.integers(1, 40), st.integers(1, 4), st.one_of(st.none(), st.integers(1, 12)))
+def test_mesh_takes_the_largest_divisors(members, devices, batch):
+    shape = make_mesh(members, batch, jax.devices()[:devices]).shape
+    divisors = [m for m in range(1, devices + 1) if members % m == 0]
+    assert shape["member"] == max(divisors)
+    assert shape["member"] * shape["data"] <= devices
+    assert batch is None or batch % shape["data"] == 0
+
+
+def test_image_ranges():
+    images = jnp.array([0.0, 0.25, 1.0])
+    np.testing.assert_allclose(to_model(images, (-1.0, 1.0)), [-1, -0.5, 1])
+    np.testing.assert_allclose(to_model(jnp.array([0, 255], jnp.uint8), (-1.0, 1.0)), [-1, 1])
+    np.testing.assert_allclose(to_images(jnp.array([-3.0, 0.0, 1.0, 2.0]), (-1.0, 1.0)), [0, 0.5, 1, 1])
+
+
+def test_activation_bytes_grow_with_the_image():
+    small, large = (activation_bytes(TINY, (side, side, 1)) for side in (8, 16))
+    assert 3.5 < large / small < 4.5  # all but the time embedding
+    assert small > 8 * 8 * 4 * 4 * 10  # at least the convolutions' outputs
+
+
+@pytest.mark.parametrize("name", ["digits", "quickstart", "mnist5k", "fashion_mnist"])
+def test_configs_build(name):
+    config = importlib.import_module(f"experiments.configs.{name}").get_config()
+    data = ensdiff.data.arrays(np.zeros((40, 28, 28), np.uint8))
+    model, schedule, train = common.settings(config, data)
+    assert model.image_channels == 1
+    assert schedule.timesteps == 1000
+    assert train.steps > 100
+    code = ensdiff.Code.balanced(**common.section(config, "code"), units=1000)
+    assert code.members == config.code.members
+    size = 8 if "digits" in config.run_dir or "quickstart" in config.run_dir else 28
+    model.check_image(size, size)
