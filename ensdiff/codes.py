@@ -20,10 +20,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
+from ensdiff.combinations import unrank
 from ensdiff.permute import derive_key, permute
-
-_EXACT = 2**62
-"""Numbers of words from here on need Python's integers."""
 
 
 class CodeWarning(UserWarning):
@@ -334,32 +332,6 @@ class Code:
             text += f"; survivors when one of them is kept: {', '.join(left)}; when one alone is removed: "
             text += ", ".join(alone)
         return text + ". Remove fewer units together, or train with more members or a smaller weight"
-
-
-def unrank(numbers: np.ndarray, members: int, weight: int) -> UInt8[np.ndarray, "M K"]:
-    """The words whose lexicographic numbers these are, 0 .. C(K, w) - 1, in the order of 0...01...1 first.
-
-    >>> unrank(np.arange(3), 3, 2).tolist()
-    [[0, 1, 1], [1, 0, 1], [1, 1, 0]]
-    """
-    table = _binomials(members, weight)
-    rest = numbers.astype(table.dtype)
-    out = np.zeros((members, len(rest)), np.uint8)  # member first: each pass writes one run of memory
-    ones = np.full(len(rest), weight, np.int64)
-    for k in range(members):
-        below = table[members - k - 1].take(ones)  # words with a 0 here
-        take = rest >= below
-        out[k] = take
-        rest -= np.where(take, below, table.dtype.type(0) if table.dtype != object else 0)
-        ones -= take
-    return np.ascontiguousarray(out.T)
-
-
-@functools.cache
-def _binomials(members: int, weight: int) -> np.ndarray:
-    dtype = np.uint64 if math.comb(members, weight) < _EXACT else object
-    rows = [[math.comb(n, w) for w in range(weight + 1)] for n in range(members)]
-    return np.array(rows, dtype=dtype)
 
 
 @functools.lru_cache(maxsize=8)

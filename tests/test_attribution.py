@@ -9,7 +9,7 @@ import pytest
 
 import ensdiff
 from ensdiff.attribution.differential import quadratic_influence
-from ensdiff.sample import run_states
+from ensdiff.denoise import run_states
 from tests.helpers import CODE, random_ensemble
 
 STEPS = 4
@@ -160,7 +160,7 @@ def test_bad_calls(tiny, samples):
 def test_the_primal_is_computed_once_a_member(tiny):
     """In the lowered step, each convolution over samples appears once, not once a tangent."""
     from ensdiff.attribution.differential import _tangent_step
-    from ensdiff.sample import Noise, float_coefficients
+    from ensdiff.denoise import Noise, float_coefficients
     from ensdiff.schedule import sampler_steps
 
     B, K = 3, 4

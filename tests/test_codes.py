@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ensdiff.codes import Code, CodeWarning, NoSurvivorError, unrank
+from ensdiff.codes import Code, CodeWarning, NoSurvivorError
+from ensdiff.combinations import unrank
 
 
 @pytest.mark.parametrize(("members", "weight"), [(2, 1), (4, 2), (6, 3), (7, 2), (8, 5), (10, 5)])

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import ensdiff
+from ensdiff.denoise import Noise, denoise
 from ensdiff.interop import diffusers, genens
-from ensdiff.sample import Noise, denoise
 
 PARITY = pathlib.Path(__file__).parent.parent.parent / "shared" / "parity"
 pytestmark = [

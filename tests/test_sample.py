@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ensdiff
-from ensdiff.sample import Noise, denoise, gather_batches
+from ensdiff.denoise import Noise, denoise, gather_batches
 from ensdiff.schedule import SamplerConfig, sampler_steps
 from tests.helpers import CODE, random_ensemble
 

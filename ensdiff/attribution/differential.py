@@ -20,8 +20,9 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Float
 from tqdm import tqdm
 
+from ensdiff.denoise import Noise, float_coefficients, memory_budget_default
 from ensdiff.ensemble import Ensemble, activation_bytes, apply_members, make_mesh, on_mesh, pace, to_images
-from ensdiff.sample import Noise, Samples, check_samples, float_coefficients, memory_budget_default
+from ensdiff.sample import Samples, check_samples
 from ensdiff.schedule import sampler_steps
 from ensdiff.typing import Array
 

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
+from ensdiff.denoise import run_states
 from ensdiff.ensemble import Ensemble
-from ensdiff.sample import Samples, run_states
+from ensdiff.sample import Samples
 from ensdiff.typing import Array
 
 
