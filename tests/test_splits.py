@@ -68,6 +68,11 @@ def test_mask_comes_from_the_code():
     np.testing.assert_array_equal(splits.mask(everything[:2], slice(3, 5)), splits.code.matrix().T[3:5])
 
 
+def test_mask_of_a_code_too_large_to_keep(monkeypatch):
+    monkeypatch.setattr("ensdiff.data.splits.KEPT_BYTES", 0)
+    test_mask_comes_from_the_code()
+
+
 def test_code_and_data_must_fit():
     with pytest.raises(ValueError, match="for 7 units, the data set has 5"):
         Splits.build(arrays(np.zeros((5, 2, 2))), Code.balanced(6, 7, 3))

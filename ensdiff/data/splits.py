@@ -8,11 +8,14 @@ import dataclasses
 import functools
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 
 from ensdiff.codes import Code
 from ensdiff.data.dataset import Dataset
 from ensdiff.permute import derive_key, permute
+
+KEPT_BYTES = 2**28
+"""A code matrix of at most this size is computed once for masks; of a larger one, the rows that a batch needs."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -58,9 +61,16 @@ class Splits:
     def mask(self, index_KB: Int[np.ndarray, "K B"], members: slice = slice(None)) -> Float[np.ndarray, "K B"]:
         """1 where item ``index_KB[k, b]`` is of a unit that member k may see, else 0; from the code, not the lists."""
         units_KB = self.unit_of_item[index_KB]
-        words = self.code.rows(units_KB.reshape(-1)).reshape(*units_KB.shape, -1)
         member_K = np.arange(self.code.members)[members]
+        if self._words is not None:
+            return self._words[units_KB, member_K[:, None]].astype(np.float32)
+        words = self.code.rows(units_KB.reshape(-1)).reshape(*units_KB.shape, -1)
         return words[np.arange(len(member_K)), :, member_K].astype(np.float32)
+
+    @functools.cached_property
+    def _words(self) -> UInt8[np.ndarray, "N K"] | None:
+        """The code matrix where it is small enough to keep: with many members, computing words takes long."""
+        return self.code.matrix() if self.code.units * self.code.members <= KEPT_BYTES else None
 
 
 def batch_indices(
