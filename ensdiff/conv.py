@@ -9,7 +9,8 @@ stacking it means:
 - ``"matmul"``: shifted copies of the input (im2col) times the kernels, one batched matrix product for all members.
 
 All three compute the same sums and can be differentiated in both modes, provided that the differentiation is outside
-of the `vmap` (``grad`` of a stacked loss), as everywhere in ensdiff.
+of the `vmap` (``grad`` of a stacked loss), as everywhere in ensdiff. A single member that is not under a
+`vmap` can be differentiated in reverse with ``"grouped"`` only, which is the plain convolution then.
 """
 
 import functools
