@@ -11,8 +11,8 @@ A balanced code stores no matrix. Word of unit i = the combination whose lexicog
 
 import base64
 import dataclasses
-import functools
 import math
+import operator
 import warnings
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
@@ -54,7 +54,7 @@ class Code:
     weight: int | None
     key: int = 0
     packed: bytes | None = None
-    names: tuple[str, ...] | None = None
+    names: tuple[str, ...] | None = dataclasses.field(default=None, hash=False)  # long, and hashed at every jit call
 
     @classmethod
     def balanced(cls, members: int, units: int, weight: int | None = None, seed: int = 0) -> "Code":
@@ -73,7 +73,8 @@ class Code:
             ValueError: out of range; too many units for C(K, w) (says the smallest K that fits); or a member would
                 see no unit.
         """
-        weight = members // 2 if weight is None else weight
+        members, units = operator.index(members), operator.index(units)
+        weight = members // 2 if weight is None else operator.index(weight)
         if members < 2:
             raise ValueError(f"members={members}: an encoded ensemble needs at least 2 members")
         if not 1 <= weight < members:
@@ -82,12 +83,15 @@ class Code:
             raise ValueError(f"units={units}: expected at least 1 unit")
         capacity = math.comb(members, weight)
         if units > capacity:
-            raise ValueError(_too_many(members, units, weight, capacity))
+            raise ValueError(
+                f"{units} units, but {members} members of weight {weight} have only {capacity} code words; "
+                f"the smallest number of members that fits is {_smallest_members(units)}"
+                + _fitting_weights(members, units)
+            )
         draws = int(np.clip(2**18 // units, 1, 64))
         keys = [int(derive_key(seed, draw)) for draw in range(draws)]
         codes = [cls(members, units, weight, key) for key in keys]
-        spreads = [np.ptp(code.shares()) for code in codes] if draws > 1 else [0]
-        code = codes[int(np.argmin(spreads))]
+        code = min(codes, key=_unevenness) if draws > 1 else codes[0]
         if units * weight < 64 * members:  # only then can a share be 0
             empty = np.flatnonzero(code.shares() == 0)
             if len(empty):
@@ -143,19 +147,16 @@ class Code:
             _warn(f"units {label(np.flatnonzero(weights == 0))} are seen by no member: removing them changes nothing")
         if (shares == N).any() and N > 1:
             _warn(f"members {_some(np.flatnonzero(shares == N))} see every unit: they survive no removal")
-        _, first, inverse, counts = np.unique(
-            matrix, axis=0, return_index=True, return_inverse=True, return_counts=True
-        )
-        repeated = np.flatnonzero(counts[inverse.reshape(-1)] > 1)
-        if len(repeated):
-            again = [int(i) for i in repeated if i not in set(first.tolist())]
+        packed_rows = np.packbits(matrix, axis=1)
+        _, first = np.unique(packed_rows, axis=0, return_index=True)
+        again = np.setdiff1d(np.arange(N), first)
+        if len(again):
             _warn(
                 f"units {label(again)} have the code word of an earlier unit: such units are removed together and "
                 "cannot be told apart"
             )
         weight = int(weights[0]) if (weights == weights[0]).all() else None
-        packed = np.packbits(matrix, axis=1).tobytes()
-        return cls(K, N, weight, 0, packed, None if names is None else tuple(map(str, names)))
+        return cls(K, N, weight, 0, packed_rows.tobytes(), None if names is None else tuple(map(str, names)))
 
     @classmethod
     def undivided(cls, units: int) -> "Code":
@@ -195,9 +196,12 @@ class Code:
             ids = np.arange(start, min(start + size, self.units))
             yield ids, self._words(ids)
 
-    def shares(self) -> Int[np.ndarray, " K"]:
-        """How many units each member sees."""
-        return sum((words.sum(0, dtype=np.int64) for _, words in self.chunks()), np.zeros(self.members, np.int64))
+    def shares(self, chunk: int = 2**18) -> Int[np.ndarray, " K"]:
+        """How many units each member sees, counted ``chunk`` units at a time."""
+        total = np.zeros(self.members, np.int64)
+        for _, words in self.chunks(chunk):
+            total += words.sum(0, dtype=np.int64)
+        return total
 
     def factual(self) -> Float[np.ndarray, "1 K"]:
         """The weights of the whole ensemble, 1/K each, as one row (2)."""
@@ -215,16 +219,21 @@ class Code:
 
         Raises:
             NoSurvivorError: every member saw some unit of a set.
-            ValueError: unknown ids.
+            ValueError: unknown ids; a set, which has no order, where the sequence of entries belongs.
         """
         entries: Any = units
-        if isinstance(units, np.ndarray) and units.ndim == 1 and units.dtype.kind in "iu":
-            keep_MK = 1 - self.rows(units)
-        else:
+        if isinstance(units, set | frozenset):
+            raise ValueError(f"ablate got a set: give ablate([{units}]) to remove its units together, else a list")
+        if not (isinstance(units, np.ndarray) and units.ndim == 1):
             entries = list(units) if isinstance(units, Collection) and not isinstance(units, str) else [units]
-            keep_MK = np.array([self.survivors(entry) for entry in entries], np.uint8)
-        if not len(keep_MK):
+        if not len(entries):
             raise ValueError("no units given: expected unit ids, or sets of ids removed together")
+        if isinstance(entries, np.ndarray):
+            keep_MK = 1 - self.rows(entries)
+        else:  # one look-up for all entries: far faster than one for each
+            ids = [self._check(_members_of(entry)) for entry in entries]
+            starts = np.cumsum([0, *map(len, ids[:-1])])
+            keep_MK = 1 - np.maximum.reduceat(self._words(np.concatenate(ids)), starts, axis=0)
         count_M = keep_MK.sum(1, keepdims=True)
         lost = np.flatnonzero(count_M[:, 0] == 0)
         if len(lost):
@@ -237,17 +246,21 @@ class Code:
         Raises:
             ValueError: fewer than n words are unowned; says how many members would do.
         """
+        if n < 0:
+            raise ValueError(f"{n} unowned code words asked for: expected 0 or more")
         rng = np.random.default_rng(derive_key(seed, 1))
         if self.packed is None:
             free = math.comb(self.members, self.weight or 0) - self.units
             if n > free:
-                enough = _smallest_members(self.units + n)
                 raise ValueError(
                     f"{n} unowned code words asked for, but {self.units} units leave only {free} of "
-                    f"C({self.members}, {self.weight}); {enough} members would do"
+                    f"C({self.members}, {self.weight}); {_smallest_members(self.units + n)} members would do"
+                    + _fitting_weights(self.members, self.units + n)
                 )
             places = _distinct(rng, free, n)
-            return self._words(np.asarray([self.units + place for place in places]))
+            # past 64 bits, and for a mix of int64 and uint64, NumPy by itself would choose floats
+            dtype = np.int64 if self.units + free < 2**62 else object
+            return self._words(np.array([self.units + place for place in places], dtype))
         owned = set(map(bytes, self.matrix()))
         weights = self.matrix().sum(1)
         found: dict[bytes, None] = {}
@@ -285,21 +298,28 @@ class Code:
             ValueError: something is missing or does not fit.
         """
         try:
-            K, N, weight = int(values["members"]), int(values["units"]), values["weight"]
+            K, N, weight = operator.index(values["members"]), operator.index(values["units"]), values["weight"]
             if "matrix" not in values:
-                return cls(K, N, int(weight), int(values["key"], 16))
+                if not (0 < operator.index(weight) < K and 0 < N <= math.comb(K, weight)):
+                    raise ValueError(f"{K} members of weight {weight} cannot hold {N} units")
+                return cls(K, N, weight, int(values["key"], 16))
             packed = base64.b64decode(values["matrix"], validate=True)
             if len(packed) != N * -(-K // 8):
                 raise ValueError(f"the matrix has {len(packed)} bytes, expected {N * -(-K // 8)}")
             names = values.get("names")
-            return cls(
+            if names is not None and len(names) != N:
+                raise ValueError(f"{len(names)} names for {N} units")
+            code = cls(
                 K,
                 N,
-                None if weight is None else int(weight),
+                None if weight is None else operator.index(weight),
                 0,
                 packed,
                 None if names is None else tuple(names),
             )
+            if weight is not None and any((words.sum(1) != weight).any() for _, words in code.chunks()):
+                raise ValueError(f"the matrix has rows that are not of weight {weight}")
+            return code
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"not a code: {error!r}; expected what Code.to_dict gives") from error
 
@@ -307,15 +327,15 @@ class Code:
         array = np.atleast_1d(np.asarray(ids))
         if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
             raise ValueError(f"unit ids {ids!r}: expected integers, 0 .. {self.units - 1}")
-        array = array.astype(np.int64)
         outside = array[(array < 0) | (array >= self.units)]
         if len(outside):
             raise ValueError(f"unit {outside[0]} does not exist: ids are 0 .. {self.units - 1}")
-        return array
+        return array.astype(np.int64)
 
     def _words(self, ids: np.ndarray) -> UInt8[np.ndarray, "M K"]:
         if self.packed is not None:
-            return _unpacked(self.packed, self.units, self.members)[ids]
+            bits = np.frombuffer(self.packed, np.uint8).reshape(self.units, -1)
+            return np.unpackbits(bits[ids], axis=1, count=self.members)
         assert self.weight is not None
         numbers = permute(ids, math.comb(self.members, self.weight), self.key)
         return unrank(numbers, self.members, self.weight)
@@ -327,17 +347,12 @@ class Code:
         shown = list(dict.fromkeys(int(i) for i in np.atleast_1d(ids)))
         text = f"no member survives the removal of units {_some([name(i) for i in shown])}"
         if len(shown) > 1:
+            more = f" and {len(shown) - 8} more" if len(shown) > 8 else ""
             left = [f"{name(i)}: {int(self.survivors([j for j in shown if j != i]).sum())}" for i in shown[:8]]
             alone = [f"{name(i)}: {int(self.survivors(i).sum())}" for i in shown[:8]]
-            text += f"; survivors when one of them is kept: {', '.join(left)}; when one alone is removed: "
-            text += ", ".join(alone)
+            text += f"; survivors when one of them is kept: {', '.join(left)}{more}; when one alone is removed: "
+            text += ", ".join(alone) + more
         return text + ". Remove fewer units together, or train with more members or a smaller weight"
-
-
-@functools.lru_cache(maxsize=8)
-def _unpacked(packed: bytes, units: int, members: int) -> np.ndarray:
-    bits = np.frombuffer(packed, np.uint8).reshape(units, -1)
-    return np.unpackbits(bits, axis=1, count=members)
 
 
 def _members_of(units: Any) -> np.ndarray:
@@ -357,13 +372,18 @@ def _smallest_members(units: int) -> int:
     return members
 
 
-def _too_many(members: int, units: int, weight: int, capacity: int) -> str:
-    text = f"{units} units, but {members} members of weight {weight} have only {capacity} code words; "
-    best = math.comb(members, members // 2)
-    if best >= units:
-        fitting = next(w for w in range(1, members) if math.comb(members, w) >= units)
-        return text + f"a weight of {fitting} .. {members - fitting} fits"
-    return text + f"the smallest number of members that fits is {_smallest_members(units)}"
+def _fitting_weights(members: int, units: int) -> str:
+    """What to add to an error when another weight of the same members has enough code words."""
+    if math.comb(members, members // 2) < units:
+        return ""
+    lowest = next(w for w in range(1, members) if math.comb(members, w) >= units)
+    return f"; with {members} members, a weight of {lowest} .. {members - lowest} fits"
+
+
+def _unevenness(code: Code) -> tuple[int, int]:
+    """Members without a unit first, then the difference between the largest and the smallest share."""
+    shares = code.shares()
+    return int((shares == 0).sum()), int(np.ptp(shares))
 
 
 def _distinct(rng: np.random.Generator, size: int, n: int) -> list[int]:

@@ -28,6 +28,9 @@ def _mix(x: Any) -> Any:
 def derive_key(*parts: Integer[np.ndarray, "..."] | int) -> np.ndarray | np.uint64:
     """Hash integers, or arrays of them that broadcast, to 64-bit keys; the order matters.
 
+    Raises:
+        ValueError: a part is not made of integers.
+
     >>> derive_key(1, 2) == derive_key(2, 1)
     np.False_
     >>> derive_key(0, np.arange(3)).shape
@@ -36,7 +39,7 @@ def derive_key(*parts: Integer[np.ndarray, "..."] | int) -> np.ndarray | np.uint
     key: Any = np.uint64(0x243F6A8885A308D3)
     with np.errstate(over="ignore"):
         for part in parts:
-            word = np.uint64(part % 2**64) if isinstance(part, int) else part.astype(np.uint64)
+            word = np.uint64(part % 2**64) if isinstance(part, int) else _integers(part, "part").astype(np.uint64)
             key = _mix(_mix(key * np.uint64(_GOLDEN) + word) + np.uint64(_GOLDEN))
     return key
 
@@ -51,24 +54,27 @@ def permute(
     Args:
         index: integers in [0, size), any shape.
         size: n >= 1, broadcast against ``index``; from 2^62 on, one Python integer.
-        key: 64-bit keys, broadcast too; see `derive_key`.
+        key: 64-bit keys, broadcast too; see `derive_key`. A Python integer counts modulo 2^64.
 
     Returns:
         uint64 of the broadcast shape; Python integers in an object array from 2^62 on.
 
     Raises:
-        ValueError: an index outside [0, size).
+        ValueError: an index outside [0, size), a size below 1 or, in an array, from 2^62 on; anything not an integer.
 
     >>> sorted(permute(np.arange(5), 5, 7).tolist())
     [0, 1, 2, 3, 4]
     """
-    if isinstance(size, int) and size >= _LIMIT:
-        return _permute_large(index, size, key)
-    index, size, key = np.broadcast_arrays(
-        np.asarray(index).astype(np.int64),
-        np.asarray(size).astype(np.int64),
-        np.asarray(key).astype(np.uint64),
-    )
+    if isinstance(key, int):
+        key = np.uint64(key % 2**64)
+    if isinstance(size, int | np.integer) and size >= _LIMIT:
+        return _permute_large(index, int(size), key)
+    index, size, key = _integers(index, "index"), _integers(size, "size"), _integers(key, "key")
+    if size.size and not 1 <= size.min() <= size.max() < _LIMIT:
+        raise ValueError(
+            f"sizes {size.min()} .. {size.max()}: expected 1 .. 2**62 - 1, or one Python integer for a larger size"
+        )
+    index, size, key = np.broadcast_arrays(index.astype(np.int64), size.astype(np.int64), key.astype(np.uint64))
     if index.size and ((index < 0) | (index >= size)).any():
         bad = np.argwhere((index < 0) | (index >= size))[0]
         raise ValueError(f"index {index[tuple(bad)]} is outside of [0, {size[tuple(bad)]})")
@@ -82,6 +88,13 @@ def permute(
         x[outside] = _rounds(x[outside], a[outside], b[outside], key[outside])
         outside = outside[x[outside] >= n[outside]]
     return x.reshape(shape)
+
+
+def _integers(values: Any, name: str) -> np.ndarray:
+    array = np.asarray(values)
+    if array.size and array.dtype.kind not in "iu":
+        raise ValueError(f"{name} has dtype {array.dtype}: expected integers of at most 64 bits")
+    return array
 
 
 def _rounds(x: np.ndarray, a: np.ndarray, b: np.ndarray, key: np.ndarray) -> np.ndarray:
@@ -124,4 +137,6 @@ def _permute_large(index: Any, size: int, key: Any) -> np.ndarray:
 def _long_hash(x: int, key: int, salt: int, words: int) -> int:
     """``words`` 64-bit words from an integer of any length."""
     data = x.to_bytes(8 * words, "little") + key.to_bytes(8, "little") + bytes([salt])
-    return int.from_bytes(hashlib.blake2b(data, digest_size=min(64, 8 * words)).digest(), "little")
+    if words <= 8:
+        return int.from_bytes(hashlib.blake2b(data, digest_size=8 * words).digest(), "little")
+    return int.from_bytes(hashlib.shake_256(data).digest(8 * words), "little")  # longer than blake2b can give

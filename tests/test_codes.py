@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from ensdiff.codes import Code, CodeWarning, NoSurvivorError
 from ensdiff.combinations import unrank
+from ensdiff.permute import permute
 
 
 @pytest.mark.parametrize(("members", "weight"), [(2, 1), (4, 2), (6, 3), (7, 2), (8, 5), (10, 5)])
@@ -90,6 +91,30 @@ def test_words_do_not_depend_on_the_number_of_units():
     np.testing.assert_array_equal(code.matrix(), larger.rows(range(1000)))
 
 
+def test_no_member_is_left_without_units_where_a_draw_allows_it():
+    """The most equal shares may hold a zero; a code without an empty split is better."""
+    for seed in range(3):
+        shares = Code.balanced(10, 7, 2, seed).shares()
+        assert shares.min() > 0
+        assert shares.sum() == 14
+
+
+def test_numpy_integers_make_the_same_code():
+    code = Code.balanced(np.int64(8), np.int64(50), np.int64(3))
+    assert code == Code.balanced(8, 50, 3)
+    assert Code.from_dict(json.loads(json.dumps(code.to_dict()))) == code
+
+
+def test_shares_do_not_depend_on_the_chunk():
+    for code in (Code.balanced(8, 60), Code.from_matrix(Code.balanced(8, 60).matrix())):
+        np.testing.assert_array_equal(code.shares(chunk=7), code.matrix().sum(0))
+
+
+def test_capacity():
+    assert Code.balanced(70, 100).capacity == math.comb(70, 35)
+    assert Code.from_matrix([[1, 0, 0], [0, 1, 1]]).capacity is None
+
+
 def test_antichain():
     """With any unit removed, every other unit is still seen by a survivor."""
     matrix = Code.balanced(8, 70, seed=0).matrix()
@@ -105,8 +130,29 @@ def test_ablation_rows():
     np.testing.assert_allclose(code.ablate(np.array([0, 2])), [[0, 0, 0.5, 0.5], [0.5, 0.5, 0, 0]])
     np.testing.assert_allclose(code.ablate([(1,)]), [[0, 0.5, 0, 0.5]])
     np.testing.assert_allclose(code.factual(), [[0.25] * 4])
+    np.testing.assert_array_equal(code.survivors(1), [False, True, False, True])
+    np.testing.assert_array_equal(code.survivors({0, 1}), [False, False, False, True])
+    for units, message in (
+        (set(), "got a set"),
+        ({0, 1}, r"ablate\(\[\{0, 1\}\]\)"),
+        ([], "no units"),
+        ([[]], "empty"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            code.ablate(units)
     with pytest.raises(NoSurvivorError, match=r"units 0, 2; survivors when one of them is kept: 0: 2, 2: 2"):
         code.ablate([[0, 2]])
+
+
+def test_long_listings_are_cut():
+    code = Code.balanced(16, 100)
+    with pytest.raises(NoSurvivorError) as error:
+        code.ablate([3, range(100)])
+    message = str(error.value)
+    assert "units 0, 1, 2, 3, 4 and 95 more;" in message
+    assert message.count(" and 92 more") == 2
+    assert "7: 8" in message  # alone, a unit leaves K - w survivors
+    assert len(message) < 500
 
 
 @given(st.integers(0, 10**6))
@@ -163,6 +209,7 @@ def test_weak_matrices_warn(matrix, message):
     (dict(members=4, units=0), "at least 1 unit"),
     (dict(members=4, units=3, weight=4), r"1 \.\. 3"),
     (dict(members=8, units=1797), "only 70 code words; the smallest number of members that fits is 14"),
+    (dict(members=10, units=100, weight=2), "number of members that fits is 9;"),
     (dict(members=10, units=100, weight=2), r"a weight of 3 \.\. 7 fits"),
     (dict(members=8, units=1, weight=4), "would see no unit"),
 ])  # fmt: skip
@@ -171,7 +218,13 @@ def test_bad_balanced_codes(options, message):
         Code.balanced(**options)
 
 
-@pytest.mark.parametrize("ids", [[6], [-1], [0.5], ["a"], [[0]]])
+def test_many_repeated_words_are_found_at_once():
+    words = Code.balanced(8, 70).matrix()
+    with pytest.warns(CodeWarning, match="units 70, 71, 72, 73, 74 and 20925 more have the code word of an earlier"):
+        Code.from_matrix(np.tile(words, (300, 1)))
+
+
+@pytest.mark.parametrize("ids", [[6], [-1], [0.5], ["a"], [[0]], np.array([2**64 - 1], np.uint64), [2**70]])
 def test_unknown_units(ids):
     with pytest.raises(ValueError, match=r"0 \.\. 5"):
         Code.balanced(4, 6).rows(ids)
@@ -186,6 +239,25 @@ def test_unowned_words_belong_to_no_unit():
         assert (words.sum(1) == 5).all()
     with pytest.raises(ValueError, match="11 members would do"):
         Code.balanced(10, 200).unowned(100)
+    with pytest.raises(ValueError, match=r"only 5 .* 8 members would do; with 10 members, a weight of 3 \.\. 7 fits"):
+        Code.balanced(10, 40, 2).unowned(20)
+    with pytest.raises(ValueError, match="0 or more"):
+        Code.balanced(10, 40).unowned(-1)
+    assert Code.balanced(10, 40).unowned(0).shape == (0, 10)
+
+
+@pytest.mark.parametrize("members", [66, 67, 68, 69])
+def test_unowned_words_past_64_bits(members, monkeypatch):
+    """The numbers of the words must reach the permutation as integers, whatever mix of sizes they are."""
+    seen = []
+    monkeypatch.setattr("ensdiff.codes.permute", lambda ids, *rest: seen.extend(ids) or permute(ids, *rest))
+    code = Code.balanced(members, 100)
+    words = code.unowned(300, seed=0)
+    places = [number for number in seen if number >= 100]
+    assert len(set(places)) == 300
+    assert all(isinstance(number, int | np.integer) for number in places)
+    assert len(np.unique(words, axis=0)) == 300
+    assert (words.sum(1) == members // 2).all()
 
 
 def test_static_field_behaviour():
@@ -193,6 +265,10 @@ def test_static_field_behaviour():
     assert code == same
     assert hash(code) == hash(same)
     assert code != Code.balanced(8, 50, seed=1)
+    named = [Code.from_matrix([[1, 0], [0, 1]], names=names) for names in (["a", "b"], ["a", "b"], ["a", "c"])]
+    assert named[0] == named[1] != named[2]
+    assert hash(named[0]) == hash(named[1])
+    assert "packed" not in repr(named[0])
     assert pickle.loads(pickle.dumps(code)) == code
     with pytest.raises(AttributeError):
         code.members = 3
@@ -210,7 +286,17 @@ def test_round_trip_through_json(code):
     np.testing.assert_array_equal(again.matrix(), code.matrix())
 
 
-@pytest.mark.parametrize("values", [{}, {"members": 3}, {"members": 2, "units": 9, "weight": 1, "matrix": "AA=="}])
+@pytest.mark.parametrize("values", [
+    {},
+    {"members": 3},
+    None,
+    {"members": 2, "units": 9, "weight": 1, "matrix": "AA=="},
+    {"members": 4, "units": 100, "weight": 2, "key": "0x1"},
+    {"members": 4, "units": 3, "weight": 4, "key": "0x1"},
+    {"members": 4.5, "units": 3, "weight": 2, "key": "0x1"},
+    {"members": 3, "units": 1, "weight": 2, "matrix": "gA=="},
+    {"members": 2, "units": 2, "weight": 1, "matrix": "gEA=", "names": ["a"]},
+])  # fmt: skip
 def test_bad_dicts(values):
     with pytest.raises(ValueError, match="not a code"):
         Code.from_dict(values)
