@@ -185,7 +185,7 @@ def test_fashion_mnist_files(tmp_path):
     write_idx(tmp_path / "t10k-labels-idx1-ubyte.gz", np.array([1, 0, 1, 2], np.uint8))
     read = data.fashion_mnist(tmp_path, split="test")
     np.testing.assert_array_equal(read.images[..., 0], images)
-    small = data.fashion_mnist(tmp_path, split="test", size=14, items=3)
+    small = data.fashion_mnist(tmp_path, split="test", size=14, limit=3)
     assert small.images.shape == (3, 14, 14, 1)
     assert small.images[1, 2, 3, 0] == round(images[1, 4:6, 6:8].mean())
     with pytest.raises(FileNotFoundError, match="apt-get install dataset-fashion-mnist"):
@@ -200,7 +200,7 @@ def test_fashion_mnist_files(tmp_path):
 
 @pytest.mark.skipif(not pathlib.Path("/usr/share/datasets/fashion-mnist").exists(), reason="no dataset-fashion-mnist")
 def test_installed_fashion_mnist():
-    read = data.fashion_mnist(items=500)
+    read = data.fashion_mnist(limit=500)
     assert read.images.shape == (500, 28, 28, 1)
     assert set(read.labels) == set(range(10))
 

@@ -182,7 +182,7 @@ def fashion_mnist(
     *,
     split: Literal["train", "test"] = "train",
     size: Literal[28, 14, 7] = 28,
-    items: int | None = None,
+    limit: int | None = None,
     groups: Literal["class"] | None = None,
 ) -> Dataset:
     """Fashion-MNIST (Xiao et al. 2017), 28x28, from its four idx files.
@@ -191,7 +191,7 @@ def fashion_mnist(
         dir: the folder of the ``.gz`` files; by default where Debian's package puts them.
         split: ``"train"`` (60,000) or ``"test"`` (10,000).
         size: 14 and 7 average blocks of 2x2 and 4x4 pixels.
-        items: only the first so many images.
+        limit: only the first so many images.
         groups: None for one unit an image, ``"class"`` for ten units.
 
     Raises:
@@ -210,7 +210,7 @@ def fashion_mnist(
                 f"{file} does not exist. On Debian or Ubuntu: apt-get install dataset-fashion-mnist; "
                 "elsewhere put the four .gz files of github.com/zalandoresearch/fashion-mnist in a folder and give dir="
             )
-    images, labels = _idx(images_file)[:items], _idx(labels_file)[:items].astype(np.int64)
+    images, labels = _idx(images_file)[:limit], _idx(labels_file)[:limit].astype(np.int64)
     if len(images) != len(labels):
         raise ValueError(f"{place} has {len(images)} images and {len(labels)} labels")
     if size != 28:
