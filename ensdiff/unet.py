@@ -38,8 +38,11 @@ class UNetConfig:
         norm_epsilon: epsilon of each GroupNorm.
         time_layout: order of the sinusoids: ``"sin_cos"`` and ``"cos_sin"`` are blocks, ``"interleaved"`` alternates
             sine and cosine.
+        time_shift: the slowest frequency is ``10000^(-(width/2 - 1) / (width/2 - time_shift))``; 0, or 1 as in
+            DDPM's code.
         dropout: rate inside residual blocks while training.
-        downsample: ``"conv"`` (3x3, stride 2, one row of padding on every side) or ``"pool"`` (2x2 mean).
+        downsample: ``"conv"`` (3x3, stride 2, one row of padding on every side), ``"conv_end"`` (the same, padded below
+            and on the right only, as in DDPM's code) or ``"pool"`` (2x2 mean).
         upsample: ``"conv"`` (nearest, then a 3x3 convolution) or ``"nearest"``.
         compute_dtype: ``"float32"`` or ``"bfloat16"``.
         remat: recompute residual blocks in the backward pass instead of keeping their activations.
@@ -57,8 +60,9 @@ class UNetConfig:
     norm_groups: int = 8
     norm_epsilon: float = 1e-5
     time_layout: TimeLayout = "sin_cos"
+    time_shift: int = 0
     dropout: float = 0.0
-    downsample: Literal["conv", "pool"] = "conv"
+    downsample: Literal["conv", "conv_end", "pool"] = "conv"
     upsample: Literal["conv", "nearest"] = "conv"
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     remat: bool = False
@@ -79,18 +83,22 @@ class UNetConfig:
                     f"{self.channels} and {self.widths}, so norm_groups must divide "
                     f"{math.gcd(self.channels, *self.widths)}"
                 )
-            if self.head_channels is not None and width % self.head_channels:
-                raise ValueError(f"head_channels={self.head_channels} does not divide the width {width}")
         levels = range(len(self.multipliers))
+        attended = [levels[-1]] if self.middle_attention else []
         for name in ("attention_levels", "attention_levels_up"):
             for level in getattr(self, name) or ():
                 if level not in levels:
                     raise ValueError(f"{name}={getattr(self, name)}: levels are 0 .. {len(levels) - 1}")
+                attended.append(level)
+        for level in attended:
+            if self.head_channels is not None and (self.head_channels < 1 or self.widths[level] % self.head_channels):
+                raise ValueError(f"head_channels={self.head_channels} does not divide the width {self.widths[level]}")
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout={self.dropout}: expected a rate in [0, 1)")
         for name, choices in (
             ("time_layout", get_args(TimeLayout)),
-            ("downsample", ("conv", "pool")),
+            ("time_shift", (0, 1)),
+            ("downsample", ("conv", "conv_end", "pool")),
             ("upsample", ("conv", "nearest")),
             ("compute_dtype", ("float32", "bfloat16")),
         ):
@@ -118,14 +126,14 @@ class UNetConfig:
             )
 
 
-def timestep_embedding(t_B: Int[Array, " B"], width: int, layout: TimeLayout) -> Float[Array, "B D"]:
-    """Sinusoids of the noise level: frequencies ``10000^(-i / (width/2))``, i = 0 .. width/2 - 1.
+def timestep_embedding(t_B: Int[Array, " B"], width: int, layout: TimeLayout, shift: int = 0) -> Float[Array, "B D"]:
+    """Sinusoids of the noise level: frequencies ``10000^(-i / (width/2 - shift))``, i = 0 .. width/2 - 1.
 
     >>> timestep_embedding(jnp.array([0]), 4, "cos_sin").tolist()
     [[1.0, 1.0, 0.0, 0.0]]
     """
     half = width // 2
-    frequencies = np.exp(-math.log(10000.0) * np.arange(half) / half).astype(np.float32)
+    frequencies = np.exp(-math.log(10000.0) * np.arange(half) / max(half - shift, 1)).astype(np.float32)
     angle_BD = t_B.astype(jnp.float32)[:, None] * frequencies
     sin, cos = jnp.sin(angle_BD), jnp.cos(angle_BD)
     if layout == "interleaved":
@@ -141,6 +149,7 @@ class Conv(nn.Module):
     size: int = 3
     stride: int = 1
     zero_init: bool = False
+    end_padded: bool = False
 
     @nn.compact
     def __call__(self, x_BHWC: Array) -> Array:
@@ -148,11 +157,14 @@ class Conv(nn.Module):
         kernel = self.param("kernel", init, (self.size, self.size, x_BHWC.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         dtype = self.config.dtype
+        padding = self.size // 2
+        if self.end_padded:
+            x_BHWC, padding = jnp.pad(x_BHWC, ((0, 0), (0, padding), (0, padding), (0, 0))), 0
         y = conv2d(
             x_BHWC.astype(dtype),
             kernel.astype(dtype),
             stride=self.stride,
-            padding=self.size // 2,
+            padding=padding,
             strategy=self.config.conv,
         )
         return y + bias.astype(dtype)
@@ -257,7 +269,7 @@ class UNet(nn.Module):
             count += 1
             return Attention(config, name=f"{name}_attention")(h) if attend else h
 
-        time_BD = timestep_embedding(t_B, config.channels, config.time_layout).astype(config.dtype)
+        time_BD = timestep_embedding(t_B, config.channels, config.time_layout, config.time_shift).astype(config.dtype)
         time_BD = nn.Dense(4 * config.channels, dtype=config.dtype, name="time1")(time_BD)
         time_BD = nn.Dense(4 * config.channels, dtype=config.dtype, name="time2")(nn.swish(time_BD))
 
@@ -285,9 +297,10 @@ class UNet(nn.Module):
         return Conv(config.image_channels, config, name="tail", zero_init=True)(h).astype(jnp.float32)
 
     def _down(self, h: Array, width: int, level: int) -> Array:
-        if self.config.downsample == "conv":
-            return Conv(width, self.config, stride=2, name=f"down{level}_sample")(h)
-        return nn.avg_pool(h, (2, 2), (2, 2))
+        if self.config.downsample == "pool":
+            return nn.avg_pool(h, (2, 2), (2, 2))
+        end = self.config.downsample == "conv_end"
+        return Conv(width, self.config, stride=2, end_padded=end, name=f"down{level}_sample")(h)
 
     def _up(self, h: Array, width: int, level: int) -> Array:
         B, H, W, C = h.shape

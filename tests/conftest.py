@@ -12,7 +12,7 @@ from jaxtyping import install_import_hook
 # modules that compute with arrays; in the others a type check would come before the error that a user sees
 HOOKED = ["ensemble", "attribution.differential", "attribution.exact", "report.figures"]
 with install_import_hook([f"ensdiff.{name}" for name in HOOKED], "beartype.beartype"):
-    pass
+    import ensdiff  # noqa: F401
 
 import jax
 import numpy as np

@@ -142,7 +142,7 @@ def test_folder_errors(tmp_path, monkeypatch):
         data.folder(tmp_path)
     write_pictures(tmp_path)
     Image.new("RGB", (5, 5)).save(tmp_path / "ada" / "z.png")
-    with pytest.raises(ValueError, match="0.png is 8x6, z.png is 5x5; give size="):
+    with pytest.raises(ValueError, match="ada/0.png is 8x6, ada/z.png is 5x5; give size="):
         data.folder(tmp_path)
     (tmp_path / "ada" / "z.png").write_bytes(b"broken")
     with pytest.raises(ValueError, match=r"z\.png cannot be read"):
@@ -151,7 +151,7 @@ def test_folder_errors(tmp_path, monkeypatch):
     Image.new("RGB", (8, 6)).save(tmp_path / "stray.png")
     with pytest.raises(ValueError, match=r"stray\.png is in no subfolder"):
         data.folder(tmp_path, groups="folder")
-    monkeypatch.setattr("ensdiff.data.readers.MAX_PIXELS", 10)
+    monkeypatch.setattr("ensdiff.data.pictures.MAX_PIXELS", 10)
     with pytest.raises(ValueError, match="8x6 pixels is more than 10"):
         data.folder(tmp_path)
 
@@ -240,7 +240,7 @@ def test_prepared_tfds(tmp_path):
                 yield i, {"image": Image.fromarray(image), "label": i % 3, "artist": "ab"[i % 2]}
 
     Little(data_dir=str(tmp_path), file_format="array_record").download_and_prepare()
-    read = data.tfds("little", data_dir=tmp_path, label_key="label", group_key="artist")
+    read = data.tfds("little", data_dir=tmp_path, label_key="label", groups="artist")
     order = [int(np.argmin([np.abs(x.astype(int) - y).sum() for y in images])) for x in read.images]
     assert sorted(order) == list(range(6))
     np.testing.assert_array_equal(read.images, images[order])
@@ -263,3 +263,35 @@ def test_prepared_tfds(tmp_path):
 def test_bad_names_and_options(name, options, message):
     with pytest.raises(ValueError, match=message):
         data.load(name, **options)
+
+
+def test_pictures_are_turned_upright_and_16_bits_are_scaled(tmp_path):
+    from PIL import Image
+
+    upright = np.zeros((4, 4, 3), np.uint8)
+    upright[0] = 255  # a white line on top
+    exif = Image.Exif()
+    exif[0x0112] = 3  # turned by 180 degrees
+    for i in range(2):
+        Image.fromarray(upright[::-1, ::-1]).save(tmp_path / f"{i}.png", exif=exif)
+    np.testing.assert_array_equal(data.folder(tmp_path).images[0], upright)
+
+    deep = tmp_path / "deep"
+    deep.mkdir()
+    for i in range(2):
+        Image.fromarray(np.array([[0, 257 * 128, 65535]], np.uint16)).save(deep / f"{i}.png")
+    assert data.folder(deep, mode="L").images[0, 0, :, 0].tolist() == [0, 128, 255]
+    Image.fromarray(np.zeros((1, 3), np.int32)).save(deep / "2.tif")
+    with pytest.raises(ValueError, match="2.tif cannot be read as a picture: pixels of 32 bits"):
+        data.folder(deep)
+    with pytest.raises(ValueError, match="size=0: expected at least 1 pixel"):
+        data.folder(deep, size=0)
+    with pytest.raises(ValueError, match="is a file: expected a folder"):
+        data.folder(deep / "2.tif")
+
+
+def test_names_belong_to_items():
+    images = np.zeros((2, 4, 4), np.uint8)
+    assert data.from_images(images, names=["a", "b"]).unit_names == ["a", "b"]
+    with pytest.raises(ValueError, match="1 names for 2 images"):
+        data.from_images(images, names=["a"])

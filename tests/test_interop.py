@@ -98,7 +98,7 @@ def test_round_trips_and_errors(tmp_path):
         diffusers.load(tmp_path)
     assert not ran.exists()
     file.unlink()
-    with pytest.raises(FileNotFoundError, match="holds none of pytorch_model.bin"):
+    with pytest.raises(FileNotFoundError, match="holds none of diffusion_pytorch_model"):
         diffusers.load(tmp_path)
 
 

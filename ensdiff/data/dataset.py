@@ -100,7 +100,14 @@ class Dataset:
         return f"Dataset({self.name}: {self.items} images of {H}x{W}x{C} in {self.units} units)"
 
 
-def from_images(images: Any, groups: Any = None, *, name: str = "arrays", labels: Any = None) -> Dataset:
+def from_images(
+    images: Any,
+    groups: Any = None,
+    *,
+    name: str = "arrays",
+    labels: Any = None,
+    names: Sequence[str] | None = None,
+) -> Dataset:
     """A checked `Dataset`; what every reader ends in.
 
     Args:
@@ -109,6 +116,7 @@ def from_images(images: Any, groups: Any = None, *, name: str = "arrays", labels
             in sorted order.
         name: of the data set.
         labels: one class an item.
+        names: of the units, where each item is one.
 
     Raises:
         ValueError: what was given, what was expected, and how to mend it.
@@ -137,12 +145,16 @@ def from_images(images: Any, groups: Any = None, *, name: str = "arrays", labels
         images = images.astype(np.uint8) * 255
     elif images.dtype != np.uint8:
         raise ValueError(f"images have dtype {images.dtype}: expected uint8, or floats in [0, 1]")
-    unit_of_item, names = _units(len(images), groups)
+    unit_of_item, unit_names = _units(len(images), groups)
+    if names is not None:
+        if groups is not None or len(names) != len(images):
+            raise ValueError(f"{len(names)} names for {len(images)} images: expected one an image, and no groups")
+        unit_names = list(names)
     if labels is not None:
         labels = np.asarray(labels)
         if labels.shape != (len(images),):
             raise ValueError(f"labels have shape {labels.shape}: expected ({len(images)},), one an image")
-    return Dataset(images, unit_of_item, names, name, labels)
+    return Dataset(images, unit_of_item, unit_names, name, labels)
 
 
 def _units(items: int, groups: Any) -> tuple[np.ndarray, Sequence[str]]:

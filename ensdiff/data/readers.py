@@ -14,10 +14,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from ensdiff.data.dataset import Dataset, from_images
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
-MAX_PIXELS = 2**26
-"""Pixels of the largest picture that `folder` decodes."""
+from ensdiff.data.pictures import folder
+from ensdiff.data.prepared import tfds
 
 FASHION_FOLDER = "/usr/share/datasets/fashion-mnist"
 
@@ -72,83 +70,6 @@ def npz(
         if isinstance(error, ValueError) and "pickle" not in str(error):
             raise
         raise ValueError(f"{path} is not a readable .npz file: {error}") from error
-
-
-def folder(
-    path: str | os.PathLike,
-    *,
-    size: int | None = None,
-    groups: Literal["folder"] | None = None,
-    mode: Literal["RGB", "L"] = "RGB",
-) -> Dataset:
-    """All pictures below a folder, in sorted order of their paths; links and hidden files are left out.
-
-    Args:
-        path: the folder.
-        size: crop to the centre square and resize to this side; None takes the pictures as they are, all of one size.
-        groups: None for one unit a picture; ``"folder"`` for one unit a first-level subfolder (a class, an artist).
-        mode: ``"RGB"`` or ``"L"`` (grey). Transparency is put on white.
-
-    Raises:
-        ValueError: no picture, one that cannot be read, or pictures of several sizes; names the file.
-    """
-    from PIL import Image
-
-    root = _existing(path)
-    if groups not in (None, "folder"):
-        raise ValueError(f"groups={groups!r}: expected None or 'folder'")
-    if mode not in ("RGB", "L"):
-        raise ValueError(f"mode={mode!r}: expected 'RGB' or 'L'")
-    files = []
-    for parent, folders, names in os.walk(root, followlinks=False):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in names:
-            file = pathlib.Path(parent, name)
-            if name.lower().endswith(SUFFIXES) and not name.startswith(".") and not file.is_symlink():
-                files.append(file)
-    files.sort(key=lambda file: file.relative_to(root).parts)
-    if not files:
-        raise ValueError(f"{root} holds no pictures; looked for {', '.join(SUFFIXES)} in it and its subfolders")
-    images: list[np.ndarray] = []
-    for file in files:
-        try:
-            with Image.open(file) as picture:
-                if picture.width * picture.height > MAX_PIXELS:
-                    raise ValueError(f"{picture.width}x{picture.height} pixels is more than {MAX_PIXELS}")
-                pixels = _decode(picture, size, mode)
-        except Exception as error:
-            raise ValueError(f"{file} cannot be read as a picture: {error}") from error
-        if images and pixels.shape != images[0].shape:
-            raise ValueError(
-                f"pictures differ in size: {files[0].name} is {images[0].shape[1]}x{images[0].shape[0]}, {file.name} "
-                f"is {pixels.shape[1]}x{pixels.shape[0]}; give size= to crop and resize them"
-            )
-        images.append(pixels)
-    first_level = [file.relative_to(root).parts[0] if file.parent != root else "" for file in files]
-    if groups == "folder" and "" in first_level:
-        stray = files[first_level.index("")]
-        raise ValueError(f"{stray} is in no subfolder: with groups='folder' every picture belongs to one")
-    grouped = groups == "folder"
-    data = from_images(np.stack(images), first_level if grouped else None, name=root.name)
-    if not grouped:
-        paths = [str(file.relative_to(root)) for file in files]
-        return Dataset(data.images, data.unit_of_item, paths, data.name)
-    return data
-
-
-def _decode(picture: Any, size: int | None, mode: str) -> np.ndarray:
-    from PIL import Image
-
-    if "A" in picture.getbands() or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
-        picture = Image.alpha_composite(white, picture)
-    picture = picture.convert(mode)
-    if size is not None:
-        side = min(picture.size)
-        left, top = (picture.width - side) // 2, (picture.height - side) // 2
-        picture = picture.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.LANCZOS)
-    return np.asarray(picture)
 
 
 def mnist5k(path: str | os.PathLike | None = None, groups: Literal["class"] | None = None) -> Dataset:
@@ -234,63 +155,6 @@ def _idx(path: pathlib.Path) -> UInt8[np.ndarray, "..."]:
     if len(content) != np.prod(shape):
         raise ValueError(f"{path} has {len(content)} bytes of data, its header says {shape}")
     return content.reshape(shape)
-
-
-def tfds(
-    name: str,
-    *,
-    split: str = "train",
-    data_dir: str | os.PathLike | None = None,
-    image_key: str = "image",
-    label_key: str | None = None,
-    group_key: str | None = None,
-) -> Dataset:
-    """A prepared TensorFlow Datasets data set in array_record files; TensorFlow is not needed and nothing is fetched.
-
-    Args:
-        name: of the data set, such as ``"cifar10"`` or ``"cifar10:3.0.2"``.
-        split: such as ``"train"``.
-        data_dir: where it was prepared; by default TensorFlow Datasets' own folder.
-        image_key: the feature that is the image; all images of one size.
-        label_key: the feature that is the class.
-        group_key: the feature that makes the units; None for one unit an image.
-
-    Raises:
-        FileNotFoundError: it has not been prepared as array_record; says the command that does it.
-    """
-    root = pathlib.Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
-    base, _, version = name.partition(":")
-    folder_ = root / base
-    prepared = (
-        sorted(p.parent for p in folder_.glob(f"**/{version or '*'}/dataset_info.json")) if folder_.is_dir() else []
-    )
-    prepared = [p for p in prepared if any(p.glob("*.array_record*"))]
-    if not prepared:
-        raise FileNotFoundError(
-            f"no prepared array_record data of {name!r} below {root}. Prepare it once, where TensorFlow and a network "
-            f"are: tfds build {base} --file_format=array_record --data_dir={root}"
-        )
-    import tensorflow_datasets
-
-    builder = tensorflow_datasets.builder_from_directory(prepared[-1])
-    splits = list(builder.info.splits)
-    if split.partition("[")[0] not in splits:
-        raise ValueError(f"{name} has no split {split!r}; it has {', '.join(splits)}")
-    source = builder.as_data_source(split=split)
-    first = source[0]
-    for key in (image_key, label_key, group_key):
-        if key is not None and key not in first:
-            raise ValueError(f"{name} has no feature {key!r}; it has {', '.join(first)}")
-    images, labels, groups = [], [], []
-    for example in source:
-        images.append(np.asarray(example[image_key]))
-        labels.append(example[label_key] if label_key else 0)
-        value = example[group_key] if group_key else 0
-        groups.append(value.decode() if isinstance(value, bytes) else value)
-    shapes = {image.shape for image in images}
-    if len(shapes) > 1:
-        raise ValueError(f"{name} has images of several sizes, such as {sorted(shapes)[:2]}; resize them first")
-    return from_images(np.stack(images), groups if group_key else None, name=base, labels=labels if label_key else None)
 
 
 def _groups(groups: str | None, labels: np.ndarray) -> np.ndarray | None:

@@ -1,47 +1,56 @@
-"""Ensembles of `diffusers.UNet2DModel`, as counterfactualuniverses keeps them: ``Shard{k}/pytorch_model.bin``.
+"""Ensembles of `diffusers.UNet2DModel`, in both directions.
 
-Its 50-step sampler is `SAMPLER` here, given a (51, B, H, W, C) noise array: the posterior variance on a strided chain,
-nothing clipped.
+counterfactualuniverses keeps them as ``Shard{k}/pytorch_model.bin``; its 50-step sampler is `SAMPLER` here, given a
+(51, B, H, W, C) noise array: the posterior variance on a strided chain, nothing clipped. Models that were trained
+elsewhere, one by one, make an ensemble too: give `load` their folders and the code of who saw what.
 """
 
+import dataclasses
 import json
 import os
 import pathlib
 import re
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 
-from ensdiff.codes import Code
+from ensdiff.checkpoint import describe, from_description
 from ensdiff.ensemble import Ensemble
-from ensdiff.interop.tensors import Style, read_state_dict, stack
-from ensdiff.schedule import SamplerConfig
+from ensdiff.interop.tensors import CodeLike, Style, read_state_dict, stack, unstack, write_state_dict
+from ensdiff.schedule import SamplerConfig, Schedule
 from ensdiff.unet import UNetConfig
 
 SAMPLER = SamplerConfig("ddpm", steps=50, clip=False)
-FILES = ("pytorch_model.bin", "diffusion_pytorch_model.bin", "diffusion_pytorch_model.safetensors", "model.safetensors")
+FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin", "pytorch_model.bin", "model.safetensors")
+DESCRIPTION = "ensdiff.json"
+"""What `save` adds, so that `load` finds the code and the schedule again."""
 
 DEFAULTS: dict[str, Any] = {
     "sample_size": None, "in_channels": 3, "out_channels": 3, "layers_per_block": 2,
     "block_out_channels": (224, 448, 672, 896), "attention_head_dim": 8, "norm_num_groups": 32, "norm_eps": 1e-5,
-    "flip_sin_to_cos": True, "dropout": 0.0, "add_attention": True,
+    "flip_sin_to_cos": True, "freq_shift": 0, "downsample_padding": 1, "dropout": 0.0, "add_attention": True,
     "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
     "up_block_types": ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
 }  # fmt: skip
 """UNet2DModel's own defaults for what can be chosen here."""
 
 FIXED: dict[str, tuple] = {
-    "freq_shift": (0,), "time_embedding_type": ("positional",), "act_fn": ("silu", "swish"), "downsample_padding": (1,),
-    "downsample_type": ("conv",), "upsample_type": ("conv",), "mid_block_scale_factor": (1, 1.0),
+    "time_embedding_type": ("positional",), "time_embedding_dim": (None,), "act_fn": ("silu", "swish"),
+    "downsample_type": ("conv",), "upsample_type": ("conv",), "mid_block_scale_factor": (1,),
     "resnet_time_scale_shift": ("default",), "center_input_sample": (False,), "class_embed_type": (None,),
     "num_class_embeds": (None,), "attn_norm_num_groups": (None,), "mid_block_type": ("UNetMidBlock2D",),
+    "freq_shift": (0, 1), "downsample_padding": (1, 0),
 }  # fmt: skip
-"""What must be as it is by default."""
+"""What must be as it is by default, or one of a few values."""
+
+OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+"""Names in checkpoints that diffusers wrote before version 0.15."""
 
 
 def load(
-    directory: str | os.PathLike,
-    code: Code | np.ndarray | None = None,
+    directory: str | os.PathLike | Sequence[str | os.PathLike],
+    code: CodeLike = None,
     *,
     config: dict[str, Any] | None = None,
     image_size: int | None = None,
@@ -49,42 +58,128 @@ def load(
     """Open an ensemble of `UNet2DModel` checkpoints.
 
     Args:
-        directory: holds ``Shard0``, ``Shard1``, ... with one checkpoint each, and ``config.json`` (there or in the
-            shards).
-        code: the code, or its (N, K) matrix, 1 = trained on; without it unit k stands for member k's own data.
-        config: `UNet2DModel`'s arguments, where there is no ``config.json``.
+        directory: a folder of ``Shard0``, ``Shard1``, ... with one checkpoint each; or the members' own folders (or
+            files), in the order of the code's columns.
+        code: the code, its (N, K) matrix, 1 = trained on, or a file of it (see `read_code`). Without it, the one that
+            `save` wrote; else unit k stands for member k's own data.
+        config: `UNet2DModel`'s arguments, where no ``config.json`` lies in the folder or with each member.
         image_size: height and width, where the config has no ``sample_size``.
+
+    The noise schedule is taken from a ``scheduler_config.json`` in the folder or with the first member, where there is
+    one; else it is diffusers' and ensdiff's default.
 
     Raises:
         FileNotFoundError, ImportError, ValueError: see `ensdiff.interop.tensors`; an option of `UNet2DModel` that
-            ensdiff does not have is named.
+            ensdiff does not have is named; members of different configurations are named.
     """
-    root = pathlib.Path(directory)
-    shards = {int(m[1]): p for p in root.glob("Shard*") if (m := re.fullmatch(r"Shard(\d+)", p.name))}
-    if not shards or sorted(shards) != list(range(len(shards))):
-        raise FileNotFoundError(f"{root} holds shards {sorted(shards)}: expected folders Shard0, Shard1, ...")
-    files = [_checkpoint(shards[k]) for k in sorted(shards)]
-    if config is None:
-        places = [root / "config.json", shards[0] / "config.json"]
-        found = next((place for place in places if place.exists()), None)
-        if found is None:
-            raise FileNotFoundError(f"no config.json in {root} or its shards: give config=, UNet2DModel's arguments")
-        config = json.loads(found.read_text())
-    size = image_size if image_size is not None else config.get("sample_size")
+    root = pathlib.Path(directory) if isinstance(directory, str | os.PathLike) else None
+    members = _shards(root) if root is not None else [pathlib.Path(path) for path in directory]  # type: ignore[union-attr]
+    if not members:
+        raise ValueError("no checkpoint given: expected a folder of shards, or the members' folders or files")
+    files = [_checkpoint(member) for member in members]
+    unet, size = _common_config(root, files, config)
+    size = image_size if image_size is not None else size
     if size is None:
         raise ValueError("the config has no sample_size: give image_size=")
     height, width = (size, size) if isinstance(size, int) else size
-    unet = unet_config(config)
-    states = [read_state_dict(file) for file in files]
+    if root is not None and (root / DESCRIPTION).exists():
+        described = from_description(_json(root / DESCRIPTION), None)
+        schedule = described.schedule
+        code = described.code if code is None else code
+    else:
+        schedule = _schedule(
+            [*([root] if root is not None else []), files[0].parent, files[0].parent.parent / "scheduler"]
+        )
+    states = [_rename_old(read_state_dict(file)) for file in files]
     shape = (height, width, unet.image_channels)
-    return stack(states, [str(f) for f in files], unet, _style(unet), shape, code)
+    return stack(states, [str(f) for f in files], unet, _style(unet), shape, code, schedule=schedule)
 
 
-def _checkpoint(shard: pathlib.Path) -> pathlib.Path:
-    found = next((shard / name for name in FILES if (shard / name).exists()), None)
-    if found is None:
-        raise FileNotFoundError(f"{shard} holds none of {', '.join(FILES)}")
-    return found
+def save(
+    params: Ensemble,
+    directory: str | os.PathLike,
+    *,
+    format: Literal["safetensors", "bin"] = "safetensors",
+) -> None:
+    """Write every member as a `UNet2DModel` checkpoint that predicts the same.
+
+    ``Shard{k}`` gets ``config.json`` and the weights: ``UNet2DModel.from_pretrained("DIR/Shard0")`` opens them. Beside
+    the shards go ``config.json``, ``scheduler_config.json`` (for `DDPMScheduler`), the code matrix as ``code.npy``
+    (up to 256 MiB) and ``ensdiff.json``, from which `load` takes code and schedule.
+
+    Args:
+        params: the ensemble; its values must be those of diffusers, [-1, 1].
+        directory: a new or empty folder.
+        format: ``"safetensors"``, or ``"bin"`` for ``pytorch_model.bin``, which counterfactualuniverses reads.
+
+    Raises:
+        FileExistsError: the folder holds something.
+        ImportError: the ``torch`` extra is not installed.
+        ValueError: `UNet2DModel` has no such U-Net; says what differs.
+    """
+    if format not in ("safetensors", "bin"):
+        raise ValueError(f"format={format!r}: expected 'safetensors' or 'bin'")
+    options = model_options(params)
+    root = pathlib.Path(directory)
+    if root.exists() and any(root.iterdir()):
+        raise FileExistsError(f"{root} holds files already; choose a new folder")
+    name = FILES[0] if format == "safetensors" else "pytorch_model.bin"
+    text = json.dumps(options, indent=2) + "\n"
+    for k, state in enumerate(unstack(params, _style(params.model))):
+        shard = root / f"Shard{k}"
+        shard.mkdir(parents=True)
+        write_state_dict(shard / name, state)
+        (shard / "config.json").write_text(text)
+    (root / "config.json").write_text(text)
+    (root / "scheduler_config.json").write_text(json.dumps(_scheduler(params.schedule), indent=2) + "\n")
+    if params.code.units * params.members <= 2**28:
+        np.save(root / "code.npy", params.code.matrix())
+    (root / DESCRIPTION).write_text(json.dumps(describe(params)) + "\n")
+
+
+def model_options(params: Ensemble) -> dict[str, Any]:
+    """The content of a ``config.json`` that makes `UNet2DModel` the same U-Net.
+
+    Raises:
+        ValueError: there is none.
+    """
+    model = params.model
+    H, W, C = params.image_shape
+    for name, allowed in (
+        ("time_layout", ("sin_cos", "cos_sin")),
+        ("downsample", ("conv", "conv_end")),
+        ("upsample", ("conv",)),
+    ):
+        if getattr(model, name) not in allowed:
+            given = getattr(model, name)
+            raise ValueError(f"{name}={given!r} has no counterpart in UNet2DModel: expected {' or '.join(allowed)}")
+    if model.channels != model.widths[0]:
+        raise ValueError(
+            f"the first level has {model.widths[0]} channels and the first convolution {model.channels}: UNet2DModel "
+            "has them equal (a first multiplier of 1)"
+        )
+    if tuple(params.value_range) != (-1.0, 1.0):
+        raise ValueError(f"value_range={params.value_range}: diffusers' models work in (-1, 1)")
+    levels = range(len(model.widths))
+    up = model.attention_levels if model.attention_levels_up is None else model.attention_levels_up
+    return {
+        "_class_name": "UNet2DModel",
+        "sample_size": H if H == W else [H, W],
+        "in_channels": C,
+        "out_channels": C,
+        "layers_per_block": model.blocks,
+        "block_out_channels": list(model.widths),
+        "down_block_types": ["AttnDownBlock2D" if i in model.attention_levels else "DownBlock2D" for i in levels],
+        "up_block_types": ["AttnUpBlock2D" if i in up else "UpBlock2D" for i in reversed(levels)],
+        "attention_head_dim": model.head_channels,
+        "add_attention": model.middle_attention,
+        "norm_num_groups": model.norm_groups,
+        "norm_eps": model.norm_epsilon,
+        "flip_sin_to_cos": model.time_layout == "cos_sin",
+        "freq_shift": model.time_shift,
+        "downsample_padding": 1 if model.downsample == "conv" else 0,
+        "dropout": model.dropout,
+    }
 
 
 def unet_config(config: dict[str, Any]) -> UNetConfig:
@@ -95,10 +190,14 @@ def unet_config(config: dict[str, Any]) -> UNetConfig:
     """
     for name, allowed in FIXED.items():
         if name in config and config[name] not in allowed:
-            raise ValueError(f"{name}={config[name]!r} is not supported: expected {allowed[0]!r}")
+            raise ValueError(
+                f"{name}={config[name]!r} is not supported: expected {' or '.join(repr(a) for a in allowed)}"
+            )
     known = {**DEFAULTS, **{k: v for k, v in config.items() if k in DEFAULTS}}
     if known["in_channels"] != known["out_channels"]:
         raise ValueError(f"in_channels={known['in_channels']}, out_channels={known['out_channels']}: expected equal")
+    if not isinstance(known["norm_num_groups"], int):
+        raise ValueError(f"norm_num_groups={known['norm_num_groups']!r} is not supported: expected an integer")
     down, up, widths = known["down_block_types"], known["up_block_types"], known["block_out_channels"]
     if not len(down) == len(up) == len(widths):
         raise ValueError(f"{len(down)} down blocks, {len(up)} up blocks, {len(widths)} widths: expected equal numbers")
@@ -118,8 +217,102 @@ def unet_config(config: dict[str, Any]) -> UNetConfig:
         norm_groups=known["norm_num_groups"],
         norm_epsilon=known["norm_eps"],
         time_layout="cos_sin" if known["flip_sin_to_cos"] else "sin_cos",
+        time_shift=known["freq_shift"],
+        downsample="conv" if known["downsample_padding"] else "conv_end",
         dropout=known["dropout"],
     )
+
+
+def _scheduler(schedule: Schedule) -> dict[str, Any]:
+    return {
+        "_class_name": "DDPMScheduler",
+        "num_train_timesteps": schedule.timesteps,
+        "beta_start": schedule.beta_start,
+        "beta_end": schedule.beta_end,
+        "beta_schedule": "linear",
+        "prediction_type": "epsilon",
+        "clip_sample": False,
+    }
+
+
+def _schedule(places: Sequence[pathlib.Path]) -> Schedule:
+    """The schedule of the first ``scheduler_config.json`` there is; else the default of both."""
+    found = next((file for place in places if (file := place / "scheduler_config.json").exists()), None)
+    if found is None:
+        return Schedule()
+    values = _json(found)
+    for name, expected in (("beta_schedule", "linear"), ("prediction_type", "epsilon"), ("trained_betas", None)):
+        if values.get(name, expected) != expected:
+            raise ValueError(f"{found}: {name}={values[name]!r} is not supported: expected {expected!r}")
+    names = {"timesteps": "num_train_timesteps", "beta_start": "beta_start", "beta_end": "beta_end"}
+    return Schedule(**{ours: values[theirs] for ours, theirs in names.items() if theirs in values})
+
+
+def _shards(root: pathlib.Path) -> list[pathlib.Path]:
+    shards = {int(m[1]): p for p in root.glob("Shard*") if (m := re.fullmatch(r"Shard(\d+)", p.name))}
+    if not shards or sorted(shards) != list(range(len(shards))):
+        raise FileNotFoundError(
+            f"{root} holds shards {sorted(shards)}: expected folders Shard0, Shard1, ...; or give a list of the "
+            "members' folders"
+        )
+    return [shards[k] for k in sorted(shards)]
+
+
+def _checkpoint(member: pathlib.Path) -> pathlib.Path:
+    if member.is_file():
+        return member
+    places = [member / name for name in FILES] + [member / "unet" / name for name in FILES]  # "unet": a pipeline's
+    found = next((place for place in places if place.exists()), None)
+    if found is None:
+        raise FileNotFoundError(f"{member} holds none of {', '.join(FILES)}")
+    return found
+
+
+def _common_config(
+    root: pathlib.Path | None, files: Sequence[pathlib.Path], given: dict[str, Any] | None
+) -> tuple[UNetConfig, Any]:
+    """The configuration that all members share, and their image size."""
+    if given is not None:
+        return unet_config(given), given.get("sample_size")
+    shared = root / "config.json" if root is not None and (root / "config.json").exists() else None
+    found: list[tuple[pathlib.Path, UNetConfig, Any]] = []
+    for file in files:
+        own = file.with_name("config.json")
+        place = own if own.exists() else shared
+        if place is None:
+            raise FileNotFoundError(f"no config.json beside {file}: give config=, UNet2DModel's arguments")
+        content = _json(place)
+        found.append((place, unet_config(content), content.get("sample_size")))
+    first = found[0]
+    for place, config, size in found[1:]:
+        if (config, size) != first[1:]:
+            old, new = dataclasses.asdict(first[1]), dataclasses.asdict(config)
+            differs = [f"{name}: {old[name]!r} and {new[name]!r}" for name in old if old[name] != new[name]]
+            differs += [f"sample_size: {first[2]!r} and {size!r}"] if size != first[2] else []
+            raise ValueError(
+                f"{first[0]} and {place} differ ({'; '.join(differs)}): members of one ensemble share one architecture"
+            )
+    return first[1:]
+
+
+def _json(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not a JSON file: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}: expected an object with named values")
+    return content
+
+
+def _rename_old(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def new(name: str) -> str:
+        place, _, rest = name.rpartition("attentions.")
+        index, _, last = rest.partition(".")
+        part, _, leaf = last.partition(".")
+        return f"{place}attentions.{index}.{OLD_ATTENTION[part]}.{leaf}" if place and part in OLD_ATTENTION else name
+
+    return {new(name): value for name, value in state.items()}
 
 
 def _style(config: UNetConfig) -> Style:

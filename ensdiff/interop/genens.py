@@ -11,9 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ensdiff.codes import Code
 from ensdiff.ensemble import Ensemble
-from ensdiff.interop.tensors import Style, read_state_dict, stack
+from ensdiff.interop.tensors import CodeLike, Style, read_state_dict, stack
 from ensdiff.schedule import SamplerConfig
 from ensdiff.unet import UNetConfig
 
@@ -24,7 +23,7 @@ TABLE = "time_embedding.timembedding.0.weight"
 
 def load(
     paths: Sequence[str | os.PathLike] | str | os.PathLike,
-    code: Code | np.ndarray | None = None,
+    code: CodeLike = None,
     *,
     image_size: int | None = None,
 ) -> Ensemble:
@@ -32,7 +31,8 @@ def load(
 
     Args:
         paths: the members' files in the order of the code's columns, or a folder of ``*_split{k}_ckpt.pt``.
-        code: the code, or its (N, K) matrix, 1 = trained on; without it unit k stands for member k's own data.
+        code: the code, its (N, K) matrix, 1 = trained on, or a file of it (see `read_code`); without it unit k stands
+            for member k's own data.
         image_size: height and width; by default 28 for one channel (MNIST) and 32 for three (CIFAR-10).
 
     Raises:

@@ -7,7 +7,7 @@ tensor it must hold. Convolutions are (out, in, h, w) there and (h, w, in, out) 
 
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,8 +16,11 @@ import numpy as np
 
 from ensdiff.codes import Code
 from ensdiff.ensemble import Ensemble, abstract_params
+from ensdiff.interop.matrices import read_code
 from ensdiff.schedule import Schedule
 from ensdiff.unet import UNetConfig
+
+CodeLike = Code | np.ndarray | str | os.PathLike | None
 
 
 class Style(NamedTuple):
@@ -75,6 +78,21 @@ def read_state_dict(path: str | os.PathLike, key: str | None = None) -> dict[str
     return {name: tensor.float().numpy() for name, tensor in state.items()}
 
 
+def write_state_dict(path: pathlib.Path, state: Mapping[str, np.ndarray]) -> None:
+    """Write tensors as ``.safetensors``, or else as ``torch.save`` does."""
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.numpy import save_file
+        else:
+            import torch
+    except ImportError as error:
+        raise ImportError(f"{path.suffix} files need: pip install 'ensdiff[torch]'") from error
+    if path.suffix == ".safetensors":
+        save_file(dict(state), path, metadata={"format": "pt"})
+    else:
+        torch.save({name: torch.from_numpy(value) for name, value in state.items()}, path)
+
+
 def names(config: UNetConfig, style: Style, params: Any) -> dict[str, tuple[str, ...]]:
     """The other implementation's tensor name of every parameter: name -> path in one member's parameters."""
     table: dict[str, tuple[str, ...]] = {style.head: ("head",), style.time[0]: ("time1",), style.time[1]: ("time2",)}
@@ -113,14 +131,35 @@ def convert(tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return tensor
 
 
+def unstack(params: Ensemble, style: Style) -> Iterator[dict[str, np.ndarray]]:
+    """Each member's parameters as the other implementation's state dict: the reverse of `stack`."""
+    table = names(params.model, style, params.params)
+    for k in range(params.members):
+        state = {}
+        for name, path in table.items():
+            value = np.asarray(_leaf(params.params, path)[k])
+            if value.ndim == 4:
+                value = value.transpose(3, 2, 0, 1)
+            elif value.ndim == 2:
+                value = value.T
+            state[name] = np.ascontiguousarray(value, np.float32)
+        yield state
+
+
+def channels_last(array: Any) -> np.ndarray:
+    """Images or noise of the references, (..., C, H, W), in ensdiff's layout, (..., H, W, C)."""
+    return np.ascontiguousarray(np.moveaxis(np.asarray(array), -3, -1))
+
+
 def stack(
     states: Sequence[dict[str, np.ndarray]],
     sources: Sequence[str],
     config: UNetConfig,
     style: Style,
     image_shape: tuple[int, int, int],
-    code: Code | np.ndarray | None,
+    code: CodeLike,
     ignored: frozenset[str] = frozenset(),
+    schedule: Schedule | None = None,
 ) -> Ensemble:
     """An ensemble of members trained elsewhere.
 
@@ -129,7 +168,7 @@ def stack(
             for another number of members.
     """
     members = len(states)
-    code = member_code(members) if code is None else code if isinstance(code, Code) else Code.from_matrix(code)
+    code = as_code(code, members)
     if code.members != members:
         raise ValueError(f"the code is for {code.members} members, {members} checkpoints were given")
     abstract = abstract_params(config, image_shape, 1)
@@ -151,12 +190,21 @@ def stack(
     stacked = jax.tree_util.tree_map_with_path(
         lambda path, _: jnp.asarray(np.stack(leaves[tuple(key.key for key in path)]), jnp.float32), abstract
     )
-    return Ensemble(stacked, code, config, Schedule(), image_shape)
+    return Ensemble(stacked, code, config, schedule or Schedule(), image_shape)
 
 
 def member_code(members: int) -> Code:
     """The code where nothing is known of the training: unit k stands for all that member k alone was trained on."""
     return Code.undivided(1) if members == 1 else Code.from_matrix(np.eye(members, dtype=np.uint8))
+
+
+def as_code(code: CodeLike, members: int) -> Code:
+    """The code of a caller who gave a `Code`, a matrix, a file of one (see `read_code`), or nothing."""
+    if code is None:
+        return member_code(members)
+    if isinstance(code, str | os.PathLike):
+        return read_code(code)
+    return code if isinstance(code, Code) else Code.from_matrix(code)
 
 
 def _fits(tensor: np.ndarray, shape: tuple[int, ...]) -> bool:

@@ -1,0 +1,118 @@
+"""Pictures in a folder."""
+
+import os
+import pathlib
+from typing import Any, Literal
+
+import numpy as np
+
+from ensdiff.data.dataset import Dataset, from_images
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+MAX_PIXELS = 2**26
+"""Pixels of the largest picture that `folder` decodes; below Pillow's own limit, so that it only ever warns."""
+
+
+def folder(
+    path: str | os.PathLike,
+    *,
+    size: int | None = None,
+    groups: Literal["folder"] | None = None,
+    mode: Literal["RGB", "L"] = "RGB",
+) -> Dataset:
+    """All pictures below a folder, in sorted order of their paths; links and hidden files are left out.
+
+    Pictures are turned upright by their EXIF orientation, transparency is put on white, and 16 bits are scaled to 8.
+
+    Args:
+        path: the folder.
+        size: crop to the centre square and resize to this side; None takes the pictures as they are, all of one size.
+        groups: None for one unit a picture; ``"folder"`` for one unit a first-level subfolder (a class, an artist).
+        mode: ``"RGB"`` or ``"L"`` (grey).
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: no picture, one that cannot be read, or pictures of several sizes; names the file.
+    """
+    from PIL import Image
+
+    root = pathlib.Path(path)
+    if not root.exists():
+        raise FileNotFoundError(f"{root} does not exist")
+    if not root.is_dir():
+        raise ValueError(f"{root} is a file: expected a folder of pictures")
+    if groups not in (None, "folder"):
+        raise ValueError(f"groups={groups!r}: expected None or 'folder'")
+    if mode not in ("RGB", "L"):
+        raise ValueError(f"mode={mode!r}: expected 'RGB' or 'L'")
+    if size is not None and size < 1:
+        raise ValueError(f"size={size}: expected at least 1 pixel, or None for the pictures as they are")
+    files = _files(root)
+    if not files:
+        raise ValueError(f"{root} holds no pictures; looked for {', '.join(SUFFIXES)} in it and its subfolders")
+    names = [str(file.relative_to(root)) for file in files]
+    first_level = [file.relative_to(root).parts[0] if file.parent != root else "" for file in files]
+    if groups == "folder" and "" in first_level:
+        stray = files[first_level.index("")]
+        raise ValueError(f"{stray} is in no subfolder: with groups='folder' every picture belongs to one")
+    images: list[np.ndarray] = []
+    for file, name in zip(files, names, strict=True):
+        try:
+            with Image.open(file) as picture:
+                if picture.width * picture.height > MAX_PIXELS:
+                    raise ValueError(f"{picture.width}x{picture.height} pixels is more than {MAX_PIXELS}")
+                pixels = _decode(picture, size, mode)
+        except Exception as error:
+            raise ValueError(f"{file} cannot be read as a picture: {error}") from error
+        if images and pixels.shape != images[0].shape:
+            raise ValueError(
+                f"pictures differ in size: {names[0]} is {images[0].shape[1]}x{images[0].shape[0]}, {name} "
+                f"is {pixels.shape[1]}x{pixels.shape[0]}; give size= to crop and resize them"
+            )
+        images.append(pixels)
+    title = root.resolve().name
+    if groups == "folder":
+        return from_images(np.stack(images), first_level, name=title)
+    return from_images(np.stack(images), names=names, name=title)
+
+
+def _files(root: pathlib.Path) -> list[pathlib.Path]:
+    files = []
+    for parent, folders, names in os.walk(root, followlinks=False):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            file = pathlib.Path(parent, name)
+            if name.lower().endswith(SUFFIXES) and not name.startswith(".") and not file.is_symlink():
+                files.append(file)
+    return sorted(files, key=lambda file: file.relative_to(root).parts)
+
+
+def _decode(picture: Any, size: int | None, mode: str) -> np.ndarray:
+    from PIL import Image, ImageOps
+
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I;16"):
+        picture = _eight_bits(picture)
+    elif picture.mode in ("I", "F"):  # convert() would cut off at 255 in silence
+        raise ValueError(f"pixels of 32 bits (mode {picture.mode}): expected 8 or 16 bits a channel")
+    if "A" in picture.getbands() or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
+        picture = Image.alpha_composite(white, picture)
+    picture = picture.convert(mode)
+    if size is not None:
+        side = min(picture.size)
+        left, top = (picture.width - side) // 2, (picture.height - side) // 2
+        picture = picture.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.LANCZOS)
+    return np.asarray(picture)
+
+
+def _eight_bits(picture: Any) -> Any:
+    """A grey picture of 16 bits scaled to 8, which Pillow's ``convert`` would cut off at 255 instead."""
+    from PIL import Image
+
+    values = np.asarray(picture).astype(np.float32)
+    pixels = np.round(values / 257).astype(np.uint8)
+    if "transparency" in picture.info:  # one grey value that stands for nothing
+        pixels[values == picture.info["transparency"]] = 255
+    return Image.fromarray(pixels)

@@ -1,0 +1,105 @@
+"""Data sets that TensorFlow Datasets prepared on disk, read without TensorFlow and without a network."""
+
+import os
+import pathlib
+import shlex
+from typing import Any
+
+import numpy as np
+
+from ensdiff.data.dataset import Dataset, from_images
+
+
+def tfds(
+    name: str,
+    *,
+    split: str = "train",
+    data_dir: str | os.PathLike | None = None,
+    image_key: str = "image",
+    label_key: str | None = None,
+    groups: str | None = None,
+) -> Dataset:
+    """A prepared TensorFlow Datasets data set in array_record files; TensorFlow is not needed and nothing is fetched.
+
+    Args:
+        name: of the data set, such as ``"cifar10"``, ``"cifar10:3.0.2"`` or ``"name/config"``; without a version, the
+            newest that is prepared.
+        split: such as ``"train"``, ``"train[:1000]"`` or ``"train+test"``.
+        data_dir: where it was prepared; by default TensorFlow Datasets' own folder.
+        image_key: the feature that is the image; all images of one size.
+        label_key: the feature that is the class.
+        groups: the feature that makes the units; None for one unit an image.
+
+    Raises:
+        FileNotFoundError: it has not been prepared as array_record; says the command that does it.
+        ValueError: no such split or feature, several configs to choose from, or images of several sizes.
+    """
+    root = pathlib.Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    folder = _prepared(name, root)
+    import tensorflow_datasets
+
+    builder = tensorflow_datasets.builder_from_directory(folder)
+    splits = list(builder.info.splits)
+    for part in split.split("+"):
+        if part.partition("[")[0].strip() not in splits:
+            raise ValueError(f"{name} has no split {part!r}; it has {', '.join(splits)}")
+    try:
+        source = builder.as_data_source(split=split)
+        first = source[0] if len(source) else None
+    except (RuntimeError, OSError) as error:
+        raise ValueError(f"split {split!r} in {folder} cannot be read: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"split={split!r} of {name}: {error}") from error
+    if first is None:
+        raise ValueError(f"split {split!r} of {name} is empty")
+    for key in (image_key, label_key, groups):
+        if key is not None and key not in first:
+            raise ValueError(f"{name} has no feature {key!r}; it has {', '.join(first)}")
+    images, labels, group_values = [], [], []
+    for example in source:
+        images.append(np.asarray(example[image_key]))
+        labels.append(example[label_key] if label_key else 0)
+        value = example[groups] if groups else 0
+        group_values.append(value.decode() if isinstance(value, bytes) else value)
+    shapes = {image.shape for image in images}
+    if len(shapes) > 1:
+        raise ValueError(f"{name} has images of several sizes, such as {sorted(shapes)[:2]}; resize them first")
+    return from_images(
+        np.stack(images),
+        group_values if groups else None,
+        name=name.partition(":")[0],
+        labels=labels if label_key else None,
+    )
+
+
+def _prepared(name: str, root: pathlib.Path) -> pathlib.Path:
+    """The folder of the version to read, found by its files alone: tfds itself would try the network for minutes."""
+    base, _, version = name.partition(":")
+    place = root / base
+    infos = place.glob(f"**/{version or '*'}/dataset_info.json") if place.is_dir() else ()
+    found = [info.parent for info in infos if _version(info.parent) is not None]  # not 1.0.0.incomplete...
+    ready = [folder for folder in found if any(folder.glob("*.array_record*"))]
+    if not ready:
+        if found:
+            raise FileNotFoundError(
+                f"{found[-1]} holds {name!r} in another file format than array_record. Convert it once, where "
+                "TensorFlow is: tfds convert_format --out_file_format=array_record "
+                f"--dataset_version_dir={shlex.quote(str(found[-1]))}"
+            )
+        others = sorted({str(info.parent.relative_to(place)) for info in place.glob("**/dataset_info.json")})
+        raise FileNotFoundError(
+            f"no prepared array_record data of {name!r} below {root}"
+            + (f" (there is {', '.join(others)})" if others else "")
+            + ". Prepare it once, where TensorFlow and a network are: "
+            f"tfds build {name} --file_format=array_record --data_dir={shlex.quote(str(root))}"
+        )
+    configs = sorted({str(folder.parent.relative_to(root)) for folder in ready})
+    if len(configs) > 1:
+        raise ValueError(f"{name!r} is prepared in several configs: expected one of {', '.join(configs)}")
+    return max(ready, key=lambda folder: _version(folder) or ())
+
+
+def _version(folder: pathlib.Path) -> tuple[int, ...] | None:
+    """(3, 0, 2) of a folder ``3.0.2``; None of any other folder."""
+    parts: Any = folder.name.split(".")
+    return tuple(map(int, parts)) if len(parts) == 3 and all(part.isdigit() for part in parts) else None

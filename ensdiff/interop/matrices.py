@@ -1,0 +1,169 @@
+"""Code matrices from files: NumPy's ``.npy`` and ``.npz``, the references' ``.pkl``, ensdiff's ``.json``.
+
+Both references keep the code as an (N, K) array with 1 where member k was trained on unit i, one of them as a pickle. A
+pickle is a program, so NumPy's own classes are never called by it: `_Unpickler` replaces the few that a pickled array
+names by records of what they were given, and refuses every other. The array is then built from the checked record.
+"""
+
+import io
+import json
+import math
+import os
+import pathlib
+import pickle
+import re
+from typing import Any
+
+import numpy as np
+
+from ensdiff.codes import Code
+
+SUFFIXES = (".npy", ".npz", ".pkl", ".pickle", ".json")
+
+
+def read_code(path: str | os.PathLike, key: str | None = None) -> Code:
+    """The code that a file holds.
+
+    Args:
+        path: ``.npy``, ``.npz``, ``.pkl`` (an array, or nested lists), or ``.json`` (`Code.to_dict`).
+        key: the array's name in an ``.npz`` of several; ``"code"`` is found without.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: another kind of file, damaged, a pickle of anything but an array of numbers, or not a code matrix.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist")
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"{path}: expected a code matrix in a file of type {', '.join(SUFFIXES)}")
+    if path.suffix == ".json":
+        try:
+            return Code.from_dict(json.loads(path.read_text()))
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path} is not a JSON file: {error}") from error
+    try:
+        matrix = _read(path, key)
+    except (OSError, EOFError, AttributeError, TypeError, IndexError, KeyError, OverflowError, MemoryError) as error:
+        raise ValueError(f"{path} is damaged, or not a {path.suffix} file: {error!r}") from error
+    except (pickle.UnpicklingError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    try:
+        return Code.from_matrix(matrix)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _read(path: pathlib.Path, key: str | None) -> np.ndarray:
+    if path.suffix in (".pkl", ".pickle"):
+        return read_pickled_array(path.read_bytes())
+    content = np.load(path, allow_pickle=False)
+    if path.suffix == ".npy":
+        return content
+    with content as arrays:
+        names = list(arrays.files)
+        name = key or ("code" if "code" in names else names[0] if len(names) == 1 else None)
+        if name not in names:
+            raise ValueError(f"holds the arrays {names}: " + (f"there is no {key!r}" if key else "say which by key="))
+        return arrays[name]
+
+
+class _Dtype:
+    """What a pickle says of a dtype: a kind and a size, and later the byte order."""
+
+    def __init__(self, name: Any, *_: Any):
+        if not isinstance(name, str) or not re.fullmatch(r"[biuf][1248]", name):
+            raise pickle.UnpicklingError(f"a pickled array of dtype {name!r}: expected booleans, integers or floats")
+        self.name, self.order = name, "="
+
+    def __setstate__(self, state: Any) -> None:
+        order = state[1]
+        if order not in ("<", ">", "|", "="):
+            raise pickle.UnpicklingError(f"a pickled array of byte order {order!r}")
+        self.order = order
+
+    def numpy(self) -> np.dtype:
+        return np.dtype(self.name).newbyteorder(self.order)  # type: ignore[arg-type]
+
+
+class _Array:
+    """What a pickle says of an array: `numpy` checks it and builds the array."""
+
+    def __init__(self, *_: Any):
+        self.state: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state[1:]
+
+    def numpy(self) -> np.ndarray:
+        shape, dtype, fortran, content = self.state
+        return _build(content, dtype, shape, "F" if fortran else "C")
+
+
+def _build(content: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
+    if not isinstance(dtype, _Dtype) or not isinstance(content, bytes | bytearray | pickle.PickleBuffer):
+        raise pickle.UnpicklingError("a pickled array of objects: expected booleans, integers or floats")
+    kind, content = dtype.numpy(), bytes(content)
+    if not all(isinstance(n, int) and n >= 0 for n in shape) or math.prod(shape) * kind.itemsize != len(content):
+        raise pickle.UnpicklingError(f"a pickled array of shape {shape} with {len(content)} bytes of {kind}")
+    return np.frombuffer(content, kind).reshape(shape, order="F" if order == "F" else "C")
+
+
+class _Buffer(_Array):
+    """An array pickled with protocol 5: all in one call."""
+
+    def __init__(self, content: Any, dtype: Any, shape: Any, order: Any):
+        self.array = _build(content, dtype, shape, order)
+
+    def numpy(self) -> np.ndarray:
+        return self.array
+
+
+def _encode(text: Any, encoding: Any = "latin1") -> bytes:
+    """How protocols below 3 write bytes."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"pickled bytes in encoding {encoding!r}")
+    return str(text).encode("latin1")
+
+
+def _no_bytes() -> bytes:
+    """How protocols below 3 write no bytes at all."""
+    return b""
+
+
+_ALLOWED: dict[tuple[str, str], Any] = {("_codecs", "encode"): _encode, ("numpy", "dtype"): _Dtype}
+_ALLOWED[("__builtin__", "bytes")] = _ALLOWED[("builtins", "bytes")] = _no_bytes
+_ALLOWED[("numpy", "ndarray")] = "ndarray"  # only ever named, as an argument of _reconstruct
+for _core in ("numpy.core", "numpy._core"):
+    _ALLOWED[(f"{_core}.multiarray", "_reconstruct")] = _Array
+    _ALLOWED[(f"{_core}.numeric", "_frombuffer")] = _Buffer
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return _ALLOWED[module, name]
+        except KeyError:
+            raise pickle.UnpicklingError(
+                f"the pickle wants to call {module}.{name}; it was not run. Expected nothing but a NumPy array"
+            ) from None
+
+
+def read_pickled_array(content: bytes) -> np.ndarray:
+    """The NumPy array of numbers (or nested lists of them) that a pickle holds; nothing else is ever called.
+
+    Raises:
+        pickle.UnpicklingError: anything else, or damaged.
+    """
+    try:
+        value = _Unpickler(io.BytesIO(content)).load()
+        value = value.numpy() if isinstance(value, _Array) else value
+        if isinstance(value, list | tuple):
+            value = np.asarray(value)
+    except pickle.UnpicklingError:
+        raise
+    except Exception as error:  # what an altered pickle can raise is not limited
+        raise pickle.UnpicklingError(f"not a readable pickle: {error!r}") from error
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "biuf":
+        raise pickle.UnpicklingError(f"a pickled {type(value).__name__}: expected an array of numbers")
+    return value
