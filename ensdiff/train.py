@@ -25,7 +25,7 @@ from ensdiff.checkpoint import RunDirectory
 from ensdiff.codes import Code
 from ensdiff.data import Dataset, Splits, batch_indices
 from ensdiff.ensemble import Ensemble, init_params, make_mesh, on_mesh, pace, to_model
-from ensdiff.report.figures import grid, to_png
+from ensdiff.images import grid, to_png
 from ensdiff.sample import sample
 from ensdiff.schedule import Schedule, add_noise
 from ensdiff.typing import Array, Params

@@ -13,6 +13,8 @@ from absl import flags
 from experiments import common
 
 common.define_sampling_flags(n=8)
+common.define_data_flag()
+flags.adopt_module_key_flags(common)
 METHOD = flags.DEFINE_enum("method", "screen", ["exact", "differential", "screen"], "See ensdiff.attribute.")
 TOP = flags.DEFINE_integer("top", 10, "Units reported a sample.")
 VERIFY = flags.DEFINE_integer("verify", 50, "Units a sample that 'screen' verifies exactly.")
@@ -26,7 +28,7 @@ def main() -> None:
     from ensdiff.report import HOW_TO_READ, Page, attribution_sections, write_page
 
     params = common.load_run()
-    data = common.load_data(common.read_run_config(common.run_folder())["data"])
+    data = common.training_data(params)
     samples = common.draw_samples(params)
     att = ensdiff.attribute(
         params,
@@ -41,7 +43,7 @@ def main() -> None:
     print(att)
     out = common.output_folder("attribution")
     stem = f"{METHOD.value}_seed{flags.FLAGS.seed}"
-    names = [[data.unit_names[int(i)] for i in row] for row in att.units]
+    names = None if data is None else [[data.unit_names[int(i)] for i in row] for row in att.units]
     values = {
         "method": att.method,
         "distance": att.distance,
@@ -52,10 +54,14 @@ def main() -> None:
         "p_value": None if att.p_value is None else att.p_value.tolist(),
     }
     (out / f"{stem}.json").write_text(json.dumps(values, indent=1) + "\n")
+    print(f"wrote {out / (stem + '.json')}")
+    if data is None:
+        print("no report: the run does not say what it was trained on; give --data=... for one")
+        return
     sections = attribution_sections(params, data, samples, att, progress=True)
     title = f"What {len(samples)} samples of {data.name} depend on"
     page = write_page(out / f"{stem}.html", Page(title, HOW_TO_READ, common.facts(params, data), samples=sections))
-    print(f"wrote {out / (stem + '.json')}\nreport: {page}")
+    print(f"report: {page}")
 
 
 if __name__ == "__main__":

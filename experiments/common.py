@@ -4,7 +4,7 @@ import json
 import os
 import pathlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import app, flags, logging
@@ -28,7 +28,13 @@ def define_sampling_flags(n: int) -> None:
     flags.DEFINE_integer("n", n, "Samples to generate.")
     flags.DEFINE_integer("seed", 0, "Seed of the samples' noise.")
     flags.DEFINE_integer("steps", 50, "Sampling steps.")
-    flags.DEFINE_enum("sampler", "ddpm", ["ddpm", "ddim"], "Ancestral, or DDIM.")
+    flags.DEFINE_enum(
+        "sampler",
+        "ddpm",
+        ["ddpm", "ddim", "genens", "diffusers"],
+        "Ancestral, DDIM, or one of the reference implementations' samplers (GenEns: 1,000 steps; "
+        "counterfactualuniverses' diffusers: 50), which fix the steps.",
+    )
     flags.DEFINE_float("eta", 0.0, "Noise of DDIM, 0 to 1.")
     flags.DEFINE_string("out", None, "Folder to write to; by default one inside the run directory.")
 
@@ -52,9 +58,41 @@ def load_run() -> Any:
 def draw_samples(params: Any) -> Any:
     """Samples as the sampling flags say."""
     import ensdiff
+    from ensdiff.interop import SAMPLERS
 
     f = flags.FLAGS
+    if f.sampler in SAMPLERS:
+        return ensdiff.sample(params, f.seed, f.n, sampler=SAMPLERS[f.sampler], progress=True)
     return ensdiff.sample(params, f.seed, f.n, steps=f.steps, sampler=f.sampler, eta=f.eta, progress=True)
+
+
+def define_data_flag() -> None:
+    """The flag that `training_data` reads."""
+    flags.DEFINE_string(
+        "data",
+        None,
+        "The training data, where the run directory does not know them: a reader and its options, such as "
+        "npz,path=train.npz or folder,path=images,size=32,groups=folder.",
+    )
+
+
+def training_data(params: Any) -> Any:
+    """The training data of --run: --data, or what its config says; None where neither says."""
+    from ensdiff import data
+
+    if flags.FLAGS.data:
+        name, *options = flags.FLAGS.data.split(",")
+        pairs = [option.partition("=") for option in options]
+        if any(not equals for _, equals, _ in pairs):
+            raise ValueError(f"--data={flags.FLAGS.data}: expected a reader and options, as in folder,path=images")
+        found = data.load(name, **{key: int(value) if value.isdigit() else value for key, _, value in pairs})
+    elif (run_folder() / "config.json").exists():
+        found = load_data(read_run_config(run_folder())["data"])
+    else:
+        return None
+    if found.units != params.code.units:
+        raise ValueError(f"the data have {found.units} units, the code of {run_folder()} has {params.code.units}")
+    return found
 
 
 def output_folder(name: str) -> pathlib.Path:
@@ -103,12 +141,18 @@ def start_jax() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-def run(main: Callable[[], None], description: str) -> None:
+def run(main: Callable[..., None], description: str, commands: Sequence[str] = ()) -> None:
     """Run a program: parse flags, start JAX, and turn errors of the user's making into one line and exit code 1.
 
     Exit codes: 0 done, 1 an error that the message explains, 2 bad command line, 130 interrupted.
+
+    Args:
+        main: the program; called with the command where there are ``commands``.
+        description: what --help says.
+        commands: words of which the command line must hold one.
     """
     sys.modules["__main__"].__doc__ = description
+    flags.FLAGS.set_gnu_getopt(True)  # options may follow the command
 
     def parse(argv: list[str]) -> list[str]:
         try:
@@ -117,17 +161,22 @@ def run(main: Callable[[], None], description: str) -> None:
             _fail(2, str(error), "--help lists the options")
         except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
             _fail(2, _config_error(error), "fields of a config are set with --config.section.field=value")
-        if len(rest) > 1:
-            _fail(2, f"unexpected argument {rest[1]!r}", "options are written --name=value; --help lists them")
+        words = rest[1:]
+        if commands and (not words or words[0] not in commands):
+            given = f"unknown command {words[0]!r}" if words else "no command given"
+            _fail(2, f"{given}: expected one of {', '.join(commands)}", "--help explains them")
+        if len(words) > bool(commands):
+            extra = words[bool(commands)]
+            _fail(2, f"unexpected argument {extra!r}", "options are written --name=value; --help lists them")
         return rest
 
-    def guarded(_: list[str]) -> None:
+    def guarded(rest: list[str]) -> None:
         try:
             start_jax()
-            main()
+            main(*rest[1:])
         except KeyboardInterrupt:
             _fail(130, "interrupted", "")
-        except (ValueError, OSError, RuntimeError) as error:
+        except (ValueError, OSError, RuntimeError, ImportError) as error:
             if flags.FLAGS.debug:
                 raise
             _fail(1, str(error), "")

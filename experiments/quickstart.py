@@ -14,6 +14,8 @@ from ml_collections import config_flags
 
 from experiments import common
 
+flags.adopt_module_key_flags(common)
+
 HERE = pathlib.Path(__file__).parent
 CONFIG = config_flags.DEFINE_config_file("config", str(HERE / "configs" / "quickstart.py"), "The config.")
 SAMPLES = flags.DEFINE_integer("samples", 6, "Samples that are attributed.")

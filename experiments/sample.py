@@ -14,13 +14,14 @@ from absl import flags
 from experiments import common
 
 common.define_sampling_flags(n=36)
+flags.adopt_module_key_flags(common)
 REMOVE = flags.DEFINE_multi_string("remove", [], "Unit id, or ids joined by commas, to regenerate without; repeatable.")
 
 
 def main() -> None:
     """Sample, write a grid and an .npz, and say where they are."""
     import ensdiff
-    from ensdiff.report import grid, to_png
+    from ensdiff.images import grid, to_png
 
     params = common.load_run()
     samples = common.draw_samples(params)

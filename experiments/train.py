@@ -11,6 +11,8 @@ from ml_collections import config_flags
 
 from experiments import common
 
+flags.adopt_module_key_flags(common)
+
 CONFIG = config_flags.DEFINE_config_file("config", None, "The config, a Python file with get_config().")
 
 

@@ -8,17 +8,13 @@ import pytest
 
 import ensdiff
 from ensdiff.denoise import Noise, denoise
-from ensdiff.interop import diffusers, genens
+from ensdiff.interop import channels_last, diffusers, genens
 
 PARITY = pathlib.Path(__file__).parent.parent.parent / "shared" / "parity"
 pytestmark = [
     pytest.mark.torch,
     pytest.mark.skipif(not PARITY.is_dir(), reason="the reference fixtures (shared/parity) are not beside the project"),
 ]
-
-
-def channels_last(array):
-    return np.moveaxis(array, -3, -1)
 
 
 def close(name, got, want, tolerance, *, relative_to_spread=False):

@@ -7,6 +7,8 @@ import inspect
 import os
 import pathlib
 import struct
+import zipfile
+import zlib
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -66,7 +68,7 @@ def npz(
                 name=path.stem,
                 labels=file[labels] if labels else None,
             )
-    except (AttributeError, OSError, EOFError, ValueError) as error:
+    except (AttributeError, OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         if isinstance(error, ValueError) and "pickle" not in str(error):
             raise
         raise ValueError(f"{path} is not a readable .npz file: {error}") from error

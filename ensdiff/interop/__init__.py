@@ -1,5 +1,10 @@
-"""Ensembles from other implementations' checkpoints; torch is imported only when one is read."""
+"""Other implementations' checkpoints and files; torch is imported only when one of theirs is read or written."""
 
-from ensdiff.interop import diffusers, genens
+from ensdiff.interop import ctf, diffusers, genens
+from ensdiff.interop.matrices import read_code
+from ensdiff.interop.tensors import channels_last
 
-__all__ = ["diffusers", "genens"]
+SAMPLERS = {"genens": genens.SAMPLER, "diffusers": diffusers.SAMPLER}
+"""The references' samplers, by name."""
+
+__all__ = ["SAMPLERS", "channels_last", "ctf", "diffusers", "genens", "read_code"]

@@ -99,7 +99,7 @@ def save(
     params: Ensemble,
     directory: str | os.PathLike,
     *,
-    format: Literal["safetensors", "bin"] = "safetensors",
+    format: Literal["safetensors", "bin"] | str = "safetensors",
 ) -> None:
     """Write every member as a `UNet2DModel` checkpoint that predicts the same.
 

@@ -12,6 +12,8 @@ import os
 import pathlib
 import pickle
 import re
+import zipfile
+import zlib
 from typing import Any
 
 import numpy as np
@@ -44,7 +46,7 @@ def read_code(path: str | os.PathLike, key: str | None = None) -> Code:
             raise ValueError(f"{path} is not a JSON file: {error}") from error
     try:
         matrix = _read(path, key)
-    except (OSError, EOFError, AttributeError, TypeError, IndexError, KeyError, OverflowError, MemoryError) as error:
+    except (OSError, EOFError, AttributeError, TypeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} is damaged, or not a {path.suffix} file: {error!r}") from error
     except (pickle.UnpicklingError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error

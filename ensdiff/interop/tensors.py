@@ -90,7 +90,7 @@ def write_state_dict(path: pathlib.Path, state: Mapping[str, np.ndarray]) -> Non
     if path.suffix == ".safetensors":
         save_file(dict(state), path, metadata={"format": "pt"})
     else:
-        torch.save({name: torch.from_numpy(value) for name, value in state.items()}, path)
+        torch.save({name: torch.from_numpy(value.copy()) for name, value in state.items()}, path)
 
 
 def names(config: UNetConfig, style: Style, params: Any) -> dict[str, tuple[str, ...]]:

@@ -1,7 +1,8 @@
 """Figures and the HTML report."""
 
+from ensdiff.images import grid, to_png
 from ensdiff.report.build import HOW_TO_READ, attribution_sections
-from ensdiff.report.figures import data_uri, grid, loss_figure, null_figure, to_png
+from ensdiff.report.figures import data_uri, loss_figure, null_figure
 from ensdiff.report.page import Figure, Page, SampleSection, Table, UnitCard, picture, write_page
 
 __all__ = [

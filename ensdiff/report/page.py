@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from ensdiff.report.figures import data_uri, to_png
+from ensdiff.images import to_png
+from ensdiff.report.figures import data_uri
 
 
 class Table(NamedTuple):

@@ -1,0 +1,309 @@
+"""Counterfactual universe files (``.ctf``), which counterfactualuniverses reads and writes.
+
+A plain tar of
+
+- ``config.json``: ``Format`` (``"ONEFILE"``: each training unit is one image), ``TrainingUnits``, ``NumberGenerated``,
+  and the sizes ``TrainHeight``, ``TrainWidth``, ``TrainChannel``, ``GenHeight``, ``GenWidth``, ``GenChannel``;
+- ``factual.png``: the samples;
+- ``training_set.png`` (one file), or ``train_{i}_{count}.png`` for each unit of ``count`` images;
+- ``leave_{i}_out.png``: the samples' exact counterfactuals (4) without unit i, counted from 1.
+
+Every PNG is a grid of 8-bit tiles, read row by row.
+"""
+
+import io
+import json
+import math
+import os
+import pathlib
+import re
+import shutil
+import tarfile
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from ensdiff.data import Dataset
+from ensdiff.digest import digest
+from ensdiff.ensemble import Ensemble
+from ensdiff.sample import Samples, ablated, check_samples
+
+ONE, MANY = "ONEFILE", "MULTIFILE"
+_SIZES = ("Height", "Width", "Channel")
+STATES = 4096
+"""Images computed before they are written: enough to fill chunks of any size, few enough to lose little."""
+_MODES = {1: "L", 3: "RGB"}
+_MAX_PIXELS = 178_000_000
+"""Pixels of the largest grid that is written: Pillow refuses to open larger ones as bombs."""
+
+
+class Universe:
+    """An open ``.ctf`` file; pictures are decoded when asked for. Use it in a ``with`` statement, or `close` it.
+
+    Args:
+        path: the file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a plain tar, or not of this format; says what is missing or wrong.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = pathlib.Path(path)
+        if not self.path.is_file():
+            raise FileNotFoundError(f"{self.path} does not exist")
+        try:
+            self._tar = tarfile.open(self.path, "r:")  # noqa: SIM115 - closed by close(); never a compressed one
+            members = self._tar.getmembers()
+        except (tarfile.TarError, EOFError, OSError) as error:
+            raise ValueError(f"{self.path} is not a plain tar file, or is cut short: {error}") from error
+        self._members = {member.name.removeprefix("./"): member for member in members if member.isfile()}
+        try:
+            self._open()
+        except ValueError:
+            self._tar.close()
+            raise
+
+    def _open(self) -> None:
+        self.config = self._config()
+        self.units: int = self.config["TrainingUnits"]
+        self.count: int = self.config["NumberGenerated"]
+        self.train_shape, self.image_shape = (
+            tuple(self.config[part + size] for size in _SIZES) for part in ("Train", "Gen")
+        )
+        self._one = self.config["Format"] == ONE
+        missing = [
+            name for name in ("factual.png", *([] if not self._one else ["training_set.png"])) if not self._has(name)
+        ]
+        missing += [name for i in range(self.units) if not self._has(name := f"leave_{i + 1}_out.png")][:3]
+        if missing:
+            raise ValueError(f"{self.path} is not whole: {', '.join(missing[:3])} is missing")
+        self._train: list[tuple[str, int]] = []
+        if not self._one:
+            found = [(int(m[1]), int(m[2]), m[0]) for name in self._members if (m := re.fullmatch(_TRAIN, name))]
+            self._train = [(name, count) for _, count, name in sorted(found)]
+            if len(self._train) != self.units:
+                raise ValueError(
+                    f"{self.path} has {len(self._train)} files train_*.png: expected {self.units}, one a unit"
+                )
+
+    def __enter__(self) -> "Universe":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        size = "x".join(map(str, self.image_shape))
+        return f"Universe({self.path.name}: {self.count} samples of {size}, {self.units} training units)"
+
+    def close(self) -> None:
+        """Close the file."""
+        self._tar.close()
+
+    @property
+    def factual(self) -> UInt8[np.ndarray, "B H W C"]:
+        """The samples, 0 .. 255."""
+        return self._tiles("factual.png", self.image_shape, self.count)
+
+    def counterfactual(self, unit: int) -> UInt8[np.ndarray, "B H W C"]:
+        """The samples without unit ``unit``, counted from 0."""
+        return self._tiles(f"leave_{self._check(unit) + 1}_out.png", self.image_shape, self.count)
+
+    def counterfactuals(self) -> Iterator[UInt8[np.ndarray, "B H W C"]]:
+        """The samples without each unit, in order."""
+        return (self.counterfactual(unit) for unit in range(self.units))
+
+    def training(self, unit: int) -> UInt8[np.ndarray, "n H W C"]:
+        """The training images of unit ``unit``, counted from 0."""
+        self._check(unit)
+        if self._one:
+            return self._training_set()[unit : unit + 1]
+        return self._tiles(*_swap(self._train[unit], self.train_shape))
+
+    def _training_set(self) -> np.ndarray:
+        if not hasattr(self, "_training"):
+            self._training = self._tiles("training_set.png", self.train_shape, self.units)
+        return self._training
+
+    def _check(self, unit: int) -> int:
+        if not 0 <= unit < self.units:
+            raise ValueError(f"unit {unit} does not exist: ids are 0 .. {self.units - 1}")
+        return unit
+
+    def _has(self, name: str) -> bool:
+        return name in self._members
+
+    def _read(self, name: str) -> bytes:
+        try:
+            file = self._tar.extractfile(self._members[name])
+            assert file is not None
+            return file.read()
+        except KeyError:
+            raise ValueError(f"{self.path} is not a counterfactual universe: {name} is missing") from None
+        except (tarfile.TarError, EOFError, OSError) as error:
+            raise ValueError(f"{self.path}: {name} cannot be read: {error}") from error
+
+    def _config(self) -> dict[str, Any]:
+        try:
+            config = json.loads(self._read("config.json"))
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{self.path}: config.json is not JSON: {error}") from error
+        if not isinstance(config, dict) or not isinstance(config.get("Format"), str):
+            raise ValueError(f"{self.path}: config.json says no Format")
+        names = ["TrainingUnits", "NumberGenerated", *(part + size for part in ("Train", "Gen") for size in _SIZES)]
+        for name in names:
+            value = config.get(name)
+            if type(value) is not int or not 1 <= value <= 2**31:
+                raise ValueError(f"{self.path}: config.json says {name}={value!r}: expected an integer of at least 1")
+        return config
+
+    def _tiles(self, name: str, shape: tuple[int, ...], count: int) -> np.ndarray:
+        from PIL import Image
+
+        H, W, C = shape
+        try:
+            with Image.open(io.BytesIO(self._read(name)), formats=["PNG"]) as picture:
+                width, height = picture.size
+                if width % W or height % H or (width // W) * (height // H) < count:
+                    raise ValueError(f"{width}x{height} pixels do not hold {count} tiles of {W}x{H}")
+                if picture.mode != _MODES.get(C):
+                    raise ValueError(f"a picture of mode {picture.mode}: expected {C} channels of 8 bits")
+                pixels = np.asarray(picture)
+        except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+            raise ValueError(f"{self.path}: {name} cannot be used: {error}") from error
+        tiles = pixels.reshape(height // H, H, width // W, W, C).transpose(0, 2, 1, 3, 4)
+        return tiles.reshape(-1, H, W, C)[:count]
+
+
+_TRAIN = r"train_(\d+)_(\d+)\.png"
+
+
+def _swap(entry: tuple[str, int], shape: tuple[int, ...]) -> tuple[str, tuple[int, ...], int]:
+    return entry[0], shape, entry[1]
+
+
+def read(path: str | os.PathLike) -> Universe:
+    """Open a counterfactual universe file, see `Universe`."""
+    return Universe(path)
+
+
+def write(
+    path: str | os.PathLike,
+    params: Ensemble,
+    samples: Samples,
+    data: Dataset,
+    *,
+    chunk: int | None = None,
+    memory_budget: int | None = None,
+    progress: bool = False,
+) -> Universe:
+    """Compute the whole landscape, every sample without every unit (4), into a counterfactual universe file.
+
+    Pictures are written as they are computed into the folder ``PATH.partial``. A write that was interrupted goes on
+    there when it is called again with the same arguments; the file itself appears only when it is whole.
+
+    Args:
+        path: the file, such as ``"digits.ctf"``.
+        params: the ensemble.
+        samples: what `ensdiff.sample` returned.
+        data: the training data; its units are the code's.
+        chunk: images at a time; by default from the memory budget.
+        memory_budget: bytes of activations a device may hold.
+        progress: show a progress bar.
+
+    Raises:
+        FileExistsError: the file exists.
+        ValueError: data and code have different units; ``PATH.partial`` belongs to another landscape.
+    """
+    from tqdm import tqdm
+
+    path = pathlib.Path(path)
+    check_samples(params, samples, "a counterfactual universe")
+    if data.units != params.code.units:
+        raise ValueError(f"the data have {data.units} units, the code {params.code.units}: expected the training data")
+    if path.exists():
+        raise FileExistsError(f"{path} exists already; choose another name, or remove it")
+    folder = _begin(path.with_name(path.name + ".partial"), params, samples, data)
+    missing = [i for i in range(data.units) if not (folder / f"leave_{i + 1}_out.png").exists()]
+    B = len(samples)
+    block = -(-STATES // B)
+    with tqdm(total=data.units, initial=data.units - len(missing), desc="universe", disable=not progress) as bar:
+        for start in range(0, len(missing), block):
+            units = missing[start : start + block]
+            rows = np.repeat(params.code.ablate(np.array(units)), B, axis=0)
+            images = ablated(
+                params, samples, rows, np.tile(np.arange(B), len(units)), chunk=chunk, memory_budget=memory_budget
+            ).reshape(len(units), B, *params.image_shape)
+            for unit, images_B in zip(units, images, strict=True):
+                _write_picture(folder / f"leave_{unit + 1}_out.png", images_B)
+            bar.update(len(units))
+    _pack(folder, path)
+    shutil.rmtree(folder)
+    return Universe(path)
+
+
+def _begin(folder: pathlib.Path, params: Ensemble, samples: Samples, data: Dataset) -> pathlib.Path:
+    """The working folder with everything but the counterfactuals; checked when it is there already."""
+    mark = folder / "digest"
+    ours = digest(params, samples, data.digest())
+    if mark.exists():
+        if mark.read_text() != ours:
+            raise ValueError(
+                f"{folder} holds the unfinished universe of another ensemble, other samples or other data; remove it, "
+                "or choose another name"
+            )
+        return folder
+    single = data.units == data.items
+    for count, (H, W, _), what in (
+        (len(samples), params.image_shape, "samples"),
+        (data.items if single else 1, data.shape, "training images"),
+    ):
+        if count * H * W > _MAX_PIXELS:
+            raise ValueError(f"{count} {what} of {H}x{W} make a picture of more than {_MAX_PIXELS} pixels; take fewer")
+    folder.mkdir(parents=True, exist_ok=True)
+    sizes = {
+        part + name: n
+        for part, shape in (("Train", data.shape), ("Gen", params.image_shape))
+        for name, n in zip(_SIZES, shape, strict=True)
+    }
+    config = {
+        "Format": ONE if single else MANY,
+        "TrainingUnits": data.units,
+        "NumberGenerated": len(samples),
+        **sizes,
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+    _write_picture(folder / "factual.png", samples.images)
+    if single:
+        _write_picture(folder / "training_set.png", data.images[np.argsort(data.unit_of_item)])
+    else:
+        for unit in range(data.units):
+            items = data.items_of(unit)
+            _write_picture(folder / f"train_{unit + 1}_{len(items)}.png", data.images[items])
+    mark.write_text(ours)  # last: a folder without it is begun again
+    return folder
+
+
+def _columns(count: int) -> int:
+    """The widest grid without empty tiles that is not wider than high: some readers count the tiles."""
+    return max(n for n in range(1, math.isqrt(count) + 1) if count % n == 0)
+
+
+def _write_picture(path: pathlib.Path, images_BHWC: Any) -> None:
+    from ensdiff.images import grid, to_png
+
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_bytes(to_png(grid(images_BHWC, _columns(len(images_BHWC)), pad=0)))
+    os.replace(temporary, path)
+
+
+def _pack(folder: pathlib.Path, path: pathlib.Path) -> None:
+    temporary = folder / "packed"
+    with tarfile.open(temporary, "w") as tar:
+        for file in sorted(folder.glob("*.*"), key=lambda file: (file.suffix, file.name)):
+            if not file.name.startswith("."):
+                tar.add(file, arcname=file.name)
+    os.replace(temporary, path)

@@ -1,0 +1,131 @@
+"""Open other implementations' ensembles in ensdiff, and write files for their tools.
+
+Commands:
+  genens      GenEns checkpoints (*_split{k}_ckpt.pt) to a run directory
+  diffusers   diffusers.UNet2DModel checkpoints (Shard{k}/, or any folders) to a run directory, or with --run the
+              reverse: a run directory to checkpoints that UNet2DModel.from_pretrained opens
+  ctf         with --run: samples and the exact counterfactual without every unit, to a counterfactual universe file;
+              with --from: such a file to an .npz of arrays
+
+Examples:
+  python -m experiments.convert genens --from=checkpoints --code=code.pkl --to=runs/genens
+  python -m experiments.convert diffusers --from=models --code=code.npy --to=runs/zoo
+  python -m experiments.convert diffusers --from=ada --from=bob --from=eve --code=who_saw_what.npy --to=runs/zoo
+  python -m experiments.convert diffusers --run=runs/digits --to=models
+  python -m experiments.convert ctf --run=runs/digits --n=16 --to=digits.ctf
+  python -m experiments.convert ctf --from=digits.ctf --to=digits.npz
+
+A code is an (N, K) matrix of 0 and 1, 1 where member k was trained on unit i: .npy, .npz, .pkl or .json.
+A universe that was interrupted goes on when the same command is given again.
+"""
+
+import json
+import pathlib
+
+import numpy as np
+from absl import flags
+
+from experiments import common
+
+common.define_sampling_flags(n=16)
+common.define_data_flag()
+flags.adopt_module_key_flags(common)
+SOURCE = flags.DEFINE_multi_string("from", [], "What to read; repeat it for the members' own folders or files.")
+TO = flags.DEFINE_string("to", None, "What to write: a new run directory, folder or file.")
+CODE = flags.DEFINE_string("code", None, "File of the code matrix; without it, unit k is what member k alone saw.")
+IMAGE_SIZE = flags.DEFINE_integer("image_size", None, "Height and width, where the checkpoints do not say.")
+UNET = flags.DEFINE_string("unet", None, "JSON file of UNet2DModel's arguments, where there is no config.json.")
+FORMAT = flags.DEFINE_enum("format", "safetensors", ["safetensors", "bin"], "Of the weights for diffusers.")
+
+
+def main(command: str) -> None:
+    """Convert, and say where the result is."""
+    target = _target()
+    if bool(SOURCE.value) == bool(flags.FLAGS.run):
+        raise ValueError("give --from=... to read other files, or --run=... to convert a run directory")
+    if flags.FLAGS.run:
+        if command == "genens":
+            raise ValueError(
+                "writing GenEns checkpoints is not offered: its own code reads nothing but its own; use diffusers"
+            )
+        _write_universe(target) if command == "ctf" else _write_diffusers(target)
+    elif command == "ctf":
+        _unpack_universe(target)
+    else:
+        _read_checkpoints(command, target)
+
+
+def _target() -> pathlib.Path:
+    if not TO.value:
+        raise ValueError("say what to write by --to=...")
+    return pathlib.Path(TO.value)
+
+
+def _one_source() -> str:
+    if len(SOURCE.value) > 1:
+        raise ValueError(f"{len(SOURCE.value)} times --from: expected one file or folder")
+    return SOURCE.value[0]
+
+
+def _read_checkpoints(command: str, target: pathlib.Path) -> None:
+    import ensdiff
+    from ensdiff.interop import diffusers, genens
+
+    paths = SOURCE.value if len(SOURCE.value) > 1 else _one_source()
+    if command == "genens":
+        params = genens.load(paths, CODE.value, image_size=IMAGE_SIZE.value)
+    else:
+        if isinstance(paths, str) and not any(pathlib.Path(paths).glob("Shard*")):
+            raise ValueError(
+                f"{paths} holds no folders Shard0, Shard1, ...; give each member's folder by a --from of its own"
+            )
+        config = json.loads(pathlib.Path(UNET.value).read_text()) if UNET.value else None
+        params = diffusers.load(paths, CODE.value, config=config, image_size=IMAGE_SIZE.value)
+    ensdiff.save(params, target)
+    print(f"{params}\n{params.model}\n{params.code}")
+    print(f"wrote {target}; try: python -m experiments.sample --run={target} --sampler={command}")
+
+
+def _write_diffusers(target: pathlib.Path) -> None:
+    from ensdiff.interop import diffusers
+
+    params = common.load_run()
+    diffusers.save(params, target, format=FORMAT.value)
+    print(
+        f"wrote {params.members} checkpoints to {target}; open one with UNet2DModel.from_pretrained('{target}/Shard0')"
+    )
+
+
+def _write_universe(target: pathlib.Path) -> None:
+    from ensdiff.interop import ctf
+
+    params = common.load_run()
+    data = common.training_data(params)
+    if data is None:
+        raise ValueError(
+            f"{flags.FLAGS.run} does not say what it was trained on: give --data=..., as in --data=npz,path=train.npz"
+        )
+    samples = common.draw_samples(params)
+    with ctf.write(target, params, samples, data, progress=True) as universe:
+        print(f"{universe}\nwrote {target}")
+
+
+def _unpack_universe(target: pathlib.Path) -> None:
+    from ensdiff.interop import ctf
+
+    if target.suffix != ".npz":
+        raise ValueError(f"--to={target}: expected a name that ends in .npz")
+    with ctf.read(_one_source()) as universe:
+        training = [universe.training(i) for i in range(universe.units)]
+        np.savez_compressed(
+            target,
+            factual=universe.factual,
+            counterfactuals=np.stack(list(universe.counterfactuals())),
+            training=np.concatenate(training),
+            unit_of_item=np.repeat(np.arange(universe.units), list(map(len, training))),
+        )
+        print(f"{universe}\nwrote {target}: factual, counterfactuals, training, unit_of_item")
+
+
+if __name__ == "__main__":
+    common.run(main, __doc__, commands=("genens", "diffusers", "ctf"))

@@ -1,0 +1,117 @@
+"""Code matrices from files, above all from pickles that nobody vouches for."""
+
+import contextlib
+import json
+import os
+import pickle
+
+import hypothesis.extra.numpy as arrays
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import ensdiff
+from ensdiff.interop import read_code
+from ensdiff.interop.matrices import read_pickled_array
+
+MATRIX = np.array([[1, 1, 0], [1, 0, 1], [0, 1, 1]])
+
+
+@given(
+    arrays.arrays(st.sampled_from(["?", "u1", "<i4", ">i8", "<f4", "f8"]), arrays.array_shapes(min_dims=1, min_side=0)),
+    st.integers(0, pickle.HIGHEST_PROTOCOL),
+    st.booleans(),
+)
+def test_any_pickled_array_is_read_as_numpy_would(array, protocol, transposed):
+    array = array.T if transposed else array
+    got = read_pickled_array(pickle.dumps(array, protocol=protocol))
+    assert got.dtype == array.dtype
+    np.testing.assert_array_equal(got, array)
+
+
+@pytest.mark.parametrize("name", ["code.npy", "code.npz", "several.npz", "code.pkl", "list.pkl", "code.json"])
+def test_every_kind_of_file(tmp_path, name):
+    path = tmp_path / name
+    if name == "code.npy":
+        np.save(path, MATRIX.astype(float))
+    elif name == "code.npz":
+        np.savez(path, anything=MATRIX)
+    elif name == "several.npz":
+        np.savez(path, code=MATRIX, other=np.zeros(3))
+    elif name == "code.json":
+        path.write_text(json.dumps(ensdiff.Code.from_matrix(MATRIX).to_dict()))
+    else:
+        path.write_bytes(pickle.dumps(MATRIX.tolist() if name == "list.pkl" else MATRIX.astype(bool)))
+    np.testing.assert_array_equal(read_code(path).matrix(), MATRIX)
+
+
+class Call:
+    """A pickle that calls something when it is read."""
+
+    def __init__(self, function, *arguments):
+        self.call = (function, arguments)
+
+    def __reduce__(self):
+        return self.call
+
+
+def test_pickles_of_anything_else_are_refused_and_not_run(tmp_path):
+    made = tmp_path / "made"
+    for value, message in (
+        (Call(os.mkdir, str(made)), r"posix.mkdir; it was not run|nt.mkdir; it was not run"),
+        (Call(eval, f"__import__('os').mkdir({str(made)!r})"), "builtins.eval; it was not run"),
+        (Call(np.load, str(tmp_path)), "it was not run"),
+        (Call(np.ndarray, (10**15,)), "not a readable pickle|dtype"),
+        (Call(bytes, 10**15), "not a readable pickle"),
+        (np.array([Call(os.mkdir, str(made))], object), "dtype 'O8'"),
+        (np.array(["a"]), "dtype 'U1'"),
+        (np.array([(1, 2)], dtype=[("a", int), ("b", int)]), "dtype 'V16'"),
+        ({"code": [1]}, "a pickled dict: expected an array of numbers"),
+        ([["a"]], "a pickled ndarray: expected an array of numbers"),
+    ):
+        path = tmp_path / "code.pkl"
+        path.write_bytes(pickle.dumps(value))
+        with pytest.raises(ValueError, match=message):
+            read_code(path)
+        assert not made.exists()
+
+
+@given(st.data())
+def test_damaged_pickles_only_ever_raise_one_error(data):
+    content = bytearray(pickle.dumps(MATRIX, protocol=data.draw(st.integers(0, pickle.HIGHEST_PROTOCOL))))
+    if data.draw(st.booleans()):
+        content = content[: data.draw(st.integers(0, len(content) - 1))]
+    else:
+        content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
+    with contextlib.suppress(pickle.UnpicklingError):
+        read_pickled_array(bytes(content))
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".pkl", ".json"])
+def test_damaged_and_foreign_files_are_named(tmp_path, suffix):
+    path = tmp_path / f"code{suffix}"
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        read_code(path)
+    for content in (b"", b"nonsense", b"\x93NUMPY\x01\x00", b"PK\x03\x04"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=f"code{suffix}"):
+            read_code(path)
+
+
+def test_other_errors(tmp_path):
+    np.savez(tmp_path / "two.npz", a=MATRIX, b=MATRIX)
+    with pytest.raises(ValueError, match=r"holds the arrays \['a', 'b'\]: say which"):
+        read_code(tmp_path / "two.npz")
+    with pytest.raises(ValueError, match="there is no 'c'"):
+        read_code(tmp_path / "two.npz", "c")
+    np.testing.assert_array_equal(read_code(tmp_path / "two.npz", "b").matrix(), MATRIX)
+    np.save(tmp_path / "code.npy", np.array([[1, 2]]))
+    with pytest.raises(ValueError, match=r"code.npy: code\[0, 1\] is 2"):
+        read_code(tmp_path / "code.npy")
+    (tmp_path / "code.txt").write_text("1 0")
+    with pytest.raises(ValueError, match=r"expected a code matrix in a file of type .npy"):
+        read_code(tmp_path / "code.txt")
+    np.save(tmp_path / "objects.npy", np.array([{}], object), allow_pickle=True)
+    with pytest.raises(ValueError, match="objects.npy"):
+        read_code(tmp_path / "objects.npy")
