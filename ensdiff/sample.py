@@ -133,7 +133,7 @@ def check_samples(params: Ensemble, samples: Samples | ArrayLike, what: str) -> 
     if not isinstance(samples, Samples):
         raise ValueError(
             f"{what} needs the noise of the samples: give what ensdiff.sample returned, not {type(samples).__name__}. "
-            "Images that were not generated here have no known noise; ensdiff.attribute(..., method='loss') scores any image"
+            "Images that were not generated here have no known noise; attribute(..., method='loss') scores any image"
         )
     if tuple(samples.images.shape[1:]) != tuple(params.image_shape):
         raise ValueError(

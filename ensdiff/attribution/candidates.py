@@ -36,7 +36,10 @@ class Candidates:
             return cls(code)
         entries = list(units) if isinstance(units, Collection) and not isinstance(units, str) else [units]
         if entries and any(isinstance(entry, Collection) and not isinstance(entry, str) for entry in entries):
-            sets = tuple(tuple(int(i) for i in np.unique(_ids(code, entry))) for entry in entries)
+            sets = tuple(
+                tuple(int(i) for i in np.unique(_ids(code, np.atleast_1d(entry) if np.isscalar(entry) else entry)))
+                for entry in entries
+            )
             code.ablate(sets)
             return cls(code, sets=sets)
         return cls(code, _ids(code, entries))

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
 from ensdiff.attribution.words import MAX_MEMBERS, compilable, look, word_fn
@@ -229,7 +229,7 @@ def _score_step(members: int, code: Code | None, local: int, tabled: bool, root:
     return jax.jit(mapped)
 
 
-def evaluate(forms: Forms, word_MK: Int[np.ndarray, "M K"]) -> Float[np.ndarray, "B M"]:
+def evaluate(forms: Forms, word_MK: UInt8[np.ndarray, "M K"]) -> Float[np.ndarray, "B M"]:
     """The same scores by NumPy in float64, for few ablations."""
     keep_MK = 1.0 - np.asarray(word_MK, np.float64)
     form_BM = np.einsum("mk,bkl,ml->bm", keep_MK, forms.matrix_BKK, keep_MK, optimize=True)
