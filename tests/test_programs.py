@@ -11,6 +11,8 @@ import time
 
 import pytest
 
+import ensdiff
+
 ROOT = pathlib.Path(__file__).parent.parent
 TINY = [
     "--config.model.channels=4", "--config.model.multipliers=(1,)", "--config.model.norm_groups=2",
@@ -72,10 +74,41 @@ def test_attribute(run, trained):
     done = run("attribute", f"--run={trained}", "--n=2", "--steps=3", "--top=3", "--verify=4", "--null=5")
     assert done.returncode == 0, done.stderr
     values = json.loads((trained / "attribution" / "screen_seed0.json").read_text())
+    assert len(values["verdict"]) == 2
+    assert (trained / "attribution" / "screen_seed0.png").read_bytes().startswith(b"\x89PNG")
     assert len(values["units"]) == 2
     assert len(values["units"][0]) == len(values["p_value"][0]) == 3
     page = re.search(r"report: (\S+)", done.stdout).group(1)
     assert "<!doctype html>" in pathlib.Path(page).read_text()
+
+
+def test_attribute_images_from_outside(run, trained, tmp_path):
+    """One picture of another size is enough; sets of units are scored too."""
+    from PIL import Image
+
+    Image.new("RGB", (20, 14), (200, 30, 90)).save(tmp_path / "red.png")
+    done = run(
+        "attribute", f"--run={trained}", f"--images={tmp_path}", f"--out={tmp_path / 'out'}", "--draws=8",
+        "--units=3,4+5,6+7+8", "--null=20",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "0 = red.png" in done.stdout
+    att = ensdiff.Attribution.load(tmp_path / "out" / "loss_images")
+    assert sorted(att.units[0]) == [0, 1, 2]
+    assert att.sets == ((3,), (4, 5), (6, 7, 8))
+    assert att.method == att.distance == "loss"
+    assert (tmp_path / "out" / "loss_images.png").exists()
+
+
+@pytest.mark.slow
+def test_attribute_compare(run, trained):
+    done = run("attribute", f"--run={trained}", "--n=1", "--steps=2", "--draws=8", "--compare")
+    assert done.returncode == 0, done.stderr
+    assert "1 samples, 1400 units, 2 sampling steps" in done.stdout
+    rows = {line.split()[0]: line for line in done.stdout.splitlines() if line.strip()}
+    assert "22,400" in rows["exact"]  # 1,400 units, 8 survivors, 2 steps
+    assert "544" in rows["differential"]  # 2 steps, 16 members and their 16 tangents
+    assert "1,344" in rows["screen"]
 
 
 @pytest.mark.slow
@@ -132,6 +165,7 @@ def test_kill_and_resume(tmp_path, run):
     ("sample", [], "no run given"),
     ("sample", ["--run=runs/none"], "runs/none does not exist"),
     ("sample", ["--run=x", "--sampler=euler"], "sampler"),
+    ("attribute", ["--run=x", "--method=shapley"], "method"),
 ])  # fmt: skip
 def test_errors_are_one_line(run, program, args, message):
     done = run(program, *args)

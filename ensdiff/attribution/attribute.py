@@ -133,8 +133,9 @@ def attribute(
             settings["verify"] = min(verify, N)
             best_BV, _, _ = run.rank(run.form_scores(forms), min(verify, N), None)
             index_BT, influence_BT, calibration = run.verify(best_BV, top, N)
+            outside = N - best_BV.shape[1]
             if audit:
-                checked = run.audit(best_BV, influence_BT[:, -1], min(audit, N - best_BV.shape[1]), top, seed)
+                checked = run.audit(best_BV, influence_BT[:, -1], min(audit, outside), top, seed)
 
     p_BT = q_BT = error_BT = None
     if calibration is not None:
@@ -245,5 +246,8 @@ class _Run:
                 place += place >= taken
             chosen.append(place)
         index = np.concatenate(chosen)
-        exact_BA = self.exact(self.candidates.words(index), np.repeat(np.arange(self.B), count)).reshape(self.B, count)
+        exact_BA = np.empty((self.B, 0))
+        if count:
+            exact_BA = self.exact(self.candidates.words(index), np.repeat(np.arange(self.B), count))
+            exact_BA = exact_BA.reshape(self.B, count)
         return audit_recall(exact_BA, least_B, outside, top)
