@@ -100,6 +100,24 @@ def test_attribute_images_from_outside(run, trained, tmp_path):
     assert (tmp_path / "out" / "loss_images.png").exists()
 
 
+def test_score(run):
+    done = run("score", "--units=100000", "--members=20", "--samples=2")
+    assert done.returncode == 0, done.stderr
+    match = re.search(r"100,000 units, 2 samples: ([0-9.]+) s, peak memory ([0-9.]+) GiB", done.stdout)
+    assert 0 < float(match.group(1)) < 600
+    assert 0 < float(match.group(2)) < 16
+    assert float(re.search(r"within (\S+) of float64", done.stdout).group(1)) < 1e-5
+
+
+def test_design(run, tmp_path):
+    done = run("design", "--members=8,16", "--weights=4,8", "--removals=1,2", f"--out={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    rows = [line.split() for line in done.stdout.splitlines()[2:-1]]
+    assert [(row[0], row[1]) for row in rows] == [("8", "4"), ("16", "4"), ("16", "8")]
+    assert rows[2][4:7] == ["8.0", "/", "8"]
+    assert "<svg" in (tmp_path / "capacity.svg").read_text()
+
+
 @pytest.mark.slow
 def test_attribute_compare(run, trained):
     done = run("attribute", f"--run={trained}", "--n=1", "--steps=2", "--draws=8", "--compare")
@@ -166,6 +184,8 @@ def test_kill_and_resume(tmp_path, run):
     ("sample", ["--run=runs/none"], "runs/none does not exist"),
     ("sample", ["--run=x", "--sampler=euler"], "sampler"),
     ("attribute", ["--run=x", "--method=shapley"], "method"),
+    ("score", ["--units=100", "--members=4"], "smallest number of members"),
+    ("design", ["--units=1000000", "--members=4"], "no such code has enough words"),
 ])  # fmt: skip
 def test_errors_are_one_line(run, program, args, message):
     done = run(program, *args)
@@ -181,7 +201,7 @@ def test_a_second_training_in_the_same_folder_is_refused(run, trained):
     assert "holds checkpoints already" in done.stderr
 
 
-@pytest.mark.parametrize("program", ["train", "sample", "attribute", "quickstart"])
+@pytest.mark.parametrize("program", ["train", "sample", "attribute", "score", "design", "quickstart"])
 def test_help_has_an_example(run, program):
     done = run(program, "--help")
     assert f"python -m experiments.{program}" in done.stdout + done.stderr
