@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 T = TypeVar("T")
 Block = tuple[slice, ...]
+"""What a shard covers of each axis."""
 
 
 def is_writer() -> bool:
@@ -61,15 +62,16 @@ def _place(leaf: Any, sharding: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index], dtype=leaf.dtype)
 
 
-def _bounds(index: Block, shape: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+def _bounds(index: Block | None, shape: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
     """A shard's place as something that can be compared: first and last + 1 on each axis."""
-    return tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True))
+    return tuple(part.indices(size)[:2] for part, size in zip(index or (), shape, strict=True))
 
 
 def _shards_of_processes(sharding: Sharding, shape: tuple[int, ...]) -> dict[int, set]:
     shards: dict[int, set] = {}
+    device: Any
     for device, index in sharding.devices_indices_map(shape).items():
-        shards.setdefault(device.process_index, set()).add(_bounds(index or (), shape))
+        shards.setdefault(device.process_index, set()).add(_bounds(index, shape))
     return shards
 
 
@@ -100,7 +102,7 @@ def local_block(mesh: Mesh, spec: P, shape: tuple[int, ...]) -> Block:
     (slice(0, 4, None), slice(0, 3, None))
     """
     indices = NamedSharding(mesh, spec).addressable_devices_indices_map(shape).values()
-    bounds = np.array([_bounds(index or (), shape) for index in indices])
+    bounds = np.array([_bounds(index, shape) for index in indices])
     return tuple(
         slice(int(first), int(last)) for first, last in zip(bounds.min(0)[:, 0], bounds.max(0)[:, 1], strict=True)
     )
@@ -127,7 +129,7 @@ def assemble(part: np.ndarray, mesh: Mesh, spec: P, shape: tuple[int, ...]) -> j
     if part.shape != expected:
         raise ValueError(f"the part has shape {part.shape}: expected {expected}, the rows {block} of {shape}")
 
-    def shard(index: Block) -> np.ndarray:
+    def shard(index: Block | None) -> np.ndarray:
         pairs = zip(_bounds(index, shape), block, strict=True)
         return part[tuple(slice(first - one.start, last - one.start) for (first, last), one in pairs)]
 
@@ -191,7 +193,7 @@ def _settle(act: Callable[[], Any], deciding: Any) -> list[Any]:
         except Exception as error:
             mine = None, error
     outcomes = exchange(mine)
-    for _, error in outcomes:
-        if error is not None:
-            raise error
+    for _, failure in outcomes:
+        if failure is not None:
+            raise failure
     return [value for value, _ in outcomes]

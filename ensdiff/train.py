@@ -29,7 +29,7 @@ from ensdiff.ensemble import Ensemble, init_params, make_mesh, pace, to_model
 from ensdiff.images import grid, to_png
 from ensdiff.sample import sample
 from ensdiff.schedule import Schedule, add_noise
-from ensdiff.typing import Array, Params
+from ensdiff.typing import Array, ArrayLike, Params
 from ensdiff.unet import UNet, UNetConfig
 
 
@@ -93,8 +93,8 @@ class TrainState(NamedTuple):
 class Batch(NamedTuple):
     """One step's images and the mask that repeats, from the code alone, which of them may teach their member."""
 
-    images_KBHWC: UInt8[np.ndarray, "K B H W C"]
-    mask_KB: Float[np.ndarray, "K B"]
+    images_KBHWC: UInt8[ArrayLike, "K B H W C"]
+    mask_KB: Float[ArrayLike, "K B"]
 
 
 class StepMetrics(NamedTuple):
@@ -180,7 +180,7 @@ def make_train_step(
     mesh: Mesh,
     value_range: tuple[float, float] = (-1.0, 1.0),
     update: Callable = update_members,
-) -> Callable[[TrainState, Batch, Array], tuple[TrainState, StepMetrics]]:
+) -> Callable[[TrainState, Batch, Array | np.integer], tuple[TrainState, StepMetrics]]:
     """The compiled step of the whole ensemble: ``(state, batch, step) -> (state, metrics)``; the state is donated.
 
     Each device works on its own members (and on its share of their batches, where there is a data axis: then the
@@ -283,7 +283,9 @@ def train(
 
     def batch_at(step: int) -> Batch:
         parts = make_batch(data, splits, config, step, *mine)
-        return Batch(*(hosts.assemble(part, mesh, spec_KB, shape_KB + part.shape[2:]) for part in parts))
+        return Batch(
+            *(hosts.assemble(part, mesh, spec_KB, shape_KB + part.shape[2:]) for part in map(np.asarray, parts))
+        )
 
     def ensemble(state: TrainState) -> Ensemble:
         return Ensemble(state.params if state.ema is None else state.ema, code, model, schedule, data.shape)

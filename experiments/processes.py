@@ -111,8 +111,8 @@ def _give_up(explicit: dict[str, Any], seconds: float) -> NoReturn:
         except OSError as error:
             why = f"nothing answers at the coordinator {where} ({error.strerror or error}): is process 0 running there?"
     print(
-        f"error: gave up after {seconds:g} s: {why} (each needs the same --coordinator and --num_processes, and its own "
-        "--process_id; --start_timeout=SECONDS waits longer)",
+        f"error: gave up after {seconds:g} s: {why} (each needs the same --coordinator and --num_processes, and its "
+        "own --process_id; --start_timeout=SECONDS waits longer)",
         file=sys.stderr,
         flush=True,
     )
