@@ -50,7 +50,7 @@ def place(tree: Any, mesh: Mesh, spec: P) -> Any:
 def _place(leaf: Any, sharding: NamedSharding) -> jax.Array:
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
         if leaf.sharding.device_set == sharding.device_set:
-            return jax.device_put(leaf, sharding)
+            return _reshard(leaf, sharding)
         held = _shards_of_processes(leaf.sharding, leaf.shape)
         needed = _shards_of_processes(sharding, leaf.shape)
         if all(needed[process] <= held.get(process, set()) for process in needed):
@@ -60,6 +60,12 @@ def _place(leaf: Any, sharding: NamedSharding) -> jax.Array:
     elif not jax.dtypes.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key):
         leaf = np.asarray(leaf)
     return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index], dtype=leaf.dtype)
+
+
+def _reshard(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
+    """Split an array otherwise over the same devices; a collective, so on CPUs one at a time (see `ensemble.pace`)."""
+    leaf = jax.device_put(leaf, sharding)
+    return leaf.block_until_ready() if sharding.mesh.devices.flat[0].platform == "cpu" else leaf
 
 
 def _bounds(index: Block | None, shape: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
@@ -76,14 +82,14 @@ def _shards_of_processes(sharding: Sharding, shape: tuple[int, ...]) -> dict[int
 
 
 def local(tree: Any) -> Any:
-    """Global arrays whole on a device of every process; other leaves as they are. Does not wait for the result."""
+    """Global arrays whole on a device of every process; other leaves as they are. Accelerators are not waited for."""
 
     def gather(leaf: Any) -> Any:
         if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
             return leaf
         if not leaf.is_fully_replicated:
             assert isinstance(leaf.sharding, NamedSharding)
-            leaf = jax.device_put(leaf, NamedSharding(leaf.sharding.mesh, P()))
+            leaf = _reshard(leaf, NamedSharding(leaf.sharding.mesh, P()))
         return leaf.addressable_data(0)
 
     return jax.tree.map(gather, tree)

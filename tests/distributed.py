@@ -1,6 +1,7 @@
 """Runs of several JAX processes on this machine, and what one of them does when this file is run as a program."""
 
 import contextlib
+import faulthandler
 import os
 import pathlib
 import pickle
@@ -81,11 +82,12 @@ def everything(run_dir, steps, resume=False, train_only=False):
 
     import ensdiff
     from ensdiff import hosts
-    from tests.helpers import CODE, SHORT, blobs
+    from tests.helpers import SHORT, blobs
     from tests.test_train import CONFIG, MODEL
 
+    code = ensdiff.Code.balanced(members=4, units=3, seed=0)
     trained = ensdiff.train(
-        ensdiff.data.arrays(blobs()), CODE, MODEL, CONFIG, schedule=SHORT, run_dir=run_dir, steps=steps, resume=resume,
+        ensdiff.data.arrays(blobs(3)), code, MODEL, CONFIG, schedule=SHORT, run_dir=run_dir, steps=steps, resume=resume,
         sample_every=2,
     )  # fmt: skip
     found = {"params": hosts.fetch(trained.params)}
@@ -95,10 +97,10 @@ def everything(run_dir, steps, resume=False, train_only=False):
     found["loaded"] = hosts.fetch(params.params)
     samples = ensdiff.sample(params, 0, 3, steps=4)
     found["samples"] = np.asarray(samples.images)
-    found["counterfactuals"] = ensdiff.counterfactuals(params, samples, [0, (1, 2)])
+    found["counterfactuals"] = ensdiff.counterfactuals(params, samples, [0, 1])
     found["jacobian"] = ensdiff.jacobian(params, samples)
     for method in ("exact", "differential", "screen"):
-        att = ensdiff.attribute(params, samples, method, top=3, verify=4, null=3, features=halves)
+        att = ensdiff.attribute(params, samples, method, top=2, verify=2, null=3, features=halves)
         found[method] = {name: getattr(att, name) for name in ("units", "influence", "p_value", "null_BL")}
     return found
 
@@ -184,6 +186,7 @@ def primitives():
 def main(request):
     import jax
 
+    faulthandler.dump_traceback_later(LIMIT - 20)  # where it hangs, for the log that the test shows
     task, options, port, processes, i = pickle.loads(request.read_bytes())
     cache = ROOT / ".jax_cache"
     jax.config.update("jax_compilation_cache_dir", str(cache))
