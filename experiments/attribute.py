@@ -53,12 +53,15 @@ def main() -> None:
         "influence": np.asarray(att.influence, float).tolist(),
         "p_value": None if att.p_value is None else att.p_value.tolist(),
     }
-    (out / f"{stem}.json").write_text(json.dumps(values, indent=1) + "\n")
+    if common.is_writer():
+        (out / f"{stem}.json").write_text(json.dumps(values, indent=1) + "\n")
     print(f"wrote {out / (stem + '.json')}")
     if data is None:
         print("no report: the run does not say what it was trained on; give --data=... for one")
         return
     sections = attribution_sections(params, data, samples, att, progress=True)
+    if not common.is_writer():
+        return
     title = f"What {len(samples)} samples of {data.name} depend on"
     page = write_page(out / f"{stem}.html", Page(title, HOW_TO_READ, common.facts(params, data), samples=sections))
     print(f"report: {page}")

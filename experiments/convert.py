@@ -39,7 +39,13 @@ FORMAT = flags.DEFINE_enum("format", "safetensors", ["safetensors", "bin"], "Of 
 
 def main(command: str) -> None:
     """Convert, and say where the result is."""
+    import jax
+
     target = _target()
+    if jax.process_count() > 1 and not (command == "ctf" and flags.FLAGS.run):
+        raise ValueError(
+            "of the conversions only ctf --run=... can be shared by several processes; run this one in one"
+        )
     if bool(SOURCE.value) == bool(flags.FLAGS.run):
         raise ValueError("give --from=... to read other files, or --run=... to convert a run directory")
     if flags.FLAGS.run:
