@@ -42,7 +42,7 @@ from experiments import common
 GIB = 2**30
 CHIPS = {"v4": (32, "v4-8"), "v5e": (16, "v5litepod-8"), "v5p": (95, "v5p-8"), "v6e": (32, "v6e-8")}
 """GiB of memory of a chip, and what libtpu calls a host of them."""
-AUTO = {"tpu": "matmul", "cuda": "matmul"}
+AUTO = {"tpu": "loop", "cuda": "loop"}
 """What ``conv="auto"`` becomes here: the host that compiles is not the machine that will run."""
 
 
