@@ -122,6 +122,12 @@ def unit_ids(text: str) -> list[int]:
         raise ValueError(f"units {text!r}: expected ids joined by commas, such as 3 or 5,8") from None
 
 
+def unit_sets(text: str) -> list[Any]:
+    """Units joined by commas; ids joined by + are one set. A list of ids where no entry is a set."""
+    entries = [unit_ids(part.replace("+", ",")) for part in text.split(",")]
+    return [entry[0] for entry in entries] if all(len(entry) == 1 for entry in entries) else entries
+
+
 def facts(params: Any, data: Any) -> list[tuple[str, str]]:
     """What a report says about an ensemble."""
     shares = params.code.shares()

@@ -10,7 +10,14 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llv
 from jaxtyping import install_import_hook
 
 # modules that compute with arrays; in the others a type check would come before the error that a user sees
-HOOKED = ["ensemble", "attribution.differential", "attribution.exact", "images", "report.figures"]
+HOOKED = [
+    "ensemble",
+    "attribution.differential",
+    "attribution.exact",
+    "attribution.score",
+    "images",
+    "report.figures",
+]
 with install_import_hook([f"ensdiff.{name}" for name in HOOKED], "beartype.beartype"):
     import ensdiff  # noqa: F401
 

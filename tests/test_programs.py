@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+import ensdiff
 from tests.helpers import ROOT, command, environment
 
 TINY = [
@@ -51,10 +52,59 @@ def test_attribute(run, trained):
     done = run("attribute", f"--run={trained}", "--n=2", "--steps=3", "--top=3", "--verify=4", "--null=5")
     assert done.returncode == 0, done.stderr
     values = json.loads((trained / "attribution" / "screen_seed0.json").read_text())
+    assert len(values["verdict"]) == 2
+    assert (trained / "attribution" / "screen_seed0.png").read_bytes().startswith(b"\x89PNG")
     assert len(values["units"]) == 2
     assert len(values["units"][0]) == len(values["p_value"][0]) == 3
     page = re.search(r"report: (\S+)", done.stdout).group(1)
     assert "<!doctype html>" in pathlib.Path(page).read_text()
+
+
+def test_attribute_images_from_outside(run, trained, tmp_path):
+    """One picture of another size is enough; sets of units are scored too."""
+    from PIL import Image
+
+    Image.new("RGB", (20, 14), (200, 30, 90)).save(tmp_path / "red.png")
+    done = run(
+        "attribute", f"--run={trained}", f"--images={tmp_path}", f"--out={tmp_path / 'out'}", "--draws=8",
+        "--units=3,4+5,6+7+8", "--null=20",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "0 = red.png" in done.stdout
+    att = ensdiff.Attribution.load(tmp_path / "out" / "loss_images")
+    assert sorted(att.units[0]) == [0, 1, 2]
+    assert att.sets == ((3,), (4, 5), (6, 7, 8))
+    assert att.method == att.distance == "loss"
+    assert (tmp_path / "out" / "loss_images.png").exists()
+
+
+def test_score(run):
+    done = run("score", "--units=100000", "--members=20", "--samples=2")
+    assert done.returncode == 0, done.stderr
+    match = re.search(r"100,000 units, 2 samples: ([0-9.]+) s, peak memory ([0-9.]+) GiB", done.stdout)
+    assert 0 < float(match.group(1)) < 600
+    assert 0 < float(match.group(2)) < 16
+    assert float(re.search(r"within (\S+) of float64", done.stdout).group(1)) < 1e-5
+
+
+def test_design(run, tmp_path):
+    done = run("design", "--members=8,16", "--weights=4,8", "--removals=1,2", f"--out={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    rows = [line.split() for line in done.stdout.splitlines()[2:-1]]
+    assert [(row[0], row[1]) for row in rows] == [("8", "4"), ("16", "4"), ("16", "8")]
+    assert rows[2][4:7] == ["8.0", "/", "8"]
+    assert "<svg" in (tmp_path / "capacity.svg").read_text()
+
+
+@pytest.mark.slow
+def test_attribute_compare(run, trained):
+    done = run("attribute", f"--run={trained}", "--n=1", "--steps=2", "--draws=8", "--compare")
+    assert done.returncode == 0, done.stderr
+    assert "1 samples, 1400 units, 2 sampling steps" in done.stdout
+    rows = {line.split()[0]: line for line in done.stdout.splitlines() if line.strip()}
+    assert "22,400" in rows["exact"]  # 1,400 units, 8 survivors, 2 steps
+    assert "544" in rows["differential"]  # 2 steps, 16 members and their 16 tangents
+    assert "1,344" in rows["screen"]
 
 
 @pytest.mark.slow
@@ -111,6 +161,9 @@ def test_kill_and_resume(tmp_path, run):
     ("sample", [], "no run given"),
     ("sample", ["--run=runs/none"], "runs/none does not exist"),
     ("sample", ["--run=x", "--sampler=euler"], "sampler"),
+    ("attribute", ["--run=x", "--method=shapley"], "method"),
+    ("score", ["--units=100", "--members=4"], "smallest number of members"),
+    ("design", ["--units=1000000", "--members=4"], "no such code has enough words"),
 ])  # fmt: skip
 def test_errors_are_one_line(run, program, args, message):
     done = run(program, *args)
@@ -126,7 +179,7 @@ def test_a_second_training_in_the_same_folder_is_refused(run, trained):
     assert "holds checkpoints already" in done.stderr
 
 
-@pytest.mark.parametrize("program", ["train", "sample", "attribute", "quickstart"])
+@pytest.mark.parametrize("program", ["train", "sample", "attribute", "score", "design", "quickstart"])
 def test_help_has_an_example(run, program):
     done = run(program, "--help")
     assert f"python -m experiments.{program}" in done.stdout + done.stderr
