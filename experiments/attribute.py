@@ -6,6 +6,8 @@ Examples:
   python -m experiments.attribute --run=runs/digits --method=differential --null=all
   python -m experiments.attribute --run=runs/digits --images=my_pictures --null=all     # by loss
   python -m experiments.attribute --run=runs/digits --n=16 --compare                    # all methods against exact
+  python -m experiments.attribute --run=runs/digits --values=shapley --units=1,2,3+4 --skip_empty
+  python -m experiments.attribute --run=runs/digits --contrast --draws=32               # memorization, membership
 """
 
 import json
@@ -39,6 +41,16 @@ WEIGHTING = flags.DEFINE_enum("weighting", "simple", ["simple", "snr"], "Weights
 LEVELS = flags.DEFINE_enum("levels", "stratified", ["stratified", "antithetic", "uniform"], "How levels are drawn.")
 FIRST = flags.DEFINE_integer("first_level", 0, "The smallest noise level of 'loss'.")
 LAST = flags.DEFINE_integer("last_level", None, "The largest noise level of 'loss'; by default all.")
+VALUES = flags.DEFINE_enum(
+    "values",
+    None,
+    ["shapley", "banzhaf"],
+    "Values of the --units (or --groups) as players of a game, and stop; from the loss with --method=loss or --images, "
+    "else from the Gram matrix.",
+)
+REMOVED = flags.DEFINE_float("removed", 0.5, "Chance that another group is removed, for Banzhaf values.")
+SKIP = flags.DEFINE_bool("skip_empty", False, "Leave coalitions without survivors out of the values.")
+CONTRAST = flags.DEFINE_bool("contrast", False, "Memorization and membership of all units of the data, and stop.")
 COMPARE = flags.DEFINE_bool("compare", False, "Compare all methods with exact ablation of every unit, and stop.")
 
 
@@ -52,6 +64,9 @@ def main() -> None:
         compare(params)
         return
     data = common.training_data(params)
+    if CONTRAST.value:
+        contrast(params, data)
+        return
     names = None
     samples: Any
     if IMAGES.value:
@@ -60,6 +75,9 @@ def main() -> None:
     else:
         samples, method = common.draw_samples(params), METHOD.value
     code = params.code.group_code() if GROUPS.value else params.code
+    if VALUES.value:
+        values(params, samples, method, code, VALUES.value)
+        return
     att = ensdiff.attribute(
         params,
         samples,
@@ -112,6 +130,55 @@ def compare(params: Any) -> None:
     )
     print(f"{len(samples)} samples, {params.code.units} units, {samples.config.steps} sampling steps")
     print(comparison_table(results))
+
+
+def contrast(params: Any, data: Any) -> None:
+    """Memorization (Feldman-Zhang) and membership (likelihood ratio) of every unit."""
+    import ensdiff
+
+    if data is None:
+        raise ValueError("--contrast needs the training data, which the run does not name: give --data=...")
+    result = ensdiff.contrast(params, data, flags.FLAGS.seed, loss_config(), progress=True)
+    print(f"membership: AUC {result.auc:.4f} over all pairs of a unit and a member (1/2 is guessing)")
+    order = np.argsort(-np.nan_to_num(result.memorization_N, nan=-np.inf))[: TOP.value]
+    print("most memorized units: excess loss of members that did not see it, and mean log likelihood ratio in - out")
+    for i in order:
+        print(
+            f"  {data.unit_names[int(i)]}: {result.memorization_N[i]:.3f} +- {result.memorization_error_N[i]:.3f}, "
+            f"{result.separation_N[i]:.2f} +- {result.separation_error_N[i]:.2f}"
+        )
+    path = common.output_folder("attribution") / f"contrast_seed{flags.FLAGS.seed}.npz"
+    np.savez_compressed(path, **result._asdict())
+    print(f"wrote {path}")
+
+
+def values(params: Any, samples: Any, method: str, code: Any, kind: Any) -> None:
+    """Shapley or Banzhaf values of groups of units."""
+    import ensdiff
+
+    if not UNITS.value and not GROUPS.value:
+        raise ValueError("--values needs players: give --units=1+2,3+4,... or --groups")
+    seed, weights = flags.FLAGS.seed, None
+    estimate: Any
+    if method == "loss":
+        images = samples if IMAGES.value else samples.images
+        estimate = ensdiff.loss_matrix(params, images, seed, loss_config(), progress=True)
+    else:
+        estimate, weights = ensdiff.gram(params, samples, progress=True), np.asarray(samples.weights_K)
+    groups = common.unit_sets(UNITS.value) if UNITS.value else None
+    result = ensdiff.group_values(
+        estimate, code, groups, kind=kind, removed=REMOVED.value, weights_K=weights, seed=seed,
+        on_empty="skip" if SKIP.value else "baseline",
+    )  # fmt: skip
+    labels = UNITS.value.split(",") if UNITS.value else [f"group {g}" for g in range(code.units)]
+    print(f"{result.kind} values ({'all' if result.exact else 'sampled'} coalitions), positive = depends on the group")
+    for b, (row, errors) in enumerate(zip(result.value_BG, result.standard_error_BG, strict=True)):
+        cells = [f"{labels[g]}: {row[g]:.4g} +- {errors[g]:.2g}" for g in np.argsort(-row)]
+        print(f"  sample {b}: " + ", ".join(cells))
+    path = common.output_folder("attribution") / f"{result.kind}_{method}_seed{seed}.json"
+    values = {"labels": labels, "value": result.value_BG.tolist(), "standard_error": result.standard_error_BG.tolist()}
+    path.write_text(json.dumps(values, indent=1) + "\n")
+    print(f"wrote {path}")
 
 
 def outside_images(params: Any, folder: str) -> tuple[np.ndarray, list[str]]:

@@ -288,12 +288,25 @@ def settings(config: ConfigDict, data: Any) -> tuple[Any, Any, Any]:
     return model, schedule, build(ensdiff.TrainConfig, "train", section(config, "train"))
 
 
+def build_code(values: dict[str, Any], data: Any) -> Any:
+    """The code of a config's ``code`` section; with ``groups=label``, hierarchical: items inside their classes."""
+    import ensdiff
+
+    if "groups" not in values:
+        return build(ensdiff.Code.balanced, "code", {**values, "units": data.units})
+    if values["groups"] != "label":
+        raise ValueError(f"config.code.groups={values['groups']!r}: expected 'label', the class of each item")
+    if data.labels is None or data.units != data.items:
+        raise ValueError("config.code.groups='label': the data need a label an item, and units that are items")
+    return build(ensdiff.Code.hierarchical, "code", {**values, "groups": data.labels})
+
+
 def train_from_config(config: ConfigDict) -> Any:
     """Train as a config says, and keep the config beside the run. Returns the Ensemble."""
     import ensdiff
 
     data = load_data(section(config, "data"))
-    code = build(ensdiff.Code.balanced, "code", {**section(config, "code"), "units": data.units})
+    code = build_code(section(config, "code"), data)
     model, schedule, train_config = settings(config, data)
     shares = code.shares()
     print(f"{data}\n{code}: members see {shares.min()} to {shares.max()} units", flush=True)

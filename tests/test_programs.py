@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 
+import numpy as np
 import pytest
 
 import ensdiff
@@ -60,6 +61,25 @@ def test_attribute(run, trained):
     assert "<!doctype html>" in pathlib.Path(page).read_text()
 
 
+@pytest.mark.slow
+def test_groups_of_a_hierarchical_code(run, tmp_path):
+    """Train with items inside classes, then attribute to classes and to items."""
+    folder = tmp_path / "hierarchy"
+    done = run(
+        "train", "--config=experiments/configs/digits.py", f"--config.run_dir={folder}", "--config.train.steps=1",
+        "--config.code.groups=label", "--config.code.group_weight=12", "--config.code.weight=6", *TINY,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for extra, candidates in ((["--groups"], 10), ([], 1400)):
+        done = run(
+            "attribute", f"--run={folder}", "--n=1", "--steps=2", "--method=loss", "--draws=8", "--null=50", *extra
+        )
+        assert done.returncode == 0, done.stderr
+        att = ensdiff.Attribution.load(folder / "attribution" / "loss_seed0")
+        assert att.settings["candidates"] == candidates
+        assert att.settings["null_of_a_kind"] == 50
+
+
 def test_attribute_images_from_outside(run, trained, tmp_path):
     """One picture of another size is enough; sets of units are scored too."""
     from PIL import Image
@@ -76,6 +96,22 @@ def test_attribute_images_from_outside(run, trained, tmp_path):
     assert att.sets == ((3,), (4, 5), (6, 7, 8))
     assert att.method == att.distance == "loss"
     assert (tmp_path / "out" / "loss_images.png").exists()
+
+
+@pytest.mark.slow
+def test_attribute_contrast_and_values(run, trained, tmp_path):
+    done = run("attribute", f"--run={trained}", "--contrast", "--draws=4", f"--out={tmp_path}", "--top=3")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"AUC 0\.\d+", done.stdout)
+    assert np.load(tmp_path / "contrast_seed0.npz")["membership_NK"].shape == (1400, 16)
+    done = run(
+        "attribute", f"--run={trained}", "--n=1", "--steps=2", "--method=loss", "--draws=8", "--values=shapley",
+        "--units=1,2,3+4", f"--out={tmp_path}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    values = json.loads((tmp_path / "shapley_loss_seed0.json").read_text())
+    assert values["labels"] == ["1", "2", "3+4"]
+    assert np.shape(values["value"]) == (1, 3)
 
 
 def test_score(run):
@@ -162,6 +198,7 @@ def test_kill_and_resume(tmp_path, run):
     ("sample", ["--run=runs/none"], "runs/none does not exist"),
     ("sample", ["--run=x", "--sampler=euler"], "sampler"),
     ("attribute", ["--run=x", "--method=shapley"], "method"),
+    ("attribute", ["--run=runs/none", "--values=owen"], "values"),
     ("score", ["--units=100", "--members=4"], "smallest number of members"),
     ("design", ["--units=1000000", "--members=4"], "no such code has enough words"),
 ])  # fmt: skip

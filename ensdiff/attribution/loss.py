@@ -205,13 +205,14 @@ def loss_matrix(
 
     most = config.max_draws if config.target_error is not None else config.draws
     blocks: list[tuple[np.ndarray, np.ndarray]] = []
-    probe_MK = (params.code if code is None else code).ablate(np.arange(min(PROBES, params.code.units)))
+    code = params.code if code is None else code
+    probe_MK = None if config.target_error is None else code.ablate(np.arange(min(PROBES, code.units)))
     factual_K = np.full((K,), 1.0 / K)
     with tqdm(total=-(-most // config.block), desc="loss", unit="block", disable=not progress) as bar:
         while len(blocks) * config.block < most:
             blocks.append(one_block(len(blocks)))
             bar.update()
-            if config.target_error is not None and len(blocks) > 1:
+            if probe_MK is not None and len(blocks) > 1:
                 error_BM = _gather(blocks, config).score_error(probe_MK, factual_K)
                 if np.sqrt(np.square(error_BM).mean(1)).max() <= config.target_error:
                     break
