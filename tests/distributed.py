@@ -15,10 +15,13 @@ LIMIT = 240
 """Seconds that a run may take."""
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def free_port(candidates=(0,)):
+    """A port that nobody listens on: the system's choice, or the first of some that is free."""
+    for port in candidates:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return probe.getsockname()[1]
+    raise AssertionError("no free port")
 
 
 class Run:
