@@ -134,13 +134,14 @@ def odd(batch, n):
     }
 
 
-def primitives():
+def primitives(apart):
     """What each process sees of placed arrays, and how errors of one reach the others."""
     import jax
     import numpy as np
     from jax.sharding import PartitionSpec as P
 
     from ensdiff import hosts
+    from ensdiff.checkpoint import RunDirectory
     from ensdiff.ensemble import make_mesh
 
     me = jax.process_index()
@@ -172,10 +173,13 @@ def primitives():
             raise FileExistsError(f"process {me} says no")
         return me
 
+    (apart / str(me)).mkdir()
+    os.chdir(apart / str(me))  # so that "run" is another folder in each process
     for name, attempt in {
         "decide": lambda: hosts.decide(lambda: fail(0)),
         "together": lambda: hosts.together(lambda: fail(1)),
         "barrier": lambda: hosts.barrier(f"place {me}"),
+        "unshared": lambda: RunDirectory.open("run", keep=1, resume=False),
     }.items():
         try:
             attempt()
