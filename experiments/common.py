@@ -200,7 +200,7 @@ def run(main: Callable[..., None], description: str, commands: Sequence[str] = (
         except (ValueError, OSError, RuntimeError, ImportError) as error:
             if flags.FLAGS.debug:
                 traceback.print_exc()
-            _fail(1, str(error), "")
+            _fail(1, str(error), processes.hint(error))
         except BaseException:
             traceback.print_exc()
             processes.abandon(1)

@@ -150,6 +150,14 @@ def end() -> None:
         jax.distributed.shutdown()
 
 
+def hint(error: Exception) -> str:
+    """What to say of an error that the death of another process may have caused; nothing for others."""
+    import jax
+
+    lost = jax.distributed.is_initialized() and isinstance(error, jax.errors.JaxRuntimeError)
+    return "another process may have ended: the log that had an error first says why" if lost else ""
+
+
 def abandon(code: int) -> None:
     """After an error: end at once, without the wait for the others that an ordinary exit holds.
 

@@ -15,10 +15,13 @@ LIMIT = 240
 """Seconds that a run may take."""
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def free_port(candidates=(0,)):
+    """A port that nobody listens on: the system's choice, or the first of some that is free."""
+    for port in candidates:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return probe.getsockname()[1]
+    raise AssertionError("no free port")
 
 
 class Run:
@@ -131,13 +134,14 @@ def odd(batch, n):
     }
 
 
-def primitives():
+def primitives(apart):
     """What each process sees of placed arrays, and how errors of one reach the others."""
     import jax
     import numpy as np
     from jax.sharding import PartitionSpec as P
 
     from ensdiff import hosts
+    from ensdiff.checkpoint import RunDirectory
     from ensdiff.ensemble import make_mesh
 
     me = jax.process_index()
@@ -169,10 +173,13 @@ def primitives():
             raise FileExistsError(f"process {me} says no")
         return me
 
+    (apart / str(me)).mkdir()
+    os.chdir(apart / str(me))  # so that "run" is another folder in each process
     for name, attempt in {
         "decide": lambda: hosts.decide(lambda: fail(0)),
         "together": lambda: hosts.together(lambda: fail(1)),
         "barrier": lambda: hosts.barrier(f"place {me}"),
+        "unshared": lambda: RunDirectory.open("run", keep=1, resume=False),
     }.items():
         try:
             attempt()
