@@ -81,6 +81,8 @@ def start() -> None:
     timer = threading.Timer(seconds, _give_up, (explicit, seconds))
     timer.daemon = True
     timer.start()
+    # that service catches SIGTERM and leaves the rest to the program: kill, scancel and kubectl delete would do nothing
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
             **explicit,

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import signal
 import sys
 
 import jax
@@ -222,17 +223,18 @@ def test_an_error_of_one_ends_the_other(tmp_path, tiny, wrong):
     assert "another process may have ended" in run.text(1 - wrong) or "another task died" in run.text(1 - wrong)
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_the_death_of_one_ends_the_other(tmp_path, victim):
-    """kill -9 in the middle of training; the other ends with an error, well before the test's time is up."""
+@pytest.mark.parametrize(("victim", "how"), [(0, signal.SIGKILL), (1, signal.SIGTERM)])
+def test_the_death_of_one_ends_the_other(tmp_path, victim, how):
+    """Killed in the middle of training; the other ends with an error, well before the test's time is up."""
     run = Run(tmp_path, programs("train", *train_arguments(tmp_path / "run", 10**6), "--config.train.log_every=1"))
     try:
         metrics = tmp_path / "run" / "metrics.jsonl"
         wait_for(lambda: metrics.exists() and metrics.stat().st_size, run)
-        run.processes[victim].kill()
+        run.processes[victim].send_signal(how)
         codes = run.wait(120)
     finally:
         run.end()
+    assert codes[victim] == -how
     assert codes[1 - victim] not in (0, None), str(run)
     assert "another process may have ended" in run.text(1 - victim) or "another task died" in run.text(1 - victim)
 
