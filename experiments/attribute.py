@@ -96,20 +96,25 @@ def main() -> None:
     print(att)
     out = common.output_folder("attribution")
     stem = f"{method}_images" if IMAGES.value else f"{method}_seed{flags.FLAGS.seed}"
-    att.save(out / stem)
+    writes = common.is_writer()
+    if writes:
+        att.save(out / stem)
     print(f"wrote {out / stem}.json and .npz")
-    if names is not None:
+    if names is not None and writes:
         (out / f"{stem}_names.json").write_text(json.dumps(names, indent=1) + "\n")
     if data is None or GROUPS.value:
         print("no report: it shows units of the training data; give --data=... and no --groups for one")
         return
     pictures = samples if IMAGES.value else np.asarray(samples.images)
     figure = out / f"{stem}.png"
-    att.plot(pictures, data).savefig(figure, dpi=120)
+    if writes:
+        att.plot(pictures, data).savefig(figure, dpi=120)
     print(f"figure: {figure}")
     if method == "loss" or att.sets is not None:
         return  # the report shows the counterfactuals of samples without single units
     sections = attribution_sections(params, data, samples, att, progress=True)
+    if not writes:
+        return
     title = f"What {len(samples)} samples of {data.name} depend on"
     page = write_page(out / f"{stem}.html", Page(title, HOW_TO_READ, common.facts(params, data), samples=sections))
     print(f"report: {page}")

@@ -4,12 +4,16 @@ import json
 import os
 import pathlib
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
+from experiments import processes
+
+flags.adopt_module_key_flags(processes)
 flags.DEFINE_bool("debug", False, "Show the whole traceback of an error.")
 flags.DEFINE_string(
     "cache",
@@ -96,10 +100,18 @@ def training_data(params: Any) -> Any:
 
 
 def output_folder(name: str) -> pathlib.Path:
-    """--out, or a folder in the run directory; made."""
+    """--out, or a folder in the run directory; made by process 0, which alone writes into it."""
     out = pathlib.Path(flags.FLAGS.out) if flags.FLAGS.out else run_folder() / name
-    out.mkdir(parents=True, exist_ok=True)
+    if is_writer():
+        out.mkdir(parents=True, exist_ok=True)
     return out
+
+
+def is_writer() -> bool:
+    """Whether this process writes the files: of several, process 0."""
+    from ensdiff import hosts
+
+    return hosts.is_writer()
 
 
 def unit_ids(text: str) -> list[int]:
@@ -130,14 +142,14 @@ def facts(params: Any, data: Any) -> list[tuple[str, str]]:
 def start_jax() -> None:
     """Use every CPU core as a device (unless told otherwise by JAX_NUM_CPU_DEVICES) and cache compilations.
 
-    Must run before any other JAX operation.
+    Of several processes each takes its share of the cores, and meets the others. Must run before any other JAX
+    operation.
     """
     import jax
 
     logging.set_verbosity(logging.WARNING)  # Orbax tells much
     if "JAX_NUM_CPU_DEVICES" not in os.environ and "xla_force_host" not in os.environ.get("XLA_FLAGS", ""):
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        jax.config.update("jax_num_cpu_devices", cores)
+        jax.config.update("jax_num_cpu_devices", processes.cpu_devices())
     cache = flags.FLAGS.cache or os.environ.get("JAX_COMPILATION_CACHE_DIR")
     if cache is None:
         base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
@@ -145,6 +157,8 @@ def start_jax() -> None:
     if cache != "off":
         jax.config.update("jax_compilation_cache_dir", cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    if processes.wanted():
+        processes.start()
 
 
 def run(main: Callable[..., None], description: str, commands: Sequence[str] = ()) -> None:
@@ -180,12 +194,17 @@ def run(main: Callable[..., None], description: str, commands: Sequence[str] = (
         try:
             start_jax()
             main(*rest[1:])
+            processes.end()
         except KeyboardInterrupt:
             _fail(130, "interrupted", "")
         except (ValueError, OSError, RuntimeError, ImportError) as error:
             if flags.FLAGS.debug:
-                raise
-            _fail(1, str(error), "")
+                traceback.print_exc()
+            _fail(1, str(error), processes.hint(error))
+        except BaseException:
+            traceback.print_exc()
+            processes.abandon(1)
+            raise
 
     app.run(guarded, flags_parser=parse)
 
@@ -193,6 +212,7 @@ def run(main: Callable[..., None], description: str, commands: Sequence[str] = (
 def _fail(code: int, message: str, hint: str) -> None:
     message = " ".join(message.split())
     print(f"error: {message}" + (f" ({hint})" if hint else ""), file=sys.stderr)
+    processes.abandon(code)
     raise SystemExit(code)
 
 
@@ -293,7 +313,8 @@ def train_from_config(config: ConfigDict) -> Any:
     run_dir = pathlib.Path(config.run_dir)
 
     def keep_config() -> None:
-        (run_dir / "config.json").write_text(config.to_json(indent=1) + "\n")
+        if is_writer():
+            (run_dir / "config.json").write_text(config.to_json(indent=1) + "\n")
 
     return ensdiff.train(
         data,

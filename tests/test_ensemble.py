@@ -67,15 +67,16 @@ def test_activation_bytes_grow_with_the_image():
     assert small > 8 * 8 * 4 * 4 * 10  # at least the convolutions' outputs
 
 
-@pytest.mark.parametrize("name", ["digits", "quickstart", "mnist5k", "fashion_mnist"])
+@pytest.mark.parametrize("name", ["digits", "quickstart", "mnist5k", "fashion_mnist", "cifar10_paper"])
 def test_configs_build(name):
     config = importlib.import_module(f"experiments.configs.{name}").get_config()
-    data = ensdiff.data.arrays(np.zeros((40, 28, 28), np.uint8))
+    shape = (32, 32, 3) if name == "cifar10_paper" else (28, 28, 1)
+    data = ensdiff.data.arrays(np.zeros((40, *shape), np.uint8))
     model, schedule, train = common.settings(config, data)
-    assert model.image_channels == 1
+    assert model.image_channels == shape[-1]
     assert schedule.timesteps == 1000
     assert train.steps > 100
     code = ensdiff.Code.balanced(**common.section(config, "code"), units=1000)
     assert code.members == config.code.members
-    size = 8 if "digits" in config.run_dir or "quickstart" in config.run_dir else 28
+    size = 8 if "digits" in config.run_dir or "quickstart" in config.run_dir else shape[0]
     model.check_image(size, size)

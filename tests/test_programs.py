@@ -1,45 +1,23 @@
 """The programs as a user types them, in a process of their own."""
 
 import json
-import os
 import pathlib
 import re
 import signal
 import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 
 import ensdiff
+from tests.helpers import ROOT, command, environment
 
-ROOT = pathlib.Path(__file__).parent.parent
 TINY = [
     "--config.model.channels=4", "--config.model.multipliers=(1,)", "--config.model.norm_groups=2",
     "--config.model.middle_attention=False", "--config.train.batch_size=2", "--config.train.log_every=1",
     "--config.train.sample_every=0", "--config.schedule.timesteps=20", "--config.train.decay=constant",
 ]  # fmt: skip
-
-
-def command(program, *args, cache):
-    return [sys.executable, "-m", f"experiments.{program}", f"--cache={cache}", *map(str, args)]
-
-
-def environment():
-    return {**os.environ, "JAX_NUM_CPU_DEVICES": "2", "PYTHONUNBUFFERED": "1"}
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    cache = ROOT / ".jax_cache"
-
-    def call(program, *args):
-        return subprocess.run(
-            command(program, *args, cache=cache), cwd=ROOT, env=environment(), capture_output=True, text=True
-        )
-
-    return call
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +165,7 @@ def test_kill_and_resume(tmp_path, run):
         "--config.train.checkpoint_every=5", *TINY,
     ]  # fmt: skip
     process = subprocess.Popen(
-        command("train", *args, cache=ROOT / ".jax_cache"), cwd=ROOT, env=environment(),
+        command("train", *args), cwd=ROOT, env=environment(),
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     checkpoint = folder / "checkpoints" / "10"

@@ -27,6 +27,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Float
 from tqdm import tqdm
 
+from ensdiff import hosts
 from ensdiff.attribution.loss import LossConfig, draw_noise, member_errors
 from ensdiff.codes import Code
 from ensdiff.data import Dataset
@@ -120,12 +121,12 @@ def unit_losses(
         weight_D = (weight_T[t_D] / (config.block * blocks)).astype(np.float32)
         draws.append([on_mesh(a, mesh, P()) for a in (t_D, number_D, weight_D)])
     loss_NK = np.zeros((data.units, K))
-    with tqdm(total=data.items, desc="losses", unit="image", disable=not progress) as bar:
+    with tqdm(total=data.items, desc="losses", unit="image", disable=not (progress and hosts.is_writer())) as bar:
         for start in range(0, data.items, size):
             items = np.arange(start, min(start + size, data.items))
             padded = np.minimum(np.arange(start, start + size), data.items - 1)
             x = on_mesh(np.asarray(data.images[padded]), mesh, P("data"))
-            total_KB = np.sum([np.asarray(step(stacked, x, noise_key, *draw)) for draw in draws], axis=0, dtype=float)
+            total_KB = np.sum([hosts.fetch(step(stacked, x, noise_key, *draw)) for draw in draws], axis=0, dtype=float)
             np.add.at(loss_NK, data.unit_of_item[items], total_KB[:, : len(items)].T)
             bar.update(len(items))
     return loss_NK / np.bincount(data.unit_of_item, minlength=data.units)[:, None]

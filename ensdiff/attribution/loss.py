@@ -22,6 +22,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Float, Int
 from tqdm import tqdm
 
+from ensdiff import hosts
 from ensdiff.codes import Code
 from ensdiff.denoise import memory_budget_default
 from ensdiff.ensemble import Ensemble, activation_bytes, apply_members, make_mesh, on_mesh, pace, to_model
@@ -199,7 +200,8 @@ def loss_matrix(
             for d in range(0, config.block, draws):
                 of_draw = (on_mesh(a[d : d + draws], mesh, P("data")) for a in (t_D, number_D, weight_D))
                 total = pace(step(stacked, *total, x, noise_key, *of_draw), mesh)
-            parts.append((np.asarray(total[0]).transpose(1, 0, 2), np.broadcast_to(total[1], (group,))))
+            loss_KBK, empty = hosts.fetch(total)
+            parts.append((loss_KBK.transpose(1, 0, 2), np.broadcast_to(empty, (group,))))
         loss_BKK, empty_B = (np.concatenate(part)[:B] for part in zip(*parts, strict=True))
         return (loss_BKK + loss_BKK.transpose(0, 2, 1)) / 2, empty_B
 
@@ -208,7 +210,9 @@ def loss_matrix(
     code = params.code if code is None else code
     probe_MK = None if config.target_error is None else code.ablate(np.arange(min(PROBES, code.units)))
     factual_K = np.full((K,), 1.0 / K)
-    with tqdm(total=-(-most // config.block), desc="loss", unit="block", disable=not progress) as bar:
+    with tqdm(
+        total=-(-most // config.block), desc="loss", unit="block", disable=not (progress and hosts.is_writer())
+    ) as bar:
         while len(blocks) * config.block < most:
             blocks.append(one_block(len(blocks)))
             bar.update()

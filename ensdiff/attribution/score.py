@@ -26,6 +26,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
+from ensdiff import hosts
 from ensdiff.attribution.words import MAX_MEMBERS, compilable, look, word_fn
 from ensdiff.codes import Code
 from ensdiff.ensemble import on_mesh
@@ -119,7 +120,9 @@ def stream(
             packed[: -(-K // 8), : stop - start] = np.packbits(rows, axis=1).T
             return (on_mesh(packed, mesh, P(None, "unit")),)
 
-        with tqdm(total=count, desc="score", unit="unit", unit_scale=True, disable=not progress) as bar:
+        with tqdm(
+            total=count, desc="score", unit="unit", unit_scale=True, disable=not (progress and hosts.is_writer())
+        ) as bar:
             waiting: tuple[int, Array] | None = None
             for start in range(0, count, size):
                 following = start, step(tables, *words(start))

@@ -1,0 +1,397 @@
+"""Compile the programs of a config for a TPU pod that is not there, and say what they need and hold.
+
+Examples:
+  python -m experiments.aot --topology=v5e:2x4 --config=experiments/configs/cifar10_paper.py
+  python -m experiments.aot --topology=v5e:16x16 --config=experiments/configs/cifar10_paper.py \
+      --config.code.members=256 --out=aot.json
+  python -m experiments.aot --topology=cuda:8 --config=experiments/configs/digits.py --image=8,8,1 --units=1400
+    (lowered for GPUs, not compiled; nothing but JAX is needed)
+
+Compiling for TPUs needs libtpu: pip install -e '.[aot]'. Figures are those of one chip. FLOPs are those of
+convolutions and matrix products: `analytic` from the architecture (ensdiff.flops), `lowered` counted in the program,
+`compiled` by the compiler, which leaves out products with padding and adds element-wise work.
+"""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import pathlib
+import re
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from ml_collections import config_flags
+
+from ensdiff import Code, Ensemble, Schedule, TrainConfig, UNetConfig, make_mesh
+from ensdiff.attribution import differential
+from ensdiff.denoise import Noise, _step_fn, chunk_size, gather_batches
+from ensdiff.ensemble import abstract_params
+from ensdiff.flops import jacobian_step_flops, landscape_step_flops, train_step_flops
+from ensdiff.lowering import Program, read_compiled, read_lowered
+from ensdiff.train import Batch, init_state, make_train_step
+from experiments import common
+
+GIB = 2**30
+CHIPS = {"v4": (32, "v4-8"), "v5e": (16, "v5litepod-8"), "v5p": (95, "v5p-8"), "v6e": (32, "v6e-8")}
+"""GiB of memory of a chip, and what libtpu calls a host of them."""
+AUTO = {"tpu": "loop", "cuda": "loop"}
+"""What ``conv="auto"`` becomes here: the host that compiles is not the machine that will run."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What is compiled: a model, its ensemble, and the devices.
+
+    Args:
+        model: the U-Net.
+        image_shape: (H, W, C).
+        members: K.
+        units: N.
+        schedule: the noise schedule.
+        train: the training settings; the batch size matters.
+        mesh: ('member', 'data'), of topology devices or abstract.
+        states: states that one landscape step holds; None is what fits in half of ``memory``.
+        samples: samples that one Jacobian step holds; None is one a data shard.
+        memory: bytes of a device.
+    """
+
+    model: UNetConfig
+    image_shape: tuple[int, int, int]
+    members: int
+    units: int
+    schedule: Schedule
+    train: TrainConfig
+    mesh: Mesh | AbstractMesh
+    states: int | None = None
+    samples: int | None = None
+    memory: int = 16 * GIB
+
+    @property
+    def local(self) -> int:
+        """Members of one device."""
+        return self.members // self.mesh.shape["member"]
+
+    def array(self, shape: tuple[int, ...], dtype: Any, spec: P | None = None) -> jax.ShapeDtypeStruct:
+        """An argument, not split unless ``spec`` says so."""
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(self.mesh, P() if spec is None else spec))
+
+    def stacked(self, tree: Any) -> Any:
+        """Shapes with a leading member axis, split over the members."""
+        return jax.tree.map(lambda leaf: self.array(leaf.shape, leaf.dtype, P("member")), tree)
+
+    def params(self) -> Any:
+        """The parameters of all members."""
+        return self.stacked(abstract_params(self.model, self.image_shape, self.members))
+
+    def noise(self, count: int) -> Noise:
+        """The noise of as many states, from a key."""
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        index: Any = self.array((count,), jnp.int32, P("data"))
+        return Noise(index, self.array(key.shape, key.dtype))  # type: ignore[arg-type]
+
+    def coefficients(self) -> tuple:
+        """Number, level and five coefficients of a sampling step."""
+        scalar = self.array((), jnp.float32)
+        return self.array((), jnp.int32), (self.array((), jnp.int32), *[scalar] * 5)
+
+
+class Step(NamedTuple):
+    """A program: the compiled function, the shapes of its arguments, and its FLOPs on one device."""
+
+    name: str
+    function: Any
+    arguments: tuple
+    flops: int
+    note: str
+
+
+def train_step(case: Case) -> Step:
+    """One training step of the whole ensemble."""
+    batch, mesh = case.train.batch_size, case.mesh
+    state = jax.eval_shape(lambda: init_state(case.model, case.image_shape, case.members, case.train))
+    place = P("member", "data")
+    images = Batch(
+        case.array((case.members, batch, *case.image_shape), jnp.uint8, place),  # type: ignore[arg-type]
+        case.array((case.members, batch), jnp.float32, place),  # type: ignore[arg-type]
+    )
+    function = make_train_step(case.model, case.schedule, case.train, mesh)
+    share = batch // mesh.shape["data"]
+    flops = train_step_flops(case.model, case.image_shape, case.local, share)
+    arguments = (case.stacked(state), images, case.array((), jnp.int32))
+    return Step("train", function, arguments, flops, f"{case.local} members of {share} images a chip")
+
+
+def landscape_step(case: Case) -> Step:
+    """One sampling step of states that each lack the members that saw some unit."""
+    code = Code.balanced(members=case.members, units=case.units)
+    shards, states = case.mesh.shape["data"], case.states
+    if states is None:
+        ensemble = Ensemble(None, code, case.model, case.schedule, case.image_shape)
+        survivors = int((code.ablate([0]) > 0).sum())
+        states = chunk_size(ensemble, case.mesh, survivors, case.memory // 2)  # type: ignore[arg-type]
+    states = -(-states // shards) * shards
+    weights_RK = code.ablate([r % case.units for r in range(states)])
+    places = gather_batches(weights_RK, shards).index_DKP.shape[-1]
+    function = _step_fn((case.model, case.image_shape), True, case.mesh)
+    lists, split = (shards, case.members, places), P("data", "member")
+    arguments = (
+        case.params(),
+        case.array((states, *case.image_shape), jnp.float32, P("data")),
+        case.noise(states),
+        case.array(lists, jnp.int32, split),
+        case.array(lists, jnp.float32, split),
+        *case.coefficients(),
+    )
+    flops = landscape_step_flops(case.model, case.image_shape, case.local * places)
+    return Step("landscape", function, arguments, flops, f"{states} states, {case.local} x {places} predictions a chip")
+
+
+def jacobian_step(case: Case) -> Step:
+    """One sampling step of samples and their K tangents."""
+    shards, K = case.mesh.shape["data"], case.members
+    samples = shards if case.samples is None else -(-case.samples // shards) * shards
+    function = differential._tangent_step(case.model, case.image_shape, True, case.mesh)
+    arguments = (
+        case.params(),
+        case.array((samples, *case.image_shape), jnp.float32, P("data")),
+        case.array((K, samples, *case.image_shape), jnp.float32, P(None, "data")),
+        case.noise(samples),
+        case.array((K,), jnp.float32, P("member")),
+        *case.coefficients(),
+    )
+    share = samples // shards
+    flops = jacobian_step_flops(case.model, case.image_shape, case.local, K, share)
+    return Step("jacobian", function, arguments, flops, f"{share} samples, {K} tangents, {case.local} members a chip")
+
+
+STEPS: dict[str, Callable[[Case], Step]] = {
+    "train": train_step,
+    "landscape": landscape_step,
+    "jacobian": jacobian_step,
+}
+
+
+def lower(step: Step, platform: str) -> jax.stages.Lowered:
+    """Lower a step for a platform: ``"tpu"``, ``"cuda"`` or ``"cpu"``."""
+    return step.function.trace(*step.arguments).lower(lowering_platforms=(platform,))
+
+
+def abstract_mesh(members: int, batch: int, devices: int) -> AbstractMesh:
+    """The mesh that `make_mesh` would make of so many devices, without devices."""
+    shape = make_mesh(members, batch, [None] * devices).shape if devices > 1 else {"member": 1, "data": 1}
+    return AbstractMesh(tuple(shape.values()), tuple(shape), axis_types=(AxisType.Auto,) * 2)
+
+
+def tpu_devices(chip: str, topology: str) -> list:
+    """The devices of a TPU topology such as ``"v5e:2x4"``.
+
+    Raises:
+        ImportError: libtpu is missing.
+    """
+    if importlib.util.find_spec("libtpu") is None:
+        raise ImportError("compiling for TPUs needs libtpu: pip install -e '.[aot]'")
+    from jax.experimental import topologies
+
+    settings = {
+        "TPU_SKIP_MDS_QUERY": "1",  # there is no metadata server to ask
+        "TPU_ACCELERATOR_TYPE": CHIPS[chip][1],
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no device is opened: a lock file of another process does not matter
+    }
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)
+    return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
+
+
+def inspect(step: Step, platform: str, members: int, capacity: int | None) -> dict[str, Any]:
+    """Lower and, given the capacity of a chip in bytes, compile a step; what is found, in bytes, FLOPs and seconds."""
+    start = time.perf_counter()
+    lowered = lower(step, platform)
+    program = read_lowered(lowered)
+    found: dict[str, Any] = {
+        "step": step.name,
+        "work": step.note,
+        "lower_seconds": time.perf_counter() - start,
+        "flops": {"analytic": step.flops, "lowered": program.flops},
+        "lowered": contents(program, members),
+    }
+    if capacity is None:
+        return found
+    start = time.perf_counter()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return {**found, "fits": False, "error": str(error).splitlines()[0]}
+    found["compile_seconds"] = time.perf_counter() - start
+    memory: Any = compiled.memory_analysis()
+    sizes = {
+        "arguments": memory.argument_size_in_bytes,
+        "outputs": memory.output_size_in_bytes,
+        "aliased": memory.alias_size_in_bytes,
+        "temporaries": memory.temp_size_in_bytes,
+        "code": memory.generated_code_size_in_bytes,
+    }
+    sizes["peak"] = sum(sizes.values()) - 2 * sizes["aliased"]
+    found["bytes"] = sizes
+    found["fits"] = sizes["peak"] <= capacity
+    found["flops"]["compiled"] = int((compiled.cost_analysis() or {}).get("flops", 0))
+    found["compiled"] = contents(read_compiled(compiled.as_text() or ""), members)
+    return found
+
+
+def contents(program: Program, members: int) -> dict[str, Any]:
+    """A program's contents for JSON."""
+    return {
+        "convolutions": program.convolutions,
+        "grouped": program.grouped(members),
+        "collectives": {c.kind: {"number": c.number, "bytes": c.bytes} for c in program.collectives},
+    }
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """The results for a terminal, one row a step."""
+    header = ["step", "compile s", "args", "out", "temp", "code", "peak GiB", "analytic", "lowered", "compiled TF"]
+    rows = [[*header, "grouped", "collectives"]]
+    for result in results:
+        sizes, flops = result.get("bytes", {}), result["flops"]
+        held = result.get("compiled", result["lowered"])
+        sent = ", ".join(
+            f"{value['number']} {kind} ({value['bytes'] / 2**20:.1f} MiB)"
+            for kind, value in held["collectives"].items()
+        )
+        cells = [f"{sizes[name] / GIB:.2f}" if sizes else "-"
+                 for name in ("arguments", "outputs", "temporaries", "code", "peak")]  # fmt: skip
+        if result.get("fits") is False:
+            cells[-1] = "too much" if not sizes else cells[-1] + " !"
+        counts = [f"{flops[name] / 1e12:.4g}" if name in flops else "-" for name in ("analytic", "lowered", "compiled")]
+        seconds = f"{result['compile_seconds']:.0f}" if "compile_seconds" in result else "-"
+        rows.append([result["step"], seconds, *cells, *counts, str(result["lowered"]["grouped"]), sent or "none"])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def _numbers(text: str, pattern: str, flag: str, example: str) -> tuple[int, ...]:
+    if not re.fullmatch(pattern, text):
+        raise ValueError(f"--{flag}={text}: expected something like {example}")
+    return tuple(int(n) for n in re.findall(r"\d+", text))
+
+
+def build_case(config: Any, devices: list | int, memory: int) -> Case:
+    """The case of a config and the flags; ``devices`` is a number where there are none to compile for."""
+    f = flags.FLAGS
+    known = common.section(config, "aot")
+    shape = _numbers(f.image, r"\d+,\d+,\d+", "image", "32,32,3") if f.image else known.get("image_shape")
+    units = f.units or known.get("units")
+    if shape is None or units is None:
+        raise ValueError("the config does not say how large the data are: give --image=H,W,C and --units=N")
+    platform = "cuda" if isinstance(devices, int) else "tpu"
+    values = {**common.section(config, "model"), "image_channels": shape[-1]}
+    if values.get("conv", "auto") == "auto":
+        values["conv"] = AUTO[platform]
+    model = common.build(UNetConfig, "model", values)
+    train = common.build(TrainConfig, "train", common.section(config, "train"))
+    members = config.code.members
+    count = devices if isinstance(devices, int) else len(devices)
+    axes = dict(abstract_mesh(members, train.batch_size, count).shape)
+    if f.mesh:
+        m, d = _numbers(f.mesh, r"\d+x\d+", "mesh", "4x2 (members x data)")
+        if m * d > count or members % m or train.batch_size % d:
+            raise ValueError(
+                f"--mesh={f.mesh}: expected at most {count} devices, a divisor of {members} members and a divisor of "
+                f"{train.batch_size} images"
+            )
+        axes = {"member": m, "data": d}
+    kinds = (AxisType.Auto, AxisType.Auto)
+    mesh: Any = AbstractMesh(tuple(axes.values()), tuple(axes), axis_types=kinds)
+    if not isinstance(devices, int):
+        used = np.asarray(devices[: axes["member"] * axes["data"]], dtype=object)
+        mesh = Mesh(used.reshape(tuple(axes.values())), tuple(axes), axis_types=kinds)
+    schedule = common.build(Schedule, "schedule", common.section(config, "schedule"))
+    return Case(model, tuple(shape), members, units, schedule, train, mesh, f.states, f.samples, memory)
+
+
+def main() -> None:
+    """Compile, print a table, and write it as JSON."""
+    f = flags.FLAGS
+    match = re.fullmatch(r"(?P<chip>cuda|\w+?)(?::(?P<size>\d+(?:x\d+){0,2}))?", f.topology)
+    if not match or (match["chip"] != "cuda" and (match["chip"] not in CHIPS or "x" not in (match["size"] or ""))):
+        raise ValueError(
+            f"--topology={f.topology}: expected cuda:8 (a number of GPUs), or chips and their arrangement such as "
+            f"v5e:2x4 or v4:2x2x2; chips known here are {', '.join(CHIPS)}"
+        )
+    wrong = sorted(set(f.programs) - set(STEPS))
+    if wrong:
+        raise ValueError(f"--programs={','.join(f.programs)}: expected some of {', '.join(STEPS)}")
+    jax.config.update("jax_platforms", "cpu")  # nothing runs here; do not look for the devices
+    jax.config.update("jax_enable_compilation_cache", False)  # so that the seconds are the compiler's
+    tpu = match["chip"] != "cuda"
+    capacity = CHIPS[match["chip"]][0] * GIB if tpu else None
+    devices = tpu_devices(match["chip"], f.topology) if tpu else int(match["size"] or 1)
+    case = build_case(f.config, devices, capacity or 16 * GIB)
+    m, d = case.mesh.shape["member"], case.mesh.shape["data"]
+    total = devices if isinstance(devices, int) else len(devices)
+    room = f" of {CHIPS[match['chip']][0]} GiB" if tpu else ""
+    print(
+        f"{f.topology}: {total} devices{room}, {m * d} used: {m} (member) x {d} (data); K = {case.members}, "
+        f"batch {case.train.batch_size} a member, {case.model.compute_dtype}, conv {case.model.conv}"
+        + (", rematerialised" if case.model.remat else ""),
+        flush=True,
+    )
+    results = []
+    for name in f.programs:
+        step = STEPS[name](case)
+        print(f"{name}: {step.note}", flush=True)
+        results.append(inspect(step, "tpu" if tpu else "cuda", case.local, capacity))
+    print(table(results))
+    if f.out:
+        record = {
+            "topology": f.topology,
+            "jax": jax.__version__,
+            "mesh": {"member": m, "data": d},
+            "members": case.members,
+            "batch_size": case.train.batch_size,
+            "image_shape": case.image_shape,
+            "model": dataclasses.asdict(case.model),
+            "steps": results,
+        }
+        pathlib.Path(f.out).write_text(json.dumps(record, indent=1) + "\n")
+        print(f"wrote {f.out}")
+    large = [result["step"] for result in results if result.get("fits") is False]
+    if large:
+        raise RuntimeError(
+            f"{', '.join(large)} do not fit in the {CHIPS[match['chip']][0]} GiB of a chip: try "
+            "--config.model.remat=True, --config.model.compute_dtype=bfloat16, a smaller --config.train.batch_size, "
+            "--states or --samples, or more chips"
+        )
+
+
+def define_flags() -> None:
+    """The command line; in a function because other programs have flags of these names."""
+    flags.DEFINE_string("topology", None, "v5e:2x4, v5e:16x16, v4:2x2x2, ...; or cuda:8 to lower only.")
+    flags.DEFINE_list("programs", list(STEPS), f"Which of {', '.join(STEPS)}.")
+    flags.DEFINE_string("image", None, "Height, width and channels, where the config's section aot does not say.")
+    flags.DEFINE_integer("units", None, "Training units, where the config's section aot does not say.")
+    flags.DEFINE_string("mesh", None, "Members x data, such as 4x2; by default as ensdiff.make_mesh chooses.")
+    flags.DEFINE_integer("states", None, "States of a landscape step; by default what half of the memory holds.")
+    flags.DEFINE_integer("samples", None, "Samples of a Jacobian step; by default one a data shard.")
+    flags.DEFINE_string("out", None, "File to write the figures to, JSON.")
+    config_flags.DEFINE_config_file("config", None, "The config, a Python file with get_config().")
+    flags.mark_flags_as_required(["topology", "config"])
+    flags.adopt_module_key_flags(common)
+
+
+if __name__ == "__main__":
+    define_flags()
+    common.run(main, __doc__)

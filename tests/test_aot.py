@@ -1,0 +1,106 @@
+"""experiments.aot as a user types it: lowering for GPUs by default, compiling for TPUs where libtpu is installed."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from ensdiff.ensemble import make_mesh
+from experiments import aot
+
+ROOT = pathlib.Path(__file__).parent.parent
+TINY = [
+    "--config=experiments/configs/digits.py", "--image=8,8,1", "--units=1400", "--config.model.channels=8",
+    "--config.model.multipliers=(1,2)", "--config.model.norm_groups=4", "--config.train.batch_size=4",
+    "--config.code.members=16",
+]  # fmt: skip
+
+
+def call(*args):
+    return subprocess.run(
+        [sys.executable, "-m", "experiments.aot", *map(str, args)], cwd=ROOT, env=os.environ.copy(),
+        capture_output=True, text=True,
+    )  # fmt: skip
+
+
+def steps_of(done, path):
+    assert done.returncode == 0, done.stderr
+    record = json.loads(path.read_text())
+    assert [step["step"] for step in record["steps"]] == list(aot.STEPS)
+    for step in record["steps"]:
+        assert step["flops"]["lowered"] == pytest.approx(step["flops"]["analytic"], rel=0.05), step["step"]
+        assert step["lowered"]["grouped"] == 0
+    return record, {step["step"]: step for step in record["steps"]}
+
+
+def test_cuda_needs_nothing_but_jax(tmp_path):
+    """Sixteen members on eight GPUs, two a GPU: the lowered programs hold the analytic FLOPs."""
+    out = tmp_path / "aot.json"
+    done = call("--topology=cuda:8", "--states=12", *TINY, f"--out={out}")
+    record, steps = steps_of(done, out)
+    assert record["mesh"] == {"member": 8, "data": 1}
+    assert steps["train"]["lowered"]["collectives"] == {}
+    assert list(steps["landscape"]["lowered"]["collectives"]) == ["all-reduce"]
+    for text in ("2 members of 4 images a chip", "1 all-reduce", f"wrote {out}"):
+        assert text in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("topology", "mesh"), [("v5e:2x4", (8, 1)), ("v4:2x2x1", (4, 1)), ("v6e:2x2", (4, 1))])
+def test_tpu_programs_fit_without_a_tpu(tmp_path, topology, mesh):
+    pytest.importorskip("libtpu", reason="compiling for TPUs needs libtpu: pip install -e '.[aot]'")
+    out = tmp_path / "aot.json"
+    done = call(f"--topology={topology}", "--states=12", *TINY, f"--out={out}")
+    record, steps = steps_of(done, out)
+    assert tuple(record["mesh"].values()) == mesh
+    assert steps["train"]["compiled"]["collectives"] == {}
+    assert steps["landscape"]["compiled"]["collectives"]["all-reduce"]["number"] >= 1
+    for step in steps.values():
+        assert step["fits"]
+        assert 0 < step["bytes"]["temporaries"] < step["bytes"]["peak"] < 2**30
+        assert step["bytes"]["arguments"] > 0
+        assert step["flops"]["compiled"] > 0.4 * step["flops"]["analytic"]  # padding is not counted in it
+    assert steps["train"]["bytes"]["aliased"] > 0.9 * steps["train"]["bytes"]["outputs"]  # the state is donated
+
+
+@pytest.mark.slow
+def test_what_does_not_fit_is_said(tmp_path):
+    pytest.importorskip("libtpu", reason="compiling for TPUs needs libtpu: pip install -e '.[aot]'")
+    done = call(
+        "--topology=v5e:2x2", "--programs=landscape", *TINY, "--states=4000000", "--config.code.members=4",
+        "--units=6",
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "do not fit in the 16 GiB" in done.stderr
+    assert "too much" in done.stdout
+
+
+@pytest.mark.parametrize(("args", "message"), [
+    (["--topology=v5e"], "v5e:2x4"),
+    (["--topology=v9:2x2"], "chips known here"),
+    (["--topology=cuda:2", "--programs=training"], "expected some of train"),
+    (["--topology=cuda:2", "--mesh=3x1"], "a divisor of 16 members"),
+    (["--topology=cuda:2", "--image=8x8"], "--image=8x8"),
+])  # fmt: skip
+def test_errors_are_one_line(args, message):
+    done = call(*TINY, *args)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_data_sizes_must_be_known():
+    done = call("--topology=cuda:2", "--config=experiments/configs/digits.py")
+    assert "--image=H,W,C and --units=N" in done.stderr
+
+
+@pytest.mark.parametrize(("members", "batch", "devices"), [(16, 4, 8), (20, 128, 8), (1, 6, 4), (3, 4, 1)])
+def test_abstract_mesh_is_what_make_mesh_makes(members, batch, devices):
+    shape = dict(aot.abstract_mesh(members, batch, devices).shape)
+    assert shape["member"] * shape["data"] <= devices
+    if devices <= len(jax.devices()):
+        assert shape == dict(make_mesh(members, batch, jax.devices()[:devices]).shape)
