@@ -81,8 +81,8 @@ def to_images(x: Array, value_range: tuple[float, float]) -> Float[Array, "..."]
 def make_mesh(members: int, batch: int | None = None, devices: list | None = None) -> Mesh:
     """A ('member', 'data') mesh over as many devices as can share the work equally.
 
-    The member axis gets the largest divisor of ``members`` that is at most the number of devices. The devices left
-    over form the data axis; where ``batch`` is given, only as many of them as divide it.
+    The member axis gets a divisor of ``members``, the data axis (where ``batch`` is given) one of the batch: as many
+    devices as that allows are used and, of equal choices, the one with the most member shards is taken.
 
     With several processes every process gets a part, equal to within one device, and neighbouring members lie in one
     process. Where the work cannot be divided over so many, a leading axis ``'copy'`` repeats it.
@@ -96,7 +96,7 @@ def make_mesh(members: int, batch: int | None = None, devices: list | None = Non
     own: dict[int, list] = {}
     for device in devices:
         own.setdefault(device.process_index, []).append(device)
-    m, d = _shares(members, batch, len(devices), len(own))
+    m, d = mesh_shape(members, batch, len(devices), len(own))
     copies = max(1, len(own) // (m * d))
     # in turn from each process, so that each takes part; then a process's devices side by side
     in_turn = sorted((rank, process) for process, some in own.items() for rank in range(len(some)))
@@ -107,13 +107,21 @@ def make_mesh(members: int, batch: int | None = None, devices: list | None = Non
     return Mesh(grid[0], ("member", "data"), axis_types=(AxisType.Auto,) * 2)
 
 
-def _shares(members: int, batch: int | None, devices: int, processes: int) -> tuple[int, int]:
-    """Member and data shards: as many as divide the work, on all processes or on a divisor of their number."""
-    for m in range(min(members, devices), 0, -1):
-        for d in range(devices // m, 0, -1) if members % m == 0 else ():
-            if (batch is None or batch % d == 0) and (m * d >= processes or processes % (m * d) == 0):
-                return m, d
-    raise AssertionError("one shard always fits")
+def mesh_shape(members: int, batch: int | None, devices: int, processes: int = 1) -> tuple[int, int]:
+    """Member and data shards: as many devices as divide the work and, of equal choices, the most member shards.
+
+    The shards lie on all processes, or on a divisor of their number.
+
+    >>> mesh_shape(20, 128, 8)  # five member shards would leave three devices idle
+    (4, 2)
+    """
+    choices = [
+        (m, d)
+        for m in range(1, min(members, devices) + 1)
+        for d in range(1, devices // m + 1)
+        if members % m == 0 and (batch is None or batch % d == 0) and (m * d >= processes or processes % (m * d) == 0)
+    ]
+    return max(choices, key=lambda shape: (shape[0] * shape[1], shape[0]))
 
 
 def on_mesh(tree: Params, mesh: Mesh, spec: P | None = None) -> Params:

@@ -30,10 +30,10 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import config_flags
 
-from ensdiff import Code, Ensemble, Schedule, TrainConfig, UNetConfig, make_mesh
+from ensdiff import Code, Ensemble, Schedule, TrainConfig, UNetConfig
 from ensdiff.attribution import differential
 from ensdiff.denoise import Noise, _step_fn, chunk_size, gather_batches
-from ensdiff.ensemble import abstract_params
+from ensdiff.ensemble import abstract_params, mesh_shape
 from ensdiff.flops import jacobian_step_flops, landscape_step_flops, train_step_flops
 from ensdiff.lowering import Program, read_compiled, read_lowered
 from ensdiff.train import Batch, init_state, make_train_step
@@ -186,8 +186,7 @@ def lower(step: Step, platform: str) -> jax.stages.Lowered:
 
 def abstract_mesh(members: int, batch: int, devices: int) -> AbstractMesh:
     """The mesh that `make_mesh` would make of so many devices, without devices."""
-    shape = make_mesh(members, batch, [None] * devices).shape if devices > 1 else {"member": 1, "data": 1}
-    return AbstractMesh(tuple(shape.values()), tuple(shape), axis_types=(AxisType.Auto,) * 2)
+    return AbstractMesh(mesh_shape(members, batch, devices), ("member", "data"), axis_types=(AxisType.Auto,) * 2)
 
 
 def tpu_devices(chip: str, topology: str) -> list:
