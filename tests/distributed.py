@@ -13,6 +13,9 @@ import time
 ROOT = pathlib.Path(__file__).parent.parent
 LIMIT = 240
 """Seconds that a run may take."""
+THREADS = 4
+"""Of XLA in each process. Else it takes the larger of its cores and devices, and a sum shared by another number of
+threads (the weight gradient of a convolution) is rounded otherwise."""
 
 
 def free_port(candidates=(0,)):
@@ -30,7 +33,10 @@ class Run:
     def __init__(self, folder, commands, devices=1, environments=None):
         self.logs = [folder / f"process{i}.log" for i in range(len(commands))]
         folder.mkdir(parents=True, exist_ok=True)
-        base = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
+        base = {
+            **os.environ, "JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu", "NPROC": str(THREADS),
+            "PYTHONUNBUFFERED": "1",
+        }  # fmt: skip
         self.processes = []
         for i, (command, log) in enumerate(zip(commands, self.logs, strict=True)):
             environment = {**base, **(environments[i] if environments else {})}
