@@ -1,6 +1,7 @@
 """Starting a program as one of several processes, and ending it so that none waits for another in vain."""
 
 import os
+import re
 import socket
 import sys
 import threading
@@ -156,7 +157,8 @@ def hint(error: Exception) -> str:
     """What to say of an error that the death of another process may have caused; nothing for others."""
     import jax
 
-    lost = jax.distributed.is_initialized() and isinstance(error, jax.errors.JaxRuntimeError)
+    # XLA's errors begin with a status, and reach Python as several types
+    lost = jax.distributed.is_initialized() and re.match("[A-Z_]+: ", str(error))
     return "another process may have ended: the log that had an error first says why" if lost else ""
 
 

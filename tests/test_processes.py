@@ -49,7 +49,8 @@ def test_two_processes_do_what_one_does(one, tmp_path, devices):
     """Against one process with the same devices in all.
 
     Parameters and losses are bit for bit the same: each device runs the same program on the same members with as many
-    threads, and nothing is summed over devices. Samples are sums over members, which two ways of communicating may add in another order.
+    threads, and nothing is summed over devices. Samples are sums over members, which two ways of communicating may
+    add in another order.
     """
     expected, folder = one[2 * devices]
     first, second = work(tmp_path, "everything", 2, devices, run_dir=tmp_path / "run", steps=4)
