@@ -354,6 +354,9 @@ def main() -> None:
         print(f"{name}: {step.note}", flush=True)
         results.append(inspect(step, "tpu" if tpu else "cuda", case.local, capacity))
     print(table(results))
+    for result in results:
+        if "error" in result:
+            print(f"{result['step']}: {result['error']}")
     if f.out:
         record = {
             "topology": f.topology,
@@ -370,7 +373,7 @@ def main() -> None:
     large = [result["step"] for result in results if result.get("fits") is False]
     if large:
         raise RuntimeError(
-            f"{', '.join(large)} do not fit in the {CHIPS[match['chip']][0]} GiB of a chip: try "
+            f"no room in the {CHIPS[match['chip']][0]} GiB of a chip for: {', '.join(large)}; try "
             "--config.model.remat=True, --config.model.compute_dtype=bfloat16, a smaller --config.train.batch_size, "
             "--states or --samples, or more chips"
         )

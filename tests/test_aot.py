@@ -75,7 +75,7 @@ def test_what_does_not_fit_is_said(tmp_path):
         "--units=6",
     )  # fmt: skip
     assert done.returncode == 1
-    assert "do not fit in the 16 GiB" in done.stderr
+    assert "no room in the 16 GiB of a chip for: landscape" in done.stderr
     assert "too much" in done.stdout
 
 

@@ -27,7 +27,7 @@ def planted_digits():
 def train(folder):
     model = ensdiff.UNetConfig(channels=16, norm_groups=8, multipliers=(1, 2), downsample="pool", upsample="nearest")
     ensdiff.train(
-        planted_digits(), ensdiff.Code.balanced(16, 150, seed=0), model, steps=800, batch_size=16, learning_rate=2e-3,
+        planted_digits(), ensdiff.Code.balanced(16, 150, seed=0), model, steps=1200, batch_size=16, learning_rate=2e-3,
         ema=0.99, run_dir=folder, progress=False,
     )  # fmt: skip
 
