@@ -7,7 +7,17 @@ would have been made had the unit never existed (Dai & Gifford, arXiv 2306.02174
 
 from ensdiff import data, metrics
 from ensdiff._version import __version__
-from ensdiff.attribution import Attribution, attribute, gram, jacobian
+from ensdiff.attribution import (
+    Attribution,
+    LossConfig,
+    attribute,
+    contrast,
+    gram,
+    group_values,
+    jacobian,
+    loss_matrix,
+    predicted_counterfactuals,
+)
 from ensdiff.checkpoint import load, read_metrics, save
 from ensdiff.codes import Code, CodeWarning, NoSurvivorError
 from ensdiff.ensemble import Ensemble, make_mesh, predict
@@ -22,6 +32,7 @@ __all__ = [
     "CodeWarning",
     "DivergedError",
     "Ensemble",
+    "LossConfig",
     "NoSurvivorError",
     "SamplerConfig",
     "Samples",
@@ -31,14 +42,18 @@ __all__ = [
     "UNetConfig",
     "__version__",
     "attribute",
+    "contrast",
     "counterfactuals",
     "data",
     "gram",
+    "group_values",
     "jacobian",
     "load",
+    "loss_matrix",
     "make_mesh",
     "metrics",
     "predict",
+    "predicted_counterfactuals",
     "read_metrics",
     "sample",
     "save",

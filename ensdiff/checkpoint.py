@@ -9,6 +9,9 @@ runs/digits/
   samples/step_<n>.png   sample grids
 ```
 A checkpoint alone is enough to load an ensemble: its metadata hold everything static.
+
+Of several processes each writes and reads its own members' part of a checkpoint; every other file is process 0's. So
+the folder must be on a file system that all of them share.
 """
 
 import dataclasses
@@ -23,9 +26,10 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from ensdiff import hosts
 from ensdiff._version import __version__
 from ensdiff.codes import Code
-from ensdiff.ensemble import Ensemble, abstract_params, make_mesh
+from ensdiff.ensemble import Ensemble, abstract_params, make_mesh, on_mesh
 from ensdiff.schedule import Schedule
 from ensdiff.typing import Params
 from ensdiff.unet import UNetConfig
@@ -67,7 +71,7 @@ def from_description(text: Mapping[str, Any], params: Params) -> Ensemble:
 
 
 def _on_devices(abstract: Any, members: int) -> Any:
-    """Shapes with the sharding that this machine's devices allow."""
+    """Shapes with the sharding that the devices allow."""
     mesh = make_mesh(members)
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("member"))
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), abstract)
@@ -87,7 +91,7 @@ def _steps(checkpoints: pathlib.Path) -> list[int]:
 
 
 def load(path: str | os.PathLike, step: int | None = None, *, average: bool = True) -> Ensemble:
-    """Load an ensemble from a run directory onto this machine's devices.
+    """Load an ensemble from a run directory onto the devices there are, of all processes.
 
     Args:
         path: the run directory, for example ``"runs/digits"``.
@@ -99,7 +103,7 @@ def load(path: str | os.PathLike, step: int | None = None, *, average: bool = Tr
         ValueError: the run was written by an incompatible version.
     """
     path = pathlib.Path(path)
-    steps = _steps(path / "checkpoints")
+    steps = hosts.decide(lambda: _steps(path / "checkpoints"))
     if not steps:
         what = "holds no finished checkpoint" if path.is_dir() else "does not exist"
         raise FileNotFoundError(f"{path} {what}; train with python -m experiments.train --config=... first")
@@ -128,7 +132,8 @@ def save(params: Ensemble, path: str | os.PathLike, step: int = 0) -> None:
     """
     with RunDirectory.open(path, keep=1, resume=False) as run:
         run.begin(params)
-        run._checkpointer.save(step, {"params": params.params}, custom_metadata=run._description)
+        members = on_mesh(params.params, make_mesh(params.members)) if jax.process_count() > 1 else params.params
+        run._checkpointer.save(step, {"params": members}, custom_metadata=run._description)
 
 
 def _tree(state: Any) -> dict[str, Any]:
@@ -157,29 +162,44 @@ class RunDirectory:
         if path is None:
             return cls(None, keep)
         path = pathlib.Path(path)
-        steps = _steps(path / "checkpoints")
-        if steps and not resume:
-            raise FileExistsError(
-                f"{path} holds checkpoints already ({', '.join(map(str, steps))}); set resume to continue, "
-                "or choose another folder"
-            )
-        path.mkdir(parents=True, exist_ok=True)
+
+        def make() -> None:
+            steps = _steps(path / "checkpoints")
+            if steps and not resume:
+                raise FileExistsError(
+                    f"{path} holds checkpoints already ({', '.join(map(str, steps))}); set resume to continue, "
+                    "or choose another folder"
+                )
+            path.mkdir(parents=True, exist_ok=True)
+
+        def check() -> None:
+            if not path.is_dir():
+                raise FileNotFoundError(
+                    f"process {jax.process_index()} does not see {path.absolute()}, which process 0 made: "
+                    "choose a folder on a file system that all processes share"
+                )
+
+        hosts.decide(make)
+        hosts.together(check)
         return cls(path, keep)
 
     def __enter__(self) -> "RunDirectory":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, kind, *_) -> None:
         if self._board is not None:
             self._board.close()
-        if self._checkpointer is not None:
+        # closing waits for the other processes, and they do not come where only this one failed
+        if self._checkpointer is not None and (kind is None or jax.process_count() == 1):
             self._checkpointer.close()
 
     @property
     def latest(self) -> int | None:
-        """Step of the newest finished checkpoint."""
-        newest = self._checkpointer.latest if self._checkpointer is not None else None
-        return None if newest is None else newest.step
+        """Step of the newest finished checkpoint. Every process must ask."""
+        if self._checkpointer is None:
+            return None
+        steps = hosts.decide(lambda: [found.step for found in self._checkpointer.checkpoints])
+        return steps[-1] if steps else None
 
     def begin(self, params: Ensemble, train: Any = None, data: Any = None) -> None:
         """Say what is trained; write ``run.json``. When resuming, check first that it is the same run.
@@ -187,17 +207,26 @@ class RunDirectory:
         Raises:
             ValueError: the newest checkpoint is of another model, code, data set or way of training.
         """
-        if self.path is None:
+        path = self.path
+        if path is None:
             return
-        text = describe(params)
-        if train is not None:
-            text["train"] = dataclasses.asdict(train)
-        if data is not None:
-            text["data"] = {"name": data.name, "items": data.items, "units": data.units, "digest": data.digest()}
-        self._description = json.loads(json.dumps(text))
-        if self.latest is not None:
-            self._check_same(self._checkpointer.metadata(self.latest).custom_metadata or {})
-        _write_atomically(self.path / "run.json", json.dumps(text, indent=1) + "\n")
+        latest = self.latest
+        before = None if latest is None else self._checkpointer.metadata(latest).custom_metadata or {}
+
+        def start() -> dict[str, Any]:
+            text = describe(params)
+            if train is not None:
+                text["train"] = dataclasses.asdict(train)
+            if data is not None:
+                text["data"] = {"name": data.name, "items": data.items, "units": data.units, "digest": data.digest()}
+            self._description = json.loads(json.dumps(text))
+            if before is not None:
+                self._check_same(before)
+            _write_atomically(path / "run.json", json.dumps(text, indent=1) + "\n")
+            return self._description
+
+        # only process 0 reads all the data for their digest
+        self._description = hosts.decide(start)
 
     def _check_same(self, before: Mapping[str, Any]) -> None:
         """Everything that decides the parameters at a step must be as it was; what is logged may change."""
@@ -231,12 +260,13 @@ class RunDirectory:
         assert step is not None
         abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), _tree(state))
         tree = self._checkpointer.load(step, abstract)
-        self._drop_metrics_after(step)
+        if hosts.is_writer():
+            self._drop_metrics_after(step)
         return step, type(state)(tree["params"], tree["opt_state"], tree.get("ema"))
 
     def write_metrics(self, step: int, **values_K: np.ndarray) -> None:
         """Append one line to ``metrics.jsonl`` and to TensorBoard; each value has one number a member."""
-        if self.path is None:
+        if self.path is None or not hosts.is_writer():
             return
         line = {"step": step, "time": time.time(), **{k: [float(x) for x in v] for k, v in values_K.items()}}
         with open(self.path / "metrics.jsonl", "a") as file:
@@ -261,7 +291,7 @@ class RunDirectory:
 
     def write_file(self, name: str, content: bytes) -> None:
         """Write a file of the run, such as ``samples/step_0000500.png``."""
-        if self.path is None:
+        if self.path is None or not hosts.is_writer():
             return
         path = self.path / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -24,6 +24,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Float, Int
 from tqdm import tqdm
 
+from ensdiff import hosts
 from ensdiff.ensemble import Ensemble, activation_bytes, apply_members, make_mesh, on_mesh, pace, to_images
 from ensdiff.schedule import SamplerConfig, SamplerSteps, sampler_steps
 from ensdiff.typing import Array, ArrayLike
@@ -179,7 +180,8 @@ def _first_noise(noise: Noise, image_shape: tuple[int, int, int]) -> Array:
 def memory_budget_default() -> int:
     """Bytes that sampling may use: half of what an accelerator has, 1 GiB on a CPU."""
     stats = jax.local_devices()[0].memory_stats() or {}
-    return stats.get("bytes_limit", 2 * 2**30) // 2
+    # the least of all processes: their chunks must be the same
+    return min(hosts.exchange(stats.get("bytes_limit", 2 * 2**30) // 2))
 
 
 def chunk_size(params: Ensemble, mesh: Mesh, survivors: int, memory_budget: int | None = None) -> int:
@@ -222,7 +224,8 @@ def run_states(
         what: its label.
 
     Yields:
-        The slice of R and the images, (rows, H, W, C) in [0, 1] and still on the device, of each chunk in order.
+        The slice of R and the images, (rows, H, W, C) in [0, 1] and still on the device (of every process), of each
+        chunk in order.
     """
     weights_RK = np.asarray(weights_RK, np.float32)
     R = len(weights_RK)
@@ -244,10 +247,10 @@ def run_states(
         return index, np.where(np.arange(size)[:, None] < len(rows), weights_RK[index], 0)
 
     places = max(gather_batches(padded(start)[1], shards).index_DKP.shape[-1] for start in starts)
-    with tqdm(total=R, desc=what, unit="image", disable=not progress) as bar:
+    with tqdm(total=R, desc=what, unit="image", disable=not (progress and hosts.is_writer())) as bar:
         for start in starts:
             index, weights = padded(start)
-            x = denoise(params, config, noise.take(index), weights, places=places, mesh=mesh)
+            x = hosts.local(denoise(params, config, noise.take(index), weights, places=places, mesh=mesh))
             count = min(size, R - start)
             yield slice(start, start + count), to_images(x, params.value_range)[:count]
             bar.update(count)

@@ -14,10 +14,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Float, Int
 
+from ensdiff import hosts
 from ensdiff.codes import Code
 from ensdiff.schedule import Schedule
 from ensdiff.typing import Array, ArrayLike, Key, Params, as_key
@@ -80,8 +81,11 @@ def to_images(x: Array, value_range: tuple[float, float]) -> Float[Array, "..."]
 def make_mesh(members: int, batch: int | None = None, devices: list | None = None) -> Mesh:
     """A ('member', 'data') mesh over as many devices as can share the work equally.
 
-    The member axis gets the largest divisor of ``members`` that is at most the number of devices. The devices left
-    over form the data axis; where ``batch`` is given, only as many of them as divide it.
+    The member axis gets a divisor of ``members``, the data axis (where ``batch`` is given) one of the batch: as many
+    devices as that allows are used and, of equal choices, the one with the most member shards is taken.
+
+    With several processes every process gets a part, equal to within one device, and neighbouring members lie in one
+    process. Where the work cannot be divided over so many, a leading axis ``'copy'`` repeats it.
 
     >>> dict(make_mesh(16, devices=jax.devices()[:1]).shape)
     {'member': 1, 'data': 1}
@@ -89,17 +93,40 @@ def make_mesh(members: int, batch: int | None = None, devices: list | None = Non
     devices = list(jax.devices() if devices is None else devices)
     if members < 1 or not devices:
         raise ValueError(f"members={members}, {len(devices)} devices: expected at least one of each")
-    m = max(d for d in range(1, min(members, len(devices)) + 1) if members % d == 0)
-    most = len(devices) // m
-    d = most if batch is None else max(d for d in range(1, min(batch, most) + 1) if batch % d == 0)
-    grid = np.asarray(devices[: m * d], dtype=object).reshape(m, d)
-    return Mesh(grid, ("member", "data"), axis_types=(AxisType.Auto, AxisType.Auto))
+    own: dict[int, list] = {}
+    for device in devices:
+        own.setdefault(device.process_index, []).append(device)
+    m, d = mesh_shape(members, batch, len(devices), len(own))
+    copies = max(1, len(own) // (m * d))
+    # in turn from each process, so that each takes part; then a process's devices side by side
+    in_turn = sorted((rank, process) for process, some in own.items() for rank in range(len(some)))
+    used = sorted((process, rank) for rank, process in in_turn[: copies * m * d])
+    grid = np.array([own[process][rank] for process, rank in used], dtype=object).reshape(copies, m, d)
+    if copies > 1:
+        return Mesh(grid, ("copy", "member", "data"), axis_types=(AxisType.Auto,) * 3)
+    return Mesh(grid[0], ("member", "data"), axis_types=(AxisType.Auto,) * 2)
+
+
+def mesh_shape(members: int, batch: int | None, devices: int, processes: int = 1) -> tuple[int, int]:
+    """Member and data shards: as many devices as divide the work and, of equal choices, the most member shards.
+
+    The shards lie on all processes, or on a divisor of their number.
+
+    >>> mesh_shape(20, 128, 8)  # five member shards would leave three devices idle
+    (4, 2)
+    """
+    choices = [
+        (m, d)
+        for m in range(1, min(members, devices) + 1)
+        for d in range(1, devices // m + 1)
+        if members % m == 0 and (batch is None or batch % d == 0) and (m * d >= processes or processes % (m * d) == 0)
+    ]
+    return max(choices, key=lambda shape: (shape[0] * shape[1], shape[0]))
 
 
 def on_mesh(tree: Params, mesh: Mesh, spec: P | None = None) -> Params:
     """Place every array on the mesh, by default with its leading axis split over the members."""
-    sharding = NamedSharding(mesh, P("member") if spec is None else spec)
-    return jax.device_put(tree, sharding)
+    return hosts.place(tree, mesh, P("member") if spec is None else spec)
 
 
 def pace(tree: Params, mesh: Mesh) -> Params:
@@ -113,25 +140,38 @@ def pace(tree: Params, mesh: Mesh) -> Params:
     return tree
 
 
-def init_params(model: UNetConfig, image_shape: tuple[int, int, int], members: int, key: Key) -> Params:
-    """Initial parameters of all members, each from its own key ``fold_in(key, member)``."""
+def init_params(
+    model: UNetConfig, image_shape: tuple[int, int, int], members: int, key: Key, mesh: Mesh | None = None
+) -> Params:
+    """Initial parameters of all members, each from its own key ``fold_in(key, member)``.
+
+    On a mesh every device computes its own members, so that no host holds all of them.
+    """
     H, W, C = image_shape
     model.check_image(H, W)
     if model.image_channels != C:
         raise ValueError(f"the images have {C} channels and the U-Net {model.image_channels}: set image_channels={C}")
-    return _init_fn(model, image_shape, members)(as_key(key))
+    key = as_key(key)
+    return _init_fn(model, image_shape, members, mesh)(key if mesh is None else on_mesh(key, mesh, P()))
 
 
 @functools.lru_cache(maxsize=32)
-def _init_fn(model: UNetConfig, image_shape: tuple[int, int, int], members: int):
+def _init_fn(model: UNetConfig, image_shape: tuple[int, int, int], members: int, mesh: Mesh | None):
     net = UNet(model)
 
-    def init(key):
+    def init(key, member_K):
         x, t = jnp.zeros((1, *image_shape)), jnp.zeros((1,), jnp.int32)
-        keys_K = jax.vmap(lambda k: jax.random.fold_in(key, k))(jnp.arange(members))
+        keys_K = jax.vmap(lambda k: jax.random.fold_in(key, k))(member_K)
         return jax.vmap(lambda key: net.init(key, x, t)["params"])(keys_K)
 
-    return jax.jit(init)
+    if mesh is None:
+        return jax.jit(lambda key: init(key, jnp.arange(members)))
+    count = members // mesh.shape["member"]
+
+    def local_init(key):
+        return init(key, jax.lax.axis_index("member") * count + jnp.arange(count))
+
+    return jax.jit(jax.shard_map(local_init, mesh=mesh, in_specs=P(), out_specs=P("member"), check_vma=False))
 
 
 def abstract_params(model: UNetConfig, image_shape: tuple[int, int, int], members: int) -> Params:

@@ -13,12 +13,12 @@ import numpy as np
 from jaxtyping import Integer
 
 ROUNDS = 8
-_GOLDEN = 0x9E3779B97F4A7C15
+GOLDEN = 0x9E3779B97F4A7C15
 _LIMIT = 2**62
 """Sizes from here on need Python's integers."""
 
 
-def _mix(x: Any) -> Any:
+def mix(x: Any) -> Any:
     """The finaliser of splitmix64 (Steele et al. 2014), a bijection of 64 bits."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -40,7 +40,7 @@ def derive_key(*parts: Integer[np.ndarray, "..."] | int) -> np.ndarray | np.uint
     with np.errstate(over="ignore"):
         for part in parts:
             word = np.uint64(part % 2**64) if isinstance(part, int) else _integers(part, "part").astype(np.uint64)
-            key = _mix(_mix(key * np.uint64(_GOLDEN) + word) + np.uint64(_GOLDEN))
+            key = mix(mix(key * np.uint64(GOLDEN) + word) + np.uint64(GOLDEN))
     return key
 
 
@@ -90,6 +90,12 @@ def permute(
     return x.reshape(shape)
 
 
+def feistel_sides(size: int) -> tuple[int, int]:
+    """a and b of the network for one size below 2^62, as `permute` chooses them."""
+    a = int(np.ceil(np.sqrt(np.float64(size))))
+    return a, (size + a - 1) // a
+
+
 def _integers(values: Any, name: str) -> np.ndarray:
     array = np.asarray(values)
     if array.size and array.dtype.kind not in "iu":
@@ -101,11 +107,11 @@ def _rounds(x: np.ndarray, a: np.ndarray, b: np.ndarray, key: np.ndarray) -> np.
     with np.errstate(over="ignore"):
         left, right = x // b, x % b
         for i in range(ROUNDS):
-            salt = key + np.uint64((_GOLDEN * (i + 1)) % 2**64)
+            salt = key + np.uint64((GOLDEN * (i + 1)) % 2**64)
             if i % 2 == 0:
-                left = (left + _mix(_mix(right + salt) ^ key) % a) % a
+                left = (left + mix(mix(right + salt) ^ key) % a) % a
             else:
-                right = (right + _mix(_mix(left + salt) ^ key) % b) % b
+                right = (right + mix(mix(left + salt) ^ key) % b) % b
         return left * b + right
 
 

@@ -128,12 +128,12 @@ def _make_noise(
     return Noise(jnp.arange(array.shape[1], dtype=jnp.int32), array=array)
 
 
-def check_samples(params: Ensemble, samples: Samples, what: str) -> None:
+def check_samples(params: Ensemble, samples: Samples | ArrayLike, what: str) -> None:
     """Raise a helpful error unless these are `Samples` of this kind of ensemble."""
     if not isinstance(samples, Samples):
         raise ValueError(
             f"{what} needs the noise of the samples: give what ensdiff.sample returned, not {type(samples).__name__}. "
-            "Images that were not generated here have no known noise; scoring them is not part of this version"
+            "Images that were not generated here have no known noise; attribute(..., method='loss') scores any image"
         )
     if tuple(samples.images.shape[1:]) != tuple(params.image_shape):
         raise ValueError(

@@ -16,19 +16,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
+from ensdiff import hosts
 from ensdiff.checkpoint import RunDirectory
 from ensdiff.codes import Code
 from ensdiff.data import Dataset, Splits, batch_indices
-from ensdiff.ensemble import Ensemble, init_params, make_mesh, on_mesh, pace, to_model
+from ensdiff.ensemble import Ensemble, init_params, make_mesh, pace, to_model
 from ensdiff.images import grid, to_png
 from ensdiff.sample import sample
 from ensdiff.schedule import Schedule, add_noise
-from ensdiff.typing import Array, Params
+from ensdiff.typing import Array, ArrayLike, Params
 from ensdiff.unet import UNet, UNetConfig
 
 
@@ -92,8 +93,8 @@ class TrainState(NamedTuple):
 class Batch(NamedTuple):
     """One step's images and the mask that repeats, from the code alone, which of them may teach their member."""
 
-    images_KBHWC: UInt8[np.ndarray, "K B H W C"]
-    mask_KB: Float[np.ndarray, "K B"]
+    images_KBHWC: UInt8[ArrayLike, "K B H W C"]
+    mask_KB: Float[ArrayLike, "K B"]
 
 
 class StepMetrics(NamedTuple):
@@ -118,10 +119,13 @@ def optimizer(config: TrainConfig) -> optax.GradientTransformation:
     return optax.chain(clip, optax.adam(rate))
 
 
-def init_state(model: UNetConfig, image_shape: tuple[int, int, int], members: int, config: TrainConfig) -> TrainState:
-    """Initial parameters, optimiser state and average of all members."""
-    params = init_params(model, image_shape, members, jax.random.fold_in(jax.random.key(config.seed), 0))
-    opt_state = jax.jit(jax.vmap(optimizer(config).init))(params)
+def init_state(
+    model: UNetConfig, image_shape: tuple[int, int, int], members: int, config: TrainConfig, mesh: Mesh | None = None
+) -> TrainState:
+    """Initial parameters, optimiser state and average of all members; on a mesh, computed where they stay."""
+    params = init_params(model, image_shape, members, jax.random.fold_in(jax.random.key(config.seed), 0), mesh)
+    placed = None if mesh is None else NamedSharding(mesh, P("member"))
+    opt_state = jax.jit(jax.vmap(optimizer(config).init), out_shardings=placed)(params)
     return TrainState(params, opt_state, jax.tree.map(jnp.copy, params) if config.ema else None)
 
 
@@ -176,7 +180,7 @@ def make_train_step(
     mesh: Mesh,
     value_range: tuple[float, float] = (-1.0, 1.0),
     update: Callable = update_members,
-) -> Callable[[TrainState, Batch, Array], tuple[TrainState, StepMetrics]]:
+) -> Callable[[TrainState, Batch, Array | np.integer], tuple[TrainState, StepMetrics]]:
     """The compiled step of the whole ensemble: ``(state, batch, step) -> (state, metrics)``; the state is donated.
 
     Each device works on its own members (and on its share of their batches, where there is a data axis: then the
@@ -213,10 +217,20 @@ def make_train_step(
     return jax.jit(lambda state, batch, step: mapped(state, *batch, step), donate_argnums=0)
 
 
-def make_batch(data: Dataset, splits: Splits, config: TrainConfig, step: int) -> Batch:
-    """Step ``step``'s batch of every member: images of its own split, and the mask looked up anew from the code."""
-    index_KB = batch_indices(splits, config.seed, step, config.batch_size)
-    return Batch(data.images[index_KB], splits.mask(index_KB))
+def make_batch(
+    data: Dataset,
+    splits: Splits,
+    config: TrainConfig,
+    step: int,
+    members: slice = slice(None),
+    positions: slice = slice(None),
+) -> Batch:
+    """Step ``step``'s batch of every member: images of its own split, and the mask looked up anew from the code.
+
+    ``members`` and ``positions`` in their batches are all, or those whose images this process needs.
+    """
+    index_KB = batch_indices(splits, config.seed, step, config.batch_size, members)[:, positions]
+    return Batch(data.images[index_KB], splits.mask(index_KB, members))
 
 
 def train(
@@ -245,7 +259,7 @@ def train(
         resume: continue from the newest checkpoint in ``run_dir``. Without it, a folder with checkpoints is refused.
         progress: show a progress bar.
         mesh: the devices, a ('member', 'data') mesh; by default all.
-        on_open: called once the run directory is open and, when resuming, found to be the same run.
+        on_open: called (on every process) once the run directory is open and, when resuming, found to be the same run.
         **options: fields of `TrainConfig`.
 
     Returns:
@@ -258,12 +272,20 @@ def train(
     config = dataclasses.replace(config or TrainConfig(), **options)
     model = UNetConfig(image_channels=data.shape[-1]) if model is None else model
     schedule = Schedule() if schedule is None else schedule
-    splits = Splits.build(data, code)
     mesh = make_mesh(code.members, config.batch_size) if mesh is None else mesh
     if config.batch_size % mesh.shape["data"]:
         raise ValueError(f"batch_size={config.batch_size} does not divide over {mesh.shape['data']} data shards")
 
-    state = on_mesh(init_state(model, data.shape, code.members, config), mesh)
+    splits = Splits.build(data, code, hosts.local_members(mesh, code.members))
+    state = init_state(model, data.shape, code.members, config, mesh)
+    shape_KB, spec_KB = (code.members, config.batch_size), P("member", "data")
+    mine = hosts.local_block(mesh, spec_KB, shape_KB)
+
+    def batch_at(step: int) -> Batch:
+        parts = make_batch(data, splits, config, step, *mine)
+        return Batch(
+            *(hosts.assemble(part, mesh, spec_KB, shape_KB + part.shape[2:]) for part in map(np.asarray, parts))
+        )
 
     def ensemble(state: TrainState) -> Ensemble:
         return Ensemble(state.params if state.ema is None else state.ema, code, model, schedule, data.shape)
@@ -277,8 +299,7 @@ def train(
         watch = _Watch(run, config, start, progress)
         with watch:
             for step in range(start, config.steps):
-                batch = on_mesh(make_batch(data, splits, config, step), mesh, P("member", "data"))
-                state, metrics = step_fn(state, batch, jnp.int32(step))
+                state, metrics = step_fn(state, batch_at(step), np.int32(step))
                 if mesh.shape["data"] > 1:  # then the step holds a collective
                     pace(metrics, mesh)
                 watch.after(step, metrics)
@@ -292,7 +313,7 @@ def train(
 
 
 def sample_grid(params: Ensemble, n: int = 36) -> bytes:
-    """A PNG of n samples, from the same noise whatever the parameters."""
+    """A PNG of n samples (on every process), from the same noise whatever the parameters."""
     images = sample(params, 0, n, steps=min(50, params.schedule.timesteps), sampler="ddim").images
     return to_png(grid(np.asarray(images)), scale=4)
 
@@ -304,7 +325,9 @@ class _Watch:
         self.run, self.config = run, config
         self.waiting: tuple[int, StepMetrics] | None = None
         self.recent: list[np.ndarray] = []
-        self.bar = tqdm(total=config.steps, initial=start, desc="train", unit="step", disable=not progress)
+        self.bar = tqdm(
+            total=config.steps, initial=start, desc="train", unit="step", disable=not (progress and hosts.is_writer())
+        )
 
     def __enter__(self) -> "_Watch":
         return self
@@ -314,7 +337,7 @@ class _Watch:
 
     def after(self, step: int, metrics: StepMetrics) -> None:
         self.settle()
-        self.waiting = step, metrics
+        self.waiting = step, hosts.local(metrics)
 
     def settle(self) -> None:
         if self.waiting is None:

@@ -1,11 +1,18 @@
-"""Which training units do generated samples depend on?
+"""Which training units do generated samples, or any images, depend on?
 
 Examples:
   python -m experiments.attribute --run=runs/digits --n=8
   python -m experiments.attribute --run=runs/digits --n=4 --method=exact --units=0,1,2,3 --top=4 --null=99
+  python -m experiments.attribute --run=runs/digits --method=differential --null=all
+  python -m experiments.attribute --run=runs/digits --images=my_pictures --null=all     # by loss
+  python -m experiments.attribute --run=runs/digits --n=16 --compare                    # all methods against exact
+  python -m experiments.attribute --run=runs/digits --values=shapley --units=1,2,3+4 --skip_empty
+  python -m experiments.attribute --run=runs/digits --contrast --draws=32               # memorization, membership
 """
 
 import json
+import pathlib
+from typing import Any
 
 import numpy as np
 from absl import flags
@@ -15,53 +22,198 @@ from experiments import common
 common.define_sampling_flags(n=8)
 common.define_data_flag()
 flags.adopt_module_key_flags(common)
-METHOD = flags.DEFINE_enum("method", "screen", ["exact", "differential", "screen"], "See ensdiff.attribute.")
+METHOD = flags.DEFINE_enum("method", "screen", ["exact", "differential", "screen", "loss"], "See ensdiff.attribute.")
 TOP = flags.DEFINE_integer("top", 10, "Units reported a sample.")
 VERIFY = flags.DEFINE_integer("verify", 50, "Units a sample that 'screen' verifies exactly.")
-NULL = flags.DEFINE_integer("null", 99, "Null ablations a sample, for p-values; 0 is none.")
-UNITS = flags.DEFINE_string("units", "", "Only these unit ids, joined by commas; by default all.")
+AUDIT = flags.DEFINE_integer("audit", 0, "Unverified units a sample that 'screen' checks at random, for its recall.")
+NULL = flags.DEFINE_string(
+    "null", "99", "Null ablations a sample, for p- and q-values; 0 is none, 'all' all there are."
+)
+LEVEL = flags.DEFINE_float("level", 0.1, "The q-value up to which a sample is attributed to a unit.")
+UNITS = flags.DEFINE_string(
+    "units", "", "Only these unit ids, joined by commas; ids joined by + are removed together. By default all."
+)
+GROUPS = flags.DEFINE_bool("groups", False, "Attribute to the groups of a hierarchical code instead of its items.")
+IMAGES = flags.DEFINE_string("images", None, "A folder of pictures to score instead of samples, by 'loss'.")
+DRAWS = flags.DEFINE_integer("draws", 256, "Draws of noise an image, for 'loss'.")
+TARGET_ERROR = flags.DEFINE_float("target_error", None, "Draw until the scores' standard error is at most this.")
+WEIGHTING = flags.DEFINE_enum("weighting", "simple", ["simple", "snr"], "Weights of the noise levels, for 'loss'.")
+LEVELS = flags.DEFINE_enum("levels", "stratified", ["stratified", "antithetic", "uniform"], "How levels are drawn.")
+FIRST = flags.DEFINE_integer("first_level", 0, "The smallest noise level of 'loss'.")
+LAST = flags.DEFINE_integer("last_level", None, "The largest noise level of 'loss'; by default all.")
+VALUES = flags.DEFINE_enum(
+    "values",
+    None,
+    ["shapley", "banzhaf"],
+    "Values of the --units (or --groups) as players of a game, and stop; from the loss with --method=loss or --images, "
+    "else from the Gram matrix.",
+)
+REMOVED = flags.DEFINE_float("removed", 0.5, "Chance that another group is removed, for Banzhaf values.")
+SKIP = flags.DEFINE_bool("skip_empty", False, "Leave coalitions without survivors out of the values.")
+CONTRAST = flags.DEFINE_bool("contrast", False, "Memorization and membership of all units of the data, and stop.")
+COMPARE = flags.DEFINE_bool("compare", False, "Compare all methods with exact ablation of every unit, and stop.")
 
 
 def main() -> None:
-    """Attribute, print a table, and write JSON and a report."""
+    """Attribute, print a table, and write the result and a report."""
     import ensdiff
     from ensdiff.report import HOW_TO_READ, Page, attribution_sections, write_page
 
     params = common.load_run()
+    if COMPARE.value:
+        compare(params)
+        return
     data = common.training_data(params)
-    samples = common.draw_samples(params)
+    if CONTRAST.value:
+        contrast(params, data)
+        return
+    names = None
+    samples: Any
+    if IMAGES.value:
+        samples, names = outside_images(params, IMAGES.value)
+        method = "loss"
+    else:
+        samples, method = common.draw_samples(params), METHOD.value
+    code = params.code.group_code() if GROUPS.value else params.code
+    if VALUES.value:
+        values(params, samples, method, code, VALUES.value)
+        return
     att = ensdiff.attribute(
         params,
         samples,
-        METHOD.value,
-        top=TOP.value,
-        units=common.unit_ids(UNITS.value) if UNITS.value else None,
+        method,
+        top=min(TOP.value, code.units if not UNITS.value else len(UNITS.value.split(","))),
+        units=common.unit_sets(UNITS.value) if UNITS.value else None,
+        code=code,
         verify=max(VERIFY.value, TOP.value),
-        null=NULL.value,
+        audit=AUDIT.value if method == "screen" else 0,
+        null=null_count(),
+        level=LEVEL.value,
+        loss=loss_config(),
+        seed=flags.FLAGS.seed,
         progress=True,
     )
     print(att)
     out = common.output_folder("attribution")
-    stem = f"{METHOD.value}_seed{flags.FLAGS.seed}"
-    names = None if data is None else [[data.unit_names[int(i)] for i in row] for row in att.units]
-    values = {
-        "method": att.method,
-        "distance": att.distance,
-        "settings": att.settings,
-        "units": att.units.tolist(),
-        "names": names,
-        "influence": np.asarray(att.influence, float).tolist(),
-        "p_value": None if att.p_value is None else att.p_value.tolist(),
-    }
-    (out / f"{stem}.json").write_text(json.dumps(values, indent=1) + "\n")
-    print(f"wrote {out / (stem + '.json')}")
-    if data is None:
-        print("no report: the run does not say what it was trained on; give --data=... for one")
+    stem = f"{method}_images" if IMAGES.value else f"{method}_seed{flags.FLAGS.seed}"
+    writes = common.is_writer()
+    if writes:
+        att.save(out / stem)
+    print(f"wrote {out / stem}.json and .npz")
+    if names is not None and writes:
+        (out / f"{stem}_names.json").write_text(json.dumps(names, indent=1) + "\n")
+    if data is None or GROUPS.value:
+        print("no report: it shows units of the training data; give --data=... and no --groups for one")
         return
+    pictures = samples if IMAGES.value else np.asarray(samples.images)
+    figure = out / f"{stem}.png"
+    if writes:
+        att.plot(pictures, data).savefig(figure, dpi=120)
+    print(f"figure: {figure}")
+    if method == "loss" or att.sets is not None:
+        return  # the report shows the counterfactuals of samples without single units
     sections = attribution_sections(params, data, samples, att, progress=True)
+    if not writes:
+        return
     title = f"What {len(samples)} samples of {data.name} depend on"
     page = write_page(out / f"{stem}.html", Page(title, HOW_TO_READ, common.facts(params, data), samples=sections))
     print(f"report: {page}")
+
+
+def compare(params: Any) -> None:
+    """Every method on the same samples, over all units."""
+    from ensdiff.attribution.compare import compare_methods, comparison_table
+
+    samples = common.draw_samples(params)
+    results = compare_methods(
+        params, samples, verify=VERIFY.value, loss=loss_config(), seed=flags.FLAGS.seed, progress=True
+    )
+    print(f"{len(samples)} samples, {params.code.units} units, {samples.config.steps} sampling steps")
+    print(comparison_table(results))
+
+
+def contrast(params: Any, data: Any) -> None:
+    """Memorization (Feldman-Zhang) and membership (likelihood ratio) of every unit."""
+    import ensdiff
+
+    if data is None:
+        raise ValueError("--contrast needs the training data, which the run does not name: give --data=...")
+    result = ensdiff.contrast(params, data, flags.FLAGS.seed, loss_config(), progress=True)
+    print(f"membership: AUC {result.auc:.4f} over all pairs of a unit and a member (1/2 is guessing)")
+    order = np.argsort(-np.nan_to_num(result.memorization_N, nan=-np.inf))[: TOP.value]
+    print("most memorized units: excess loss of members that did not see it, and mean log likelihood ratio in - out")
+    for i in order:
+        print(
+            f"  {data.unit_names[int(i)]}: {result.memorization_N[i]:.3f} +- {result.memorization_error_N[i]:.3f}, "
+            f"{result.separation_N[i]:.2f} +- {result.separation_error_N[i]:.2f}"
+        )
+    path = common.output_folder("attribution") / f"contrast_seed{flags.FLAGS.seed}.npz"
+    np.savez_compressed(path, **result._asdict())
+    print(f"wrote {path}")
+
+
+def values(params: Any, samples: Any, method: str, code: Any, kind: Any) -> None:
+    """Shapley or Banzhaf values of groups of units."""
+    import ensdiff
+
+    if not UNITS.value and not GROUPS.value:
+        raise ValueError("--values needs players: give --units=1+2,3+4,... or --groups")
+    seed, weights = flags.FLAGS.seed, None
+    estimate: Any
+    if method == "loss":
+        images = samples if IMAGES.value else samples.images
+        estimate = ensdiff.loss_matrix(params, images, seed, loss_config(), progress=True)
+    else:
+        estimate, weights = ensdiff.gram(params, samples, progress=True), np.asarray(samples.weights_K)
+    groups = common.unit_sets(UNITS.value) if UNITS.value else None
+    result = ensdiff.group_values(
+        estimate, code, groups, kind=kind, removed=REMOVED.value, weights_K=weights, seed=seed,
+        on_empty="skip" if SKIP.value else "baseline",
+    )  # fmt: skip
+    labels = UNITS.value.split(",") if UNITS.value else [f"group {g}" for g in range(code.units)]
+    print(f"{result.kind} values ({'all' if result.exact else 'sampled'} coalitions), positive = depends on the group")
+    for b, (row, errors) in enumerate(zip(result.value_BG, result.standard_error_BG, strict=True)):
+        cells = [f"{labels[g]}: {row[g]:.4g} +- {errors[g]:.2g}" for g in np.argsort(-row)]
+        print(f"  sample {b}: " + ", ".join(cells))
+    path = common.output_folder("attribution") / f"{result.kind}_{method}_seed{seed}.json"
+    values = {"labels": labels, "value": result.value_BG.tolist(), "standard_error": result.standard_error_BG.tolist()}
+    path.write_text(json.dumps(values, indent=1) + "\n")
+    print(f"wrote {path}")
+
+
+def outside_images(params: Any, folder: str) -> tuple[np.ndarray, list[str]]:
+    """The pictures of --images at the ensemble's size, and their names."""
+    from ensdiff.data.pictures import read_pictures
+
+    H, W, C = params.image_shape
+    if H != W:
+        raise ValueError(f"--images crops to squares, but the ensemble makes {H}x{W} images: use the library")
+    images, names = read_pictures(pathlib.Path(folder), size=H, mode="L" if C == 1 else "RGB")
+    print(f"{len(names)} pictures: " + ", ".join(f"{b} = {name}" for b, name in enumerate(names[:20])))
+    return images, names
+
+
+def loss_config() -> Any:
+    """The flags of 'loss'."""
+    import ensdiff
+
+    values = {
+        "draws": DRAWS.value,
+        "block": min(32, max(2, DRAWS.value // 4 * 2)),  # at least two blocks, of pairs
+        "target_error": TARGET_ERROR.value,
+        "levels": LEVELS.value,
+        "weighting": WEIGHTING.value,
+        "first_level": FIRST.value,
+        "last_level": LAST.value,
+    }
+    return common.build(ensdiff.LossConfig, "loss", values)
+
+
+def null_count() -> Any:
+    """--null: a number, or all."""
+    if NULL.value != "all" and not NULL.value.isdigit():
+        raise ValueError(f"--null={NULL.value}: expected a number of null ablations, or all")
+    return NULL.value if NULL.value == "all" else int(NULL.value)
 
 
 if __name__ == "__main__":

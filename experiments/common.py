@@ -4,12 +4,16 @@ import json
 import os
 import pathlib
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
+from experiments import processes
+
+flags.adopt_module_key_flags(processes)
 flags.DEFINE_bool("debug", False, "Show the whole traceback of an error.")
 flags.DEFINE_string(
     "cache",
@@ -96,10 +100,18 @@ def training_data(params: Any) -> Any:
 
 
 def output_folder(name: str) -> pathlib.Path:
-    """--out, or a folder in the run directory; made."""
+    """--out, or a folder in the run directory; made by process 0, which alone writes into it."""
     out = pathlib.Path(flags.FLAGS.out) if flags.FLAGS.out else run_folder() / name
-    out.mkdir(parents=True, exist_ok=True)
+    if is_writer():
+        out.mkdir(parents=True, exist_ok=True)
     return out
+
+
+def is_writer() -> bool:
+    """Whether this process writes the files: of several, process 0."""
+    from ensdiff import hosts
+
+    return hosts.is_writer()
 
 
 def unit_ids(text: str) -> list[int]:
@@ -108,6 +120,12 @@ def unit_ids(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise ValueError(f"units {text!r}: expected ids joined by commas, such as 3 or 5,8") from None
+
+
+def unit_sets(text: str) -> list[Any]:
+    """Units joined by commas; ids joined by + are one set. A list of ids where no entry is a set."""
+    entries = [unit_ids(part.replace("+", ",")) for part in text.split(",")]
+    return [entry[0] for entry in entries] if all(len(entry) == 1 for entry in entries) else entries
 
 
 def facts(params: Any, data: Any) -> list[tuple[str, str]]:
@@ -124,14 +142,14 @@ def facts(params: Any, data: Any) -> list[tuple[str, str]]:
 def start_jax() -> None:
     """Use every CPU core as a device (unless told otherwise by JAX_NUM_CPU_DEVICES) and cache compilations.
 
-    Must run before any other JAX operation.
+    Of several processes each takes its share of the cores, and meets the others. Must run before any other JAX
+    operation.
     """
     import jax
 
     logging.set_verbosity(logging.WARNING)  # Orbax tells much
     if "JAX_NUM_CPU_DEVICES" not in os.environ and "xla_force_host" not in os.environ.get("XLA_FLAGS", ""):
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        jax.config.update("jax_num_cpu_devices", cores)
+        jax.config.update("jax_num_cpu_devices", processes.cpu_devices())
     cache = flags.FLAGS.cache or os.environ.get("JAX_COMPILATION_CACHE_DIR")
     if cache is None:
         base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
@@ -139,6 +157,8 @@ def start_jax() -> None:
     if cache != "off":
         jax.config.update("jax_compilation_cache_dir", cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    if processes.wanted():
+        processes.start()
 
 
 def run(main: Callable[..., None], description: str, commands: Sequence[str] = ()) -> None:
@@ -174,12 +194,17 @@ def run(main: Callable[..., None], description: str, commands: Sequence[str] = (
         try:
             start_jax()
             main(*rest[1:])
+            processes.end()
         except KeyboardInterrupt:
             _fail(130, "interrupted", "")
         except (ValueError, OSError, RuntimeError, ImportError) as error:
             if flags.FLAGS.debug:
-                raise
-            _fail(1, str(error), "")
+                traceback.print_exc()
+            _fail(1, str(error), processes.hint(error))
+        except BaseException:
+            traceback.print_exc()
+            processes.abandon(1)
+            raise
 
     app.run(guarded, flags_parser=parse)
 
@@ -187,6 +212,7 @@ def run(main: Callable[..., None], description: str, commands: Sequence[str] = (
 def _fail(code: int, message: str, hint: str) -> None:
     message = " ".join(message.split())
     print(f"error: {message}" + (f" ({hint})" if hint else ""), file=sys.stderr)
+    processes.abandon(code)
     raise SystemExit(code)
 
 
@@ -262,19 +288,33 @@ def settings(config: ConfigDict, data: Any) -> tuple[Any, Any, Any]:
     return model, schedule, build(ensdiff.TrainConfig, "train", section(config, "train"))
 
 
+def build_code(values: dict[str, Any], data: Any) -> Any:
+    """The code of a config's ``code`` section; with ``groups=label``, hierarchical: items inside their classes."""
+    import ensdiff
+
+    if "groups" not in values:
+        return build(ensdiff.Code.balanced, "code", {**values, "units": data.units})
+    if values["groups"] != "label":
+        raise ValueError(f"config.code.groups={values['groups']!r}: expected 'label', the class of each item")
+    if data.labels is None or data.units != data.items:
+        raise ValueError("config.code.groups='label': the data need a label an item, and units that are items")
+    return build(ensdiff.Code.hierarchical, "code", {**values, "groups": data.labels})
+
+
 def train_from_config(config: ConfigDict) -> Any:
     """Train as a config says, and keep the config beside the run. Returns the Ensemble."""
     import ensdiff
 
     data = load_data(section(config, "data"))
-    code = build(ensdiff.Code.balanced, "code", {**section(config, "code"), "units": data.units})
+    code = build_code(section(config, "code"), data)
     model, schedule, train_config = settings(config, data)
     shares = code.shares()
     print(f"{data}\n{code}: members see {shares.min()} to {shares.max()} units", flush=True)
     run_dir = pathlib.Path(config.run_dir)
 
     def keep_config() -> None:
-        (run_dir / "config.json").write_text(config.to_json(indent=1) + "\n")
+        if is_writer():
+            (run_dir / "config.json").write_text(config.to_json(indent=1) + "\n")
 
     return ensdiff.train(
         data,

@@ -19,7 +19,6 @@ A code is an (N, K) matrix of 0 and 1, 1 where member k was trained on unit i: .
 A universe that was interrupted goes on when the same command is given again.
 """
 
-import json
 import pathlib
 
 import numpy as np
@@ -40,7 +39,13 @@ FORMAT = flags.DEFINE_enum("format", "safetensors", ["safetensors", "bin"], "Of 
 
 def main(command: str) -> None:
     """Convert, and say where the result is."""
+    import jax
+
     target = _target()
+    if jax.process_count() > 1 and not (command == "ctf" and flags.FLAGS.run):
+        raise ValueError(
+            "of the conversions only ctf --run=... can be shared by several processes; run this one in one"
+        )
     if bool(SOURCE.value) == bool(flags.FLAGS.run):
         raise ValueError("give --from=... to read other files, or --run=... to convert a run directory")
     if flags.FLAGS.run:
@@ -79,7 +84,7 @@ def _read_checkpoints(command: str, target: pathlib.Path) -> None:
             raise ValueError(
                 f"{paths} holds no folders Shard0, Shard1, ...; give each member's folder by a --from of its own"
             )
-        config = json.loads(pathlib.Path(UNET.value).read_text()) if UNET.value else None
+        config = diffusers.read_json(pathlib.Path(UNET.value)) if UNET.value else None
         params = diffusers.load(paths, CODE.value, config=config, image_size=IMAGE_SIZE.value)
     ensdiff.save(params, target)
     print(f"{params}\n{params.model}\n{params.code}")

@@ -26,6 +26,7 @@ EVALUATED = flags.DEFINE_integer("evaluated", 397, "Generated images that are co
 def main() -> None:
     """Run everything and say where the report is."""
     import ensdiff
+    from ensdiff import hosts
     from ensdiff.report import (
         HOW_TO_READ,
         Figure,
@@ -40,8 +41,8 @@ def main() -> None:
     begin = time.time()
     config = CONFIG.value
     run_dir = pathlib.Path(config.run_dir)
-    if (run_dir / "run.json").exists() and not config.resume:
-        shutil.rmtree(run_dir)
+    if not config.resume:
+        hosts.decide(lambda: shutil.rmtree(run_dir) if (run_dir / "run.json").exists() else None)
     params = common.train_from_config(config)
     values = common.section(config, "data")
     data, held_out = common.load_data(values), common.held_out_data(values)
@@ -55,6 +56,9 @@ def main() -> None:
     shown = samples[: SAMPLES.value]
     att = ensdiff.attribute(params, shown, "screen", top=6, verify=20, null=49, progress=True)
     print(att)
+    sections = attribution_sections(params, data, shown, att)
+    if not hosts.is_writer():
+        return
     metrics = ensdiff.read_metrics(run_dir)
     page = Page(
         f"What {len(shown)} generated digits depend on",
@@ -69,7 +73,7 @@ def main() -> None:
                 "Loss of each member and their mean against the training step",
             ),
         ],
-        attribution_sections(params, data, shown, att),
+        sections,
     )
     report = write_page(run_dir / "report.html", page)
     print(f"\nrun: {run_dir}\nreport: {report}\n{time.time() - begin:.0f} s in all")

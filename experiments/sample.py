@@ -28,14 +28,17 @@ def main() -> None:
     out = common.output_folder("samples")
     scale = max(1, 64 // params.image_shape[0])
     arrays: dict[str, Any] = {"images": np.asarray(samples.images)}
-    written = [out / f"samples_seed{flags.FLAGS.seed}.png"]
-    written[0].write_bytes(to_png(grid(samples.images), scale=scale))
+    pictures = {f"samples_seed{flags.FLAGS.seed}": samples.images}
     if REMOVE.value:
         units = [common.unit_ids(text) for text in REMOVE.value]
         arrays["counterfactuals"] = ensdiff.counterfactuals(params, samples, units, progress=True)
         for text, images in zip(REMOVE.value, arrays["counterfactuals"], strict=True):
-            written.append(out / f"samples_seed{flags.FLAGS.seed}_without_{text.replace(',', '_')}.png")
-            written[-1].write_bytes(to_png(grid(images), scale=scale))
+            pictures[f"samples_seed{flags.FLAGS.seed}_without_{text.replace(',', '_')}"] = images
+    if not common.is_writer():
+        return
+    written = [out / f"{name}.png" for name in pictures]
+    for path, images in zip(written, pictures.values(), strict=True):
+        path.write_bytes(to_png(grid(images), scale=scale))
     written.append(out / f"samples_seed{flags.FLAGS.seed}.npz")
     np.savez_compressed(written[-1], **arrays)
     print("wrote " + ", ".join(map(str, written)))

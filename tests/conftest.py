@@ -1,7 +1,7 @@
 """Settings of every test: four CPU devices, a compilation cache, and shape checks by jaxtyping's import hook."""
 
 import os
-import pathlib
+import subprocess
 
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "4")
 # tiny programs spend their time in the compiler: let it optimise less
@@ -10,7 +10,14 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llv
 from jaxtyping import install_import_hook
 
 # modules that compute with arrays; in the others a type check would come before the error that a user sees
-HOOKED = ["ensemble", "attribution.differential", "attribution.exact", "images", "report.figures"]
+HOOKED = [
+    "ensemble",
+    "attribution.differential",
+    "attribution.exact",
+    "attribution.score",
+    "images",
+    "report.figures",
+]
 with install_import_hook([f"ensdiff.{name}" for name in HOOKED], "beartype.beartype"):
     import ensdiff  # noqa: F401
 
@@ -19,8 +26,9 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-CACHE = pathlib.Path(__file__).parent.parent / ".jax_cache"
-jax.config.update("jax_compilation_cache_dir", str(CACHE))
+from tests.helpers import ROOT, command, environment
+
+jax.config.update("jax_compilation_cache_dir", str(ROOT / ".jax_cache"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 settings.register_profile("ensdiff", deadline=None, max_examples=30)
@@ -38,3 +46,29 @@ def tiny():
     from tests.helpers import random_ensemble
 
     return random_ensemble()
+
+
+@pytest.fixture(scope="session")
+def run():
+    """Run a program as a user types it: ``run("train", "--config=...")``."""
+
+    def call(program, *args):
+        return subprocess.run(
+            command(program, *args), cwd=ROOT, env=environment(), capture_output=True, text=True, check=False
+        )
+
+    return call
+
+
+def pytest_terminal_summary(terminalreporter):
+    """What tests measured (``record_property("largest difference", ...)``), shown also when they pass."""
+    found = [
+        f"{report.nodeid.rpartition('::')[2]}: {text}"
+        for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed")
+        if report.when == "call"
+        for name, text in report.user_properties
+        if name == "largest difference"
+    ]
+    if found:
+        terminalreporter.section("largest differences from the reference implementations")
+        terminalreporter.write_line("\n".join(found))

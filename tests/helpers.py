@@ -1,9 +1,25 @@
 """Small ensembles and data that the tests share."""
 
+import os
+import pathlib
+import sys
+
 import jax
 import numpy as np
 
 import ensdiff
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def command(program, *args):
+    """The command line of a program, with the tests' compilation cache."""
+    return [sys.executable, "-m", f"experiments.{program}", f"--cache={ROOT / '.jax_cache'}", *map(str, args)]
+
+
+def environment():
+    """Variables for a program in a process of its own."""
+    return {**os.environ, "JAX_NUM_CPU_DEVICES": "2", "PYTHONUNBUFFERED": "1"}
 
 
 def blobs(items: int = 6, seed: int = 0) -> np.ndarray:

@@ -1,18 +1,23 @@
 """Attribution: derivatives against differences, Grams against distances, limits, and p-values."""
 
 import dataclasses
+import json
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.stats import false_discovery_control
 
 import ensdiff
 from ensdiff.attribution.differential import quadratic_influence
 from ensdiff.denoise import run_states
+from ensdiff.schedule import sampler_steps
 from tests.helpers import CODE, random_ensemble
 
 STEPS = 4
+FEW = ensdiff.LossConfig(draws=8, block=4)
 
 
 @pytest.fixture(scope="module")
@@ -129,25 +134,207 @@ def test_p_values_are_shares_of_the_null():
     code = ensdiff.Code.balanced(6, 5, 3)
     params = random_ensemble(code)
     samples = ensdiff.sample(params, 0, 2, steps=STEPS)
-    for method in ("exact", "differential", "screen"):
-        att = ensdiff.attribute(params, samples, method, top=5, verify=5, null=15)
+    for method in ("exact", "differential", "screen", "loss"):
+        att = ensdiff.attribute(params, samples, method, top=5, verify=5, null=15, loss=FEW)
         assert att.null_BL.shape == (2, 15)
+        assert att.settings["null_of_a_kind"] == 15
+        assert att.resolution == 5 / 16
+        assert len(att.verdict) == 2
+        assert "one unit alone cannot reach q <= 0.1" in repr(att)
         for b in range(2):
             for i in range(5):
                 reached = (att.null_BL[b] >= att.influence[b, i]).sum()
                 assert att.p_value[b, i] == (1 + reached) / 16
+            np.testing.assert_allclose(att.q_value[b], false_discovery_control(att.p_value[b]), rtol=1e-9)
         assert "p=" in repr(att)
     # all C(6, 3) - 5 unowned words and the units' own words together are the exhaustive landscape
     with pytest.raises(ValueError, match="leave only 15"):
         ensdiff.attribute(params, samples, "differential", top=1, null=16)
 
 
+def closed_form(monkeypatch, tiny, rng):
+    """An ensemble whose members are exact denoisers of Gaussians N(m_k, s^2 I), and its sampler's closed form.
+
+    ``eps_k(x, t) = sqrt(1 - a) (x - sqrt(a) m_k) / (a s^2 + 1 - a)``: with weights w the mean enters as w . m, and
+    every step of the sampler is affine in (x, w . m, w . 1).
+    """
+    means, spread = rng.uniform(-0.5, 0.5, (4, 8, 8, 1)).astype(np.float32), 0.3
+    abar_T = jnp.asarray(tiny.schedule.abar_T, jnp.float32)
+
+    def apply(model, params_K, x_KBHWC, t_B):
+        a = abar_T[t_B][:, None, None, None]
+        return jnp.sqrt(1 - a) * (x_KBHWC - jnp.sqrt(a) * params_K["mean"][:, None]) / (a * spread**2 + 1 - a)
+
+    for module in ("denoise", "attribution.differential"):
+        monkeypatch.setattr(f"ensdiff.{module}.apply_members", apply)
+    params = dataclasses.replace(tiny, params={"mean": jnp.asarray(means)})
+
+    def by_hand(samples, weights):
+        """The DDIM recursion in float64, one image at a time, for weights of any sum."""
+        steps = sampler_steps(params.schedule, samples.config)
+        out = []
+        for b in range(len(samples)):
+            x = np.asarray(samples.noise.take(np.array([b])).at(0, params.image_shape), np.float64)[0]
+            for t, signal, sigma, keep, target, _ in zip(*steps, strict=True):
+                a = params.schedule.abar_T[t]
+                eps = np.sqrt(1 - a) * (weights.sum() * x - np.sqrt(a) * np.tensordot(weights, means, 1))
+                eps /= a * spread**2 + 1 - a
+                x = keep * x + target * (x - sigma * eps) / signal
+            out.append((np.clip(x, -1, 1) + 1) / 2)
+        return np.array(out)
+
+    return params, by_hand
+
+
+@pytest.fixture
+def clean_caches():
+    """Compiled steps must not remember a network that a test replaced."""
+    from ensdiff import denoise
+    from ensdiff.attribution import differential
+
+    def clear():
+        for module in (denoise, differential):
+            for value in vars(module).values():
+                if hasattr(value, "cache_clear"):
+                    value.cache_clear()
+
+    clear()
+    yield
+    clear()
+
+
+def test_exact_on_a_linear_gaussian_denoiser(tiny, rng, monkeypatch, clean_caches):
+    """The counterfactual and its influence are known in closed form; the Jacobian is its derivative."""
+    params, by_hand = closed_form(monkeypatch, tiny, rng)
+    samples = ensdiff.sample(params, 0, 2, steps=STEPS, sampler="ddim", clip=False)
+    factual = by_hand(samples, np.full(4, 0.25))
+    np.testing.assert_allclose(samples.images, factual, atol=1e-5)
+    att = ensdiff.attribute(params, samples, "exact", top=6)
+    for b in range(2):
+        for unit, influence in zip(att.units[b], att.influence[b], strict=True):
+            known = by_hand(samples, CODE.ablate([int(unit)])[0].astype(float))[b]
+            assert influence == pytest.approx(np.linalg.norm(known - factual[b]), rel=1e-4)
+    jacobian = ensdiff.jacobian(params, samples)
+    for k in range(4):
+        step = 1e-6 * np.eye(4)[k]
+        derivative = (by_hand(samples, 0.25 + step) - by_hand(samples, 0.25 - step)) / 2e-6
+        inside = (factual > 1e-3) & (factual < 1 - 1e-3)
+        np.testing.assert_allclose(jacobian[k][inside], derivative[inside], rtol=1e-3, atol=1e-4)
+
+
+def test_predicted_counterfactuals(tiny, samples, jacobian):
+    units = [2, {0}, 5]
+    predicted = ensdiff.predicted_counterfactuals(tiny, samples, units)
+    for m, unit in enumerate((2, 0, 5)):
+        step = CODE.ablate([unit])[0] - 0.25
+        moved = np.asarray(samples.images) + sum(step[k] * jacobian[k] for k in range(4))
+        np.testing.assert_allclose(predicted[m], np.clip(moved, 0, 1), rtol=1e-4, atol=1e-4)
+
+
+def test_audit_of_a_screen(tiny, samples):
+    """Auditing all that was not verified counts exactly what was missed."""
+    exact = ensdiff.attribute(tiny, samples, "exact", top=6)
+    screen = ensdiff.attribute(tiny, samples, "screen", top=2, verify=2, audit=4)
+    for b in range(3):
+        verified = set(screen.units[b].tolist())
+        missed = [u for u, i in zip(exact.units[b], exact.influence[b], strict=True)
+                  if u not in verified and i > screen.influence[b, -1] * (1 + 1e-5)]  # fmt: skip
+        assert screen.audit.exceeding_B[b] == len(missed)
+        assert screen.audit.recall_B[b] == pytest.approx(2 / (2 + len(missed)))
+    assert "audit of 4 unverified" in repr(screen)
+    assert ensdiff.attribute(tiny, samples, "screen", top=2, verify=6, audit=4).audit.pooled == (1, 1, 1)
+
+
+@pytest.mark.parametrize("method", ["exact", "differential", "loss"])
+def test_order_of_units_does_not_matter(tiny, samples, method):
+    shuffled = [3, 0, 5, 2, 4, 1]
+    plain = ensdiff.attribute(tiny, samples, method, top=6, loss=FEW)
+    other = ensdiff.attribute(tiny, samples, method, top=6, units=shuffled, loss=FEW)
+    matrix = ensdiff.Code.from_matrix(CODE.matrix()[shuffled])
+    stored = ensdiff.attribute(tiny, samples, method, top=6, code=matrix, loss=FEW)
+    for b in range(3):
+        expected = dict(zip(plain.units[b].tolist(), plain.influence[b], strict=True))
+        for units, influence in (
+            (other.units[b], other.influence[b]),
+            (np.take(shuffled, stored.units[b]), stored.influence[b]),
+        ):
+            for unit, value in zip(units, influence, strict=True):
+                assert value == pytest.approx(expected[int(unit)], rel=1e-3, abs=1e-4)
+
+
+def test_sets_and_groups_are_removed_together(tiny):
+    code = ensdiff.Code.hierarchical(6, [0, 0, 0, 1, 1, 1, 2, 2, 2], group_weight=4, weight=2)
+    params = random_ensemble(code)
+    samples = ensdiff.sample(params, 0, 2, steps=STEPS)
+    members = [np.flatnonzero(code.group_of_unit() == g).tolist() for g in range(3)]
+    groups = ensdiff.attribute(params, samples, "differential", top=3, code=code.group_code(), null=8)
+    gram = ensdiff.gram(params, samples)
+    distance = quadratic_influence(gram, code.group_code().ablate(range(3)), np.full(6, 1 / 6))
+    for b in range(2):
+        np.testing.assert_allclose(groups.influence[b], distance[b, groups.units[b]], rtol=1e-3)
+    assert groups.null_BL.shape == (2, 8)
+    together = ensdiff.attribute(params, samples, "differential", top=3, units=members)
+    distance = quadratic_influence(gram, code.ablate(members), np.full(6, 1 / 6))
+    for b in range(2):
+        np.testing.assert_allclose(together.influence[b], distance[b, together.units[b]], rtol=1e-3)
+    sets = ensdiff.attribute(params, samples, "differential", top=2, units=[{0, 1}, 5])
+    assert sets.sets == ((0, 1), (5,))
+    assert "{0, 1} (" in repr(sets)
+
+
+def test_save_load_table_and_plot(tiny, samples, tmp_path):
+    code = ensdiff.Code.balanced(6, 5, 3)
+    params = random_ensemble(code)
+    own = ensdiff.sample(params, 0, 2, steps=STEPS)
+    for att, name in (
+        (ensdiff.attribute(params, own, "screen", top=3, verify=3, null=15, audit=2), "screen"),
+        (ensdiff.attribute(params, own, "loss", top=2, units=[{0, 1}, 2], loss=FEW), "loss.of.sets"),
+    ):
+        att.save(tmp_path / name)
+        again = ensdiff.Attribution.load(tmp_path / name)
+        for field in dataclasses.fields(att):
+            old, new = getattr(att, field.name), getattr(again, field.name)
+            if field.name == "audit" and old is not None:
+                for a, b in zip(old, new, strict=True):
+                    np.testing.assert_array_equal(a, b)
+            elif isinstance(old, np.ndarray):
+                np.testing.assert_array_equal(old, new)
+            else:
+                assert old == new
+        assert repr(again) == repr(att)
+        assert json.loads((tmp_path / f"{name}.json").read_text())["units"] == att.units.tolist()
+        figure = att.plot(own.images, ensdiff.data.arrays(np.zeros((5, 8, 8, 1))))
+        assert len(figure.axes) == 2 * (1 + att.units.shape[1])
+        assert len([axes for axes in figure.axes if axes.images]) == len(figure.axes)
+    with pytest.raises(ValueError, match="3 images for an attribution of 2"):
+        att.plot(samples.images)
+
+
+def test_table(tiny, samples, monkeypatch):
+    att = ensdiff.attribute(tiny, samples, "loss", top=4, loss=FEW)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "pandas", None)
+        with pytest.raises(ImportError, match=r"ensdiff\[pandas\]"):
+            att.to_pandas()
+    pytest.importorskip("pandas")
+    table = att.to_pandas()
+    assert list(table.columns) == ["sample", "rank", "unit", "influence", "standard_error"]
+    assert len(table) == 12
+    row = table[(table["sample"] == 1) & (table["rank"] == 3)].iloc[0]
+    assert row["unit"] == att.units[1, 2]
+    assert row["influence"] == att.influence[1, 2]
+
+
 def test_bad_calls(tiny, samples):
     for message, options in (
-        ("'exact', 'differential', 'screen'", dict(method="shapley")),
+        ("'exact', 'differential', 'screen', 'loss'", dict(method="shapley")),
         (r"top=7: expected 1 \.\. 6", dict(top=7)),
         ("verify=2 is less than top=3", dict(top=3, verify=2)),
         ("null=-1", dict(top=1, null=-1)),
+        ("null='many'", dict(top=1, null="many")),
+        ("audit=3", dict(top=1, audit=3, method="exact")),
+        ("level=0", dict(top=1, level=0.0)),
+        ("code is for 5 members", dict(top=1, code=ensdiff.Code.balanced(5, 6))),
         (r"unit 9: ids are 0 \.\. 5", dict(units=[9], top=1)),
         ("list of unit ids", dict(units=[0.5], top=1)),
     ):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ensdiff.codes import Code, CodeWarning, NoSurvivorError
+from ensdiff.codes import Code, CodeWarning, NoSurvivorError, deletion_capacity
 from ensdiff.combinations import unrank
 from ensdiff.permute import permute
 
@@ -110,9 +110,73 @@ def test_shares_do_not_depend_on_the_chunk():
         np.testing.assert_array_equal(code.shares(chunk=7), code.matrix().sum(0))
 
 
-def test_capacity():
-    assert Code.balanced(70, 100).capacity == math.comb(70, 35)
-    assert Code.from_matrix([[1, 0, 0], [0, 1, 1]]).capacity is None
+def mean_and_least_survivors(matrix, m):
+    counts = [(matrix[list(units)].max(0) == 0).sum() if m else matrix.shape[1]
+              for units in itertools.combinations(range(len(matrix)), m)]  # fmt: skip
+    return np.mean(counts), min(counts), np.mean(np.array(counts) == 0)
+
+
+@pytest.mark.parametrize(("members", "weight"), [(6, 3), (6, 2), (5, 4)])
+@pytest.mark.parametrize("m", [0, 1, 2, 3])
+def test_capacity_against_all_sets_of_units(members, weight, m):
+    """With every word in use, random words are the code's own."""
+    code = Code.balanced(members, math.comb(members, weight), weight)
+    mean, least, lost = mean_and_least_survivors(code.matrix(), m)
+    capacity = code.capacity(m)
+    assert capacity.expected == pytest.approx(mean)
+    assert capacity.failure == pytest.approx(lost)
+    assert capacity.worst == least == max(0, members - m * weight)
+    stored = Code.from_matrix(code.matrix()).capacity(m)
+    assert (stored.expected, stored.worst) == (pytest.approx(mean), least)
+
+
+@pytest.mark.filterwarnings("ignore::ensdiff.CodeWarning")
+def test_capacity_of_mixed_weights():
+    matrix = np.array([[1, 0, 0, 0, 0], [0, 1, 1, 0, 0], [1, 0, 0, 1, 1], [0, 0, 1, 0, 1]])
+    for m in range(4):
+        mean, least, _ = mean_and_least_survivors(matrix, m)
+        capacity = Code.from_matrix(matrix).capacity(m)
+        assert capacity.expected == pytest.approx(mean)
+        assert capacity.worst <= least
+        assert capacity.failure is None
+    with pytest.raises(ValueError, match=r"0 \.\. 4, the number of units"):
+        Code.from_matrix(matrix).capacity(5)
+    with pytest.raises(ValueError, match=r"weight=4: expected 1 \.\. 3"):
+        deletion_capacity(4, 4, 1)
+
+
+def test_hierarchical_words_lie_inside_their_groups():
+    groups = np.random.default_rng(0).integers(0, 5, 60)
+    code = Code.hierarchical(12, groups, group_weight=8, weight=4, seed=1)
+    matrix, group_GK = code.matrix(), code.group_code().matrix()
+    assert (matrix <= group_GK[groups]).all()
+    assert (matrix.sum(1) == 4).all()
+    assert (group_GK.sum(1) == 8).all()
+    assert len(np.unique(matrix, axis=0)) == 60
+    np.testing.assert_array_equal(code.group_of_unit(), groups)
+    for g in range(5):  # without the group, no survivor has seen any of its items; without an item, some have
+        items = np.flatnonzero(groups == g)
+        assert not matrix[items][:, code.group_code().survivors(g)].any()
+        for i in items:
+            assert matrix[np.setdiff1d(items, i)][:, code.survivors(i)].any()
+    again = Code.from_dict(json.loads(json.dumps(code.to_dict())))
+    assert again == code
+    assert hash(again) == hash(code)
+
+
+@pytest.mark.parametrize(("groups", "options", "message"), [
+    ([0, 0, 1, 1], dict(group_weight=8), "group_weight < 8"),
+    ([0, 0, 2], {}, "groups 1 have no unit"),
+    ([0, 0], {}, "one group"),
+    ([0.5, 1], {}, "one integer a unit"),
+    ([-1, 0], {}, "group -1"),
+    ([0] * 7 + [1], dict(group_weight=4, weight=2), "larger weight"),
+])  # fmt: skip
+def test_bad_hierarchies(groups, options, message):
+    with pytest.raises(ValueError, match=message):
+        Code.hierarchical(8, groups, **options)
+    with pytest.raises(ValueError, match="no groups"):
+        Code.balanced(8, 10).group_code()
 
 
 def test_antichain():
@@ -246,11 +310,31 @@ def test_unowned_words_belong_to_no_unit():
     assert Code.balanced(10, 40).unowned(0).shape == (0, 10)
 
 
+def test_all_unowned_words():
+    for code in (Code.balanced(8, 60, 4), Code.from_matrix(Code.balanced(8, 60, 4).matrix())):
+        words = np.concatenate([code.unowned(), code.matrix()])
+        assert len(np.unique(words, axis=0)) == len(words) == 70
+    with pytest.raises(ValueError, match="say how many"):
+        Code.balanced(32, 60).unowned()
+
+
+@pytest.mark.filterwarnings("ignore::ensdiff.CodeWarning")
+def test_unowned_words_of_a_chosen_weight():
+    code = Code.from_matrix([[1, 0, 0, 0], [0, 1, 1, 0], [1, 0, 0, 1]])
+    assert (code.unowned(3, weight=2).sum(1) == 2).all()
+    assert len(code.unowned(weight=2)) == 4
+    assert set(code.unowned(5).sum(1).tolist()) == {1, 2}
+    with pytest.raises(ValueError, match="2 units leave only 4"):
+        code.unowned(5, weight=2)
+    with pytest.raises(ValueError, match="all of weight 4"):
+        Code.balanced(8, 60).unowned(3, weight=3)
+
+
 @pytest.mark.parametrize("members", [66, 67, 68, 69])
 def test_unowned_words_past_64_bits(members, monkeypatch):
     """The numbers of the words must reach the permutation as integers, whatever mix of sizes they are."""
     seen = []
-    monkeypatch.setattr("ensdiff.codes.permute", lambda ids, *rest: seen.extend(ids) or permute(ids, *rest))
+    monkeypatch.setattr("ensdiff.codes.code.permute", lambda ids, *rest: seen.extend(ids) or permute(ids, *rest))
     code = Code.balanced(members, 100)
     words = code.unowned(300, seed=0)
     places = [number for number in seen if number >= 100]
@@ -278,6 +362,7 @@ def test_static_field_behaviour():
     Code.balanced(8, 50),
     Code.balanced(100, 50),
     Code.from_matrix([[1, 0, 0], [0, 1, 1]], names=["a", "b"]),
+    Code.hierarchical(8, np.arange(30) // 10, group_weight=6),
     Code.undivided(7),
 ])  # fmt: skip
 def test_round_trip_through_json(code):

@@ -46,12 +46,13 @@ def test_members_start_from_their_own_keys():
 
 
 @given(st.integers(1, 40), st.integers(1, 4), st.one_of(st.none(), st.integers(1, 12)))
-def test_mesh_takes_the_largest_divisors(members, devices, batch):
+def test_mesh_leaves_as_few_devices_idle_as_divisors_allow(members, devices, batch):
     shape = make_mesh(members, batch, jax.devices()[:devices]).shape
-    divisors = [m for m in range(1, devices + 1) if members % m == 0]
-    assert shape["member"] == max(divisors)
-    assert shape["member"] * shape["data"] <= devices
+    assert members % shape["member"] == 0
     assert batch is None or batch % shape["data"] == 0
+    for m in (m for m in range(1, devices + 1) if members % m == 0):
+        for d in (d for d in range(1, devices // m + 1) if batch is None or batch % d == 0):
+            assert (m * d, m) <= (shape["member"] * shape["data"], shape["member"])
 
 
 def test_image_ranges():

@@ -134,7 +134,7 @@ def test_genens_round_trip(tmp_path):
         genens.load(tmp_path)
 
 
-def test_numbers_of_the_reference():
+def test_numbers_of_the_reference(record_property):
     """A member of GenEns, with predictions and a sample that GenEns computed (float32, CPU) from them."""
     with np.load(DATA / "genens_member1.npz") as file:
         content = dict(file)
@@ -152,7 +152,7 @@ def test_numbers_of_the_reference():
     ):
         want = channels_last(want)
         error = np.abs(np.asarray(got) - want).max() / want.std()
-        print(f"{name}: largest difference {error:.1e} of the standard deviation (allowed {allowed:.0e})")
+        record_property("largest difference", f"{name} {error:.1e}, of the standard deviation (allowed {allowed:.0e})")
         assert error < allowed
 
 

@@ -17,11 +17,21 @@ pytestmark = [
 ]
 
 
-def close(name, got, want, tolerance, *, relative_to_spread=False):
-    want = channels_last(want)
-    error = np.abs(np.asarray(got) - want).max() / (want.std() if relative_to_spread else 1.0)
-    print(f"{name}: largest difference {error:.2e} (allowed {tolerance:.0e})")
-    assert error <= tolerance
+@pytest.fixture
+def close(record_property):
+    """Compare with an array of the reference, and show the largest difference at the end of the test run."""
+
+    def check(name, got, want, tolerance, *, measure="absolute"):
+        got, want = np.asarray(got), channels_last(want)
+        error = {
+            "absolute": lambda: np.abs(got - want).max(),
+            "of the standard deviation": lambda: np.abs(got - want).max() / want.std(),
+            "relative L2": lambda: np.linalg.norm(got - want) / np.linalg.norm(want),
+        }[measure]()
+        record_property("largest difference", f"{name} {error:.1e}, {measure} (allowed {tolerance:.0e})")
+        assert error <= tolerance
+
+    return check
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -41,10 +51,10 @@ def dif():
 
 
 @pytest.mark.parametrize("which", ["gen", "dif"])
-def test_predictions(which, request):
+def test_predictions(which, request, close):
     params, expected = request.getfixturevalue(which)
     eps_KBHWC = ensdiff.predict(params, channels_last(expected["x"]), expected["t"])
-    close(f"{which} eps", eps_KBHWC, expected["eps"], 2e-5, relative_to_spread=True)
+    close(f"{which} eps", eps_KBHWC, expected["eps"], 2e-5, measure="of the standard deviation")
 
 
 def test_genens_configuration_is_inferred(gen):
@@ -52,7 +62,7 @@ def test_genens_configuration_is_inferred(gen):
     assert (model.channels, model.multipliers, model.blocks, model.attention_levels) == (32, (1, 2), 1, (1,))
 
 
-def test_genens_samples_and_ablations(gen):
+def test_genens_samples_and_ablations(gen, close):
     params, expected = gen
     noise = channels_last(expected["noise"])
     for name, kept in (("sample_all", [0, 1, 2, 3]), ("sample_01", [0, 1]), ("sample_23", [2, 3]), ("sample_1", [1])):
@@ -62,16 +72,13 @@ def test_genens_samples_and_ablations(gen):
         close(name, samples.images, expected[name], 1e-3)
 
 
-def test_genens_jacobian(gen):
+def test_genens_jacobian(gen, close):
     params, expected = gen
     samples = ensdiff.sample(params, noise=channels_last(expected["noise"]), sampler=genens.SAMPLER)
-    jacobian, want = ensdiff.jacobian(params, samples), channels_last(expected["jacobian"])
-    error = np.linalg.norm(jacobian - want) / np.linalg.norm(want)
-    print(f"jacobian: relative L2 difference {error:.2e} (allowed 1e-02)")
-    assert error <= 1e-2
+    close("jacobian", ensdiff.jacobian(params, samples), expected["jacobian"], 1e-2, measure="relative L2")
 
 
-def test_diffusers_factual_and_counterfactuals(dif):
+def test_diffusers_factual_and_counterfactuals(dif, close):
     params, expected = dif
     noise = channels_last(expected["noise"])
     given = Noise(jnp.tile(jnp.arange(2), 7), array=jnp.asarray(noise))

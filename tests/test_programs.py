@@ -1,42 +1,23 @@
 """The programs as a user types them, in a process of their own."""
 
 import json
-import os
 import pathlib
 import re
 import signal
 import subprocess
-import sys
 import time
 
+import numpy as np
 import pytest
 
-ROOT = pathlib.Path(__file__).parent.parent
+import ensdiff
+from tests.helpers import ROOT, command, environment
+
 TINY = [
     "--config.model.channels=4", "--config.model.multipliers=(1,)", "--config.model.norm_groups=2",
     "--config.model.middle_attention=False", "--config.train.batch_size=2", "--config.train.log_every=1",
     "--config.train.sample_every=0", "--config.schedule.timesteps=20", "--config.train.decay=constant",
 ]  # fmt: skip
-
-
-def command(program, *args, cache):
-    return [sys.executable, "-m", f"experiments.{program}", f"--cache={cache}", *map(str, args)]
-
-
-def environment():
-    return {**os.environ, "JAX_NUM_CPU_DEVICES": "2", "PYTHONUNBUFFERED": "1"}
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    cache = ROOT / ".jax_cache"
-
-    def call(program, *args):
-        return subprocess.run(
-            command(program, *args, cache=cache), cwd=ROOT, env=environment(), capture_output=True, text=True
-        )
-
-    return call
 
 
 @pytest.fixture(scope="module")
@@ -72,10 +53,94 @@ def test_attribute(run, trained):
     done = run("attribute", f"--run={trained}", "--n=2", "--steps=3", "--top=3", "--verify=4", "--null=5")
     assert done.returncode == 0, done.stderr
     values = json.loads((trained / "attribution" / "screen_seed0.json").read_text())
+    assert len(values["verdict"]) == 2
+    assert (trained / "attribution" / "screen_seed0.png").read_bytes().startswith(b"\x89PNG")
     assert len(values["units"]) == 2
     assert len(values["units"][0]) == len(values["p_value"][0]) == 3
     page = re.search(r"report: (\S+)", done.stdout).group(1)
     assert "<!doctype html>" in pathlib.Path(page).read_text()
+
+
+@pytest.mark.slow
+def test_groups_of_a_hierarchical_code(run, tmp_path):
+    """Train with items inside classes, then attribute to classes and to items."""
+    folder = tmp_path / "hierarchy"
+    done = run(
+        "train", "--config=experiments/configs/digits.py", f"--config.run_dir={folder}", "--config.train.steps=1",
+        "--config.code.groups=label", "--config.code.group_weight=12", "--config.code.weight=6", *TINY,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for extra, candidates in ((["--groups"], 10), ([], 1400)):
+        done = run(
+            "attribute", f"--run={folder}", "--n=1", "--steps=2", "--method=loss", "--draws=8", "--null=50", *extra
+        )
+        assert done.returncode == 0, done.stderr
+        att = ensdiff.Attribution.load(folder / "attribution" / "loss_seed0")
+        assert att.settings["candidates"] == candidates
+        assert att.settings["null_of_a_kind"] == 50
+
+
+def test_attribute_images_from_outside(run, trained, tmp_path):
+    """One picture of another size is enough; sets of units are scored too."""
+    from PIL import Image
+
+    Image.new("RGB", (20, 14), (200, 30, 90)).save(tmp_path / "red.png")
+    done = run(
+        "attribute", f"--run={trained}", f"--images={tmp_path}", f"--out={tmp_path / 'out'}", "--draws=8",
+        "--units=3,4+5,6+7+8", "--null=20",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "0 = red.png" in done.stdout
+    att = ensdiff.Attribution.load(tmp_path / "out" / "loss_images")
+    assert sorted(att.units[0]) == [0, 1, 2]
+    assert att.sets == ((3,), (4, 5), (6, 7, 8))
+    assert att.method == att.distance == "loss"
+    assert (tmp_path / "out" / "loss_images.png").exists()
+
+
+@pytest.mark.slow
+def test_attribute_contrast_and_values(run, trained, tmp_path):
+    done = run("attribute", f"--run={trained}", "--contrast", "--draws=4", f"--out={tmp_path}", "--top=3")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"AUC 0\.\d+", done.stdout)
+    assert np.load(tmp_path / "contrast_seed0.npz")["membership_NK"].shape == (1400, 16)
+    done = run(
+        "attribute", f"--run={trained}", "--n=1", "--steps=2", "--method=loss", "--draws=8", "--values=shapley",
+        "--units=1,2,3+4", f"--out={tmp_path}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    values = json.loads((tmp_path / "shapley_loss_seed0.json").read_text())
+    assert values["labels"] == ["1", "2", "3+4"]
+    assert np.shape(values["value"]) == (1, 3)
+
+
+def test_score(run):
+    done = run("score", "--units=100000", "--members=20", "--samples=2")
+    assert done.returncode == 0, done.stderr
+    match = re.search(r"100,000 units, 2 samples: ([0-9.]+) s, peak memory ([0-9.]+) GiB", done.stdout)
+    assert 0 < float(match.group(1)) < 600
+    assert 0 < float(match.group(2)) < 16
+    assert float(re.search(r"within (\S+) of float64", done.stdout).group(1)) < 1e-5
+
+
+def test_design(run, tmp_path):
+    done = run("design", "--members=8,16", "--weights=4,8", "--removals=1,2", f"--out={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    rows = [line.split() for line in done.stdout.splitlines()[2:-1]]
+    assert [(row[0], row[1]) for row in rows] == [("8", "4"), ("16", "4"), ("16", "8")]
+    assert rows[2][4:7] == ["8.0", "/", "8"]
+    assert "<svg" in (tmp_path / "capacity.svg").read_text()
+
+
+@pytest.mark.slow
+def test_attribute_compare(run, trained):
+    done = run("attribute", f"--run={trained}", "--n=1", "--steps=2", "--draws=8", "--compare")
+    assert done.returncode == 0, done.stderr
+    assert "1 samples, 1400 units, 2 sampling steps" in done.stdout
+    rows = {line.split()[0]: line for line in done.stdout.splitlines() if line.strip()}
+    assert "22,400" in rows["exact"]  # 1,400 units, 8 survivors, 2 steps
+    assert "544" in rows["differential"]  # 2 steps, 16 members and their 16 tangents
+    assert "1,344" in rows["screen"]
 
 
 @pytest.mark.slow
@@ -100,7 +165,7 @@ def test_kill_and_resume(tmp_path, run):
         "--config.train.checkpoint_every=5", *TINY,
     ]  # fmt: skip
     process = subprocess.Popen(
-        command("train", *args, cache=ROOT / ".jax_cache"), cwd=ROOT, env=environment(),
+        command("train", *args), cwd=ROOT, env=environment(),
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     checkpoint = folder / "checkpoints" / "10"
@@ -132,6 +197,10 @@ def test_kill_and_resume(tmp_path, run):
     ("sample", [], "no run given"),
     ("sample", ["--run=runs/none"], "runs/none does not exist"),
     ("sample", ["--run=x", "--sampler=euler"], "sampler"),
+    ("attribute", ["--run=x", "--method=shapley"], "method"),
+    ("attribute", ["--run=runs/none", "--values=owen"], "values"),
+    ("score", ["--units=100", "--members=4"], "smallest number of members"),
+    ("design", ["--units=1000000", "--members=4"], "no such code has enough words"),
 ])  # fmt: skip
 def test_errors_are_one_line(run, program, args, message):
     done = run(program, *args)
@@ -147,7 +216,7 @@ def test_a_second_training_in_the_same_folder_is_refused(run, trained):
     assert "holds checkpoints already" in done.stderr
 
 
-@pytest.mark.parametrize("program", ["train", "sample", "attribute", "quickstart"])
+@pytest.mark.parametrize("program", ["train", "sample", "attribute", "score", "design", "quickstart"])
 def test_help_has_an_example(run, program):
     done = run(program, "--help")
     assert f"python -m experiments.{program}" in done.stdout + done.stderr

@@ -258,8 +258,8 @@ def test_old_checkpoints_are_dropped(tmp_path):
 def test_divergence_names_member_and_step_and_keeps_the_checkpoint(tmp_path, monkeypatch):
     data = ensdiff.data.arrays(blobs())
 
-    def poisoned(dataset, splits, config, step):
-        batch = make_batch(dataset, splits, config, step)
+    def poisoned(dataset, splits, config, step, *block):
+        batch = make_batch(dataset, splits, config, step, *block)
         mask = batch.mask_KB.copy()
         if step == 3:
             mask[2, 0] = np.inf

@@ -1,7 +1,40 @@
-"""Three views of one weight row: exact, differential, and (screen) one to find what the other verifies."""
+"""Three views of one weight row: exact, differential and loss; what finds, what verifies, and what they mean."""
 
-from ensdiff.attribution.attribute import Attribution, attribute
+from ensdiff.attribution.attribute import attribute
+from ensdiff.attribution.audit import Audit, Recall, audit_recall
+from ensdiff.attribution.calibration import Calibration
+from ensdiff.attribution.contrast import Contrast, contrast
 from ensdiff.attribution.differential import gram, jacobian, quadratic_influence
 from ensdiff.attribution.exact import exact_influence
+from ensdiff.attribution.loss import LossConfig, LossMatrix, loss_matrix
+from ensdiff.attribution.predict import predicted_counterfactuals
+from ensdiff.attribution.result import Attribution
+from ensdiff.attribution.score import Forms, Top, gram_forms, loss_forms, score_words, stream
+from ensdiff.attribution.values import GroupValues, group_values
 
-__all__ = ["Attribution", "attribute", "exact_influence", "gram", "jacobian", "quadratic_influence"]
+__all__ = [
+    "Attribution",
+    "Audit",
+    "Calibration",
+    "Contrast",
+    "Forms",
+    "GroupValues",
+    "LossConfig",
+    "LossMatrix",
+    "Recall",
+    "Top",
+    "attribute",
+    "audit_recall",
+    "contrast",
+    "exact_influence",
+    "gram",
+    "gram_forms",
+    "group_values",
+    "jacobian",
+    "loss_forms",
+    "loss_matrix",
+    "predicted_counterfactuals",
+    "quadratic_influence",
+    "score_words",
+    "stream",
+]

@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Float
 from tqdm import tqdm
 
+from ensdiff import hosts
 from ensdiff.denoise import Noise, float_coefficients, memory_budget_default
 from ensdiff.ensemble import Ensemble, activation_bytes, apply_members, make_mesh, on_mesh, pace, to_images
 from ensdiff.sample import Samples, check_samples
@@ -118,11 +119,11 @@ def linearize(
         images = to_images(x, params.value_range)
         return images if features is None else features(images)
 
-    with tqdm(total=B, desc="jacobian", unit="image", disable=not progress) as bar:
+    with tqdm(total=B, desc="jacobian", unit="image", disable=not (progress and hosts.is_writer())) as bar:
         for start in range(0, B, size):
             count = min(size, B - start)
             part = samples[np.minimum(np.arange(start, start + size), B - 1)]
-            x_B, dx_IB = _run(params, part, mesh)
+            x_B, dx_IB = hosts.local(_run(params, part, mesh))
             value, push = jax.linearize(finish, x_B)
             tangent = jax.vmap(push)(dx_IB)
             yield slice(start, start + count), Linearized(value[:count], tangent[:, :count])

@@ -5,6 +5,7 @@ import pathlib
 from typing import Any, Literal
 
 import numpy as np
+from jaxtyping import UInt8
 
 from ensdiff.data.dataset import Dataset, from_images
 
@@ -34,6 +35,24 @@ def folder(
         FileNotFoundError: no such folder.
         ValueError: no picture, one that cannot be read, or pictures of several sizes; names the file.
     """
+    if groups not in (None, "folder"):
+        raise ValueError(f"groups={groups!r}: expected None or 'folder'")
+    root = pathlib.Path(path)
+    images, names = read_pictures(root, size=size, mode=mode)
+    title = root.resolve().name
+    if groups is None:
+        return from_images(images, names=names, name=title)
+    first_level = [pathlib.PurePath(name).parts[0] if pathlib.PurePath(name).parent.name else "" for name in names]
+    if "" in first_level:
+        stray = root / names[first_level.index("")]
+        raise ValueError(f"{stray} is in no subfolder: with groups='folder' every picture belongs to one")
+    return from_images(images, first_level, name=title)
+
+
+def read_pictures(
+    path: str | os.PathLike, *, size: int | None = None, mode: Literal["RGB", "L"] = "RGB"
+) -> tuple[UInt8[np.ndarray, "N H W C"], list[str]]:
+    """The pictures that `folder` takes, with its arguments and errors, and their paths; one picture is enough."""
     from PIL import Image
 
     root = pathlib.Path(path)
@@ -41,8 +60,6 @@ def folder(
         raise FileNotFoundError(f"{root} does not exist")
     if not root.is_dir():
         raise ValueError(f"{root} is a file: expected a folder of pictures")
-    if groups not in (None, "folder"):
-        raise ValueError(f"groups={groups!r}: expected None or 'folder'")
     if mode not in ("RGB", "L"):
         raise ValueError(f"mode={mode!r}: expected 'RGB' or 'L'")
     if size is not None and size < 1:
@@ -51,10 +68,6 @@ def folder(
     if not files:
         raise ValueError(f"{root} holds no pictures; looked for {', '.join(SUFFIXES)} in it and its subfolders")
     names = [str(file.relative_to(root)) for file in files]
-    first_level = [file.relative_to(root).parts[0] if file.parent != root else "" for file in files]
-    if groups == "folder" and "" in first_level:
-        stray = files[first_level.index("")]
-        raise ValueError(f"{stray} is in no subfolder: with groups='folder' every picture belongs to one")
     images: list[np.ndarray] = []
     for file, name in zip(files, names, strict=True):
         try:
@@ -70,10 +83,8 @@ def folder(
                 f"is {pixels.shape[1]}x{pixels.shape[0]}; give size= to crop and resize them"
             )
         images.append(pixels)
-    title = root.resolve().name
-    if groups == "folder":
-        return from_images(np.stack(images), first_level, name=title)
-    return from_images(np.stack(images), names=names, name=title)
+    stacked = np.stack(images)
+    return (stacked[..., None] if stacked.ndim == 3 else stacked), names
 
 
 def _files(root: pathlib.Path) -> list[pathlib.Path]:

@@ -25,7 +25,7 @@ class Splits:
     Args:
         code: the code.
         unit_of_item: (N_items,) units.
-        items_of_member: K sorted arrays of item indices.
+        items_of_member: K sorted arrays of item indices; empty for members that another process holds.
     """
 
     code: Code
@@ -33,22 +33,25 @@ class Splits:
     items_of_member: tuple[np.ndarray, ...]
 
     @classmethod
-    def build(cls, data: Dataset, code: Code) -> "Splits":
-        """Derive the splits of all members from the code.
+    def build(cls, data: Dataset, code: Code, members: slice = slice(None)) -> "Splits":
+        """Derive the splits of members from the code, by default of all.
 
         Raises:
             ValueError: the code is for another number of units, or a member has no item.
         """
         if data.units != code.units:
             raise ValueError(f"the code is for {code.units} units, the data set has {data.units}; make one for it")
-        lists: list[list[np.ndarray]] = [[] for _ in range(code.members)]
+        held = range(code.members)[members]
+        lists: list[list[np.ndarray]] = [[np.empty(0, np.int64)] for _ in range(code.members)]
+        sizes_K = np.zeros(code.members, np.int64)
         for start in range(0, data.items, 2**18):
             items = np.arange(start, min(start + 2**18, data.items))
             words = code.rows(data.unit_of_item[items])
-            for k in range(code.members):
+            sizes_K += words.sum(0, dtype=np.int64)
+            for k in held:
                 lists[k].append(items[words[:, k] == 1])
         splits = tuple(np.concatenate(parts) for parts in lists)
-        empty = [k for k, items in enumerate(splits) if not len(items)]
+        empty = np.flatnonzero(sizes_K == 0).tolist()  # of all members: every process finds the same
         if empty:
             raise ValueError(f"members {empty} have no training image; use fewer members or a larger weight")
         return cls(code, data.unit_of_item, splits)

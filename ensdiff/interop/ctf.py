@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from ensdiff import hosts
 from ensdiff.data import Dataset
 from ensdiff.digest import digest
 from ensdiff.ensemble import Ensemble
@@ -224,38 +225,43 @@ def write(
     check_samples(params, samples, "a counterfactual universe")
     if data.units != params.code.units:
         raise ValueError(f"the data have {data.units} units, the code {params.code.units}: expected the training data")
-    if path.exists():
-        raise FileExistsError(f"{path} exists already; choose another name, or remove it")
-    folder = _begin(path.with_name(path.name + ".partial"), params, samples, data)
-    missing = [i for i in range(data.units) if not (folder / f"leave_{i + 1}_out.png").exists()]
+    folder = path.with_name(path.name + ".partial")
+    ours = digest(params, samples, data.digest())
+
+    def begin() -> list[int]:
+        if path.exists():
+            raise FileExistsError(f"{path} exists already; choose another name, or remove it")
+        _begin(folder, params, samples, data, ours)
+        return [i for i in range(data.units) if not (folder / f"leave_{i + 1}_out.png").exists()]
+
+    missing = hosts.decide(begin)
     B = len(samples)
     block = -(-STATES // B)
-    with tqdm(total=data.units, initial=data.units - len(missing), desc="universe", disable=not progress) as bar:
+    shown = progress and hosts.is_writer()
+    with tqdm(total=data.units, initial=data.units - len(missing), desc="universe", disable=not shown) as bar:
         for start in range(0, len(missing), block):
             units = missing[start : start + block]
             rows = np.repeat(params.code.ablate(np.array(units)), B, axis=0)
             images = ablated(
                 params, samples, rows, np.tile(np.arange(B), len(units)), chunk=chunk, memory_budget=memory_budget
             ).reshape(len(units), B, *params.image_shape)
-            for unit, images_B in zip(units, images, strict=True):
+            for unit, images_B in zip(units, images, strict=True) if hosts.is_writer() else ():
                 _write_picture(folder / f"leave_{unit + 1}_out.png", images_B)
             bar.update(len(units))
-    _pack(folder, path)
-    shutil.rmtree(folder)
+    hosts.decide(lambda: _pack(folder, path))
     return Universe(path)
 
 
-def _begin(folder: pathlib.Path, params: Ensemble, samples: Samples, data: Dataset) -> pathlib.Path:
-    """The working folder with everything but the counterfactuals; checked when it is there already."""
+def _begin(folder: pathlib.Path, params: Ensemble, samples: Samples, data: Dataset, ours: str) -> None:
+    """Make the working folder with everything but the counterfactuals; check it when it is there already."""
     mark = folder / "digest"
-    ours = digest(params, samples, data.digest())
     if mark.exists():
         if mark.read_text() != ours:
             raise ValueError(
                 f"{folder} holds the unfinished universe of another ensemble, other samples or other data; remove it, "
                 "or choose another name"
             )
-        return folder
+        return
     single = data.units == data.items
     for count, (H, W, _), what in (
         (len(samples), params.image_shape, "samples"),
@@ -284,7 +290,6 @@ def _begin(folder: pathlib.Path, params: Ensemble, samples: Samples, data: Datas
             items = data.items_of(unit)
             _write_picture(folder / f"train_{unit + 1}_{len(items)}.png", data.images[items])
     mark.write_text(ours)  # last: a folder without it is begun again
-    return folder
 
 
 def _columns(count: int) -> int:
@@ -307,3 +312,4 @@ def _pack(folder: pathlib.Path, path: pathlib.Path) -> None:
             if not file.name.startswith("."):
                 tar.add(file, arcname=file.name)
     os.replace(temporary, path)
+    shutil.rmtree(folder)

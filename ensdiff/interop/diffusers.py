@@ -83,7 +83,7 @@ def load(
         raise ValueError("the config has no sample_size: give image_size=")
     height, width = (size, size) if isinstance(size, int) else size
     if root is not None and (root / DESCRIPTION).exists():
-        described = from_description(_json(root / DESCRIPTION), None)
+        described = from_description(read_json(root / DESCRIPTION), None)
         schedule = described.schedule
         code = described.code if code is None else code
     else:
@@ -240,7 +240,7 @@ def _schedule(places: Sequence[pathlib.Path]) -> Schedule:
     found = next((file for place in places if (file := place / "scheduler_config.json").exists()), None)
     if found is None:
         return Schedule()
-    values = _json(found)
+    values = read_json(found)
     for name, expected in (("beta_schedule", "linear"), ("prediction_type", "epsilon"), ("trained_betas", None)):
         if values.get(name, expected) != expected:
             raise ValueError(f"{found}: {name}={values[name]!r} is not supported: expected {expected!r}")
@@ -281,7 +281,7 @@ def _common_config(
         place = own if own.exists() else shared
         if place is None:
             raise FileNotFoundError(f"no config.json beside {file}: give config=, UNet2DModel's arguments")
-        content = _json(place)
+        content = read_json(place)
         found.append((place, unet_config(content), content.get("sample_size")))
     first = found[0]
     for place, config, size in found[1:]:
@@ -295,7 +295,13 @@ def _common_config(
     return first[1:]
 
 
-def _json(path: pathlib.Path) -> dict[str, Any]:
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not JSON, or not an object.
+    """
     try:
         content = json.loads(path.read_text())
     except (UnicodeDecodeError, json.JSONDecodeError) as error:

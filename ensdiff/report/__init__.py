@@ -2,7 +2,7 @@
 
 from ensdiff.images import grid, to_png
 from ensdiff.report.build import HOW_TO_READ, attribution_sections
-from ensdiff.report.figures import data_uri, loss_figure, null_figure
+from ensdiff.report.figures import capacity_figure, data_uri, loss_figure, null_figure
 from ensdiff.report.page import Figure, Page, SampleSection, Table, UnitCard, picture, write_page
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Table",
     "UnitCard",
     "attribution_sections",
+    "capacity_figure",
     "data_uri",
     "grid",
     "loss_figure",

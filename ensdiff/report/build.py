@@ -17,8 +17,10 @@ HOW_TO_READ = (
     "result is what this ensemble would have made had the unit never existed. The number is the distance that the "
     "sample moves (L2 over pixels in [0, 1]); the squares are the members, filled where the member saw the unit.",
     "Dropping any half of the ensemble moves a sample somewhat. The p-value compares with ablations by code words "
-    "that no unit owns: the share of them that moves the sample at least as far. It is not corrected for having "
-    "searched all units for the largest influences, so small values among many units are expected by chance.",
+    "that no unit owns: the share of them that moves the sample at least as far. Among many units small p-values are "
+    "expected by chance; the q-value (Benjamini-Hochberg) allows for that. A sample is attributable to the units "
+    "whose q is at most the level; where there are none, it is unattributable: no single unit moves it more than "
+    "switching off other members does.",
 )
 
 
@@ -49,7 +51,9 @@ def attribution_sections(
         for t in range(T):
             unit = int(units_BT[b, t])
             items = data.items_of(unit)
-            extra = {} if att.p_value is None else {"p": f"{att.p_value[b, t]:.3f}"}
+            extra = {} if att.p_value is None else {"p": f"{att.p_value[b, t]:.3g}"}
+            if att.q_value is not None:
+                extra["q"] = f"{att.q_value[b, t]:.2g}"
             if data.labels is not None and len(items) == 1:
                 extra["class"] = str(data.labels[items[0]])
             cards.append(
@@ -64,6 +68,8 @@ def attribution_sections(
             )
         figure = None
         note = f"Most influential of {att.settings['candidates']:,} units."
+        if att.verdict is not None:
+            note += f" Verdict: {att.verdict[b]}."
         if att.null_BL is not None:
             null = att.null_BL[b]
             note += (

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,10 +14,14 @@ def data_uri(content: bytes, kind: str = "image/png") -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _svg(figure: Any) -> str:
+def _svg_bytes(figure: Any) -> bytes:
     stream = io.BytesIO()
     figure.savefig(stream, format="svg", transparent=True)
-    return data_uri(stream.getvalue(), "image/svg+xml")
+    return stream.getvalue()
+
+
+def _svg(figure: Any) -> str:
+    return data_uri(_svg_bytes(figure), "image/svg+xml")
 
 
 def _axes(width: float, height: float) -> tuple[Any, Any]:
@@ -55,3 +60,22 @@ def null_figure(null: np.ndarray, influences: np.ndarray) -> str:
         axes.axvline(influence, color="#d8603b", linewidth=1.2)
     axes.set(xlabel="distance moved", ylabel="null ablations")
     return _svg(figure)
+
+
+def capacity_figure(members: Sequence[int], removals: Sequence[int]) -> bytes:
+    """SVG of the share of members that survives m removals against the share of the data that each member sees.
+
+    One line a number of members and of removals; every weight is a point of it.
+    """
+    from ensdiff.codes import deletion_capacity
+
+    figure, axes = _axes(6.0, 3.6)
+    for i, m in enumerate(removals):
+        for j, K in enumerate(members):
+            weights = [w for w in range(1, K) if math.comb(K, w) >= m]
+            share = [deletion_capacity(K, w, m).expected / K for w in weights]
+            style = ("-", "--", ":", "-.")[j % 4]
+            axes.plot(np.array(weights) / K, share, style, color=f"C{i % 10}", label=f"K = {K}, m = {m}")
+    axes.set(xlabel="share of the units that a member sees, w / K", ylabel="expected share of survivors")
+    axes.legend(fontsize=6, ncols=max(1, len(removals) // 2), frameon=False, labelcolor="#888888")
+    return _svg_bytes(figure)

@@ -9,32 +9,45 @@ A balanced code stores no matrix. Word of unit i = the combination whose lexicog
 (3) ablating a set U: ``w_k = 0`` for every member that saw some unit of U, uniform over the survivors.
 """
 
-import base64
 import dataclasses
 import math
 import operator
-import warnings
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
+from ensdiff.codes.capacity import Capacity, deletion_capacity, shares_capacity
+from ensdiff.codes.errors import NoSurvivorError, fitting_weights, smallest_members, some
+from ensdiff.codes.hierarchy import check_groups, item_words
+from ensdiff.codes.matrix import check_matrix
+from ensdiff.codes.serial import from_dict, to_dict
+from ensdiff.codes.unowned import unowned_words
 from ensdiff.combinations import unrank
 from ensdiff.permute import derive_key, permute
 
 
-class CodeWarning(UserWarning):
-    """A code matrix can be used but will not say all that a code can say."""
+@dataclasses.dataclass(frozen=True)
+class Groups:
+    """The groups of a hierarchical code; made by `Code.hierarchical`.
 
+    Args:
+        count: G.
+        weight: ones in each group's word.
+        of_unit: the group of each unit, as the bytes of little-endian int32.
+        packed: the groups' words, eight entries a byte.
+    """
 
-class NoSurvivorError(ValueError):
-    """Every member has seen some unit of the set that is to be removed."""
+    count: int
+    weight: int
+    of_unit: bytes
+    packed: bytes
 
 
 @dataclasses.dataclass(frozen=True)
 class Code:
-    """The code of N units over K members; made by `balanced` or `from_matrix`. Hashable and small.
+    """The code of N units over K members; made by `balanced`, `hierarchical` or `from_matrix`. Hashable.
 
     Args:
         members: K.
@@ -43,6 +56,7 @@ class Code:
         key: of the permutation of words, for a balanced code.
         packed: the matrix, eight entries a byte, for a stored one.
         names: of the units, for messages.
+        groups: of a hierarchical code.
 
     >>> code = Code.balanced(members=4, units=6, seed=0)
     >>> sorted(map(bytes, code.rows(range(6)))) == sorted(set(map(bytes, code.matrix())))
@@ -55,6 +69,7 @@ class Code:
     key: int = 0
     packed: bytes | None = None
     names: tuple[str, ...] | None = dataclasses.field(default=None, hash=False)  # long, and hashed at every jit call
+    groups: Groups | None = None
 
     @classmethod
     def balanced(cls, members: int, units: int, weight: int | None = None, seed: int = 0) -> "Code":
@@ -85,8 +100,8 @@ class Code:
         if units > capacity:
             raise ValueError(
                 f"{units} units, but {members} members of weight {weight} have only {capacity} code words; "
-                f"the smallest number of members that fits is {_smallest_members(units)}"
-                + _fitting_weights(members, units)
+                f"the smallest number of members that fits is {smallest_members(units)}"
+                + fitting_weights(members, units)
             )
         draws = int(np.clip(2**18 // units, 1, 64))
         keys = [int(derive_key(seed, draw)) for draw in range(draws)]
@@ -96,7 +111,7 @@ class Code:
             empty = np.flatnonzero(code.shares() == 0)
             if len(empty):
                 raise ValueError(
-                    f"members {_some(empty)} would see no unit: {units} units of weight {weight} are too few for "
+                    f"members {some(empty)} would see no unit: {units} units of weight {weight} are too few for "
                     f"{members} members; use fewer members, a larger weight, or items as units"
                 )
         return code
@@ -117,46 +132,56 @@ class Code:
             CodeWarning: units with the same word (they cannot be told apart), units that no member saw, members that
                 saw every unit (they never survive).
         """
-        matrix = np.asarray(code_NK)
-        if matrix.ndim != 2 or 0 in matrix.shape:
-            raise ValueError(f"the code has shape {matrix.shape}: expected (units, members), both at least 1")
-        if matrix.dtype.kind not in "buif":
-            raise ValueError(f"the code has dtype {matrix.dtype}: expected 0 and 1 as bool, integers or floats")
-        wrong = np.argwhere((matrix != 0) & (matrix != 1))
-        if len(wrong):
-            i, k = wrong[0]
-            raise ValueError(f"code[{i}, {k}] is {matrix[i, k]}: expected 0 or 1 ({len(wrong)} such entries)")
-        matrix = matrix.astype(np.uint8)
+        matrix = check_matrix(code_NK, names)
         N, K = matrix.shape
-        if K < 2:
-            raise ValueError("the code has one member: an encoded ensemble needs at least 2")
-        if names is not None and len(names) != N:
-            raise ValueError(f"{len(names)} names for {N} units")
-        label = (lambda ids: _some([names[i] for i in ids])) if names is not None else _some
-        shares, weights = matrix.sum(0), matrix.sum(1)
-        if (shares == 0).any():
-            raise ValueError(
-                f"members {_some(np.flatnonzero(shares == 0))} see no unit (columns of zeros): drop those columns"
-            )
-        if (weights == K).any():
-            raise ValueError(
-                f"units {label(np.flatnonzero(weights == K))} are seen by every member (rows of ones) and could never "
-                "be removed: leave them out of the code, or train a member without them"
-            )
-        if (weights == 0).any():
-            _warn(f"units {label(np.flatnonzero(weights == 0))} are seen by no member: removing them changes nothing")
-        if (shares == N).any() and N > 1:
-            _warn(f"members {_some(np.flatnonzero(shares == N))} see every unit: they survive no removal")
-        packed_rows = np.packbits(matrix, axis=1)
-        _, first = np.unique(packed_rows, axis=0, return_index=True)
-        again = np.setdiff1d(np.arange(N), first)
-        if len(again):
-            _warn(
-                f"units {label(again)} have the code word of an earlier unit: such units are removed together and "
-                "cannot be told apart"
-            )
+        weights = matrix.sum(1)
         weight = int(weights[0]) if (weights == weights[0]).all() else None
-        return cls(K, N, weight, 0, packed_rows.tobytes(), None if names is None else tuple(map(str, names)))
+        return cls(
+            K, N, weight, 0, np.packbits(matrix, axis=1).tobytes(), None if names is None else tuple(map(str, names))
+        )
+
+    @classmethod
+    def hierarchical(
+        cls, members: int, groups: Any, group_weight: int | None = None, weight: int | None = None, seed: int = 0
+    ) -> "Code":
+        """A code of items inside groups, from which items and whole groups can both be removed exactly.
+
+        Args:
+            members: K.
+            groups: (N,) group of each unit, 0 .. G - 1.
+            group_weight: members that see a group; by default 3/4 of them, so that a quarter survives its removal.
+            weight: members that see an item, all of its group's; by default half of ``group_weight``.
+            seed: any integer.
+
+        Raises:
+            ValueError: out of range, or too few words for the groups or for a group's items.
+
+        >>> code = Code.hierarchical(8, np.arange(30) // 10, group_weight=6)
+        >>> bool((code.rows(range(10)) <= code.group_code().rows(0)).all())
+        True
+        """
+        group_of_unit = check_groups(groups)
+        count = int(group_of_unit.max()) + 1
+        group_weight = max(1, 3 * members // 4) if group_weight is None else operator.index(group_weight)
+        weight = max(1, group_weight // 2) if weight is None else operator.index(weight)
+        if not 1 <= weight < group_weight < members:
+            raise ValueError(
+                f"weight={weight}, group_weight={group_weight}: expected 1 <= weight < group_weight < {members} members"
+            )
+        group_GK = cls.balanced(members, count, group_weight, seed).matrix()
+        matrix = item_words(group_GK, group_of_unit, weight, seed)
+        empty = np.flatnonzero(matrix.sum(0) == 0)
+        if len(empty):
+            raise ValueError(f"members {some(empty)} would see no unit: use fewer members or larger weights")
+        return cls(
+            members,
+            len(matrix),
+            weight,
+            packed=np.packbits(matrix, axis=1).tobytes(),
+            groups=Groups(
+                count, group_weight, group_of_unit.astype("<i4").tobytes(), np.packbits(group_GK, axis=1).tobytes()
+            ),
+        )
 
     @classmethod
     def undivided(cls, units: int) -> "Code":
@@ -168,10 +193,45 @@ class Code:
         weight = "mixed weights" if self.weight is None else f"weight {self.weight}"
         return f"Code({self.members} members, {self.units} units, {weight}, {kind})"
 
-    @property
-    def capacity(self) -> int | None:
-        """C(K, w), the number of distinct words; None for a matrix of mixed weights."""
-        return None if self.weight is None else math.comb(self.members, self.weight)
+    def capacity(self, removals: int) -> Capacity:
+        """Expected and worst-case survivors after ``removals`` distinct units are removed together.
+
+        For a balanced code over random words; for a stored matrix over its own sets of units.
+
+        Raises:
+            ValueError: more removals than units.
+
+        >>> Code.balanced(members=16, units=1000).capacity(2).expected.__round__(2)
+        4.0
+        """
+        if not 0 <= removals <= self.units:
+            raise ValueError(f"{removals} removals: expected 0 .. {self.units}, the number of units")
+        if self.packed is None:
+            assert self.weight is not None
+            return deletion_capacity(self.members, self.weight, removals)
+        return shares_capacity(list(self.shares()), list(self.matrix().sum(1)), self.units, removals)
+
+    def group_of_unit(self) -> Int[np.ndarray, " N"]:
+        """The group of every unit of a hierarchical code.
+
+        Raises:
+            ValueError: the code has no groups.
+        """
+        return np.frombuffer(self._groups().of_unit, "<i4").astype(np.int64)
+
+    def group_code(self) -> "Code":
+        """The code whose units are this code's groups: with it, groups are ablated and attributed like units.
+
+        Raises:
+            ValueError: the code has no groups.
+        """
+        groups = self._groups()
+        return Code(self.members, groups.count, groups.weight, 0, groups.packed)
+
+    def _groups(self) -> Groups:
+        if self.groups is None:
+            raise ValueError("this code has no groups: make one by Code.hierarchical")
+        return self.groups
 
     def rows(self, ids: Any) -> UInt8[np.ndarray, "M K"]:
         """Code words of the given units.
@@ -240,55 +300,22 @@ class Code:
             raise NoSurvivorError(self._no_survivor(_members_of(entries[lost[0]])))
         return (keep_MK / count_M).astype(np.float32)
 
-    def unowned(self, n: int, seed: int = 0) -> UInt8[np.ndarray, "n K"]:
-        """n distinct words of the code's weight that no unit owns: ablations of nothing, the null.
+    def unowned(self, n: int | None = None, seed: int = 0, weight: int | None = None) -> UInt8[np.ndarray, "n K"]:
+        """Distinct words of the code's weight that no unit owns: ablations of nothing, the null.
+
+        Args:
+            n: how many; None is all of them, in random order.
+            seed: which ones.
+            weight: of the words, for a matrix of mixed weights; by default they are mixed in the code's proportions.
 
         Raises:
-            ValueError: fewer than n words are unowned; says how many members would do.
+            ValueError: fewer than n words are unowned (says how many members would do), or too many for None.
         """
-        if n < 0:
-            raise ValueError(f"{n} unowned code words asked for: expected 0 or more")
-        rng = np.random.default_rng(derive_key(seed, 1))
-        if self.packed is None:
-            free = math.comb(self.members, self.weight or 0) - self.units
-            if n > free:
-                raise ValueError(
-                    f"{n} unowned code words asked for, but {self.units} units leave only {free} of "
-                    f"C({self.members}, {self.weight}); {_smallest_members(self.units + n)} members would do"
-                    + _fitting_weights(self.members, self.units + n)
-                )
-            places = _distinct(rng, free, n)
-            # past 64 bits, and for a mix of int64 and uint64, NumPy by itself would choose floats
-            dtype = np.int64 if self.units + free < 2**62 else object
-            return self._words(np.array([self.units + place for place in places], dtype))
-        owned = set(map(bytes, self.matrix()))
-        weights = self.matrix().sum(1)
-        found: dict[bytes, None] = {}
-        for _ in range(100 * n + 1000):
-            if len(found) == n:
-                break
-            word = np.zeros(self.members, np.uint8)
-            word[rng.permutation(self.members)[: rng.choice(weights)]] = 1
-            if word.tobytes() not in owned:
-                found[word.tobytes()] = None
-        if len(found) < n:
-            raise ValueError(
-                f"{n} unowned code words asked for, but only {len(found)} could be found beside the code's own "
-                f"{self.units}; use more members"
-            )
-        return (
-            np.stack([np.frombuffer(word, np.uint8) for word in found])
-            if found
-            else np.empty((0, self.members), np.uint8)
-        )
+        return unowned_words(self, n, seed, weight)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able values from which `from_dict` makes an equal code."""
-        values: dict[str, Any] = {"members": self.members, "units": self.units, "weight": self.weight}
-        if self.packed is None:
-            return {**values, "key": f"{self.key:#018x}"}
-        values["matrix"] = base64.b64encode(self.packed).decode()
-        return values if self.names is None else {**values, "names": list(self.names)}
+        return to_dict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Code":
@@ -297,31 +324,7 @@ class Code:
         Raises:
             ValueError: something is missing or does not fit.
         """
-        try:
-            K, N, weight = operator.index(values["members"]), operator.index(values["units"]), values["weight"]
-            if "matrix" not in values:
-                if not (0 < operator.index(weight) < K and 0 < N <= math.comb(K, weight)):
-                    raise ValueError(f"{K} members of weight {weight} cannot hold {N} units")
-                return cls(K, N, weight, int(values["key"], 16))
-            packed = base64.b64decode(values["matrix"], validate=True)
-            if len(packed) != N * -(-K // 8):
-                raise ValueError(f"the matrix has {len(packed)} bytes, expected {N * -(-K // 8)}")
-            names = values.get("names")
-            if names is not None and len(names) != N:
-                raise ValueError(f"{len(names)} names for {N} units")
-            code = cls(
-                K,
-                N,
-                None if weight is None else operator.index(weight),
-                0,
-                packed,
-                None if names is None else tuple(names),
-            )
-            if weight is not None and any((words.sum(1) != weight).any() for _, words in code.chunks()):
-                raise ValueError(f"the matrix has rows that are not of weight {weight}")
-            return code
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"not a code: {error!r}; expected what Code.to_dict gives") from error
+        return from_dict(cls, Groups, values)
 
     def _check(self, ids: Any) -> Int[np.ndarray, " M"]:
         array = np.atleast_1d(np.asarray(ids))
@@ -345,7 +348,7 @@ class Code:
             return self.names[i] if self.names else str(i)
 
         shown = list(dict.fromkeys(int(i) for i in np.atleast_1d(ids)))
-        text = f"no member survives the removal of units {_some([name(i) for i in shown])}"
+        text = f"no member survives the removal of units {some([name(i) for i in shown])}"
         if len(shown) > 1:
             more = f" and {len(shown) - 8} more" if len(shown) > 8 else ""
             left = [f"{name(i)}: {int(self.survivors([j for j in shown if j != i]).sum())}" for i in shown[:8]]
@@ -365,42 +368,7 @@ def _members_of(units: Any) -> np.ndarray:
     return ids
 
 
-def _smallest_members(units: int) -> int:
-    members = 2
-    while math.comb(members, members // 2) < units:
-        members += 1
-    return members
-
-
-def _fitting_weights(members: int, units: int) -> str:
-    """What to add to an error when another weight of the same members has enough code words."""
-    if math.comb(members, members // 2) < units:
-        return ""
-    lowest = next(w for w in range(1, members) if math.comb(members, w) >= units)
-    return f"; with {members} members, a weight of {lowest} .. {members - lowest} fits"
-
-
 def _unevenness(code: Code) -> tuple[int, int]:
     """Members without a unit first, then the difference between the largest and the smallest share."""
     shares = code.shares()
     return int((shares == 0).sum()), int(np.ptp(shares))
-
-
-def _distinct(rng: np.random.Generator, size: int, n: int) -> list[int]:
-    """n distinct integers of [0, size), which may be too large for NumPy."""
-    if size <= 4 * n:
-        return [int(i) for i in rng.permutation(size)[:n]]
-    found: dict[int, None] = {}
-    while len(found) < n:
-        found[int.from_bytes(rng.bytes(-(-size.bit_length() // 8) + 8), "little") % size] = None
-    return list(found)
-
-
-def _some(things: Any) -> str:
-    things = list(things)
-    text = ", ".join(str(thing) for thing in things[:5])
-    return text + (f" and {len(things) - 5} more" if len(things) > 5 else "")
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, CodeWarning, stacklevel=3)

@@ -1,0 +1,154 @@
+"""What an influence must exceed to mean something.
+
+An ablation of one unit switches off every member that saw it, and that moves a sample by itself. If the members'
+differences have nothing to do with what they trained on, the word of a unit is like any other word of its kind, so its
+influence is exchangeable with those of words that no unit owns, the *null*:
+
+(n1) ``p = (1 + #{null >= influence}) / (1 + #null)``, uniform on its steps when the data are exchangeable;
+(n2) ``q_i = min_{p_j >= p_i} N p_j / #{p <= p_j}``: Benjamini & Hochberg 1995. Calling every unit with q <= a
+     attributed makes false ones a share of at most a of them, on average.
+
+The right null has the kind of the candidate: words of the unit's weight; for a unit of a hierarchical code, words
+inside its group's word; for a set of m units, unions of m unowned words of which some member survives.
+
+All N p-values enter (n2), but they take few values, so counts of them are kept and not the values.
+"""
+
+import math
+from typing import Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+from ensdiff.attribution.candidates import Candidates
+from ensdiff.codes import Code
+from ensdiff.codes.unowned import within
+from ensdiff.permute import derive_key
+
+POOL = 512
+"""Unowned words that are drawn at a time to make unions."""
+
+
+class Null(NamedTuple):
+    """Null ablations.
+
+    Args:
+        word_LK: the members that each drops.
+        kind_L: which candidates each is to be compared with, see `Candidates.kinds`.
+    """
+
+    word_LK: UInt8[np.ndarray, "L K"]
+    kind_L: Int[np.ndarray, " L"]
+
+
+def null_ablations(candidates: Candidates, n: int | Literal["all"], seed: int) -> Null:
+    """n null ablations for every kind of candidate, or all that there are.
+
+    Raises:
+        ValueError: too few unowned words (says how many members would do); ``"all"`` for sets; sets of units of a
+            hierarchical code, which are exchangeable with nothing.
+    """
+    kind_N = candidates.kinds()
+    count = None if n == "all" else n
+    kinds = [0] if kind_N is None else [int(kind) for kind in np.unique(kind_N)]
+    parts = [_null_of_kind(candidates, kind, count, seed) for kind in kinds]
+    return Null(np.concatenate(parts), np.repeat(kinds, [len(part) for part in parts]))
+
+
+def _null_of_kind(candidates: Candidates, kind: int, n: int | None, seed: int) -> np.ndarray:
+    code = candidates.code
+    if candidates.sets is not None:
+        if code.groups is not None:
+            raise ValueError(
+                "sets of units of a hierarchical code have no null: remove whole groups (code=code.group_code()), "
+                "or ask for null=0"
+            )
+        if n is None:
+            raise ValueError("null='all': the null of sets is unions of unowned words, too many to list; give a number")
+        return code.unowned(n, seed) if kind == 1 else _unions(code, kind, n, seed)
+    if code.groups is not None:
+        word_K = code.group_code().rows(kind)[0]
+        assert code.weight is not None
+        return within(word_K, code.matrix(), code.weight, n, seed)
+    return code.unowned(n, seed, kind if code.weight is None else None)
+
+
+def _unions(code: Code, size: int, n: int, seed: int) -> UInt8[np.ndarray, "n K"]:
+    """Unions of ``size`` distinct unowned words that leave a survivor."""
+    rng = np.random.default_rng(derive_key(seed, size))
+    found: list[np.ndarray] = []
+    free = POOL if code.weight is None else math.comb(code.members, code.weight) - code.units
+    for attempt in range(64):
+        words = code.unowned(size * max(1, min(POOL, free) // size), int(derive_key(seed, size, attempt)) % 2**31)
+        union = words[rng.permutation(len(words))].reshape(-1, size, code.members).max(1)
+        found.extend(union[~union.all(1)])
+        if len(found) >= n:
+            return np.stack(found[:n])
+    raise ValueError(
+        f"null={n}: unions of {size} unowned words leave a member too seldom; remove fewer units together, or train "
+        "with more members or a smaller weight"
+    )
+
+
+class Calibration:
+    """p- and q-values of candidates against the influences of the null.
+
+    Args:
+        null_BL: influences of the null ablations.
+        kind_L: their kinds.
+    """
+
+    def __init__(self, null_BL: Float[np.ndarray, "B L"], kind_L: Int[np.ndarray, " L"]):
+        # float32, as the candidates' are: a rounding must not decide which of two equal influences is larger
+        self._null = {int(kind): np.sort(null_BL[:, kind_L == kind].astype(np.float32)) for kind in np.unique(kind_L)}
+        self._counts = {
+            kind: np.zeros((len(null_BL), null.shape[1] + 1), np.int64) for kind, null in self._null.items()
+        }
+
+    def p_values(
+        self, score_BM: Float[np.ndarray, "B M"], kind_BM: Int[np.ndarray, "B M"] | None
+    ) -> Float[np.ndarray, "B M"]:
+        """(n1) of some candidates' influences."""
+        out = np.empty(score_BM.shape)
+        for kind, null in self._null.items():
+            chosen = np.ones(score_BM.shape, bool) if kind_BM is None else kind_BM == kind
+            for b in range(len(score_BM)):
+                out[b, chosen[b]] = _p(_reached(null[b], score_BM[b, chosen[b]]), null.shape[1])
+        return out
+
+    def count(self, score_BM: Float[np.ndarray, "B M"], kind_BM: Int[np.ndarray, "B M"] | None) -> None:
+        """Take in the influences of M of the N candidates."""
+        for kind, null in self._null.items():
+            for b in range(len(score_BM)):
+                scores = score_BM[b] if kind_BM is None else score_BM[b, kind_BM[b] == kind]
+                self._counts[kind][b] += np.bincount(_reached(null[b], scores), minlength=null.shape[1] + 1)
+
+    def count_unknown(self, candidates: int) -> None:
+        """Take in candidates that were not looked at, with p = 1 each: q-values are then too large, never too small."""
+        first = next(iter(self._counts))
+        self._counts[first][:, -1] += candidates
+
+    def q_values(self, p_BM: Float[np.ndarray, "B M"]) -> Float[np.ndarray, "B M"]:
+        """(n2) of p-values that have been counted, among all that have been."""
+        level = np.concatenate([_p(np.arange(null.shape[1] + 1), null.shape[1]) for null in self._null.values()])
+        count_B = np.concatenate(list(self._counts.values()), axis=1)
+        order = np.argsort(level, kind="stable")
+        out = np.empty(p_BM.shape)
+        for b in range(len(p_BM)):
+            below = np.cumsum(count_B[b, order])
+            # equal levels of several nulls: the last of them has counted all
+            last = np.searchsorted(level[order], level[order], side="right") - 1
+            share = below[-1] * level[order] / np.maximum(below[last], 1)
+            share[below[last] == 0] = np.inf
+            q = np.minimum.accumulate(share[::-1])[::-1]
+            out[b] = np.minimum(q[np.searchsorted(level[order], p_BM[b], side="left")], 1.0)
+        return out
+
+
+def _reached(null_L: np.ndarray, score_M: np.ndarray) -> Int[np.ndarray, " M"]:
+    """How many null influences reach each score."""
+    return len(null_L) - np.searchsorted(null_L, score_M.astype(np.float32), side="left")
+
+
+def _p(reached: np.ndarray, size: int) -> np.ndarray:
+    return (1.0 + reached) / (1.0 + size)

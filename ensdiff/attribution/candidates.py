@@ -1,0 +1,105 @@
+"""What is attributed to: units of a code, or sets of units, without listing all of their code words."""
+
+import dataclasses
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+from ensdiff.codes import Code
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Candidates:
+    """N candidates, numbered 0 .. N - 1. Made by `of`.
+
+    Args:
+        code: the code that they are units of.
+        ids: the units; None is all of the code's, in order.
+        sets: instead of ``ids``, sets of units that are removed together.
+    """
+
+    code: Code
+    ids: Int[np.ndarray, " N"] | None = None
+    sets: tuple[tuple[int, ...], ...] | None = None
+
+    @classmethod
+    def of(cls, code: Code, units: Sequence[Any] | None) -> "Candidates":
+        """Candidates from a user's ``units``: None, unit ids, or entries of which some are collections of ids.
+
+        Raises:
+            ValueError: not unit ids.
+            NoSurvivorError: every member saw some unit of a candidate.
+        """
+        if units is None:
+            return cls(code)
+        entries = list(units) if isinstance(units, Collection) and not isinstance(units, str) else [units]
+        if entries and any(isinstance(entry, Collection) and not isinstance(entry, str) for entry in entries):
+            sets = tuple(
+                tuple(int(i) for i in np.unique(_ids(code, np.atleast_1d(entry) if np.isscalar(entry) else entry)))
+                for entry in entries
+            )
+            code.ablate(sets)
+            return cls(code, sets=sets)
+        return cls(code, _ids(code, entries))
+
+    def __len__(self) -> int:
+        if self.sets is not None:
+            return len(self.sets)
+        return self.code.units if self.ids is None else len(self.ids)
+
+    def words(self, index: Int[np.ndarray, " M"]) -> UInt8[np.ndarray, "M K"]:
+        """The members that each candidate drops, 1 = dropped.
+
+        Raises:
+            NoSurvivorError: a candidate drops all.
+        """
+        if self.sets is not None:
+            return (self.code.ablate([self.sets[i] for i in index]) == 0).astype(np.uint8)
+        units = index if self.ids is None else self.ids[index]
+        words = self.code.rows(units)
+        lost = np.flatnonzero(words.all(1))
+        if len(lost):
+            self.code.ablate(units[lost[:1]])
+        return words
+
+    def weights(self, index: Int[np.ndarray, " M"]) -> Float[np.ndarray, "M K"]:
+        """Weight rows (3)."""
+        return uniform(self.words(index))
+
+    def units(self, index: Int[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
+        """Unit ids of candidates; of sets, their numbers in the list that was given."""
+        return index if self.ids is None else self.ids[index]
+
+    def kinds(self) -> Int[np.ndarray, " N"] | None:
+        """Candidates of one kind can be compared with one null (`ensdiff.attribution.calibration`).
+
+        The kind is the size of a set, the group of a unit of a hierarchical code, or the weight of a word in a matrix
+        of mixed weights; None where all are of one kind.
+        """
+        if self.sets is not None:
+            return np.array([len(entry) for entry in self.sets])
+        if self.code.groups is not None:
+            return self.code.group_of_unit()[self._all()]
+        if self.code.weight is None:
+            return self.code.rows(self._all()).sum(1).astype(np.int64)
+        return None
+
+    def _all(self) -> np.ndarray:
+        return self.units(np.arange(len(self)))
+
+
+def uniform(word_MK: UInt8[np.ndarray, "M K"]) -> Float[np.ndarray, "M K"]:
+    """Equal weights of the members that each word does not drop."""
+    keep_MK = 1 - word_MK
+    return (keep_MK / keep_MK.sum(1, keepdims=True)).astype(np.float32)
+
+
+def _ids(code: Code, units: Any) -> np.ndarray:
+    ids = np.asarray(sorted(units) if isinstance(units, set | frozenset) else units)
+    if ids.ndim != 1 or not len(ids) or ids.dtype.kind not in "iu":
+        raise ValueError(f"units={units!r}: expected a list of unit ids, 0 .. {code.units - 1}, or of sets of them")
+    if ids.min() < 0 or ids.max() >= code.units:
+        raise ValueError(f"unit {ids[(ids < 0) | (ids >= code.units)][0]}: ids are 0 .. {code.units - 1}")
+    return ids.astype(np.int64)

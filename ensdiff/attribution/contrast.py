@@ -1,0 +1,226 @@
+"""In/out contrasts: every unit has members that saw it and members that did not.
+
+With ``l_ik`` the denoising loss of unit i (mean over its items and some draws of (t, eps), summed over pixels) under
+member k alone:
+
+(f1) memorization, Feldman & Zhang 2020 (arXiv 2008.03703): ``mean_{k out} l_ik - mean_{k in} l_ik``; positive where
+     members that saw the unit predict it better. Its standard error is that of a difference of two means over members.
+(f2) membership, the likelihood ratio of Carlini et al. 2022 (arXiv 2112.03570), for all members at once: each
+     member is the target in turn, and the others, in and out, are its shadow models. Losses of a unit are modelled as
+     normal with the means of its other in and out members and one variance each, pooled over all units (a unit has too
+     few members for its own):
+     ``score_ik = log N(l_ik; mean in, var in) - log N(l_ik; mean out, var out)``.
+     A member's loss is first compared with its own mean over all units, so that better members do not seem to have
+     seen everything.
+
+One pass over the data gives both for all units, with the same draws for every member.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Float
+from tqdm import tqdm
+
+from ensdiff import hosts
+from ensdiff.attribution.loss import LossConfig, draw_noise, member_errors
+from ensdiff.codes import Code
+from ensdiff.data import Dataset
+from ensdiff.denoise import memory_budget_default
+from ensdiff.ensemble import Ensemble, activation_bytes, make_mesh, on_mesh, to_model
+from ensdiff.schedule import Schedule
+from ensdiff.typing import Key, as_key
+from ensdiff.unet import UNetConfig
+
+
+class Contrast(NamedTuple):
+    """What members that saw a unit do otherwise than those that did not.
+
+    Args:
+        loss_NK: mean loss of each unit under each member.
+        memorization_N: (f1), in units of the loss; NaN where all or no members saw the unit.
+        memorization_error_N: its standard error.
+        membership_NK: (f2), log likelihood ratio that member k saw unit i; positive speaks for it; NaN where a unit
+            has fewer than two members of a kind.
+        separation_N: mean of (f2) over the members that saw the unit less that over those that did not.
+        separation_error_N: its standard error.
+        auc: probability that (f2) of a random pair that was seen exceeds that of a random pair that was not; 1/2 is
+            no better than guessing.
+    """
+
+    loss_NK: Float[np.ndarray, "N K"]
+    memorization_N: Float[np.ndarray, " N"]
+    memorization_error_N: Float[np.ndarray, " N"]
+    membership_NK: Float[np.ndarray, "N K"]
+    separation_N: Float[np.ndarray, " N"]
+    separation_error_N: Float[np.ndarray, " N"]
+    auc: float
+
+
+def contrast(
+    params: Ensemble,
+    data: Dataset,
+    key: Key = 0,
+    config: LossConfig | None = None,
+    *,
+    memory_budget: int | None = None,
+    progress: bool = False,
+) -> Contrast:
+    """Memorization and membership scores of all units of the training data, from one pass.
+
+    Args:
+        params: the ensemble.
+        data: what it was trained on.
+        key: int seed or JAX key of the draws, which are the same for all items and members.
+        config: draws, levels and weighting; by default 32 draws an item. A target error is not used.
+        memory_budget: bytes of activations a device may hold.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: data of another number of units, or of other images.
+    """
+    loss_NK = unit_losses(params, data, key, config, memory_budget=memory_budget, progress=progress)
+    return contrast_losses(loss_NK, params.code)
+
+
+def unit_losses(
+    params: Ensemble,
+    data: Dataset,
+    key: Key = 0,
+    config: LossConfig | None = None,
+    *,
+    memory_budget: int | None = None,
+    progress: bool = False,
+) -> Float[np.ndarray, "N K"]:
+    """Mean loss of every unit under every member; arguments are those of `contrast`."""
+    if data.units != params.code.units or data.shape != tuple(params.image_shape):
+        raise ValueError(
+            f"the data have {data.units} units of {data.shape}, the ensemble {params.code.units} of "
+            f"{params.image_shape}"
+        )
+    config = LossConfig(draws=32, block=16) if config is None else config
+    key, K = as_key(key), params.members
+    mesh = make_mesh(K)
+    shards = mesh.shape["data"]
+    budget = memory_budget_default() if memory_budget is None else memory_budget
+    state = K // mesh.shape["member"] * activation_bytes(params.model, params.image_shape)
+    size = min(max(1, budget // (state * config.block)), -(-data.items // shards)) * shards
+    blocks = -(-config.draws // config.block)
+    step = _loss_step(params.model, params.schedule, params.image_shape, params.value_range, mesh)
+    stacked, noise_key = on_mesh(params.params, mesh), on_mesh(jax.random.fold_in(key, 2**31 - 1), mesh, P())
+    weight_T = config.level_weights(params.schedule)
+    draws = []
+    for block in range(blocks):
+        t_D = config.draw_levels(params.schedule, key, block)
+        number_D = np.arange(block * config.block, (block + 1) * config.block, dtype=np.int32)
+        weight_D = (weight_T[t_D] / (config.block * blocks)).astype(np.float32)
+        draws.append([on_mesh(a, mesh, P()) for a in (t_D, number_D, weight_D)])
+    loss_NK = np.zeros((data.units, K))
+    with tqdm(total=data.items, desc="losses", unit="image", disable=not (progress and hosts.is_writer())) as bar:
+        for start in range(0, data.items, size):
+            items = np.arange(start, min(start + size, data.items))
+            padded = np.minimum(np.arange(start, start + size), data.items - 1)
+            x = on_mesh(np.asarray(data.images[padded]), mesh, P("data"))
+            total_KB = np.sum([hosts.fetch(step(stacked, x, noise_key, *draw)) for draw in draws], axis=0, dtype=float)
+            np.add.at(loss_NK, data.unit_of_item[items], total_KB[:, : len(items)].T)
+            bar.update(len(items))
+    return loss_NK / np.bincount(data.unit_of_item, minlength=data.units)[:, None]
+
+
+@functools.lru_cache(maxsize=16)
+def _loss_step(
+    model: UNetConfig,
+    schedule: Schedule,
+    image_shape: tuple[int, int, int],
+    value_range: tuple[float, float],
+    mesh: Mesh,
+):
+    """Losses of items under each member, summed over one block of draws; no collective."""
+
+    def step(params_K, image_BHWC, key, t_D, number_D, weight_D):
+        eps_DHWC = draw_noise(key, number_D, image_shape)
+        x_BHWC = to_model(image_BHWC, value_range)
+        error_KBDF = member_errors(model, schedule, params_K, x_BHWC, t_D, eps_DHWC)
+        return jnp.einsum("kbdf,kbdf,d->kb", error_KBDF, error_KBDF, weight_D, precision="highest")
+
+    mapped: Any = jax.shard_map(
+        step,
+        mesh=mesh,
+        in_specs=(P("member"), P("data"), P(), P(), P(), P()),
+        out_specs=P("member", "data"),
+        check_vma=False,
+    )
+    return jax.jit(mapped)
+
+
+def contrast_losses(loss_NK: Float[np.ndarray, "N K"], code: Code) -> Contrast:
+    """The contrasts (f1) and (f2) of given losses.
+
+    Args:
+        loss_NK: loss of each unit under each member.
+        code: which member saw which unit.
+    """
+    seen_NK = code.matrix().astype(bool)
+    inside, outside = _moments(loss_NK, seen_NK), _moments(loss_NK, ~seen_NK)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        memorization_N = outside.mean_N - inside.mean_N
+        error_N = np.sqrt(inside.variance_N / inside.count_N + outside.variance_N / outside.count_N)
+    membership_NK = _membership(loss_NK - loss_NK.mean(0), seen_NK)
+    scored_in, scored_out = _moments(membership_NK, seen_NK), _moments(membership_NK, ~seen_NK)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        separation_N = scored_in.mean_N - scored_out.mean_N
+        separation_error_N = np.sqrt(
+            scored_in.variance_N / scored_in.count_N + scored_out.variance_N / scored_out.count_N
+        )
+    return Contrast(
+        loss_NK, memorization_N, error_N, membership_NK, separation_N, separation_error_N, _auc(membership_NK, seen_NK)
+    )
+
+
+class _Moments(NamedTuple):
+    mean_N: np.ndarray
+    variance_N: np.ndarray
+    count_N: np.ndarray
+
+
+def _moments(value_NK: np.ndarray, chosen_NK: np.ndarray) -> _Moments:
+    """Mean and unbiased variance over the chosen members; NaN where there are too few."""
+    count = chosen_NK.sum(1).astype(float)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = np.where(chosen_NK, value_NK, 0).sum(1) / count
+        square = np.where(chosen_NK, np.square(value_NK - mean[:, None]), 0).sum(1)
+        variance = np.where(count > 1, square / (count - 1), np.nan)
+    return _Moments(np.where(count > 0, mean, np.nan), variance, count)
+
+
+def _membership(value_NK: np.ndarray, seen_NK: np.ndarray) -> np.ndarray:
+    """(f2), each member left out of its own kind's mean."""
+    score_NK = np.zeros(value_NK.shape)
+    for chosen_NK, sign in ((seen_NK, 1.0), (~seen_NK, -1.0)):
+        moments = _moments(value_NK, chosen_NK)
+        usable_N = moments.count_N > 1
+        # pooled within units, so divided by the sum of (count - 1)
+        variance = np.average(moments.variance_N[usable_N], weights=moments.count_N[usable_N] - 1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            total_N1, count_N1 = (moments.mean_N * moments.count_N)[:, None], moments.count_N[:, None]
+            mean_NK = np.where(chosen_NK, (total_N1 - value_NK) / (count_N1 - 1), moments.mean_N[:, None])
+        # a mean over c members is uncertain itself: a new loss differs from it with variance (1 + 1/c) var
+        around_NK = variance * (1 + 1 / np.maximum(np.where(chosen_NK, count_N1 - 1, count_N1), 1))
+        score_NK += sign * (-np.square(value_NK - mean_NK) / (2 * around_NK) - np.log(around_NK) / 2)
+        score_NK[~usable_N] = np.nan
+    return score_NK
+
+
+def _auc(score_NK: np.ndarray, seen_NK: np.ndarray) -> float:
+    from scipy.stats import mannwhitneyu
+
+    known = np.isfinite(score_NK)
+    inside, outside = score_NK[known & seen_NK], score_NK[known & ~seen_NK]
+    if not len(inside) or not len(outside):
+        return float("nan")
+    return float(mannwhitneyu(inside, outside).statistic / (len(inside) * len(outside)))

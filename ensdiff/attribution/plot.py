@@ -1,0 +1,39 @@
+"""The figure of `Attribution.plot`."""
+
+from typing import Any
+
+import numpy as np
+
+
+def plot_attribution(att: Any, images_BHWC: np.ndarray, data: Any, top: int) -> Any:
+    """Each sample beside its top units, as `Attribution.plot` says."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    B, T = len(att.units), min(top, att.units.shape[1])
+    if len(images_BHWC) != B:
+        raise ValueError(f"{len(images_BHWC)} images for an attribution of {B} samples: give the same samples")
+    figure = Figure(figsize=(1.3 * (T + 1), 1.6 * B), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(B, T + 1, squeeze=False)
+    for b in range(B):
+        _show(axes[b, 0], images_BHWC[b], f"sample {b}")
+        for t in range(T):
+            label = f"{att._name(att.units[b, t])}\n{att.influence[b, t]:.3g}"
+            if att.q_value is not None:
+                label += f", q={att.q_value[b, t]:.2g}"
+            picture = None
+            if data is not None:
+                unit = int(att.units[b, t]) if att.sets is None else att.sets[int(att.units[b, t])][0]
+                picture = data.images[data.items_of(unit)[0]]
+            _show(axes[b, t + 1], picture, label)
+    return figure
+
+
+def _show(axes: Any, picture: np.ndarray | None, label: str) -> None:
+    axes.set_axis_off()
+    axes.set_title(label, fontsize=7)
+    if picture is not None:
+        grey = picture.shape[-1] == 1
+        high = 255 if picture.dtype == np.uint8 else 1.0
+        axes.imshow(picture[..., 0] if grey else picture, cmap="gray" if grey else None, vmin=0, vmax=high)

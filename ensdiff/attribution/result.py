@@ -1,0 +1,204 @@
+"""`Attribution`: the most influential units of each sample, and whether they mean something."""
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from ensdiff.attribution.audit import Audit, Recall
+from ensdiff.typing import ArrayLike
+
+_ARRAYS = ("units", "influence", "p_value", "q_value", "standard_error", "null_BL")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Attribution:
+    """The most influential units of each sample, most influential first.
+
+    Args:
+        units: (B, top) unit ids; of sets, their numbers in ``sets``.
+        influence: (B, top). Of ``"exact"``, ``"screen"`` and ``"differential"``: distances between the sample and its
+            counterfactual, >= 0, in units of ``distance``. Of ``"loss"``: how much the removal of the unit raises the
+            image's loss (7), squared noise summed over pixels; positive means less likely without the unit.
+        p_value: (B, top) share of null ablations that reach the influence (n1); None without a null.
+        q_value: (B, top) Benjamini-Hochberg q among all candidates (n2); None without a null.
+        null_BL: (B, L) influences of the L null ablations; None without.
+        method: how it was computed.
+        distance: ``"l2"`` over [0, 1] pixels, the name of the feature function, or ``"loss"``.
+        settings: everything else that was asked for.
+        level: of the verdicts: units with q <= level are attributed.
+        standard_error: (B, top) of the influence, from the draws of the loss; None for the other methods.
+        sets: the sets of units that were the candidates, where sets were given.
+        audit: what a screen missed; None without an audit.
+    """
+
+    units: Int[np.ndarray, "B top"]
+    influence: Float[np.ndarray, "B top"]
+    p_value: Float[np.ndarray, "B top"] | None
+    null_BL: Float[np.ndarray, "B L"] | None
+    method: str
+    distance: str
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    q_value: Float[np.ndarray, "B top"] | None = None
+    level: float = 0.1
+    standard_error: Float[np.ndarray, "B top"] | None = None
+    sets: tuple[tuple[int, ...], ...] | None = None
+    audit: Audit | None = None
+
+    @property
+    def verdict(self) -> list[str] | None:
+        """One sentence a sample: what it is attributable to at ``level``, or that it is not; None without a null."""
+        if self.q_value is None:
+            return None
+        out = []
+        for units, q_T in zip(self.units, self.q_value, strict=True):
+            names = [self._name(unit) for unit in units[q_T <= self.level]]
+            if names:
+                more = f" and perhaps more than the top {len(units)}" if len(names) == len(units) else ""
+                out.append(f"attributable to {', '.join(names)}{more} at level {self.level:g}")
+            else:
+                out.append(f"unattributable at level {self.level:g}")
+        return out
+
+    @property
+    def resolution(self) -> float | None:
+        """The q that one unit alone could reach at best: candidates / (1 + null ablations), at most 1.
+
+        Where it exceeds ``level``, "unattributable" may only mean that the null is too small; None without a null.
+        """
+        if self.null_BL is None:
+            return None
+        return min(1.0, self.settings["candidates"] / (1.0 + self.settings["null_of_a_kind"]))
+
+    def __len__(self) -> int:
+        return len(self.units)
+
+    def __repr__(self) -> str:
+        B, top = self.units.shape
+        null = "no null" if self.null_BL is None else f"{self.null_BL.shape[1]:,} null ablations"
+        candidates = f"{self.settings['candidates']:,} candidates, " if "candidates" in self.settings else ""
+        unit = "loss" if self.distance == "loss" else f"{self.distance} distance"
+        lines = [f"Attribution({self.method}, {unit}, {candidates}{null}, top {top} of {B} samples)"]
+        for b in range(min(B, 8)):
+            cells = []
+            for i in range(min(top, 4)):
+                error = "" if self.standard_error is None else f" +- {self.standard_error[b, i]:.1g}"
+                p = "" if self.p_value is None else f", p={self.p_value[b, i]:.3g}"
+                q = "" if self.q_value is None else f", q={self.q_value[b, i]:.2g}"
+                cells.append(f"{self._name(self.units[b, i])} ({self.influence[b, i]:.3g}{error}{p}{q})")
+            lines.append(f"  sample {b}: " + ", ".join(cells) + (", ..." if top > 4 else ""))
+            if self.verdict is not None:
+                lines.append(f"    {self.verdict[b]}")
+        lines += ["  ..."] if B > 8 else []
+        if self.resolution is not None and self.resolution > self.level:
+            lines.append(
+                f"  with this null one unit alone cannot reach q <= {self.level:g}: its q is at least "
+                f"{self.resolution:.2g}; give more null ablations, or train with more members if there are no more"
+            )
+        if self.audit is not None:
+            recall = self.audit.pooled
+            lines.append(
+                f"  audit of {self.audit.checked} unverified units a sample: recall {recall.value:.3f} "
+                f"({self.audit.confidence:.0%} interval {recall.low:.3f} .. {recall.high:.3f}, samples pooled)"
+            )
+        return "\n".join(lines)
+
+    def _name(self, unit: Any) -> str:
+        return str(int(unit)) if self.sets is None else "{" + ", ".join(map(str, self.sets[int(unit)])) + "}"
+
+    def to_pandas(self) -> Any:
+        """A pandas DataFrame, one row a sample and unit: sample, rank, unit, influence and what else there is.
+
+        Raises:
+            ImportError: pandas is not installed; it comes with ``pip install 'ensdiff[pandas]'``.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError("to_pandas needs pandas: pip install 'ensdiff[pandas]'") from error
+        B, top = self.units.shape
+        columns: dict[str, Any] = {"sample": np.repeat(np.arange(B), top), "rank": np.tile(np.arange(1, top + 1), B)}
+        columns["unit"] = self.units.reshape(-1)
+        if self.sets is not None:
+            columns["set"] = [self.sets[int(i)] for i in columns["unit"]]
+        for name in ("influence", "standard_error", "p_value", "q_value"):
+            values = getattr(self, name)
+            if values is not None:
+                columns[name] = values.reshape(-1)
+        return pandas.DataFrame(columns)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write ``path.npz`` (the arrays) and ``path.json`` (all else; readable by itself)."""
+        stem = pathlib.Path(path)
+        np.savez_compressed(
+            _with(stem, ".npz"),
+            **{name: getattr(self, name) for name in _ARRAYS if getattr(self, name) is not None},
+        )
+        values: dict[str, Any] = {
+            "method": self.method,
+            "distance": self.distance,
+            "level": self.level,
+            "settings": self.settings,
+            "sets": self.sets,
+            "audit": None if self.audit is None else _jsonable(self.audit._asdict()),
+            "verdict": self.verdict,
+            **{name: _jsonable(getattr(self, name)) for name in _ARRAYS if name != "null_BL"},
+        }
+        _with(stem, ".json").write_text(json.dumps(values, indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "Attribution":
+        """What `save` wrote to the same path.
+
+        Raises:
+            FileNotFoundError: one of the two files is missing.
+        """
+        stem = pathlib.Path(path)
+        with np.load(_with(stem, ".npz")) as file:
+            arrays: dict[str, Any] = {name: file[name] if name in file.files else None for name in _ARRAYS}
+        values = json.loads(_with(stem, ".json").read_text())
+        sets = values["sets"]
+        audit = values["audit"]
+        if audit is not None:
+            audit = {name: np.asarray(value) if isinstance(value, list) else value for name, value in audit.items()}
+            audit = Audit(**{**audit, "pooled": Recall(*np.atleast_1d(audit["pooled"]).tolist())})
+        return cls(
+            method=values["method"],
+            distance=values["distance"],
+            level=values["level"],
+            settings=values["settings"],
+            sets=None if sets is None else tuple(tuple(entry) for entry in sets),
+            audit=audit,
+            **arrays,
+        )
+
+    def plot(self, images: ArrayLike, data: Any = None, *, top: int = 6) -> Any:
+        """A matplotlib figure: each sample beside its top units.
+
+        Args:
+            images: (B, H, W, C) the samples, in [0, 1] (``samples.images``).
+            data: the training data, for the units' pictures (their first item); without it their numbers are shown.
+            top: units shown a sample.
+        """
+        from ensdiff.attribution.plot import plot_attribution
+
+        return plot_attribution(self, np.asarray(images), data, top)
+
+
+def _with(stem: pathlib.Path, suffix: str) -> pathlib.Path:
+    return stem.with_name(stem.name + suffix)
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, dict):
+        return {key: _jsonable(entry) for key, entry in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_jsonable(entry) for entry in value]
+    return value.item() if isinstance(value, np.generic) else value

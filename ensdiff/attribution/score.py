@@ -1,0 +1,240 @@
+"""Scoring ablations by quadratic forms, for any number of units.
+
+Both the differential and the loss attribution are the same function of an ablation. With s the 0/1 vector of the
+members that survive it, and ``w_-U = s / |s|``:
+
+(6) ``d^T G d``, ``d = w_-U - w``: as ``d = (I - w 1^T) s / |s|``, it is ``s^T A s / |s|^2`` with
+    ``A = (I - w 1^T)^T G (I - w 1^T)``;
+(7) ``L(w_-U) - L(w) = s^T A s / |s|^2`` with ``A = R - (w^T R w) 1 1^T``.
+
+A is formed in float64, so that no large terms cancel in the float32 sums over members.
+
+A sum over pairs of members is a sum over pairs of bytes of s: with a table of 2^16 entries for each pair of bytes, a
+score of K = 32 members is six look-ups, and no vector of members is ever formed. Words of balanced codes are computed
+where they are scored (`ensdiff.attribution.words`), so memory is that of one chunk, whatever the number of units.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Float, UInt8
+from tqdm import tqdm
+
+from ensdiff import hosts
+from ensdiff.attribution.words import MAX_MEMBERS, compilable, look, word_fn
+from ensdiff.codes import Code
+from ensdiff.ensemble import on_mesh
+from ensdiff.typing import Array
+
+COMPILED = 2**16
+"""From so many units on, computing their words on the device pays for compiling it."""
+CHUNK = 2**17
+"""Ablations at a time by default: few enough for their words to stay in the cache of a core."""
+_BITS = ((np.arange(256)[:, None] >> np.arange(7, -1, -1)) & 1).astype(np.float64)
+
+
+class Forms(NamedTuple):
+    """One quadratic form a sample: ``score(s) = s^T A s / |s|^2``, or the square root of it.
+
+    Args:
+        matrix_BKK: A of each sample, symmetric, float64.
+        root: whether scores are distances, the square root of the form.
+    """
+
+    matrix_BKK: Float[np.ndarray, "B K K"]
+    root: bool
+
+
+def gram_forms(gram_BKK: Float[np.ndarray, "B K K"], weights_K: Float[np.ndarray, " K"]) -> Forms:
+    """Predicted distances (6): the scores are ``sqrt(d^T G d)``, ``d = s / |s| - w``, >= 0."""
+    w = np.asarray(weights_K, np.float64)
+    centre = np.eye(len(w)) - w[:, None]
+    return Forms(_symmetric(centre.T @ np.asarray(gram_BKK, np.float64) @ centre), True)
+
+
+def loss_forms(loss_BKK: Float[np.ndarray, "B K K"], weights_K: Float[np.ndarray, " K"]) -> Forms:
+    """Changes of loss (7): the scores are ``L(s / |s|) - L(w)``; positive where the ablation raises the loss."""
+    w = np.asarray(weights_K, np.float64)
+    loss_BKK = np.asarray(loss_BKK, np.float64)
+    factual_B = np.einsum("k,bkl,l->b", w, loss_BKK, w)
+    return Forms(_symmetric(loss_BKK - factual_B[:, None, None]), False)
+
+
+def _symmetric(matrix_BKK: np.ndarray) -> np.ndarray:
+    return (matrix_BKK + matrix_BKK.transpose(0, 2, 1)) / 2
+
+
+def score_words(forms: Forms, word_MK: UInt8[np.ndarray, "M K"], chunk: int | None = None) -> Float[np.ndarray, "B M"]:
+    """Scores of ablations, given the members that each drops (1 = dropped; some member is kept in each row)."""
+    out = [scores for _, scores in stream(forms, len(word_MK), lambda start, stop: word_MK[start:stop], chunk=chunk)]
+    return np.concatenate(out, axis=1) if out else np.empty((len(forms.matrix_BKK), 0), np.float32)
+
+
+def stream(
+    forms: Forms,
+    count: int,
+    source: Code | Callable[[int, int], UInt8[np.ndarray, "M K"]],
+    *,
+    chunk: int | None = None,
+    progress: bool = False,
+) -> Iterator[tuple[int, Float[np.ndarray, "B M"]]]:
+    """Scores of many ablations, a chunk at a time.
+
+    Args:
+        forms: of the samples.
+        count: how many ablations.
+        source: a code, for its units one by one, or a function of (start, stop) to the words that are dropped.
+        chunk: ablations at a time; by default 131,072.
+        progress: show a progress bar.
+
+    Yields:
+        The number of the first ablation of a chunk, and float32 scores of each sample.
+    """
+    K = forms.matrix_BKK.shape[1]
+    devices = jax.local_devices()
+    size = CHUNK if chunk is None else chunk
+    if size < 1:
+        raise ValueError(f"chunk={chunk}: expected at least 1 ablation at a time")
+    local = -(-min(size, count) // len(devices))
+    size = local * len(devices)
+    mesh = Mesh(np.asarray(devices, dtype=object), ("unit",), axis_types=(AxisType.Auto,))
+    tabled = K <= MAX_MEMBERS and devices[0].platform == "cpu"  # an accelerator multiplies faster than it looks up
+    code = source if isinstance(source, Code) and count >= COMPILED and compilable(source) else None
+    with jax.enable_x64(True):
+        step = _score_step(K, code, local, tabled, forms.root, mesh)
+        matrices = byte_tables(forms.matrix_BKK) if tabled else forms.matrix_BKK.astype(np.float32)
+        tables = on_mesh(matrices, mesh, P())
+
+        def words(start: int) -> Any:
+            if code is not None:
+                return np.uint64(start), np.uint64(count - 1)
+            stop = min(start + size, count)
+            rows = source.rows(np.arange(start, stop)) if isinstance(source, Code) else source(start, stop)
+            packed = np.zeros((_bytes(K), size), np.uint8)
+            packed[: -(-K // 8), : stop - start] = np.packbits(rows, axis=1).T
+            return (on_mesh(packed, mesh, P(None, "unit")),)
+
+        with tqdm(
+            total=count, desc="score", unit="unit", unit_scale=True, disable=not (progress and hosts.is_writer())
+        ) as bar:
+            waiting: tuple[int, Array] | None = None
+            for start in range(0, count, size):
+                following = start, step(tables, *words(start))
+                if waiting is not None:  # the next chunk is under way while this one is used
+                    yield _take(waiting, size, bar)
+                waiting = following
+            if waiting is not None:
+                yield _take(waiting, count - waiting[0], bar)
+
+
+def _take(waiting: tuple[int, Array], count: int, bar: tqdm) -> tuple[int, np.ndarray]:
+    start, scores = waiting
+    out = np.asarray(scores)[:, :count]
+    bar.update(count)
+    return start, out
+
+
+class Top:
+    """The highest scores seen so far of each sample, with their numbers; of equal scores the lower number wins."""
+
+    def __init__(self, samples: int, top: int):
+        self.scores_BT = np.full((samples, top), -np.inf)
+        self.index_BT = np.full((samples, top), -1, np.int64)
+
+    def update(self, start: int, scores_BM: Float[np.ndarray, "B M"]) -> None:
+        """Take in the scores of ablations ``start``, ``start + 1``, ..."""
+        top = self.scores_BT.shape[1]
+        for b, scores_M in enumerate(scores_BM):
+            better = np.flatnonzero(scores_M > self.scores_BT[b, -1])
+            if len(better) > top:
+                cut = np.partition(scores_M[better], len(better) - top)[len(better) - top]
+                better = better[scores_M[better] >= cut]
+            scores = np.concatenate([self.scores_BT[b], scores_M[better]])
+            index = np.concatenate([self.index_BT[b], start + better])
+            best = np.lexsort((index, -scores))[:top]
+            self.scores_BT[b], self.index_BT[b] = scores[best], index[best]
+
+
+def byte_tables(matrix_BKK: Float[np.ndarray, "B K K"]) -> Float[np.ndarray, "B pairs 65536"]:
+    """For each pair p < q of bytes of s, its part of ``s^T A s`` for all 2^16 values (byte p is the high one).
+
+    A byte's own part is in the table of its first pair.
+    """
+    B, K, _ = matrix_BKK.shape
+    count = _bytes(K)
+    padded = np.zeros((B, 8 * count, 8 * count))
+    padded[:, :K, :K] = matrix_BKK
+    blocks = padded.reshape(B, count, 8, count, 8)
+    tables = np.empty((B, count * (count - 1) // 2, 256, 256), np.float32)
+    for j, (p, q) in enumerate(_pairs(count)):
+        table = 2 * (_BITS @ blocks[:, p, :, q] @ _BITS.T)
+        if p == 0:
+            table += _own(blocks[:, q, :, q])[:, None, :]
+            if q == 1:
+                table += _own(blocks[:, 0, :, 0])[:, :, None]
+        tables[:, j] = table
+    return tables.reshape(B, -1, 65536)
+
+
+def _own(block_B: np.ndarray) -> np.ndarray:
+    return np.einsum("vi,bij,vj->bv", _BITS, block_B, _BITS)
+
+
+def _pairs(count: int) -> list[tuple[int, int]]:
+    return [(p, q) for p in range(count) for q in range(p + 1, count)]
+
+
+def _bytes(members: int) -> int:
+    """Bytes of a word; at least two, which make a pair."""
+    return max(2, -(-members // 8))
+
+
+@functools.lru_cache(maxsize=16)
+def _score_step(members: int, code: Code | None, local: int, tabled: bool, root: bool, mesh: Mesh):
+    """The compiled scores of one chunk, its ablations split over the devices."""
+    count = _bytes(members)
+    make = None if code is None else word_fn(code)
+
+    def generated(start: Array, last: Array) -> Array:
+        first = start + jax.lax.axis_index("unit").astype(jnp.uint64) * np.uint64(local)
+        word = make(jnp.minimum(first + jnp.arange(local, dtype=jnp.uint64), last))  # type: ignore[misc]
+        word = word << np.uint64(8 * count - members)
+        shifts = np.arange(8 * (count - 1), -1, -8, dtype=np.uint64)
+        return ((word >> shifts[:, None]) & np.uint64(255)).astype(jnp.uint8)
+
+    def by_tables(table_B: Array, keep_PM: Array) -> Array:
+        byte_PM = keep_PM.astype(jnp.int32)
+        pair = [(byte_PM[p] << 8) | byte_PM[q] for p, q in _pairs(count)]
+        return jax.lax.map(lambda table: sum(look(table[j], index) for j, index in enumerate(pair)), table_B)
+
+    def by_products(matrix_BKK: Array, keep_PM: Array) -> Array:
+        bit_PM = (keep_PM[:, None, :] >> np.arange(7, -1, -1, dtype=np.uint8)[:, None]) & np.uint8(1)
+        s_KM = bit_PM.reshape(-1, keep_PM.shape[1])[:members].astype(jnp.float32)
+        product = functools.partial(jnp.matmul, precision="highest")
+        return jax.lax.map(lambda matrix: (s_KM * product(matrix, s_KM)).sum(0), matrix_BKK)
+
+    def step(tables, *words):
+        word_PM = words[0] if code is None else generated(*words)
+        kept_M = members - jax.lax.population_count(word_PM).astype(jnp.int32).sum(0, dtype=jnp.int32)
+        keep_PM = ~word_PM  # the bits past K meet zeros in the tables, and are cut off before the product
+        form_BM = (by_tables if tabled else by_products)(tables, keep_PM)
+        score_BM = form_BM / jnp.square(kept_M.astype(jnp.float32))
+        return jnp.sqrt(jnp.maximum(score_BM, 0.0)) if root else score_BM
+
+    spec = (P(None, "unit"),) if code is None else (P(), P())
+    mapped: Any = jax.shard_map(step, mesh=mesh, in_specs=(P(), *spec), out_specs=P(None, "unit"), check_vma=False)
+    return jax.jit(mapped)
+
+
+def evaluate(forms: Forms, word_MK: UInt8[np.ndarray, "M K"]) -> Float[np.ndarray, "B M"]:
+    """The same scores by NumPy in float64, for few ablations."""
+    keep_MK = 1.0 - np.asarray(word_MK, np.float64)
+    form_BM = np.einsum("mk,bkl,ml->bm", keep_MK, forms.matrix_BKK, keep_MK, optimize=True)
+    score_BM = form_BM / np.square(keep_MK.sum(1))
+    return np.sqrt(np.maximum(score_BM, 0.0)) if forms.root else score_BM

@@ -1,0 +1,185 @@
+"""Shapley and Banzhaf values of groups, from R or G, without new model calls.
+
+The game: n groups of units, and the effect ``v(U)`` of removing the groups U together, the score (6) or (7) of the
+members that survive U; ``v({}) = 0``. The value of a group is its mean marginal effect ``v(U + g) - v(U)`` over
+coalitions U of other groups that are removed already:
+
+(v1) Shapley: a random number of others first, uniform over 0 .. n - 1, then random ones. The values sum to
+     ``v(all groups)``.
+(v2) Banzhaf with probability r: each other group is removed with probability r; r = 1/2 is Banzhaf's (1965).
+
+Where no member survives a coalition, the ensemble predicts nothing, ``w = 0``, whose score (``empty``) is known too.
+With balanced codes of weight K/2 a few groups leave nobody: such values then say mostly who removes the last member.
+``on_empty="skip"`` averages only over coalitions after which some member survives, with and without the group.
+
+Values of up to `EXACT_GROUPS` groups are computed from all 2^n coalitions; of more, by sampling. The standard error
+joins that of sampling coalitions with that of the draws behind R, whose blocks are valued one by one.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from ensdiff.attribution.candidates import Candidates
+from ensdiff.attribution.loss import LossMatrix
+from ensdiff.attribution.score import evaluate, gram_forms, loss_forms
+from ensdiff.codes import Code
+
+EXACT_GROUPS = 12
+
+
+class GroupValues(NamedTuple):
+    """Values of n groups for each sample, in the score's units.
+
+    Args:
+        value_BG: positive where removing the group moves the sample (6), or raises its loss (7), on average.
+        standard_error_BG: of the values; 0 where all coalitions were used and nothing was drawn.
+        kind: ``"shapley"`` or ``"banzhaf"``.
+        exact: whether all coalitions were used.
+        used_G: share of coalitions that counted; below 1 only with ``on_empty="skip"``.
+    """
+
+    value_BG: Float[np.ndarray, "B G"]
+    standard_error_BG: Float[np.ndarray, "B G"]
+    kind: str
+    exact: bool
+    used_G: Float[np.ndarray, " G"]
+
+
+def group_values(
+    estimate: LossMatrix | Float[np.ndarray, "B K K"],
+    code: Code,
+    groups: Sequence[Any] | None = None,
+    *,
+    kind: Literal["shapley", "banzhaf"] = "shapley",
+    removed: float = 0.5,
+    on_empty: Literal["baseline", "skip"] = "baseline",
+    weights_K: Float[np.ndarray, " K"] | None = None,
+    coalitions: int = 2000,
+    seed: int = 0,
+) -> GroupValues:
+    """Shapley or Banzhaf values of groups of units.
+
+    Args:
+        estimate: R of images, from `loss_matrix`; or G of samples, from `gram`.
+        code: whose units the groups are made of.
+        groups: unit ids, or sets of ids, one a group; by default every unit is a group.
+        kind: ``"shapley"`` (v1) or ``"banzhaf"`` (v2).
+        removed: r of (v2).
+        on_empty: ``"baseline"``: no member predicts nothing; ``"skip"``: leave such coalitions out.
+        weights_K: the weights that the samples were generated with, for G; by default 1/K.
+        coalitions: drawn a group (Banzhaf), or orders of all groups (Shapley), where there are too many groups for all.
+        seed: of the draws.
+
+    Raises:
+        ValueError: unknown options; a group whose removal alone leaves no member, with ``"skip"``.
+    """
+    if kind not in ("shapley", "banzhaf"):
+        raise ValueError(f"kind={kind!r}: expected 'shapley' or 'banzhaf'")
+    if on_empty not in ("baseline", "skip"):
+        raise ValueError(f"on_empty={on_empty!r}: expected 'baseline' or 'skip'")
+    if not 0 < removed < 1:
+        raise ValueError(f"removed={removed}: expected a probability between 0 and 1")
+    if coalitions < 2:
+        raise ValueError(f"coalitions={coalitions}: expected at least 2, whose spread is the error bar")
+    candidates = Candidates.of(code, groups)
+    n = len(candidates)
+    word_GK = candidates.words(np.arange(n)).astype(bool)
+    game = _Game(estimate, code, weights_K, on_empty == "skip")
+    exact = n <= EXACT_GROUPS
+    draw = (_all_coalitions if exact else _sampled_coalitions)(n, kind, removed, coalitions, seed)
+    sums_FG, squares_BG = np.zeros((game.forms, n)), np.zeros((game.samples, n))
+    mass_G, count_G, square_mass_G = np.zeros(n), np.zeros(n), np.zeros(n)
+    for group, coalition_CG, weight_C in draw:
+        marginal_FC, valid_C = game.marginals(coalition_CG, group, word_GK)
+        weight_C = weight_C * valid_C
+        sums_FG[:, group] += marginal_FC @ weight_C
+        squares_BG[:, group] += np.square(game.mean(marginal_FC)) @ weight_C
+        mass_G[group] += weight_C.sum()
+        square_mass_G[group] += np.square(weight_C).sum()
+        count_G[group] += len(weight_C)
+    total_G = np.ones(n) if exact else count_G
+    if (mass_G == 0).any():
+        raise ValueError(
+            f"no coalition with group {int(np.flatnonzero(mass_G == 0)[0])} leaves a member: use a smaller weight, "
+            "more members, a smaller `removed`, or on_empty='baseline'"
+        )
+    value_FG = sums_FG / mass_G
+    value_BG = game.mean(value_FG)
+    variance_BG = np.zeros_like(value_BG)
+    if not exact:  # of a mean of draws of equal weight
+        variance_BG = np.maximum(squares_BG / mass_G - np.square(value_BG), 0) * square_mass_G / np.square(mass_G)
+    return GroupValues(value_BG, np.sqrt(variance_BG + game.draws_variance(value_FG)), kind, exact, mass_G / total_G)
+
+
+class _Game:
+    """v of coalitions, for every sample and, where R was drawn, for every block of draws."""
+
+    def __init__(self, estimate: Any, code: Code, weights_K: Any, skip: bool):
+        K = code.members
+        w = np.full(K, 1.0 / K) if weights_K is None else np.asarray(weights_K, np.float64)
+        self.skip = skip
+        if isinstance(estimate, LossMatrix):
+            J, B = estimate.blocks_JBKK.shape[:2]
+            blocks = estimate.blocks_JBKK.reshape(J * B, K, K).astype(np.float64)
+            self.form = loss_forms(blocks, w)
+            self.empty_F = estimate.empty_JB.reshape(-1) - np.einsum("k,fkl,l->f", w, blocks, w)
+        else:
+            grams = np.asarray(estimate, np.float64)
+            J, B = 1, len(grams)
+            self.form = gram_forms(grams, w)
+            self.empty_F = np.sqrt(np.maximum(np.einsum("k,fkl,l->f", w, grams, w), 0))
+        self.blocks, self.samples, self.forms = J, B, J * B
+
+    def mean(self, of_FX: np.ndarray) -> np.ndarray:
+        """Over the blocks."""
+        return of_FX.reshape(self.blocks, self.samples, -1).mean(0)
+
+    def draws_variance(self, value_FG: np.ndarray) -> np.ndarray:
+        """Variance of the mean over blocks."""
+        if self.blocks == 1:
+            return np.zeros((self.samples, value_FG.shape[1]))
+        return value_FG.reshape(self.blocks, self.samples, -1).var(0, ddof=1) / self.blocks
+
+    def marginals(self, coalition_CG: np.ndarray, group: int, word_GK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """``v(U + g) - v(U)``, and whether it counts."""
+        dropped_CK = (coalition_CG.astype(np.float32) @ word_GK.astype(np.float32)) > 0
+        more_CK = dropped_CK | word_GK[group]
+        valid_C = ~more_CK.all(1) if self.skip else np.ones(len(more_CK), bool)
+        return self._scores(more_CK) - self._scores(dropped_CK), valid_C
+
+    def _scores(self, dropped_CK: Bool[np.ndarray, "C K"]) -> Float[np.ndarray, "F C"]:
+        alive = ~dropped_CK.all(1)
+        out = np.repeat(self.empty_F[:, None], len(dropped_CK), axis=1)
+        words, place = np.unique(dropped_CK[alive], axis=0, return_inverse=True)  # few, where members are few
+        out[:, alive] = evaluate(self.form, words.astype(np.uint8))[:, place.reshape(-1)]
+        return out
+
+
+def _all_coalitions(n: int, kind: str, removed: float, _coalitions: int, _seed: int):
+    """Every coalition of the others, with its probability."""
+    number = np.arange(2 ** (n - 1))
+    others = ((number[:, None] >> np.arange(n - 1)) & 1).astype(bool)
+    size = others.sum(1)
+    if kind == "shapley":
+        weight = np.array([1 / (n * math.comb(n - 1, s)) for s in range(n)])[size]
+    else:
+        weight = removed**size * (1 - removed) ** (n - 1 - size)
+    for group in range(n):
+        yield group, np.insert(others, group, False, axis=1), weight
+
+
+def _sampled_coalitions(n: int, kind: str, removed: float, coalitions: int, seed: int):
+    rng = np.random.default_rng(seed)
+    if kind == "shapley":
+        rank = np.argsort(np.argsort(rng.random((coalitions, n)), axis=1), axis=1)
+        for group in range(n):
+            yield group, rank < rank[:, group : group + 1], np.ones(coalitions)
+        return
+    for group in range(n):
+        coalition = rng.random((coalitions, n)) < removed
+        coalition[:, group] = False
+        yield group, coalition, np.ones(coalitions)

@@ -1,0 +1,123 @@
+"""Code words of a balanced code as 64-bit integers, compiled: `ensdiff.permute` and `combinations.unrank` in JAX.
+
+Member 0 is the highest of the K bits. A word of one weight with lexicographic number n is unranked in pieces of at
+most 16 members: the words are sorted, so the first piece is found by a binary search in the cumulative counts of its
+2^q values, what is left of n numbers the words of the rest, and the last piece is one look-up.
+
+Must be traced and called under ``jax.enable_x64(True)``.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ensdiff.codes import Code
+from ensdiff.permute import GOLDEN, ROUNDS, feistel_sides, mix
+from ensdiff.typing import Array
+
+PIECE = 16
+"""Members that one look-up unranks: tables of 2^16 entries."""
+MAX_WORDS = 2**62
+MAX_MEMBERS = 64
+
+
+def compilable(code: Code) -> bool:
+    """Whether `word_fn` can make this code's words."""
+    return (
+        code.packed is None
+        and code.weight is not None
+        and code.members <= MAX_MEMBERS
+        and math.comb(code.members, code.weight) < MAX_WORDS
+    )
+
+
+def word_fn(code: Code) -> Callable[[Array], Array]:
+    """A traceable function of unit ids (uint64) to words (uint64)."""
+    members, weight = code.members, code.weight
+    if weight is None or not compilable(code):
+        raise ValueError(f"{code}: words of a stored matrix, or of more than {MAX_MEMBERS} members, are not compiled")
+    size = math.comb(members, weight)
+    unrank = _unrank_fn(members, weight)
+    return lambda ids: unrank(_permute(ids, size, code.key))
+
+
+def _permute(index: Array, size: int, key: int) -> Array:
+    a, b = (np.uint64(side) for side in feistel_sides(size))
+    n = np.uint64(size)
+
+    def rounds(x: Any) -> Any:
+        left, right = x // b, x % b
+        for i in range(ROUNDS):
+            salt = np.uint64((key + GOLDEN * (i + 1)) % 2**64)
+            if i % 2 == 0:
+                left = (left + mix(mix(right + salt) ^ np.uint64(key)) % a) % a
+            else:
+                right = (right + mix(mix(left + salt) ^ np.uint64(key)) % b) % b
+        return left * b + right
+
+    def walk(x: Array) -> Array:  # few are outside, about 2 / sqrt(n) of them: one at a time
+        i = jnp.argmax(x >= n)
+        return x.at[i].set(rounds(x[i]))
+
+    return jax.lax.while_loop(lambda x: jnp.any(x >= n), walk, rounds(index))
+
+
+@functools.lru_cache(maxsize=8)
+def _pieces(members: int, weight: int) -> tuple[tuple[int, Any, Any], ...]:
+    """For each piece its members q, and the tables: cumulative counts by (ones left, value), or the last look-up."""
+    count = -(-members // PIECE)
+    sizes = [members // count + (i < members % count) for i in range(count)]
+    out: list[tuple[int, Any, Any]] = []
+    rest = members
+    for i, q in enumerate(sizes):
+        ones_V = np.bitwise_count(np.arange(2**q, dtype=np.uint32)).astype(np.int64)
+        rest -= q
+        if i == count - 1:
+            order = np.argsort(ones_V, kind="stable")
+            base = np.concatenate([[0], np.cumsum(np.bincount(ones_V, minlength=q + 1))[:-1]])
+            out.append((q, order.astype(np.uint64), base))
+            break
+        needed = range(weight, weight + 1) if i == 0 else range(weight + 1)
+        tables = []
+        for ones in needed:
+            words_V = np.array([math.comb(rest, ones - one) if one <= ones else 0 for one in range(q + 1)], np.uint64)
+            tables.append(np.concatenate([[np.uint64(0)], np.cumsum(words_V[ones_V])[:-1]]))
+        out.append((q, np.concatenate(tables), ones_V))
+    return tuple(out)
+
+
+def look(table: Array, index: Array) -> Array:
+    """``table[index]`` for indices that are in range."""
+    return table.at[index].get(mode="promise_in_bounds", wrap_negative_indices=False)
+
+
+def _unrank_fn(members: int, weight: int) -> Callable[[Array], Array]:
+    pieces = _pieces(members, weight)
+
+    def unrank(number: Array) -> Array:
+        word = jnp.zeros(number.shape, jnp.uint64)
+        ones = jnp.full(number.shape, weight, jnp.int32)
+        for i, (q, table, extra) in enumerate(pieces):
+            if i == len(pieces) - 1:
+                place = look(jnp.asarray(extra, jnp.int32), ones) + number.astype(jnp.int32)
+                value = look(jnp.asarray(table), place)
+            else:
+                starts = jnp.asarray(table)
+                first = (ones << q) if i else jnp.zeros_like(ones)
+                place = first
+                for step in range(q - 1, -1, -1):
+                    further = place + (1 << step)
+                    place = jnp.where(look(starts, further) <= number, further, place)
+                # values that hold no word share the start of the next that does; the search ends at the last of them
+                number = number - look(starts, place)
+                value = (place - first).astype(jnp.uint64)
+                ones = ones - look(jnp.asarray(extra, jnp.int32), place - first)
+            word = (word << np.uint64(q)) | value
+        return word
+
+    return unrank

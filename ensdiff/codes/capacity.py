@@ -1,0 +1,79 @@
+"""How many removals a code bears.
+
+With m distinct units removed, member k survives if it saw none of them. For units whose words are m distinct random
+ones of the C(K, w) words,
+
+(c1) ``E[survivors] = K * C(C(K-1, w), m) / C(C(K, w), m)``, about ``K (1 - w/K)^m``;
+(c2) ``P(no survivor) = 1 - sum_{j=1}^K (-1)^(j+1) C(K, j) C(C(K-j, w), m) / C(C(K, w), m)``, by inclusion and
+     exclusion over the sets of j members that all survive;
+(c3) whatever the units, at least ``max(0, K - m w)`` members survive.
+
+A stored matrix has its own shares n_k: ``E = sum_k C(N - n_k, m) / C(N, m)`` over its own sets of m units.
+"""
+
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import NamedTuple
+
+
+class Capacity(NamedTuple):
+    """What is left of an ensemble after m removals.
+
+    Args:
+        removals: m, distinct units removed together.
+        expected: mean number of surviving members over random sets of m units (c1).
+        worst: members that survive whatever the m units are (c3); 0 means that some sets may leave none.
+        failure: probability that a random set of m units leaves no member (c2); None for a stored matrix.
+    """
+
+    removals: int
+    expected: float
+    worst: int
+    failure: float | None
+
+
+def deletion_capacity(members: int, weight: int, removals: int) -> Capacity:
+    """The capacity of balanced codes of K members and weight w, exactly, over random words.
+
+    Args:
+        members: K.
+        weight: w, members that see a unit; each member sees a share w / K of the units.
+        removals: m, 0 .. C(K, w).
+
+    Raises:
+        ValueError: out of range.
+
+    >>> deletion_capacity(4, 2, 1)
+    Capacity(removals=1, expected=2.0, worst=2, failure=0.0)
+    """
+    K, w, m = members, weight, removals
+    if not 1 <= w < K:
+        raise ValueError(f"weight={w}: expected 1 .. {K - 1} for {K} members")
+    total = math.comb(K, w)
+    if not 0 <= m <= total:
+        raise ValueError(f"{m} removals: expected 0 .. {total}, the number of code words")
+    expected = K * _falling_ratio(math.comb(K - 1, w), total, m)
+    alive = sum(
+        (-1) ** (j + 1) * math.comb(K, j) * _falling_ratio(math.comb(K - j, w), total, m) for j in range(1, K + 1)
+    )
+    return Capacity(m, float(expected), max(0, K - m * w), float(1 - alive))
+
+
+def shares_capacity(shares: Sequence[int], weights: Sequence[int], units: int, removals: int) -> Capacity:
+    """The capacity of a stored matrix, from how many units each member sees and the words' weights."""
+    if not 0 <= removals <= units:
+        raise ValueError(f"{removals} removals: expected 0 .. {units}, the number of units")
+    expected = sum(_falling_ratio(units - int(share), units, removals) for share in shares)
+    heaviest = sorted(map(int, weights), reverse=True)[:removals]
+    return Capacity(removals, float(expected), max(0, len(shares) - sum(heaviest)), None)
+
+
+def _falling_ratio(part: int, whole: int, m: int) -> Fraction:
+    """C(part, m) / C(whole, m): the chance that m distinct draws from the whole all fall into the part."""
+    ratio = Fraction(1)
+    for j in range(m):
+        if part <= j:
+            return Fraction(0)
+        ratio *= Fraction(part - j, whole - j)
+    return ratio

@@ -1,0 +1,41 @@
+"""What goes wrong with codes, and the words of its messages."""
+
+import math
+import warnings
+from typing import Any
+
+
+class CodeWarning(UserWarning):
+    """A code matrix can be used but will not say all that a code can say."""
+
+
+class NoSurvivorError(ValueError):
+    """Every member has seen some unit of the set that is to be removed."""
+
+
+def smallest_members(units: int) -> int:
+    """The smallest K with at least this many words of weight K // 2."""
+    members = 2
+    while math.comb(members, members // 2) < units:
+        members += 1
+    return members
+
+
+def fitting_weights(members: int, units: int) -> str:
+    """What to add to an error when another weight of the same members has enough code words."""
+    if math.comb(members, members // 2) < units:
+        return ""
+    lowest = next(w for w in range(1, members) if math.comb(members, w) >= units)
+    return f"; with {members} members, a weight of {lowest} .. {members - lowest} fits"
+
+
+def some(things: Any) -> str:
+    """The first five of them."""
+    things = list(things)
+    text = ", ".join(str(thing) for thing in things[:5])
+    return text + (f" and {len(things) - 5} more" if len(things) > 5 else "")
+
+
+def warn(message: str) -> None:
+    """A `CodeWarning` at the caller of the function that warns."""
+    warnings.warn(message, CodeWarning, stacklevel=4)

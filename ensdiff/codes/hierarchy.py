@@ -1,0 +1,70 @@
+"""Hierarchical codes: items inside groups, both removable exactly.
+
+A group's word is w_g of the K members; an item's word is w_i of its group's members. A member that did not see the
+group saw none of its items, so dropping the group's members removes the group exactly, and dropping an item's members
+removes the item and keeps the group's other items: some of the group's members survive.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from ensdiff.codes.errors import some
+from ensdiff.combinations import unrank
+from ensdiff.permute import derive_key, permute
+
+
+def item_words(
+    group_GK: UInt8[np.ndarray, "G K"], group_of_unit: Any, weight: int, seed: int
+) -> UInt8[np.ndarray, "N K"]:
+    """Distinct words of the items, each of ``weight`` members of its group's word.
+
+    Raises:
+        ValueError: a group has more items than there are words inside it that no other group's item has.
+    """
+    K = group_GK.shape[1]
+    out = np.zeros((len(group_of_unit), K), np.uint8)
+    used: set[bytes] = set()
+    order = np.argsort(group_of_unit, kind="stable")
+    sizes = np.bincount(group_of_unit, minlength=len(group_GK))
+    for group, ids in enumerate(np.split(order, np.cumsum(sizes)[:-1])):
+        inside = np.flatnonzero(group_GK[group])
+        total = math.comb(len(inside), weight)
+        key, place, found = derive_key(seed, group), 0, 0
+        while found < len(ids):
+            number = np.arange(place, min(place + 2 * len(ids) + 64, total))
+            if not len(number):
+                raise ValueError(
+                    f"group {group} has {len(ids)} items, but C({len(inside)}, {weight}) = {total} words hold only "
+                    f"{found} that no other item has; give groups a larger weight, or items one nearer to half of it"
+                )
+            place += len(number)
+            words = np.zeros((len(number), K), np.uint8)
+            words[:, inside] = unrank(permute(number, total, key), len(inside), weight)
+            for word in words:
+                if found < len(ids) and word.tobytes() not in used:
+                    used.add(word.tobytes())
+                    out[ids[found]] = word
+                    found += 1
+    return out
+
+
+def check_groups(group_of_unit: Any) -> np.ndarray:
+    """Group numbers 0 .. G - 1 of the units, each used.
+
+    Raises:
+        ValueError: not integers, fewer than two groups, or a number without units.
+    """
+    groups = np.asarray(group_of_unit)
+    if groups.ndim != 1 or not len(groups) or groups.dtype.kind not in "iu":
+        raise ValueError(f"groups have shape {groups.shape}, dtype {groups.dtype}: expected one integer a unit")
+    if groups.min() < 0:
+        raise ValueError(f"group {groups.min()}: expected numbers from 0")
+    empty = np.flatnonzero(np.bincount(groups) == 0)
+    if len(empty):
+        raise ValueError(f"groups {some(empty)} have no unit: number groups 0 .. G - 1, each with units")
+    if groups.max() < 1:
+        raise ValueError("all units are in one group: expected at least two groups")
+    return groups.astype(np.int32)

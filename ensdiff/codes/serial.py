@@ -1,0 +1,61 @@
+"""A code as JSON-able values."""
+
+import base64
+import math
+import operator
+from typing import Any
+
+
+def to_dict(code: Any) -> dict[str, Any]:
+    """What `Code.to_dict` does."""
+    values: dict[str, Any] = {"members": code.members, "units": code.units, "weight": code.weight}
+    if code.packed is None:
+        return {**values, "key": f"{code.key:#018x}"}
+    values["matrix"] = base64.b64encode(code.packed).decode()
+    if code.groups is not None:
+        groups = code.groups
+        values["groups"] = {
+            "count": groups.count,
+            "weight": groups.weight,
+            "of_unit": base64.b64encode(groups.of_unit).decode(),
+            "matrix": base64.b64encode(groups.packed).decode(),
+        }
+    return values if code.names is None else {**values, "names": list(code.names)}
+
+
+def from_dict(cls: Any, groups_class: Any, values: dict[str, Any]) -> Any:
+    """What `Code.from_dict` does."""
+    try:
+        K, N, weight = operator.index(values["members"]), operator.index(values["units"]), values["weight"]
+        if "matrix" not in values:
+            if not (0 < operator.index(weight) < K and 0 < N <= math.comb(K, weight)):
+                raise ValueError(f"{K} members of weight {weight} cannot hold {N} units")
+            return cls(K, N, weight, int(values["key"], 16))
+        packed = base64.b64decode(values["matrix"], validate=True)
+        if len(packed) != N * -(-K // 8):
+            raise ValueError(f"the matrix has {len(packed)} bytes, expected {N * -(-K // 8)}")
+        names = values.get("names")
+        if names is not None and len(names) != N:
+            raise ValueError(f"{len(names)} names for {N} units")
+        code = cls(
+            K,
+            N,
+            None if weight is None else operator.index(weight),
+            0,
+            packed,
+            None if names is None else tuple(names),
+            _read_groups(groups_class, values["groups"], K, N) if "groups" in values else None,
+        )
+        if weight is not None and any((words.sum(1) != weight).any() for _, words in code.chunks()):
+            raise ValueError(f"the matrix has rows that are not of weight {weight}")
+        return code
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"not a code: {error!r}; expected what Code.to_dict gives") from error
+
+
+def _read_groups(groups_class: Any, values: dict[str, Any], members: int, units: int) -> Any:
+    of_unit, packed = (base64.b64decode(values[name], validate=True) for name in ("of_unit", "matrix"))
+    groups = groups_class(operator.index(values["count"]), operator.index(values["weight"]), of_unit, packed)
+    if len(of_unit) != 4 * units or len(packed) != groups.count * -(-members // 8):
+        raise ValueError(f"the groups have {len(of_unit)} and {len(packed)} bytes, which do not fit")
+    return groups

@@ -1,0 +1,205 @@
+"""Several processes, each with devices of its own: what lies where, and decisions that all of them take alike.
+
+Every process runs the same program. An array on a mesh of all processes' devices is *global*: each process holds only
+the shards on its own devices, and an operation on it is entered by all processes in the same order. With one process
+everything here is the ordinary `jax.device_put`, `numpy.asarray` and function call.
+"""
+
+import pickle
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, Sharding
+from jax.sharding import PartitionSpec as P
+
+T = TypeVar("T")
+Block = tuple[slice, ...]
+"""What a shard covers of each axis."""
+
+
+def is_writer() -> bool:
+    """Whether this process writes files and prints: process 0 does."""
+    return jax.process_index() == 0
+
+
+def place(tree: Any, mesh: Mesh, spec: P) -> Any:
+    """Arrays on a mesh, each process touching only what lies on its devices.
+
+    Args:
+        tree: a pytree. Of a host array (or one on this process's devices) every process gives the same whole; global
+            arrays are moved, without leaving a process where it holds what it needs already.
+        mesh: devices of all processes, or of this one alone.
+        spec: how to split every array.
+
+    Raises:
+        ValueError: the mesh has no device of this process.
+    """
+    sharding = NamedSharding(mesh, spec)
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+    if not sharding.addressable_devices:
+        raise ValueError(
+            f"the mesh has no device of process {jax.process_index()}: every process must take part; "
+            "ensdiff.make_mesh() gives a mesh of all"
+        )
+    return jax.tree.map(lambda leaf: _place(leaf, sharding), tree)
+
+
+def _place(leaf: Any, sharding: NamedSharding) -> jax.Array:
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        if leaf.sharding.device_set == sharding.device_set:
+            return _reshard(leaf, sharding)
+        held = _shards_of_processes(leaf.sharding, leaf.shape)
+        needed = _shards_of_processes(sharding, leaf.shape)
+        if all(needed[process] <= held.get(process, set()) for process in needed):
+            own = {_bounds(shard.index, leaf.shape): shard.data for shard in leaf.addressable_shards}
+            return jax.make_array_from_callback(leaf.shape, sharding, lambda index: own[_bounds(index, leaf.shape)])
+        leaf = fetch(leaf)
+    elif not jax.dtypes.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key):
+        leaf = np.asarray(leaf)
+    return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index], dtype=leaf.dtype)
+
+
+def _reshard(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
+    """Split an array otherwise over the same devices; a collective, so on CPUs one at a time (see `ensemble.pace`)."""
+    leaf = jax.device_put(leaf, sharding)
+    return leaf.block_until_ready() if sharding.mesh.devices.flat[0].platform == "cpu" else leaf
+
+
+def _bounds(index: Block | None, shape: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    """A shard's place as something that can be compared: first and last + 1 on each axis."""
+    return tuple(part.indices(size)[:2] for part, size in zip(index or (), shape, strict=True))
+
+
+def _shards_of_processes(sharding: Sharding, shape: tuple[int, ...]) -> dict[int, set]:
+    shards: dict[int, set] = {}
+    device: Any
+    for device, index in sharding.devices_indices_map(shape).items():
+        shards.setdefault(device.process_index, set()).add(_bounds(index, shape))
+    return shards
+
+
+def local(tree: Any) -> Any:
+    """Global arrays whole on a device of every process; other leaves as they are. Accelerators are not waited for."""
+
+    def gather(leaf: Any) -> Any:
+        if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
+            return leaf
+        if not leaf.is_fully_replicated:
+            assert isinstance(leaf.sharding, NamedSharding)
+            leaf = _reshard(leaf, NamedSharding(leaf.sharding.mesh, P()))
+        return leaf.addressable_data(0)
+
+    return jax.tree.map(gather, tree)
+
+
+def fetch(tree: Any) -> Any:
+    """Arrays as NumPy arrays, whole, on every process."""
+    return jax.tree.map(np.asarray, local(tree))
+
+
+def local_block(mesh: Mesh, spec: P, shape: tuple[int, ...]) -> Block:
+    """The smallest block of an array that holds every shard on this process's devices.
+
+    >>> mesh = jax.make_mesh((1,), ("member",))
+    >>> local_block(mesh, P("member"), (4, 3))
+    (slice(0, 4, None), slice(0, 3, None))
+    """
+    indices = NamedSharding(mesh, spec).addressable_devices_indices_map(shape).values()
+    bounds = np.array([_bounds(index, shape) for index in indices])
+    return tuple(
+        slice(int(first), int(last)) for first, last in zip(bounds.min(0)[:, 0], bounds.max(0)[:, 1], strict=True)
+    )
+
+
+def local_members(mesh: Mesh, members: int) -> slice:
+    """Which of K members, split over the mesh's axis ``'member'``, this process holds."""
+    return local_block(mesh, P("member"), (members,))[0]
+
+
+def assemble(part: np.ndarray, mesh: Mesh, spec: P, shape: tuple[int, ...]) -> jax.Array:
+    """A global array of which each process gives only its `local_block`.
+
+    Args:
+        part: this process's block.
+        mesh: devices of all processes.
+        spec: how the array is split.
+        shape: of the whole array.
+    """
+    if jax.process_count() == 1:
+        return jax.device_put(part, NamedSharding(mesh, spec))
+    block = local_block(mesh, spec, shape)
+    expected = tuple(one.stop - one.start for one in block)
+    if part.shape != expected:
+        raise ValueError(f"the part has shape {part.shape}: expected {expected}, the rows {block} of {shape}")
+
+    def shard(index: Block | None) -> np.ndarray:
+        pairs = zip(_bounds(index, shape), block, strict=True)
+        return part[tuple(slice(first - one.start, last - one.start) for (first, last), one in pairs)]
+
+    return jax.make_array_from_callback(shape, NamedSharding(mesh, spec), shard)
+
+
+def exchange(value: Any) -> list[Any]:
+    """The values that all processes give, in the order of the processes, on every process. All must call it.
+
+    >>> exchange("mine")  # the only process
+    ['mine']
+    """
+    if jax.process_count() == 1:
+        return [value]
+    content = np.frombuffer(pickle.dumps(value), np.uint8)
+    sizes = _rows(np.array([len(content)], np.int32))[:, 0]
+    room = 1 << int(sizes.max() - 1).bit_length()  # few sizes, so few compilations
+    rows = _rows(np.pad(content, (0, room - len(content))))
+    return [pickle.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
+
+
+def _rows(row: np.ndarray) -> np.ndarray:
+    """One row of every process, stacked."""
+    first = {device.process_index: device for device in reversed(jax.devices())}
+    mesh = Mesh(np.array([first[process] for process in sorted(first)], dtype=object), ("process",))
+    shape = (len(first), *row.shape)
+    return fetch(jax.make_array_from_callback(shape, NamedSharding(mesh, P("process")), lambda _: row[None]))
+
+
+def barrier(name: str) -> None:
+    """Wait until every process is here.
+
+    Raises:
+        RuntimeError: another process is at another barrier.
+    """
+    names = exchange(name)
+    if set(names) != {name}:
+        raise RuntimeError(f"process {jax.process_index()} is at {name!r}, the processes are at {names}")
+
+
+def decide(choose: Callable[[], T]) -> T:
+    """What process 0 finds, on every process: for questions that files answer, so that no two answers differ.
+
+    What ``choose`` raises on process 0 is raised on every process. The others do not call it.
+    """
+    return _settle(choose, deciding=(0,))[0]
+
+
+def together(act: Callable[[], T]) -> T:
+    """``act()`` on every process; where it fails on one, it fails on all, with the first process's error."""
+    return _settle(act, deciding=range(jax.process_count()))[jax.process_index()]
+
+
+def _settle(act: Callable[[], Any], deciding: Any) -> list[Any]:
+    if jax.process_count() == 1:
+        return [act()]
+    mine: tuple[Any, Exception | None] = (None, None)
+    if jax.process_index() in deciding:
+        try:
+            mine = act(), None
+        except Exception as error:
+            mine = None, error
+    outcomes = exchange(mine)
+    for _, failure in outcomes:
+        if failure is not None:
+            raise failure
+    return [value for value, _ in outcomes]

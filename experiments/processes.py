@@ -1,0 +1,178 @@
+"""Starting a program as one of several processes, and ending it so that none waits for another in vain."""
+
+import os
+import re
+import socket
+import sys
+import threading
+import time
+from typing import Any, NoReturn
+
+from absl import flags
+
+flags.DEFINE_bool(
+    "distributed",
+    None,
+    "Run as one of several processes. Slurm, Open MPI, Cloud TPU and Kubernetes say the rest; elsewhere give the "
+    "three flags below. Default: only where srun or mpirun started several, or --coordinator is given.",
+)
+flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, the same for every process; the port must be free.")
+flags.DEFINE_integer("num_processes", None, "How many processes there are.", lower_bound=1)
+flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", lower_bound=0)
+flags.DEFINE_integer("start_timeout", 300, "Seconds to wait until all processes have started.", lower_bound=1)
+
+HEARTBEAT = 60
+"""Seconds without a sign of life after which the others take a process for dead, and end."""
+GRACE = 3
+"""Seconds that process 0, which the others need, stays after an error that the others may have too."""
+
+
+def wanted() -> bool:
+    """Whether this is one of several processes: told so by a flag, or started by srun or mpirun as one of several."""
+    f = flags.FLAGS
+    given = [name for name in ("coordinator", "num_processes", "process_id") if f[name].value is not None]
+    if f.distributed is False and given:
+        raise ValueError(f"--{given[0]} is given with --nodistributed; leave one of them out")
+    if f.distributed is not None or given:
+        return bool(f.distributed or given)
+    return any(int(os.environ.get(name) or 1) > 1 for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"))
+
+
+def _explicit() -> dict[str, Any]:
+    """The arguments of `jax.distributed.initialize` that flags give; empty where the cluster is to say them."""
+    f = flags.FLAGS
+    values = {"coordinator": f.coordinator, "num_processes": f.num_processes, "process_id": f.process_id}
+    missing = [name for name, value in values.items() if value is None]
+    if len(missing) == len(values):
+        return {}
+    if missing:
+        raise ValueError(
+            f"--{', --'.join(missing)} not given: --coordinator, --num_processes and --process_id belong together"
+        )
+    host, _, port = f.coordinator.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 2**16:
+        raise ValueError(f"--coordinator={f.coordinator}: expected HOST:PORT, such as 10.0.0.1:29500")
+    if f.process_id >= f.num_processes:
+        raise ValueError(f"--process_id={f.process_id}: expected 0 .. {f.num_processes - 1}, as --num_processes says")
+    if f.process_id == 0:
+        _check_free(int(port))
+    return {"coordinator_address": f.coordinator, "num_processes": f.num_processes, "process_id": f.process_id}
+
+
+def _check_free(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            raise ValueError(f"process 0 cannot listen on port {port}: {error.strerror}; choose another port") from None
+
+
+def start() -> None:
+    """Meet the other processes. Must run before any other JAX operation.
+
+    Raises:
+        ValueError: flags that do not fit together, or no cluster that says what they leave out.
+    """
+    import jax
+
+    explicit = _explicit()
+    seconds = flags.FLAGS.start_timeout
+    # JAX ends the process with a stack trace when its own time is up: say what happened before
+    timer = threading.Timer(seconds, _give_up, (explicit, seconds))
+    timer.daemon = True
+    timer.start()
+    # that service catches SIGTERM and leaves the rest to the program: kill, scancel and kubectl delete would do nothing
+    jax.config.update("jax_enable_preemption_service", False)
+    try:
+        jax.distributed.initialize(
+            **explicit,
+            initialization_timeout=seconds + 60,
+            heartbeat_timeout_seconds=HEARTBEAT,
+            cluster_detection_method="deactivate" if explicit else None,
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"--distributed: no Slurm, Open MPI, Cloud TPU or Kubernetes job was found here ({error}); "
+            "give --coordinator=HOST:PORT --num_processes=N --process_id=I"
+        ) from None
+    finally:
+        timer.cancel()
+    if jax.distributed.is_initialized() and jax.process_index() != 0:
+        # for all that is printed, by libraries in C++ too; errors go to stderr
+        sys.stdout.flush()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def _give_up(explicit: dict[str, Any], seconds: float) -> NoReturn:
+    where = explicit.get("coordinator_address")
+    why = "the processes did not all start"
+    if where and explicit["process_id"] > 0:
+        host, _, port = where.rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+        except OSError as error:
+            why = f"nothing answers at the coordinator {where} ({error.strerror or error}): is process 0 running there?"
+    print(
+        f"error: gave up after {seconds:g} s: {why} (each needs the same --coordinator and --num_processes, and its "
+        "own --process_id; --start_timeout=SECONDS waits longer)",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(1)
+
+
+def cpu_devices() -> int:
+    """How many CPU devices this process should have: its share of the cores that it may use."""
+    every = os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else every
+    # a process that is bound to fewer cores has been given its share already
+    return cores if cores < every else max(1, cores // _processes_here())
+
+
+def _processes_here() -> int:
+    """How many of the processes run on this machine, as far as flags and the environment say."""
+    f = flags.FLAGS
+    if not wanted():
+        return 1
+    if f.coordinator:
+        host = f.coordinator.rpartition(":")[0].strip("[]")
+        return f.num_processes or 1 if host == "localhost" or host == "::1" or host.startswith("127.") else 1
+    if size := os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE"):
+        return int(size)
+    # such as "2(x3),1": here the largest is meant, so that no machine has more devices than cores
+    counts = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "1").split(",")
+    return max(int(count.partition("(")[0]) for count in counts)
+
+
+def end() -> None:
+    """After success: wait for the others and part from them."""
+    import jax
+
+    if jax.distributed.is_initialized():
+        jax.distributed.shutdown()
+
+
+def hint(error: Exception) -> str:
+    """What to say of an error that the death of another process may have caused; nothing for others."""
+    import jax
+
+    # XLA's errors begin with a status, and reach Python as several types
+    lost = jax.distributed.is_initialized() and re.match("[A-Z_]+: ", str(error))
+    return "another process may have ended: the log that had an error first says why" if lost else ""
+
+
+def abandon(code: int) -> None:
+    """After an error: end at once, without the wait for the others that an ordinary exit holds.
+
+    The others notice: at once in an operation over the network, else after `HEARTBEAT` seconds.
+    """
+    import jax
+
+    if not jax.distributed.is_initialized():
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if jax.process_index() == 0:
+        time.sleep(GRACE)
+    os._exit(code)

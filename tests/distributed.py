@@ -1,0 +1,220 @@
+"""Runs of several JAX processes on this machine, and what one of them does when this file is run as a program."""
+
+import contextlib
+import faulthandler
+import os
+import pathlib
+import pickle
+import socket
+import subprocess
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).parent.parent
+LIMIT = 240
+"""Seconds that a run may take."""
+THREADS = 4
+"""Of XLA in each process. Else it takes the larger of its cores and devices, and a sum shared by another number of
+threads (the weight gradient of a convolution) is rounded otherwise."""
+
+
+def free_port(candidates=(0,)):
+    """A port that nobody listens on: the system's choice, or the first of some that is free."""
+    for port in candidates:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return probe.getsockname()[1]
+    raise AssertionError("no free port")
+
+
+class Run:
+    """Processes that a test started, each with a log; ended with the test, whatever happens."""
+
+    def __init__(self, folder, commands, devices=1, environments=None):
+        self.logs = [folder / f"process{i}.log" for i in range(len(commands))]
+        folder.mkdir(parents=True, exist_ok=True)
+        base = {
+            **os.environ, "JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu", "NPROC": str(THREADS),
+            "PYTHONUNBUFFERED": "1",
+        }  # fmt: skip
+        self.processes = []
+        for i, (command, log) in enumerate(zip(commands, self.logs, strict=True)):
+            environment = {**base, **(environments[i] if environments else {})}
+            with log.open("wb") as file:
+                self.processes.append(
+                    subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
+                )
+
+    def wait(self, limit=LIMIT):
+        """Exit codes; where the time is up, every process is ended and the test fails with all logs."""
+        deadline = time.monotonic() + limit
+        try:
+            return [process.wait(max(0.1, deadline - time.monotonic())) for process in self.processes]
+        except subprocess.TimeoutExpired:
+            self.end()
+            raise AssertionError(f"not done after {limit} s\n{self}") from None
+
+    def end(self):
+        for process in self.processes:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            process.wait()
+
+    def text(self, i):
+        return self.logs[i].read_text(errors="replace")
+
+    def __str__(self):
+        return "\n".join(f"--- {log.name}:\n{self.text(i)[-6000:]}" for i, log in enumerate(self.logs))
+
+
+def work(folder, task, processes=1, devices=1, **options):
+    """Run ``task`` (a function below) in every process, and return what it returned in each."""
+    port = free_port()
+    commands = []
+    for i in range(processes):
+        request = folder / f"{task}{i}.request"
+        folder.mkdir(parents=True, exist_ok=True)
+        request.write_bytes(pickle.dumps((task, options, port, processes, i)))
+        commands.append([sys.executable, "-m", "tests.distributed", str(request)])
+    run = Run(folder, commands, devices, [{"JAX_COORDINATOR_BIND_ADDRESS": f"127.0.0.1:{port}"}] * processes)
+    try:
+        codes = run.wait()
+    finally:
+        run.end()
+    assert codes == [0] * processes, f"exit codes {codes}\n{run}"
+    return [pickle.loads((folder / f"{task}{i}.answer").read_bytes()) for i in range(processes)]
+
+
+def everything(run_dir, steps, resume=False, train_only=False):
+    """Train, load, sample, remove units and attribute by every method; all as NumPy."""
+    import numpy as np
+
+    import ensdiff
+    from ensdiff import hosts
+    from ensdiff.attribution.contrast import unit_losses
+    from tests.helpers import SHORT, blobs
+    from tests.test_train import CONFIG, MODEL
+
+    code = ensdiff.Code.balanced(members=4, units=3, seed=0)
+    trained = ensdiff.train(
+        ensdiff.data.arrays(blobs(3)), code, MODEL, CONFIG, schedule=SHORT, run_dir=run_dir, steps=steps, resume=resume,
+        sample_every=2,
+    )  # fmt: skip
+    found = {"params": hosts.fetch(trained.params)}
+    if train_only:
+        return found
+    params = ensdiff.load(run_dir)
+    found["loaded"] = hosts.fetch(params.params)
+    samples = ensdiff.sample(params, 0, 3, steps=4)
+    found["samples"] = np.asarray(samples.images)
+    found["counterfactuals"] = ensdiff.counterfactuals(params, samples, [0, 1])
+    found["jacobian"] = ensdiff.jacobian(params, samples)
+    for method in ("exact", "differential", "screen"):
+        att = ensdiff.attribute(params, samples, method, top=2, verify=2, null=3, features=halves)
+        found[method] = {name: getattr(att, name) for name in ("units", "influence", "p_value", "null_BL")}
+    att = ensdiff.attribute(params, samples, "loss", top=2, null=3, loss=ensdiff.LossConfig(draws=8, block=4))
+    found["loss"] = {name: getattr(att, name) for name in ("units", "influence", "p_value", "null_BL")}
+    found["contrast"] = unit_losses(params, ensdiff.data.arrays(blobs(3)))
+    return found
+
+
+def halves(images):
+    """Features of images that are not pixels."""
+    return images[:, ::2] * 2.0
+
+
+def odd(batch, n):
+    """Three members, which two processes cannot share equally: a data axis over processes, or one device left over."""
+    import numpy as np
+
+    import ensdiff
+    from ensdiff import hosts
+    from tests.helpers import SHORT, blobs
+    from tests.test_train import CONFIG, MODEL
+
+    code = ensdiff.Code.balanced(members=3, units=3, weight=2, seed=0)
+    data = ensdiff.data.arrays(blobs(3))
+    params = ensdiff.train(data, code, MODEL, CONFIG, schedule=SHORT, batch_size=batch)
+    samples = ensdiff.sample(params, 0, n, steps=3)
+    return {
+        "params": hosts.fetch(params.params),
+        "samples": np.asarray(samples.images),
+        "jacobian": ensdiff.jacobian(params, samples),
+        "predictions": hosts.fetch(ensdiff.predict(params, np.asarray(samples.images), 3)),
+    }
+
+
+def primitives(apart):
+    """What each process sees of placed arrays, and how errors of one reach the others."""
+    import jax
+    import numpy as np
+    from jax.sharding import PartitionSpec as P
+
+    from ensdiff import hosts
+    from ensdiff.checkpoint import RunDirectory
+    from ensdiff.ensemble import make_mesh
+
+    me = jax.process_index()
+    found = {}
+    whole = np.arange(24.0).reshape(4, 6)
+    wide, narrow = make_mesh(4), make_mesh(2, batch=1)
+    placed = hosts.place(whole, wide, P("member"))
+    found["own rows"] = np.unique([shard.data[0, 0] for shard in placed.addressable_shards]).tolist()
+    for name, (mesh, spec) in {
+        "same": (wide, P("member")),
+        "other split": (wide, P(None, "data")),
+        "whole": (wide, P()),
+        "other devices": (narrow, P("member")),
+        "other devices, whole": (narrow, P()),
+    }.items():
+        found[name] = hosts.fetch(hosts.place(placed, mesh, spec))
+    key = hosts.place(jax.random.key(3), wide, P())
+    found["key"] = np.asarray(jax.random.key_data(hosts.local(key)))
+    block = hosts.local_block(wide, P("member"), whole.shape)
+    found["assembled"] = hosts.fetch(hosts.assemble(whole[block], wide, P("member"), whole.shape))
+    found["members"] = hosts.local_members(wide, 4)
+    found["exchanged"] = hosts.exchange({"process": me, "pad": "x" * 300 * me})
+    calls = []
+    found["decided"] = hosts.decide(lambda: calls.append(1) or f"by {me}")
+    found["calls"] = len(calls)
+
+    def fail(process):
+        if me == process:
+            raise FileExistsError(f"process {me} says no")
+        return me
+
+    (apart / str(me)).mkdir()
+    os.chdir(apart / str(me))  # so that "run" is another folder in each process
+    for name, attempt in {
+        "decide": lambda: hosts.decide(lambda: fail(0)),
+        "together": lambda: hosts.together(lambda: fail(1)),
+        "barrier": lambda: hosts.barrier(f"place {me}"),
+        "unshared": lambda: RunDirectory.open("run", keep=1, resume=False),
+    }.items():
+        try:
+            attempt()
+        except (OSError, RuntimeError) as error:
+            found[f"{name} raised"] = f"{type(error).__name__}: {error}"
+    hosts.barrier("end")
+    found["writer"] = hosts.is_writer()
+    return found
+
+
+def main(request):
+    import jax
+
+    faulthandler.dump_traceback_later(LIMIT - 20)  # where it hangs, for the log that the test shows
+    task, options, port, processes, i = pickle.loads(request.read_bytes())
+    cache = ROOT / ".jax_cache"
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    if processes > 1:
+        jax.distributed.initialize(f"127.0.0.1:{port}", processes, i, cluster_detection_method="deactivate")
+    answer = globals()[task](**options)
+    request.with_suffix(".answer").write_bytes(pickle.dumps(answer))
+    if processes > 1:
+        jax.distributed.shutdown()
+
+
+if __name__ == "__main__":
+    main(pathlib.Path(sys.argv[1]))

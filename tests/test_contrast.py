@@ -1,0 +1,82 @@
+"""Memorization and membership scores: against loops, against what was planted, and from a run over the data."""
+
+import numpy as np
+import pytest
+from scipy.stats import norm
+
+import ensdiff
+from ensdiff.attribution.contrast import contrast_losses, unit_losses
+from ensdiff.attribution.loss import LossConfig, loss_matrix
+from ensdiff.codes import Code
+from tests.helpers import CODE, blobs
+
+
+def losses(rng, code, effect, spread=0.3):
+    seen = code.matrix()
+    difficulty, skill = rng.normal(10, 2, (code.units, 1)), rng.normal(0, 1, code.members)
+    return difficulty + skill - effect * seen + rng.normal(0, spread, seen.shape)
+
+
+def test_scores_against_loops(rng):
+    code = Code.balanced(8, 12, 4)
+    loss, seen = losses(rng, code, 0.5), code.matrix().astype(bool)
+    result = contrast_losses(loss, code)
+    centred = loss - loss.mean(0)
+    variance = {}
+    for kind in (True, False):
+        squares = [((c := centred[i][seen[i] == kind]) - c.mean()) ** 2 for i in range(12)]
+        variance[kind] = np.sum(squares) / (12 * 3)  # pooled: three degrees of freedom a unit
+    for i in range(12):
+        inside, outside = loss[i, seen[i]], loss[i, ~seen[i]]
+        assert result.memorization_N[i] == pytest.approx(outside.mean() - inside.mean())
+        error = np.sqrt(inside.var(ddof=1) / 4 + outside.var(ddof=1) / 4)
+        assert result.memorization_error_N[i] == pytest.approx(error)
+        for k in range(8):
+            ratio = 0.0
+            for kind, sign in ((True, 1), (False, -1)):
+                others = [l for l in range(8) if l != k and seen[i, l] == kind]
+                scale = np.sqrt(variance[kind] * (1 + 1 / len(others)))
+                ratio += sign * norm.logpdf(centred[i, k], centred[i, others].mean(), scale)
+            assert result.membership_NK[i, k] == pytest.approx(ratio, rel=1e-6)
+        separation = result.membership_NK[i, seen[i]].mean() - result.membership_NK[i, ~seen[i]].mean()
+        assert result.separation_N[i] == pytest.approx(separation)
+    pairs = result.membership_NK[seen][:, None] - result.membership_NK[~seen][None]
+    assert result.auc == pytest.approx(((pairs > 0) + 0.5 * (pairs == 0)).mean())
+
+
+def test_planted_memorization_is_recovered_and_its_absence_too(rng):
+    code = Code.balanced(16, 500, 8)
+    some = contrast_losses(losses(rng, code, 0.5), code)
+    # members differ in skill, which is in the error bars too
+    assert np.mean(np.abs(some.memorization_N - 0.5) < 2 * some.memorization_error_N) > 0.9
+    assert some.auc > 0.8
+    none = contrast_losses(losses(rng, code, 0.0), code)
+    assert abs(none.auc - 0.5) < 0.03
+    assert np.mean(np.abs(none.memorization_N) > 2.5 * none.memorization_error_N) < 0.06
+    assert abs(none.separation_N.mean()) < 4 * none.separation_N.std() / np.sqrt(500)
+
+
+@pytest.mark.filterwarnings("ignore::ensdiff.CodeWarning")
+def test_units_with_too_few_members_are_nan(rng):
+    code = Code.from_matrix([[1, 0, 0, 0, 0], [0, 1, 1, 0, 0], [0, 0, 1, 1, 1], [1, 1, 0, 0, 0]])
+    result = contrast_losses(rng.random((4, 5)), code)
+    assert np.isnan(result.membership_NK[0]).all()  # one member saw it: no other like it
+    assert np.isfinite(result.membership_NK[1:]).all()
+    assert np.isfinite(result.memorization_N).all()
+    assert np.isnan(result.memorization_error_N[0])
+
+
+def test_losses_of_units_are_diagonals_of_r(tiny):
+    """One pass over items of several units, in small chunks: the diagonal of R for the same draws."""
+    data = ensdiff.data.arrays(blobs(9), groups=[0, 0, 1, 2, 3, 4, 5, 5, 5])
+    config = LossConfig(draws=16, block=8)
+    loss = unit_losses(tiny, data, 3, config)
+    diagonal = np.diagonal(loss_matrix(tiny, data.images, 3, config).mean_BKK, axis1=1, axis2=2)
+    for unit in range(6):
+        np.testing.assert_allclose(loss[unit], diagonal[data.items_of(unit)].mean(0), rtol=1e-4)
+    np.testing.assert_allclose(unit_losses(tiny, data, 3, config, memory_budget=1), loss, rtol=1e-4)
+    result = ensdiff.contrast(tiny, data, 3, config)
+    np.testing.assert_array_equal(result.loss_NK, loss)
+    assert CODE.units == len(result.memorization_N)
+    with pytest.raises(ValueError, match="9 units"):
+        unit_losses(tiny, ensdiff.data.arrays(blobs(9)), 3)
