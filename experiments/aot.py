@@ -7,7 +7,8 @@ Examples:
   python -m experiments.aot --topology=cuda:8 --config=experiments/configs/digits.py --image=8,8,1 --units=1400
     (lowered for GPUs, not compiled; nothing but JAX is needed)
 
-Compiling for TPUs needs libtpu: pip install -e '.[aot]'. Figures are those of one chip. FLOPs are those of
+Compiling for TPUs needs libtpu: pip install -e '.[aot]'. Figures are those of one device (a chip; on v4 half of
+one). FLOPs are those of
 convolutions and matrix products: `analytic` from the architecture (ensdiff.flops), `lowered` counted in the program,
 `compiled` by the compiler, which leaves out products with padding and adds element-wise work.
 """
@@ -15,6 +16,7 @@ convolutions and matrix products: `analytic` from the architecture (ensdiff.flop
 import dataclasses
 import importlib.util
 import json
+import math
 import os
 import pathlib
 import re
@@ -228,6 +230,11 @@ def inspect(step: Step, platform: str, members: int, capacity: int | None) -> di
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
+        if "should include all slice devices" in str(error):
+            raise ValueError(
+                "a program for this TPU slice must use all of its chips: give --mesh=MxD with M x D chips, M a divisor "
+                "of the members and D one of the batch, or a smaller slice"
+            ) from error
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return {**found, "fits": False, "error": str(error).splitlines()[0]}
@@ -336,12 +343,15 @@ def main() -> None:
     jax.config.update("jax_platforms", "cpu")  # nothing runs here; do not look for the devices
     jax.config.update("jax_enable_compilation_cache", False)  # so that the seconds are the compiler's
     tpu = match["chip"] != "cuda"
-    capacity = CHIPS[match["chip"]][0] * GIB if tpu else None
-    devices = tpu_devices(match["chip"], f.topology) if tpu else int(match["size"] or 1)
+    devices: list | int = int(match["size"] or 1) if not tpu else tpu_devices(match["chip"], f.topology)
+    capacity = None
+    if not isinstance(devices, int):
+        per_chip = len(devices) // math.prod(int(n) for n in match["size"].split("x"))  # a v4 chip is two devices
+        capacity = CHIPS[match["chip"]][0] * GIB // per_chip
     case = build_case(f.config, devices, capacity or 16 * GIB)
     m, d = case.mesh.shape["member"], case.mesh.shape["data"]
     total = devices if isinstance(devices, int) else len(devices)
-    room = f" of {CHIPS[match['chip']][0]} GiB" if tpu else ""
+    room = f" of {capacity / GIB:g} GiB" if capacity else ""
     print(
         f"{f.topology}: {total} devices{room}, {m * d} used: {m} (member) x {d} (data); K = {case.members}, "
         f"batch {case.train.batch_size} a member, {case.model.compute_dtype}, conv {case.model.conv}"
@@ -373,7 +383,7 @@ def main() -> None:
     large = [result["step"] for result in results if result.get("fits") is False]
     if large:
         raise RuntimeError(
-            f"no room in the {CHIPS[match['chip']][0]} GiB of a chip for: {', '.join(large)}; try "
+            f"no room in the {(capacity or 0) / GIB:g} GiB of a device for: {', '.join(large)}; try "
             "--config.model.remat=True, --config.model.compute_dtype=bfloat16, a smaller --config.train.batch_size, "
             "--states or --samples, or more chips"
         )

@@ -50,7 +50,7 @@ def test_cuda_needs_nothing_but_jax(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("topology", "mesh"), [("v5e:2x4", (8, 1)), ("v4:2x2x1", (4, 1)), ("v6e:2x2", (4, 1))])
+@pytest.mark.parametrize(("topology", "mesh"), [("v5e:2x4", (8, 1)), ("v4:2x2x1", (8, 1)), ("v6e:2x2", (4, 1))])
 def test_tpu_programs_fit_without_a_tpu(tmp_path, topology, mesh):
     pytest.importorskip("libtpu", reason="compiling for TPUs needs libtpu: pip install -e '.[aot]'")
     out = tmp_path / "aot.json"
@@ -61,8 +61,7 @@ def test_tpu_programs_fit_without_a_tpu(tmp_path, topology, mesh):
     assert steps["landscape"]["compiled"]["collectives"]["all-reduce"]["number"] >= 1
     for step in steps.values():
         assert step["fits"]
-        assert 0 < step["bytes"]["temporaries"] < step["bytes"]["peak"] < 2**30
-        assert step["bytes"]["arguments"] > 0
+        assert 0 < step["bytes"]["arguments"] < step["bytes"]["peak"] < 2**30
         assert step["flops"]["compiled"] > 0.4 * step["flops"]["analytic"]  # padding is not counted in it
     assert steps["train"]["bytes"]["aliased"] > 0.9 * steps["train"]["bytes"]["outputs"]  # the state is donated
 
@@ -75,7 +74,7 @@ def test_what_does_not_fit_is_said(tmp_path):
         "--units=6",
     )  # fmt: skip
     assert done.returncode == 1
-    assert "no room in the 16 GiB of a chip for: landscape" in done.stderr
+    assert "no room in the 16 GiB of a device for: landscape" in done.stderr
     assert "too much" in done.stdout
 
 
