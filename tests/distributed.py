@@ -86,18 +86,21 @@ def work(folder, task, processes=1, devices=1, **options):
 
 
 def everything(run_dir, steps, resume=False, train_only=False):
-    """Train, load, sample, remove units and attribute by every method; all as NumPy."""
+    """Train, load, sample, remove units, attribute by every method, write a universe, save; all as NumPy."""
+    import dataclasses
+
     import numpy as np
 
     import ensdiff
     from ensdiff import hosts
-    from ensdiff.attribution.contrast import unit_losses
+    from ensdiff.interop import ctf
     from tests.helpers import SHORT, blobs
     from tests.test_train import CONFIG, MODEL
 
     code = ensdiff.Code.balanced(members=4, units=3, seed=0)
+    data = ensdiff.data.arrays(blobs(3))
     trained = ensdiff.train(
-        ensdiff.data.arrays(blobs(3)), code, MODEL, CONFIG, schedule=SHORT, run_dir=run_dir, steps=steps, resume=resume,
+        data, code, MODEL, CONFIG, schedule=SHORT, run_dir=run_dir, steps=steps, resume=resume,
         sample_every=2,
     )  # fmt: skip
     found = {"params": hosts.fetch(trained.params)}
@@ -112,9 +115,10 @@ def everything(run_dir, steps, resume=False, train_only=False):
     for method in ("exact", "differential", "screen"):
         att = ensdiff.attribute(params, samples, method, top=2, verify=2, null=3, features=halves)
         found[method] = {name: getattr(att, name) for name in ("units", "influence", "p_value", "null_BL")}
-    att = ensdiff.attribute(params, samples, "loss", top=2, null=3, loss=ensdiff.LossConfig(draws=8, block=4))
-    found["loss"] = {name: getattr(att, name) for name in ("units", "influence", "p_value", "null_BL")}
-    found["contrast"] = unit_losses(params, ensdiff.data.arrays(blobs(3)))
+    with ctf.write(run_dir.with_suffix(".ctf"), params, samples, data) as universe:
+        found["universe"] = np.stack(list(universe.counterfactuals())).astype(float)
+    ensdiff.save(dataclasses.replace(params, params=found["loaded"]), run_dir.with_suffix(".saved"))
+    found["saved"] = hosts.fetch(ensdiff.load(run_dir.with_suffix(".saved")).params)
     return found
 
 
