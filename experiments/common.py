@@ -240,26 +240,28 @@ def build(kind: Callable, name: str, values: dict[str, Any]) -> Any:
 def load_data(values: dict[str, Any]) -> Any:
     """The data set of a config's ``data`` section: ``name``, the reader's options, and ``held_out``.
 
-    ``held_out`` items, chosen at random, are left out of training; `held_out_data` gives them.
+    ``name`` is the reader; of the reader `ensdiff.data.tfds`, which has an option of that name too, ``dataset`` is the
+    data set. ``held_out`` items, chosen at random, are left out of training; `held_out_data` gives them.
     """
-    from ensdiff import data
-
-    options = dict(values)
-    held_out = options.pop("held_out", 0)
-    everything = data.load(options.pop("name"), **options)
-    if not held_out:
-        return everything
-    return everything.subset(_split(everything.items, held_out)[0])
+    everything, held_out = _read_all(values)
+    return everything.subset(_split(everything.items, held_out)[0]) if held_out else everything
 
 
 def held_out_data(values: dict[str, Any]) -> Any:
     """The items that `load_data` left out."""
+    everything, held_out = _read_all(values)
+    return everything.subset(_split(everything.items, held_out)[1])
+
+
+def _read_all(values: dict[str, Any]) -> tuple[Any, int]:
     from ensdiff import data
 
     options = dict(values)
     held_out = options.pop("held_out", 0)
-    everything = data.load(options.pop("name"), **options)
-    return everything.subset(_split(everything.items, held_out)[1])
+    reader = options.pop("name")
+    if "dataset" in options:
+        options["name"] = options.pop("dataset")
+    return data.load(reader, **options), held_out
 
 
 def _split(items: int, held_out: int) -> tuple[Any, Any]:

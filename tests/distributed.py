@@ -93,6 +93,7 @@ def everything(run_dir, steps, resume=False, train_only=False):
 
     import ensdiff
     from ensdiff import hosts
+    from ensdiff.attribution.contrast import unit_losses
     from ensdiff.interop import ctf
     from tests.helpers import SHORT, blobs
     from tests.test_train import CONFIG, MODEL
@@ -115,6 +116,9 @@ def everything(run_dir, steps, resume=False, train_only=False):
     for method in ("exact", "differential", "screen"):
         att = ensdiff.attribute(params, samples, method, top=2, verify=2, null=3, features=halves)
         found[method] = {name: getattr(att, name) for name in ("units", "influence", "p_value", "null_BL")}
+    att = ensdiff.attribute(params, samples, "loss", top=2, null=3, loss=ensdiff.LossConfig(draws=8, block=4))
+    found["loss"] = {name: getattr(att, name) for name in ("units", "influence", "p_value", "null_BL")}
+    found["contrast"] = unit_losses(params, data)
     with ctf.write(run_dir.with_suffix(".ctf"), params, samples, data) as universe:
         found["universe"] = np.stack(list(universe.counterfactuals())).astype(float)
     ensdiff.save(dataclasses.replace(params, params=found["loaded"]), run_dir.with_suffix(".saved"))

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from ensdiff import data
+from experiments.common import load_data
 
 
 def test_digits():
@@ -213,6 +214,12 @@ def test_unprepared_tfds_fails_at_once_and_without_a_network(tmp_path, monkeypat
     begin = time.monotonic()
     with pytest.raises(FileNotFoundError, match="tfds build cifar10 --file_format=array_record"):
         data.tfds("cifar10", data_dir=tmp_path)
+    for read in (  # as the library and as a config name it
+        lambda: data.load("tfds", name="cifar10", data_dir=tmp_path),
+        lambda: load_data({"name": "tfds", "dataset": "cifar10", "data_dir": tmp_path}),
+    ):
+        with pytest.raises(FileNotFoundError, match="tfds build cifar10"):
+            read()
     assert time.monotonic() - begin < 5
 
 

@@ -60,7 +60,7 @@ def test_two_processes_do_what_one_does(one, tmp_path, devices):
     same(first["saved"], first["params"])
     close(first["universe"], expected["universe"], atol=1)  # of 255: a rounded pixel
     assert losses(tmp_path / "run") == losses(folder)
-    for name in ("samples", "counterfactuals", "jacobian", "exact", "differential", "screen"):
+    for name in ("samples", "counterfactuals", "jacobian", "exact", "differential", "screen", "loss", "contrast"):
         close(first[name], expected[name])
     names = [
         sorted(str(path.relative_to(at)) for path in at.rglob("*") if "tfevents" not in path.name and path.is_file())

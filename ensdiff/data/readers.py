@@ -182,19 +182,19 @@ READERS: dict[str, Callable[..., Dataset]] = {
 }
 
 
-def load(name: str, **options: Any) -> Dataset:
+def load(reader: str, /, **options: Any) -> Dataset:
     """A data set by the name of its reader, for programs; ``options`` are the reader's arguments.
 
     Raises:
         ValueError: no such reader, or no such option; lists those there are.
     """
-    if name not in READERS:
-        raise ValueError(f"unknown data set {name!r}: expected one of {', '.join(READERS)}")
-    parameters = inspect.signature(READERS[name]).parameters
+    if reader not in READERS:
+        raise ValueError(f"unknown data set {reader!r}: expected one of {', '.join(READERS)}")
+    parameters = inspect.signature(READERS[reader]).parameters
     unknown = sorted(set(options) - set(parameters))
     if unknown:
-        raise ValueError(f"{name} has no option {unknown[0]!r}: expected some of {', '.join(parameters)}")
+        raise ValueError(f"{reader} has no option {unknown[0]!r}: expected some of {', '.join(parameters)}")
     required = [p.name for p in parameters.values() if p.default is p.empty and p.name not in options]
     if required:
-        raise ValueError(f"{name} needs {required[0]}=")
-    return READERS[name](**options)
+        raise ValueError(f"{reader} needs {required[0]}=")
+    return READERS[reader](**options)
