@@ -184,7 +184,9 @@ def test_programs(tmp_path):
     args = [f"--run={run_dir}", "--n=2", "--steps=3", "--top=2", "--verify=3", "--null=3"]
     codes, run = finish(tmp_path / "attribute", programs("attribute", *args))
     assert codes == [0, 0], str(run)
-    assert {path.name for path in (run_dir / "attribution").iterdir()} == {"screen_seed0.json", "screen_seed0.html"}
+    assert {path.name for path in (run_dir / "attribution").iterdir()} == {
+        f"screen_seed0.{kind}" for kind in ("json", "npz", "png", "html")
+    }
 
 
 def test_slurm_is_found(tmp_path):

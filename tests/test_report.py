@@ -92,3 +92,19 @@ def test_png_round_trip(channels):
     np.testing.assert_array_equal(read[1::3, 1::3], image)
     floats = np.asarray(Image.open(io.BytesIO(to_png(image / 255.0)))).reshape(5, 6, channels)
     np.testing.assert_array_equal(floats, image)
+
+
+@pytest.mark.parametrize(("null", "small"), [(3, True), ("all", False)])
+def test_a_null_too_small_to_attribute_is_said_beside_the_verdict(tiny, null, small):
+    import ensdiff
+    from ensdiff.report import attribution_sections
+    from tests.helpers import blobs, random_ensemble
+
+    code = ensdiff.Code.balanced(members=6, units=3, seed=0)  # 17 unowned words
+    params = random_ensemble(code, tiny.model)
+    data = ensdiff.data.arrays(blobs(3))
+    samples = ensdiff.sample(params, 0, 1, steps=2)
+    att = ensdiff.attribute(params, samples, "differential", top=1, null=null, level=0.2)
+    (section,) = attribution_sections(params, data, samples, att)
+    assert "Verdict: " in section.note
+    assert ("the null is too small to say otherwise" in section.note) == small == (att.limitation is not None)

@@ -75,6 +75,16 @@ class Attribution:
             return None
         return min(1.0, self.settings["candidates"] / (1.0 + self.settings["null_of_a_kind"]))
 
+    @property
+    def limitation(self) -> str | None:
+        """What "unattributable" cannot mean with so small a null; None where the null is large enough, or absent."""
+        if self.resolution is None or self.resolution <= self.level:
+            return None
+        return (
+            f"with this null one unit alone cannot reach q <= {self.level:g}: its q is at least {self.resolution:.2g}; "
+            "give more null ablations, or train with more members if there are no more"
+        )
+
     def __len__(self) -> int:
         return len(self.units)
 
@@ -95,11 +105,8 @@ class Attribution:
             if self.verdict is not None:
                 lines.append(f"    {self.verdict[b]}")
         lines += ["  ..."] if B > 8 else []
-        if self.resolution is not None and self.resolution > self.level:
-            lines.append(
-                f"  with this null one unit alone cannot reach q <= {self.level:g}: its q is at least "
-                f"{self.resolution:.2g}; give more null ablations, or train with more members if there are no more"
-            )
+        if self.limitation is not None:
+            lines.append(f"  {self.limitation}")
         if self.audit is not None:
             recall = self.audit.pooled
             lines.append(

@@ -19,8 +19,8 @@ HOW_TO_READ = (
     "Dropping any half of the ensemble moves a sample somewhat. The p-value compares with ablations by code words "
     "that no unit owns: the share of them that moves the sample at least as far. Among many units small p-values are "
     "expected by chance; the q-value (Benjamini-Hochberg) allows for that. A sample is attributable to the units "
-    "whose q is at most the level; where there are none, it is unattributable: no single unit moves it more than "
-    "switching off other members does.",
+    "whose q is at most the level; where there are none, it is unattributable: no single unit is shown to move it "
+    "more than switching off other members does.",
 )
 
 
@@ -69,7 +69,8 @@ def attribution_sections(
         figure = None
         note = f"Most influential of {att.settings['candidates']:,} units."
         if att.verdict is not None:
-            note += f" Verdict: {att.verdict[b]}."
+            note += f" Verdict: {att.verdict[b]}"
+            note += "." if att.limitation is None else f" (the null is too small to say otherwise: {att.limitation})."
         if att.null_BL is not None:
             null = att.null_BL[b]
             note += (
