@@ -1,39 +1,53 @@
-"""Convolution that stays fast when the members of an ensemble are stacked by `jax.vmap`.
+"""Convolution of one member that stays fast when an ensemble stacks its members, on every backend and in both modes.
 
-`vmap` turns a convolution with one kernel a member into a *grouped* convolution, for which XLA has no fast path on
-the CPU. `conv2d` is an ordinary convolution for one member; a `jax.custom_batching.custom_vmap` rule says what
-stacking it means:
+A convolution is one trilinear form in its input x, its kernel k and a direction y of its output: the output, the
+input gradient and the kernel gradient are its three partial derivatives, and each is linear in two arguments. One
+primitive stands for all three (``out`` says which), so that derivatives of any order and mode are again convolutions
+and each can be computed in the way that its backend does fast:
 
-- ``"grouped"``: what `vmap` does by itself.
-- ``"loop"``: one plain convolution per member.
+- XLA's CPU backend computes the gradients that autodiff writes down one or two hundred times slower than the
+  convolution itself when they are inside of a loop, so there both are written as plain convolutions.
+- Elsewhere they are what autodiff gives.
+
+What a `vmap` over members becomes is the *strategy*:
+
+- ``"map"``: members one after another in a compiled loop, each a plain convolution. `ensemble.over_members` then
+  loops over whole members and does not stack their convolutions at all: one member's activations are alive at a
+  time, and compiling takes as long as for one member.
+- ``"loop"``: one plain convolution per member, written out.
+- ``"grouped"``: what `vmap` does by itself, a grouped convolution.
 - ``"matmul"``: shifted copies of the input (im2col) times the kernels, one batched matrix product for all members.
 
-All three compute the same sums and can be differentiated in both modes, provided that the differentiation is outside
-of the `vmap` (``grad`` of a stacked loss), as everywhere in ensdiff. A single member that is not under a
-`vmap` can be differentiated in reverse with ``"grouped"`` only, which is the plain convolution then.
+All compute the same sums. Where only the inputs are stacked, they are one larger batch.
 """
 
 import functools
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
-from jax.custom_batching import custom_vmap
+import numpy as np
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 from jaxtyping import Float
 
 from ensdiff.typing import Array
 
-Strategy = Literal["auto", "grouped", "loop", "matmul"]
-Padding = tuple[tuple[int, int], tuple[int, int]]
+Strategy = Literal["auto", "map", "grouped", "loop", "matmul"]
+Out = Literal["y", "x", "k"]
+
+AUTO: dict[str, Strategy] = {"cpu": "map", "tpu": "map", "cuda": "map"}
+"""What ``"auto"`` stands for. The row of the CPU is measured (`experiments.benchmark`, table "strategies"), the TPU's
+is from compiled programs (`experiments.aot`); that of GPUs is not measured."""
 
 
-def resolve(strategy: Strategy) -> Strategy:
-    """The strategy that ``"auto"`` stands for on the default backend."""
+def resolve(strategy: Strategy, platform: str | None = None) -> Strategy:
+    """The strategy that ``"auto"`` stands for on a platform, by default that of the default backend."""
     if strategy not in get_args(Strategy):
         raise ValueError(f"conv={strategy!r}: expected one of {', '.join(map(repr, get_args(Strategy)))}")
     if strategy != "auto":
         return strategy
-    return "loop"
+    return AUTO.get(jax.default_backend() if platform is None else platform, "map")
 
 
 def conv2d(
@@ -58,15 +72,35 @@ def conv2d(
     """
     if kernel.shape[:2] == (1, 1) and stride == 1 and padding == 0:
         return jnp.einsum("bhwc,cd->bhwd", x_BHWC, kernel[0, 0])
-    return _stacked(resolve(strategy), stride, padding)(x_BHWC, kernel)
+    size = tuple((n + 2 * padding - k) // stride + 1 for n, k in zip(x_BHWC.shape[1:3], kernel.shape[:2], strict=True))
+    strategy = resolve(strategy)
+    return _conv_p.bind(x_BHWC, kernel, out="y", size=size, stride=stride, padding=padding, strategy=strategy)
 
 
-def _plain(x_BHWC: Array, kernel: Array, stride: int, padding: int) -> Array:
+def upsampled_conv2d(
+    x_BHWC: Float[Array, "B H W C"], kernel: Float[Array, "3 3 C D"], *, strategy: Strategy = "auto"
+) -> Float[Array, "B 2H 2W D"]:
+    """Each pixel repeated to 2x2, then a 3x3 convolution padded by 1, in about 4/9 of the products.
+
+    Of the nine taps of an output pixel several meet copies of one input pixel; their weights are added first. The
+    four parities (a, b) of an output pixel (2i + a, 2j + b) leave a 2x2 kernel each; all four are the channels of one
+    convolution at the lower resolution.
+    """
+    B, H, W, C = x_BHWC.shape
+    D = kernel.shape[-1]
+    merge = np.array([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], np.float32)  # parity, tap of 2, tap of 3
+    small = jnp.einsum("apr,bqs,rscd->pqcabd", merge, merge, kernel, precision="highest").astype(kernel.dtype)
+    y = conv2d(x_BHWC, small.reshape(2, 2, C, 4 * D), strategy=strategy).reshape(B, H + 1, W + 1, 2, 2, D)
+    rows = [jnp.stack([y[:, a : a + H, b : b + W, a, b] for b in (0, 1)], axis=3) for a in (0, 1)]
+    return jnp.stack(rows, axis=2).reshape(B, 2 * H, 2 * W, D)
+
+
+def _plain(x_BHWC: Array, kernel: Array, stride: int, padding: tuple[int, int]) -> Array:
     return jax.lax.conv_general_dilated(
         x_BHWC,
         kernel,
         window_strides=(stride, stride),
-        padding=((padding, padding), (padding, padding)),
+        padding=tuple((p, p) for p in padding),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
 
@@ -89,30 +123,118 @@ def _patches(x_BHWC: Array, h: int, w: int, stride: int, padding: int) -> Array:
     return jnp.concatenate(windows, axis=-1)
 
 
+def _by_lax(a: Array, b: Array, out: Out, size: tuple[int, int], stride: int, padding: int) -> Array:
+    """The form by XLA's convolution and what autodiff makes of it."""
+
+    def conv(x, k):
+        return _plain(x, k, stride, (padding, padding))
+
+    return _by_transpose(conv, a, b, out, size)
+
+
+def _by_matmul(a: Array, b: Array, out: Out, size: tuple[int, int], stride: int, padding: int) -> Array:
+    """The form by windows of the input and a matrix product."""
+
+    def conv(x, k):
+        h, w, C, D = k.shape
+        return jnp.einsum("bijc,cd->bijd", _patches(x, h, w, stride, padding), k.reshape(h * w * C, D))
+
+    return _by_transpose(conv, a, b, out, size)
+
+
+def _by_transpose(conv, a: Array, b: Array, out: Out, size: tuple[int, int]) -> Array:
+    if out == "y":
+        return conv(a, b)
+    if out == "x":  # of y and k
+        x = jax.ShapeDtypeStruct((a.shape[0], *size, b.shape[2]), a.dtype)
+        return jax.linear_transpose(lambda x: conv(x, b), x)(a)[0]
+    k = jax.ShapeDtypeStruct((*size, a.shape[-1], b.shape[-1]), a.dtype)
+    return jax.linear_transpose(lambda k: conv(a, k), k)(b)[0]
+
+
+def _on_cpu(a: Array, b: Array, out: Out, size: tuple[int, int], stride: int, padding: int) -> Array:
+    """The form of convolutions that XLA's CPU backend computes at full speed inside of loops too."""
+    if out == "y":
+        return _plain(a, b, stride, (padding, padding))
+    if stride > 1:
+        return _by_matmul(a, b, out, size, stride, padding)
+    if out == "x":
+        h, w = b.shape[:2]
+        return _plain(a, jnp.flip(b, (0, 1)).swapaxes(2, 3), 1, (h - 1 - padding, w - 1 - padding))
+    # sum_bij x[b, i + p, j + q, c] y[b, i, j, d]: channels are the batch, images are channels, y is the kernel
+    out_CpqD = _plain(a.transpose(3, 1, 2, 0), b.transpose(1, 2, 0, 3), 1, (padding, padding))
+    return out_CpqD.transpose(1, 2, 0, 3)
+
+
+_conv_p = Primitive("conv2d")
+
+
+@_conv_p.def_abstract_eval
+def _abstract(a, b, *, out, size, stride, padding, strategy):
+    if out == "k":
+        return a.update(shape=(*size, a.shape[-1], b.shape[-1]))
+    return a.update(shape=(a.shape[0], *size, b.shape[3 if out == "y" else 2]))
+
+
 @functools.cache
-def _stacked(strategy: Strategy, stride: int, padding: int):
-    plain = functools.partial(_plain, stride=stride, padding=padding)
-    if strategy == "grouped":
-        return plain
+def _compiled(**params):
+    return jax.jit(functools.partial(_conv_p.bind, **params))
 
-    conv = custom_vmap(plain)
 
-    @conv.def_vmap
-    def rule(axis_size, in_batched, x, kernel):
-        x_batched, kernel_batched = in_batched
-        if not kernel_batched:  # one kernel: the stacked axis is more batch
-            flat = plain(x.reshape(-1, *x.shape[2:]), kernel)
-            return flat.reshape(*x.shape[:2], *flat.shape[1:]), True
-        if strategy == "loop":
-            ys = [plain(x[k] if x_batched else x, kernel[k]) for k in range(axis_size)]
-            return jnp.stack(ys), True
-        h, w, C, D = kernel.shape[1:]
-        windows = functools.partial(_patches, h=h, w=w, stride=stride, padding=padding)
-        flat_kernel = kernel.reshape(axis_size, h * w * C, D)
-        if x_batched:
-            patches = windows(x.reshape(-1, *x.shape[2:]))
-            patches = patches.reshape(axis_size, -1, *patches.shape[1:])
-            return jnp.einsum("kbijc,kcd->kbijd", patches, flat_kernel), True
-        return jnp.einsum("bijc,kcd->kbijd", windows(x), flat_kernel), True
+_conv_p.def_impl(lambda a, b, **params: _compiled(**params)(a, b))
 
-    return conv
+
+def _lowering(form):
+    def lower(a, b, *, strategy, **params):
+        return form(a, b, **params)
+
+    return mlir.lower_fun(lower, multiple_results=False)
+
+
+mlir.register_lowering(_conv_p, _lowering(_by_lax))
+mlir.register_lowering(_conv_p, _lowering(_on_cpu), platform="cpu")
+
+
+def _spatial(a: Any, of: Out) -> tuple[int, int]:
+    return tuple(a.aval.shape[:2] if of == "k" else a.aval.shape[1:3])
+
+
+# operands of each partial derivative; the derivative by one of them is a partial derivative again
+_OPERANDS: dict[Out, tuple[Out, Out]] = {"y": ("x", "k"), "x": ("y", "k"), "k": ("x", "y")}
+
+
+def _transpose(place: int):
+    def rule(cotangent, a, b, *, out, size, **params):
+        of = _OPERANDS[out][place]
+        undefined, other = (a, b) if place == 0 else (b, a)
+        known = {out: cotangent, _OPERANDS[out][1 - place]: other}
+        first, second = (known[name] for name in _OPERANDS[of])
+        return _conv_p.bind(first, second, out=of, size=_spatial(undefined, of), **params)
+
+    return rule
+
+
+ad.defbilinear(_conv_p, _transpose(0), _transpose(1))
+
+
+def _batch(args, axes, *, out, strategy, **params):
+    count = next(a.shape[axis] for a, axis in zip(args, axes, strict=True) if axis is not None)
+    a, b = (a if axis is None else jnp.moveaxis(a, axis, 0) for a, axis in zip(args, axes, strict=True))
+    stacked = tuple(axis is not None for axis in axes)
+    one = functools.partial(_conv_p.bind, out=out, strategy=strategy, **params)
+    if out != "k" and not stacked[1]:  # one kernel: the stacked axis is more batch
+        flat = one(a.reshape(-1, *a.shape[2:]), b)
+        return flat.reshape(count, -1, *flat.shape[1:]), 0
+    if strategy in ("grouped", "matmul"):
+        form = functools.partial(_by_lax if strategy == "grouped" else _by_matmul, out=out, **params)
+        return jax.vmap(form, in_axes=tuple(0 if s else None for s in stacked))(a, b), 0
+
+    def member(k):
+        return one(a[k] if stacked[0] else a, b[k] if stacked[1] else b)
+
+    if strategy == "loop":
+        return jnp.stack([member(k) for k in range(count)]), 0
+    return jax.lax.map(member, jnp.arange(count)), 0
+
+
+batching.primitive_batchers[_conv_p] = _batch

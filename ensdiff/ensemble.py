@@ -2,13 +2,13 @@
 
 (2) ``eps_w(x, t) = sum_k w_k eps_k(x, t)``, factual ``w = 1/K``.
 
-This is the one place where members are stacked: `apply_members` is `jax.vmap` over the leading axis of every
-parameter. Everything that computes with members runs inside `jax.shard_map` over the mesh axes ``'member'`` and
+`over_members` is the one place where members are stacked, along the leading axis of every parameter. Everything that computes with members runs inside `jax.shard_map` over the mesh axes ``'member'`` and
 ``'data'``, so that no collective is needed unless a result is a sum over members.
 """
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 
 from ensdiff import hosts
 from ensdiff.codes import Code
+from ensdiff.conv import resolve
 from ensdiff.schedule import Schedule
 from ensdiff.typing import Array, ArrayLike, Key, Params, as_key
 from ensdiff.unet import UNet, UNetConfig
@@ -181,12 +182,17 @@ def abstract_params(model: UNetConfig, image_shape: tuple[int, int, int], member
 
 def apply_members(model: UNetConfig, params_K: Params, x_KBHWC: Array, t_B: Array) -> Float[Array, "K B H W C"]:
     """Noise predictions of stacked members, each for its own images ``x_KBHWC[k]``; no dropout."""
-    net = UNet(model)
+    return over_members(model, lambda params, x: UNet(model).apply({"params": params}, x, t_B), params_K, x_KBHWC)
 
-    def one(params: Params, x_BHWC: Array) -> Any:
-        return net.apply({"params": params}, x_BHWC, t_B)
 
-    return jax.vmap(one)(params_K, x_KBHWC)
+def over_members(model: UNetConfig, function: Callable, *stacked_K: Any) -> Any:
+    """``function`` of every member's own part of the arguments, stacked again: `jax.vmap`, or its loop.
+
+    This is the one place where members are stacked; ``model.conv`` says how, see `ensdiff.conv`.
+    """
+    if resolve(model.conv) == "map":
+        return jax.lax.map(lambda parts: function(*parts), stacked_K)
+    return jax.vmap(function)(*stacked_K)
 
 
 @functools.lru_cache(maxsize=32)

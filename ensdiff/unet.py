@@ -15,10 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from ensdiff.conv import Strategy, conv2d, resolve
+from ensdiff.conv import Strategy, conv2d, resolve, upsampled_conv2d
 from ensdiff.typing import Array
 
 TimeLayout = Literal["sin_cos", "cos_sin", "interleaved"]
+AttentionOrder = Literal["auto", "batch", "image"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +47,10 @@ class UNetConfig:
         upsample: ``"conv"`` (nearest, then a 3x3 convolution) or ``"nearest"``.
         compute_dtype: ``"float32"`` or ``"bfloat16"``.
         remat: recompute residual blocks in the backward pass instead of keeping their activations.
-        conv: how stacked convolutions are computed, see `ensdiff.conv`.
+        conv: how members are stacked, see `ensdiff.conv`.
+        attention: ``"batch"`` computes the attention of all images at once; ``"image"`` of one image after another, so
+            that its weights stay in the cache, and once more in the backward pass instead of keeping them;
+            ``"auto"`` is ``"image"`` on a CPU.
     """
 
     image_channels: int = 1
@@ -67,6 +71,7 @@ class UNetConfig:
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     remat: bool = False
     conv: Strategy = "auto"
+    attention: AttentionOrder = "auto"
 
     def __post_init__(self) -> None:
         if self.image_channels < 1 or self.channels < 2 or self.channels % 2 or self.blocks < 1:
@@ -101,6 +106,7 @@ class UNetConfig:
             ("downsample", ("conv", "conv_end", "pool")),
             ("upsample", ("conv", "nearest")),
             ("compute_dtype", ("float32", "bfloat16")),
+            ("attention", get_args(AttentionOrder)),
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {choices}")
@@ -142,7 +148,7 @@ def timestep_embedding(t_B: Int[Array, " B"], width: int, layout: TimeLayout, sh
 
 
 class Conv(nn.Module):
-    """A biased convolution with parameters ``kernel`` (h, w, C, D) and ``bias`` (D,)."""
+    """A biased convolution with parameters ``kernel`` (h, w, C, D) and ``bias`` (D,); ``upsampled`` doubles H and W first."""
 
     features: int
     config: UNetConfig
@@ -150,6 +156,7 @@ class Conv(nn.Module):
     stride: int = 1
     zero_init: bool = False
     end_padded: bool = False
+    upsampled: bool = False
 
     @nn.compact
     def __call__(self, x_BHWC: Array) -> Array:
@@ -157,6 +164,9 @@ class Conv(nn.Module):
         kernel = self.param("kernel", init, (self.size, self.size, x_BHWC.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         dtype = self.config.dtype
+        if self.upsampled:
+            y = upsampled_conv2d(x_BHWC.astype(dtype), kernel.astype(dtype), strategy=self.config.conv)
+            return y + bias.astype(dtype)
         padding = self.size // 2
         if self.end_padded:
             x_BHWC, padding = jnp.pad(x_BHWC, ((0, 0), (0, padding), (0, padding), (0, 0))), 0
@@ -219,6 +229,35 @@ class ResBlock(nn.Module):
         return x_BHWC + h
 
 
+def resolve_attention(order: AttentionOrder, platform: str | None = None) -> AttentionOrder:
+    """What ``"auto"`` stands for on a platform, by default that of the default backend."""
+    if order != "auto":
+        return order
+    return "image" if (jax.default_backend() if platform is None else platform) == "cpu" else "batch"
+
+
+def attend(
+    q_BNSD: Float[Array, "B N S D"],
+    k_BNSD: Float[Array, "B N S D"],
+    v_BNSD: Float[Array, "B N S D"],
+    order: AttentionOrder,
+) -> Float[Array, "B N S D"]:
+    """``softmax(q k^T / sqrt(D)) v`` of N heads over S pixels; divided by the softmax's sum after the product with v.
+
+    The weights are float32 until they meet v.
+    """
+
+    def weigh(q, k, v):
+        logits = jnp.einsum("...qd,...kd->...qk", q * q.shape[-1] ** -0.5, k).astype(jnp.float32)
+        e = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
+        mixed = jnp.einsum("...qk,...kd->...qd", e.astype(v.dtype), v)
+        return (mixed / e.sum(-1, keepdims=True)).astype(v.dtype)
+
+    if order == "batch":
+        return weigh(q_BNSD, k_BNSD, v_BNSD)
+    return jax.lax.map(jax.checkpoint(lambda qkv: weigh(*qkv)), (q_BNSD, k_BNSD, v_BNSD))
+
+
 class Attention(nn.Module):
     """Self-attention over the pixels, scale ``head_channels ** -0.5``, with a residual connection."""
 
@@ -231,12 +270,11 @@ class Attention(nn.Module):
         D = config.head_channels or C
         h = GroupNorm(config, name="norm")(x_BHWC).reshape(B, H * W, C)
         q, k, v = (
-            nn.Dense(C, dtype=config.dtype, name=name)(h).reshape(B, H * W, C // D, D)
+            nn.Dense(C, dtype=config.dtype, name=name)(h).reshape(B, H * W, C // D, D).swapaxes(1, 2)
             for name in ("query", "key", "value")
         )
-        logits = jnp.einsum("bqhd,bkhd->bhqk", q, k).astype(jnp.float32) * D**-0.5
-        h = jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(logits).astype(v.dtype), v)
-        h = nn.Dense(C, dtype=config.dtype, name="out", kernel_init=nn.initializers.zeros)(h.reshape(B, H, W, C))
+        h = attend(q, k, v, resolve_attention(config.attention)).swapaxes(1, 2).reshape(B, H, W, C)
+        h = nn.Dense(C, dtype=config.dtype, name="out", kernel_init=nn.initializers.zeros)(h)
         return x_BHWC + h
 
 
@@ -303,6 +341,7 @@ class UNet(nn.Module):
         return Conv(width, self.config, stride=2, end_padded=end, name=f"down{level}_sample")(h)
 
     def _up(self, h: Array, width: int, level: int) -> Array:
+        if self.config.upsample == "conv":
+            return Conv(width, self.config, upsampled=True, name=f"up{level}_sample")(h)
         B, H, W, C = h.shape
-        h = jnp.broadcast_to(h[:, :, None, :, None], (B, H, 2, W, 2, C)).reshape(B, 2 * H, 2 * W, C)
-        return Conv(width, self.config, name=f"up{level}_sample")(h) if self.config.upsample == "conv" else h
+        return jnp.broadcast_to(h[:, :, None, :, None], (B, H, 2, W, 2, C)).reshape(B, 2 * H, 2 * W, C)

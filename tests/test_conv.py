@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ensdiff.conv import conv2d, resolve
 
-STRATEGIES = ["grouped", "loop", "matmul"]
+STRATEGIES = ["map", "grouped", "loop", "matmul"]
 
 
 def conv_loop(x, kernel, stride, padding):
@@ -109,6 +109,6 @@ def test_only_grouped_makes_grouped_convolutions():
 
 
 def test_unknown_strategy_lists_the_known_ones():
-    with pytest.raises(ValueError, match="'auto', 'grouped', 'loop', 'matmul'"):
+    with pytest.raises(ValueError, match="'auto', 'map', 'grouped', 'loop', 'matmul'"):
         resolve("fast")
     assert resolve("auto") in STRATEGIES
