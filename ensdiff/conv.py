@@ -36,9 +36,9 @@ from ensdiff.typing import Array
 Strategy = Literal["auto", "map", "grouped", "loop", "matmul"]
 Out = Literal["y", "x", "k"]
 
-AUTO: dict[str, Strategy] = {"cpu": "map", "tpu": "map", "cuda": "map"}
+AUTO: dict[str, Strategy] = {"cpu": "map", "tpu": "map", "gpu": "map"}
 """What ``"auto"`` stands for. The row of the CPU is measured (`experiments.benchmark`, table "strategies"), the TPU's
-is from compiled programs (`experiments.aot`); that of GPUs is not measured."""
+is from compiled programs (BUILD.md); that of GPUs is not measured."""
 
 
 def resolve(strategy: Strategy, platform: str | None = None) -> Strategy:
@@ -162,6 +162,8 @@ def _on_cpu(a: Array, b: Array, out: Out, size: tuple[int, int], stride: int, pa
         h, w = b.shape[:2]
         return _plain(a, jnp.flip(b, (0, 1)).swapaxes(2, 3), 1, (h - 1 - padding, w - 1 - padding))
     # sum_bij x[b, i + p, j + q, c] y[b, i, j, d]: channels are the batch, images are channels, y is the kernel
+    if b.shape[1] > a.shape[1] or b.shape[2] > a.shape[2]:  # XLA would exchange a larger kernel with its input
+        a, padding = jnp.pad(a, ((0, 0), (padding, padding), (padding, padding), (0, 0))), 0
     out_CpqD = _plain(a.transpose(3, 1, 2, 0), b.transpose(1, 2, 0, 3), 1, (padding, padding))
     return out_CpqD.transpose(1, 2, 0, 3)
 

@@ -6,28 +6,42 @@ choice of units for every sample) are the same computation:
 
 (2) ``eps_r = sum_k w_rk eps_k(x_r, t)``, and then the sampler's step (s1), (s2) of `ensdiff.schedule`.
 
-Member k is applied only to the states that keep it (w_rk != 0): their indices are gathered into one batch a member.
+Member k is applied only to the states that keep it (w_rk != 0): their indices are gathered into batches of one member
+each, so that a step is a loop over batches and its work the number of survivors of all states.
 States share the noise of their sample, so that a counterfactual differs from its sample by the weights alone; and
 nothing reduces over R, so that chunks of any size give the same images.
 """
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Float, Int
 from tqdm import tqdm
 
 from ensdiff import hosts
-from ensdiff.ensemble import Ensemble, activation_bytes, apply_members, make_mesh, on_mesh, pace, to_images
+from ensdiff.conv import resolve
+from ensdiff.ensemble import (
+    Ensemble,
+    activation_bytes,
+    apply_member,
+    images_at_once,
+    make_mesh,
+    on_mesh,
+    over_members,
+    pace,
+    platform,
+    to_images,
+)
 from ensdiff.schedule import SamplerConfig, SamplerSteps, sampler_steps
 from ensdiff.typing import Array, ArrayLike
+from ensdiff.unet import UNetConfig
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["index_B", "key", "array"], meta_fields=[])
@@ -75,44 +89,108 @@ class Noise:
 
 
 class Batches(NamedTuple):
-    """Which states each member is applied to, padded to one length.
+    """The work of one sampling step: a list of batches, each of states that one member is applied to.
 
-    D data shards, K members, P places a member. ``index_DKP`` counts within a shard; padded places have weight 0.
+    D data shards, M member shards, N batches of P places on each. ``member_DMN`` counts within a member shard,
+    ``index_DMNP`` within a data shard; padded places have weight 0.
     """
 
-    index_DKP: Int[np.ndarray, "D K P"]
-    weight_DKP: Float[np.ndarray, "D K P"]
+    member_DMN: Int[np.ndarray, "D M N"]
+    index_DMNP: Int[np.ndarray, "D M N P"]
+    weight_DMNP: Float[np.ndarray, "D M N P"]
 
 
-def gather_batches(weights_RK: Float[np.ndarray, "R K"], shards: int, places: int | None = None) -> Batches:
-    """Lists of the states that keep each member, from the non-zeros of the weights.
+def kept_counts(weights_RK: Float[np.ndarray, "R K"], shards: int) -> Int[np.ndarray, "D K"]:
+    """How many states of each data shard keep each member."""
+    return np.count_nonzero(weights_RK.reshape(shards, -1, weights_RK.shape[-1]), axis=1)
+
+
+def batch_numbers(counts_CDK: Int[np.ndarray, "C D K"], places: int, member_shards: int) -> int:
+    """N: batches of ``places`` places that the device with the most work needs, the most of C chunks."""
+    numbers_K = -(-counts_CDK // places)
+    return max(1, int(numbers_K.reshape(*numbers_K.shape[:-1], member_shards, -1).sum(-1).max()))
+
+
+def choose_places(counts_CDK: Int[np.ndarray, "C D K"], member_shards: int, limit: int, overhead: float) -> int:
+    """P: the cheapest size of a batch among those that pad little.
+
+    The work is at most a tenth more than with batches of single states, which is the least; of the sizes that keep to
+    that, the one for which ``N (P + overhead)`` is least.
+
+    Args:
+        counts_CDK: states that keep each member, by chunk and data shard.
+        member_shards: M.
+        limit: the most places.
+        overhead: what a batch costs beside its images, in images.
+    """
+    sizes = range(1, max(1, min(limit, int(counts_CDK.max()))) + 1)
+    numbers = {places: batch_numbers(counts_CDK, places, member_shards) for places in sizes}
+    return min(
+        (places for places in sizes if places * numbers[places] <= 1.1 * numbers[1]),
+        key=lambda places: numbers[places] * (places + overhead),
+    )
+
+
+def gather_batches(
+    weights_RK: Float[np.ndarray, "R K"], shards: int, member_shards: int, places: int, number: int
+) -> Batches:
+    """Batches of the states that keep each member, from the non-zeros of the weights; each as full as it can be.
 
     Args:
         weights_RK: weights of each state; R is a multiple of ``shards``.
         shards: D, equal runs of states.
-        places: P, at least the longest list; None is the longest list.
+        member_shards: M, equal runs of members.
+        places: P.
+        number: N, at least `batch_numbers`.
     """
-    weights_DQK = weights_RK.reshape(shards, -1, weights_RK.shape[-1])
-    keep_DKQ = weights_DQK.transpose(0, 2, 1) != 0
-    places = int(keep_DKQ.sum(-1).max()) if places is None else places
-    order = np.argsort(~keep_DKQ, axis=-1, kind="stable")[..., :places]  # the kept states first
-    weight = np.take_along_axis(weights_DQK.transpose(0, 2, 1), order, axis=-1)
-    return Batches(order.astype(np.int32), weight.astype(np.float32))
+    K = weights_RK.shape[-1]
+    shape = shards, member_shards, number
+    member, index = np.zeros(shape, np.int32), np.zeros((*shape, places), np.int32)
+    weight = np.zeros((*shape, places), np.float32)
+    local = K // member_shards
+    for d, weights_QK in enumerate(weights_RK.reshape(shards, -1, K)):
+        for m in range(member_shards):
+            n = 0
+            for k in range(local):
+                column = weights_QK[:, m * local + k]
+                kept = np.flatnonzero(column)
+                for start in range(0, len(kept), places):
+                    part = kept[start : start + places]
+                    member[d, m, n], index[d, m, n, : len(part)] = k, part
+                    weight[d, m, n, : len(part)] = column[part]
+                    n += 1
+    return Batches(member, index, weight)
 
 
 @functools.lru_cache(maxsize=64)
-def _step_fn(params_spec: tuple, clip: bool, mesh: Mesh):
-    """One compiled sampling step of all states; cached on everything static."""
-    model, image_shape = params_spec
+def sampling_step(model: UNetConfig, image_shape: tuple[int, int, int], clip: bool, mesh: Mesh) -> Callable:
+    """One compiled sampling step of all states: ``(params_K, x_R, noise, batches, j, coefficients) -> x_R``.
+
+    ``x_R`` is donated; ``coefficients`` are those of step j, see `float_coefficients`. Only the sum over members
+    crosses devices.
+    """
     summed = mesh.shape["member"] > 1
 
-    def step(params_K, x_R, noise, index_KP, weight_KP, j, coefficients):
+    def weighted(params, x_R, index_P, weight_P, t):
+        eps_P = apply_member(model, params, x_R[index_P], jnp.full(index_P.shape, t, jnp.int32))
+        return weight_P[:, None, None, None] * eps_P
+
+    def mean(params_K, x_R, batches, t):
+        if resolve(model.conv) == "map":
+
+            def add(eps_R, batch):
+                member, index_P, weight_P = batch
+                params = jax.tree.map(lambda a: a[member], params_K)
+                return eps_R.at[index_P].add(weighted(params, x_R, index_P, weight_P, t)), None
+
+            return jax.lax.scan(add, jnp.zeros_like(x_R), batches)[0]
+        index_NP, weight_NP = batches[1:]  # one batch a member, of equal length: all members at once
+        eps_NP = over_members(model, lambda *args: weighted(args[0], x_R, *args[1:], t), params_K, index_NP, weight_NP)
+        return jnp.zeros_like(x_R).at[index_NP.reshape(-1)].add(eps_NP.reshape(-1, *x_R.shape[1:]))
+
+    def step(params_K, x_R, noise, batches, j, coefficients):
         t, signal, sigma, keep, target, scale = coefficients
-        index_KP, weight_KP = index_KP[0], weight_KP[0]
-        places = index_KP.shape[1]
-        eps_KP = apply_members(model, params_K, x_R[index_KP], jnp.full((places,), t, jnp.int32))
-        weighted = weight_KP[..., None, None, None] * eps_KP
-        eps_R = jnp.zeros_like(x_R).at[index_KP.reshape(-1)].add(weighted.reshape(-1, *x_R.shape[1:]))
+        eps_R = mean(params_K, x_R, jax.tree.map(lambda a: a[0, 0], batches), t)
         if summed:
             eps_R = jax.lax.psum(eps_R, "member")
         x0_R = (x_R - sigma * eps_R) / signal
@@ -123,7 +201,7 @@ def _step_fn(params_spec: tuple, clip: bool, mesh: Mesh):
     mapped = jax.shard_map(
         step,
         mesh=mesh,
-        in_specs=(P("member"), P("data"), Noise.specs(), P("data", "member"), P("data", "member"), P(), P()),
+        in_specs=(P("member"), P("data"), Noise.specs(), P("data", "member"), P(), P()),
         out_specs=P("data"),
         check_vma=False,
     )
@@ -136,13 +214,80 @@ def float_coefficients(steps: SamplerSteps) -> list[tuple]:
     return [(np.int32(t), *(column[j] for column in columns)) for j, t in enumerate(steps.t_S)]
 
 
+class Chunks(NamedTuple):
+    """How R states are worked off: chunks of ``states``, in batches of ``places``, ``number`` a step and device."""
+
+    states: int
+    places: int
+    number: int
+
+
+def plan(
+    params: Ensemble,
+    weights_RK: Float[np.ndarray, "R K"],
+    mesh: Mesh | AbstractMesh,
+    chunk: int | None,
+    memory_budget: int | None,
+) -> Chunks:
+    """Equal chunks that fit in memory, and batches that all of them share (so that one program does for all).
+
+    Args:
+        params: the ensemble.
+        weights_RK: the weights of all states.
+        mesh: the devices.
+        chunk: states at a time; None is as many as a budget and `STATES_AT_ONCE` allow.
+        memory_budget: bytes that a device may use for states and activations; None is `memory_budget_default`.
+
+    Raises:
+        ValueError: not even one state fits in the budget.
+    """
+    R, K = weights_RK.shape
+    shards, member_shards = mesh.shape["data"], mesh.shape["member"]
+    budget = memory_budget_default() if memory_budget is None else memory_budget
+    # a state: its image, noise, prediction, next image and what the compiler keeps of them; its places in the lists
+    state = 4 * 8 * int(np.prod(params.image_shape)) + 8 * K
+    at_once = images_at_once(params.model, params.image_shape, mesh, K, budget - state)
+    if at_once < 1:
+        need = state + activation_bytes(params.model, params.image_shape)
+        if resolve(params.model.conv) != "map":
+            need = state + K // member_shards * activation_bytes(params.model, params.image_shape)
+        raise ValueError(
+            f"memory_budget={budget} bytes: one state needs up to {need} bytes on a device; give at least that"
+        )
+    if chunk is None:
+        chunk = min(max(1, budget // 2 // state), STATES_AT_ONCE) * shards
+    parts = -(-R // chunk)
+    states = -(-R // (parts * shards)) * shards  # equal chunks, a multiple of the data shards
+    counts_CDK = np.stack([kept_counts(weights, shards) for _, weights in _padded(weights_RK, states)])
+    if resolve(params.model.conv) != "map":
+        return Chunks(states, max(1, int(counts_CDK.max())), K // member_shards)
+    overhead = BATCH_OVERHEAD.get(platform(mesh), 32.0)
+    places = choose_places(counts_CDK, member_shards, at_once, overhead)
+    return Chunks(states, places, batch_numbers(counts_CDK, places, member_shards))
+
+
+STATES_AT_ONCE = 1024
+"""States of a chunk and data shard: enough to fill batches, few enough to see progress."""
+
+BATCH_OVERHEAD = {"cpu": 0.5}
+"""What a batch costs beside its images, in images."""
+
+
+def _padded(weights_RK: np.ndarray, states: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """State numbers and weights of each chunk; the last one repeats its first state with no weight."""
+    for start in range(0, len(weights_RK), states):
+        rows = np.arange(start, min(start + states, len(weights_RK)))
+        index = np.concatenate([rows, np.full(states - len(rows), rows[0])])
+        yield index, np.where(np.arange(states)[:, None] < len(rows), weights_RK[index], 0)
+
+
 def denoise(
     params: Ensemble,
     config: SamplerConfig,
     noise: Noise,
     weights_RK: Float[np.ndarray, "R K"],
     *,
-    places: int | None = None,
+    chunks: Chunks | None = None,
     mesh: Mesh | None = None,
 ) -> Float[Array, "R H W C"]:
     """Run the sampler for R states at once and return them in model space, not clipped.
@@ -152,23 +297,25 @@ def denoise(
         config: the sampler.
         noise: the noise of each state: ``noise.index_B`` has R entries.
         weights_RK: the weights of each state; a member is evaluated only where its weight is not 0.
-        places: pad each member's list of states to this length, so that several calls share one compilation.
+        chunks: sizes of the batches, so that several calls share one compilation.
         mesh: the devices; by default all that can share the work.
     """
     R = len(weights_RK)
+    weights_RK = np.asarray(weights_RK, np.float32)
     mesh = make_mesh(params.members, R) if mesh is None else mesh
     shards = mesh.shape["data"]
     if R % shards:
         raise ValueError(f"{R} states cannot be split over {shards} data shards; choose a multiple of {shards}")
-    batches = gather_batches(np.asarray(weights_RK, np.float32), shards, places)
-    step = _step_fn((params.model, params.image_shape), config.clip, mesh)
+    chunks = plan(params, weights_RK, mesh, R, None) if chunks is None else chunks
+    batches = gather_batches(weights_RK, shards, mesh.shape["member"], chunks.places, chunks.number)
+    step = sampling_step(params.model, params.image_shape, config.clip, mesh)
     stacked = on_mesh(params.params, mesh)
-    index, weight = (on_mesh(a, mesh, P("data", "member")) for a in batches)
+    placed = Batches(*(on_mesh(a, mesh, P("data", "member")) for a in batches))
     noise = noise.on_mesh(mesh)
     x_R = _first_noise(noise, params.image_shape)
     x_R = on_mesh(x_R, mesh, P("data"))
     for j, coefficients in enumerate(float_coefficients(sampler_steps(params.schedule, config))):
-        x_R = pace(step(stacked, x_R, noise, index, weight, np.int32(j), coefficients), mesh)
+        x_R = pace(step(stacked, x_R, noise, placed, np.int32(j), coefficients), mesh)
     return x_R
 
 
@@ -182,22 +329,6 @@ def memory_budget_default() -> int:
     stats = jax.local_devices()[0].memory_stats() or {}
     # the least of all processes: their chunks must be the same
     return min(hosts.exchange(stats.get("bytes_limit", 2 * 2**30) // 2))
-
-
-def chunk_size(params: Ensemble, mesh: Mesh, survivors: int, memory_budget: int | None = None) -> int:
-    """States at a time, from a bound on the activation memory of one state on one device.
-
-    Raises:
-        ValueError: not even one state a device fits in the budget.
-    """
-    budget = memory_budget_default() if memory_budget is None else memory_budget
-    local = -(-survivors // mesh.shape["member"])
-    state = local * activation_bytes(params.model, params.image_shape)
-    if budget < state:
-        raise ValueError(
-            f"memory_budget={budget} bytes: one state needs up to {state} bytes on a device; give at least that"
-        )
-    return int(budget // state) * mesh.shape["data"]
 
 
 def run_states(
@@ -219,7 +350,7 @@ def run_states(
         noise: ``noise.index_B`` names the noise of each state, R entries.
         weights_RK: weights of each state.
         chunk: states at a time; by default from the memory budget.
-        memory_budget: bytes of activations a device may hold, see `chunk_size`.
+        memory_budget: bytes that a device may use for states and activations, see `plan`.
         progress: show a progress bar.
         what: its label.
 
@@ -230,27 +361,13 @@ def run_states(
     weights_RK = np.asarray(weights_RK, np.float32)
     R = len(weights_RK)
     mesh = make_mesh(params.members)
-    survivors = max(1, int((weights_RK != 0).sum(1).max()))
-    shards = mesh.shape["data"]
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk={chunk}: expected at least 1 state at a time")
-    limit = chunk_size(params, mesh, survivors, memory_budget) if chunk is None else chunk
-    parts = -(-R // limit)
-    size = -(-R // (parts * shards)) * shards  # equal chunks, a multiple of the data shards
-    starts = range(0, R, size)
-
-    def padded(
-        start,
-    ):  # the last chunk repeats its first state with no weight, so that all chunks compile once
-        rows = np.arange(start, min(start + size, R))
-        index = np.concatenate([rows, np.full(size - len(rows), rows[0])])
-        return index, np.where(np.arange(size)[:, None] < len(rows), weights_RK[index], 0)
-
-    places = max(gather_batches(padded(start)[1], shards).index_DKP.shape[-1] for start in starts)
+    chunks = plan(params, weights_RK, mesh, chunk, memory_budget)
     with tqdm(total=R, desc=what, unit="image", disable=not (progress and hosts.is_writer())) as bar:
-        for start in starts:
-            index, weights = padded(start)
-            x = hosts.local(denoise(params, config, noise.take(index), weights, places=places, mesh=mesh))
-            count = min(size, R - start)
+        for number, (index, weights) in enumerate(_padded(weights_RK, chunks.states)):
+            x = hosts.local(denoise(params, config, noise.take(index), weights, chunks=chunks, mesh=mesh))
+            start = number * chunks.states
+            count = min(chunks.states, R - start)
             yield slice(start, start + count), to_images(x, params.value_range)[:count]
             bar.update(count)

@@ -2,8 +2,9 @@
 
 (2) ``eps_w(x, t) = sum_k w_k eps_k(x, t)``, factual ``w = 1/K``.
 
-`over_members` is the one place where members are stacked, along the leading axis of every parameter. Everything that computes with members runs inside `jax.shard_map` over the mesh axes ``'member'`` and
-``'data'``, so that no collective is needed unless a result is a sum over members.
+Members are stacked along the leading axis of every parameter, and only `over_members`, `sum_over_members` and
+`update_members` know how. Everything that computes with members runs inside `jax.shard_map` over the mesh axes
+``'member'`` and ``'data'``, so that no collective is needed unless a result is a sum over members.
 """
 
 import dataclasses
@@ -14,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AbstractMesh, AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Float, Int
 
@@ -125,6 +126,11 @@ def mesh_shape(members: int, batch: int | None, devices: int, processes: int = 1
     return max(choices, key=lambda shape: (shape[0] * shape[1], shape[0]))
 
 
+def platform(mesh: Mesh | AbstractMesh) -> str:
+    """``"cpu"``, ``"gpu"`` or ``"tpu"``; ``""`` of an abstract mesh."""
+    return mesh.devices.flat[0].platform if isinstance(mesh, Mesh) else ""
+
+
 def on_mesh(tree: Params, mesh: Mesh, spec: P | None = None) -> Params:
     """Place every array on the mesh, by default with its leading axis split over the members."""
     return hosts.place(tree, mesh, P("member") if spec is None else spec)
@@ -136,7 +142,7 @@ def pace(tree: Params, mesh: Mesh) -> Params:
     XLA's CPU backend can deadlock in an all-reduce when many executions with collectives are in flight on several
     devices (seen with jax 0.10.2 after some hundred queued sampling steps). Accelerators run their queue in order.
     """
-    if mesh.size > 1 and mesh.devices.flat[0].platform == "cpu":
+    if mesh.size > 1 and platform(mesh) == "cpu":
         jax.block_until_ready(tree)
     return tree
 
@@ -180,26 +186,53 @@ def abstract_params(model: UNetConfig, image_shape: tuple[int, int, int], member
     return jax.eval_shape(lambda: init_params(model, image_shape, members, 0))
 
 
-def apply_members(model: UNetConfig, params_K: Params, x_KBHWC: Array, t_B: Array) -> Float[Array, "K B H W C"]:
-    """Noise predictions of stacked members, each for its own images ``x_KBHWC[k]``; no dropout."""
-    return over_members(model, lambda params, x: UNet(model).apply({"params": params}, x, t_B), params_K, x_KBHWC)
+def apply_member(model: UNetConfig, params: Params, x_BHWC: Array, t_B: Array) -> Float[Array, "B H W C"]:
+    """Noise prediction of one member; no dropout."""
+    predicted: Any = UNet(model).apply({"params": params}, x_BHWC, t_B)
+    return predicted
 
 
 def over_members(model: UNetConfig, function: Callable, *stacked_K: Any) -> Any:
     """``function`` of every member's own part of the arguments, stacked again: `jax.vmap`, or its loop.
 
-    This is the one place where members are stacked; ``model.conv`` says how, see `ensdiff.conv`.
+    ``model.conv`` says how, see `ensdiff.conv`.
     """
     if resolve(model.conv) == "map":
         return jax.lax.map(lambda parts: function(*parts), stacked_K)
     return jax.vmap(function)(*stacked_K)
 
 
+def sum_over_members(model: UNetConfig, function: Callable, *stacked_K: Any) -> Any:
+    """The sum of ``function`` of every member's part; in a loop it is added up as it comes."""
+    if resolve(model.conv) != "map":
+        return jax.tree.map(lambda a: a.sum(0), jax.vmap(function)(*stacked_K))
+    one = jax.eval_shape(function, *jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), stacked_K))
+    zero = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), one)
+    return jax.lax.scan(lambda sums, parts: (jax.tree.map(jnp.add, sums, function(*parts)), None), zero, stacked_K)[0]
+
+
+def update_members(model: UNetConfig, function: Callable, state_K: Any, *stacked_K: Any) -> tuple[Any, Any]:
+    """`over_members` of a function that returns a new state of its member and something else.
+
+    In a loop every member's state is replaced where it lies, so that a donated state is never there twice.
+    """
+    if resolve(model.conv) != "map":
+        return jax.vmap(function)(state_K, *stacked_K)
+
+    def member(state_K, numbered):
+        k, parts = numbered
+        old = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, k, keepdims=False), state_K)
+        new, rest = function(old, *parts)
+        return jax.tree.map(lambda a, b: jax.lax.dynamic_update_index_in_dim(a, b, k, 0), state_K, new), rest
+
+    members = jax.tree.leaves(state_K)[0].shape[0]
+    return jax.lax.scan(member, state_K, (jnp.arange(members), stacked_K))
+
+
 @functools.lru_cache(maxsize=32)
 def _predict_fn(model: UNetConfig, mesh: Mesh):
     def predict(params_K, x_BHWC, t_B):
-        members = jax.tree.leaves(params_K)[0].shape[0]
-        return apply_members(model, params_K, jnp.broadcast_to(x_BHWC, (members, *x_BHWC.shape)), t_B)
+        return over_members(model, lambda params: apply_member(model, params, x_BHWC, t_B), params_K)
 
     return jax.jit(
         jax.shard_map(
@@ -241,6 +274,29 @@ def predict(
     )
 
 
+IMAGES_AT_ONCE = {"cpu": 16}
+"""Most images of one application of a member, where more do not make it faster: on a CPU, larger batches leave the
+cache (`experiments.benchmark`, table "batch")."""
+
+
+def images_at_once(
+    model: UNetConfig, image_shape: tuple[int, int, int], mesh: Mesh | AbstractMesh, members: int, budget: int
+) -> int:
+    """Images that one application of members may be given on one device; 0 where the budget does not hold one.
+
+    Args:
+        model: the U-Net.
+        image_shape: (H, W, C).
+        mesh: the devices.
+        members: K; all that lie on one device are alive together, unless they are computed one after another.
+        budget: bytes of activations.
+    """
+    alive = 1 if resolve(model.conv) == "map" else members // mesh.shape["member"]
+    limit = budget // (alive * activation_bytes(model, image_shape))
+    return min(limit, IMAGES_AT_ONCE.get(platform(mesh), limit))
+
+
+@functools.lru_cache(maxsize=64)
 def activation_bytes(model: UNetConfig, image_shape: tuple[int, int, int]) -> int:
     """An upper bound on the bytes of activations that one image needs in one member's forward pass.
 

@@ -8,6 +8,7 @@ the optimiser, sums over members) is left out. Then, per layer:
   the first time layer have no input gradient; attention's two products have two input gradients each.
 - tangent (forward mode with respect to the image): one forward; two for attention's products, which are bilinear;
   none for the layers of the time.
+- attention of one image after another: its two products run again in the backward pass.
 - rematerialised: the first convolution and the time layer of each residual block run again; what comes after the
   last value that the backward pass needs does not.
 """
@@ -15,7 +16,7 @@ the optimiser, sums over members) is left out. Then, per layer:
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from ensdiff.unet import UNetConfig
+from ensdiff.unet import UNetConfig, resolve_attention
 
 
 class Layer(NamedTuple):
@@ -33,9 +34,9 @@ class UNetFlops(NamedTuple):
 
     Args:
         forward: the noise prediction.
-        train: forward and backward, and with ``remat`` the recomputed part of the forward.
+        train: forward and backward, and the recomputed part of the forward.
         tangent: one directional derivative of the prediction, beside the prediction.
-        recompute: what rematerialisation runs again, 0 without; part of ``train``.
+        recompute: what runs again in the backward pass; part of ``train``.
     """
 
     forward: int
@@ -63,7 +64,7 @@ def unet_flops(model: UNetConfig, image_shape: tuple[int, int, int], *, padding:
     model.check_image(*image_shape[:2])
     layers = list(unet_layers(model, image_shape, padding=padding))
     forward = sum(layer.forward for layer in layers)
-    recompute = sum(layer.recompute for layer in layers) if model.remat else 0
+    recompute = sum(layer.recompute for layer in layers)
     return UNetFlops(
         forward=forward,
         train=forward + sum(layer.backward for layer in layers) + recompute,
@@ -78,8 +79,8 @@ def unet_layers(model: UNetConfig, image_shape: tuple[int, int, int], *, padding
     embedding = 4 * model.channels
     up_levels = model.attention_levels if model.attention_levels_up is None else model.attention_levels_up
 
-    def conv(name, size, c, d, *, stride=1, before=1, again=False, first=False) -> Layer:
-        taps = [_taps(n, 3, stride, before, 1, padding) for n in size]
+    def conv(name, size, c, d, *, side=3, stride=1, before=1, again=False, first=False) -> Layer:
+        taps = [_taps(n, side, stride, before, 1, padding) for n in size]
         flops = 2 * c * d * taps[0] * taps[1]
         return Layer(name, flops, flops if first else 2 * flops, flops, flops if again else 0)
 
@@ -89,8 +90,8 @@ def unet_layers(model: UNetConfig, image_shape: tuple[int, int, int], *, padding
 
     def block(name: str, level: int, c: int, d: int, attend: bool) -> Iterator[Layer]:
         h, w = H >> level, W >> level
-        yield conv(f"{name}/conv1", (h, w), c, d, again=True)
-        yield dense(f"{name}/time", 1, embedding, d, tangent=0, again=True)
+        yield conv(f"{name}/conv1", (h, w), c, d, again=model.remat)
+        yield dense(f"{name}/time", 1, embedding, d, tangent=0, again=model.remat)
         yield conv(f"{name}/conv2", (h, w), d, d)
         if c != d:
             yield dense(f"{name}/skip", h * w, c, d)
@@ -98,8 +99,9 @@ def unet_layers(model: UNetConfig, image_shape: tuple[int, int, int], *, padding
             pixels = h * w
             for part in ("query", "key", "value", "out"):
                 yield dense(f"{name}_attention/{part}", pixels, d, d)
+            again = resolve_attention(model.attention) == "image"
             for part in ("logits", "mix"):
-                yield dense(f"{name}_attention/{part}", pixels, pixels, d, tangent=2)
+                yield dense(f"{name}_attention/{part}", pixels, pixels, d, tangent=2, again=again)
 
     yield dense("time1", 1, model.channels, embedding, backward=1, tangent=0)
     yield dense("time2", 1, embedding, embedding, tangent=0)
@@ -121,8 +123,8 @@ def unet_layers(model: UNetConfig, image_shape: tuple[int, int, int], *, padding
         for i in range(model.blocks + 1):
             yield from block(f"up{level}_block{i}", level, width + skips.pop(), d, level in up_levels)
             width = d
-        if level > 0 and model.upsample == "conv":
-            yield conv(f"up{level}_sample", (H >> (level - 1), W >> (level - 1)), d, d)
+        if level > 0 and model.upsample == "conv":  # at the lower resolution, see conv.upsampled_conv2d
+            yield conv(f"up{level}_sample", (H >> level, W >> level), d, 4 * d, side=2)
     yield conv("tail", (H, W), width, C)
 
 
@@ -163,7 +165,7 @@ def jacobian_step_flops(
     """FLOPs of a sampling step of ``samples`` states that carry ``tangents`` tangents through ``members`` members.
 
     On one device all K tangents pass through its own members: ``tangents`` is K, ``members`` the device's share.
-    With ``remat`` the primal is recomputed once more, for all tangents together.
+    What is recomputed, is so once for all tangents together.
     """
     flops = unet_flops(model, image_shape, padding=padding)
     return members * samples * (flops.forward + flops.recompute + tangents * flops.tangent)

@@ -148,7 +148,10 @@ def timestep_embedding(t_B: Int[Array, " B"], width: int, layout: TimeLayout, sh
 
 
 class Conv(nn.Module):
-    """A biased convolution with parameters ``kernel`` (h, w, C, D) and ``bias`` (D,); ``upsampled`` doubles H and W first."""
+    """A biased convolution with parameters ``kernel`` (h, w, C, D) and ``bias`` (D,).
+
+    ``upsampled`` repeats each pixel to 2x2 first.
+    """
 
     features: int
     config: UNetConfig

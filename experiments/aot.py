@@ -34,18 +34,19 @@ from ml_collections import config_flags
 
 from ensdiff import Code, Ensemble, Schedule, TrainConfig, UNetConfig
 from ensdiff.attribution import differential
-from ensdiff.denoise import Noise, _step_fn, chunk_size, gather_batches
+from ensdiff.attribution.loss import block_step
+from ensdiff.conv import resolve
+from ensdiff.denoise import STATES_AT_ONCE, Batches, Noise, plan, sampling_step
 from ensdiff.ensemble import abstract_params, mesh_shape
 from ensdiff.flops import jacobian_step_flops, landscape_step_flops, train_step_flops
 from ensdiff.lowering import Program, read_compiled, read_lowered
-from ensdiff.train import Batch, init_state, make_train_step
+from ensdiff.train_step import Batch, init_state, make_train_step
+from ensdiff.unet import resolve_attention
 from experiments import common
 
 GIB = 2**30
 CHIPS = {"v4": (32, "v4-8"), "v5e": (16, "v5litepod-8"), "v5p": (95, "v5p-8"), "v6e": (32, "v6e-8")}
 """GiB of memory of a chip, and what libtpu calls a host of them."""
-AUTO = {"tpu": "loop", "cuda": "loop"}
-"""What ``conv="auto"`` becomes here: the host that compiles is not the machine that will run."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Case:
         schedule: the noise schedule.
         train: the training settings; the batch size matters.
         mesh: ('member', 'data'), of topology devices or abstract.
-        states: states that one landscape step holds; None is what fits in half of ``memory``.
+        states: states that one landscape step holds; None is as many as `ensdiff.denoise.STATES_AT_ONCE` a data shard.
         samples: samples that one Jacobian step holds; None is one a data shard.
         memory: bytes of a device.
     """
@@ -135,32 +136,33 @@ def landscape_step(case: Case) -> Step:
     """One sampling step of states that each lack the members that saw some unit."""
     code = Code.balanced(members=case.members, units=case.units)
     shards, states = case.mesh.shape["data"], case.states
-    if states is None:
-        ensemble = Ensemble(None, code, case.model, case.schedule, case.image_shape)
-        survivors = int((code.ablate([0]) > 0).sum())
-        states = chunk_size(ensemble, case.mesh, survivors, case.memory // 2)  # type: ignore[arg-type]
-    states = -(-states // shards) * shards
+    ensemble = Ensemble({}, code, case.model, case.schedule, case.image_shape)
+    states = STATES_AT_ONCE * shards if states is None else -(-states // shards) * shards
     weights_RK = code.ablate([r % case.units for r in range(states)])
-    places = gather_batches(weights_RK, shards).index_DKP.shape[-1]
-    function = _step_fn((case.model, case.image_shape), True, case.mesh)
-    lists, split = (shards, case.members, places), P("data", "member")
+    chunks = plan(ensemble, weights_RK, case.mesh, states, case.memory // 2)
+    function = sampling_step(case.model, case.image_shape, True, case.mesh)
+    lists, split = (shards, case.mesh.shape["member"], chunks.number), P("data", "member")
     arguments = (
         case.params(),
         case.array((states, *case.image_shape), jnp.float32, P("data")),
         case.noise(states),
-        case.array(lists, jnp.int32, split),
-        case.array(lists, jnp.float32, split),
+        Batches(
+            case.array(lists, jnp.int32, split),  # type: ignore[arg-type]
+            case.array((*lists, chunks.places), jnp.int32, split),  # type: ignore[arg-type]
+            case.array((*lists, chunks.places), jnp.float32, split),  # type: ignore[arg-type]
+        ),
         *case.coefficients(),
     )
-    flops = landscape_step_flops(case.model, case.image_shape, case.local * places)
-    return Step("landscape", function, arguments, flops, f"{states} states, {case.local} x {places} predictions a chip")
+    flops = landscape_step_flops(case.model, case.image_shape, chunks.number * chunks.places)
+    note = f"{states} states, {chunks.number} batches of {chunks.places} predictions a chip"
+    return Step("landscape", function, arguments, flops, note)
 
 
 def jacobian_step(case: Case) -> Step:
     """One sampling step of samples and their K tangents."""
     shards, K = case.mesh.shape["data"], case.members
     samples = shards if case.samples is None else -(-case.samples // shards) * shards
-    function = differential._tangent_step(case.model, case.image_shape, True, case.mesh)
+    function = differential.tangent_step(case.model, case.image_shape, True, case.mesh)
     arguments = (
         case.params(),
         case.array((samples, *case.image_shape), jnp.float32, P("data")),
@@ -174,10 +176,33 @@ def jacobian_step(case: Case) -> Step:
     return Step("jacobian", function, arguments, flops, f"{share} samples, {K} tangents, {case.local} members a chip")
 
 
+def loss_step(case: Case) -> Step:
+    """Some draws of the loss matrix (7) of one image."""
+    shards, K = case.mesh.shape["data"], case.members
+    draws = 32 * shards
+    function = block_step(case.model, case.schedule, case.image_shape, case.mesh)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    arguments = (
+        case.params(),
+        case.array((K, 1, K), jnp.float32, P("member")),
+        case.array((), jnp.float32),
+        case.array((1, *case.image_shape), jnp.float32),
+        case.array(key.shape, key.dtype),
+        case.array((draws,), jnp.int32, P("data")),
+        case.array((draws,), jnp.int32, P("data")),
+        case.array((draws,), jnp.float32, P("data")),
+    )
+    pixels = math.prod(case.image_shape)
+    flops = landscape_step_flops(case.model, case.image_shape, case.local * draws // shards)
+    flops += 2 * case.local * K * (draws // shards) * pixels  # inner products of the members' errors
+    return Step("loss", function, arguments, flops, f"1 image, {draws // shards} draws, {case.local} members a chip")
+
+
 STEPS: dict[str, Callable[[Case], Step]] = {
     "train": train_step,
     "landscape": landscape_step,
     "jacobian": jacobian_step,
+    "loss": loss_step,
 }
 
 
@@ -302,11 +327,12 @@ def build_case(config: Any, devices: list | int, memory: int) -> Case:
     units = f.units or known.get("units")
     if shape is None or units is None:
         raise ValueError("the config does not say how large the data are: give --image=H,W,C and --units=N")
-    platform = "cuda" if isinstance(devices, int) else "tpu"
+    platform = "gpu" if isinstance(devices, int) else "tpu"
     values = {**common.section(config, "model"), "image_channels": shape[-1]}
-    if values.get("conv", "auto") == "auto":
-        values["conv"] = AUTO[platform]
     model = common.build(UNetConfig, "model", values)
+    # "auto" for the machine that will run, not for the host that compiles
+    conv, attention = resolve(model.conv, platform), resolve_attention(model.attention, platform)
+    model = dataclasses.replace(model, conv=conv, attention=attention)
     train = common.build(TrainConfig, "train", common.section(config, "train"))
     members = config.code.members
     count = devices if isinstance(devices, int) else len(devices)
@@ -396,7 +422,7 @@ def define_flags() -> None:
     flags.DEFINE_string("image", None, "Height, width and channels, where the config's section aot does not say.")
     flags.DEFINE_integer("units", None, "Training units, where the config's section aot does not say.")
     flags.DEFINE_string("mesh", None, "Members x data, such as 4x2; by default as ensdiff.make_mesh chooses.")
-    flags.DEFINE_integer("states", None, "States of a landscape step; by default what half of the memory holds.")
+    flags.DEFINE_integer("states", None, "States of a landscape step; by default 1024 a data shard.")
     flags.DEFINE_integer("samples", None, "Samples of a Jacobian step; by default one a data shard.")
     flags.DEFINE_string("out", None, "File to write the figures to, JSON.")
     config_flags.DEFINE_config_file("config", None, "The config, a Python file with get_config().")

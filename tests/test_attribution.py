@@ -161,12 +161,12 @@ def closed_form(monkeypatch, tiny, rng):
     means, spread = rng.uniform(-0.5, 0.5, (4, 8, 8, 1)).astype(np.float32), 0.3
     abar_T = jnp.asarray(tiny.schedule.abar_T, jnp.float32)
 
-    def apply(model, params_K, x_KBHWC, t_B):
+    def apply(model, params, x_BHWC, t_B):
         a = abar_T[t_B][:, None, None, None]
-        return jnp.sqrt(1 - a) * (x_KBHWC - jnp.sqrt(a) * params_K["mean"][:, None]) / (a * spread**2 + 1 - a)
+        return jnp.sqrt(1 - a) * (x_BHWC - jnp.sqrt(a) * params["mean"]) / (a * spread**2 + 1 - a)
 
     for module in ("denoise", "attribution.differential"):
-        monkeypatch.setattr(f"ensdiff.{module}.apply_members", apply)
+        monkeypatch.setattr(f"ensdiff.{module}.apply_member", apply)
     params = dataclasses.replace(tiny, params={"mean": jnp.asarray(means)})
 
     def by_hand(samples, weights):
@@ -346,13 +346,13 @@ def test_bad_calls(tiny, samples):
 
 def test_the_primal_is_computed_once_a_member(tiny):
     """In the lowered step, each convolution over samples appears once, not once a tangent."""
-    from ensdiff.attribution.differential import _tangent_step
+    from ensdiff.attribution.differential import tangent_step
     from ensdiff.denoise import Noise, float_coefficients
     from ensdiff.schedule import sampler_steps
 
     B, K = 3, 4
     mesh = ensdiff.make_mesh(K, devices=jax.devices()[:1])
-    step = _tangent_step(tiny.model, (8, 8, 1), False, mesh)
+    step = tangent_step(tiny.model, (8, 8, 1), False, mesh)
     noise = Noise(jnp.arange(B), key=jax.random.key(0))
     coefficients = float_coefficients(sampler_steps(tiny.schedule, ensdiff.SamplerConfig(steps=STEPS)))[0]
     x, dx = jnp.zeros((B, 8, 8, 1)), jnp.zeros((K, B, 8, 8, 1))

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 import ensdiff
 from ensdiff import flops
-from ensdiff.ensemble import abstract_params, apply_members
+from ensdiff.ensemble import abstract_params, apply_member, over_members
 from ensdiff.lowering import read_lowered
 from experiments import aot
 
@@ -63,7 +63,11 @@ def test_lowered_forward_and_train_step(model, strategy, members, batch):
     x = jax.ShapeDtypeStruct((members, batch, *SHAPE), jnp.float32)
     t = jax.ShapeDtypeStruct((batch,), jnp.int32)
     params = abstract_params(model, SHAPE, members)
-    forward = read_lowered(jax.jit(lambda params, x, t: apply_members(model, params, x, t)).lower(params, x, t))
+
+    def predict(params, x, t):
+        return over_members(model, lambda params, x: apply_member(model, params, x, t), params, x)
+
+    forward = read_lowered(jax.jit(predict).lower(params, x, t))
     case = aot.Case(model, SHAPE, members, 6, ensdiff.Schedule(), ensdiff.TrainConfig(batch_size=batch), MESH)
     train = read_lowered(aot.lower(aot.train_step(case), "cpu"))
     for padding in (True, False) if strategy != "matmul" and members > 1 else (True,):

@@ -93,10 +93,9 @@ def linear_gaussian(means):
     ``L(w; x) = E_t lambda_t SNR_t |sum_k w_k m_k - x_0|^2`` in closed form.
     """
 
-    def apply(model, params_K, x_KBHWC, t_B):
-        abar_B = params_K["abar"][0][t_B][:, None, None, None]
-        mean_K = params_K["mean"][:, None, :, :, :]
-        return (x_KBHWC - jnp.sqrt(abar_B) * mean_K) / jnp.sqrt(1 - abar_B)
+    def apply(model, params, x_BHWC, t_B):
+        abar_B = params["abar"][t_B][:, None, None, None]
+        return (x_BHWC - jnp.sqrt(abar_B) * params["mean"]) / jnp.sqrt(1 - abar_B)
 
     return apply
 
@@ -111,16 +110,16 @@ def closed_form_ensemble(tiny, rng):
 def test_linear_gaussian_losses_in_closed_form(tiny, images, rng, monkeypatch, weighting):
     """Every level once (stratified over exactly T levels): no sampling error at all is left."""
     params, means = closed_form_ensemble(tiny, rng)
-    monkeypatch.setattr("ensdiff.attribution.loss.apply_members", linear_gaussian(means))
-    from ensdiff.attribution.loss import _block_step
+    monkeypatch.setattr("ensdiff.attribution.loss.apply_member", linear_gaussian(means))
+    from ensdiff.attribution.loss import block_step
 
-    _block_step.cache_clear()
+    block_step.cache_clear()
     T = tiny.schedule.timesteps
     config = LossConfig(draws=2 * T, block=T, weighting=weighting)
     try:
         att = ensdiff.attribute(params, images, "loss", top=6, loss=config)
     finally:
-        _block_step.cache_clear()
+        block_step.cache_clear()
     abar = tiny.schedule.abar_T
     snr = abar / (1 - abar)
     weight_T = np.ones(T) if weighting == "simple" else T / 2 * np.append(0, snr[:-1] / snr[1:] - 1)

@@ -1,5 +1,7 @@
 """Sampling: NumPy twins, limits, and that batch, chunk and devices never change an image."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ensdiff
-from ensdiff.denoise import Noise, denoise, gather_batches
+from ensdiff.denoise import Noise, batch_numbers, choose_places, denoise, gather_batches, kept_counts, plan
 from ensdiff.schedule import SamplerConfig, sampler_steps
 from tests.helpers import CODE, random_ensemble
 
@@ -138,18 +140,42 @@ def test_a_data_axis_does_not_matter(noise):
 
 
 @settings(max_examples=50)
-@given(st.integers(1, 4), st.integers(1, 5), st.integers(1, 6), st.integers(0, 999))
-def test_gathered_batches_hold_each_kept_state_once(shards, per_shard, members, seed):
+@given(
+    st.integers(1, 3), st.integers(1, 5), st.integers(1, 3), st.integers(1, 3), st.integers(1, 4), st.integers(0, 999)
+)
+def test_gathered_batches_hold_each_kept_state_once(shards, per_shard, member_shards, local, places, seed):
     rng = np.random.default_rng(seed)
-    weights = rng.random((shards * per_shard, members)) * (rng.random((shards * per_shard, members)) < 0.5)
-    batches = gather_batches(weights.astype(np.float32), shards)
+    shape = shards * per_shard, member_shards * local
+    weights = rng.random(shape) * (rng.random(shape) < 0.5)
+    number = batch_numbers(kept_counts(weights, shards)[None], places, member_shards)
+    batches = gather_batches(weights.astype(np.float32), shards, member_shards, places, number)
     rebuilt = np.zeros_like(weights)
-    for d in range(shards):
-        for k in range(members):
-            for index, weight in zip(batches.index_DKP[d, k], batches.weight_DKP[d, k], strict=True):
-                rebuilt[d * per_shard + index, k] += weight
+    for d, m, n in np.ndindex(batches.member_DMN.shape):
+        k = m * local + batches.member_DMN[d, m, n]
+        for index, weight in zip(batches.index_DMNP[d, m, n], batches.weight_DMNP[d, m, n], strict=True):
+            rebuilt[d * per_shard + index, k] += weight
     np.testing.assert_allclose(rebuilt, weights, rtol=1e-6)
-    assert batches.index_DKP.shape[-1] == max((weights != 0).reshape(shards, -1, members).sum(1).max(), 0)
+    assert batches.index_DMNP.shape == (shards, member_shards, number, places)
+
+
+@settings(max_examples=50)
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 4), st.integers(1, 40), st.integers(0, 999))
+def test_batches_pad_at_most_a_tenth(shards, member_shards, local, limit, seed):
+    counts = np.random.default_rng(seed).integers(0, 60, (2, shards, member_shards * local))
+    places = choose_places(counts, member_shards, limit, overhead=1.0)
+    assert 1 <= places <= limit
+    least = batch_numbers(counts, 1, member_shards)
+    assert places * batch_numbers(counts, places, member_shards) <= 1.1 * least
+
+
+@pytest.mark.parametrize(("members", "ones", "units", "samples"), [(16, 8, 32, 8), (20, 10, 100, 3), (16, 8, 30, 1)])
+def test_a_landscape_evaluates_little_more_than_its_survivors(tiny, members, ones, units, samples):
+    """U-Net evaluations of a step on one device, against the sum over states of the members that each keeps."""
+    params = dataclasses.replace(tiny, code=ensdiff.Code.balanced(units, members, ones))
+    weights = np.repeat(params.code.ablate(np.arange(units)), samples, axis=0)
+    chunks = plan(params, weights, ensdiff.make_mesh(members, devices=jax.devices()[:1]), None, None)
+    parts = -(-len(weights) // chunks.states)
+    assert parts * chunks.number * chunks.places <= 1.1 * np.count_nonzero(weights)
 
 
 def test_samples_can_be_taken_apart(tiny):

@@ -12,16 +12,8 @@ import pytest
 import ensdiff
 from ensdiff.data import Splits
 from ensdiff.ensemble import on_mesh
-from ensdiff.train import (
-    Batch,
-    TrainConfig,
-    init_state,
-    make_batch,
-    make_train_step,
-    member_update,
-    step_keys,
-    update_members,
-)
+from ensdiff.train import make_batch
+from ensdiff.train_step import Batch, TrainConfig, init_state, make_train_step, member_update, step_keys
 from tests.helpers import CODE, SHORT, TINY, blobs
 
 CONFIG = TrainConfig(
@@ -30,7 +22,7 @@ CONFIG = TrainConfig(
 MODEL = ensdiff.UNetConfig(channels=4, norm_groups=2, multipliers=(1,), dropout=0.1)
 
 
-def run(images, *, mesh=None, config=CONFIG, update=update_members, steps=3, code=CODE):
+def run(images, *, mesh=None, config=CONFIG, update=member_update, steps=3, code=CODE):
     """A few steps by hand, so that every test shares one compilation a mesh."""
     dataset = ensdiff.data.arrays(images)
     splits = Splits.build(dataset, code)
@@ -66,13 +58,20 @@ def test_causal_isolation(unit, devices):
     np.testing.assert_array_equal(same_members(before, after), CODE.rows(unit)[0] == 0)
 
 
-def clipped_together(config, state_K, grads_K, step):
-    """What must never be done: one norm over the stacked pytree."""
-    grads_K, _ = optax.clip_by_global_norm(config.clip).update(grads_K, None)
-    return update_members(dataclasses.replace(config, clip=0.0), state_K, grads_K, step)
+def clipped_together(config, state, grads, step):
+    """What must never be done: one norm over the gradients of all members."""
+    norm = jnp.sqrt(jax.lax.psum(optax.tree.norm(grads, squared=True), "members"))
+    grads = jax.tree.map(lambda g: g * jnp.minimum(1.0, config.clip / norm), grads)
+    return member_update(dataclasses.replace(config, clip=0.0), state, grads, step)
 
 
-def test_isolation_catches_a_global_norm_clip():
+def test_isolation_catches_a_global_norm_clip(monkeypatch):
+    """Only a named `vmap` lets members see each other at all."""
+
+    def together(model, function, state_K, *stacked_K):
+        return jax.vmap(function, axis_name="members")(state_K, *stacked_K)
+
+    monkeypatch.setattr("ensdiff.train_step.update_members", together)
     config = dataclasses.replace(CONFIG, clip=0.01)
     before, _ = run(blobs(), config=config, update=clipped_together)
     after, _ = run(changed(0), config=config, update=clipped_together)
@@ -84,7 +83,7 @@ def test_a_wrong_index_never_teaches():
     dataset = ensdiff.data.arrays(blobs())
     splits = Splits.build(dataset, CODE)
     mesh = ensdiff.make_mesh(4, devices=jax.devices()[:1])
-    step_fn = make_train_step(MODEL, SHORT, CONFIG, mesh, update=update_members)
+    step_fn = make_train_step(MODEL, SHORT, CONFIG, mesh, update=member_update)
     wrong = np.stack([np.resize(np.flatnonzero(CODE.matrix()[:, k] == 0), 4) for k in range(4)])
     mask = splits.mask(wrong)
     assert (mask == 0).all()
@@ -170,7 +169,7 @@ def test_bfloat16_trains_float32_parameters():
 def test_lowered_step_has_no_collective_and_no_grouped_convolution():
     mesh = ensdiff.make_mesh(4, devices=jax.devices()[:2])
     dataset = ensdiff.data.arrays(blobs())
-    step_fn = make_train_step(MODEL, SHORT, CONFIG, mesh, update=update_members)
+    step_fn = make_train_step(MODEL, SHORT, CONFIG, mesh, update=member_update)
     state = on_mesh(init_state(MODEL, dataset.shape, 4, CONFIG), mesh)
     batch = make_batch(dataset, Splits.build(dataset, CODE), CONFIG, 0)
     text = step_fn.lower(state, batch, np.int32(0)).as_text()
@@ -187,7 +186,7 @@ def test_one_compilation():
 
     def counted(*args):
         traces.append(1)
-        return update_members(*args)
+        return member_update(*args)
 
     compiled = []
 

@@ -32,7 +32,7 @@ from ensdiff.attribution.loss import LossConfig, draw_noise, member_errors
 from ensdiff.codes import Code
 from ensdiff.data import Dataset
 from ensdiff.denoise import memory_budget_default
-from ensdiff.ensemble import Ensemble, activation_bytes, make_mesh, on_mesh, to_model
+from ensdiff.ensemble import Ensemble, images_at_once, make_mesh, on_mesh, to_model
 from ensdiff.schedule import Schedule
 from ensdiff.typing import Key, as_key
 from ensdiff.unet import UNetConfig
@@ -108,8 +108,8 @@ def unit_losses(
     mesh = make_mesh(K)
     shards = mesh.shape["data"]
     budget = memory_budget_default() if memory_budget is None else memory_budget
-    state = K // mesh.shape["member"] * activation_bytes(params.model, params.image_shape)
-    size = min(max(1, budget // (state * config.block)), -(-data.items // shards)) * shards
+    states = max(1, images_at_once(params.model, params.image_shape, mesh, K, budget))
+    size = min(max(1, states // config.block), -(-data.items // shards)) * shards
     blocks = -(-config.draws // config.block)
     step = _loss_step(params.model, params.schedule, params.image_shape, params.value_range, mesh)
     stacked, noise_key = on_mesh(params.params, mesh), on_mesh(jax.random.fold_in(key, 2**31 - 1), mesh, P())

@@ -22,10 +22,20 @@ from tqdm import tqdm
 
 from ensdiff import hosts
 from ensdiff.denoise import Noise, float_coefficients, memory_budget_default
-from ensdiff.ensemble import Ensemble, activation_bytes, apply_members, make_mesh, on_mesh, pace, to_images
+from ensdiff.ensemble import (
+    Ensemble,
+    apply_member,
+    images_at_once,
+    make_mesh,
+    on_mesh,
+    pace,
+    sum_over_members,
+    to_images,
+)
 from ensdiff.sample import Samples, check_samples
 from ensdiff.schedule import sampler_steps
 from ensdiff.typing import Array
+from ensdiff.unet import UNetConfig
 
 Features = Callable[[Array], Array]
 """Images (B, H, W, C) in [0, 1] to features with a leading B."""
@@ -39,25 +49,37 @@ class Linearized(NamedTuple):
 
 
 @functools.lru_cache(maxsize=16)
-def _tangent_step(model, image_shape: tuple[int, int, int], clip: bool, mesh: Mesh):
+def tangent_step(
+    model: UNetConfig, image_shape: tuple[int, int, int], clip: bool, mesh: Mesh, together: int | None = None
+) -> Callable:
+    """One compiled step of samples and tangents: ``(params_K, x_B, dx_IB, noise, weight_K, j, coefficients)``.
+
+    Returns the new ``x_B, dx_IB``; both are donated. A member is linearised at ``together`` samples at a time (a
+    divisor of a device's samples; None is all), and all tangents pass through it as one batch.
+    """
     summed = mesh.shape["member"] > 1
 
     def step(params_K, x_B, dx_IB, noise, weight_K, j, coefficients):
         t, signal, sigma, keep, target, scale = coefficients
         local, B = len(weight_K), len(x_B)
-        t_B = jnp.full((B,), t, jnp.int32)
+        size = B if together is None else together
+        t_G = jnp.full((size,), t, jnp.int32)
 
-        def members(x):
-            return apply_members(model, params_K, jnp.broadcast_to(x, (local, *x.shape)), t_B)
+        def member(params, weight, number):
+            def group(args):
+                x_G, dx_IG = args
+                eps_G, push = jax.linearize(lambda x: apply_member(model, params, x, t_G), x_G)
+                # the product rule: the weights' own part is eps_k in row k, the states' part goes through the member
+                return weight * eps_G, (weight * jax.vmap(push)(dx_IG)).at[number].add(eps_G)
 
-        eps_KB, push = jax.linearize(members, x_B)
-        # the product rule: the weights' own part is eps_k in row k, the states' part goes through every member
-        first = jax.lax.axis_index("member") * local
-        through_IB = jnp.einsum("k,ikbhwc->ibhwc", weight_K, jax.vmap(push)(dx_IB))
-        through_IB = jax.lax.dynamic_update_slice_in_dim(
-            through_IB, jax.lax.dynamic_slice_in_dim(through_IB, first, local) + eps_KB, first, axis=0
-        )
-        eps_B = jnp.einsum("k,kbhwc->bhwc", weight_K, eps_KB)
+            def split(a_B):
+                return a_B.reshape(-1, size, *image_shape)
+
+            eps, through = jax.lax.map(group, (split(x_B), jax.vmap(split, out_axes=1)(dx_IB)))
+            return eps.reshape(x_B.shape), through.swapaxes(0, 1).reshape(dx_IB.shape)
+
+        number_K = jax.lax.axis_index("member") * local + jnp.arange(local)
+        eps_B, through_IB = sum_over_members(model, member, params_K, weight_K, number_K)
         if summed:
             eps_B, through_IB = jax.lax.psum((eps_B, through_IB), "member")
 
@@ -79,10 +101,10 @@ def _tangent_step(model, image_shape: tuple[int, int, int], clip: bool, mesh: Me
     return jax.jit(mapped, donate_argnums=(1, 2))
 
 
-def _run(params: Ensemble, samples: Samples, mesh: Mesh) -> tuple[Array, Array]:
+def _run(params: Ensemble, samples: Samples, mesh: Mesh, together: int) -> tuple[Array, Array]:
     """The finished state and its tangents, in model space, not clipped."""
     noise = samples.noise.on_mesh(mesh)
-    step = _tangent_step(params.model, params.image_shape, samples.config.clip, mesh)
+    step = tangent_step(params.model, params.image_shape, samples.config.clip, mesh, together)
     stacked = on_mesh(params.params, mesh)
     weights = on_mesh(samples.weights_K, mesh)
     x_B = on_mesh(noise.at(0, params.image_shape), mesh, P("data"))
@@ -102,18 +124,19 @@ def linearize(
 ) -> Iterator[tuple[slice, Linearized]]:
     """Images (or features) of samples and their tangents, a chunk of samples at a time, on the device.
 
-    The tangents of all K weights are alive at once, so a chunk takes about K + 1 times what sampling takes.
+    The tangents of all K weights are alive at once; ``memory_budget`` bounds them and the activations of a member.
     """
     check_samples(params, samples, "the Jacobian")
     B, K = len(samples), params.members
     mesh = make_mesh(K, B)
-    local = K // mesh.shape["member"]
-    need = local * (K + 1) * activation_bytes(params.model, params.image_shape)
     budget = memory_budget_default() if memory_budget is None else memory_budget
     shards = mesh.shape["data"]
-    size = min(B, max(1, budget // need) * shards)
+    state = 4 * 8 * (K + 1) * int(np.prod(params.image_shape))  # a sample's image and tangents, and their next ones
+    size = min(B, max(1, budget // 2 // state) * shards)
     size = -(-B // -(-B // size))  # equal chunks
     size = -(-size // shards) * shards
+    together = images_at_once(params.model, params.image_shape, mesh, K, budget // 2) // (K + 1)
+    together = max(g for g in range(1, size // shards + 1) if (size // shards) % g == 0 and g <= max(1, together))
 
     def finish(x):
         images = to_images(x, params.value_range)
@@ -123,7 +146,7 @@ def linearize(
         for start in range(0, B, size):
             count = min(size, B - start)
             part = samples[np.minimum(np.arange(start, start + size), B - 1)]
-            x_B, dx_IB = hosts.local(_run(params, part, mesh))
+            x_B, dx_IB = hosts.local(_run(params, part, mesh, together))
             value, push = jax.linearize(finish, x_B)
             tangent = jax.vmap(push)(dx_IB)
             yield slice(start, start + count), Linearized(value[:count], tangent[:, :count])

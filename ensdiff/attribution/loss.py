@@ -25,7 +25,7 @@ from tqdm import tqdm
 from ensdiff import hosts
 from ensdiff.codes import Code
 from ensdiff.denoise import memory_budget_default
-from ensdiff.ensemble import Ensemble, activation_bytes, apply_members, make_mesh, on_mesh, pace, to_model
+from ensdiff.ensemble import Ensemble, apply_member, images_at_once, make_mesh, on_mesh, over_members, pace, to_model
 from ensdiff.schedule import Schedule, add_noise
 from ensdiff.typing import Array, ArrayLike, Key, as_key
 from ensdiff.unet import UNetConfig
@@ -177,14 +177,13 @@ def loss_matrix(
     mesh = make_mesh(K, config.block)
     shards = mesh.shape["data"]
     budget = memory_budget_default() if memory_budget is None else memory_budget
-    state = K // mesh.shape["member"] * activation_bytes(params.model, params.image_shape)
-    states = max(1, budget // state) * shards
+    states = max(1, images_at_once(params.model, params.image_shape, mesh, K, budget)) * shards
     draws = max(
         d for d in range(shards, config.block + 1, shards) if config.block % d == 0 and (d <= states or d == shards)
     )
     group = min(B, max(1, states // draws))
 
-    step = _block_step(params.model, params.schedule, params.image_shape, mesh)
+    step = block_step(params.model, params.schedule, params.image_shape, mesh)
     stacked, noise_key = on_mesh(params.params, mesh), on_mesh(jax.random.fold_in(key, 2**31 - 1), mesh, P())
     weight_T = config.level_weights(params.schedule)
     groups = [np.minimum(np.arange(b, b + group), B - 1) for b in range(0, B, group)]
@@ -247,8 +246,11 @@ def model_images(params: Ensemble, images: ArrayLike) -> Float[Array, "B H W C"]
 
 
 @functools.lru_cache(maxsize=16)
-def _block_step(model: UNetConfig, schedule: Schedule, image_shape: tuple[int, int, int], mesh: Mesh):
-    """Adds some draws of all images of a group to R, each device the rows of its own members."""
+def block_step(model: UNetConfig, schedule: Schedule, image_shape: tuple[int, int, int], mesh: Mesh):
+    """The compiled step ``(params_K, loss_KBK, empty, x_BHWC, key, t_D, number_D, weight_D) -> (loss_KBK, empty)``.
+
+    It adds some draws of all images of a group to R, each device the rows of its own members; the sums are donated.
+    """
     summed = mesh.shape["data"] > 1
 
     def step(params_K, loss_KBK, empty, x_BHWC, key, t_D, number_D, weight_D):
@@ -279,10 +281,9 @@ def draw_noise(key: Array, number_D: Array, image_shape: tuple[int, int, int]) -
 def member_errors(model, schedule, params_K, x_BHWC, t_D, eps_DHWC) -> Float[Array, "K B D F"]:
     """``eps - eps_k(x_t, t)`` of every member, image and draw, pixels flat."""
     B, D = len(x_BHWC), len(t_D)
-    shape = eps_DHWC.shape[1:]
     t_R = jnp.tile(t_D, B)
     eps_R = jnp.tile(eps_DHWC, (B, 1, 1, 1))
     x_R = add_noise(schedule, jnp.repeat(x_BHWC, D, axis=0), t_R, eps_R)
     local = jax.tree.leaves(params_K)[0].shape[0]
-    predicted_KR = apply_members(model, params_K, jnp.broadcast_to(x_R, (local, B * D, *shape)), t_R)
+    predicted_KR = over_members(model, lambda params: apply_member(model, params, x_R, t_R), params_K)
     return (eps_R - predicted_KR).reshape(local, B, D, -1)
