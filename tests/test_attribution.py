@@ -127,7 +127,7 @@ def test_equal_members_have_no_influence(tiny):
     equal = dataclasses.replace(tiny, params=same)
     samples = ensdiff.sample(equal, 0, 2, steps=STEPS)
     for method in ("exact", "differential"):
-        assert ensdiff.attribute(equal, samples, method, top=6).influence.max() < 1e-4
+        assert ensdiff.attribute(equal, samples, method, top=6).influence.max() < 1e-3
 
 
 def test_p_values_are_shares_of_the_null():

@@ -140,7 +140,7 @@ def test_clip_and_average_are_per_member():
 
 
 def init_state_of_one(params):
-    from ensdiff.train import TrainState, optimizer
+    from ensdiff.train_step import TrainState, optimizer
 
     return TrainState(params, optimizer(CONFIG).init(params), params)
 

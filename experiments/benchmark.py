@@ -1,0 +1,302 @@
+"""Measure the compute core: time against PyTorch, compile time, memory, FLOP/s, and how cost grows.
+
+Prints tables and writes them as Markdown and, with every single timing, as JSON. Alternatives take turns, and their
+ratios are medians of ratios within a turn. Without PyTorch (and diffusers) the comparison is left out, and said so.
+"""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import pathlib
+import platform
+import resource
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+from tabulate import tabulate
+
+import ensdiff
+from ensdiff.conv import conv2d
+from ensdiff.ensemble import make_mesh, on_mesh
+from experiments import common
+from experiments.benchmarks import jobs
+from experiments.benchmarks.jobs import Setting
+from experiments.benchmarks.timing import interleave, ratio
+
+GIGA = 1e9
+
+
+@dataclasses.dataclass
+class Table:
+    """One table of the report."""
+
+    title: str
+    rows: list[dict[str, Any]]
+    note: str = ""
+
+    def __str__(self) -> str:
+        body = tabulate(self.rows, headers="keys", tablefmt="github", floatfmt=".3g")
+        return "\n\n".join(part for part in (f"### {self.title}", self.note, body) if part) + "\n"
+
+
+@dataclasses.dataclass(frozen=True)
+class Effort:
+    """How much is measured."""
+
+    setting: Setting
+    repeats: int
+    channels: tuple[int, ...]
+
+
+def milliseconds(seconds: np.ndarray) -> float:
+    """Median, in ms."""
+    return float(np.median(seconds) * 1e3)
+
+
+def spread(values: tuple[float, float, float]) -> str:
+    """Median and range."""
+    return f"{values[0]:.2f} ({values[1]:.2f} to {values[2]:.2f})"
+
+
+def against_pytorch(effort: Effort) -> Table:
+    """Whole jobs, ensdiff against a PyTorch loop over members."""
+    import torch
+
+    from experiments.benchmarks import pytorch
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    rows = []
+    for channels in effort.channels:
+        setting = dataclasses.replace(effort.setting, channels=channels)
+        params = jobs.ensemble(setting)
+        for name, make in jobs.JOBS.items():
+            ours, theirs = make(setting, params), pytorch.JOBS[name](setting, params)
+            seconds = interleave({"ensdiff": ours.call, "PyTorch": theirs.call}, effort.repeats)
+            row = {
+                "job": name,
+                "channels": channels,
+                "ensdiff ms": milliseconds(seconds["ensdiff"]),
+                "PyTorch ms": milliseconds(seconds["PyTorch"]),
+                "ratio (range)": spread(ratio(seconds, "ensdiff", "PyTorch")),
+                "ensdiff GFLOP/s": ours.flops / np.median(seconds["ensdiff"]) / GIGA,
+            }
+            if name != "train":  # whose noise differs
+                got, want = ours.call(), theirs.call()
+                row["largest difference"] = f"{np.abs(got - want).max() / np.abs(want).max():.0e}"
+            rows.append(row)
+            print(row, flush=True)
+    s = effort.setting
+    note = (
+        f"K = {s.members}, {s.side}x{s.side}x1, batch {s.batch} a member, float32. factual: {s.factual} samples, "
+        f"{s.factual_steps} steps; landscape: {s.landscape[0]} units x {s.landscape[1]} samples, {s.landscape_steps} "
+        f"step; jacobian: {s.jacobian} samples, {s.jacobian_steps} step. PyTorch {torch.__version__}, "
+        f"{torch.get_num_threads()} threads; the landscape's batches of ensdiff hold "
+        f"{jobs.padding(s, jobs.ensemble(s)):.3f} times the surviving predictions."
+    )
+    return Table("Against PyTorch, one member after another", rows, note)
+
+
+def rates(effort: Effort) -> dict[str, float]:
+    """The machine's best measured GFLOP/s, all devices together: a convolution of the U-Net, and a matrix product."""
+    mesh = make_mesh(len(jax.devices()))
+    count, width, side = mesh.size, 2 * effort.setting.channels, effort.setting.side // 2
+    x = on_mesh(jnp.ones((count, 64, side, side, width)), mesh)
+    kernel = on_mesh(jnp.ones((count, 3, 3, width, width)) / width, mesh)
+    a = on_mesh(jnp.ones((count, 1024, 1024)), mesh)
+
+    def best(function: Callable, *arguments: Any, flops: int) -> float:
+        mapped = jax.shard_map(function, mesh=mesh, in_specs=P("member"), out_specs=P("member"), check_vma=False)
+        compiled = jax.jit(mapped)
+        seconds = interleave({"": lambda: jax.block_until_ready(compiled(*arguments))}, 2 * effort.repeats)[""]
+        return count * flops / seconds.min() / GIGA
+
+    return {
+        "convolution": best(
+            lambda x, k: conv2d(x[0], k[0])[None], x, kernel, flops=64 * side * side * 18 * width * width
+        ),
+        "matrix product": best(lambda a: a @ a, a, flops=2 * 1024**3),
+    }
+
+
+def flop_rates(effort: Effort) -> Table:
+    """Achieved FLOP/s of each job, alone, against the best measured rates."""
+    params = jobs.ensemble(effort.setting)
+    made = {name: make(effort.setting, params) for name, make in jobs.JOBS.items()}
+    seconds = interleave({name: job.call for name, job in made.items()}, effort.repeats)
+    machine = rates(effort)
+    rows = []
+    for name, job in made.items():
+        achieved = job.flops / np.median(seconds[name]) / GIGA
+        shares = {f"share of the best {kind}": achieved / best for kind, best in machine.items()}
+        rows.append({"job": name, "ms": milliseconds(seconds[name]), "GFLOP/s": achieved, **shares})
+    best = ", ".join(f"{kind} {value:.0f}" for kind, value in machine.items())
+    return Table("Achieved rate", rows, f"Best measured GFLOP/s of {len(jax.devices())} devices: {best}.")
+
+
+def compilation(effort: Effort) -> Table:
+    """Seconds to compile the training step, and its temporary memory, of one member and of many."""
+    rows = []
+    for conv in ("map", "loop", "grouped", "matmul"):
+        for members in (1, 20):
+            if conv != "map" and members > 1 and effort.repeats < 5:
+                continue  # minutes
+            setting = dataclasses.replace(effort.setting, members=members, conv=conv)
+            step, arguments = _abstract_train(setting)
+            lowered = step.lower(*arguments)
+            start = time.perf_counter()
+            compiled = lowered.compile()
+            seconds = time.perf_counter() - start
+            memory: Any = compiled.memory_analysis()
+            rows.append({
+                "conv": conv, "members": members, "compile s": seconds,
+                "temporaries MiB": memory.temp_size_in_bytes / 2**20,
+                "arguments MiB": memory.argument_size_in_bytes / 2**20,
+            })  # fmt: skip
+            print(rows[-1], flush=True)
+    return Table("Compiling the training step", rows, "On one device, without the compilation cache.")
+
+
+def _abstract_train(setting: Setting) -> tuple[Any, tuple]:
+    from ensdiff.train_step import Batch, init_state, make_train_step
+
+    mesh = make_mesh(setting.members, devices=jax.devices()[:1])
+    state = jax.eval_shape(lambda: init_state(setting.model, setting.image_shape, setting.members, setting.train))
+    shape = setting.members, setting.batch
+    batch = Batch(
+        jax.ShapeDtypeStruct((*shape, *setting.image_shape), jnp.uint8),  # type: ignore[arg-type]
+        jax.ShapeDtypeStruct(shape, jnp.float32),  # type: ignore[arg-type]
+    )
+    step = make_train_step(setting.model, ensdiff.Schedule(), setting.train, mesh)
+    return step, (state, batch, jax.ShapeDtypeStruct((), jnp.int32))
+
+
+def growth(effort: Effort, title: str, job: str, settings: Iterable[tuple[dict[str, Any], Setting]]) -> Table:
+    """Cost of a job over a range of settings."""
+    rows = []
+    for labels, setting in settings:
+        made = jobs.JOBS[job](setting, jobs.ensemble(setting))
+        seconds = interleave({"": made.call}, effort.repeats)[""]
+        rows.append({
+            **labels, "ms": milliseconds(seconds), "GFLOP": made.flops / GIGA,
+            "GFLOP/s": made.flops / np.median(seconds) / GIGA,
+        })  # fmt: skip
+        print(title, rows[-1], flush=True)
+    return Table(title, rows)
+
+
+def growths(effort: Effort) -> list[Table]:
+    """How cost grows with members, batch, units, image size; and the strategies of stacking."""
+    base = dataclasses.replace(effort.setting, members=4, landscape=(8, 8))
+
+    def vary(name: str, values: Iterable[Any]) -> list[tuple[dict[str, Any], Setting]]:
+        return [({name: value}, dataclasses.replace(base, **{name: value})) for value in values]
+
+    units = [({"units": m}, dataclasses.replace(base, landscape=(m, 8))) for m in (2, 8, 32)]
+    return [
+        growth(effort, "Training step against members", "train", vary("members", (1, 2, 4, 8, 16, 32))),
+        growth(effort, "Training step against the batch of a member", "train", vary("batch", (4, 8, 16, 32, 64))),
+        growth(effort, "Training step against the side of the image", "train", vary("side", (8, 16, 28, 32, 64))),
+        growth(effort, "Landscape step against units", "landscape", units),
+        growth(effort, "Training step against strategies", "train", vary("conv", ("map", "loop", "grouped", "matmul"))),
+        growth(effort, "Sampling step against strategies", "factual", vary("conv", ("map", "loop", "matmul"))),
+    ]
+
+
+def batch_sizes(effort: Effort) -> Table:
+    """Predictions of one member on one device, by the images of one application."""
+    from ensdiff.ensemble import apply_member
+
+    setting = dataclasses.replace(effort.setting, members=1)
+    params = jax.tree.map(lambda a: a[0], jobs.ensemble(setting).params)
+    calls = {}
+    for size in (2, 4, 8, 16, 32, 64, 128):
+        x = jnp.ones((128 // size, size, *setting.image_shape))
+
+        def predict(params, x, size=size):
+            return jax.lax.map(lambda x: apply_member(setting.model, params, x, jnp.zeros((size,), jnp.int32)), x)
+
+        compiled = jax.jit(predict).lower(params, x).compile()
+        calls[str(size)] = lambda compiled=compiled, x=x: jax.block_until_ready(compiled(params, x))
+    seconds = interleave(calls, effort.repeats)
+    rows = [{"images at once": n, "ms an image": milliseconds(s) / 128} for n, s in seconds.items()]
+    return Table("Predictions against the images of one application", rows)
+
+
+def devices(effort: Effort) -> Table:
+    """The training step on more and more devices."""
+    setting, every = effort.setting, jax.devices()
+    params = jobs.ensemble(setting)
+    counts = [n for n in (1, 2, 4, 8, 16, 32, 64) if n <= len(every) and setting.members % n == 0]
+    meshes: dict[str, Mesh] = {str(n): make_mesh(setting.members, devices=every[:n]) for n in counts}
+    made = {n: jobs.train_job(setting, params, mesh) for n, mesh in meshes.items()}
+    seconds = interleave({n: job.call for n, job in made.items()}, effort.repeats)
+    rows = [
+        {"devices": n, "ms": milliseconds(s), "speed-up": float(np.median(seconds["1"] / s))}
+        for n, s in seconds.items()
+    ]
+    return Table("Training step against devices", rows)
+
+
+def machine() -> str:
+    """Processor, devices and versions, in a line."""
+    device = jax.devices()[0]
+    cores = len(os.sched_getaffinity(0))
+    return (
+        f"{cores} cores ({platform.machine()}), {len(jax.devices())} {device.platform} devices ({device.device_kind}), "
+        f"jax {jax.__version__}, ensdiff {ensdiff.__version__}"
+    )
+
+
+def main() -> None:
+    """Measure, print and write."""
+    f = flags.FLAGS
+    jax.config.update("jax_enable_compilation_cache", False)  # compile times are of the compiler
+    channels = tuple(int(c) for c in f.channels) or ((32,) if f.quick else (32, 64))
+    setting = Setting(members=f.members, side=f.side, channels=channels[0])
+    if f.quick:
+        setting = dataclasses.replace(setting, factual_steps=2, jacobian=1, landscape=(16, 8))
+    effort = Effort(setting, repeats=f.repeats or (3 if f.quick else 7), channels=channels)
+    print(machine(), flush=True)
+    tables: list[Table] = []
+    missing = [name for name in ("torch", "diffusers", "safetensors") if importlib.util.find_spec(name) is None]
+    if missing:
+        print(f"not compared with PyTorch: {', '.join(missing)} not installed (pip install 'ensdiff[benchmark]')")
+    else:
+        tables.append(against_pytorch(effort))
+    tables += [flop_rates(effort), compilation(effort)]
+    if not f.quick:
+        tables += [*growths(effort), batch_sizes(effort), devices(effort)]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    text = f"{machine()}; peak memory of the whole program {peak:.1f} GiB\n\n" + "\n".join(map(str, tables))
+    print(text)
+    if f.out:
+        out = pathlib.Path(f.out)
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "benchmark.md").write_text(text)
+        record = {"machine": machine(), "tables": [dataclasses.asdict(table) for table in tables]}
+        (out / "benchmark.json").write_text(json.dumps(record, indent=1, default=float) + "\n")
+        print(f"wrote {out / 'benchmark.md'} and {out / 'benchmark.json'}")
+
+
+def define_flags() -> None:
+    """The command line."""
+    flags.DEFINE_bool("quick", False, "Under 5 minutes on 2 cores: one width, fewer repeats, no tables of growth.")
+    flags.DEFINE_integer("members", 16, "K.")
+    flags.DEFINE_integer("side", 28, "Side of the images.")
+    flags.DEFINE_list("channels", [], "Widths of the U-Net, by default 32,64 (32 with --quick).")
+    flags.DEFINE_integer("repeats", None, "Timings of each alternative; by default 7 (3 with --quick).")
+    flags.DEFINE_string("out", None, "Folder for benchmark.md and benchmark.json.")
+    flags.adopt_module_key_flags(common)
+
+
+if __name__ == "__main__":
+    define_flags()
+    common.run(main, __doc__)

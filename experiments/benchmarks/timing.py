@@ -1,0 +1,28 @@
+"""Wall times of alternatives that take turns, so that a change of the machine's load hits all of them alike."""
+
+import time
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+PAUSE = 0.3
+"""Seconds between two timings: the other library's idle threads spin for a while and would take a core."""
+
+
+def interleave(alternatives: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, np.ndarray]:
+    """Seconds of each alternative, ``repeats`` times in turn, after one call that is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in alternatives}
+    for turn in range(repeats + 1):
+        for name, call in alternatives.items():
+            time.sleep(PAUSE)
+            start = time.perf_counter()
+            call()
+            if turn:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: np.array(values) for name, values in seconds.items()}
+
+
+def ratio(seconds: Mapping[str, np.ndarray], of: str, to: str) -> tuple[float, float, float]:
+    """Median, least and largest ratio of times in the same turn."""
+    ratios = seconds[of] / seconds[to]
+    return float(np.median(ratios)), float(ratios.min()), float(ratios.max())
