@@ -116,14 +116,15 @@ def factual_job(setting: Setting, params: ensdiff.Ensemble) -> Job:
 def landscape_job(setting: Setting, params: ensdiff.Ensemble) -> Job:
     """Every sample without each unit: (units * samples) images."""
     units, samples = setting.landscape
-    noise = Noise(jnp.tile(jnp.arange(samples), units), array=start_noise(setting, samples, setting.landscape_steps))
+    array = jnp.asarray(start_noise(setting, samples, setting.landscape_steps))
+    noise = Noise(jnp.tile(jnp.arange(samples), units), array=array)
     weights = np.repeat(params.code.ablate(np.arange(units)), samples, axis=0)
     sampler = setting.sampler(setting.landscape_steps)
 
     def call():
         return np.concatenate([np.asarray(images) for _, images in run_states(params, sampler, noise, weights)])
 
-    evaluations = np.count_nonzero(weights) * setting.landscape_steps
+    evaluations = int(np.count_nonzero(weights)) * setting.landscape_steps
     return Job(call, landscape_step_flops(setting.model, setting.image_shape, evaluations))
 
 

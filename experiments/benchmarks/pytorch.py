@@ -5,6 +5,7 @@ The weights are the ensemble's own, converted by `ensdiff.interop.diffusers`, so
 
 import pathlib
 import tempfile
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from ensdiff.schedule import sampler_steps
 from experiments.benchmarks.jobs import Job, Setting, start_noise
 
 
-def members(params: ensdiff.Ensemble) -> list[UNet2DModel]:
+def members(params: ensdiff.Ensemble) -> list[Any]:
     """Every member as a `UNet2DModel`."""
     with tempfile.TemporaryDirectory() as folder:
         converter.save(params, folder)
