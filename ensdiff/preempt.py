@@ -35,7 +35,7 @@ def on_signals() -> Iterator[Callable[[int], bool]]:
         yield _never
         return
     if jax.process_count() > 1:
-        enabled = jax.config.read("jax_enable_preemption_service")
+        enabled = getattr(jax.config, "jax_enable_preemption_service", False)
         with _routed() if enabled else contextlib.nullcontext(_never) as asked:
             yield asked
         return
