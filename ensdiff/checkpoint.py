@@ -58,7 +58,7 @@ def load(
         step: which checkpoint; by default the newest.
         average: use the moving average of the parameters where the run kept one.
         members: load only these members, 0 .. K - 1, in this order: an ensemble of them, whose code has their columns.
-            One array is read at a time, so that the others need no memory.
+            A few arrays are read at a time, so that the others need no memory.
 
     Raises:
         FileNotFoundError: no such run, or no such checkpoint; says which there are.
@@ -136,10 +136,7 @@ def check_run(path: str | os.PathLike) -> list[str]:
         folder = folder_of(path, step)
         with _noted(found):
             text = read_description(folder)
-            abstract = jax.tree.map(
-                lambda _: np.ndarray, placeholders(folder), is_leaf=lambda leaf: leaf is ocp.PLACEHOLDER
-            )
-            read_arrays(folder, abstract, text)
+            read_arrays(folder, placeholders(folder, np.ndarray), text)
     return found
 
 

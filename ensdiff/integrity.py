@@ -26,6 +26,7 @@ from ensdiff.storage import write_atomically
 
 SEAL = "sha256"
 """Name of the checksum in a sealed value; the same in all formats to come."""
+_SEALED = "sealed"
 _MARK = ', "crc32": '
 
 
@@ -72,7 +73,7 @@ def check_seal(values: Mapping[str, Any], where: Any) -> dict[str, Any]:
 
 def write_sealed(path: str | os.PathLike, values: Mapping[str, Any]) -> None:
     """A sealed JSON file, atomically."""
-    write_atomically(path, json.dumps(seal(values), indent=1) + "\n")
+    write_atomically(path, json.dumps(seal({**values, _SEALED: True}), indent=1) + "\n")
 
 
 def read_sealed(path: str | os.PathLike) -> dict[str, Any]:
@@ -82,7 +83,10 @@ def read_sealed(path: str | os.PathLike) -> dict[str, Any]:
         DamagedError: cut short or changed.
     """
     values = _object(pathlib.Path(path).read_bytes(), path)
-    return check_seal(values, path) if SEAL in values else values
+    if SEAL in values or _SEALED in values:  # one changed bit does not hide both
+        values = check_seal(values, path)
+        values.pop(_SEALED, None)
+    return values
 
 
 def _object(content: bytes, where: Any) -> dict[str, Any]:
@@ -108,18 +112,18 @@ def seal_line(values: Mapping[str, Any]) -> str:
 def read_lines(path: str | os.PathLike) -> tuple[list[dict[str, Any]], list[int]]:
     """The sealed lines of a file, and the numbers (from 1) of the lines that were changed.
 
-    A last line without an end, which is still being written or was interrupted, is left out. Lines before the first
-    sealed one (of an older version) are taken as they are.
+    A last line without an end, which is still being written or was interrupted, is left out. A file without sealed lines
+    (of an older version) is taken as it is.
     """
     lines = pathlib.Path(path).read_bytes().split(b"\n")[:-1]
-    good, damaged, sealed = [], [], False
-    for number, line in enumerate(lines, start=1):
-        values = _check_line(line)
-        if values is None or (sealed and not values[1]):
+    checked = [_check_line(line) for line in lines]
+    sealed = any(found is not None and found[1] for found in checked)
+    good, damaged = [], []
+    for number, found in enumerate(checked, start=1):
+        if found is None or found[1] != sealed:
             damaged.append(number)
         else:
-            good.append(values[0])
-            sealed = sealed or values[1]
+            good.append(found[0])
     return good, damaged
 
 
@@ -140,7 +144,7 @@ def _check_line(line: bytes) -> tuple[dict[str, Any], bool] | None:
 
 
 def member_sums(tree: Any) -> dict[int, str]:
-    """SHA-256 of each member's part of a stacked pytree: names, shapes, types and bytes of all leaves.
+    """SHA-256 of each member's part of a stacked pytree: names, shapes, types and bytes of all leaves, by name.
 
     Args:
         tree: arrays with a leading member axis: on this host, or on devices. Of a global array, the members that this
@@ -151,7 +155,8 @@ def member_sums(tree: Any) -> dict[int, str]:
     """
     rows: dict[int, list[tuple[str, np.ndarray]]] = {}
     for path, leaf in jax.tree.leaves_with_path(tree):
-        name = jax.tree_util.keystr(path)
+        # a tuple with names is read back as a dictionary
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
         for first, block in _blocks(leaf).items():
             for k, row in enumerate(block, start=first):
                 rows.setdefault(k, []).append((name, row))
@@ -170,7 +175,7 @@ def _blocks(leaf: Any) -> dict[int, np.ndarray]:
 
 def _sum_rows(rows: Iterable[tuple[str, np.ndarray]]) -> str:
     state = hashlib.sha256()
-    for name, row in rows:
+    for name, row in sorted(rows, key=lambda named: named[0]):
         row = np.ascontiguousarray(row)
         state.update(f"{name} {row.shape} {row.dtype.str} ".encode())
         state.update(row.reshape(-1).view(np.uint8).data)

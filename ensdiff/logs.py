@@ -1,5 +1,6 @@
 """The metrics of a run: ``metrics.jsonl``, one sealed line a logged step, and the same for TensorBoard."""
 
+import contextlib
 import os
 import pathlib
 import time
@@ -23,15 +24,26 @@ class MetricsLog:
         line = {"step": step, "time": time.time(), **{k: [float(x) for x in v] for k, v in values_K.items()}}
         with open(self.path, "a") as file:
             file.write(seal_line(line) + "\n")
-        if self._board is None:
-            from tensorboardX import SummaryWriter  # slow to import
+        self._write_board(step, values_K)
 
-            self._board = SummaryWriter(str(self.path.parent / "tensorboard"))
+    def _write_board(self, step: int, values_K: dict[str, np.ndarray]) -> None:
+        # tensorboardX's own writers without its SummaryWriter, whose thread fails where no one sees it
+        from tensorboardX.event_file_writer import EventsWriter  # slow to import
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        if self._board is None:
+            folder = self.path.parent / "tensorboard"
+            folder.mkdir(exist_ok=True)
+            self._board = EventsWriter(str(folder / "events"))
+        values = []
         for name, value_K in values_K.items():
             tag = name.removesuffix("_K")
-            self._board.add_scalar(f"{tag}/mean", float(np.mean(value_K)), step)
+            values.append(Summary.Value(tag=f"{tag}/mean", simple_value=float(np.mean(value_K))))
             for k, value in enumerate(value_K):
-                self._board.add_scalar(f"{tag}/member_{k:03d}", float(value), step)
+                values.append(Summary.Value(tag=f"{tag}/member_{k:03d}", simple_value=float(value)))
+        self._board.write_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+        self._board.flush()
 
     def drop_after(self, step: int) -> None:
         """Leave out steps that will be taken again (a killed run may have logged them), and damaged lines."""
@@ -40,9 +52,10 @@ class MetricsLog:
             write_atomically(self.path, "".join(seal_line(line) + "\n" for line in lines))
 
     def close(self) -> None:
-        """Write what TensorBoard's writer still holds."""
+        """Close TensorBoard's file. Every line has been written to it, or its error raised."""
         if self._board is not None:
-            self._board.close()
+            with contextlib.suppress(OSError):
+                self._board.close()
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict]:

@@ -20,7 +20,7 @@ from ensdiff import hosts
 from ensdiff.ensemble import Ensemble
 from ensdiff.integrity import DamagedError, all_sums, read_sealed, seal, warn, write_sealed
 from ensdiff.logs import MetricsLog
-from ensdiff.storage import explain, lock, write_atomically
+from ensdiff.storage import FolderInUseError, explain, lock, write_atomically
 from ensdiff.stored import describe, folder_of, read_arrays, read_description, steps_of
 
 
@@ -39,6 +39,7 @@ class RunDirectory:
         self._checkpointer: Any = None
         self._log: MetricsLog | None = None
         self._description: dict[str, Any] = {}
+        self._damaged = False
 
     @classmethod
     def open(
@@ -73,10 +74,11 @@ class RunDirectory:
             try:
                 path.mkdir(parents=True, exist_ok=True)
                 run._open.enter_context(lock(path))
-            except PermissionError as error:
-                raise PermissionError(
-                    f"{path} cannot be written to: {error.strerror}; choose another folder"
-                ) from error
+            except FolderInUseError:
+                raise
+            except OSError as error:
+                why = explain(error, next(parent for parent in (path, *path.absolute().parents) if parent.exists()))
+                raise OSError(f"{path}: {why}; choose a folder that can be written to") from error
             run._set_aside(_unreadable(path))
             run._log = MetricsLog(path)
             run._open.callback(run._log.close)
@@ -110,7 +112,7 @@ class RunDirectory:
         with self._open:
             # closing waits for the other processes, and they do not come where only this one failed
             if self._checkpointer is not None and (kind is None or jax.process_count() == 1):
-                with self._explained("the last checkpoint") if kind is None else contextlib.suppress(Exception):
+                with self._explained("the newest checkpoint") if kind is None else contextlib.suppress(Exception):
                     self._checkpointer.close()
 
     @property
@@ -200,7 +202,7 @@ class RunDirectory:
             OSError: it could not be written, see `save`.
         """
         if self._checkpointer is not None:
-            with self._explained("the last checkpoint"):
+            with self._explained("the newest checkpoint"):
                 self._checkpointer.wait()
 
     @contextlib.contextmanager
@@ -211,9 +213,7 @@ class RunDirectory:
         except Exception as error:
             assert self.path is not None
             steps = steps_of(self.path) if self.path.exists() else []
-            kept = (
-                f"the newest checkpoint is {steps[-1]}; set resume to go on there" if steps else "no checkpoint is kept"
-            )
+            kept = f"checkpoint {steps[-1]} is kept; set resume to go on there" if steps else "no checkpoint is kept"
             raise OSError(f"{what} of {self.path} could not be written: {explain(error, self.path)}; {kept}") from error
 
     def restore(self, state: Any) -> tuple[int, Any]:
@@ -239,6 +239,7 @@ class RunDirectory:
             if failures:
                 hosts.decide(lambda: self._set_aside(failures))
                 self._checkpointer.reload()
+            if self._damaged:
                 warn(f"resuming at checkpoint {step}, the newest good one")
             if self._log is not None:
                 self._log.drop_after(step)
@@ -259,6 +260,7 @@ class RunDirectory:
                 place = place.with_name(f"{step}.{count}")
             os.replace(folder_of(self.path, step), place)
             warn(f"{failure}; moved to {place}")
+            self._damaged = True
 
     def write_metrics(self, step: int, **values_K: np.ndarray) -> None:
         """Append one line to ``metrics.jsonl`` and to TensorBoard; each value has one number a member."""

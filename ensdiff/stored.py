@@ -9,7 +9,7 @@ what is loaded is compared with what was in memory when it was saved: a flaw of 
 import dataclasses
 import datetime
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -27,6 +27,8 @@ from ensdiff.unet import UNetConfig
 
 FORMAT = 2
 """Of a description. 1 had no checksums, and is read without them."""
+GROUP = 2**28
+"""Bytes of arrays that are read together where only some members of each are wanted."""
 
 
 def describe(params: Ensemble) -> dict[str, Any]:
@@ -103,7 +105,7 @@ def read_description(folder: pathlib.Path) -> dict[str, Any]:
     except Exception as error:  # whatever a reader makes of bytes that are not what was written
         raise DamagedError(f"{folder} is damaged: its metadata cannot be read ({_brief(error)})") from error
     if SEAL in text:
-        text = check_seal(text, f"{folder}: its description")
+        text = check_seal(text, folder)
     if text:
         check_format(text)
     if not text or (text["format"] > 1 and "sums" not in text):
@@ -160,10 +162,11 @@ def read_arrays(folder: pathlib.Path, abstract: dict[str, Any], text: Mapping[st
 def _load_alone(folder: pathlib.Path, abstract: Any) -> Any:
     """Orbax's load, in which no process waits for one that fails."""
     me = jax.process_index()
-    options = ocp.options.MultiprocessingOptions(
-        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process{me}"
-    )
-    with ocp.Context(multiprocessing_options=options):
+    context = ocp.Context()
+    context.multiprocessing.primary_host = me
+    context.multiprocessing.active_processes = {me}
+    context.multiprocessing.barrier_sync_key_prefix = f"process{me}"
+    with context:
         return ocp.load(folder, abstract)
 
 
@@ -178,27 +181,37 @@ def _difference(tree: Mapping[str, Any], sums: Mapping[str, Sequence[str]]) -> s
     return None
 
 
+def _in_groups(sizes: Sequence[int], limit: int) -> Iterator[slice]:
+    """Neighbours whose sizes add up to at most a limit, or one alone."""
+    first, total = 0, 0
+    for i, size in enumerate(sizes):
+        if i > first and total + size > limit:
+            yield slice(first, i)
+            first, total = i, 0
+        total += size
+    yield slice(first, len(sizes))
+
+
 def read_members(
     folder: pathlib.Path, part: str, shapes: Params, members: Sequence[int], text: Mapping[str, Any]
 ) -> Params:
     """One part of some members, as NumPy arrays stacked in the order of ``members``.
 
-    One array is read at a time, and only the members' rows are kept.
+    A few arrays are read at a time, `GROUP` bytes or a single one, and only the members' rows are kept.
 
     Raises:
         DamagedError: it cannot be read, or some of these members have other values than were saved.
     """
     rows = list(members)
     left = placeholders(folder)
-    count = len(jax.tree.leaves(shapes))
-    tree = jax.tree.structure(shapes)
+    abstract, tree = jax.tree.flatten(shapes)
     taken: list[np.ndarray] = []
     try:
-        for i in range(count):
-            leaves: list[Any] = [ocp.PLACEHOLDER] * count
-            leaves[i] = np.ndarray
+        for some in _in_groups([leaf.size * leaf.dtype.itemsize for leaf in abstract], GROUP):
+            leaves: list[Any] = [ocp.PLACEHOLDER] * len(abstract)
+            leaves[some] = [np.ndarray] * (some.stop - some.start)
             loaded = _load_alone(folder, {**left, part: jax.tree.unflatten(tree, leaves)})
-            taken.append(np.array(jax.tree.leaves(loaded[part])[i][rows]))
+            taken += [np.array(leaf[rows]) for leaf in jax.tree.leaves(loaded[part])[some]]
     except (MemoryError, PermissionError):
         raise
     except Exception as error:

@@ -40,7 +40,7 @@ class Ranking:
                 self.params, self.samples, uniform(word_PK), sample_P, self.features, **self.resources
             )
 
-        if self.kept.folder is None:
+        if self.kept.folder is None or not len(word_RK):
             return influence(word_RK, sample_R)
         parts = [slice(start, start + PIECE) for start in range(0, len(word_RK), PIECE)]
         return np.concatenate(
