@@ -112,8 +112,8 @@ def seal_line(values: Mapping[str, Any]) -> str:
 def read_lines(path: str | os.PathLike) -> tuple[list[dict[str, Any]], list[int]]:
     """The sealed lines of a file, and the numbers (from 1) of the lines that were changed.
 
-    A last line without an end, which is still being written or was interrupted, is left out. A file without sealed lines
-    (of an older version) is taken as it is.
+    A last line without an end, which is still being written or was interrupted, is left out. A file without sealed
+    lines (of an older version) is taken as it is.
     """
     lines = pathlib.Path(path).read_bytes().split(b"\n")[:-1]
     checked = [_check_line(line) for line in lines]

@@ -144,6 +144,8 @@ class RunDirectory:
             steps = steps_of(path)
             if steps:
                 self._check_same(read_description(folder_of(path, steps[-1])))
+            elif self._log is not None:
+                self._log.drop_after(0)  # of an attempt that was ended before its first checkpoint
             with self._explained("run.json"):
                 _report_damage(path / "run.json")
                 write_sealed(path / "run.json", text)
