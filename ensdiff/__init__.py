@@ -18,11 +18,14 @@ from ensdiff.attribution import (
     loss_matrix,
     predicted_counterfactuals,
 )
-from ensdiff.checkpoint import load, read_metrics, save
+from ensdiff.checkpoint import check_run, load, read_metrics, save
 from ensdiff.codes import Code, CodeWarning, NoSurvivorError
 from ensdiff.ensemble import Ensemble, make_mesh, predict
+from ensdiff.integrity import DamagedError, DamageWarning
+from ensdiff.preempt import Preempted
 from ensdiff.sample import Samples, counterfactuals, sample
 from ensdiff.schedule import SamplerConfig, Schedule
+from ensdiff.storage import FolderInUseError
 from ensdiff.train import DivergedError, TrainConfig, train
 from ensdiff.unet import UNet, UNetConfig
 
@@ -30,10 +33,14 @@ __all__ = [
     "Attribution",
     "Code",
     "CodeWarning",
+    "DamageWarning",
+    "DamagedError",
     "DivergedError",
     "Ensemble",
+    "FolderInUseError",
     "LossConfig",
     "NoSurvivorError",
+    "Preempted",
     "SamplerConfig",
     "Samples",
     "Schedule",
@@ -42,6 +49,7 @@ __all__ = [
     "UNetConfig",
     "__version__",
     "attribute",
+    "check_run",
     "contrast",
     "counterfactuals",
     "data",

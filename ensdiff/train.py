@@ -11,11 +11,12 @@ from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
 from ensdiff import hosts
-from ensdiff.checkpoint import RunDirectory
 from ensdiff.codes import Code
 from ensdiff.data import Dataset, Splits, batch_indices
 from ensdiff.ensemble import Ensemble, make_mesh, pace
 from ensdiff.images import grid, to_png
+from ensdiff.preempt import Preempted
+from ensdiff.rundir import RunDirectory
 from ensdiff.sample import sample
 from ensdiff.schedule import Schedule
 from ensdiff.train_step import (
@@ -62,6 +63,7 @@ def train(
     progress: bool = True,
     mesh: Mesh | None = None,
     on_open: Callable[[], None] | None = None,
+    stop: Callable[[int], bool] | None = None,
     **options,
 ) -> Ensemble:
     """Train an encoded ensemble: member k on the units whose code word has a 1 at k.
@@ -73,10 +75,14 @@ def train(
         config: how to train; single fields can be given as keyword arguments instead (``steps=200``).
         schedule: the noise schedule.
         run_dir: where to write checkpoints, metrics and sample grids; None writes nothing.
-        resume: continue from the newest checkpoint in ``run_dir``. Without it, a folder with checkpoints is refused.
+        resume: continue from the newest good checkpoint in ``run_dir``. Without it, a folder with checkpoints is
+            refused.
         progress: show a progress bar.
         mesh: the devices, a ('member', 'data') mesh; by default all.
         on_open: called (on every process) once the run directory is open and, when resuming, found to be the same run.
+        stop: asked after every step, on every process, with the number of steps done; where it says yes (on all
+            processes at the same step), a checkpoint is written and training ends with `Preempted`.
+            `ensdiff.preempt.on_signals` gives one.
         **options: fields of `TrainConfig`.
 
     Returns:
@@ -85,6 +91,10 @@ def train(
     Raises:
         ValueError: settings that do not fit together.
         DivergedError: a loss or gradient was not finite; names the member and the step. The newest checkpoint is good.
+        DamagedError: there are checkpoints to resume from, and none is what was written.
+        FolderInUseError: another run writes into ``run_dir``.
+        OSError: ``run_dir`` cannot be written to: says why, and which checkpoint is kept.
+        Preempted: ``stop`` said so.
     """
     config = dataclasses.replace(config or TrainConfig(), **options)
     model = UNetConfig(image_channels=data.shape[-1]) if model is None else model
@@ -119,7 +129,7 @@ def train(
     def ensemble(state: TrainState) -> Ensemble:
         return Ensemble(state.params if state.ema is None else state.ema, code, model, schedule, data.shape)
 
-    with RunDirectory.open(run_dir, keep=config.keep, resume=resume) as run:
+    with RunDirectory.open(run_dir, keep=config.keep, keep_every=config.keep_every, resume=resume) as run:
         run.begin(ensemble(state), train=config, data=data)
         start, state = run.restore(state) if run.latest is not None else (0, state)
         if on_open is not None:
@@ -135,9 +145,14 @@ def train(
                     pace(metrics, mesh)
                 watch.after(done, metrics)
                 done += len(metrics.loss_K)
-                if done % config.checkpoint_every == 0 or done == config.steps:
+                stopping = stop is not None and stop(done) and done < config.steps
+                if stopping or done % config.checkpoint_every == 0 or done == config.steps:
                     watch.settle()
                     run.save(done, state)
+                if stopping:
+                    run.wait()
+                    kept = "nothing is kept" if run_dir is None else f"{run_dir} has it; set resume to go on"
+                    raise Preempted(f"asked to stop, at step {done} of {config.steps}: {kept}")
                 if config.sample_every and done % config.sample_every == 0:
                     run.write_file(f"samples/step_{done:07d}.png", sample_grid(ensemble(state)))
     return ensemble(state)
@@ -181,6 +196,7 @@ class _Watch:
     def check(self, step: int, loss_K: np.ndarray, norm_K: np.ndarray) -> None:
         bad = np.flatnonzero(~(np.isfinite(loss_K) & np.isfinite(norm_K)))
         if len(bad):
+            self.run.wait()
             kept = f"the newest good checkpoint is step {self.run.latest}" if self.run.latest else "no checkpoint yet"
             raise DivergedError(
                 f"member {bad[0]} diverged at step {step}: loss {loss_K[bad[0]]}, gradient norm {norm_K[bad[0]]} "

@@ -43,6 +43,7 @@ class TrainConfig:
         checkpoint_every: steps between checkpoints; the last step is always kept.
         sample_every: steps between grids of samples; 0 is none.
         keep: the newest checkpoints that are kept.
+        keep_every: checkpoints at multiples of so many steps are kept as well; 0 is none.
         steps_per_call: steps that one call of the compiled program makes. More than 1 saves an accelerator the wait
             for the host between steps; losses are then looked at once a call.
     """
@@ -60,15 +61,21 @@ class TrainConfig:
     checkpoint_every: int = 500
     sample_every: int = 0
     keep: int = 3
+    keep_every: int = 0
     steps_per_call: int = 1
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep", "steps_per_call"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
-        for name in ("warmup", "sample_every", "clip"):
+        for name in ("warmup", "sample_every", "clip", "keep_every"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}: expected 0 (none) or more")
+        if self.keep_every % self.checkpoint_every:
+            raise ValueError(
+                f"keep_every={self.keep_every}: expected a multiple of checkpoint_every={self.checkpoint_every}, "
+                "or 0 for none"
+            )
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate={self.learning_rate}: expected a positive number")
         if not 0 <= self.ema < 1:

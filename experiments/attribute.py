@@ -1,5 +1,7 @@
 """Which training units do generated samples, or any images, depend on?
 
+After an interruption the same command goes on with what it had finished.
+
 Examples:
   python -m experiments.attribute --run=runs/digits --n=8
   python -m experiments.attribute --run=runs/digits --n=4 --method=exact --units=0,1,2,3 --top=4 --null=99
@@ -78,6 +80,8 @@ def main() -> None:
     if VALUES.value:
         values(params, samples, method, code, VALUES.value)
         return
+    out = common.output_folder("attribution")
+    stem = f"{method}_images" if IMAGES.value else f"{method}_seed{flags.FLAGS.seed}"
     att = ensdiff.attribute(
         params,
         samples,
@@ -92,10 +96,9 @@ def main() -> None:
         loss=loss_config(),
         seed=flags.FLAGS.seed,
         progress=True,
+        partial=out / f"{stem}.partial",
     )
     print(att)
-    out = common.output_folder("attribution")
-    stem = f"{method}_images" if IMAGES.value else f"{method}_seed{flags.FLAGS.seed}"
     writes = common.is_writer()
     if writes:
         att.save(out / stem)

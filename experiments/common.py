@@ -139,7 +139,7 @@ def facts(params: Any, data: Any) -> list[tuple[str, str]]:
     ]
 
 
-def start_jax() -> None:
+def start_jax(preemptible: bool = False) -> None:
     """Use every CPU core as a device (unless told otherwise by JAX_NUM_CPU_DEVICES) and cache compilations.
 
     Of several processes each takes its share of the cores, and meets the others. Must run before any other JAX
@@ -158,18 +158,23 @@ def start_jax() -> None:
         jax.config.update("jax_compilation_cache_dir", cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     if processes.wanted():
-        processes.start()
+        processes.start(preemptible)
 
 
-def run(main: Callable[..., None], description: str, commands: Sequence[str] = ()) -> None:
+def run(
+    main: Callable[..., None], description: str, commands: Sequence[str] = (), *, preemptible: bool = False
+) -> None:
     """Run a program: parse flags, start JAX, and turn errors of the user's making into one line and exit code 1.
 
-    Exit codes: 0 done, 1 an error that the message explains, 2 bad command line, 130 interrupted.
+    Exit codes: 0 done, 1 an error that the message explains, 2 bad command line, 75 stopped as a signal asked, with a
+    checkpoint, 130 interrupted.
 
     Args:
         main: the program; called with the command where there are ``commands``.
         description: what --help says.
         commands: words of which the command line must hold one.
+        preemptible: whether one of several processes may pass a SIGTERM on to all, which then save at the same step
+            (`ensdiff.preempt.on_signals`); else the signal ends it.
     """
     sys.modules["__main__"].__doc__ = description
     flags.FLAGS.set_gnu_getopt(True)  # options may follow the command
@@ -192,12 +197,14 @@ def run(main: Callable[..., None], description: str, commands: Sequence[str] = (
 
     def guarded(rest: list[str]) -> None:
         try:
-            start_jax()
+            start_jax(preemptible)
             main(*rest[1:])
             processes.end()
         except KeyboardInterrupt:
             _fail(130, "interrupted", "")
         except (ValueError, OSError, RuntimeError, ImportError) as error:
+            if isinstance(error, RuntimeError):
+                _end_if_asked(error)
             if flags.FLAGS.debug:
                 traceback.print_exc()
             _fail(1, str(error), processes.hint(error))
@@ -207,6 +214,16 @@ def run(main: Callable[..., None], description: str, commands: Sequence[str] = (
             raise
 
     app.run(guarded, flags_parser=parse)
+
+
+def _end_if_asked(error: RuntimeError) -> None:
+    """Where the program stopped because a signal asked it to: say so, and end with the code for that."""
+    from ensdiff.preempt import EXIT_CODE, Preempted
+
+    if isinstance(error, Preempted):
+        print(f"stopped: {error}", file=sys.stderr)
+        processes.end()
+        raise SystemExit(EXIT_CODE)
 
 
 def _fail(code: int, message: str, hint: str) -> None:
@@ -278,7 +295,9 @@ def read_run_config(run: str | os.PathLike) -> dict[str, Any]:
     path = pathlib.Path(run) / "config.json"
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: {run} was not written by experiments.train")
-    return json.loads(path.read_text())
+    from ensdiff.integrity import read_sealed
+
+    return read_sealed(path)
 
 
 def settings(config: ConfigDict, data: Any) -> tuple[Any, Any, Any]:
@@ -304,8 +323,13 @@ def build_code(values: dict[str, Any], data: Any) -> Any:
 
 
 def train_from_config(config: ConfigDict) -> Any:
-    """Train as a config says, and keep the config beside the run. Returns the Ensemble."""
+    """Train as a config says, and keep the config beside the run. Returns the Ensemble.
+
+    SIGTERM and SIGINT write a checkpoint and end training with `ensdiff.Preempted`.
+    """
     import ensdiff
+    from ensdiff.integrity import write_sealed
+    from ensdiff.preempt import on_signals
 
     data = load_data(section(config, "data"))
     code = build_code(section(config, "code"), data)
@@ -316,18 +340,20 @@ def train_from_config(config: ConfigDict) -> Any:
 
     def keep_config() -> None:
         if is_writer():
-            (run_dir / "config.json").write_text(config.to_json(indent=1) + "\n")
+            write_sealed(run_dir / "config.json", json.loads(config.to_json()))
 
-    return ensdiff.train(
-        data,
-        code,
-        model,
-        train_config,
-        schedule=schedule,
-        run_dir=run_dir,
-        resume=config.resume,
-        on_open=keep_config,
-    )
+    with on_signals() as stop:
+        return ensdiff.train(
+            data,
+            code,
+            model,
+            train_config,
+            schedule=schedule,
+            run_dir=run_dir,
+            resume=config.resume,
+            on_open=keep_config,
+            stop=stop,
+        )
 
 
 def train_single(config: ConfigDict, data: Any) -> Any:

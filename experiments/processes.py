@@ -68,8 +68,11 @@ def _check_free(port: int) -> None:
             raise ValueError(f"process 0 cannot listen on port {port}: {error.strerror}; choose another port") from None
 
 
-def start() -> None:
+def start(preemptible: bool = False) -> None:
     """Meet the other processes. Must run before any other JAX operation.
+
+    Args:
+        preemptible: whether the program asks `ensdiff.preempt.on_signals`'s question.
 
     Raises:
         ValueError: flags that do not fit together, or no cluster that says what they leave out.
@@ -83,7 +86,8 @@ def start() -> None:
     timer.daemon = True
     timer.start()
     # that service catches SIGTERM and leaves the rest to the program: kill, scancel and kubectl delete would do nothing
-    jax.config.update("jax_enable_preemption_service", False)
+    # to one that does not ask for it
+    jax.config.update("jax_enable_preemption_service", preemptible)
     try:
         jax.distributed.initialize(
             **explicit,

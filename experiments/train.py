@@ -4,6 +4,8 @@ Examples:
   python -m experiments.train --config=experiments/configs/digits.py
   python -m experiments.train --config=experiments/configs/digits.py --config.train.steps=20 --config.run_dir=runs/try
   python -m experiments.train --config=experiments/configs/digits.py --config.resume=True
+
+SIGTERM and Ctrl-C write a checkpoint and end with exit code 75: start again with --config.resume=True.
 """
 
 from absl import flags
@@ -27,4 +29,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    common.run(main, __doc__)
+    common.run(main, __doc__, preemptible=True)

@@ -60,15 +60,29 @@ def run():
     return call
 
 
+COUNTS = ("kills survived", "stops survived", "corruptions detected")
+"""Properties that are added up over the tests."""
+
+
 def pytest_terminal_summary(terminalreporter):
-    """What tests measured (``record_property("largest difference", ...)``), shown also when they pass."""
-    found = [
-        f"{report.nodeid.rpartition('::')[2]}: {text}"
+    """What tests measured (``record_property("largest difference", ...)``) or counted, shown also when they pass."""
+    reports = [
+        report
         for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed")
         if report.when == "call"
+    ]
+    found = [
+        f"{report.nodeid.rpartition('::')[2]}: {text}"
+        for report in reports
         for name, text in report.user_properties
         if name == "largest difference"
     ]
     if found:
         terminalreporter.section("largest differences from the reference implementations")
         terminalreporter.write_line("\n".join(found))
+    counted = [(name, value) for report in reports for name, value in report.user_properties if name in COUNTS]
+    if counted:
+        terminalreporter.section("faults")
+        for name in COUNTS:
+            if name in dict(counted):
+                terminalreporter.write_line(f"{name}: {sum(value for other, value in counted if other == name)}")

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 import ensdiff
+from ensdiff.preempt import EXIT_CODE
+from ensdiff.stored import steps_of
 from tests.distributed import Run, free_port, work
 from tests.test_programs import TINY
 
@@ -63,7 +65,11 @@ def test_two_processes_do_what_one_does(one, tmp_path, devices):
     for name in ("samples", "counterfactuals", "jacobian", "exact", "differential", "screen", "loss", "contrast"):
         close(first[name], expected[name])
     names = [
-        sorted(str(path.relative_to(at)) for path in at.rglob("*") if "tfevents" not in path.name and path.is_file())
+        sorted(
+            str(path.relative_to(at))
+            for path in at.rglob("*")
+            if "tfevents" not in path.name and path.name != ".lock" and path.is_file()
+        )
         for at in (tmp_path / "run", folder)
     ]
     outside = [[name for name in some if not name.startswith("checkpoints/")] for some in names]
@@ -228,13 +234,69 @@ def test_an_error_of_one_ends_the_other(tmp_path, tiny, wrong):
     assert "another process may have ended" in run.text(1 - wrong) or "another task died" in run.text(1 - wrong)
 
 
-@pytest.mark.parametrize(("victim", "how"), [(0, signal.SIGKILL), (1, signal.SIGTERM)])
+def train_without_end(folder):
+    """Two training processes that have taken some steps."""
+    run = Run(folder, programs("train", *train_arguments(folder / "run", 10**6), "--config.train.log_every=1"))
+    metrics = folder / "run" / "metrics.jsonl"
+    try:
+        wait_for(lambda: metrics.exists() and metrics.stat().st_size, run)
+    except BaseException:
+        run.end()
+        raise
+    return run
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(("told", "how"), [(0, signal.SIGTERM), (1, signal.SIGINT)])
+def test_a_signal_to_one_stops_both_with_a_checkpoint(tmp_path, told, how):
+    """At the same step, with the exit code for it; one process goes on from there to the same end."""
+    run = train_without_end(tmp_path)
+    try:
+        run.processes[told].send_signal(how)
+        codes = run.wait(120)
+    finally:
+        run.end()
+    assert codes == [EXIT_CODE, EXIT_CODE], str(run)
+    (step,) = steps_of(tmp_path / "run")
+    for i in range(2):
+        assert f"stopped: asked to stop, at step {step} of 1000000" in run.text(i)
+        assert "error:" not in run.text(i)
+        assert "Traceback" not in run.text(i)
+    assert ensdiff.check_run(tmp_path / "run") == []
+    assert [line["step"] for line in ensdiff.read_metrics(tmp_path / "run")] == list(range(1, step + 1))
+    codes, run = finish(
+        tmp_path / "again",
+        programs("train", *train_arguments(tmp_path / "run", step + 2), "--config.resume=True"),
+    )
+    assert codes == [0, 0], str(run)
+    assert steps_of(tmp_path / "run") == [step, step + 2]
+
+
+@pytest.mark.faults
+def test_a_damaged_checkpoint_on_two_processes(tmp_path):
+    """Only one process reads what is damaged; both take the older checkpoint, and end where one process ends."""
+    from tests import faults
+
+    run_dir, steps = tmp_path / "run", dict(train_only=True, run_dir=tmp_path / "run")
+    first = work(tmp_path / "first", "everything", 2, steps=4, **steps)[0]
+    for path in (run_dir / "checkpoints" / "4" / "state" / "ocdbt.process_1").rglob("d/*"):
+        faults.cut(path)
+    faults.cut(run_dir / "checkpoints" / "4" / "state" / "manifest.ocdbt")
+    again = work(tmp_path / "again", "everything", 2, steps=4, resume=True, **steps)
+    for each in again:
+        same(each["params"], first["params"])
+    assert (run_dir / "damaged" / "4").is_dir()
+    log = (tmp_path / "again" / "process0.log").read_text()
+    assert "checkpoints/4 is damaged" in log
+    assert "resuming at checkpoint 2" in log
+    assert "DamageWarning" not in (tmp_path / "again" / "process1.log").read_text()
+
+
+@pytest.mark.parametrize(("victim", "how"), [(0, signal.SIGKILL), (1, signal.SIGKILL)])
 def test_the_death_of_one_ends_the_other(tmp_path, victim, how):
     """Killed in the middle of training; the other ends with an error, well before the test's time is up."""
-    run = Run(tmp_path, programs("train", *train_arguments(tmp_path / "run", 10**6), "--config.train.log_every=1"))
+    run = train_without_end(tmp_path)
     try:
-        metrics = tmp_path / "run" / "metrics.jsonl"
-        wait_for(lambda: metrics.exists() and metrics.stat().st_size, run)
         run.processes[victim].send_signal(how)
         codes = run.wait(120)
     finally:

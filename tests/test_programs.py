@@ -3,15 +3,11 @@
 import json
 import pathlib
 import re
-import signal
-import subprocess
-import time
 
 import numpy as np
 import pytest
 
 import ensdiff
-from tests.helpers import ROOT, command, environment
 
 TINY = [
     "--config.model.channels=4", "--config.model.multipliers=(1,)", "--config.model.norm_groups=2",
@@ -157,33 +153,6 @@ def test_quickstart(run, tmp_path):
 
 
 @pytest.mark.slow
-def test_kill_and_resume(tmp_path, run):
-    """kill -9 in the middle; the next run continues at the newest checkpoint and says the same losses."""
-    folder = tmp_path / "killed"
-    args = [
-        "--config=experiments/configs/digits.py", f"--config.run_dir={folder}", "--config.train.steps=400",
-        "--config.train.checkpoint_every=5", *TINY,
-    ]  # fmt: skip
-    process = subprocess.Popen(
-        command("train", *args), cwd=ROOT, env=environment(),
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    checkpoint = folder / "checkpoints" / "10"
-    deadline = time.monotonic() + 300
-    while not checkpoint.exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    newest = max(int(p.name) for p in (folder / "checkpoints").iterdir() if p.name.isdigit())
-    assert newest >= 10
-    stop = newest + 7
-    done = run("train", *args, "--config.resume=True", f"--config.train.steps={stop}")
-    assert done.returncode == 0, done.stderr
-    steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert steps == list(range(1, stop + 1))
-    assert (folder / "checkpoints" / str(stop)).exists()
-
-
 @pytest.mark.parametrize(("program", "args", "message"), [
     ("train", [], "config"),
     ("train", ["--config=experiments/configs/none.py"], "none.py"),

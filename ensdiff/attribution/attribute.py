@@ -5,29 +5,27 @@ All methods score a weight row: ``exact`` by regenerating (4), ``differential`` 
 (`ensdiff.attribution.calibration`).
 """
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
-from jaxtyping import Float, Int
 
-from ensdiff.attribution.audit import Audit, audit_recall
-from ensdiff.attribution.calibration import Calibration, Null, null_ablations
-from ensdiff.attribution.candidates import Candidates, uniform
-from ensdiff.attribution.differential import gram
-from ensdiff.attribution.exact import exact_influence
+from ensdiff._version import __version__
+from ensdiff.attribution.audit import Audit
+from ensdiff.attribution.calibration import null_ablations
+from ensdiff.attribution.candidates import Candidates
 from ensdiff.attribution.loss import LossConfig, LossMatrix, loss_matrix
+from ensdiff.attribution.ranking import Ranking
 from ensdiff.attribution.result import Attribution
-from ensdiff.attribution.score import Forms, Top, gram_forms, loss_forms, score_words, stream
+from ensdiff.attribution.score import gram_forms, loss_forms
 from ensdiff.codes import Code
 from ensdiff.ensemble import Ensemble
-from ensdiff.permute import derive_key
+from ensdiff.pieces import pieces
 from ensdiff.sample import Samples, check_samples
 from ensdiff.typing import Array, ArrayLike
 
 Method = Literal["exact", "differential", "screen", "loss"]
-EXACT_CHUNK = 1024
-"""Candidates whose exact influences are computed at a time, of all samples."""
 
 
 def attribute(
@@ -48,6 +46,7 @@ def attribute(
     chunk: int | None = None,
     memory_budget: int | None = None,
     progress: bool = False,
+    partial: str | os.PathLike | None = None,
 ) -> Attribution:
     """Rank training units by what each sample loses when the unit is removed from its causal history.
 
@@ -73,6 +72,9 @@ def attribute(
         chunk: images at a time in exact ablation; by default from the memory budget.
         memory_budget: bytes of activations a device may hold.
         progress: show progress bars.
+        partial: a folder for what is finished. After an interruption the same call goes on there, and gives bit for
+            bit what it would have given without one; at the end the folder is removed. Features are told apart by
+            their names only.
 
     Returns:
         `Attribution`, arrays of shape (B, top). Distances are >= 0, changes of loss have a sign; for both, larger
@@ -82,6 +84,7 @@ def attribute(
         ValueError: unknown method or units, ``top`` larger than the number of candidates, too few unowned words,
             images without their noise where the method regenerates them.
         NoSurvivorError: every member saw some unit of a set.
+        FolderInUseError: another process has ``partial``.
     """
     if method not in get_args(Method):
         raise ValueError(f"method={method!r}: expected one of {', '.join(map(repr, get_args(Method)))}")
@@ -107,31 +110,52 @@ def attribute(
         raise ValueError(f"level={level}: expected a q-value between 0 and 1")
     words = null_ablations(candidates, null, seed) if null else None
     config = LossConfig() if loss is None else loss
+    distance = "l2" if features is None else getattr(features, "__name__", type(features).__name__)
     resources: dict[str, Any] = dict(chunk=chunk, memory_budget=memory_budget, progress=progress)
-    run = _Run(params, samples, candidates, features, words, resources)
-    settings: dict[str, Any] = dict(top=top, candidates=N, null=null, seed=seed)
+    with pieces(partial, __version__, params, samples, distance) as kept:
+        run = Ranking(params, samples, candidates, features, words, resources, kept)
+        settings = dict(top=top, candidates=N, null=null, seed=seed)
+        return _attribute(run, method, settings, verify, audit, level, config, distance)
+
+
+def _attribute(
+    run: Ranking,
+    method: str,
+    settings: dict[str, Any],
+    verify: int,
+    audit: int,
+    level: float,
+    config: LossConfig,
+    distance: str,
+) -> Attribution:
+    """`attribute` once its arguments are checked."""
+    params, samples, candidates, words = run.params, run.samples, run.candidates, run.null
+    top, N, seed, code = settings["top"], len(candidates), settings["seed"], candidates.code
     if words is not None:
         settings["null_of_a_kind"] = int(np.unique(words.kind_L, return_counts=True)[1].min())
 
     estimate: LossMatrix | None = None
     checked: Audit | None = None
     if method == "exact":
-        index_BT, influence_BT, calibration = run.rank(run.exact_scores(), top, run.exact_null())
+        index_BT, influence_BT, calibration = run.rank(run.exact_scores, top, run.exact_null())
     elif method == "loss":
         images = samples.images if isinstance(samples, Samples) else samples
-        estimate = loss_matrix(params, images, seed, config, code=code, memory_budget=memory_budget, progress=progress)
+        budget, progress = run.resources["memory_budget"], run.resources["progress"]
+        estimate = loss_matrix(
+            params, images, seed, config, code=code, memory_budget=budget, progress=progress, kept=run.kept
+        )
         settings |= dict(draws=estimate.draws, levels=config.levels, weighting=config.weighting)
         forms = loss_forms(estimate.mean_BKK, code.factual()[0])
-        index_BT, influence_BT, calibration = run.rank(run.form_scores(forms), top, run.form_null(forms))
+        index_BT, influence_BT, calibration = run.rank_forms(forms, top, run.form_null(forms))
     else:
         assert isinstance(samples, Samples)
-        grams = gram(params, samples, features, memory_budget=memory_budget, progress=progress)
+        grams = run.gram()
         forms = gram_forms(grams, np.asarray(samples.weights_K))
         if method == "differential":
-            index_BT, influence_BT, calibration = run.rank(run.form_scores(forms), top, run.form_null(forms))
+            index_BT, influence_BT, calibration = run.rank_forms(forms, top, run.form_null(forms))
         else:
             settings["verify"] = min(verify, N)
-            best_BV, _, _ = run.rank(run.form_scores(forms), min(verify, N), None)
+            best_BV, _, _ = run.rank_forms(forms, min(verify, N), None)
             index_BT, influence_BT, calibration = run.verify(best_BV, top, N)
             outside = N - best_BV.shape[1]
             if audit:
@@ -150,7 +174,6 @@ def attribute(
                 for b, row in enumerate(weights_BTK)
             ]
         )
-    distance = "l2" if features is None else getattr(features, "__name__", type(features).__name__)
     return Attribution(
         candidates.units(index_BT),
         influence_BT,
@@ -165,89 +188,3 @@ def attribute(
         sets=candidates.sets,
         audit=checked,
     )
-
-
-class _Run:
-    """The arguments of one call, and the steps that several methods share."""
-
-    def __init__(self, params, samples, candidates: Candidates, features, null: Null | None, resources: dict):
-        self.params, self.samples, self.candidates, self.features = params, samples, candidates, features
-        self.null, self.resources = null, resources
-        self.B = len(samples)
-
-    def exact(self, word_RK: np.ndarray, sample_R: np.ndarray) -> np.ndarray:
-        return exact_influence(self.params, self.samples, uniform(word_RK), sample_R, self.features, **self.resources)
-
-    def exact_rows(self, word_MK: np.ndarray) -> Float[np.ndarray, "B M"]:
-        """Exact influences of the same ablations for all samples."""
-        rows = np.repeat(word_MK, self.B, axis=0)
-        return self.exact(rows, np.tile(np.arange(self.B), len(word_MK))).reshape(-1, self.B).T
-
-    def exact_scores(self):
-        for start in range(0, len(self.candidates), EXACT_CHUNK):
-            index = np.arange(start, min(start + EXACT_CHUNK, len(self.candidates)))
-            yield start, self.exact_rows(self.candidates.words(index))
-
-    def exact_null(self) -> Float[np.ndarray, "B L"] | None:
-        return None if self.null is None else self.exact_rows(self.null.word_LK)
-
-    def form_scores(self, forms: Forms):
-        candidates = self.candidates
-        source: Any = candidates.code
-        if candidates.ids is not None or candidates.sets is not None or candidates.code.packed is not None:
-
-            def source(start, stop):
-                return candidates.words(np.arange(start, stop))
-
-        return stream(forms, len(candidates), source, progress=self.resources["progress"])
-
-    def form_null(self, forms: Forms) -> Float[np.ndarray, "B L"] | None:
-        return None if self.null is None else score_words(forms, self.null.word_LK)
-
-    def rank(self, scores, top: int, null_BL: np.ndarray | None):
-        """The best ``top`` of a stream of scores, and the calibration of all of them."""
-        best = Top(self.B, top)
-        calibration = self.calibration(null_BL)
-        kind_N = None if calibration is None else self.candidates.kinds()
-        for start, score_BM in scores:
-            best.update(start, score_BM)
-            if calibration is not None:
-                kind_M = None if kind_N is None else kind_N[start : start + score_BM.shape[1]]
-                calibration.count(score_BM, None if kind_M is None else np.broadcast_to(kind_M, score_BM.shape))
-        return best.index_BT, best.scores_BT, None if calibration is None else (calibration, null_BL)
-
-    def calibration(self, null_BL: np.ndarray | None) -> Calibration | None:
-        return None if self.null is None or null_BL is None else Calibration(null_BL, self.null.kind_L)
-
-    def verify(self, best_BV: Int[np.ndarray, "B V"], top: int, candidates: int):
-        """Exact influences of the screened candidates, and the best of them; all others count as p = 1."""
-        B, V = best_BV.shape
-        exact_BV = self.exact(self.candidates.words(best_BV.reshape(-1)), np.repeat(np.arange(B), V)).reshape(B, V)
-        order = np.lexsort((best_BV, -exact_BV), axis=1)[:, :top]
-        index_BT, influence_BT = (np.take_along_axis(a, order, axis=1) for a in (best_BV, exact_BV))
-        null_BL = self.exact_null()
-        calibration = self.calibration(null_BL)
-        if calibration is None:
-            return index_BT, influence_BT, None
-        kind_N = self.candidates.kinds()
-        calibration.count(exact_BV, None if kind_N is None else kind_N[best_BV])
-        calibration.count_unknown(candidates - V)
-        return index_BT, influence_BT, (calibration, null_BL)
-
-    def audit(self, best_BV, least_B, count: int, top: int, seed: int) -> Audit:
-        """Exact influences of ``count`` candidates of each sample that were not verified, chosen at random."""
-        outside = len(self.candidates) - best_BV.shape[1]
-        chosen = []
-        for b, best in enumerate(best_BV):
-            rng = np.random.default_rng(derive_key(seed, 3, b))
-            # the places of `count` of the others in the list of all without the best
-            place = np.sort(rng.choice(outside, count, replace=False))
-            for taken in np.sort(best):
-                place += place >= taken
-            chosen.append(place)
-        index = np.concatenate(chosen)
-        exact_BA = np.empty((self.B, 0))
-        if count:
-            exact_BA = self.exact(self.candidates.words(index), np.repeat(np.arange(self.B), count))
-            exact_BA = exact_BA.reshape(self.B, count)
-        return audit_recall(exact_BA, least_B, outside, top)

@@ -123,6 +123,14 @@ class Calibration:
                 scores = score_BM[b] if kind_BM is None else score_BM[b, kind_BM[b] == kind]
                 self._counts[kind][b] += np.bincount(_reached(null[b], scores), minlength=null.shape[1] + 1)
 
+    def state(self) -> dict[str, np.ndarray]:
+        """What has been counted, for `restore`."""
+        return {f"count_{kind}": count for kind, count in self._counts.items()}
+
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        """Go on from what another calibration against the same null has counted."""
+        self._counts = {kind: state[f"count_{kind}"] for kind in self._counts}
+
     def count_unknown(self, candidates: int) -> None:
         """Take in candidates that were not looked at, with p = 1 each: q-values are then too large, never too small."""
         first = next(iter(self._counts))

@@ -26,6 +26,7 @@ from ensdiff import hosts
 from ensdiff.codes import Code
 from ensdiff.denoise import memory_budget_default
 from ensdiff.ensemble import Ensemble, apply_member, images_at_once, make_mesh, on_mesh, over_members, pace, to_model
+from ensdiff.pieces import Pieces
 from ensdiff.schedule import Schedule, add_noise
 from ensdiff.typing import Array, ArrayLike, Key, as_key
 from ensdiff.unet import UNetConfig
@@ -155,6 +156,7 @@ def loss_matrix(
     code: Code | None = None,
     memory_budget: int | None = None,
     progress: bool = False,
+    kept: Pieces | None = None,
 ) -> LossMatrix:
     """R of any images (7), generated here or not: K predictions for each draw of (t, eps).
 
@@ -166,6 +168,7 @@ def loss_matrix(
         code: whose units' standard errors are brought to ``target_error``; by default the ensemble's.
         memory_budget: bytes of activations a device may hold.
         progress: show a progress bar.
+        kept: where finished blocks of draws are kept for a call that is interrupted.
 
     Raises:
         ValueError: images of another shape or range.
@@ -204,6 +207,19 @@ def loss_matrix(
         loss_BKK, empty_B = (np.concatenate(part)[:B] for part in zip(*parts, strict=True))
         return (loss_BKK + loss_BKK.transpose(0, 2, 1)) / 2, empty_B
 
+    def kept_block(block: int) -> tuple[np.ndarray, np.ndarray]:
+        if kept is None:
+            return one_block(block)
+
+        def both() -> np.ndarray:
+            loss_BKK, empty_B = one_block(block)
+            return np.concatenate([loss_BKK.reshape(B, K * K), empty_B[:, None]], axis=1)
+
+        # a block depends on how many draws it has, not on how many blocks there will be
+        of = dataclasses.replace(config, draws=2 * config.block, max_draws=2 * config.block, target_error=None)
+        packed = kept.get(both, "loss", block, key, repr(of), images)
+        return packed[:, :-1].reshape(B, K, K), packed[:, -1]
+
     most = config.max_draws if config.target_error is not None else config.draws
     blocks: list[tuple[np.ndarray, np.ndarray]] = []
     code = params.code if code is None else code
@@ -213,7 +229,7 @@ def loss_matrix(
         total=-(-most // config.block), desc="loss", unit="block", disable=not (progress and hosts.is_writer())
     ) as bar:
         while len(blocks) * config.block < most:
-            blocks.append(one_block(len(blocks)))
+            blocks.append(kept_block(len(blocks)))
             bar.update()
             if probe_MK is not None and len(blocks) > 1:
                 error_BM = _gather(blocks, config).score_error(probe_MK, factual_K)

@@ -81,6 +81,7 @@ def stream(
     count: int,
     source: Code | Callable[[int, int], UInt8[np.ndarray, "M K"]],
     *,
+    first: int = 0,
     chunk: int | None = None,
     progress: bool = False,
 ) -> Iterator[tuple[int, Float[np.ndarray, "B M"]]]:
@@ -90,6 +91,7 @@ def stream(
         forms: of the samples.
         count: how many ablations.
         source: a code, for its units one by one, or a function of (start, stop) to the words that are dropped.
+        first: where to begin: 0, or the first number of a chunk of an earlier call.
         chunk: ablations at a time; by default 131,072.
         progress: show a progress bar.
 
@@ -121,10 +123,15 @@ def stream(
             return (on_mesh(packed, mesh, P(None, "unit")),)
 
         with tqdm(
-            total=count, desc="score", unit="unit", unit_scale=True, disable=not (progress and hosts.is_writer())
+            total=count,
+            initial=first,
+            desc="score",
+            unit="unit",
+            unit_scale=True,
+            disable=not (progress and hosts.is_writer()),
         ) as bar:
             waiting: tuple[int, Array] | None = None
-            for start in range(0, count, size):
+            for start in range(first, count, size):
                 following = start, step(tables, *words(start))
                 if waiting is not None:  # the next chunk is under way while this one is used
                     yield _take(waiting, size, bar)

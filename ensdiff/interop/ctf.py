@@ -8,9 +8,12 @@ A plain tar of
 - ``training_set.png`` (one file), or ``train_{i}_{count}.png`` for each unit of ``count`` images;
 - ``leave_{i}_out.png``: the samples' exact counterfactuals (4) without unit i, counted from 1.
 
-Every PNG is a grid of 8-bit tiles, read row by row.
+Every PNG is a grid of 8-bit tiles, read row by row. Files written here hold the SHA-256 of each part in its extended
+header (POSIX pax, which other readers pass over), and a part that does not match is refused.
 """
 
+import contextlib
+import hashlib
 import io
 import json
 import math
@@ -29,12 +32,16 @@ from ensdiff import hosts
 from ensdiff.data import Dataset
 from ensdiff.digest import digest
 from ensdiff.ensemble import Ensemble
+from ensdiff.integrity import DamagedError, warn
 from ensdiff.sample import Samples, ablated, check_samples
+from ensdiff.storage import explain, lock, write_atomically
 
 ONE, MANY = "ONEFILE", "MULTIFILE"
 _SIZES = ("Height", "Width", "Channel")
 STATES = 4096
 """Images computed before they are written: enough to fill chunks of any size, few enough to lose little."""
+_SUM = "ENSDIFF.sha256"
+"""Keyword of a part's checksum."""
 _MODES = {1: "L", 3: "RGB"}
 _MAX_PIXELS = 178_000_000
 """Pixels of the largest grid that is written: Pillow refuses to open larger ones as bombs."""
@@ -49,6 +56,7 @@ class Universe:
     Raises:
         FileNotFoundError: no such file.
         ValueError: not a plain tar, or not of this format; says what is missing or wrong.
+        DamagedError: a part (also one that is asked for later) is not what was written; names it.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -58,9 +66,10 @@ class Universe:
         try:
             self._tar = tarfile.open(self.path, "r:")  # noqa: SIM115 - closed by close(); never a compressed one
             members = self._tar.getmembers()
-        except (tarfile.TarError, EOFError, OSError) as error:
+        except (tarfile.TarError, EOFError, OSError, ValueError) as error:
             raise ValueError(f"{self.path} is not a plain tar file, or is cut short: {error}") from error
         self._members = {member.name.removeprefix("./"): member for member in members if member.isfile()}
+        self._summed = any(_SUM in member.pax_headers for member in members)
         try:
             self._open()
         except ValueError:
@@ -141,11 +150,15 @@ class Universe:
         try:
             file = self._tar.extractfile(self._members[name])
             assert file is not None
-            return file.read()
+            content = file.read()
         except KeyError:
             raise ValueError(f"{self.path} is not a counterfactual universe: {name} is missing") from None
         except (tarfile.TarError, EOFError, OSError) as error:
             raise ValueError(f"{self.path}: {name} cannot be read: {error}") from error
+        expected = self._members[name].pax_headers.get(_SUM)
+        if self._summed and expected != hashlib.sha256(content).hexdigest():
+            raise DamagedError(f"{self.path} is damaged: {name} does not match its checksum")
+        return content
 
     def _config(self) -> dict[str, Any]:
         try:
@@ -228,28 +241,60 @@ def write(
     folder = path.with_name(path.name + ".partial")
     ours = digest(params, samples, data.digest())
 
-    def begin() -> list[int]:
-        if path.exists():
-            raise FileExistsError(f"{path} exists already; choose another name, or remove it")
-        _begin(folder, params, samples, data, ours)
-        return [i for i in range(data.units) if not (folder / f"leave_{i + 1}_out.png").exists()]
+    with contextlib.ExitStack() as stack:
 
-    missing = hosts.decide(begin)
-    B = len(samples)
-    block = -(-STATES // B)
-    shown = progress and hosts.is_writer()
-    with tqdm(total=data.units, initial=data.units - len(missing), desc="universe", disable=not shown) as bar:
-        for start in range(0, len(missing), block):
-            units = missing[start : start + block]
-            rows = np.repeat(params.code.ablate(np.array(units)), B, axis=0)
-            images = ablated(
-                params, samples, rows, np.tile(np.arange(B), len(units)), chunk=chunk, memory_budget=memory_budget
-            ).reshape(len(units), B, *params.image_shape)
-            for unit, images_B in zip(units, images, strict=True) if hosts.is_writer() else ():
-                _write_picture(folder / f"leave_{unit + 1}_out.png", images_B)
-            bar.update(len(units))
-    hosts.decide(lambda: _pack(folder, path))
+        def begin() -> list[int]:
+            if path.exists():
+                raise FileExistsError(f"{path} exists already; choose another name, or remove it")
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(lock(folder))
+            with _explained(folder):
+                _begin(folder, params, samples, data, ours)
+            return [i for i in range(data.units) if not _whole(folder / f"leave_{i + 1}_out.png")]
+
+        missing = hosts.decide(begin)
+        B = len(samples)
+        block = -(-STATES // B)
+        shown = progress and hosts.is_writer()
+        with tqdm(total=data.units, initial=data.units - len(missing), desc="universe", disable=not shown) as bar:
+            for start in range(0, len(missing), block):
+                units = missing[start : start + block]
+                rows = np.repeat(params.code.ablate(np.array(units)), B, axis=0)
+                images = ablated(
+                    params, samples, rows, np.tile(np.arange(B), len(units)), chunk=chunk, memory_budget=memory_budget
+                ).reshape(len(units), B, *params.image_shape)
+                with _explained(folder):
+                    for unit, images_B in zip(units, images, strict=True) if hosts.is_writer() else ():
+                        _write_picture(folder / f"leave_{unit + 1}_out.png", images_B)
+                bar.update(len(units))
+        hosts.decide(lambda: _pack(folder, path))
     return Universe(path)
+
+
+@contextlib.contextmanager
+def _explained(folder: pathlib.Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"{folder} could not be written to: {explain(error, folder)}; what is there is kept, and the same call "
+            "goes on with it"
+        ) from error
+
+
+def _whole(path: pathlib.Path) -> bool:
+    """Whether a picture of an interrupted write is there and good; a damaged one is drawn again."""
+    from PIL import Image
+
+    if not path.exists():
+        return False
+    try:
+        with Image.open(path, formats=["PNG"]) as picture:
+            picture.verify()  # the checksum of each chunk
+    except (OSError, SyntaxError, ValueError):
+        warn(f"{path} is damaged, and is drawn again")
+        return False
+    return True
 
 
 def _begin(folder: pathlib.Path, params: Ensemble, samples: Samples, data: Dataset, ours: str) -> None:
@@ -269,7 +314,6 @@ def _begin(folder: pathlib.Path, params: Ensemble, samples: Samples, data: Datas
     ):
         if count * H * W > _MAX_PIXELS:
             raise ValueError(f"{count} {what} of {H}x{W} make a picture of more than {_MAX_PIXELS} pixels; take fewer")
-    folder.mkdir(parents=True, exist_ok=True)
     sizes = {
         part + name: n
         for part, shape in (("Train", data.shape), ("Gen", params.image_shape))
@@ -281,7 +325,7 @@ def _begin(folder: pathlib.Path, params: Ensemble, samples: Samples, data: Datas
         "NumberGenerated": len(samples),
         **sizes,
     }
-    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+    write_atomically(folder / "config.json", json.dumps(config, indent=1) + "\n")
     _write_picture(folder / "factual.png", samples.images)
     if single:
         _write_picture(folder / "training_set.png", data.images[np.argsort(data.unit_of_item)])
@@ -289,7 +333,7 @@ def _begin(folder: pathlib.Path, params: Ensemble, samples: Samples, data: Datas
         for unit in range(data.units):
             items = data.items_of(unit)
             _write_picture(folder / f"train_{unit + 1}_{len(items)}.png", data.images[items])
-    mark.write_text(ours)  # last: a folder without it is begun again
+    write_atomically(mark, ours)  # last: a folder without it is begun again
 
 
 def _columns(count: int) -> int:
@@ -300,16 +344,20 @@ def _columns(count: int) -> int:
 def _write_picture(path: pathlib.Path, images_BHWC: Any) -> None:
     from ensdiff.images import grid, to_png
 
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_bytes(to_png(grid(images_BHWC, _columns(len(images_BHWC)), pad=0)))
-    os.replace(temporary, path)
+    write_atomically(path, to_png(grid(images_BHWC, _columns(len(images_BHWC)), pad=0)))
 
 
 def _pack(folder: pathlib.Path, path: pathlib.Path) -> None:
     temporary = folder / "packed"
-    with tarfile.open(temporary, "w") as tar:
-        for file in sorted(folder.glob("*.*"), key=lambda file: (file.suffix, file.name)):
-            if not file.name.startswith("."):
-                tar.add(file, arcname=file.name)
-    os.replace(temporary, path)
+    with _explained(folder):
+        with tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar:
+            for file in sorted(folder.glob("*.*"), key=lambda file: (file.suffix, file.name)):
+                if not file.name.startswith("."):
+                    content = file.read_bytes()
+                    info = tar.gettarinfo(file, arcname=file.name)
+                    info.pax_headers = {_SUM: hashlib.sha256(content).hexdigest()}
+                    tar.addfile(info, io.BytesIO(content))
+        with open(temporary, "rb") as file_to_sync:
+            os.fsync(file_to_sync.fileno())
+        os.replace(temporary, path)
     shutil.rmtree(folder)

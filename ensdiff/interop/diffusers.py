@@ -15,10 +15,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ensdiff.checkpoint import describe, from_description
 from ensdiff.ensemble import Ensemble
 from ensdiff.interop.tensors import CodeLike, Style, read_state_dict, stack, unstack, write_state_dict
 from ensdiff.schedule import SamplerConfig, Schedule
+from ensdiff.stored import describe, from_description
 from ensdiff.unet import UNetConfig
 
 SAMPLER = SamplerConfig("ddpm", steps=50, clip=False)

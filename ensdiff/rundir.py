@@ -1,0 +1,307 @@
+"""A run directory while it is written: one writer, checkpoints in the background, the newest good one on resuming.
+
+What is in it, and how to read it, says `ensdiff.checkpoint`.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from ensdiff import hosts
+from ensdiff.ensemble import Ensemble
+from ensdiff.integrity import DamagedError, all_sums, read_sealed, seal, warn, write_sealed
+from ensdiff.logs import MetricsLog
+from ensdiff.storage import FolderInUseError, explain, lock, write_atomically
+from ensdiff.stored import describe, folder_of, read_arrays, read_description, steps_of
+
+
+def _tree(state: Any) -> dict[str, Any]:
+    """What a checkpoint holds of a training state."""
+    tree = {"params": state.params, "opt_state": state.opt_state}
+    return tree if state.ema is None else {**tree, "ema": state.ema}
+
+
+class RunDirectory:
+    """The files of one run. ``RunDirectory.open(None)`` writes nothing and is otherwise the same."""
+
+    def __init__(self, path: pathlib.Path | None):
+        self.path = path
+        self._open = contextlib.ExitStack()
+        self._checkpointer: Any = None
+        self._log: MetricsLog | None = None
+        self._description: dict[str, Any] = {}
+        self._damaged = False
+
+    @classmethod
+    def open(
+        cls, path: str | os.PathLike | None, *, keep: int, keep_every: int = 0, resume: bool = False
+    ) -> "RunDirectory":
+        """Open or make a run directory, as its only writer.
+
+        Args:
+            path: the folder; None writes nothing.
+            keep: the newest checkpoints that are kept.
+            keep_every: checkpoints at multiples of so many steps are kept too; 0 is none.
+            resume: go on in a folder that holds checkpoints.
+
+        Raises:
+            FileExistsError: it holds checkpoints, and ``resume`` is not set.
+            FolderInUseError: another run writes into it.
+            DamagedError: it holds checkpoints, and none is good.
+            OSError: it cannot be made or written to.
+        """
+        if path is None:
+            return cls(None)
+        path = pathlib.Path(path)
+        run = cls(path)
+
+        def make() -> None:
+            steps = steps_of(path)
+            if steps and not resume:
+                raise FileExistsError(
+                    f"{path} holds checkpoints already ({', '.join(map(str, steps))}); set resume to continue, "
+                    "or choose another folder"
+                )
+            try:
+                path.mkdir(parents=True, exist_ok=True)
+                run._open.enter_context(lock(path))
+            except FolderInUseError:
+                raise
+            except OSError as error:
+                why = explain(error, next(parent for parent in (path, *path.absolute().parents) if parent.exists()))
+                raise OSError(f"{path}: {why}; choose a folder that can be written to") from error
+            run._set_aside(_unreadable(path))
+            run._log = MetricsLog(path)
+            run._open.callback(run._log.close)
+
+        def check() -> None:
+            if not path.is_dir():
+                raise FileNotFoundError(
+                    f"process {jax.process_index()} does not see {path.absolute()}, which process 0 made: "
+                    "choose a folder on a file system that all processes share"
+                )
+
+        try:
+            hosts.decide(make)
+            hosts.together(check)
+            policies = ocp.training.preservation_policies
+            kept: list[Any] = [policies.LatestN(keep)] + ([policies.EveryNSteps(keep_every)] if keep_every else [])
+            run._checkpointer = ocp.training.Checkpointer(
+                (path / "checkpoints").resolve(),
+                preservation_policy=policies.AnyPreservationPolicy(kept),
+                cleanup_tmp_directories=True,  # what a killed run had begun to write
+            )
+        except BaseException:
+            run._open.close()
+            raise
+        return run
+
+    def __enter__(self) -> "RunDirectory":
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        with self._open:
+            # closing waits for the other processes, and they do not come where only this one failed
+            if self._checkpointer is not None and (kind is None or jax.process_count() == 1):
+                with self._explained("the newest checkpoint") if kind is None else contextlib.suppress(Exception):
+                    self._checkpointer.close()
+
+    @property
+    def latest(self) -> int | None:
+        """Step of the newest finished checkpoint. Every process must ask."""
+        path = self.path
+        if path is None:
+            return None
+        steps = hosts.decide(lambda: steps_of(path))
+        return steps[-1] if steps else None
+
+    def begin(self, params: Ensemble, train: Any = None, data: Any = None) -> None:
+        """Say what is trained; write ``run.json``. When resuming, check first that it is the same run.
+
+        Raises:
+            ValueError: the newest checkpoint is of another model, code, data set or way of training.
+        """
+        path = self.path
+        if path is None:
+            return
+
+        def start() -> dict[str, Any]:
+            text = describe(params)
+            if train is not None:
+                text["train"] = dataclasses.asdict(train)
+            if data is not None:
+                text["data"] = {"name": data.name, "items": data.items, "units": data.units, "digest": data.digest()}
+            self._description = json.loads(json.dumps(text))
+            steps = steps_of(path)
+            if steps:
+                self._check_same(read_description(folder_of(path, steps[-1])))
+            elif self._log is not None:
+                self._log.drop_after(0)  # of an attempt that was ended before its first checkpoint
+            with self._explained("run.json"):
+                _report_damage(path / "run.json")
+                write_sealed(path / "run.json", text)
+            return self._description
+
+        # only process 0 reads all the data for their digest
+        self._description = hosts.decide(start)
+
+    def _check_same(self, before: Mapping[str, Any]) -> None:
+        """Everything that decides the parameters at a step must be as it was; what is logged may change."""
+        pairs = {
+            name: (before.get(name), self._description.get(name)) for name in ("model", "schedule", "code", "data")
+        }
+        old, new = before.get("train") or {}, self._description.get("train") or {}
+        free = {"log_every", "checkpoint_every", "sample_every", "keep", "keep_every"}
+        if old.get("decay") == new.get("decay") == "constant":
+            free.add("steps")  # with cosine decay the number of steps shapes the learning rate
+        pairs.update({f"train.{name}": (old.get(name), new.get(name)) for name in {*old, *new} - free})
+        changed = {name: pair for name, pair in sorted(pairs.items()) if pair[0] != pair[1]}
+        if changed:
+            lines = [f"{name}: was {was!r}, is {now!r}" for name, (was, now) in changed.items()]
+            raise ValueError(
+                f"{self.path} cannot be resumed with other settings. "
+                + "; ".join(lines)
+                + ". Use the same, or another folder"
+            )
+
+    def save(self, step: int, state: Any) -> None:
+        """Write a checkpoint of the whole training state (of `begin`'s run). It goes on while training does.
+
+        Raises:
+            OSError: this or the one before could not be written; says why, and which checkpoint is the newest good one.
+        """
+        if self.path is not None:
+            self.save_tree(step, _tree(state))
+
+    def save_tree(self, step: int, tree: dict[str, Any]) -> None:
+        """`save` of any parts of a state, by name."""
+        assert self.path is not None
+        path = self.path
+
+        def check() -> None:
+            if not (path / "run.json").exists():  # Orbax would make the folder again, without the rest of the run
+                raise FileNotFoundError(f"{path / 'run.json'} is gone")
+
+        with self._explained(f"checkpoint {step}"):
+            hosts.decide(check)
+            sums = {part: all_sums(some) for part, some in tree.items()}
+            text = seal({**self._description, "step": step, "average": "ema" in tree, "sums": sums})
+            self._checkpointer.save_async(step, tree, force=True, custom_metadata=text)
+
+    def wait(self) -> None:
+        """Until the newest checkpoint is on the disk.
+
+        Raises:
+            OSError: it could not be written, see `save`.
+        """
+        if self._checkpointer is not None:
+            with self._explained("the newest checkpoint"):
+                self._checkpointer.wait()
+
+    @contextlib.contextmanager
+    def _explained(self, what: str) -> Iterator[None]:
+        """One clear error of whatever goes wrong in writing."""
+        try:
+            yield
+        except Exception as error:
+            assert self.path is not None
+            steps = steps_of(self.path) if self.path.exists() else []
+            kept = f"checkpoint {steps[-1]} is kept; set resume to go on there" if steps else "no checkpoint is kept"
+            raise OSError(f"{what} of {self.path} could not be written: {explain(error, self.path)}; {kept}") from error
+
+    def restore(self, state: Any) -> tuple[int, Any]:
+        """The newest good checkpoint's step and state, onto the shardings of ``state``.
+
+        Newer ones that are damaged are moved to ``damaged/``, with a warning, and their steps are taken again.
+
+        Raises:
+            DamagedError: no checkpoint is good; names each, and leaves them where they are.
+        """
+        path = self.path
+        assert path is not None
+        abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), _tree(state))
+        failures: dict[int, str] = {}
+        for step in reversed(hosts.decide(lambda: steps_of(path))):
+            folder = folder_of(path, step)
+            try:
+                text = hosts.decide(functools.partial(read_description, folder))
+                tree = read_arrays(folder, abstract, text)
+            except DamagedError as error:
+                failures[step] = str(error)
+                continue
+            if failures:
+                hosts.decide(lambda: self._set_aside(failures))
+                self._checkpointer.reload()
+            if self._damaged:
+                warn(f"resuming at checkpoint {step}, the newest good one")
+            if self._log is not None:
+                self._log.drop_after(step)
+            return step, type(state)(tree["params"], tree["opt_state"], tree.get("ema"))
+        raise _none_good(path, failures)
+
+    def _set_aside(self, failures: Mapping[int, str]) -> None:
+        """Move damaged checkpoints out of the way, so that their steps can be written again."""
+        assert self.path is not None
+        if failures and not set(steps_of(self.path)) - set(failures):
+            raise _none_good(self.path, failures)
+        for step, failure in failures.items():
+            place = self.path / "damaged" / str(step)
+            place.parent.mkdir(exist_ok=True)
+            count = 1
+            while place.exists():
+                count += 1
+                place = place.with_name(f"{step}.{count}")
+            os.replace(folder_of(self.path, step), place)
+            warn(f"{failure}; moved to {place}")
+            self._damaged = True
+
+    def write_metrics(self, step: int, **values_K: np.ndarray) -> None:
+        """Append one line to ``metrics.jsonl`` and to TensorBoard; each value has one number a member."""
+        if self._log is not None:
+            with self._explained("metrics"):
+                self._log.write(step, **values_K)
+
+    def write_file(self, name: str, content: bytes) -> None:
+        """Write a file of the run, such as ``samples/step_0000500.png``."""
+        if self.path is None or not hosts.is_writer():
+            return
+        with self._explained(name):
+            path = self.path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, content)
+
+
+def _unreadable(run: pathlib.Path) -> dict[int, str]:
+    """Checkpoints whose description is damaged, with what is wrong."""
+    failures = {}
+    for step in steps_of(run):
+        try:
+            read_description(folder_of(run, step))
+        except DamagedError as error:
+            failures[step] = str(error)
+    return failures
+
+
+def _none_good(path: pathlib.Path, failures: Mapping[int, str]) -> DamagedError:
+    return DamagedError(
+        f"{path} has no good checkpoint: {'; '.join(failures.values())}. "
+        "Put back a copy of one, or train anew in another folder"
+    )
+
+
+def _report_damage(path: pathlib.Path) -> None:
+    """Of a file that is about to be written again."""
+    if path.exists():
+        try:
+            read_sealed(path)
+        except DamagedError as error:
+            warn(f"{error}; it is written again")

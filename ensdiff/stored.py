@@ -1,0 +1,227 @@
+"""One stored checkpoint: what it says about itself, and reading all or some of it with its checksums compared.
+
+Orbax writes the arrays, and renames the folder to its number when it is whole. Beside them it keeps our description: a
+sealed value (`ensdiff.integrity`) with everything static about the ensemble, and one SHA-256 for each member's part of
+the parameters, of the optimiser state and of the average. Description and arrays appear together or not at all, and
+what is loaded is compared with what was in memory when it was saved: a flaw of disk, network or file format is found.
+"""
+
+import dataclasses
+import datetime
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from ensdiff import hosts
+from ensdiff._version import __version__
+from ensdiff.codes import Code
+from ensdiff.ensemble import Ensemble
+from ensdiff.integrity import SEAL, DamagedError, check_seal, member_sums
+from ensdiff.schedule import Schedule
+from ensdiff.typing import Params
+from ensdiff.unet import UNetConfig
+
+FORMAT = 2
+"""Of a description. 1 had no checksums, and is read without them."""
+GROUP = 2**28
+"""Bytes of arrays that are read together where only some members of each are wanted."""
+
+
+def describe(params: Ensemble) -> dict[str, Any]:
+    """Everything static about an ensemble, as JSON-able values; `from_description` reads it."""
+    return {
+        "format": FORMAT,
+        "ensdiff": __version__,
+        "model": dataclasses.asdict(params.model),
+        "schedule": dataclasses.asdict(params.schedule),
+        "code": params.code.to_dict(),
+        "image_shape": list(params.image_shape),
+        "value_range": list(params.value_range),
+    }
+
+
+def from_description(text: Mapping[str, Any], params: Params) -> Ensemble:
+    """An ensemble from `describe`'s values and a parameter pytree (or its shapes).
+
+    Raises:
+        ValueError: written by a newer version, or by none.
+    """
+    check_format(text)
+    model: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in text["model"].items()}
+    H, W, C = text["image_shape"]
+    low, high = text["value_range"]
+    return Ensemble(
+        params,
+        Code.from_dict(text["code"]),
+        UNetConfig(**model),
+        Schedule(**text["schedule"]),
+        (H, W, C),
+        (low, high),
+    )
+
+
+def check_format(text: Mapping[str, Any]) -> None:
+    """Raise ValueError unless this version reads a description's format."""
+    found, version = text.get("format"), text.get("ensdiff", "unknown")
+    if isinstance(found, int) and 1 <= found <= FORMAT:
+        return
+    if isinstance(found, int) and found > FORMAT:
+        raise ValueError(
+            f"this run was written by a newer ensdiff ({version}, format {found}); this is {__version__}, which reads "
+            f"formats up to {FORMAT}. Upgrade: pip install --upgrade ensdiff"
+        )
+    raise ValueError(f"this run has format {found!r} (ensdiff {version}): expected 1 .. {FORMAT}; write the run again")
+
+
+def steps_of(run: pathlib.Path) -> list[int]:
+    """Numbers of a run's finished checkpoints, ascending."""
+    folder = run / "checkpoints"
+    if not folder.is_dir():
+        return []
+    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit() and p.is_dir())
+
+
+def folder_of(run: pathlib.Path, step: int) -> pathlib.Path:
+    """Where a checkpoint is; Orbax wants absolute paths."""
+    return (run / "checkpoints" / str(step)).resolve()
+
+
+def read_description(folder: pathlib.Path) -> dict[str, Any]:
+    """What a checkpoint says about itself, without its arrays.
+
+    Raises:
+        DamagedError: it cannot be read, or is not what was written.
+        ValueError: written by a newer version.
+    """
+    try:
+        found = ocp.metadata(folder)
+        text = dict(found.custom_metadata or {})
+        # Orbax will want it as a date
+        datetime.datetime.fromtimestamp((found.commit_timestamp_nsecs or 0) / 1e9)
+    except Exception as error:  # whatever a reader makes of bytes that are not what was written
+        raise DamagedError(f"{folder} is damaged: its metadata cannot be read ({_brief(error)})") from error
+    if SEAL in text:
+        text = check_seal(text, folder)
+    if text:
+        check_format(text)
+    if not text or (text["format"] > 1 and "sums" not in text):
+        raise DamagedError(f"{folder} is damaged: its description is missing (or it was not written by ensdiff)")
+    return text
+
+
+def _brief(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def placeholders(folder: pathlib.Path, mark: Any = ocp.PLACEHOLDER) -> dict[str, Any]:
+    """The tree of a checkpoint's arrays with a mark in their places; by default: leave this on the disk.
+
+    Raises:
+        DamagedError: it cannot be read.
+    """
+    try:
+        return jax.tree.map(lambda _: mark, dict(ocp.metadata(folder).metadata))
+    except Exception as error:
+        raise _unreadable(folder, error) from error
+
+
+def _unreadable(folder: pathlib.Path, error: BaseException) -> DamagedError:
+    return DamagedError(f"{folder} is damaged: it cannot be read ({_brief(error)})")
+
+
+def read_arrays(folder: pathlib.Path, abstract: dict[str, Any], text: Mapping[str, Any]) -> dict[str, Any]:
+    """Arrays of a checkpoint, compared with their checksums. All processes must call it, each reads its own part.
+
+    Args:
+        folder: of the checkpoint.
+        abstract: shapes with shardings (`jax.ShapeDtypeStruct`), and placeholders for what is not to be read.
+        text: its description.
+
+    Raises:
+        DamagedError: on every process, where one could not read its part, or found other values than were saved.
+    """
+    tree: Any = None
+    failure = None
+    try:
+        tree = _load_alone(folder, abstract)
+        failure = _difference(tree, text.get("sums", {}))
+    except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):
+        raise
+    except Exception as error:  # whatever a reader makes of bytes that are not what was written
+        failure = f"it cannot be read ({_brief(error)})"
+    failures = [found for found in hosts.exchange(failure) if found]
+    if failures:
+        raise DamagedError(f"{folder} is damaged: {failures[0]}")
+    return tree
+
+
+def _load_alone(folder: pathlib.Path, abstract: Any) -> Any:
+    """Orbax's load, in which no process waits for one that fails."""
+    me = jax.process_index()
+    context = ocp.Context()
+    context.multiprocessing.primary_host = me
+    context.multiprocessing.active_processes = {me}
+    context.multiprocessing.barrier_sync_key_prefix = f"process{me}"
+    with context:
+        return ocp.load(folder, abstract)
+
+
+def _difference(tree: Mapping[str, Any], sums: Mapping[str, Sequence[str]]) -> str | None:
+    for part, expected in sums.items():
+        leaves = jax.tree.leaves(tree.get(part), is_leaf=lambda leaf: leaf is ocp.PLACEHOLDER)
+        if any(leaf is ocp.PLACEHOLDER for leaf in leaves) or not leaves:
+            continue
+        wrong = [k for k, found in sorted(member_sums(tree[part]).items()) if found != expected[k]]
+        if wrong:
+            return f"{part} of members {', '.join(map(str, wrong))} do not match their checksums"
+    return None
+
+
+def _in_groups(sizes: Sequence[int], limit: int) -> Iterator[slice]:
+    """Neighbours whose sizes add up to at most a limit, or one alone."""
+    first, total = 0, 0
+    for i, size in enumerate(sizes):
+        if i > first and total + size > limit:
+            yield slice(first, i)
+            first, total = i, 0
+        total += size
+    yield slice(first, len(sizes))
+
+
+def read_members(
+    folder: pathlib.Path, part: str, shapes: Params, members: Sequence[int], text: Mapping[str, Any]
+) -> Params:
+    """One part of some members, as NumPy arrays stacked in the order of ``members``.
+
+    A few arrays are read at a time, `GROUP` bytes or a single one, and only the members' rows are kept.
+
+    Raises:
+        DamagedError: it cannot be read, or some of these members have other values than were saved.
+    """
+    rows = list(members)
+    left = placeholders(folder)
+    abstract, tree = jax.tree.flatten(shapes)
+    taken: list[np.ndarray] = []
+    try:
+        for some in _in_groups([leaf.size * leaf.dtype.itemsize for leaf in abstract], GROUP):
+            leaves: list[Any] = [ocp.PLACEHOLDER] * len(abstract)
+            leaves[some] = [np.ndarray] * (some.stop - some.start)
+            loaded = _load_alone(folder, {**left, part: jax.tree.unflatten(tree, leaves)})
+            taken += [np.array(leaf[rows]) for leaf in jax.tree.leaves(loaded[part])[some]]
+    except (MemoryError, PermissionError):
+        raise
+    except Exception as error:
+        raise _unreadable(folder, error) from error
+    params = jax.tree.unflatten(tree, taken)
+    expected = text.get("sums", {}).get(part)
+    found = member_sums(params).values()
+    wrong = [k for k, value in zip(rows, found, strict=True) if expected and value != expected[k]]
+    if wrong:
+        raise DamagedError(
+            f"{folder} is damaged: {part} of members {', '.join(map(str, wrong))} do not match their checksums"
+        )
+    return params

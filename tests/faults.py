@@ -1,0 +1,67 @@
+"""What the fault tests share: damage to files, and runs that are small enough to copy often."""
+
+import shutil
+import warnings
+
+import jax
+import numpy as np
+
+import ensdiff
+from ensdiff.rundir import RunDirectory
+from ensdiff.train import TrainConfig, init_state
+from tests.helpers import CODE, SHORT, blobs
+
+MODEL = ensdiff.UNetConfig(channels=4, norm_groups=2, multipliers=(1,), middle_attention=False)
+CONFIG = TrainConfig(
+    steps=4, batch_size=4, learning_rate=1e-2, warmup=1, ema=0.9, log_every=1, checkpoint_every=2, keep=3
+)
+
+
+def train(run_dir=None, *, config=CONFIG, **options):
+    """Train the small run, or as much of it as is asked for."""
+    data = ensdiff.data.arrays(blobs())
+    return ensdiff.train(data, CODE, MODEL, config, schedule=SHORT, run_dir=run_dir, progress=False, **options)
+
+
+def new_state(mesh=None):
+    return init_state(MODEL, (8, 8, 1), 4, CONFIG, ensdiff.make_mesh(4) if mesh is None else mesh)
+
+
+def restore(folder, state):
+    """Step, state and warnings of resuming in a folder."""
+    with warnings.catch_warnings(record=True) as caught, RunDirectory.open(folder, keep=3, resume=True) as run:
+        warnings.simplefilter("always")
+        step, found = run.restore(state)
+    return step, found, [str(w.message) for w in caught if issubclass(w.category, ensdiff.DamageWarning)]
+
+
+def same(a, b):
+    """Bit for bit, every array of two trees."""
+    equal = jax.tree.map(lambda x, y: np.asarray(x).tobytes() == np.asarray(y).tobytes(), a, b)
+    return all(jax.tree.leaves(equal))
+
+
+def copied(folder, place):
+    shutil.rmtree(place, ignore_errors=True)
+    return shutil.copytree(folder, place)
+
+
+def cut(path, size=None):
+    """Truncate a file; by default to half."""
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2 if size is None else size])
+
+
+def flip(path, position, bit=0):
+    """Change one bit."""
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1 << bit
+    path.write_bytes(content)
+
+
+def flips(path, count, seed=0):
+    """Random places for `flip`; all of them where the file has no more bytes."""
+    size = path.stat().st_size
+    rng = np.random.default_rng(seed)
+    places = np.arange(size) if size <= count else np.sort(rng.choice(size, count, replace=False))
+    return [(int(place), int(rng.integers(8))) for place in places]

@@ -1,0 +1,433 @@
+"""Files that were cut or changed, disks that fill up or vanish, two writers, signals: named, and nothing lost."""
+
+import contextlib
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+import ensdiff
+from ensdiff import integrity, preempt, storage, stored
+from ensdiff.rundir import RunDirectory
+from tests.faults import CONFIG, copied, cut, flip, flips, new_state, restore, same, train
+from tests.helpers import CODE, ROOT
+
+pytestmark = pytest.mark.faults
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run of four steps, checkpoints at 2 and 4, that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    params = train(folder)
+    integrity.write_sealed(folder / "config.json", {"data": {"name": "arrays", "seed": 3}})
+    assert ensdiff.check_run(folder) == []
+    return folder, jax.tree.map(np.asarray, params.params)
+
+
+@pytest.fixture(scope="module")
+def states(whole):
+    """What is stored at each checkpoint."""
+    found = {}
+    for step in (2, 4):
+        with RunDirectory.open(None, keep=1):
+            folder = stored.folder_of(whole[0], step)
+            text = stored.read_description(folder)
+            found[step] = stored.read_arrays(folder, stored.placeholders(folder, np.ndarray), text)
+    return found
+
+
+def as_tree(state):
+    return {"params": state.params, "opt_state": list(jax.tree.leaves(state.opt_state)), "ema": state.ema}
+
+
+def is_stored(state, tree):
+    return same(as_tree(state), {**tree, "opt_state": jax.tree.leaves(tree["opt_state"])})
+
+
+VITAL = ("/state/d/", "_CHECKPOINT_METADATA", "state/manifest.ocdbt")
+"""Parts of a checkpoint whose loss must be noticed; others repeat what we say ourselves, such as old shardings."""
+
+
+def damage(folder, whole, states, state, cases):
+    """Try each (file, what was done to it): resuming takes the older checkpoint and says why, or nothing was lost."""
+    detected = harmless = 0
+    for name, act in cases:
+        copied(whole, folder)
+        act(folder / "checkpoints" / "4" / name)
+        step, found, said = restore(folder, state)
+        if step == 4:
+            assert is_stored(found, states[4]), f"{name}: wrong values were taken for good"
+            harmless += 1
+            continue
+        assert step == 2
+        assert is_stored(found, states[2])
+        assert f"{folder / 'checkpoints' / '4'} is damaged" in said[0], said
+        assert said[-1] == "resuming at checkpoint 2, the newest good one"
+        assert (folder / "damaged" / "4").is_dir()
+        detected += 1
+    return detected, harmless
+
+
+def files_of(checkpoint):
+    return sorted(str(path.relative_to(checkpoint)) for path in checkpoint.rglob("*") if path.is_file())
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(whole, states, tmp_path, record_property):
+    folder, names = tmp_path / "run", files_of(whole[0] / "checkpoints" / "4")
+    vital = [name for name in names if any(part in f"/{name}" for part in VITAL)]
+    assert len(vital) >= 3
+    state = new_state()
+    cut_down = [(name, cut) for name in vital] + [("_CHECKPOINT_METADATA", lambda path: path.unlink())]
+    detected, harmless = damage(folder, whole[0], states, state, cut_down)
+    assert (detected, harmless) == (len(cut_down), 0)
+    size = {name: (whole[0] / "checkpoints" / "4" / name).stat().st_size for name in names}
+    changed = [(name, lambda path, n=size[name]: flip(path, n // 3, 4)) for name in names if size[name]]
+    more, _ = damage(folder, whole[0], states, state, changed)
+    record_property("corruptions detected", detected + more)
+
+
+@pytest.mark.slow
+def test_damage_anywhere_in_a_checkpoint(whole, states, tmp_path, record_property):
+    """Twelve bits, and three lengths, of every file."""
+    checkpoint = whole[0] / "checkpoints" / "4"
+    cases = []
+    for name in files_of(checkpoint):
+        path = checkpoint / name
+        cases += [(name, lambda path, at=at: flip(path, *at)) for at in flips(path, 12)]
+        cases += [(name, lambda path, n=n: cut(path, n)) for n in (0, 1, max(0, path.stat().st_size - 1))]
+    detected, harmless = damage(tmp_path / "run", whole[0], states, new_state(), cases)
+    assert detected > len(cases) / 4
+    assert detected + harmless == len(cases)
+    record_property("corruptions detected", detected)
+
+
+def test_no_good_checkpoint_stops_the_run(whole, tmp_path):
+    for files in (["_CHECKPOINT_METADATA"] * 2, ["_CHECKPOINT_METADATA", "state/manifest.ocdbt"]):
+        folder = copied(whole[0], tmp_path / "run")
+        for step, name in zip((2, 4), files, strict=True):
+            cut(folder / "checkpoints" / str(step) / name)
+        before = files_of(folder / "checkpoints")
+        with pytest.raises(ensdiff.DamagedError, match=r"has no good checkpoint: .*4 is damaged"):
+            train(folder, resume=True)
+        assert [name for name in files_of(folder / "checkpoints") if name.startswith("4/")] == [
+            name for name in before if name.startswith("4/")
+        ]
+
+
+def test_training_goes_on_over_a_damaged_checkpoint(whole, tmp_path):
+    """The damaged one's step is taken and written again; the end is bit for bit the same."""
+    folder = copied(whole[0], tmp_path / "run")
+    cut(folder / "checkpoints" / "4" / "state" / "manifest.ocdbt")
+    for name in ("run.json", "config.json"):
+        cut(folder / name)
+    flip(folder / "metrics.jsonl", 30)
+    assert len(ensdiff.check_run(folder)) == 3
+    with pytest.warns(ensdiff.DamageWarning) as caught:
+        params = train(folder, resume=True)
+    said = " | ".join(str(w.message) for w in caught)
+    for part in ("checkpoints/4 is damaged", "run.json is damaged", "metrics.jsonl is damaged: lines 1 do not"):
+        assert part in said, said
+    assert same(params.params, whole[1])
+    assert [line["step"] for line in ensdiff.read_metrics(folder)] == [2, 3, 4]
+    (folder / "config.json").unlink()
+    assert ensdiff.check_run(folder) == []
+
+
+def test_load_refuses_damage_and_says_what_else_there_is(whole, tmp_path):
+    folder = copied(whole[0], tmp_path / "run")
+    for path in (folder / "checkpoints" / "4").rglob("d/*"):
+        cut(path)
+    for options in ({}, {"members": [1]}):
+        with pytest.raises(ensdiff.DamagedError, match=r"checkpoints/4 is damaged.*also has checkpoint 2 \(step=...\)"):
+            ensdiff.load(folder, **options)
+    assert same(ensdiff.load(folder, 2).params, ensdiff.load(whole[0], 2).params)
+    assert "checkpoints/4 is damaged" in ensdiff.check_run(folder)[0]
+
+
+def reseal(checkpoint, change):
+    """Another description with a checksum that is right."""
+    path = checkpoint / "_CHECKPOINT_METADATA"
+    values = json.loads(path.read_text())
+    text = dict(values["custom_metadata"])
+    text.pop(integrity.SEAL)
+    change(text)
+    values["custom_metadata"] = integrity.seal(text)
+    path.write_text(json.dumps(values))
+
+
+def test_chosen_members(whole, tmp_path):
+    everything = ensdiff.load(whole[0])
+    some = ensdiff.load(whole[0], members=[2, 0])
+    assert some.members == 2
+    assert same(some.params, jax.tree.map(lambda a: a[np.array([2, 0])], everything.params))
+    np.testing.assert_array_equal(some.code.matrix(), CODE.matrix()[:, [2, 0]])
+    assert ensdiff.sample(some, 0, 2, steps=2).images.shape == (2, 8, 8, 1)
+    raw = ensdiff.load(whole[0], members=[1], average=False)
+    assert same(raw.params, jax.tree.map(lambda a: a[1:2], ensdiff.load(whole[0], average=False).params))
+    for wrong in ([], [4], [-1], [1, 1], [0.5], 3):
+        with pytest.raises(ValueError, match=r"members"):
+            ensdiff.load(whole[0], members=wrong)
+    # only what is read is checked: here member 3's average is not what was saved
+    folder = copied(whole[0], tmp_path / "run")
+    reseal(folder / "checkpoints" / "4", lambda text: text["sums"]["ema"].__setitem__(3, "0" * 64))
+    assert same(ensdiff.load(folder, members=[2, 0]).params, some.params)
+    assert ensdiff.load(folder, average=False).members == 4
+    for options in ({}, {"members": [1, 3]}):
+        with pytest.raises(ensdiff.DamagedError, match=r"ema of members 3 do not match"):
+            ensdiff.load(folder, **options)
+
+
+def test_versions(whole, tmp_path):
+    folder = copied(whole[0], tmp_path / "run")
+    reseal(folder / "checkpoints" / "4", lambda text: text.update(format=7, ensdiff="9.1"))
+    with pytest.raises(ValueError, match=r"newer ensdiff \(9\.1, format 7\).*Upgrade: pip install"):
+        ensdiff.load(folder)
+    with pytest.raises(ValueError, match=r"newer ensdiff"):
+        train(folder, resume=True)
+
+    def older(text):
+        text.update(format=1)
+        text.pop("sums")
+
+    reseal(folder / "checkpoints" / "4", older)
+    assert same(ensdiff.load(folder).params, whole[1])
+
+
+def test_every_bit_of_the_small_files(whole, tmp_path, record_property):
+    """A changed bit is found, or changes nothing that is read."""
+    detected = 0
+    for name in ("run.json", "config.json"):
+        path = tmp_path / name
+        content = (whole[0] / name).read_bytes()
+        expected = integrity.read_sealed(whole[0] / name)
+        for place in range(len(content)):
+            path.write_bytes(content)
+            flip(path, place, place % 7)
+            try:
+                assert integrity.read_sealed(path) == expected
+            except ensdiff.DamagedError:
+                detected += 1
+        for size in range(0, len(content) - 1, 7):
+            path.write_bytes(content[:size])
+            with pytest.raises(ensdiff.DamagedError, match=rf"{name} is damaged"):
+                integrity.read_sealed(path)
+            detected += 1
+    expected = ensdiff.read_metrics(whole[0])
+    path = tmp_path / "metrics.jsonl"
+    content = (whole[0] / "metrics.jsonl").read_bytes()
+    for place in range(len(content)):
+        path.write_bytes(content)
+        flip(path, place, place % 7)
+        lines, damaged = integrity.read_lines(path)
+        assert all(line in expected for line in lines)
+        assert len(lines) == len(expected) or damaged or place == len(content) - 1
+        detected += bool(damaged)
+    record_property("corruptions detected", detected)
+
+
+def test_a_damaged_universe_file(tiny, tmp_path, record_property):
+    from ensdiff.interop import ctf
+    from tests.helpers import blobs
+
+    path = tmp_path / "x.ctf"
+    samples = ensdiff.sample(tiny, 0, 3, steps=2)
+
+    def content():
+        with ctf.read(path) as universe:
+            return [universe.config, *universe.counterfactuals(), universe.factual, universe.training(0)]
+
+    ctf.write(path, tiny, samples, ensdiff.data.arrays(blobs())).close()
+    good, expected = path.read_bytes(), content()
+    detected = 0
+    for place, bit in flips(path, 400):
+        path.write_bytes(good)
+        flip(path, place, bit)
+        try:
+            found = content()
+        except ValueError:
+            detected += 1
+            continue
+        assert found[0] == expected[0]
+        assert same(found[1:], expected[1:]), f"bit {bit} of byte {place}"
+    for size in range(1, len(good) - 20 * 512, 997):
+        path.write_bytes(good[:size])
+        with pytest.raises(ValueError, match=r"x\.ctf"):
+            content()
+        detected += 1
+    assert detected > 100
+    record_property("corruptions detected", detected)
+
+
+def test_one_writer(whole, tmp_path):
+    folder = copied(whole[0], tmp_path / "run")
+    with (
+        RunDirectory.open(folder, keep=1, resume=True),
+        pytest.raises(ensdiff.FolderInUseError, match=rf"in use by process {os.getpid()} on .*: wait until"),
+    ):
+        train(folder, resume=True)
+    train(folder, resume=True)  # the lock is gone with its holder
+    # a process that is killed leaves no lock behind
+    code = f"import time, ensdiff\nwith ensdiff.storage.lock({str(folder)!r}): print(1, flush=True); time.sleep(60)"
+    holder = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE)
+    try:
+        assert holder.stdout.readline() == b"1\n"
+        with pytest.raises(ensdiff.FolderInUseError, match=f"by process {holder.pid}"), storage.lock(folder):
+            pass
+    finally:
+        holder.kill()
+        holder.wait()
+    with storage.lock(folder):
+        pass
+
+
+def goes_on(folder, whole):
+    """After the fault: resuming reaches the same end, and leaves nothing behind of what failed."""
+    assert same(train(folder, resume=True).params, whole)
+    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["2", "4"]
+    assert ensdiff.check_run(folder) == []
+
+
+def at_step(step, folder, act):
+    """A ``stop`` that never stops: at a step it does something to a run whose checkpoint 2 is on the disk."""
+
+    def stop(done):
+        if done == step:
+            deadline = time.monotonic() + 60
+            while not (folder / "checkpoints" / "2").exists() and time.monotonic() < deadline:
+                time.sleep(0.01)
+            act()
+        return False
+
+    return stop
+
+
+@contextlib.contextmanager
+def small_disk(folder, size):
+    """A file system of ``size`` bytes in memory; the test is skipped where this user may not mount one."""
+    folder.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True, text=True
+    )
+    if done.returncode:
+        pytest.skip(f"cannot mount a tmpfs: {done.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk(whole, tmp_path):
+    with small_disk(tmp_path / "disk", 8 * 2**20) as disk:
+
+        def fill():
+            with contextlib.suppress(OSError), open(disk / "filler", "wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(4096))
+
+        with pytest.raises(OSError, match=r"could not be written: the disk is full \(0\.0 MiB.*checkpoint 2 is kept"):
+            train(disk / "run", stop=at_step(3, disk / "run", fill))
+        (disk / "filler").unlink()
+        goes_on(disk / "run", whole[1])
+
+
+def test_a_read_only_disk(whole, tmp_path):
+    with small_disk(tmp_path / "disk", 8 * 2**20) as disk:
+        train(disk / "run", steps=3)
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        with pytest.raises(OSError, match=r"run: the file system is read-only; choose a folder that can be written to"):
+            train(disk / "run", resume=True)
+        with pytest.raises(OSError, match=r"new: the file system is read-only"):
+            train(disk / "new")
+        assert ensdiff.load(disk / "run", 2).members == 4
+        subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
+        assert same(train(disk / "run", resume=True).params, whole[1])
+
+
+def test_a_folder_that_vanishes(tmp_path):
+    folder = tmp_path / "run"
+    with pytest.raises(OSError, match=r"run could not be written: .*run is gone; no checkpoint is kept"):
+        train(folder, stop=at_step(3, folder, lambda: shutil.rmtree(folder)))
+    assert not (folder / "checkpoints").exists()
+
+
+def test_a_limit_on_the_size_of_files(whole, tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    folder = tmp_path / "run"
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+
+    try:
+        with pytest.raises(OSError, match=r"could not be written: a file grew larger than.*checkpoint 2 is kept"):
+            train(folder, stop=at_step(3, folder, limit))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    goes_on(folder, whole[1])
+
+
+def test_atomic_writes_leave_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "x"
+    storage.write_atomically(path, "old")
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="No space"):
+        storage.write_atomically(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_every_mth_checkpoint_is_kept(tmp_path):
+    import dataclasses
+
+    config = dataclasses.replace(CONFIG, checkpoint_every=1, keep=2, keep_every=3)
+    train(tmp_path / "run", config=config, steps=8)
+    assert sorted(int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir()) == [3, 6, 7, 8]
+    with pytest.raises(ValueError, match=r"keep_every=3: expected a multiple of checkpoint_every=2"):
+        ensdiff.TrainConfig(keep_every=3, checkpoint_every=2)
+
+
+@pytest.mark.parametrize("devices", [1, 2, 3])
+def test_restoring_onto_another_number_of_devices(whole, states, tmp_path, devices):
+    """Written by four devices."""
+    mesh = ensdiff.make_mesh(4, devices=jax.devices()[:devices])
+    step, state, said = restore(copied(whole[0], tmp_path / "run"), new_state(mesh))
+    assert (step, said) == (4, [])
+    assert is_stored(state, states[4])
+    assert {len(leaf.devices()) for leaf in jax.tree.leaves(state)} == {mesh.size}
+
+
+@pytest.mark.parametrize("number", preempt.SIGNALS)
+def test_a_signal_saves_and_stops(whole, tmp_path, number):
+    before = signal.getsignal(number)
+    with preempt.on_signals() as asked:
+
+        def stop(done):
+            if done == 3:
+                os.kill(os.getpid(), number)
+            return asked(done)
+
+        with pytest.raises(ensdiff.Preempted, match=r"at step 3 of 4: .*run has it; set resume to go on"):
+            train(tmp_path / "run", stop=stop)
+    assert signal.getsignal(number) == before
+    assert stored.steps_of(tmp_path / "run") == [2, 3]
+    assert same(train(tmp_path / "run", resume=True).params, whole[1])
+
+
+def test_a_second_interrupt_does_not_wait():
+    with preempt.on_signals() as asked:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert asked(1)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
