@@ -3,6 +3,8 @@
 ```
 runs/digits/
   run.json               version, model, schedule, code, data and training settings
+  data.manifest          unit and content hash of every training item; its SHA-256 is run.json's data.digest
+  environment.jsonl      devices and versions, one line a start; each holds from its step to the next line's
   checkpoints/<step>/    Orbax: parameters, optimiser state and average; run.json's content as its metadata
   metrics.jsonl          one line a logged step: loss and gradient norm of each member
   tensorboard/           the same for TensorBoard
@@ -29,6 +31,7 @@ from orbax.checkpoint import v1 as ocp
 from ensdiff import hosts
 from ensdiff._version import __version__
 from ensdiff.codes import Code
+from ensdiff.data.manifest import NAME as MANIFEST
 from ensdiff.ensemble import Ensemble, abstract_params, make_mesh, on_mesh
 from ensdiff.schedule import Schedule
 from ensdiff.typing import Params
@@ -218,18 +221,43 @@ class RunDirectory:
             if train is not None:
                 text["train"] = dataclasses.asdict(train)
             if data is not None:
-                text["data"] = {"name": data.name, "items": data.items, "units": data.units, "digest": data.digest()}
+                manifest = data.manifest()
+                text["data"] = {
+                    "name": data.name, "items": data.items, "units": data.units, "digest": manifest.digest()
+                }  # fmt: skip
             self._description = json.loads(json.dumps(text))
             if before is not None:
                 self._check_same(before)
+            if data is not None:
+                _write_atomically(path / MANIFEST, manifest.to_bytes().decode())
             _write_atomically(path / "run.json", json.dumps(text, indent=1) + "\n")
             return self._description
 
         # only process 0 reads all the data for their digest
         self._description = hosts.decide(start)
 
+    def adopt(self, description: Mapping[str, Any]) -> None:
+        """Instead of `begin`: write a run with a description that is given, as forgetting does."""
+        assert self.path is not None
+        self._description = dict(description)
+        _write_atomically(self.path / "run.json", json.dumps(self._description, indent=1) + "\n")
+
+    def note_environment(self, step: int, values: Mapping[str, Any]) -> None:
+        """Keep what the steps from ``step`` on are trained on, in ``environment.jsonl``."""
+        if self.path is None or not hosts.is_writer():
+            return
+        file = self.path / "environment.jsonl"
+        lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+        kept = [line for line in lines if json.loads(line)["step"] < step]  # later ones are trained again
+        _write_atomically(file, "".join([*kept, json.dumps({"step": step, **values}) + "\n"]))
+
     def _check_same(self, before: Mapping[str, Any]) -> None:
         """Everything that decides the parameters at a step must be as it was; what is logged may change."""
+        if "origin" in before:
+            raise ValueError(
+                f"{self.path} was made by forgetting units and holds some members only: it cannot be trained on. "
+                "Train a run in another folder"
+            )
         pairs = {
             name: (before.get(name), self._description.get(name)) for name in ("model", "schedule", "code", "data")
         }

@@ -26,6 +26,7 @@ from ensdiff.checkpoint import RunDirectory
 from ensdiff.codes import Code
 from ensdiff.data import Dataset, Splits, batch_indices
 from ensdiff.ensemble import Ensemble, init_params, make_mesh, pace, to_model
+from ensdiff.environment import environment
 from ensdiff.images import grid, to_png
 from ensdiff.sample import sample
 from ensdiff.schedule import Schedule, add_noise
@@ -293,6 +294,7 @@ def train(
     with RunDirectory.open(run_dir, keep=config.keep, resume=resume) as run:
         run.begin(ensemble(state), train=config, data=data)
         start, state = run.restore(state) if run.latest is not None else (0, state)
+        run.note_environment(start, environment(mesh))
         if on_open is not None:
             on_open()
         step_fn = make_train_step(model, schedule, config, mesh)

@@ -22,6 +22,7 @@ from ensdiff.codes.capacity import Capacity, deletion_capacity, shares_capacity
 from ensdiff.codes.errors import NoSurvivorError, fitting_weights, smallest_members, some
 from ensdiff.codes.hierarchy import check_groups, item_words
 from ensdiff.codes.matrix import check_matrix
+from ensdiff.codes.part import only
 from ensdiff.codes.serial import from_dict, to_dict
 from ensdiff.codes.unowned import unowned_words
 from ensdiff.combinations import unrank
@@ -34,13 +35,13 @@ class Groups:
 
     Args:
         count: G.
-        weight: ones in each group's word.
+        weight: ones in each group's word; None where they differ.
         of_unit: the group of each unit, as the bytes of little-endian int32.
         packed: the groups' words, eight entries a byte.
     """
 
     count: int
-    weight: int
+    weight: int | None
     of_unit: bytes
     packed: bytes
 
@@ -187,6 +188,20 @@ class Code:
     def undivided(cls, units: int) -> "Code":
         """One member that sees every unit: an ordinary model, for comparison. Nothing can be removed from it."""
         return cls(1, units, 1, 0, np.packbits(np.ones((units, 1), np.uint8), axis=1).tobytes())
+
+    def only(self, members: Sequence[int]) -> "Code":
+        """The code of some of the members, in the given order: what is left when the others are gone.
+
+        Its words are stored, of mixed weights. Words of zeros belong to units that none of these members saw, words of
+        ones to units that can no longer be removed, and units may share a word.
+
+        Raises:
+            ValueError: no members, an unknown one, or one twice.
+
+        >>> Code.balanced(members=4, units=6).only([1, 3]).members
+        2
+        """
+        return only(self, Groups, members)
 
     def __repr__(self) -> str:
         kind = "stored" if self.packed is not None else f"key {self.key:#018x}"

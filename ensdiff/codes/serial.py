@@ -55,7 +55,10 @@ def from_dict(cls: Any, groups_class: Any, values: dict[str, Any]) -> Any:
 
 def _read_groups(groups_class: Any, values: dict[str, Any], members: int, units: int) -> Any:
     of_unit, packed = (base64.b64decode(values[name], validate=True) for name in ("of_unit", "matrix"))
-    groups = groups_class(operator.index(values["count"]), operator.index(values["weight"]), of_unit, packed)
+    weight = values["weight"]
+    groups = groups_class(
+        operator.index(values["count"]), None if weight is None else operator.index(weight), of_unit, packed
+    )
     if len(of_unit) != 4 * units or len(packed) != groups.count * -(-members // 8):
         raise ValueError(f"the groups have {len(of_unit)} and {len(packed)} bytes, which do not fit")
     return groups

@@ -1,0 +1,30 @@
+"""Reading files that others may have written, and writing so that no half file is ever seen."""
+
+import json
+import os
+import pathlib
+from typing import Any
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not JSON, or nested too deep; names the file.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist" if not path.exists() else f"{path} is no file")
+    try:
+        return json.loads(path.read_bytes())
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged, or not a JSON file: {error}") from error
+
+
+def write_whole(path: str | os.PathLike, content: bytes) -> None:
+    """Write a file under another name and rename it, so that it is there whole or not at all."""
+    path = pathlib.Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
