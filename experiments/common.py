@@ -81,22 +81,46 @@ def define_data_flag() -> None:
 
 
 def training_data(params: Any) -> Any:
-    """The training data of --run: --data, or what its config says; None where neither says."""
-    from ensdiff import data
+    """The training data of --run: --data, or what its config says; None where neither says.
 
-    if flags.FLAGS.data:
-        name, *options = flags.FLAGS.data.split(",")
-        pairs = [option.partition("=") for option in options]
-        if any(not equals for _, equals, _ in pairs):
-            raise ValueError(f"--data={flags.FLAGS.data}: expected a reader and options, as in folder,path=images")
-        found = data.load(name, **{key: int(value) if value.isdigit() else value for key, _, value in pairs})
-    elif (run_folder() / "config.json").exists():
+    Of a run that has forgotten units, whose pictures may have been deleted, the items are found by their content.
+    """
+    from ensdiff.certificate.run import Run
+
+    if _forgetful():
+        run, found = Run.open(run_folder()), all_data()
+        return None if found is None else found.align(run.manifest, absent=run.forgotten)
+    found = _data_flag() if flags.FLAGS.data else None
+    if found is None and (run_folder() / "config.json").exists():
         found = load_data(read_run_config(run_folder())["data"])
-    else:
-        return None
-    if found.units != params.code.units:
+    if found is not None and found.units != params.code.units:
         raise ValueError(f"the data have {found.units} units, the code of {run_folder()} has {params.code.units}")
     return found
+
+
+def all_data() -> Any:
+    """The data of --data, or of the config of --run with all that it holds out; None where neither says."""
+    if flags.FLAGS.data:
+        return _data_flag()
+    if not (run_folder() / "config.json").exists():
+        return None
+    return load_data({**read_run_config(run_folder())["data"], "held_out": 0})
+
+
+def _data_flag() -> Any:
+    from ensdiff import data
+
+    name, *options = flags.FLAGS.data.split(",")
+    pairs = [option.partition("=") for option in options]
+    if any(not equals for _, equals, _ in pairs):
+        raise ValueError(f"--data={flags.FLAGS.data}: expected a reader and options, as in folder,path=images")
+    return data.load(name, **{key: int(value) if value.isdigit() else value for key, _, value in pairs})
+
+
+def _forgetful() -> bool:
+    """Whether --run was made by forgetting units."""
+    file = run_folder() / "run.json"
+    return file.is_file() and "origin" in json.loads(file.read_text())
 
 
 def output_folder(name: str) -> pathlib.Path:
@@ -128,14 +152,28 @@ def unit_sets(text: str) -> list[Any]:
     return [entry[0] for entry in entries] if all(len(entry) == 1 for entry in entries) else entries
 
 
+def describe_certificate(certificate: Any) -> None:
+    """What a deletion certificate says, and what to keep."""
+    print(certificate.values["claim"])
+    for copy in certificate.values["copies"]:
+        print(
+            f"warning: item {copy['item']} of unit {copy['unit']}, which survivors saw, is byte for byte an item of "
+            f"unit {copy['of_unit']}; forget both to be rid of its content"
+        )
+    print(f"digest (keep it elsewhere): {certificate.digest}")
+
+
 def facts(params: Any, data: Any) -> list[tuple[str, str]]:
     """What a report says about an ensemble."""
-    shares = params.code.shares()
+    shares, weight = params.code.shares(), params.code.weight
+    if weight is None:
+        weights = sorted({int(n) for _, words in params.code.chunks() for n in words.sum(1)})
+        weight = f"{weights[0]} to {weights[-1]}"
     return [
         ("training images", f"{data.items:,} of {'x'.join(map(str, data.shape))}"),
         ("training units", f"{data.units:,}"),
         ("members", f"{params.members}, each sees {shares.min():,} to {shares.max():,} units"),
-        ("code word", f"{params.code.weight} of {params.members} members see a unit"),
+        ("code word", f"{weight} of {params.members} members see a unit"),
     ]
 
 

@@ -125,7 +125,8 @@ class Certificate:
             if name in self.values:
                 failures += compare(self.values[name], anew, ("the certificate", "the run"), name)
         try:
-            failures += [f"streams: {line}" for line in facts.streams().violations]
+            claimed = self._claimed(facts)
+            failures += [f"streams: {line}" for line in (*facts.streams.violations, *claimed)]
             draws = facts.run.last * facts.run.config.batch_size * len(facts.survivors)
             checked.append(f"{draws:,} draws of {len(facts.survivors)} members, none of them of units {facts.units}")
             checked.append(f"the parameters of these members at step {facts.run.last}")
@@ -133,6 +134,13 @@ class Certificate:
         except (ValueError, OSError) as error:
             failures.append(str(error))
         return Verification(tuple(dict.fromkeys(failures)), tuple(checked))
+
+    def _claimed(self, facts: Facts) -> list[str]:
+        """Draws of the units by members that the certificate, wrongly, calls survivors."""
+        members = self.values.get("members")
+        claimed = members.get("survivors") if isinstance(members, dict) else None
+        known = [k for k in claimed if type(k) is int and 0 <= k < facts.run.code.members] if claimed else []
+        return facts.streams_of(sorted(set(known) - set(facts.survivors))).violations
 
     @staticmethod
     def _verify_data(facts: Facts, data: Dataset | None, replay: int, checked: list[str]) -> list[str]:
@@ -167,8 +175,8 @@ def certify(run: str | os.PathLike, units: Collection[int]) -> Certificate:
     facts = Facts(Run.open(path), _given(units))
     values: dict[str, Any] = {"kind": KIND, "format": FORMAT}
     values |= {name: section(facts) for name, section in SECTIONS.items()}
-    if facts.streams().violations:
-        raise ValueError(f"{path} cannot be certified: {'; '.join(facts.streams().violations)}")
+    if facts.streams.violations:
+        raise ValueError(f"{path} cannot be certified: {'; '.join(facts.streams.violations)}")
     values["files"] = file_hashes(path)
     values = json.loads(json.dumps(values))
     return Certificate({**values, "digest": _seal(values)})

@@ -125,38 +125,29 @@ class Run:
         """Of a checkpoint, absolute."""
         return (self.path / "checkpoints" / str(step)).resolve()
 
-    def metadata(self, step: int) -> Any:
-        """Orbax's metadata of a checkpoint: shapes, and the description it was written with.
+    @functools.cached_property
+    def metadata(self) -> Any:
+        """Orbax's metadata of the newest checkpoint: shapes, and the description it was written with.
 
         Raises:
             ValueError: it cannot be read.
         """
         try:
-            return ocp.metadata(self.folder(step))
+            return ocp.metadata(self.folder(self.last))
         except Exception as error:  # what a damaged checkpoint raises is not limited
-            raise ValueError(f"checkpoints/{step} cannot be read: {first_line(error)}") from error
+            raise ValueError(f"checkpoints/{self.last} cannot be read: {first_line(error)}") from error
 
-    def arrays(self, step: int, part: str) -> Any:
-        """``"params"``, ``"opt_state"`` or ``"ema"`` of a checkpoint, as written: dicts and lists of NumPy arrays.
+    def arrays(self) -> dict[str, Any]:
+        """The newest checkpoint as written: dicts and lists of NumPy arrays, by params, opt_state and ema.
 
         Raises:
             ValueError: it cannot be read.
         """
-        shapes = dict(self.metadata(step).metadata)
-        wanted = jax.tree.map(lambda _: ocp.PLACEHOLDER, shapes)  # every other part is left on disk
         try:
-            wanted[part] = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes[part])
-            return ocp.load(self.folder(step), wanted)[part]
+            shapes = dict(self.metadata.metadata)
+            return ocp.load(self.folder(self.last), jax.tree.map(lambda a: np.empty(a.shape, a.dtype), shapes))
         except Exception as error:
-            raise ValueError(f"checkpoints/{step}: {part} cannot be read: {first_line(error)}") from error
-
-    def parts(self, step: int) -> list[str]:
-        """Which of params, opt_state and ema a checkpoint holds."""
-        return sorted(dict(self.metadata(step).metadata))
-
-    def file_hashes(self) -> dict[str, str]:
-        """SHA-256 of every certified file, by its path in the run directory."""
-        return file_hashes(self.path)
+            raise ValueError(f"checkpoints/{self.last} cannot be read: {first_line(error)}") from error
 
 
 def file_hashes(path: pathlib.Path) -> dict[str, str]:

@@ -3,6 +3,7 @@
 Making a certificate and checking one are the same computation: to check, every section is computed anew and compared.
 """
 
+import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -53,26 +54,23 @@ class Facts:
                 run.ensemble.code.ablate([self.units])
             except NoSurvivorError as error:
                 raise NoSurvivorError(f"{run.path}: {error}") from None
-        self._streams: Streams | None = None
 
     def items(self) -> np.ndarray:
         """Indices of the units' items."""
         return np.flatnonzero(np.isin(self.run.manifest.unit_of_item, self.units))
 
+    def streams_of(self, members: Sequence[int]) -> Streams:
+        """The draws of members over all steps."""
+        config = self.run.config
+        return read_streams(
+            self.run.code, self.run.manifest, self.units, members,
+            seed=config.seed, batch=config.batch_size, steps=self.run.last,
+        )  # fmt: skip
+
+    @functools.cached_property
     def streams(self) -> Streams:
-        """The survivors' draws, computed once."""
-        if self._streams is None:
-            run = self.run
-            self._streams = read_streams(
-                run.code,
-                run.manifest,
-                self.units,
-                self.survivors,
-                seed=run.config.seed,
-                batch=run.config.batch_size,
-                steps=run.last,
-            )
-        return self._streams
+        """The survivors' draws."""
+        return self.streams_of(self.survivors)
 
 
 def claim(facts: Facts) -> str:
@@ -123,7 +121,7 @@ def config(facts: Facts) -> dict[str, Any]:
     """
     run = facts.run
     names = ("format", "model", "schedule", "code", "image_shape", "value_range", "train", "data", "origin")
-    inside = run.metadata(run.last).custom_metadata or {}
+    inside = run.metadata.custom_metadata or {}
     pairs = [({name: d[name] for name in names if name in d}) for d in (run.description, inside)]
     differences = compare(*pairs, ("run.json", f"checkpoints/{run.last}"))
     if differences:
@@ -158,7 +156,7 @@ def streams(facts: Facts) -> dict[str, Any]:
         "seed": run.config.seed,
         "batch_size": run.config.batch_size,
         "steps": run.last,
-        "sha256": {str(k): value for k, value in facts.streams().sha256.items()},
+        "sha256": {str(k): value for k, value in facts.streams.sha256.items()},
     }
 
 
@@ -166,8 +164,8 @@ def parameters(facts: Facts) -> dict[str, Any]:
     """Hashes of every survivor's parameters, average and optimiser state at the newest checkpoint."""
     run = facts.run
     sha256: dict[str, dict[str, str]] = {str(k): {} for k in facts.survivors}
-    for part in run.parts(run.last):
-        hashes = dict(zip(run.held, member_hashes(run.arrays(run.last, part), len(run.held)), strict=True))
+    for part, tree in sorted(run.arrays().items()):
+        hashes = dict(zip(run.held, member_hashes(tree, len(run.held)), strict=True))
         for k in facts.survivors:
             sha256[str(k)][part] = hashes[k]
     return {"step": run.last, "sha256": sha256}
