@@ -30,6 +30,7 @@ from ensdiff.environment import environment
 from ensdiff.images import grid, to_png
 from ensdiff.sample import sample
 from ensdiff.schedule import Schedule, add_noise
+from ensdiff.settings import check_fields
 from ensdiff.typing import Array, ArrayLike, Params
 from ensdiff.unet import UNet, UNetConfig
 
@@ -69,6 +70,7 @@ class TrainConfig:
     keep: int = 3
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
@@ -270,6 +272,10 @@ def train(
         ValueError: settings that do not fit together.
         DivergedError: a loss or gradient was not finite; names the member and the step. The newest checkpoint is good.
     """
+    unknown = sorted(set(options) - {field.name for field in dataclasses.fields(TrainConfig)})
+    if unknown:
+        names = ", ".join(field.name for field in dataclasses.fields(TrainConfig))
+        raise ValueError(f"unknown option {unknown[0]!r}: expected fields of TrainConfig, {names}")
     config = dataclasses.replace(config or TrainConfig(), **options)
     model = UNetConfig(image_channels=data.shape[-1]) if model is None else model
     schedule = Schedule() if schedule is None else schedule

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ensdiff.conv import Strategy, conv2d, resolve
+from ensdiff.settings import check_fields
 from ensdiff.typing import Array
 
 TimeLayout = Literal["sin_cos", "cos_sin", "interleaved"]
@@ -69,6 +70,7 @@ class UNetConfig:
     conv: Strategy = "auto"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.image_channels < 1 or self.channels < 2 or self.channels % 2 or self.blocks < 1:
             raise ValueError(
                 f"image_channels={self.image_channels}, channels={self.channels}, blocks={self.blocks}: expected at "

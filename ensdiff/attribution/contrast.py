@@ -109,6 +109,11 @@ def unit_losses(
     shards = mesh.shape["data"]
     budget = memory_budget_default() if memory_budget is None else memory_budget
     state = K // mesh.shape["member"] * activation_bytes(params.model, params.image_shape)
+    if budget < state * config.block:
+        raise ValueError(
+            f"memory_budget={budget} bytes: one image with {config.block} draws needs up to {state * config.block} "
+            "bytes on a device; give at least that, or a smaller block"
+        )
     size = min(max(1, budget // (state * config.block)), -(-data.items // shards)) * shards
     blocks = -(-config.draws // config.block)
     step = _loss_step(params.model, params.schedule, params.image_shape, params.value_range, mesh)

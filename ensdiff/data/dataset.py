@@ -155,7 +155,10 @@ def from_images(
     Raises:
         ValueError: what was given, what was expected, and how to mend it.
     """
-    images = np.asanyarray(images)
+    try:
+        images = np.asanyarray(images)
+    except ValueError as error:
+        raise ValueError(f"the images are not one array, perhaps because their sizes differ: {error}") from error
     if images.ndim == 3:
         images = images[..., None]
     if images.ndim != 4 or 0 in images.shape:
@@ -194,7 +197,10 @@ def from_images(
 def _units(items: int, groups: Any) -> tuple[np.ndarray, Sequence[str]]:
     if groups is None:
         return np.arange(items), ItemNames(items)
-    groups = np.asarray(groups)
+    try:
+        groups = np.asarray(groups)
+    except ValueError as error:
+        raise ValueError(f"the groups are not one array: expected one string or integer an image: {error}") from error
     if groups.shape != (items,):
         raise ValueError(f"groups have shape {groups.shape}: expected ({items},), one value an image")
     if groups.dtype.kind not in "iuUSb":

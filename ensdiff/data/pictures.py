@@ -10,6 +10,8 @@ from jaxtyping import UInt8
 from ensdiff.data.dataset import Dataset, from_images
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
+"""What is decoded, whatever a file is called: Pillow would start Ghostscript for one that holds PostScript."""
 MAX_PIXELS = 2**26
 """Pixels of the largest picture that `folder` decodes; below Pillow's own limit, so that it only ever warns."""
 
@@ -66,12 +68,14 @@ def read_pictures(
         raise ValueError(f"size={size}: expected at least 1 pixel, or None for the pictures as they are")
     files = _files(root)
     if not files:
-        raise ValueError(f"{root} holds no pictures; looked for {', '.join(SUFFIXES)} in it and its subfolders")
+        raise ValueError(
+            f"{root} holds no pictures; looked for {', '.join(SUFFIXES)} in it and its subfolders, links left out"
+        )
     names = [str(file.relative_to(root)) for file in files]
     images: list[np.ndarray] = []
     for file, name in zip(files, names, strict=True):
         try:
-            with Image.open(file) as picture:
+            with Image.open(file, formats=FORMATS) as picture:
                 if picture.width * picture.height > MAX_PIXELS:
                     raise ValueError(f"{picture.width}x{picture.height} pixels is more than {MAX_PIXELS}")
                 pixels = _decode(picture, size, mode)
