@@ -1,6 +1,6 @@
 """What the programs share: start-up of JAX, errors as one line, and building data and codes from a config."""
 
-import json
+import ast
 import os
 import pathlib
 import sys
@@ -120,7 +120,9 @@ def _data_flag() -> Any:
 def _forgetful() -> bool:
     """Whether --run was made by forgetting units."""
     file = run_folder() / "run.json"
-    return file.is_file() and "origin" in json.loads(file.read_text())
+    from ensdiff.files import read_json
+
+    return file.is_file() and "origin" in read_json(file)
 
 
 def output_folder(name: str) -> pathlib.Path:
@@ -217,7 +219,9 @@ def run(main: Callable[..., None], description: str, commands: Sequence[str] = (
             rest = flags.FLAGS(argv)
         except flags.Error as error:
             _fail(2, str(error), "--help lists the options")
-        except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        except Exception as error:  # a config is a program, and may raise anything
+            if "--debug" in argv:
+                traceback.print_exc()
             _fail(2, _config_error(error), "fields of a config are set with --config.section.field=value")
         words = rest[1:]
         if commands and (not words or words[0] not in commands):
@@ -235,10 +239,11 @@ def run(main: Callable[..., None], description: str, commands: Sequence[str] = (
             processes.end()
         except KeyboardInterrupt:
             _fail(130, "interrupted", "")
-        except (ValueError, OSError, RuntimeError, ImportError) as error:
+        except (ValueError, OSError, RuntimeError, ImportError, MemoryError) as error:
             if flags.FLAGS.debug:
                 traceback.print_exc()
-            _fail(1, str(error), processes.hint(error))
+            text = f"out of memory: {error}" if isinstance(error, MemoryError) else str(error) or repr(error)
+            _fail(1, text, processes.hint(error))
         except BaseException:
             traceback.print_exc()
             processes.abandon(1)
@@ -257,8 +262,40 @@ def _fail(code: int, message: str, hint: str) -> None:
 def _config_error(error: Exception) -> str:
     """ml_collections' error without its wrapping: the first line that says something."""
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    while text[:1] in ("'", '"') and text[-1:] == text[:1]:  # quoted once for each error that it went through
+        try:
+            text = str(ast.literal_eval(text))
+        except (SyntaxError, ValueError):
+            break
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[0] if lines else repr(error)
+    known = (AttributeError, KeyError, TypeError, ValueError, OSError)
+    kind = "" if isinstance(error, known) and lines else f"{type(error).__name__}: "
+    return kind + (" ".join(lines[:2]) if lines else repr(error))
+
+
+SECTIONS = ("data", "code", "model", "schedule", "train")
+
+
+def check_config(config: Any) -> None:
+    """Check what a config must have, before anything is done.
+
+    Raises:
+        ValueError: it has an unknown section or lacks one that is needed.
+    """
+    _ = getattr(config, "run_dir", None)  # a file that could not be read raises here what was wrong with it
+    if not isinstance(config, ConfigDict):
+        raise ValueError(f"get_config() of the config gave a {type(config).__name__}: expected a ConfigDict")
+    known = ("run_dir", "resume", *SECTIONS, "aot")
+    unknown = [name for name in config if name not in known]
+    if unknown:
+        raise ValueError(f"config.{unknown[0]}: no such section; expected some of {', '.join(known)}")
+    if not isinstance(config.get("run_dir"), str) or not config.run_dir:
+        raise ValueError(f"config.run_dir={config.get('run_dir')!r}: expected the folder to write to")
+    for name in SECTIONS:
+        if name in config and not isinstance(config[name], ConfigDict):
+            raise ValueError(f"config.{name}={config[name]!r}: expected a section with fields")
+    if not isinstance(config.get("data", ConfigDict()).get("name"), str):
+        raise ValueError("config.data.name: expected the name of a data set, such as 'digits' or 'folder'")
 
 
 def section(config: ConfigDict, name: str) -> dict[str, Any]:
@@ -305,8 +342,8 @@ def _read_all(values: dict[str, Any]) -> tuple[Any, int]:
 def _split(items: int, held_out: int) -> tuple[Any, Any]:
     import numpy as np
 
-    if not 0 < held_out < items - 1:
-        raise ValueError(f"config.data.held_out={held_out}: expected less than the {items} items")
+    if not isinstance(held_out, int) or not 0 < held_out < items - 1:
+        raise ValueError(f"config.data.held_out={held_out}: expected 0 .. {items - 2} of the {items} items")
     order = np.random.default_rng(0).permutation(items)
     return np.sort(order[held_out:]), np.sort(order[:held_out])
 
@@ -316,7 +353,12 @@ def read_run_config(run: str | os.PathLike) -> dict[str, Any]:
     path = pathlib.Path(run) / "config.json"
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: {run} was not written by experiments.train")
-    return json.loads(path.read_text())
+    from ensdiff.files import read_json
+
+    values = read_json(path)
+    if not isinstance(values, dict) or not isinstance(values.get("data"), dict) or "name" not in values["data"]:
+        raise ValueError(f"{path} is not the config of a run: it names no data")
+    return values
 
 
 def settings(config: ConfigDict, data: Any) -> tuple[Any, Any, Any]:
@@ -345,6 +387,7 @@ def train_from_config(config: ConfigDict) -> Any:
     """Train as a config says, and keep the config beside the run. Returns the Ensemble."""
     import ensdiff
 
+    check_config(config)
     data = load_data(section(config, "data"))
     code = build_code(section(config, "code"), data)
     model, schedule, train_config = settings(config, data)
@@ -363,7 +406,7 @@ def train_from_config(config: ConfigDict) -> Any:
         train_config,
         schedule=schedule,
         run_dir=run_dir,
-        resume=config.resume,
+        resume=config.get("resume", False),
         on_open=keep_config,
     )
 

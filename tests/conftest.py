@@ -61,7 +61,18 @@ def run():
 
 
 def pytest_terminal_summary(terminalreporter):
-    """What tests measured (``record_property("largest difference", ...)``), shown also when they pass."""
+    """What tests measured or counted, shown also when they pass.
+
+    They say so by ``record_property("largest difference", text)`` or ``record_property("count", (what, number))``.
+    """
+    counts: dict[str, int] = {}
+    for report in terminalreporter.getreports("passed"):
+        for name, value in report.user_properties if report.when == "call" else ():
+            if name == "count":
+                counts[value[0]] = counts.get(value[0], 0) + value[1]
+    if counts:
+        terminalreporter.section("counts")
+        terminalreporter.write_line("\n".join(f"{name}: {number}" for name, number in sorted(counts.items())))
     found = [
         f"{report.nodeid.rpartition('::')[2]}: {text}"
         for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed")

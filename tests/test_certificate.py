@@ -15,7 +15,7 @@ from ensdiff.certificate import LIMITS, Certificate
 from ensdiff.certificate.certificate import _seal
 from ensdiff.certificate.run import Run
 from ensdiff.data import batch_indices
-from tests.helpers import CODE, ROOT, SHORT, blobs, random_ensemble
+from tests.helpers import CODE, SHORT, blobs, random_ensemble
 
 pytestmark = pytest.mark.certificate
 
@@ -197,9 +197,7 @@ def test_forgetting_again(small, tmp_path):
 
 def test_what_cannot_be_forgotten(run_dir, small, tmp_path):
     out = tmp_path / "out"
-    with pytest.raises(
-        ensdiff.NoSurvivorError, match="no member survives the removal of units 0, 1, 2.*when one alone"
-    ):
+    with pytest.raises(ensdiff.NoSurvivorError, match="no member survives the removal of units 0, 1, 2.*one alone"):
         ensdiff.forget(run_dir, [0, 1, 2, 3, 4, 5], out)
     with pytest.raises(ValueError, match="unit 6 does not exist: ids are 0 .. 5"):
         ensdiff.forget(run_dir, [6], out)
@@ -533,7 +531,6 @@ def test_digits_from_the_command_line(run, tmp_path):
     assert f"differs: {file.relative_to(small)}: the file is another than the certified one" in done.stdout
     assert "does not hold" in done.stderr
     assert "Traceback" not in done.stderr
-    assert ROOT.name  # the programs ran from the repository
 
 
 def test_restricted_codes():

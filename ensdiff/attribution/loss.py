@@ -180,7 +180,12 @@ def loss_matrix(
     shards = mesh.shape["data"]
     budget = memory_budget_default() if memory_budget is None else memory_budget
     state = K // mesh.shape["member"] * activation_bytes(params.model, params.image_shape)
-    states = max(1, budget // state) * shards
+    if budget < state:
+        raise ValueError(
+            f"memory_budget={budget} bytes: one draw of one image needs up to {state} bytes on a device; give at least "
+            "that"
+        )
+    states = budget // state * shards
     draws = max(
         d for d in range(shards, config.block + 1, shards) if config.block % d == 0 and (d <= states or d == shards)
     )
