@@ -76,8 +76,15 @@ class UNetConfig:
                 f"image_channels={self.image_channels}, channels={self.channels}, blocks={self.blocks}: expected at "
                 "least one image channel, an even number of channels, and at least one block a level"
             )
-        if not self.multipliers:
-            raise ValueError("multipliers=(): expected one multiplier a level, for example (1, 2)")
+        if not self.multipliers or not all(0 < m <= 1024 for m in self.multipliers):
+            raise ValueError(
+                f"multipliers={self.multipliers}: expected one positive multiplier a level, for example (1, 2)"
+            )
+        if self.norm_groups < 1 or not self.norm_epsilon > 0:
+            raise ValueError(
+                f"norm_groups={self.norm_groups}, norm_epsilon={self.norm_epsilon}: expected at least one group, and a "
+                "positive number"
+            )
         for width in (self.channels, *self.widths):
             if width % self.norm_groups:
                 raise ValueError(

@@ -23,7 +23,7 @@ from ensdiff.codes.errors import NoSurvivorError, fitting_weights, smallest_memb
 from ensdiff.codes.hierarchy import check_groups, item_words
 from ensdiff.codes.matrix import check_matrix
 from ensdiff.codes.part import only
-from ensdiff.codes.serial import from_dict, to_dict
+from ensdiff.codes.serial import MAX_MEMBERS, from_dict, to_dict
 from ensdiff.codes.unowned import unowned_words
 from ensdiff.combinations import unrank
 from ensdiff.permute import derive_key, permute
@@ -91,8 +91,10 @@ class Code:
         """
         members, units = operator.index(members), operator.index(units)
         weight = members // 2 if weight is None else operator.index(weight)
-        if members < 2:
-            raise ValueError(f"members={members}: an encoded ensemble needs at least 2 members")
+        if not 2 <= members <= MAX_MEMBERS:
+            raise ValueError(
+                f"members={members}: an encoded ensemble needs at least 2 members, and codes have at most {MAX_MEMBERS}"
+            )
         if not 1 <= weight < members:
             raise ValueError(f"weight={weight}: expected 1 .. {members - 1}, so that {members} members leave survivors")
         if units < 1:
