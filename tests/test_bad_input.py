@@ -327,7 +327,6 @@ PROGRAMS = [
     ("train", [DIGITS, "--config.data.held_out=1797"], 1, ["config.data.held_out=1797", "1795 of the 1797"]),
     ("train", [DIGITS, "--config.data.held_out=-3"], 1, ["config.data.held_out=-3"]),
     ("train", [DIGITS, "--config.data.groups=artist"], 1, ["groups='artist'", "'class'"]),
-    ("train", [DIGITS, "--config.run_dir={root}/good.png", "--config.train.steps=1"], 1, ["good.png"]),
     ("train", [DIGITS, "more"], 2, ["unexpected argument 'more'"]),
     ("train", ["--confg=x"], 2, ["confg"]),
     ("sample", [], 1, ["no run given", "--run=runs/quickstart"]),
@@ -338,7 +337,6 @@ PROGRAMS = [
     ("sample", ["--run={root}/run", "--steps=50"], 1, ["steps=50", "at most 20"]),
     ("sample", ["--run={root}/run", "--eta=2"], 1, ["eta=2.0"]),
     ("sample", ["--run={root}/run", "--step=9"], 1, ["no checkpoint 9"]),
-    ("attribute", ["--run={root}/run", "--n=1", "--steps=1", "--top=0"], 1, ["top=0", "1 .. 6"]),
     ("attribute", ["--run={root}/run", "--images={root}/none"], 1, ["none does not exist"]),
     ("attribute", ["--run={root}/run", "--images={root}/bombs"], 1, ["9000x9000 pixels"]),
     ("attribute", ["--run={root}/run", "--data=npz"], 1, ["npz needs path="]),
@@ -368,6 +366,8 @@ PROGRAMS = [
     ("forget", ["--run={root}/trained", "--units=3", "--out={root}/run"], 1, ["exists already"]),
 ]  # fmt: skip
 AFTER_LOADING = [  # of a run, which takes seconds
+    ("train", [DIGITS, "--config.run_dir={root}/good.png", "--config.train.steps=1"], 1, ["good.png"]),
+    ("attribute", ["--run={root}/run", "--n=1", "--steps=1", "--top=0"], 1, ["top=0", "1 .. 6"]),
     ("sample", ["--run={root}/run", "--n=1", "--steps=1", "--remove=ada"], 1, ["'ada'", "3 or 5,8"]),
     ("sample", ["--run={root}/run", "--n=1", "--steps=1", "--remove=6"], 1, ["unit 6 does not exist"]),
     ("sample", ["--run={root}/run", "--n=1", "--steps=1", "--remove=0,1,2,3,4,5"], 1, ["no member survives"]),
