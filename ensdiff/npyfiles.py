@@ -83,7 +83,7 @@ def _array(file: BinaryIO, size: int) -> np.ndarray:
     held, claimed = size - head.tell(), math.prod(shape) * dtype.itemsize
     if min(shape, default=0) < 0 or claimed != held:
         raise ValueError(f"an array of shape {shape} and dtype {dtype} has {claimed} bytes, the file holds {held}")
-    content = np.empty(claimed, np.uint8)
+    content: Any = np.empty(claimed, np.uint8)
     view, done = memoryview(content), 0
     for stream in (head, file):
         while done < claimed and (count := stream.readinto(view[done:])):  # type: ignore[attr-defined]

@@ -6,6 +6,7 @@ import math
 import numbers
 import types
 import typing
+from collections.abc import Hashable
 from typing import Any
 
 
@@ -16,16 +17,17 @@ def check_fields(settings: Any) -> None:
         ValueError: a field of another type, or a number that is not finite; says the field, the value and what was
             expected.
     """
-    for name, hint in _hints(type(settings)).items():
+    kind: Any = type(settings)
+    for name, hint in _hints(kind).items():
         value = getattr(settings, name)
         if not _fits(value, hint):
             raise ValueError(f"{name}={value!r}: expected {_words(hint)}")
 
 
 @functools.cache
-def _hints(kind: type) -> dict[str, Any]:
+def _hints(kind: Hashable) -> dict[str, Any]:
     hints = typing.get_type_hints(kind)
-    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
 
 
 def _fits(value: Any, hint: Any) -> bool:

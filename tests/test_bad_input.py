@@ -18,7 +18,6 @@ import ensdiff
 from ensdiff import data
 from ensdiff.interop import ctf, diffusers, genens
 from ensdiff.interop.matrices import read_code
-from tests.forks import Programs
 from tests.helpers import CODE, SHORT, TINY, blobs, random_ensemble
 
 pytestmark = pytest.mark.bad_input
@@ -334,6 +333,9 @@ PROGRAMS = [
     ("sample", ["--run={root}/run", "--n=0", "--steps=2"], 1, ["n=0", "at least 1"]),
     ("sample", ["--run={root}/run", "--n=two"], 2, ["--n", "two"]),
     ("sample", ["--run={root}/run", "--steps=0"], 1, ["steps=0"]),
+    ("sample", ["--run={root}/run", "--sampler=euler"], 2, ["sampler", "euler"]),
+    ("attribute", ["--run={root}/run", "--method=shapley"], 2, ["method", "shapley"]),
+    ("attribute", ["--run={root}/none", "--values=owen"], 2, ["values", "owen"]),
     ("sample", ["--run={root}/run", "--steps=50"], 1, ["steps=50", "at most 20"]),
     ("sample", ["--run={root}/run", "--eta=2"], 1, ["eta=2.0"]),
     ("sample", ["--run={root}/run", "--step=9"], 1, ["no checkpoint 9"]),
@@ -376,12 +378,6 @@ AFTER_LOADING = [  # of a run, which takes seconds
     ("attribute", ["--run={root}/run", "--n=1", "--steps=1", "--level=2", "--null=0"], 1, ["level=2.0"]),
     ("attribute", ["--run={root}/run", "--n=1", "--steps=1", "--units=9", "--null=0"], 1, ["unit 9"]),
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def programs():
-    with Programs() as run:
-        yield run
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,8 @@ class Certificate:
         """Draws of the units by members that the certificate, wrongly, calls survivors."""
         members = self.values.get("members")
         claimed = members.get("survivors") if isinstance(members, dict) else None
-        known = [k for k in claimed if type(k) is int and 0 <= k < facts.run.code.members] if claimed else []
+        entries = claimed if isinstance(claimed, list) else []
+        known = [k for k in entries if type(k) is int and 0 <= k < facts.run.code.members]
         return facts.streams_of(sorted(set(known) - set(facts.survivors))).violations
 
     @staticmethod

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import operator
 import os
 import pathlib
 from typing import Any
@@ -72,8 +73,9 @@ class Run:
             ensemble = from_description(description, None)
             origin = description.get("origin")
             code = ensemble.code if origin is None else Code.from_dict(origin["code"])
-            held = range(code.members) if origin is None else origin["members"]
-            forgotten = () if origin is None else origin["forgotten"]
+            held = tuple(range(code.members) if origin is None else map(operator.index, origin["members"]))
+            forgotten = () if origin is None else tuple(map(operator.index, origin["forgotten"]))
+            code.rows(np.array(forgotten, np.int64))
             config = TrainConfig(**description["train"])
             part = code if origin is None else code.only(held)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -81,7 +83,7 @@ class Run:
         if part.to_dict() != ensemble.code.to_dict():
             raise ValueError(f"{file}: the code is not that of members {list(held)} of the origin's code")
         environments = _read_lines(path / "environment.jsonl")
-        return cls(path, description, code, tuple(held), tuple(forgotten), ensemble, config, environments)
+        return cls(path, description, code, held, forgotten, ensemble, config, environments)
 
     @functools.cached_property
     def steps(self) -> tuple[int, ...]:
@@ -197,8 +199,11 @@ def _read_lines(file: pathlib.Path) -> tuple[dict[str, Any], ...]:
         raise FileNotFoundError(f"{file} does not exist: runs have one since ensdiff.train writes it; train again")
     try:
         lines = tuple(json.loads(line) for line in file.read_text().splitlines())
-        if not lines or lines[0]["step"] != 0 or any(type(line["step"]) is not int for line in lines):
-            raise ValueError("the first line is not about step 0")
+        steps = [operator.index(line["step"]) for line in lines]
+        if steps[:1] != [0] or steps != sorted(set(steps)):
+            raise ValueError(f"its lines are about steps {steps}: expected 0, and then larger ones")
+        if any(type(line["mesh"][axis]) is not int for line in lines for axis in ("member", "data")):
+            raise ValueError("a mesh without its member and data axes")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{file} is damaged: {error}") from error
     return lines

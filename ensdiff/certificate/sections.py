@@ -44,10 +44,10 @@ class Facts:
 
     def __init__(self, run: Run, units: Sequence[int]):
         self.run = run
-        self.units = sorted({int(i) for i in run.code._check(list(units))})
-        if not self.units:
+        if not len(units):
             raise ValueError("no units given: expected the ids of the units to be forgotten, such as units=[3]")
-        saw_K = run.code.rows(self.units).any(0)
+        saw_K = run.code.rows(list(units)).sum(0)
+        self.units = sorted({int(i) for i in units})
         self.survivors = [k for k in run.held if not saw_K[k]]
         if not self.survivors:
             try:
@@ -122,8 +122,8 @@ def config(facts: Facts) -> dict[str, Any]:
     run = facts.run
     names = ("format", "model", "schedule", "code", "image_shape", "value_range", "train", "data", "origin")
     inside = run.metadata.custom_metadata or {}
-    pairs = [({name: d[name] for name in names if name in d}) for d in (run.description, inside)]
-    differences = compare(*pairs, ("run.json", f"checkpoints/{run.last}"))
+    here, there = ({name: d[name] for name in names if name in d} for d in (run.description, inside))
+    differences = compare(here, there, ("run.json", f"checkpoints/{run.last}"))
     if differences:
         raise ValueError("; ".join(differences))
     chosen = ("format", "ensdiff", "model", "schedule", "image_shape", "value_range", "train")
@@ -141,11 +141,10 @@ def copies(facts: Facts) -> list[dict[str, int]]:
     manifest = facts.run.manifest
     own = {manifest.sha256[i]: int(manifest.unit_of_item[i]) for i in facts.items()}
     same = np.flatnonzero(np.isin(manifest.sha256, list(own)) & ~np.isin(manifest.unit_of_item, facts.units))
-    seen = facts.run.code.rows(manifest.unit_of_item[same])[:, facts.survivors].any(1) if len(same) else []
+    seen = facts.run.code.rows(manifest.unit_of_item[same])[:, facts.survivors].sum(1)
     return [
         {"item": int(i), "unit": int(manifest.unit_of_item[i]), "of_unit": own[manifest.sha256[i]]}
-        for i, here in zip(same, seen, strict=True)
-        if here
+        for i in same[seen > 0]
     ]
 
 
