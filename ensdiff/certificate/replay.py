@@ -69,9 +69,10 @@ def replay(run: Run, data: Dataset, members: list[int], steps: int) -> tuple[int
                 pace(metrics, mesh)
             if step + 1 in run.steps:
                 differences += _compare(run, step + 1, state, members)
-        here = {name: value for name, value in environment(mesh).items() if name != "mesh"}
         other = [
-            f"{name}: {place.get(name)!r}, here {value!r}" for name, value in here.items() if value != place.get(name)
+            f"{name}: {place.get(name)!r}, here {value!r}"
+            for name, value in environment(mesh).items()
+            if name != "mesh" and value != place.get(name)
         ]
         if differences and other:
             differences.append(
