@@ -19,7 +19,7 @@ def read_json(path: str | os.PathLike) -> Any:
     try:
         return json.loads(path.read_bytes())
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged, or not a JSON file: {error}") from error
+        raise ValueError(f"{path} is not a JSON file, or is damaged: {error}") from error
 
 
 def write_whole(path: str | os.PathLike, content: bytes) -> None:

@@ -233,7 +233,7 @@ LIBRARY = [
     ("pickle that calls", lambda h: read_code(h.root / "call.pkl"), B, ["wants to call", "not run"]),
     ("pickle cut short", lambda h: read_code(h.root / "cut.pkl"), B, ["cut.pkl", "truncated"]),
     ("JSON of a list", lambda h: read_code(h.root / "list.json"), B, ["not a code", "Code.to_dict"]),
-    ("JSON too deep", lambda h: read_code(h.root / "deep.json"), B, ["deep.json is damaged"]),
+    ("JSON too deep", lambda h: read_code(h.root / "deep.json"), B, ["deep.json is not a JSON file"]),
     ("file of another kind", lambda h: read_code(h.root / "code.txt"), B, ["code.txt", ".npy"]),
     ("names too few", lambda h: ensdiff.Code.from_matrix(CODE.matrix(), ["a"]), B, ["1 names for 6 units"]),
     # samples

@@ -303,8 +303,8 @@ def test_an_altered_certificate_without_a_new_digest(small, tmp_path, record_pro
         ("[]", "is not a deletion certificate"),
         ("{}", "is not a deletion certificate"),
         ('{"kind": "ensdiff deletion certificate", "format": 2}', "has format 2, this ensdiff reads 1: upgrade"),
-        ("{", "is damaged, or not a JSON file"),
-        ("[" * 100_000, "is damaged, or not a JSON file"),
+        ("{", "is not a JSON file, or is damaged"),
+        ("[" * 100_000, "is not a JSON file, or is damaged"),
     ):
         path.write_text(content)
         with pytest.raises(ValueError, match=message):

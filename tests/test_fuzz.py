@@ -25,7 +25,7 @@ from tests.helpers import CODE, blobs
 pytestmark = [pytest.mark.bad_input, pytest.mark.filterwarnings("ignore::UserWarning")]
 
 DOCUMENTED = (ValueError, FileNotFoundError)
-LONG = pytest.param(1500, marks=pytest.mark.slow)
+LONG = pytest.param(800, marks=pytest.mark.slow)
 
 
 def check(examples, strategy, call):
