@@ -18,6 +18,7 @@ from ensdiff.attribution import (
     loss_matrix,
     predicted_counterfactuals,
 )
+from ensdiff.certificate import Certificate, Verification, certify, forget
 from ensdiff.checkpoint import check_run, load, read_metrics, save
 from ensdiff.codes import Code, CodeWarning, NoSurvivorError
 from ensdiff.ensemble import Ensemble, make_mesh, predict
@@ -31,6 +32,7 @@ from ensdiff.unet import UNet, UNetConfig
 
 __all__ = [
     "Attribution",
+    "Certificate",
     "Code",
     "CodeWarning",
     "DamageWarning",
@@ -47,12 +49,15 @@ __all__ = [
     "TrainConfig",
     "UNet",
     "UNetConfig",
+    "Verification",
     "__version__",
     "attribute",
+    "certify",
     "check_run",
     "contrast",
     "counterfactuals",
     "data",
+    "forget",
     "gram",
     "group_values",
     "jacobian",

@@ -3,6 +3,8 @@
 ```
 runs/digits/
   run.json               version, model, schedule, code, data and training settings
+  data.manifest          unit and content hash of every training item; its SHA-256 is run.json's data.digest
+  environment.jsonl      devices and versions, one line a start; each holds from its step to the next line's
   checkpoints/<step>/    Orbax: parameters, optimiser state and average; run.json's content and checksums beside them
   metrics.jsonl          one line a logged step: loss and gradient norm of each member
   tensorboard/           the same for TensorBoard
@@ -27,7 +29,6 @@ import jax
 import numpy as np
 
 from ensdiff import hosts
-from ensdiff.codes.columns import columns
 from ensdiff.ensemble import Ensemble, abstract_params, make_mesh, on_mesh
 from ensdiff.integrity import DamagedError, read_sealed
 from ensdiff.logs import read_metrics
@@ -82,7 +83,7 @@ def load(
         if members is not None:
             chosen = _check_members(members, params.members)
             some = read_members(folder, part, shapes, chosen, text)
-            code = columns(params.code, chosen)
+            code = params.code.only(chosen)
             return dataclasses.replace(params, params=on_mesh(some, make_mesh(len(chosen))), code=code)
         abstract = {**placeholders(folder), part: _on_devices(shapes, params.members)}
         return dataclasses.replace(params, params=read_arrays(folder, abstract, text)[part])

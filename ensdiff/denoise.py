@@ -29,9 +29,9 @@ from ensdiff import hosts
 from ensdiff.conv import resolve
 from ensdiff.ensemble import (
     Ensemble,
-    activation_bytes,
     apply_member,
     images_at_once,
+    least_bytes,
     make_mesh,
     on_mesh,
     over_members,
@@ -248,9 +248,7 @@ def plan(
     state = 4 * 8 * int(np.prod(params.image_shape)) + 8 * K
     at_once = images_at_once(params.model, params.image_shape, mesh, K, budget - state)
     if at_once < 1:
-        need = state + activation_bytes(params.model, params.image_shape)
-        if resolve(params.model.conv) != "map":
-            need = state + K // member_shards * activation_bytes(params.model, params.image_shape)
+        need = state + least_bytes(params.model, params.image_shape, mesh, K)
         raise ValueError(
             f"memory_budget={budget} bytes: one state needs up to {need} bytes on a device; give at least that"
         )

@@ -291,9 +291,14 @@ def images_at_once(
         members: K; all that lie on one device are alive together, unless they are computed one after another.
         budget: bytes of activations.
     """
-    alive = 1 if resolve(model.conv) == "map" else members // mesh.shape["member"]
-    limit = budget // (alive * activation_bytes(model, image_shape))
+    limit = budget // least_bytes(model, image_shape, mesh, members)
     return min(limit, IMAGES_AT_ONCE.get(platform(mesh), limit))
+
+
+def least_bytes(model: UNetConfig, image_shape: tuple[int, int, int], mesh: Mesh | AbstractMesh, members: int) -> int:
+    """Bytes of activations of one image in as many members as are computed together on one device."""
+    alive = 1 if resolve(model.conv) == "map" else members // mesh.shape["member"]
+    return alive * activation_bytes(model, image_shape)
 
 
 @functools.lru_cache(maxsize=64)

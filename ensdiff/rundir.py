@@ -17,8 +17,9 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from ensdiff import hosts
+from ensdiff.data.manifest import NAME as MANIFEST
 from ensdiff.ensemble import Ensemble
-from ensdiff.integrity import DamagedError, all_sums, read_sealed, seal, warn, write_sealed
+from ensdiff.integrity import SEAL, DamagedError, all_sums, read_sealed, seal, warn, write_sealed
 from ensdiff.logs import MetricsLog
 from ensdiff.storage import FolderInUseError, explain, lock, write_atomically
 from ensdiff.stored import describe, folder_of, read_arrays, read_description, steps_of
@@ -138,8 +139,11 @@ class RunDirectory:
             text = describe(params)
             if train is not None:
                 text["train"] = dataclasses.asdict(train)
-            if data is not None:
-                text["data"] = {"name": data.name, "items": data.items, "units": data.units, "digest": data.digest()}
+            manifest = None if data is None else data.manifest()
+            if manifest is not None:
+                text["data"] = {
+                    "name": data.name, "items": data.items, "units": data.units, "digest": manifest.digest()
+                }  # fmt: skip
             self._description = json.loads(json.dumps(text))
             steps = steps_of(path)
             if steps:
@@ -148,14 +152,38 @@ class RunDirectory:
                 self._log.drop_after(0)  # of an attempt that was ended before its first checkpoint
             with self._explained("run.json"):
                 _report_damage(path / "run.json")
+                if manifest is not None:
+                    write_atomically(path / MANIFEST, manifest.to_bytes())
                 write_sealed(path / "run.json", text)
             return self._description
 
         # only process 0 reads all the data for their digest
         self._description = hosts.decide(start)
 
+    def adopt(self, description: Mapping[str, Any]) -> None:
+        """Instead of `begin`: write a run with a description that is given, as forgetting does."""
+        assert self.path is not None
+        self._description = {name: value for name, value in description.items() if name != SEAL}
+        with self._explained("run.json"):
+            write_sealed(self.path / "run.json", self._description)
+
+    def note_environment(self, step: int, values: Mapping[str, Any]) -> None:
+        """Keep what the steps from ``step`` on are trained on, in ``environment.jsonl``."""
+        if self.path is None or not hosts.is_writer():
+            return
+        file = self.path / "environment.jsonl"
+        lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+        kept = [line for line in lines if json.loads(line)["step"] < step]  # later ones are trained again
+        with self._explained(file.name):
+            write_atomically(file, "".join([*kept, json.dumps({"step": step, **values}) + "\n"]))
+
     def _check_same(self, before: Mapping[str, Any]) -> None:
         """Everything that decides the parameters at a step must be as it was; what is logged may change."""
+        if "origin" in before:
+            raise ValueError(
+                f"{self.path} was made by forgetting units and holds some members only: it cannot be trained on. "
+                "Train a run in another folder"
+            )
         pairs = {
             name: (before.get(name), self._description.get(name)) for name in ("model", "schedule", "code", "data")
         }

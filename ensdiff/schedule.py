@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
+from ensdiff.settings import check_fields
 from ensdiff.typing import Array
 
 Sampler = Literal["ddpm", "ddim"]
@@ -56,6 +57,7 @@ class Schedule:
     beta_end: float = 0.02
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.timesteps < 2:
             raise ValueError(f"timesteps={self.timesteps}: expected at least 2 noise levels")
         if not 0 < self.beta_start <= self.beta_end < 1:
@@ -108,6 +110,7 @@ class SamplerConfig:
     clip: bool = True
 
     def __post_init__(self) -> None:
+        check_fields(self)
         _check_choice("sampler", self.sampler, ("ddpm", "ddim"))
         _check_choice("variance", self.variance, ("posterior", "beta", "alpha_beta"))
         _check_choice("spacing", self.spacing, ("leading", "trailing"))

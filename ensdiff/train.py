@@ -14,6 +14,7 @@ from ensdiff import hosts
 from ensdiff.codes import Code
 from ensdiff.data import Dataset, Splits, batch_indices
 from ensdiff.ensemble import Ensemble, make_mesh, pace
+from ensdiff.environment import environment
 from ensdiff.images import grid, to_png
 from ensdiff.preempt import Preempted
 from ensdiff.rundir import RunDirectory
@@ -96,6 +97,10 @@ def train(
         OSError: ``run_dir`` cannot be written to: says why, and which checkpoint is kept.
         Preempted: ``stop`` said so.
     """
+    unknown = sorted(set(options) - {field.name for field in dataclasses.fields(TrainConfig)})
+    if unknown:
+        names = ", ".join(field.name for field in dataclasses.fields(TrainConfig))
+        raise ValueError(f"unknown option {unknown[0]!r}: expected fields of TrainConfig, {names}")
     config = dataclasses.replace(config or TrainConfig(), **options)
     model = UNetConfig(image_channels=data.shape[-1]) if model is None else model
     schedule = Schedule() if schedule is None else schedule
@@ -132,6 +137,7 @@ def train(
     with RunDirectory.open(run_dir, keep=config.keep, keep_every=config.keep_every, resume=resume) as run:
         run.begin(ensemble(state), train=config, data=data)
         start, state = run.restore(state) if run.latest is not None else (0, state)
+        run.note_environment(start, environment(mesh))
         if on_open is not None:
             on_open()
         step_fn = make_train_step(model, schedule, config, mesh)

@@ -21,6 +21,7 @@ from jaxtyping import Float, UInt8
 
 from ensdiff.ensemble import init_params, to_model, update_members
 from ensdiff.schedule import Schedule, add_noise
+from ensdiff.settings import check_fields
 from ensdiff.typing import Array, ArrayLike, Params
 from ensdiff.unet import UNet, UNetConfig
 
@@ -65,6 +66,7 @@ class TrainConfig:
     steps_per_call: int = 1
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep", "steps_per_call"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ensdiff.conv import Strategy, conv2d, resolve, upsampled_conv2d
+from ensdiff.settings import check_fields
 from ensdiff.typing import Array
 
 TimeLayout = Literal["sin_cos", "cos_sin", "interleaved"]
@@ -74,13 +75,21 @@ class UNetConfig:
     attention: AttentionOrder = "auto"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.image_channels < 1 or self.channels < 2 or self.channels % 2 or self.blocks < 1:
             raise ValueError(
                 f"image_channels={self.image_channels}, channels={self.channels}, blocks={self.blocks}: expected at "
                 "least one image channel, an even number of channels, and at least one block a level"
             )
-        if not self.multipliers:
-            raise ValueError("multipliers=(): expected one multiplier a level, for example (1, 2)")
+        if not self.multipliers or not all(0 < m <= 1024 for m in self.multipliers):
+            raise ValueError(
+                f"multipliers={self.multipliers}: expected one positive multiplier a level, for example (1, 2)"
+            )
+        if self.norm_groups < 1 or not self.norm_epsilon > 0:
+            raise ValueError(
+                f"norm_groups={self.norm_groups}, norm_epsilon={self.norm_epsilon}: expected at least one group, and a "
+                "positive number"
+            )
         for width in (self.channels, *self.widths):
             if width % self.norm_groups:
                 raise ValueError(

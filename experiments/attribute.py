@@ -61,6 +61,8 @@ def main() -> None:
     import ensdiff
     from ensdiff.report import HOW_TO_READ, Page, attribution_sections, write_page
 
+    null, loss = null_count(), loss_config()
+    units = common.unit_sets(UNITS.value) if UNITS.value else None
     params = common.load_run()
     if COMPARE.value:
         compare(params)
@@ -87,13 +89,13 @@ def main() -> None:
         samples,
         method,
         top=min(TOP.value, code.units if not UNITS.value else len(UNITS.value.split(","))),
-        units=common.unit_sets(UNITS.value) if UNITS.value else None,
+        units=units,
         code=code,
         verify=max(VERIFY.value, TOP.value),
         audit=AUDIT.value if method == "screen" else 0,
-        null=null_count(),
+        null=null,
         level=LEVEL.value,
-        loss=loss_config(),
+        loss=loss,
         seed=flags.FLAGS.seed,
         progress=True,
         partial=out / f"{stem}.partial",

@@ -1,6 +1,6 @@
 """What the programs share: start-up of JAX, errors as one line, and building data and codes from a config."""
 
-import json
+import ast
 import os
 import pathlib
 import sys
@@ -81,22 +81,48 @@ def define_data_flag() -> None:
 
 
 def training_data(params: Any) -> Any:
-    """The training data of --run: --data, or what its config says; None where neither says."""
-    from ensdiff import data
+    """The training data of --run: --data, or what its config says; None where neither says.
 
-    if flags.FLAGS.data:
-        name, *options = flags.FLAGS.data.split(",")
-        pairs = [option.partition("=") for option in options]
-        if any(not equals for _, equals, _ in pairs):
-            raise ValueError(f"--data={flags.FLAGS.data}: expected a reader and options, as in folder,path=images")
-        found = data.load(name, **{key: int(value) if value.isdigit() else value for key, _, value in pairs})
-    elif (run_folder() / "config.json").exists():
+    Of a run that has forgotten units, whose pictures may have been deleted, the items are found by their content.
+    """
+    from ensdiff.certificate.run import Run
+
+    if _forgetful():
+        run, found = Run.open(run_folder()), all_data()
+        return None if found is None else found.align(run.manifest, absent=run.forgotten)
+    found = _data_flag() if flags.FLAGS.data else None
+    if found is None and (run_folder() / "config.json").exists():
         found = load_data(read_run_config(run_folder())["data"])
-    else:
-        return None
-    if found.units != params.code.units:
+    if found is not None and found.units != params.code.units:
         raise ValueError(f"the data have {found.units} units, the code of {run_folder()} has {params.code.units}")
     return found
+
+
+def all_data() -> Any:
+    """The data of --data, or of the config of --run with all that it holds out; None where neither says."""
+    if flags.FLAGS.data:
+        return _data_flag()
+    if not (run_folder() / "config.json").exists():
+        return None
+    return load_data({**read_run_config(run_folder())["data"], "held_out": 0})
+
+
+def _data_flag() -> Any:
+    from ensdiff import data
+
+    name, *options = flags.FLAGS.data.split(",")
+    pairs = [option.partition("=") for option in options]
+    if any(not equals for _, equals, _ in pairs):
+        raise ValueError(f"--data={flags.FLAGS.data}: expected a reader and options, as in folder,path=images")
+    return data.load(name, **{key: int(value) if value.isdigit() else value for key, _, value in pairs})
+
+
+def _forgetful() -> bool:
+    """Whether --run was made by forgetting units."""
+    file = run_folder() / "run.json"
+    from ensdiff.files import read_json
+
+    return file.is_file() and "origin" in read_json(file)
 
 
 def output_folder(name: str) -> pathlib.Path:
@@ -128,14 +154,28 @@ def unit_sets(text: str) -> list[Any]:
     return [entry[0] for entry in entries] if all(len(entry) == 1 for entry in entries) else entries
 
 
+def describe_certificate(certificate: Any) -> None:
+    """What a deletion certificate says, and what to keep."""
+    print(certificate.values["claim"])
+    for copy in certificate.values["copies"]:
+        print(
+            f"warning: item {copy['item']} of unit {copy['unit']}, which survivors saw, is byte for byte an item of "
+            f"unit {copy['of_unit']}; forget both to be rid of its content"
+        )
+    print(f"digest (keep it elsewhere): {certificate.digest}")
+
+
 def facts(params: Any, data: Any) -> list[tuple[str, str]]:
     """What a report says about an ensemble."""
-    shares = params.code.shares()
+    shares, weight = params.code.shares(), params.code.weight
+    if weight is None:
+        weights = sorted({int(n) for _, words in params.code.chunks() for n in words.sum(1)})
+        weight = f"{weights[0]} to {weights[-1]}"
     return [
         ("training images", f"{data.items:,} of {'x'.join(map(str, data.shape))}"),
         ("training units", f"{data.units:,}"),
         ("members", f"{params.members}, each sees {shares.min():,} to {shares.max():,} units"),
-        ("code word", f"{params.code.weight} of {params.members} members see a unit"),
+        ("code word", f"{weight} of {params.members} members see a unit"),
     ]
 
 
@@ -184,7 +224,9 @@ def run(
             rest = flags.FLAGS(argv)
         except flags.Error as error:
             _fail(2, str(error), "--help lists the options")
-        except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        except Exception as error:  # a config is a program, and may raise anything
+            if "--debug" in argv:
+                traceback.print_exc()
             _fail(2, _config_error(error), "fields of a config are set with --config.section.field=value")
         words = rest[1:]
         if commands and (not words or words[0] not in commands):
@@ -202,12 +244,13 @@ def run(
             processes.end()
         except KeyboardInterrupt:
             _fail(130, "interrupted", "")
-        except (ValueError, OSError, RuntimeError, ImportError) as error:
+        except (ValueError, OSError, RuntimeError, ImportError, MemoryError) as error:
             if isinstance(error, RuntimeError):
                 _end_if_asked(error)
             if flags.FLAGS.debug:
                 traceback.print_exc()
-            _fail(1, str(error), processes.hint(error))
+            text = f"out of memory: {error}" if isinstance(error, MemoryError) else str(error) or repr(error)
+            _fail(1, text, processes.hint(error))
         except BaseException:
             traceback.print_exc()
             processes.abandon(1)
@@ -236,8 +279,40 @@ def _fail(code: int, message: str, hint: str) -> None:
 def _config_error(error: Exception) -> str:
     """ml_collections' error without its wrapping: the first line that says something."""
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    while text[:1] in ("'", '"') and text[-1:] == text[:1]:  # quoted once for each error that it went through
+        try:
+            text = str(ast.literal_eval(text))
+        except (SyntaxError, ValueError):
+            break
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[0] if lines else repr(error)
+    known = (AttributeError, KeyError, TypeError, ValueError, OSError)
+    kind = "" if isinstance(error, known) and lines else f"{type(error).__name__}: "
+    return kind + (" ".join(lines[:2]) if lines else repr(error))
+
+
+SECTIONS = ("data", "code", "model", "schedule", "train")
+
+
+def check_config(config: Any) -> None:
+    """Check what a config must have, before anything is done.
+
+    Raises:
+        ValueError: it has an unknown section or lacks one that is needed.
+    """
+    _ = getattr(config, "run_dir", None)  # a file that could not be read raises here what was wrong with it
+    if not isinstance(config, ConfigDict):
+        raise ValueError(f"get_config() of the config gave a {type(config).__name__}: expected a ConfigDict")
+    known = ("run_dir", "resume", *SECTIONS, "aot")
+    unknown = [name for name in config if name not in known]
+    if unknown:
+        raise ValueError(f"config.{unknown[0]}: no such section; expected some of {', '.join(known)}")
+    if not isinstance(config.get("run_dir"), str) or not config.run_dir:
+        raise ValueError(f"config.run_dir={config.get('run_dir')!r}: expected the folder to write to")
+    for name in SECTIONS:
+        if name in config and not isinstance(config[name], ConfigDict):
+            raise ValueError(f"config.{name}={config[name]!r}: expected a section with fields")
+    if not isinstance(config.get("data", ConfigDict()).get("name"), str):
+        raise ValueError("config.data.name: expected the name of a data set, such as 'digits' or 'folder'")
 
 
 def section(config: ConfigDict, name: str) -> dict[str, Any]:
@@ -284,8 +359,8 @@ def _read_all(values: dict[str, Any]) -> tuple[Any, int]:
 def _split(items: int, held_out: int) -> tuple[Any, Any]:
     import numpy as np
 
-    if not 0 < held_out < items - 1:
-        raise ValueError(f"config.data.held_out={held_out}: expected less than the {items} items")
+    if not isinstance(held_out, int) or not 0 < held_out < items - 1:
+        raise ValueError(f"config.data.held_out={held_out}: expected 0 .. {items - 2} of the {items} items")
     order = np.random.default_rng(0).permutation(items)
     return np.sort(order[held_out:]), np.sort(order[:held_out])
 
@@ -297,7 +372,10 @@ def read_run_config(run: str | os.PathLike) -> dict[str, Any]:
         raise FileNotFoundError(f"{path} does not exist: {run} was not written by experiments.train")
     from ensdiff.integrity import read_sealed
 
-    return read_sealed(path)
+    values = read_sealed(path)
+    if not isinstance(values.get("data"), dict) or "name" not in values["data"]:
+        raise ValueError(f"{path} is not the config of a run: it names no data")
+    return values
 
 
 def settings(config: ConfigDict, data: Any) -> tuple[Any, Any, Any]:
@@ -331,6 +409,7 @@ def train_from_config(config: ConfigDict) -> Any:
     from ensdiff.integrity import write_sealed
     from ensdiff.preempt import on_signals
 
+    check_config(config)
     data = load_data(section(config, "data"))
     code = build_code(section(config, "code"), data)
     model, schedule, train_config = settings(config, data)
@@ -350,7 +429,7 @@ def train_from_config(config: ConfigDict) -> Any:
             train_config,
             schedule=schedule,
             run_dir=run_dir,
-            resume=config.resume,
+            resume=config.get("resume", False),
             on_open=keep_config,
             stop=stop,
         )

@@ -23,14 +23,16 @@ def main() -> None:
     import ensdiff
     from ensdiff.images import grid, to_png
 
+    units = [common.unit_ids(text) for text in REMOVE.value]
     params = common.load_run()
+    if units:
+        params.code.ablate(units)  # refuses what cannot be removed before anything is sampled
     samples = common.draw_samples(params)
     out = common.output_folder("samples")
     scale = max(1, 64 // params.image_shape[0])
     arrays: dict[str, Any] = {"images": np.asarray(samples.images)}
     pictures = {f"samples_seed{flags.FLAGS.seed}": samples.images}
     if REMOVE.value:
-        units = [common.unit_ids(text) for text in REMOVE.value]
         arrays["counterfactuals"] = ensdiff.counterfactuals(params, samples, units, progress=True)
         for text, images in zip(REMOVE.value, arrays["counterfactuals"], strict=True):
             pictures[f"samples_seed{flags.FLAGS.seed}_without_{text.replace(',', '_')}"] = images

@@ -60,29 +60,35 @@ def run():
     return call
 
 
-COUNTS = ("kills survived", "stops survived", "corruptions detected")
-"""Properties that are added up over the tests."""
+@pytest.fixture(scope="session")
+def programs():
+    """Run a program in a fork of a process that has its imports: ``programs("train", "--config=...")``, far faster."""
+    from tests.forks import Programs
+
+    with Programs() as call:
+        yield call
 
 
 def pytest_terminal_summary(terminalreporter):
-    """What tests measured (``record_property("largest difference", ...)``) or counted, shown also when they pass."""
-    reports = [
-        report
-        for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed")
-        if report.when == "call"
-    ]
+    """What tests measured or counted, shown also when they pass.
+
+    They say so by ``record_property("largest difference", text)`` or ``record_property("count", (what, number))``.
+    """
+    counts: dict[str, int] = {}
+    for report in terminalreporter.getreports("passed"):
+        for name, value in report.user_properties if report.when == "call" else ():
+            if name == "count":
+                counts[value[0]] = counts.get(value[0], 0) + value[1]
+    if counts:
+        terminalreporter.section("counts")
+        terminalreporter.write_line("\n".join(f"{name}: {number}" for name, number in sorted(counts.items())))
     found = [
         f"{report.nodeid.rpartition('::')[2]}: {text}"
-        for report in reports
+        for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed")
+        if report.when == "call"
         for name, text in report.user_properties
         if name == "largest difference"
     ]
     if found:
         terminalreporter.section("largest differences from the reference implementations")
         terminalreporter.write_line("\n".join(found))
-    counted = [(name, value) for report in reports for name, value in report.user_properties if name in COUNTS]
-    if counted:
-        terminalreporter.section("faults")
-        for name in COUNTS:
-            if name in dict(counted):
-                terminalreporter.write_line(f"{name}: {sum(value for other, value in counted if other == name)}")

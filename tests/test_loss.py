@@ -10,6 +10,7 @@ import pytest
 import ensdiff
 from ensdiff.attribution import LossConfig, loss_matrix
 from ensdiff.attribution.loss import draw_noise
+from ensdiff.ensemble import activation_bytes
 from ensdiff.schedule import add_noise
 from ensdiff.typing import as_key
 from tests.helpers import CODE, blobs, random_ensemble
@@ -73,7 +74,9 @@ def test_scores_of_attribute_are_differences_of_losses(tiny, images, estimate):
 
 def test_draws_do_not_depend_on_batch_memory_or_devices(tiny, images, estimate, monkeypatch):
     for other in (
-        loss_matrix(tiny, images, 7, FEW, memory_budget=1),
+        loss_matrix(
+            tiny, images, 7, FEW, memory_budget=activation_bytes(tiny.model, tiny.image_shape)
+        ),  # one at a time
         loss_matrix(tiny, images[[2, 0, 1]], 7, FEW)._replace(draws=0),
     ):
         order = [0, 1, 2] if other.draws else [1, 2, 0]

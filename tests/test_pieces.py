@@ -139,7 +139,7 @@ def test_a_damaged_piece_is_never_used(tmp_path, record_property):
     cut(path)
     with pytest.warns(ensdiff.DamageWarning):
         assert pieces_module._read(path) is None
-    record_property("corruptions detected", detected + 1)
+    record_property("count", ("corruptions detected", detected + 1))
 
 
 def test_two_processes_do_not_share_pieces(tmp_path):

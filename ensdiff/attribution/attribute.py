@@ -58,7 +58,8 @@ def attribute(
             by (6) and verifies the best ``verify`` of them by (4); ``"loss"`` scores images by how much their
             denoising loss rises (7), one pass for any number of units.
         top: units returned a sample.
-        units: the candidates: unit ids, or sets of ids that are removed together; by default all units one by one.
+        units: the candidates: unit ids, or sets of ids that are removed together; by default all units one by one
+            (of a run that has forgotten members: all that can still be removed).
         code: another code over the same members whose units are the candidates, such as ``code.group_code()`` of a
             hierarchical code.
         features: a function of images (B, H, W, C) in [0, 1] to features; distances are L2 between features. By

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from ensdiff.codes import Code
+from ensdiff.codes import Code, NoSurvivorError
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -28,12 +28,21 @@ class Candidates:
     def of(cls, code: Code, units: Sequence[Any] | None) -> "Candidates":
         """Candidates from a user's ``units``: None, unit ids, or entries of which some are collections of ids.
 
+        None is all units whose removal is defined and changes anything: of a code that some members were taken from,
+        units that all of the others saw or that none of them saw are left out.
+
         Raises:
             ValueError: not unit ids.
             NoSurvivorError: every member saw some unit of a candidate.
         """
         if units is None:
-            return cls(code)
+            if code.packed is None:
+                return cls(code)
+            seen_N = np.concatenate([words.sum(1, dtype=np.int64) for _, words in code.chunks()])
+            possible = np.flatnonzero((seen_N > 0) & (seen_N < code.members))
+            if not len(possible):
+                raise NoSurvivorError(f"no unit can be removed from {code}: each was seen by all members, or by none")
+            return cls(code) if len(possible) == code.units else cls(code, possible)
         entries = list(units) if isinstance(units, Collection) and not isinstance(units, str) else [units]
         if entries and any(isinstance(entry, Collection) and not isinstance(entry, str) for entry in entries):
             sets = tuple(

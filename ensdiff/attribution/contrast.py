@@ -32,7 +32,7 @@ from ensdiff.attribution.loss import LossConfig, draw_noise, member_errors
 from ensdiff.codes import Code
 from ensdiff.data import Dataset
 from ensdiff.denoise import memory_budget_default
-from ensdiff.ensemble import Ensemble, images_at_once, make_mesh, on_mesh, to_model
+from ensdiff.ensemble import Ensemble, images_at_once, least_bytes, make_mesh, on_mesh, to_model
 from ensdiff.schedule import Schedule
 from ensdiff.typing import Key, as_key
 from ensdiff.unet import UNetConfig
@@ -108,7 +108,13 @@ def unit_losses(
     mesh = make_mesh(K)
     shards = mesh.shape["data"]
     budget = memory_budget_default() if memory_budget is None else memory_budget
-    states = max(1, images_at_once(params.model, params.image_shape, mesh, K, budget))
+    states = images_at_once(params.model, params.image_shape, mesh, K, budget)
+    if states < 1:
+        need = least_bytes(params.model, params.image_shape, mesh, K)
+        raise ValueError(
+            f"memory_budget={budget} bytes: one draw of one image needs up to {need} bytes on a device; give at least "
+            "that"
+        )
     size = min(max(1, states // config.block), -(-data.items // shards)) * shards
     blocks = -(-config.draws // config.block)
     step = _loss_step(params.model, params.schedule, params.image_shape, params.value_range, mesh)

@@ -25,9 +25,20 @@ from tqdm import tqdm
 from ensdiff import hosts
 from ensdiff.codes import Code
 from ensdiff.denoise import memory_budget_default
-from ensdiff.ensemble import Ensemble, apply_member, images_at_once, make_mesh, on_mesh, over_members, pace, to_model
+from ensdiff.ensemble import (
+    Ensemble,
+    apply_member,
+    images_at_once,
+    least_bytes,
+    make_mesh,
+    on_mesh,
+    over_members,
+    pace,
+    to_model,
+)
 from ensdiff.pieces import Pieces
 from ensdiff.schedule import Schedule, add_noise
+from ensdiff.settings import check_fields
 from ensdiff.typing import Array, ArrayLike, Key, as_key
 from ensdiff.unet import UNetConfig
 
@@ -67,6 +78,7 @@ class LossConfig:
     weighting: Weighting = "simple"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.block < 1:
             raise ValueError(f"block={self.block}: expected at least 1 draw a block")
         if self.draws < 2 * self.block or self.max_draws < 2 * self.block:
@@ -180,7 +192,13 @@ def loss_matrix(
     mesh = make_mesh(K, config.block)
     shards = mesh.shape["data"]
     budget = memory_budget_default() if memory_budget is None else memory_budget
-    states = max(1, images_at_once(params.model, params.image_shape, mesh, K, budget)) * shards
+    states = images_at_once(params.model, params.image_shape, mesh, K, budget) * shards
+    if states < 1:
+        need = least_bytes(params.model, params.image_shape, mesh, K)
+        raise ValueError(
+            f"memory_budget={budget} bytes: one draw of one image needs up to {need} bytes on a device; give at least "
+            "that"
+        )
     draws = max(
         d for d in range(shards, config.block + 1, shards) if config.block % d == 0 and (d <= states or d == shards)
     )
@@ -255,9 +273,14 @@ def model_images(params: Ensemble, images: ArrayLike) -> Float[Array, "B H W C"]
             f"the images have shape {array.shape}: expected (B, {', '.join(map(str, params.image_shape))}), "
             "channels last"
         )
-    # not (inside) is true of NaN too
-    if array.dtype != np.uint8 and (array.dtype.kind != "f" or not (array.min() >= 0 and array.max() <= 1)):
+    if array.dtype != np.uint8 and array.dtype.kind != "f":
         raise ValueError(f"the images have dtype {array.dtype}: expected uint8, or floats in [0, 1]")
+    if array.dtype != np.uint8 and not (array.min() >= 0 and array.max() <= 1):  # true of NaN too
+        wrong = np.flatnonzero(~((array >= 0) & (array <= 1)).reshape(len(array), -1).all(1))[0]
+        raise ValueError(
+            f"image {wrong} holds {'NaN' if np.isnan(array[wrong]).any() else 'values outside of [0, 1]'}: expected "
+            "floats in [0, 1], or uint8"
+        )
     return to_model(jnp.asarray(array), params.value_range)
 
 

@@ -11,6 +11,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ensdiff.attribution.audit import Audit, Recall
+from ensdiff.files import read_json
+from ensdiff.npyfiles import read_npz
 from ensdiff.typing import ArrayLike
 
 _ARRAYS = ("units", "influence", "p_value", "q_value", "standard_error", "null_BL")
@@ -164,11 +166,18 @@ class Attribution:
 
         Raises:
             FileNotFoundError: one of the two files is missing.
+            ValueError: one is damaged, or was not written by `save`.
         """
         stem = pathlib.Path(path)
-        with np.load(_with(stem, ".npz")) as file:
-            arrays: dict[str, Any] = {name: file[name] if name in file.files else None for name in _ARRAYS}
-        values = json.loads(_with(stem, ".json").read_text())
+        file, values = read_npz(_with(stem, ".npz")), read_json(_with(stem, ".json"))
+        arrays: dict[str, Any] = {name: file.get(name) for name in _ARRAYS}
+        try:
+            return cls._from_values(values, arrays)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{stem}.json is not what Attribution.save writes: {error!r}") from error
+
+    @classmethod
+    def _from_values(cls, values: dict[str, Any], arrays: dict[str, Any]) -> "Attribution":
         sets = values["sets"]
         audit = values["audit"]
         if audit is not None:

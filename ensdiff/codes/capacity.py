@@ -69,6 +69,42 @@ def shares_capacity(shares: Sequence[int], weights: Sequence[int], units: int, r
     return Capacity(removals, float(expected), max(0, len(shares) - sum(heaviest)), None)
 
 
+class Remaining(NamedTuple):
+    """How many more units a code bears the removal of.
+
+    Args:
+        members: K that are left.
+        certain: so many units may be removed, whatever they are.
+        expected: so many random units may be removed with at least one survivor on average.
+        lost: units that all members saw, which can no longer be removed.
+    """
+
+    members: int
+    certain: int
+    expected: int
+    lost: int
+
+
+def remaining_capacity(weights: Sequence[int], shares: Sequence[int]) -> Remaining:
+    """What is left, from the weights of the words of the units that are still there, and the members' shares of them.
+
+    >>> remaining_capacity([2, 2, 2, 2, 2, 2], [3, 3, 3, 3])
+    Remaining(members=4, certain=1, expected=1, lost=0)
+    """
+    K, N = len(shares), len(weights)
+    heaviest = sorted(map(int, weights), reverse=True)
+    certain, seen = 0, 0
+    for weight in heaviest:
+        seen += weight
+        if seen >= K:
+            break
+        certain += 1
+    expected = 0
+    while expected < N and sum(_falling_ratio(N - int(n), N, expected + 1) for n in shares) >= 1:
+        expected += 1
+    return Remaining(K, certain, expected, sum(weight == K for weight in heaviest))
+
+
 def _falling_ratio(part: int, whole: int, m: int) -> Fraction:
     """C(part, m) / C(whole, m): the chance that m distinct draws from the whole all fall into the part."""
     ratio = Fraction(1)

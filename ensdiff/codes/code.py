@@ -22,7 +22,8 @@ from ensdiff.codes.capacity import Capacity, deletion_capacity, shares_capacity
 from ensdiff.codes.errors import NoSurvivorError, fitting_weights, smallest_members, some
 from ensdiff.codes.hierarchy import check_groups, item_words
 from ensdiff.codes.matrix import check_matrix
-from ensdiff.codes.serial import from_dict, to_dict
+from ensdiff.codes.part import only
+from ensdiff.codes.serial import MAX_MEMBERS, from_dict, to_dict
 from ensdiff.codes.unowned import unowned_words
 from ensdiff.combinations import unrank
 from ensdiff.permute import derive_key, permute
@@ -34,13 +35,13 @@ class Groups:
 
     Args:
         count: G.
-        weight: ones in each group's word.
+        weight: ones in each group's word; None where they differ.
         of_unit: the group of each unit, as the bytes of little-endian int32.
         packed: the groups' words, eight entries a byte.
     """
 
     count: int
-    weight: int
+    weight: int | None
     of_unit: bytes
     packed: bytes
 
@@ -90,8 +91,10 @@ class Code:
         """
         members, units = operator.index(members), operator.index(units)
         weight = members // 2 if weight is None else operator.index(weight)
-        if members < 2:
-            raise ValueError(f"members={members}: an encoded ensemble needs at least 2 members")
+        if not 2 <= members <= MAX_MEMBERS:
+            raise ValueError(
+                f"members={members}: an encoded ensemble needs at least 2 members, and codes have at most {MAX_MEMBERS}"
+            )
         if not 1 <= weight < members:
             raise ValueError(f"weight={weight}: expected 1 .. {members - 1}, so that {members} members leave survivors")
         if units < 1:
@@ -187,6 +190,20 @@ class Code:
     def undivided(cls, units: int) -> "Code":
         """One member that sees every unit: an ordinary model, for comparison. Nothing can be removed from it."""
         return cls(1, units, 1, 0, np.packbits(np.ones((units, 1), np.uint8), axis=1).tobytes())
+
+    def only(self, members: Sequence[int]) -> "Code":
+        """The code of some of the members, in the given order: what is left when the others are gone.
+
+        Its words are stored, of mixed weights. Words of zeros belong to units that none of these members saw, words of
+        ones to units that can no longer be removed, and units may share a word.
+
+        Raises:
+            ValueError: no members, an unknown one, or one twice.
+
+        >>> Code.balanced(members=4, units=6).only([1, 3]).members
+        2
+        """
+        return only(self, Groups, members)
 
     def __repr__(self) -> str:
         kind = "stored" if self.packed is not None else f"key {self.key:#018x}"

@@ -5,6 +5,11 @@ import math
 import operator
 from typing import Any
 
+import numpy as np
+
+MAX_MEMBERS = 2**16
+"""Of any code: numbers of words of far longer ones would take forever to compute."""
+
 
 def to_dict(code: Any) -> dict[str, Any]:
     """What `Code.to_dict` does."""
@@ -27,6 +32,8 @@ def from_dict(cls: Any, groups_class: Any, values: dict[str, Any]) -> Any:
     """What `Code.from_dict` does."""
     try:
         K, N, weight = operator.index(values["members"]), operator.index(values["units"]), values["weight"]
+        if not 1 <= K <= MAX_MEMBERS or N < 1:
+            raise ValueError(f"{K} members and {N} units: expected 1 .. {MAX_MEMBERS} members, and at least one unit")
         if "matrix" not in values:
             if not (0 < operator.index(weight) < K and 0 < N <= math.comb(K, weight)):
                 raise ValueError(f"{K} members of weight {weight} cannot hold {N} units")
@@ -43,7 +50,7 @@ def from_dict(cls: Any, groups_class: Any, values: dict[str, Any]) -> Any:
             None if weight is None else operator.index(weight),
             0,
             packed,
-            None if names is None else tuple(names),
+            None if names is None else tuple(map(str, names)),
             _read_groups(groups_class, values["groups"], K, N) if "groups" in values else None,
         )
         if weight is not None and any((words.sum(1) != weight).any() for _, words in code.chunks()):
@@ -55,7 +62,13 @@ def from_dict(cls: Any, groups_class: Any, values: dict[str, Any]) -> Any:
 
 def _read_groups(groups_class: Any, values: dict[str, Any], members: int, units: int) -> Any:
     of_unit, packed = (base64.b64decode(values[name], validate=True) for name in ("of_unit", "matrix"))
-    groups = groups_class(operator.index(values["count"]), operator.index(values["weight"]), of_unit, packed)
+    weight = values["weight"]
+    groups = groups_class(
+        operator.index(values["count"]), None if weight is None else operator.index(weight), of_unit, packed
+    )
     if len(of_unit) != 4 * units or len(packed) != groups.count * -(-members // 8):
         raise ValueError(f"the groups have {len(of_unit)} and {len(packed)} bytes, which do not fit")
+    numbers = np.frombuffer(of_unit, "<i4")
+    if numbers.min() < 0 or numbers.max() >= groups.count:
+        raise ValueError(f"groups {numbers.min()} .. {numbers.max()}: expected 0 .. {groups.count - 1}")
     return groups

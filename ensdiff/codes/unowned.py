@@ -96,6 +96,7 @@ def _count(code: "Code", n: int | None, free: int, owned: int, weight: int | Non
             f"{n} unowned code words asked for, but {owned} units leave only {free} of "
             f"C({code.members}, {weight}); {smallest_members(owned + n)} members would do"
             + fitting_weights(code.members, owned + n)
+            + ". For an attribution without p-values ask for null=0"
         )
     return n
 

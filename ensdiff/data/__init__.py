@@ -1,11 +1,13 @@
 """Data sets, units, per-member splits and index streams."""
 
 from ensdiff.data.dataset import Dataset, from_images
+from ensdiff.data.manifest import Manifest
 from ensdiff.data.readers import arrays, digits, fashion_mnist, folder, load, mnist5k, npz, tfds
 from ensdiff.data.splits import Splits, batch_indices
 
 __all__ = [
     "Dataset",
+    "Manifest",
     "Splits",
     "arrays",
     "batch_indices",

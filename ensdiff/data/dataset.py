@@ -2,12 +2,13 @@
 
 import dataclasses
 import functools
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int, UInt8
+
+from ensdiff.data.manifest import Manifest, hash_item
 
 
 class ItemNames(Sequence[str]):
@@ -87,13 +88,46 @@ class Dataset:
         labels = None if self.labels is None else self.labels[items]
         return Dataset(self.images[items], unit_of_item.reshape(-1), names, self.name, labels)
 
+    def manifest(self) -> Manifest:
+        """The content hash and the unit of every item."""
+        hashes = np.array([hash_item(image) for image in self.images], "S64")
+        return Manifest(self.shape, self.unit_of_item.astype(np.int64), hashes)
+
     def digest(self) -> str:
-        """SHA-256 of the images and their units, as hexadecimal digits."""
-        state = hashlib.sha256(repr(self.images.shape).encode())
-        for start in range(0, self.items, 4096):
-            state.update(np.ascontiguousarray(self.images[start : start + 4096]).tobytes())
-        state.update(self.unit_of_item.astype("<i8").tobytes())
-        return state.hexdigest()
+        """SHA-256 of the manifest, so of the images and their units, as hexadecimal digits."""
+        return self.manifest().digest()
+
+    def align(self, manifest: Manifest, absent: Collection[int] = ()) -> "Dataset":
+        """The items of a manifest, in its order, found here by their content.
+
+        Args:
+            manifest: of the data that a run was trained on.
+            absent: units whose items may be missing, because they were deleted; they become black images.
+
+        Returns:
+            A data set with the manifest's items and units. Labels are kept, and -1 for what is missing.
+
+        Raises:
+            ValueError: an item of another unit is missing, or the images are of another size.
+        """
+        if self.shape != manifest.shape:
+            raise ValueError(f"the data are images of {self.shape}, the manifest's of {manifest.shape}")
+        place = {content: i for i, content in enumerate(self.manifest().sha256.tolist())}
+        found = np.array([place.get(content, -1) for content in manifest.sha256.tolist()])
+        lost = np.flatnonzero((found < 0) & ~np.isin(manifest.unit_of_item, list(absent)))
+        if len(lost):
+            item = int(lost[0])
+            raise ValueError(
+                f"{len(lost)} training items are not among the data, the first is item {item} of unit "
+                f"{manifest.unit_of_item[item]}: give the data that the run was trained on"
+            )
+        images = np.where((found >= 0)[:, None, None, None], self.images[found], np.uint8(0))
+        labels = None if self.labels is None else np.where(found >= 0, self.labels[found], -1)
+        names = [f"unit {i}" for i in range(int(manifest.unit_of_item.max()) + 1)]
+        for item, here in enumerate(found):
+            if here >= 0:
+                names[manifest.unit_of_item[item]] = self.unit_names[int(self.unit_of_item[here])]
+        return Dataset(images, manifest.unit_of_item, names, self.name, labels)
 
     def __repr__(self) -> str:
         H, W, C = self.shape
@@ -121,7 +155,10 @@ def from_images(
     Raises:
         ValueError: what was given, what was expected, and how to mend it.
     """
-    images = np.asanyarray(images)
+    try:
+        images = np.asanyarray(images)
+    except ValueError as error:
+        raise ValueError(f"the images are not one array, perhaps because their sizes differ: {error}") from error
     if images.ndim == 3:
         images = images[..., None]
     if images.ndim != 4 or 0 in images.shape:
@@ -160,7 +197,10 @@ def from_images(
 def _units(items: int, groups: Any) -> tuple[np.ndarray, Sequence[str]]:
     if groups is None:
         return np.arange(items), ItemNames(items)
-    groups = np.asarray(groups)
+    try:
+        groups = np.asarray(groups)
+    except ValueError as error:
+        raise ValueError(f"the groups are not one array: expected one string or integer an image: {error}") from error
     if groups.shape != (items,):
         raise ValueError(f"groups have shape {groups.shape}: expected ({items},), one value an image")
     if groups.dtype.kind not in "iuUSb":

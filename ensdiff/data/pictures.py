@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import warnings
 from typing import Any, Literal
 
 import numpy as np
@@ -10,8 +11,10 @@ from jaxtyping import UInt8
 from ensdiff.data.dataset import Dataset, from_images
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
+"""What is decoded, whatever a file is called: Pillow would start Ghostscript for one that holds PostScript."""
 MAX_PIXELS = 2**26
-"""Pixels of the largest picture that `folder` decodes; below Pillow's own limit, so that it only ever warns."""
+"""Pixels of the largest picture that `folder` decodes; Pillow's own limit, which it only warns of, is above."""
 
 
 def folder(
@@ -66,15 +69,19 @@ def read_pictures(
         raise ValueError(f"size={size}: expected at least 1 pixel, or None for the pictures as they are")
     files = _files(root)
     if not files:
-        raise ValueError(f"{root} holds no pictures; looked for {', '.join(SUFFIXES)} in it and its subfolders")
+        raise ValueError(
+            f"{root} holds no pictures; looked for {', '.join(SUFFIXES)} in it and its subfolders, links left out"
+        )
     names = [str(file.relative_to(root)) for file in files]
     images: list[np.ndarray] = []
     for file, name in zip(files, names, strict=True):
         try:
-            with Image.open(file) as picture:
-                if picture.width * picture.height > MAX_PIXELS:
-                    raise ValueError(f"{picture.width}x{picture.height} pixels is more than {MAX_PIXELS}")
-                pixels = _decode(picture, size, mode)
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                with Image.open(file, formats=FORMATS) as picture:
+                    if picture.width * picture.height > MAX_PIXELS:
+                        raise ValueError(f"{picture.width}x{picture.height} pixels is more than {MAX_PIXELS}")
+                    pixels = _decode(picture, size, mode)
         except Exception as error:
             raise ValueError(f"{file} cannot be read as a picture: {error}") from error
         if images and pixels.shape != images[0].shape:

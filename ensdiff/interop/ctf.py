@@ -15,6 +15,7 @@ header (POSIX pax, which other readers pass over), and a part that does not matc
 import contextlib
 import hashlib
 import io
+import itertools
 import json
 import math
 import os
@@ -66,9 +67,14 @@ class Universe:
         try:
             self._tar = tarfile.open(self.path, "r:")  # noqa: SIM115 - closed by close(); never a compressed one
             members = self._tar.getmembers()
-        except (tarfile.TarError, EOFError, OSError, ValueError) as error:
+        except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError) as error:
             raise ValueError(f"{self.path} is not a plain tar file, or is cut short: {error}") from error
-        self._members = {member.name.removeprefix("./"): member for member in members if member.isfile()}
+        size = self.path.stat().st_size
+        self._members = {  # a sparse member may claim to be of any size
+            member.name.removeprefix("./"): member
+            for member in members
+            if member.isfile() and not member.issparse() and 0 <= member.size <= size
+        }
         self._summed = any(_SUM in member.pax_headers for member in members)
         try:
             self._open()
@@ -87,7 +93,8 @@ class Universe:
         missing = [
             name for name in ("factual.png", *([] if not self._one else ["training_set.png"])) if not self._has(name)
         ]
-        missing += [name for i in range(self.units) if not self._has(name := f"leave_{i + 1}_out.png")][:3]
+        absent = (name for i in range(self.units) if not self._has(name := f"leave_{i + 1}_out.png"))
+        missing += itertools.islice(absent, 3)
         if missing:
             raise ValueError(f"{self.path} is not whole: {', '.join(missing[:3])} is missing")
         self._train: list[tuple[str, int]] = []
@@ -153,7 +160,7 @@ class Universe:
             content = file.read()
         except KeyError:
             raise ValueError(f"{self.path} is not a counterfactual universe: {name} is missing") from None
-        except (tarfile.TarError, EOFError, OSError) as error:
+        except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError) as error:
             raise ValueError(f"{self.path}: {name} cannot be read: {error}") from error
         expected = self._members[name].pax_headers.get(_SUM)
         if self._summed and expected != hashlib.sha256(content).hexdigest():
@@ -163,7 +170,7 @@ class Universe:
     def _config(self) -> dict[str, Any]:
         try:
             config = json.loads(self._read("config.json"))
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
             raise ValueError(f"{self.path}: config.json is not JSON: {error}") from error
         if not isinstance(config, dict) or not isinstance(config.get("Format"), str):
             raise ValueError(f"{self.path}: config.json says no Format")
@@ -186,7 +193,7 @@ class Universe:
                 if picture.mode != _MODES.get(C):
                     raise ValueError(f"a picture of mode {picture.mode}: expected {C} channels of 8 bits")
                 pixels = np.asarray(picture)
-        except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        except Exception as error:  # what a damaged picture raises is not limited
             raise ValueError(f"{self.path}: {name} cannot be used: {error}") from error
         tiles = pixels.reshape(height // H, H, width // W, W, C).transpose(0, 2, 1, 3, 4)
         return tiles.reshape(-1, H, W, C)[:count]

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ensdiff.ensemble import Ensemble
+from ensdiff.files import read_json as read_file
 from ensdiff.interop.tensors import CodeLike, Style, read_state_dict, stack, unstack, write_state_dict
 from ensdiff.schedule import SamplerConfig, Schedule
 from ensdiff.stored import describe, from_description
@@ -302,10 +303,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
         FileNotFoundError: no such file.
         ValueError: not JSON, or not an object.
     """
-    try:
-        content = json.loads(path.read_text())
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not a JSON file: {error}") from error
+    content = read_file(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}: expected an object with named values")
     return content

@@ -6,19 +6,18 @@ names by records of what they were given, and refuses every other. The array is 
 """
 
 import io
-import json
 import math
 import os
 import pathlib
 import pickle
 import re
-import zipfile
-import zlib
 from typing import Any
 
 import numpy as np
 
 from ensdiff.codes import Code
+from ensdiff.files import read_json
+from ensdiff.npyfiles import read_npy, read_npz
 
 SUFFIXES = (".npy", ".npz", ".pkl", ".pickle", ".json")
 
@@ -41,14 +40,14 @@ def read_code(path: str | os.PathLike, key: str | None = None) -> Code:
         raise ValueError(f"{path}: expected a code matrix in a file of type {', '.join(SUFFIXES)}")
     if path.suffix == ".json":
         try:
-            return Code.from_dict(json.loads(path.read_text()))
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path} is not a JSON file: {error}") from error
+            return Code.from_dict(read_json(path))
+        except RecursionError as error:
+            raise ValueError(f"{path} is not a code: {error}") from error
     try:
         matrix = _read(path, key)
-    except (OSError, EOFError, AttributeError, TypeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, MemoryError) as error:
         raise ValueError(f"{path} is damaged, or not a {path.suffix} file: {error!r}") from error
-    except (pickle.UnpicklingError, ValueError) as error:
+    except pickle.UnpicklingError as error:
         raise ValueError(f"{path}: {error}") from error
     try:
         return Code.from_matrix(matrix)
@@ -59,15 +58,16 @@ def read_code(path: str | os.PathLike, key: str | None = None) -> Code:
 def _read(path: pathlib.Path, key: str | None) -> np.ndarray:
     if path.suffix in (".pkl", ".pickle"):
         return read_pickled_array(path.read_bytes())
-    content = np.load(path, allow_pickle=False)
     if path.suffix == ".npy":
-        return content
-    with content as arrays:
-        names = list(arrays.files)
-        name = key or ("code" if "code" in names else names[0] if len(names) == 1 else None)
-        if name not in names:
-            raise ValueError(f"holds the arrays {names}: " + (f"there is no {key!r}" if key else "say which by key="))
-        return arrays[name]
+        return read_npy(path)
+    arrays = read_npz(path)
+    names = list(arrays)
+    name = key or ("code" if "code" in names else names[0] if len(names) == 1 else None)
+    if name not in names:
+        raise ValueError(
+            f"{path} holds the arrays {names}: " + (f"there is no {key!r}" if key else "say which by key=")
+        )
+    return arrays[name]
 
 
 class _Dtype:

@@ -1,0 +1,85 @@
+"""A smaller run, without the members that saw some units."""
+
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Collection
+
+import jax
+import numpy as np
+
+from ensdiff.certificate.certificate import NAME, Certificate, _given, certify
+from ensdiff.certificate.replay import read_state
+from ensdiff.certificate.run import FILES, Run
+from ensdiff.certificate.sections import Facts
+from ensdiff.checkpoint import RunDirectory, read_metrics
+from ensdiff.integrity import seal_line
+from ensdiff.storage import write_atomically
+from ensdiff.train_step import TrainState
+
+
+def forget(run: str | os.PathLike, units: Collection[int], out: str | os.PathLike) -> Certificate:
+    """Write a run without the members that saw the units: nothing of them is in it, and the run is left as it is.
+
+    The new run loads, samples and attributes like any other. It keeps the numbers that its members were trained under,
+    and the code over all members, so that their training can still be checked and replayed. Its own code is that code
+    without the columns of the members that are gone; units keep their ids. Sample grids, reports and TensorBoard files
+    are not taken over, because all members made them.
+
+    Args:
+        run: a run that `ensdiff.train` wrote, or one that has forgotten units already.
+        units: the ids of the units, forgotten together.
+        out: a new directory; it appears only when it is whole.
+
+    Returns:
+        The certificate of all units that were forgotten, which is in the new run too, as ``certificate.json``.
+
+    Raises:
+        FileExistsError: ``out`` exists and is not an empty folder.
+        ValueError: unknown units, or units that are forgotten already; a damaged run.
+        NoSurvivorError: every member saw some of the units.
+    """
+    old, out = Run.open(run), pathlib.Path(out)
+    if jax.process_count() > 1:
+        raise ValueError("forgetting is one process's work: run it in one")
+    wanted = _given(units)
+    again = sorted({int(i) for i in wanted} & set(old.forgotten)) if all(isinstance(i, int) for i in wanted) else []
+    if again:
+        raise ValueError(f"units {again} are forgotten already: {old.path} was made without them")
+    facts = Facts(old, [*wanted, *old.forgotten] if wanted else [])
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FileExistsError(f"{out} exists already; choose a new folder")
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        _write(old, facts, partial)
+        certificate = certify(partial, facts.units)
+        certificate.save(partial / NAME)
+        os.replace(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return certificate
+
+
+def _write(old: Run, facts: Facts, path: pathlib.Path) -> None:
+    place = [old.held.index(k) for k in facts.survivors]
+    description = {
+        **old.description,
+        "code": old.ensemble.code.only(place).to_dict(),
+        "origin": {"members": facts.survivors, "forgotten": facts.units, "code": old.code.to_dict()},
+    }
+    with RunDirectory.open(path, keep=len(old.steps), resume=False) as new:
+        new.adopt(json.loads(json.dumps(description)))
+        for step in old.steps:
+            state = read_state(old, step)
+            new.save(step, TrainState(*jax.tree.map(lambda leaf: np.ascontiguousarray(leaf[place]), tuple(state))))
+    for name in FILES:
+        if name != "run.json" and (old.path / name).is_file():
+            shutil.copyfile(old.path / name, path / name)
+    lines = [
+        {name: [value[i] for i in place] if name.endswith("_K") else value for name, value in line.items()}
+        for line in read_metrics(old.path)
+    ]
+    if lines:
+        write_atomically(path / "metrics.jsonl", "".join(seal_line(line) + "\n" for line in lines))

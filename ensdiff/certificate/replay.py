@@ -1,0 +1,154 @@
+"""Training the last steps of a run anew, and comparing bit for bit.
+
+A member's parameters are a function of its own data, number and keys, but their *bits* are a function of the compiled
+program too. So the same program runs: all members that were trained, in the same places of a mesh of the same shape.
+Members that the run no longer holds, or that saw the units, are there as stand-ins with initial parameters; causal
+isolation is what makes them irrelevant.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh
+from jax.sharding import PartitionSpec as P
+from orbax.checkpoint import v1 as ocp
+
+from ensdiff.certificate.run import Run, first_line
+from ensdiff.data import Dataset, Splits
+from ensdiff.ensemble import on_mesh, pace
+from ensdiff.environment import environment
+from ensdiff.train import TrainState, init_state, make_batch, make_train_step
+
+
+def start_of_replay(run: Run, steps: int) -> int:
+    """The oldest checkpoint from which the newest is at most so many steps away; 0 is the initialisation.
+
+    Raises:
+        ValueError: none is so near.
+    """
+    starts = [step for step in (0, *run.steps) if step < run.last]
+    near = [step for step in starts if run.last - step <= steps]
+    if not near:
+        raise ValueError(
+            f"--replay={steps}: the run keeps checkpoints {', '.join(map(str, run.steps))}, so at least "
+            f"{run.last - max(starts)} steps must be trained anew"
+        )
+    return min(near)
+
+
+def replay(run: Run, data: Dataset, members: list[int], steps: int) -> tuple[int, list[str]]:
+    """Train anew from an earlier checkpoint to the newest; what differs at each checkpoint on the way.
+
+    Args:
+        run: the run.
+        data: its training data, of which forgotten units may be missing.
+        members: that are compared, by their numbers.
+        steps: at most so many.
+
+    Returns:
+        The step it began at, and a line for each member and part of its state that differs.
+
+    Raises:
+        ValueError: no checkpoint is near enough, the data are others, or there are too few devices.
+    """
+    start = start_of_replay(run, steps)
+    aligned = data.align(run.manifest, absent=_absent(run, members))
+    splits = Splits.build(aligned, run.code)
+    state, differences = None, []
+    for first, last, place in _segments(run, start):
+        mesh = _mesh(place)
+        model, schedule, config = run.ensemble.model, run.ensemble.schedule, run.config
+        step_fn = make_train_step(model, schedule, config, mesh)
+        state = _state(run, start, mesh) if state is None else on_mesh(state, mesh)
+        for step in range(first, last):
+            batch = on_mesh(make_batch(aligned, splits, config, step), mesh, P("member", "data"))
+            state, metrics = step_fn(state, batch, np.int32(step))
+            if mesh.shape["data"] > 1:
+                pace(metrics, mesh)
+            if step + 1 in run.steps:
+                differences += _compare(run, step + 1, state, members)
+        other = [
+            f"{name}: {place.get(name)!r}, here {value!r}"
+            for name, value in environment(mesh).items()
+            if name != "mesh" and value != place.get(name)
+        ]
+        if differences and other:
+            differences.append(
+                "the bits are those of the place of training only, and this is another: " + "; ".join(other)
+            )
+    return start, differences
+
+
+def _absent(run: Run, members: list[int]) -> list[int]:
+    """Units that none of the members saw."""
+    rows = run.code.matrix()[:, members]
+    return np.flatnonzero(~rows.any(1)).tolist()
+
+
+def _segments(run: Run, start: int) -> Iterator[tuple[int, int, dict[str, Any]]]:
+    """Steps from ``start`` to the newest checkpoint, by where they were trained."""
+    bounds = [place["step"] for place in run.environments[1:]] + [run.last]
+    for place, end in zip(run.environments, bounds, strict=True):
+        first, last = max(start, place["step"]), min(end, run.last)
+        if first < last:
+            yield first, last, place
+
+
+def _mesh(place: dict[str, Any]) -> Mesh:
+    m, d = place["mesh"]["member"], place["mesh"]["data"]
+    devices = jax.local_devices()
+    if len(devices) < m * d:
+        raise ValueError(
+            f"the run was trained on {m * d} devices ({m} member shards, {d} data shards), here are {len(devices)}: "
+            f"the same program needs as many; on a CPU set JAX_NUM_CPU_DEVICES={m * d}"
+        )
+    grid = np.array(devices[: m * d], dtype=object).reshape(m, d)
+    return Mesh(grid, ("member", "data"), axis_types=(AxisType.Auto,) * 2)
+
+
+def _state(run: Run, step: int, mesh: Mesh) -> TrainState:
+    """All members' state at a step: the initial one, over it what the checkpoint holds."""
+    initial = init_state(run.ensemble.model, run.ensemble.image_shape, run.code.members, run.config, mesh)
+    if step == 0:
+        return initial
+
+    def place(leaf: jax.Array, held: np.ndarray) -> np.ndarray:
+        whole = np.array(leaf)
+        whole[list(run.held)] = held
+        return whole
+
+    return on_mesh(jax.tree.map(place, initial, read_state(run, step)), mesh)
+
+
+def read_state(run: Run, step: int) -> TrainState:
+    """The whole training state of the held members, NumPy arrays.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    K = len(run.held)
+    shapes = jax.eval_shape(lambda: init_state(run.ensemble.model, run.ensemble.image_shape, K, run.config))
+    tree = {"params": shapes.params, "opt_state": shapes.opt_state}
+    tree |= {} if shapes.ema is None else {"ema": shapes.ema}
+    abstract = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), tree)
+    try:
+        found = ocp.load(run.folder(step), abstract)
+    except Exception as error:  # what a damaged checkpoint raises is not limited
+        raise ValueError(f"checkpoints/{step} cannot be read: {first_line(error)}") from error
+    return TrainState(found["params"], found["opt_state"], found.get("ema"))
+
+
+def _compare(run: Run, step: int, state: TrainState, members: list[int]) -> list[str]:
+    """A line for each member and part of the state that has other bits than the checkpoint's."""
+    stored, out = read_state(run, step), []
+    for part in TrainState._fields:
+        mine, theirs = jax.tree.leaves(getattr(state, part)), jax.tree.leaves(getattr(stored, part))
+        for k in members:
+            here = run.held.index(k)
+            pairs = [(np.asarray(a)[k], b[here]) for a, b in zip(mine, theirs, strict=True)]
+            if any(a.tobytes() != b.tobytes() for a, b in pairs):
+                largest = max(float(np.max(np.abs(a.astype(np.float64) - b))) for a, b in pairs)
+                out.append(f"replay: {part} of member {k} at step {step} differs, by up to {largest:.3g}")
+    return out

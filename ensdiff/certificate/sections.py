@@ -1,0 +1,226 @@
+"""The content of a certificate, section by section, computed from a run.
+
+Making a certificate and checking one are the same computation: to check, every section is computed anew and compared.
+"""
+
+import functools
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ensdiff.certificate.run import Run, member_hashes
+from ensdiff.certificate.streams import Streams, read_streams
+from ensdiff.codes import NoSurvivorError
+from ensdiff.codes.capacity import remaining_capacity
+
+LIMITS = (
+    "It is about these members of this run. Other copies of the models, other runs and samples that were drawn before "
+    "are not covered.",
+    "It trusts the trainer and the data manifest: what the program that trained really read is shown only for the "
+    "steps that --replay trains anew, on this machine's build of the libraries.",
+    "It is about the units' own items. Pictures that look the same, other crops or edits of them, and what others "
+    "wrote or drew after them, belong to other units; of these only copies that agree in every byte are found.",
+    "What was chosen by looking at all the data, such as the architecture and the learning rate, may depend on the "
+    "units.",
+    "It is not signed: who can change the run and the certificate together can make both agree. Keep the "
+    "certificate's digest where they cannot change it.",
+)
+"""What a certificate does not prove; a change of the words needs a new `FORMAT`."""
+
+
+class Facts:
+    """A run and the units that it is to be free of.
+
+    Args:
+        run: the run.
+        units: ids.
+
+    Raises:
+        ValueError: unknown units, or none.
+        NoSurvivorError: every member of the run saw some of them.
+    """
+
+    def __init__(self, run: Run, units: Sequence[int]):
+        self.run = run
+        if not len(units):
+            raise ValueError("no units given: expected the ids of the units to be forgotten, such as units=[3]")
+        saw_K = run.code.rows(list(units)).sum(0)
+        self.units = sorted({int(i) for i in units})
+        self.survivors = [k for k in run.held if not saw_K[k]]
+        if not self.survivors:
+            try:
+                run.ensemble.code.ablate([self.units])
+            except NoSurvivorError as error:
+                raise NoSurvivorError(f"{run.path}: {error}") from None
+
+    def items(self) -> np.ndarray:
+        """Indices of the units' items."""
+        return np.flatnonzero(np.isin(self.run.manifest.unit_of_item, self.units))
+
+    def streams_of(self, members: Sequence[int]) -> Streams:
+        """The draws of members over all steps."""
+        config = self.run.config
+        return read_streams(
+            self.run.code, self.run.manifest, self.units, members,
+            seed=config.seed, batch=config.batch_size, steps=self.run.last,
+        )  # fmt: skip
+
+    @functools.cached_property
+    def streams(self) -> Streams:
+        """The survivors' draws."""
+        return self.streams_of(self.survivors)
+
+
+def claim(facts: Facts) -> str:
+    """What is certified, in words."""
+    run = facts.run
+    gone = "the run holds no other member" if set(run.held) == set(facts.survivors) else "the run holds others too"
+    members, units = (", ".join(map(str, ids)) for ids in (facts.survivors, facts.units))
+    return (
+        f"Members {members} were trained for {run.last} steps of {run.config.batch_size} draws each, and no draw is "
+        f"an item of units {units}; {gone}."
+    )
+
+
+def units(facts: Facts) -> list[dict[str, Any]]:
+    """The units, with their code words and the content of their items."""
+    manifest = facts.run.manifest
+    words = facts.run.code.rows(facts.units)
+    out = []
+    for unit, word in zip(facts.units, words, strict=True):
+        items = np.flatnonzero(manifest.unit_of_item == unit)
+        hashes = [{"item": int(i), "sha256": manifest.sha256[i].decode()} for i in items]
+        out.append({"id": unit, "word": "".join(map(str, word)), "items": hashes})
+    return out
+
+
+def code(facts: Facts) -> dict[str, Any]:
+    """The code over all members that were trained."""
+    values = facts.run.code.to_dict()
+    long = {name: hashlib.sha256(repr(values.pop(name)).encode()).hexdigest() for name in LONG if name in values}
+    return {**values, **{f"{name}_sha256": value for name, value in long.items()}}
+
+
+LONG = ("matrix", "groups", "names")
+"""Fields of a stored code that are given by their hash."""
+
+
+def members(facts: Facts) -> dict[str, Any]:
+    """Who was trained, who is here, and who saw none of the units."""
+    run = facts.run
+    return {"trained": run.code.members, "held": list(run.held), "survivors": facts.survivors}
+
+
+def config(facts: Facts) -> dict[str, Any]:
+    """How the members were trained, the same in ``run.json`` and in the checkpoint.
+
+    Raises:
+        ValueError: they differ; names the fields.
+    """
+    run = facts.run
+    names = ("format", "model", "schedule", "code", "image_shape", "value_range", "train", "data", "origin")
+    inside = run.metadata.custom_metadata or {}
+    here, there = ({name: d[name] for name in names if name in d} for d in (run.description, inside))
+    differences = compare(here, there, ("run.json", f"checkpoints/{run.last}"))
+    if differences:
+        raise ValueError("; ".join(differences))
+    chosen = ("format", "ensdiff", "model", "schedule", "image_shape", "value_range", "train")
+    return {name: run.description[name] for name in chosen}
+
+
+def data(facts: Facts) -> dict[str, Any]:
+    """The training data; the digest is that of the manifest."""
+    _ = facts.run.manifest  # checked against the digest
+    return facts.run.description["data"]
+
+
+def copies(facts: Facts) -> list[dict[str, int]]:
+    """Items of other units that survivors saw and that agree with an item of the units in every byte."""
+    manifest = facts.run.manifest
+    own = {manifest.sha256[i]: int(manifest.unit_of_item[i]) for i in facts.items()}
+    same = np.flatnonzero(np.isin(manifest.sha256, list(own)) & ~np.isin(manifest.unit_of_item, facts.units))
+    seen = facts.run.code.rows(manifest.unit_of_item[same])[:, facts.survivors].sum(1)
+    return [
+        {"item": int(i), "unit": int(manifest.unit_of_item[i]), "of_unit": own[manifest.sha256[i]]}
+        for i in same[seen > 0]
+    ]
+
+
+def streams(facts: Facts) -> dict[str, Any]:
+    """Hashes of every survivor's draws over all steps."""
+    run = facts.run
+    return {
+        "seed": run.config.seed,
+        "batch_size": run.config.batch_size,
+        "steps": run.last,
+        "sha256": {str(k): value for k, value in facts.streams.sha256.items()},
+    }
+
+
+def parameters(facts: Facts) -> dict[str, Any]:
+    """Hashes of every survivor's parameters, average and optimiser state at the newest checkpoint."""
+    run = facts.run
+    sha256: dict[str, dict[str, str]] = {str(k): {} for k in facts.survivors}
+    for part, tree in sorted(run.arrays().items()):
+        hashes = dict(zip(run.held, member_hashes(tree, len(run.held)), strict=True))
+        for k in facts.survivors:
+            sha256[str(k)][part] = hashes[k]
+    return {"step": run.last, "sha256": sha256}
+
+
+def trained_on(facts: Facts) -> list[dict[str, Any]]:
+    """Devices and versions, from each step on."""
+    return list(facts.run.environments)
+
+
+def capacity(facts: Facts) -> dict[str, int]:
+    """How many more units the survivors bear the removal of."""
+    rest = np.setdiff1d(np.arange(facts.run.code.units), [*facts.units, *facts.run.forgotten])
+    if not len(rest):
+        return remaining_capacity([], [0] * len(facts.survivors))._asdict()
+    words = facts.run.code.rows(rest)[:, facts.survivors]
+    return remaining_capacity(words.sum(1, dtype=int).tolist(), words.sum(0, dtype=int).tolist())._asdict()
+
+
+def limits(facts: Facts) -> list[str]:
+    """What is not proved."""
+    return list(LIMITS)
+
+
+SECTIONS: dict[str, Callable[[Facts], Any]] = {
+    section.__name__: section
+    for section in (
+        claim, units, code, members, config, data, copies, streams, parameters, trained_on, capacity, limits
+    )
+}  # fmt: skip
+
+
+def compare(one: Any, other: Any, names: tuple[str, str], place: str = "") -> list[str]:
+    """A line for each field in which two JSON values differ."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        out = []
+        for key in [*one, *(key for key in other if key not in one)]:
+            inside = f"{place}.{key}" if place else str(key)
+            if key not in other:
+                out.append(f"{inside}: {names[0]} says {_short(one[key])}, {names[1]} has no such field")
+            elif key not in one:
+                out.append(f"{inside}: {names[0]} has no such field, {names[1]} says {_short(other[key])}")
+            else:
+                out += compare(one[key], other[key], names, inside)
+        return out
+    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        return [
+            line
+            for i, (a, b) in enumerate(zip(one, other, strict=True))
+            for line in compare(a, b, names, f"{place}[{i}]")
+        ]
+    if type(one) is type(other) and one == other:
+        return []
+    return [f"{place}: {names[0]} says {_short(one)}, {names[1]} says {_short(other)}"]
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 90 else f"{text[:70]}... ({len(text)} characters)"

@@ -1,0 +1,56 @@
+"""Types of the fields of settings, so that a wrong one is named where it is given."""
+
+import dataclasses
+import functools
+import math
+import numbers
+import types
+import typing
+from collections.abc import Hashable
+from typing import Any
+
+
+def check_fields(settings: Any) -> None:
+    """Check every field of a settings dataclass against its annotation; for ``__post_init__``.
+
+    Raises:
+        ValueError: a field of another type, or a number that is not finite; says the field, the value and what was
+            expected.
+    """
+    kind: Any = type(settings)
+    for name, hint in _hints(kind).items():
+        value = getattr(settings, name)
+        if not _fits(value, hint):
+            raise ValueError(f"{name}={value!r}: expected {_words(hint)}")
+
+
+@functools.cache
+def _hints(kind: Hashable) -> dict[str, Any]:
+    hints = typing.get_type_hints(kind)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, inside = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, one) for one in inside)
+    if origin is typing.Literal:
+        return any(_fits(value, type(one)) for one in inside)  # which of them is the class's own check
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(one, inside[0]) for one in value)
+    if hint is float:
+        return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    if hint is int:
+        return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def _words(hint: Any) -> str:
+    origin, inside = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join("None" if one is type(None) else _words(one) for one in inside)
+    if origin is typing.Literal:
+        return "one of " + ", ".join(map(repr, inside))
+    if origin is tuple:
+        return f"a tuple of {_words(inside[0]).split(' ', 1)[1]}s, such as (1, 2)"
+    return {int: "an integer", float: "a finite number", bool: "True or False", str: "a string"}[hint]

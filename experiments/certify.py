@@ -1,0 +1,92 @@
+"""Prove that members of a run never drew some training units, and check such a proof.
+
+Commands:
+  create   compute the certificate of --units from a run, and write it to RUN/certificate.json (or --certificate)
+  verify   check a certificate against a run: its files, its members' parameters, and every draw of every step
+
+Examples:
+  python -m experiments.certify create --run=runs/digits --units=3,7
+  python -m experiments.certify verify --run=runs/digits
+  python -m experiments.certify verify --run=runs/small --replay=500   # and train the last 500 steps anew
+  python -m experiments.certify verify --run=runs/small --digest=5f1c...   # the digest that you kept
+
+experiments.forget writes a run without the members that saw the units, with its certificate.
+Exit codes: 0 the certificate holds, 1 it does not (or an error).
+"""
+
+import pathlib
+
+from absl import flags
+
+from experiments import common
+
+common.define_data_flag()
+flags.adopt_module_key_flags(common)
+UNITS = flags.DEFINE_string("units", None, "The units, ids joined by commas.")
+CERTIFICATE = flags.DEFINE_string("certificate", None, "The certificate's file; by default RUN/certificate.json.")
+REPLAY = flags.DEFINE_integer(
+    "replay",
+    0,
+    "Train up to so many of the last steps anew, from a checkpoint (or the initialisation), and compare bit for bit. "
+    "It needs the training data, of which the units may be gone.",
+)
+DIGEST = flags.DEFINE_string("digest", None, "The digest that the certificate must have, from where you kept it.")
+
+
+def main(command: str) -> None:
+    """Create or verify."""
+    import jax
+
+    if jax.process_count() > 1:
+        raise ValueError("certificates are one process's work: run it in one")
+    path = pathlib.Path(CERTIFICATE.value) if CERTIFICATE.value else common.run_folder() / "certificate.json"
+    create(path) if command == "create" else verify(path)
+
+
+def create(path: pathlib.Path) -> None:
+    """Write a certificate."""
+    import ensdiff
+
+    if not UNITS.value:
+        raise ValueError("say which units by --units=..., ids joined by commas")
+    certificate = ensdiff.certify(common.run_folder(), common.unit_ids(UNITS.value))
+    certificate.save(path)
+    common.describe_certificate(certificate)
+    others = sorted(set(certificate.values["members"]["held"]) - set(certificate.survivors))
+    if others:
+        print(
+            f"the run still holds members {', '.join(map(str, others))}, which saw some of the units: "
+            "python -m experiments.forget writes a run without them"
+        )
+    print(f"wrote {path}\ncheck it: python -m experiments.certify verify --run={common.run_folder()}")
+
+
+def verify(path: pathlib.Path) -> None:
+    """Check a certificate; every difference is printed."""
+    from ensdiff.certificate import Certificate
+
+    certificate = Certificate.load(path)
+    if DIGEST.value is not None and certificate.values.get("digest") != DIGEST.value:
+        raise ValueError(
+            f"{path} has the digest {certificate.values.get('digest')}, not {DIGEST.value}: it is another certificate"
+        )
+    data = None
+    if REPLAY.value or flags.FLAGS.data:
+        data = common.all_data()
+        if data is None:
+            raise ValueError(f"{common.run_folder()} does not say what it was trained on: give --data=...")
+    result = certificate.verify(common.run_folder(), data=data, replay=REPLAY.value)
+    for failure in result.failures:
+        print(f"differs: {failure}")
+    if not result.ok:
+        raise ValueError(
+            f"{path} does not hold for {common.run_folder()}: {len(result.failures)} differences, listed above"
+        )
+    for line in result.checked:
+        print(f"checked: {line}")
+    common.describe_certificate(certificate)
+    print("the certificate holds")
+
+
+if __name__ == "__main__":
+    common.run(main, __doc__, commands=("create", "verify"))

@@ -1,0 +1,38 @@
+"""Write a smaller run, without the members that saw some training units: they are gone from its folder.
+
+Examples:
+  python -m experiments.forget --run=runs/digits --units=3 --out=runs/digits_without_3
+  python -m experiments.certify verify --run=runs/digits_without_3
+
+The new run loads, samples and attributes like any other, and holds its deletion certificate.
+"""
+
+from absl import flags
+
+from experiments import common
+
+flags.adopt_module_key_flags(common)
+UNITS = flags.DEFINE_string("units", None, "The units, ids joined by commas; they are forgotten together.")
+OUT = flags.DEFINE_string("out", None, "The new run directory.")
+
+
+def main() -> None:
+    """Forget, and say what is left."""
+    import ensdiff
+
+    run = common.run_folder()
+    if not UNITS.value or not OUT.value:
+        raise ValueError("say what to forget by --units=..., ids joined by commas, and where to write by --out=...")
+    certificate = ensdiff.forget(run, common.unit_ids(UNITS.value), OUT.value)
+    common.describe_certificate(certificate)
+    left = certificate.values["capacity"]
+    print(
+        f"{left['members']} members are left. They bear the removal of {left['certain']} more, whatever the units, and "
+        f"of {left['expected']} random ones on average; {left['lost']} units were seen by all of them and cannot be "
+        "removed any more"
+    )
+    print(f"wrote {OUT.value}, with its certificate.json; {run} still holds all of its members: delete it")
+
+
+if __name__ == "__main__":
+    common.run(main, __doc__)
