@@ -83,7 +83,7 @@ class UNetConfig:
             )
         if not self.multipliers or not all(0 < m <= 1024 for m in self.multipliers):
             raise ValueError(
-                f"multipliers={self.multipliers}: expected one positive multiplier a level, for example (1, 2)"
+                f"multipliers={self.multipliers}: expected one multiplier a level, each above 0, for example (1, 2)"
             )
         if self.norm_groups < 1 or not self.norm_epsilon > 0:
             raise ValueError(
