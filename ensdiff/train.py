@@ -52,6 +52,42 @@ def make_batch(
     return Batch(data.images[index_KB], splits.mask(index_KB, members))
 
 
+def stepper(
+    data: Dataset, splits: Splits, model: UNetConfig, schedule: Schedule, config: TrainConfig, mesh: Mesh
+) -> Callable[[TrainState, int, int], tuple[TrainState, StepMetrics]]:
+    """``(state, step, count) -> (state, metrics)``: ``count`` steps from ``step`` on, at most ``steps_per_call``.
+
+    The state is donated; the metrics have a leading axis of steps. Every process places its own part of the batches.
+    """
+    shape_KB = splits.code.members, config.batch_size
+    mine = hosts.local_block(mesh, P("member", "data"), shape_KB)
+    per_call = config.steps_per_call
+    step_fn = make_train_step(model, schedule, config, mesh)
+    steps_fn = make_train_steps(model, schedule, config, mesh)
+
+    def assemble(batch: Batch, spec: P, shape: tuple[int, ...]) -> Batch:
+        return Batch(
+            *(hosts.assemble(part, mesh, spec, shape + part.shape[len(shape) :]) for part in map(np.asarray, batch))
+        )
+
+    def call(state: TrainState, step: int, count: int) -> tuple[TrainState, StepMetrics]:
+        batches = [make_batch(data, splits, config, s, *mine) for s in range(step, step + count)]
+        if per_call == 1:
+            state, metrics = step_fn(state, assemble(batches[0], P("member", "data"), shape_KB), np.int32(step))
+            metrics_S = jax.tree.map(lambda a: a[None], hosts.local(metrics))
+        else:
+            batches += batches[-1:] * (per_call - count)
+            stacked = Batch(*(np.stack(part) for part in zip(*batches, strict=True)))
+            placed = assemble(stacked, P(None, "member", "data"), (per_call, *shape_KB))
+            state, metrics = steps_fn(state, placed, np.int32(step), np.int32(count))
+            metrics_S = jax.tree.map(lambda a: a[:count], hosts.local(metrics))
+        if mesh.shape["data"] > 1:  # then the step holds a collective
+            pace(metrics_S, mesh)
+        return state, metrics_S
+
+    return call
+
+
 def train(
     data: Dataset,
     code: Code,
@@ -110,26 +146,6 @@ def train(
 
     splits = Splits.build(data, code, hosts.local_members(mesh, code.members))
     state = init_state(model, data.shape, code.members, config, mesh)
-    shape_KB = (code.members, config.batch_size)
-    mine = hosts.local_block(mesh, P("member", "data"), shape_KB)
-    per_call = config.steps_per_call
-
-    def call(state: TrainState, step: int, count: int) -> tuple[TrainState, StepMetrics]:
-        """``count`` steps from ``step`` on; the metrics have a leading axis of steps."""
-        batches = [make_batch(data, splits, config, s, *mine) for s in range(step, step + count)]
-        if per_call == 1:
-            state, metrics = step_fn(state, assemble(batches[0], P("member", "data"), shape_KB), np.int32(step))
-            return state, jax.tree.map(lambda a: a[None], hosts.local(metrics))
-        batches += batches[-1:] * (per_call - count)
-        stacked = Batch(*(np.stack(part) for part in zip(*batches, strict=True)))
-        placed = assemble(stacked, P(None, "member", "data"), (per_call, *shape_KB))
-        state, metrics = steps_fn(state, placed, np.int32(step), np.int32(count))
-        return state, jax.tree.map(lambda a: a[:count], hosts.local(metrics))
-
-    def assemble(batch: Batch, spec: P, shape: tuple[int, ...]) -> Batch:
-        return Batch(
-            *(hosts.assemble(part, mesh, spec, shape + part.shape[len(shape) :]) for part in map(np.asarray, batch))
-        )
 
     def ensemble(state: TrainState) -> Ensemble:
         return Ensemble(state.params if state.ema is None else state.ema, code, model, schedule, data.shape)
@@ -140,15 +156,12 @@ def train(
         run.note_environment(start, environment(mesh))
         if on_open is not None:
             on_open()
-        step_fn = make_train_step(model, schedule, config, mesh)
-        steps_fn = make_train_steps(model, schedule, config, mesh)
+        call = stepper(data, splits, model, schedule, config, mesh)
         watch = _Watch(run, config, start, progress)
         with watch:
             done = start
             while done < config.steps:
                 state, metrics = call(state, done, config.steps_to_stop(done))
-                if mesh.shape["data"] > 1:  # then the step holds a collective
-                    pace(metrics, mesh)
                 watch.after(done, metrics)
                 done += len(metrics.loss_K)
                 stopping = stop is not None and stop(done) and done < config.steps

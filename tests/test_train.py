@@ -247,6 +247,18 @@ def test_train_writes_a_run_that_loads_and_resumes_bit_for_bit(tmp_path):
     assert text["data"]["units"] == 6
 
 
+def test_several_steps_a_call_are_the_same_steps(tmp_path):
+    """To rounding; and bit for bit however many of them a call makes, so that a run can stop anywhere."""
+    data = ensdiff.data.arrays(blobs())
+    options = dict(schedule=SHORT, progress=False, steps=5)
+    one = ensdiff.train(data, CODE, MODEL, CONFIG, **options)
+    many = ensdiff.train(data, CODE, MODEL, CONFIG, **options, steps_per_call=3, run_dir=tmp_path, checkpoint_every=4)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), one.params, many.params)
+    assert [line["step"] for line in ensdiff.read_metrics(tmp_path)] == [1, 2, 3, 4, 5]
+    other = ensdiff.train(data, CODE, MODEL, CONFIG, **options, steps_per_call=3, checkpoint_every=1)
+    assert same_members(many.params, other.params).all()
+
+
 def test_old_checkpoints_are_dropped(tmp_path):
     data = ensdiff.data.arrays(blobs())
     config = dataclasses.replace(CONFIG, checkpoint_every=1, keep=2)

@@ -12,14 +12,14 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
-from jax.sharding import PartitionSpec as P
 from orbax.checkpoint import v1 as ocp
 
 from ensdiff.certificate.run import Run, first_line
 from ensdiff.data import Dataset, Splits
-from ensdiff.ensemble import on_mesh, pace
+from ensdiff.ensemble import on_mesh
 from ensdiff.environment import environment
-from ensdiff.train import TrainState, init_state, make_batch, make_train_step
+from ensdiff.train import stepper
+from ensdiff.train_step import TrainState, init_state
 
 
 def start_of_replay(run: Run, steps: int) -> int:
@@ -60,13 +60,10 @@ def replay(run: Run, data: Dataset, members: list[int], steps: int) -> tuple[int
     for first, last, place in _segments(run, start):
         mesh = _mesh(place)
         model, schedule, config = run.ensemble.model, run.ensemble.schedule, run.config
-        step_fn = make_train_step(model, schedule, config, mesh)
+        call = stepper(aligned, splits, model, schedule, config, mesh)
         state = _state(run, start, mesh) if state is None else on_mesh(state, mesh)
         for step in range(first, last):
-            batch = on_mesh(make_batch(aligned, splits, config, step), mesh, P("member", "data"))
-            state, metrics = step_fn(state, batch, np.int32(step))
-            if mesh.shape["data"] > 1:
-                pace(metrics, mesh)
+            state, _ = call(state, step, 1)
             if step + 1 in run.steps:
                 differences += _compare(run, step + 1, state, members)
         other = [
