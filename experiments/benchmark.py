@@ -1,6 +1,6 @@
 """Measure the compute core: time against PyTorch, compile time, memory, FLOP/s, and how cost grows.
 
-Prints tables and writes them as Markdown and, with every single timing, as JSON. Alternatives take turns, and their
+Prints tables and writes them as Markdown and JSON. Alternatives take turns, and their
 ratios are medians of ratios within a turn. Without PyTorch (and diffusers) the comparison is left out, and said so.
 """
 
@@ -201,7 +201,7 @@ def growths(effort: Effort) -> list[Table]:
 
     units = [({"units": m}, dataclasses.replace(base, landscape=(m, 8))) for m in (2, 8, 32)]
     return [
-        growth(effort, "Training step against members", "train", vary("members", (1, 2, 4, 8, 16, 32))),
+        growth(effort, "Training step against members", "train", vary("members", (2, 4, 8, 16, 32))),
         growth(effort, "Training step against the batch of a member", "train", vary("batch", (4, 8, 16, 32, 64))),
         growth(effort, "Training step against the side of the image", "train", vary("side", (8, 16, 28, 32, 64))),
         growth(effort, "Landscape step against units", "landscape", units),
@@ -214,7 +214,7 @@ def batch_sizes(effort: Effort) -> Table:
     """Predictions of one member on one device, by the images of one application."""
     from ensdiff.ensemble import apply_member
 
-    setting = dataclasses.replace(effort.setting, members=1)
+    setting = dataclasses.replace(effort.setting, members=2)
     params = jax.tree.map(lambda a: a[0], jobs.ensemble(setting).params)
     calls = {}
     for size in (2, 4, 8, 16, 32, 64, 128):
@@ -265,25 +265,38 @@ def main() -> None:
         setting = dataclasses.replace(setting, factual_steps=2, jacobian=1, landscape=(16, 8))
     effort = Effort(setting, repeats=f.repeats or (3 if f.quick else 7), channels=channels)
     print(machine(), flush=True)
-    tables: list[Table] = []
+    quick = [name for name in GROUPS if name in ("pytorch", "rates", "compilation")]
+    groups = f.tables or (quick if f.quick else list(GROUPS))
+    unknown = sorted(set(groups) - set(GROUPS))
+    if unknown:
+        raise ValueError(f"--tables={','.join(f.tables)}: expected some of {', '.join(GROUPS)}")
     missing = [name for name in ("torch", "diffusers", "safetensors") if importlib.util.find_spec(name) is None]
-    if missing:
+    if missing and "pytorch" in groups:
         print(f"not compared with PyTorch: {', '.join(missing)} not installed (pip install 'ensdiff[benchmark]')")
-    else:
-        tables.append(against_pytorch(effort))
-    tables += [flop_rates(effort), compilation(effort)]
-    if not f.quick:
-        tables += [*growths(effort), batch_sizes(effort), devices(effort)]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    text = f"{machine()}; peak memory of the whole program {peak:.1f} GiB\n\n" + "\n".join(map(str, tables))
-    print(text)
-    if f.out:
-        out = pathlib.Path(f.out)
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "benchmark.md").write_text(text)
-        record = {"machine": machine(), "tables": [dataclasses.asdict(table) for table in tables]}
-        (out / "benchmark.json").write_text(json.dumps(record, indent=1, default=float) + "\n")
-        print(f"wrote {out / 'benchmark.md'} and {out / 'benchmark.json'}")
+        groups = [name for name in groups if name != "pytorch"]
+    for name in groups:
+        tables = GROUPS[name](effort)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        head = f"{machine()}; peak memory of the program so far {peak:.1f} GiB; median of {effort.repeats}\n"
+        text = "\n".join([head, *map(str, tables)])
+        print(text, flush=True)
+        if f.out:  # each when it is there: the whole takes long
+            out = pathlib.Path(f.out)
+            out.mkdir(parents=True, exist_ok=True)
+            record = {"machine": machine(), "tables": [dataclasses.asdict(table) for table in tables]}
+            (out / f"{name}.md").write_text(text)
+            (out / f"{name}.json").write_text(json.dumps(record, indent=1, default=float) + "\n")
+            print(f"wrote {out / name}.md and .json", flush=True)
+
+
+GROUPS: dict[str, Callable[[Effort], list[Table]]] = {
+    "pytorch": lambda effort: [against_pytorch(effort)],
+    "rates": lambda effort: [flop_rates(effort)],
+    "compilation": lambda effort: [compilation(effort)],
+    "growth": growths,
+    "batch": lambda effort: [batch_sizes(effort)],
+    "devices": lambda effort: [devices(effort)],
+}
 
 
 def define_flags() -> None:
@@ -293,7 +306,8 @@ def define_flags() -> None:
     flags.DEFINE_integer("side", 28, "Side of the images.")
     flags.DEFINE_list("channels", [], "Widths of the U-Net, by default 32,64 (32 with --quick).")
     flags.DEFINE_integer("repeats", None, "Timings of each alternative; by default 7 (3 with --quick).")
-    flags.DEFINE_string("out", None, "Folder for benchmark.md and benchmark.json.")
+    flags.DEFINE_list("tables", [], f"Which of {', '.join(GROUPS)}; by default all (--quick: the first three).")
+    flags.DEFINE_string("out", None, "Folder for the tables, Markdown and JSON.")
     flags.adopt_module_key_flags(common)
 
 
