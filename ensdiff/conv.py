@@ -43,11 +43,16 @@ is from compiled programs (BUILD.md); that of GPUs is not measured."""
 
 def resolve(strategy: Strategy, platform: str | None = None) -> Strategy:
     """The strategy that ``"auto"`` stands for on a platform, by default that of the default backend."""
-    if strategy not in get_args(Strategy):
-        raise ValueError(f"conv={strategy!r}: expected one of {', '.join(map(repr, get_args(Strategy)))}")
+    check_strategy(strategy)
     if strategy != "auto":
         return strategy
     return AUTO.get(jax.default_backend() if platform is None else platform, "map")
+
+
+def check_strategy(strategy: str) -> None:
+    """Raise ValueError unless there is such a strategy. Does not start JAX's backend, as `resolve` does."""
+    if strategy not in get_args(Strategy):
+        raise ValueError(f"conv={strategy!r}: expected one of {', '.join(map(repr, get_args(Strategy)))}")
 
 
 def conv2d(

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from ensdiff.conv import Strategy, conv2d, resolve, upsampled_conv2d
+from ensdiff.conv import Strategy, check_strategy, conv2d, upsampled_conv2d
 from ensdiff.settings import check_fields
 from ensdiff.typing import Array
 
@@ -119,7 +119,7 @@ class UNetConfig:
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {choices}")
-        resolve(self.conv)
+        check_strategy(self.conv)
 
     @property
     def widths(self) -> tuple[int, ...]:
