@@ -1,6 +1,7 @@
 """What the programs share: start-up of JAX, errors as one line, and building data and codes from a config."""
 
 import ast
+import json
 import os
 import pathlib
 import sys

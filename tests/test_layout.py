@@ -2,6 +2,8 @@
 
 import ast
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -48,3 +50,13 @@ def test_imports_go_downward(path):
 
 def test_every_part_has_a_level():
     assert {part(path) for path in FILES} == set(LEVELS)
+
+
+def test_settings_start_no_backend():
+    """Programs choose their devices after importing and building settings, and cannot once JAX's backend runs."""
+    code = (
+        "import ensdiff, experiments.aot, experiments.benchmark; from jax._src import xla_bridge as bridge; "
+        "ensdiff.UNetConfig(); ensdiff.TrainConfig(); ensdiff.Schedule(); ensdiff.Code.balanced(4, 6); "
+        "raise SystemExit(bridge.backends_are_initialized())"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT.parent, check=False).returncode == 0

@@ -36,8 +36,8 @@ def calls(tree):
             yield ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}, node
 
 
-ALLOWED = {("ensdiff/hosts.py", "pickle.loads")}
-"""What this program's own processes send each other."""
+ALLOWED = {("ensdiff/hosts.py", "pickle.loads"), ("ensdiff/pieces.py", "np.load")}
+"""What this program's own processes send each other, and what it wrote itself and has compared with its checksum."""
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=[str(p.relative_to(ROOT)) for p in SOURCES])
