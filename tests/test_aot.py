@@ -62,7 +62,6 @@ def test_tpu_programs_fit_without_a_tpu(tmp_path, topology, mesh):
     for step in steps.values():
         assert step["fits"]
         assert 0 < step["bytes"]["arguments"] < step["bytes"]["peak"] < 2**30
-        assert step["flops"]["compiled"] > 0.4 * step["flops"]["analytic"]  # padding is not counted in it
     assert steps["train"]["bytes"]["aliased"] > 0.9 * steps["train"]["bytes"]["outputs"]  # the state is donated
 
 
