@@ -115,7 +115,7 @@ def factual_job(setting: Setting, params: ensdiff.Ensemble) -> Job:
 
 def landscape_job(setting: Setting, params: ensdiff.Ensemble) -> Job:
     """Every sample without each unit: (units * samples) images."""
-    units, samples = setting.landscape
+    units, samples = params.code.units, setting.landscape[1]
     array = jnp.asarray(start_noise(setting, samples, setting.landscape_steps))
     noise = Noise(jnp.tile(jnp.arange(samples), units), array=array)
     weights = np.repeat(params.code.ablate(np.arange(units)), samples, axis=0)
@@ -130,7 +130,7 @@ def landscape_job(setting: Setting, params: ensdiff.Ensemble) -> Job:
 
 def padding(setting: Setting, params: ensdiff.Ensemble) -> float:
     """U-Net evaluations of the landscape over the sum of its survivors."""
-    units, samples = setting.landscape
+    units, samples = params.code.units, setting.landscape[1]
     weights = np.repeat(params.code.ablate(np.arange(units)), samples, axis=0)
     mesh = make_mesh(setting.members)
     chunks = plan(params, weights, mesh, None, None)

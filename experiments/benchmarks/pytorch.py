@@ -87,7 +87,7 @@ def factual_job(setting: Setting, params: ensdiff.Ensemble) -> Job:
 
 def landscape_job(setting: Setting, params: ensdiff.Ensemble) -> Job:
     """One unit after another: all samples through the members that did not see it."""
-    units, samples = setting.landscape
+    units, samples = params.code.units, setting.landscape[1]
     nets = members(params)
     levels = _levels(params, setting.sampler(setting.landscape_steps))
     start = _noise(setting, samples, setting.landscape_steps)
