@@ -35,10 +35,11 @@ from ensdiff import Code, Ensemble, Schedule, TrainConfig, UNetConfig
 from ensdiff.attribution import differential
 from ensdiff.attribution.loss import block_step
 from ensdiff.conv import resolve
-from ensdiff.denoise import STATES_AT_ONCE, Batches, Noise, plan, sampling_step
+from ensdiff.denoise import STATES_AT_ONCE, Noise, plan, sampling_step
 from ensdiff.ensemble import abstract_params, mesh_shape
 from ensdiff.flops import jacobian_step_flops, landscape_step_flops, train_step_flops
 from ensdiff.lowering import Program, read_compiled, read_lowered
+from ensdiff.packing import Batches
 from ensdiff.train_step import Batch, init_state, make_train_step
 from ensdiff.unet import resolve_attention
 from experiments import common

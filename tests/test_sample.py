@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ensdiff
-from ensdiff.denoise import Noise, batch_numbers, choose_places, denoise, gather_batches, kept_counts, plan
+from ensdiff.denoise import Noise, denoise, plan
+from ensdiff.packing import batch_numbers, choose_places, gather_batches, kept_counts
 from ensdiff.schedule import SamplerConfig, sampler_steps
 from tests.helpers import CODE, random_ensemble
 
