@@ -76,7 +76,14 @@ def test_two_processes_do_what_one_does(one, tmp_path, devices):
     assert (
         outside[0]
         == outside[1]
-        == ["metrics.jsonl", "run.json", "samples/step_0000002.png", "samples/step_0000004.png"]
+        == [
+            "data.manifest",
+            "environment.jsonl",
+            "metrics.jsonl",
+            "run.json",
+            "samples/step_0000002.png",
+            "samples/step_0000004.png",
+        ]
     )
     assert len(list((tmp_path / "run" / "tensorboard").iterdir())) == 1
     assert (tmp_path / "run" / "run.json").read_text() == (folder / "run.json").read_text()
