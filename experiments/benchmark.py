@@ -193,7 +193,7 @@ def growth(effort: Effort, title: str, job: str, settings: Iterable[tuple[dict[s
 
 
 def growths(effort: Effort) -> list[Table]:
-    """How cost grows with members, batch, units, image size; and the strategies of stacking."""
+    """How cost grows with members, batch, units and image size."""
     base = dataclasses.replace(effort.setting, members=4, landscape=(8, 8))
 
     def vary(name: str, values: Iterable[Any]) -> list[tuple[dict[str, Any], Setting]]:
@@ -205,8 +205,16 @@ def growths(effort: Effort) -> list[Table]:
         growth(effort, "Training step against the batch of a member", "train", vary("batch", (4, 8, 16, 32, 64))),
         growth(effort, "Training step against the side of the image", "train", vary("side", (8, 16, 28, 32, 64))),
         growth(effort, "Landscape step against units", "landscape", units),
-        growth(effort, "Training step against strategies", "train", vary("conv", ("map", "loop", "grouped", "matmul"))),
-        growth(effort, "Sampling step against strategies", "factual", vary("conv", ("map", "loop", "matmul"))),
+    ]
+
+
+def strategies(effort: Effort) -> list[Table]:
+    """The ways of computing members."""
+    base = dataclasses.replace(effort.setting, members=4, landscape=(6, 8))
+    settings = [({"conv": conv}, dataclasses.replace(base, conv=conv)) for conv in ("map", "loop", "matmul")]
+    return [
+        growth(effort, f"{what} against strategies, K = 4", job, settings)
+        for what, job in (("Training step", "train"), ("Sampling", "factual"))
     ]
 
 
@@ -293,6 +301,7 @@ GROUPS: dict[str, Callable[[Effort], list[Table]]] = {
     "pytorch": lambda effort: [against_pytorch(effort)],
     "rates": lambda effort: [flop_rates(effort)],
     "compilation": lambda effort: [compilation(effort)],
+    "strategies": strategies,
     "growth": growths,
     "batch": lambda effort: [batch_sizes(effort)],
     "devices": lambda effort: [devices(effort)],
