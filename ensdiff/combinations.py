@@ -6,7 +6,7 @@ import math
 import numpy as np
 from jaxtyping import UInt8
 
-_EXACT = 2**62
+EXACT = 2**62
 """Numbers of words from here on need Python's integers."""
 
 
@@ -31,6 +31,6 @@ def unrank(numbers: np.ndarray, members: int, weight: int) -> UInt8[np.ndarray, 
 
 @functools.cache
 def _binomials(members: int, weight: int) -> np.ndarray:
-    dtype = np.uint64 if math.comb(members, weight) < _EXACT else object
+    dtype = np.uint64 if math.comb(members, weight) < EXACT else object
     rows = [[math.comb(n, w) for w in range(weight + 1)] for n in range(members)]
     return np.array(rows, dtype=dtype)

@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from ensdiff.ensemble import make_mesh
-from experiments import aot
+from experiments.abstract import STEPS, abstract_mesh
 
 ROOT = pathlib.Path(__file__).parent.parent
 TINY = [
@@ -30,7 +30,7 @@ def call(*args):
 def steps_of(done, path):
     assert done.returncode == 0, done.stderr
     record = json.loads(path.read_text())
-    assert [step["step"] for step in record["steps"]] == list(aot.STEPS)
+    assert [step["step"] for step in record["steps"]] == list(STEPS)
     for step in record["steps"]:
         assert step["flops"]["lowered"] == pytest.approx(step["flops"]["analytic"], rel=0.05), step["step"]
         assert step["lowered"]["grouped"] == 0
@@ -98,7 +98,7 @@ def test_data_sizes_must_be_known():
 
 @pytest.mark.parametrize(("members", "batch", "devices"), [(16, 4, 8), (20, 128, 8), (1, 6, 4), (3, 4, 1)])
 def test_abstract_mesh_is_what_make_mesh_makes(members, batch, devices):
-    shape = dict(aot.abstract_mesh(members, batch, devices).shape)
+    shape = dict(abstract_mesh(members, batch, devices).shape)
     assert shape["member"] * shape["data"] <= devices
     if devices <= len(jax.devices()):
         assert shape == dict(make_mesh(members, batch, jax.devices()[:devices]).shape)

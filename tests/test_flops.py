@@ -14,7 +14,7 @@ import ensdiff
 from ensdiff import flops
 from ensdiff.ensemble import abstract_params, apply_member, over_members
 from ensdiff.lowering import read_lowered
-from experiments import aot
+from experiments import abstract
 
 MESH = ensdiff.make_mesh(1, devices=jax.devices()[:1])
 SHAPE = (8, 8, 3)
@@ -68,8 +68,8 @@ def test_lowered_forward_and_train_step(model, strategy, members, batch):
         return over_members(model, lambda params, x: apply_member(model, params, x, t), params, x)
 
     forward = read_lowered(jax.jit(predict).lower(params, x, t))
-    case = aot.Case(model, SHAPE, members, 6, ensdiff.Schedule(), ensdiff.TrainConfig(batch_size=batch), MESH)
-    train = read_lowered(aot.lower(aot.train_step(case), "cpu"))
+    case = abstract.Case(model, SHAPE, members, 6, ensdiff.Schedule(), ensdiff.TrainConfig(batch_size=batch), MESH)
+    train = read_lowered(abstract.lower(abstract.train_step(case), "cpu"))
     for padding in (True, False) if strategy != "matmul" and members > 1 else (True,):
         expected = flops.unet_flops(model, SHAPE, padding=padding)
         for program, count in ((forward, expected.forward), (train, expected.train)):
@@ -82,11 +82,11 @@ def test_lowered_forward_and_train_step(model, strategy, members, batch):
 ])  # fmt: skip
 def test_lowered_sampling_steps(changes):
     model = dataclasses.replace(BASE, **changes)
-    case = aot.Case(
+    case = abstract.Case(
         model, SHAPE, 4, 6, ensdiff.Schedule(), ensdiff.TrainConfig(batch_size=2), MESH, states=6, samples=2
     )
-    for step in (aot.landscape_step(case), aot.jacobian_step(case)):
-        assert ratio(read_lowered(aot.lower(step, "cpu")).flops, step.flops) < 1.05, step.name
+    for step in (abstract.landscape_step(case), abstract.jacobian_step(case)):
+        assert ratio(read_lowered(abstract.lower(step, "cpu")).flops, step.flops) < 1.05, step.name
 
 
 def test_the_count_notices_a_second_primal():

@@ -10,15 +10,15 @@ from jax.sharding import PartitionSpec as P
 
 import ensdiff
 from ensdiff.lowering import Collective, Program, read_compiled, read_lowered
-from experiments import aot
+from experiments import abstract
 from tests.helpers import SHORT, TINY
 
 CONFIG = ensdiff.TrainConfig(batch_size=4)
 
 
 def train_step(members, mesh, **changes):
-    case = aot.Case(dataclasses.replace(TINY, **changes), (8, 8, 1), members, 6, SHORT, CONFIG, mesh)
-    return aot.lower(aot.train_step(case), "cpu")
+    case = abstract.Case(dataclasses.replace(TINY, **changes), (8, 8, 1), members, 6, SHORT, CONFIG, mesh)
+    return abstract.lower(abstract.train_step(case), "cpu")
 
 
 @pytest.mark.parametrize("strategy", ["loop", "matmul"])

@@ -1,7 +1,8 @@
 """Codes: which member trains on which unit, how many removals they bear, and words that no unit owns."""
 
 from ensdiff.codes.capacity import Capacity, deletion_capacity
-from ensdiff.codes.code import Code, Groups
+from ensdiff.codes.code import Code
 from ensdiff.codes.errors import CodeWarning, NoSurvivorError
+from ensdiff.codes.hierarchy import Groups
 
 __all__ = ["Capacity", "Code", "CodeWarning", "Groups", "NoSurvivorError", "deletion_capacity"]

@@ -19,31 +19,14 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
 from ensdiff.codes.capacity import Capacity, deletion_capacity, shares_capacity
-from ensdiff.codes.errors import NoSurvivorError, fitting_weights, smallest_members, some
-from ensdiff.codes.hierarchy import check_groups, item_words
+from ensdiff.codes.errors import NoSurvivorError, fitting_weights, no_survivor, smallest_members, some
+from ensdiff.codes.hierarchy import Groups, check_groups, item_words
 from ensdiff.codes.matrix import check_matrix
 from ensdiff.codes.part import only
 from ensdiff.codes.serial import MAX_MEMBERS, from_dict, to_dict
 from ensdiff.codes.unowned import unowned_words
-from ensdiff.combinations import unrank
+from ensdiff.combinations import EXACT, unrank
 from ensdiff.permute import derive_key, permute
-
-
-@dataclasses.dataclass(frozen=True)
-class Groups:
-    """The groups of a hierarchical code; made by `Code.hierarchical`.
-
-    Args:
-        count: G.
-        weight: ones in each group's word; None where they differ.
-        of_unit: the group of each unit, as the bytes of little-endian int32.
-        packed: the groups' words, eight entries a byte.
-    """
-
-    count: int
-    weight: int | None
-    of_unit: bytes
-    packed: bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +60,8 @@ class Code:
         """Distinct code words of one weight, computed on demand.
 
         The word of unit i depends on K, w, the key and i alone. The key comes from the seed; for fewer than some
-        hundred thousand units the best of several keys is taken, so that members see nearly the same number of units.
+        hundred thousand units (some thousands, where there are 2^62 words or more) the best of several keys is taken,
+        so that members see nearly the same number of units.
 
         Args:
             members: K, at least 2.
@@ -106,7 +90,7 @@ class Code:
                 f"the smallest number of members that fits is {smallest_members(units)}"
                 + fitting_weights(members, units)
             )
-        draws = int(np.clip(2**18 // units, 1, 64))
+        draws = int(np.clip((2**18 if capacity < EXACT else 2**13) // units, 1, 64))  # Python's integers are slow
         keys = [int(derive_key(seed, draw)) for draw in range(draws)]
         codes = [cls(members, units, weight, key) for key in keys]
         code = min(codes, key=_unevenness) if draws > 1 else codes[0]
@@ -203,7 +187,7 @@ class Code:
         >>> Code.balanced(members=4, units=6).only([1, 3]).members
         2
         """
-        return only(self, Groups, members)
+        return only(self, members)
 
     def __repr__(self) -> str:
         kind = "stored" if self.packed is not None else f"key {self.key:#018x}"
@@ -314,7 +298,7 @@ class Code:
         count_M = keep_MK.sum(1, keepdims=True)
         lost = np.flatnonzero(count_M[:, 0] == 0)
         if len(lost):
-            raise NoSurvivorError(self._no_survivor(_members_of(entries[lost[0]])))
+            raise NoSurvivorError(no_survivor(self, _members_of(entries[lost[0]])))
         return (keep_MK / count_M).astype(np.float32)
 
     def unowned(self, n: int | None = None, seed: int = 0, weight: int | None = None) -> UInt8[np.ndarray, "n K"]:
@@ -341,7 +325,7 @@ class Code:
         Raises:
             ValueError: something is missing or does not fit.
         """
-        return from_dict(cls, Groups, values)
+        return from_dict(cls, values)
 
     def _check(self, ids: Any) -> Int[np.ndarray, " M"]:
         array = np.atleast_1d(np.asarray(ids))
@@ -359,20 +343,6 @@ class Code:
         assert self.weight is not None
         numbers = permute(ids, math.comb(self.members, self.weight), self.key)
         return unrank(numbers, self.members, self.weight)
-
-    def _no_survivor(self, ids: np.ndarray) -> str:
-        def name(i: int) -> str:
-            return self.names[i] if self.names else str(i)
-
-        shown = list(dict.fromkeys(int(i) for i in np.atleast_1d(ids)))
-        text = f"no member survives the removal of units {some([name(i) for i in shown])}"
-        if len(shown) > 1:
-            more = f" and {len(shown) - 8} more" if len(shown) > 8 else ""
-            left = [f"{name(i)}: {int(self.survivors([j for j in shown if j != i]).sum())}" for i in shown[:8]]
-            alone = [f"{name(i)}: {int(self.survivors(i).sum())}" for i in shown[:8]]
-            text += f"; survivors when one of them is kept: {', '.join(left)}{more}; when one alone is removed: "
-            text += ", ".join(alone) + more
-        return text + ". Remove fewer units together, or train with more members or a smaller weight"
 
 
 def _members_of(units: Any) -> np.ndarray:

@@ -5,6 +5,7 @@ group saw none of its items, so dropping the group's members removes the group e
 removes the item and keeps the group's other items: some of the group's members survive.
 """
 
+import dataclasses
 import math
 from typing import Any
 
@@ -14,6 +15,23 @@ from jaxtyping import UInt8
 from ensdiff.codes.errors import some
 from ensdiff.combinations import unrank
 from ensdiff.permute import derive_key, permute
+
+
+@dataclasses.dataclass(frozen=True)
+class Groups:
+    """The groups of a hierarchical code; made by `Code.hierarchical`.
+
+    Args:
+        count: G.
+        weight: ones in each group's word; None where they differ.
+        of_unit: the group of each unit, as the bytes of little-endian int32.
+        packed: the groups' words, eight entries a byte.
+    """
+
+    count: int
+    weight: int | None
+    of_unit: bytes
+    packed: bytes
 
 
 def item_words(

@@ -2,15 +2,17 @@
 
 import operator
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+from ensdiff.codes.hierarchy import Groups
 
 if TYPE_CHECKING:
     from ensdiff.codes.code import Code
 
 
-def only(code: "Code", groups_class: Any, members: Sequence[int]) -> "Code":
+def only(code: "Code", members: Sequence[int]) -> "Code":
     """What `Code.only` does."""
     chosen = [operator.index(k) for k in members]
     wrong = [k for k in chosen if not 0 <= k < code.members]
@@ -24,7 +26,7 @@ def only(code: "Code", groups_class: Any, members: Sequence[int]) -> "Code":
             np.frombuffer(groups.packed, np.uint8).reshape(groups.count, -1), axis=1, count=code.members
         )[:, chosen]
         of_groups = set(group_GK.sum(1).tolist())
-        groups = groups_class(groups.count, _one(of_groups), groups.of_unit, np.packbits(group_GK, axis=1).tobytes())
+        groups = Groups(groups.count, _one(of_groups), groups.of_unit, np.packbits(group_GK, axis=1).tobytes())
     packed = b"".join(np.packbits(words, axis=1).tobytes() for words in parts)
     return type(code)(len(chosen), code.units, _one(weights), 0, packed, code.names, groups)
 

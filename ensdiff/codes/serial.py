@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from ensdiff.codes.hierarchy import Groups
+
 MAX_MEMBERS = 2**16
 """Of any code: numbers of words of far longer ones would take forever to compute."""
 
@@ -28,7 +30,7 @@ def to_dict(code: Any) -> dict[str, Any]:
     return values if code.names is None else {**values, "names": list(code.names)}
 
 
-def from_dict(cls: Any, groups_class: Any, values: dict[str, Any]) -> Any:
+def from_dict(cls: Any, values: dict[str, Any]) -> Any:
     """What `Code.from_dict` does."""
     try:
         K, N, weight = operator.index(values["members"]), operator.index(values["units"]), values["weight"]
@@ -51,7 +53,7 @@ def from_dict(cls: Any, groups_class: Any, values: dict[str, Any]) -> Any:
             0,
             packed,
             None if names is None else tuple(map(str, names)),
-            _read_groups(groups_class, values["groups"], K, N) if "groups" in values else None,
+            _read_groups(values["groups"], K, N) if "groups" in values else None,
         )
         if weight is not None and any((words.sum(1) != weight).any() for _, words in code.chunks()):
             raise ValueError(f"the matrix has rows that are not of weight {weight}")
@@ -60,10 +62,10 @@ def from_dict(cls: Any, groups_class: Any, values: dict[str, Any]) -> Any:
         raise ValueError(f"not a code: {error!r}; expected what Code.to_dict gives") from error
 
 
-def _read_groups(groups_class: Any, values: dict[str, Any], members: int, units: int) -> Any:
+def _read_groups(values: dict[str, Any], members: int, units: int) -> Groups:
     of_unit, packed = (base64.b64decode(values[name], validate=True) for name in ("of_unit", "matrix"))
     weight = values["weight"]
-    groups = groups_class(
+    groups = Groups(
         operator.index(values["count"]), None if weight is None else operator.index(weight), of_unit, packed
     )
     if len(of_unit) != 4 * units or len(packed) != groups.count * -(-members // 8):

@@ -1,0 +1,192 @@
+"""The compiled steps of an ensemble as functions of shapes: nothing is allocated, no device is needed.
+
+`experiments.aot` compiles them for machines that are not there; tests read what they lower to.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from ensdiff import Code, Ensemble, Schedule, TrainConfig, UNetConfig
+from ensdiff.attribution import differential
+from ensdiff.attribution.loss import block_step
+from ensdiff.denoise import STATES_AT_ONCE, Noise, plan, sampling_step
+from ensdiff.ensemble import abstract_params, mesh_shape
+from ensdiff.flops import jacobian_step_flops, landscape_step_flops, train_step_flops
+from ensdiff.packing import Batches
+from ensdiff.train_step import Batch, init_state, make_train_step
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What is compiled: a model, its ensemble, and the devices.
+
+    Args:
+        model: the U-Net.
+        image_shape: (H, W, C).
+        members: K.
+        units: N.
+        schedule: the noise schedule.
+        train: the training settings; the batch size matters.
+        mesh: ('member', 'data'), of topology devices or abstract.
+        states: states that one landscape step holds; None is as many as `ensdiff.denoise.STATES_AT_ONCE` a data shard.
+        samples: samples that one Jacobian step holds; None is one a data shard.
+        memory: bytes of a device.
+    """
+
+    model: UNetConfig
+    image_shape: tuple[int, int, int]
+    members: int
+    units: int
+    schedule: Schedule
+    train: TrainConfig
+    mesh: Mesh | AbstractMesh
+    states: int | None = None
+    samples: int | None = None
+    memory: int = 16 * GIB
+
+    @property
+    def local(self) -> int:
+        """Members of one device."""
+        return self.members // self.mesh.shape["member"]
+
+    def array(self, shape: tuple[int, ...], dtype: Any, spec: P | None = None) -> jax.ShapeDtypeStruct:
+        """An argument, not split unless ``spec`` says so."""
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(self.mesh, P() if spec is None else spec))
+
+    def stacked(self, tree: Any) -> Any:
+        """Shapes with a leading member axis, split over the members."""
+        return jax.tree.map(lambda leaf: self.array(leaf.shape, leaf.dtype, P("member")), tree)
+
+    def params(self) -> Any:
+        """The parameters of all members."""
+        return self.stacked(abstract_params(self.model, self.image_shape, self.members))
+
+    def noise(self, count: int) -> Noise:
+        """The noise of as many states, from a key."""
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        index: Any = self.array((count,), jnp.int32, P("data"))
+        return Noise(index, self.array(key.shape, key.dtype))  # type: ignore[arg-type]
+
+    def coefficients(self) -> tuple:
+        """Number, level and five coefficients of a sampling step."""
+        scalar = self.array((), jnp.float32)
+        return self.array((), jnp.int32), (self.array((), jnp.int32), *[scalar] * 5)
+
+
+class Step(NamedTuple):
+    """A program: the compiled function, the shapes of its arguments, and its FLOPs on one device."""
+
+    name: str
+    function: Any
+    arguments: tuple
+    flops: int
+    note: str
+
+
+def train_step(case: Case) -> Step:
+    """One training step of the whole ensemble."""
+    batch, mesh = case.train.batch_size, case.mesh
+    state = jax.eval_shape(lambda: init_state(case.model, case.image_shape, case.members, case.train))
+    place = P("member", "data")
+    images = Batch(
+        case.array((case.members, batch, *case.image_shape), jnp.uint8, place),  # type: ignore[arg-type]
+        case.array((case.members, batch), jnp.float32, place),  # type: ignore[arg-type]
+    )
+    function = make_train_step(case.model, case.schedule, case.train, mesh)
+    share = batch // mesh.shape["data"]
+    flops = train_step_flops(case.model, case.image_shape, case.local, share)
+    arguments = (case.stacked(state), images, case.array((), jnp.int32))
+    return Step("train", function, arguments, flops, f"{case.local} members of {share} images a chip")
+
+
+def landscape_step(case: Case) -> Step:
+    """One sampling step of states that each lack the members that saw some unit."""
+    code = Code.balanced(members=case.members, units=case.units)
+    shards, states = case.mesh.shape["data"], case.states
+    ensemble = Ensemble({}, code, case.model, case.schedule, case.image_shape)
+    states = STATES_AT_ONCE * shards if states is None else -(-states // shards) * shards
+    weights_RK = code.ablate([r % case.units for r in range(states)])
+    chunks = plan(ensemble, weights_RK, case.mesh, states, case.memory // 2)
+    function = sampling_step(case.model, case.image_shape, True, case.mesh)
+    lists, split = (shards, case.mesh.shape["member"], chunks.number), P("data", "member")
+    arguments = (
+        case.params(),
+        case.array((states, *case.image_shape), jnp.float32, P("data")),
+        case.noise(states),
+        Batches(
+            case.array(lists, jnp.int32, split),  # type: ignore[arg-type]
+            case.array((*lists, chunks.places), jnp.int32, split),  # type: ignore[arg-type]
+            case.array((*lists, chunks.places), jnp.float32, split),  # type: ignore[arg-type]
+        ),
+        *case.coefficients(),
+    )
+    flops = landscape_step_flops(case.model, case.image_shape, chunks.number * chunks.places)
+    note = f"{states} states, {chunks.number} batches of {chunks.places} predictions a chip"
+    return Step("landscape", function, arguments, flops, note)
+
+
+def jacobian_step(case: Case) -> Step:
+    """One sampling step of samples and their K tangents."""
+    shards, K = case.mesh.shape["data"], case.members
+    samples = shards if case.samples is None else -(-case.samples // shards) * shards
+    function = differential.tangent_step(case.model, case.image_shape, True, case.mesh)
+    arguments = (
+        case.params(),
+        case.array((samples, *case.image_shape), jnp.float32, P("data")),
+        case.array((K, samples, *case.image_shape), jnp.float32, P(None, "data")),
+        case.noise(samples),
+        case.array((K,), jnp.float32, P("member")),
+        *case.coefficients(),
+    )
+    share = samples // shards
+    flops = jacobian_step_flops(case.model, case.image_shape, case.local, K, share)
+    return Step("jacobian", function, arguments, flops, f"{share} samples, {K} tangents, {case.local} members a chip")
+
+
+def loss_step(case: Case) -> Step:
+    """Some draws of the loss matrix (7) of one image."""
+    shards, K = case.mesh.shape["data"], case.members
+    draws = 32 * shards
+    function = block_step(case.model, case.schedule, case.image_shape, case.mesh)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    arguments = (
+        case.params(),
+        case.array((K, 1, K), jnp.float32, P("member")),
+        case.array((), jnp.float32),
+        case.array((1, *case.image_shape), jnp.float32),
+        case.array(key.shape, key.dtype),
+        case.array((draws,), jnp.int32, P("data")),
+        case.array((draws,), jnp.int32, P("data")),
+        case.array((draws,), jnp.float32, P("data")),
+    )
+    pixels = math.prod(case.image_shape)
+    flops = landscape_step_flops(case.model, case.image_shape, case.local * draws // shards)
+    flops += 2 * case.local * K * (draws // shards) * pixels  # inner products of the members' errors
+    return Step("loss", function, arguments, flops, f"1 image, {draws // shards} draws, {case.local} members a chip")
+
+
+STEPS: dict[str, Callable[[Case], Step]] = {
+    "train": train_step,
+    "landscape": landscape_step,
+    "jacobian": jacobian_step,
+    "loss": loss_step,
+}
+
+
+def lower(step: Step, platform: str) -> jax.stages.Lowered:
+    """Lower a step for a platform: ``"tpu"``, ``"cuda"`` or ``"cpu"``."""
+    return step.function.trace(*step.arguments).lower(lowering_platforms=(platform,))
+
+
+def abstract_mesh(members: int, batch: int, devices: int) -> AbstractMesh:
+    """The mesh that `make_mesh` would make of so many devices, without devices."""
+    return AbstractMesh(mesh_shape(members, batch, devices), ("member", "data"), axis_types=(AxisType.Auto,) * 2)
