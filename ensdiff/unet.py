@@ -49,8 +49,8 @@ class UNetConfig:
         compute_dtype: ``"float32"`` or ``"bfloat16"``.
         remat: recompute residual blocks in the backward pass instead of keeping their activations.
         conv: how members are stacked, see `ensdiff.conv`.
-        attention: ``"batch"`` computes the attention of all images at once; ``"image"`` of one image after another, so
-            that its weights stay in the cache, and once more in the backward pass instead of keeping them;
+        attention: ``"batch"`` computes the attention of all images at once; ``"image"`` of one head of one image after
+            another, so that its weights stay in the cache, and once more in the backward pass instead of keeping them;
             ``"auto"`` is ``"image"`` on a CPU.
     """
 
@@ -267,7 +267,9 @@ def attend(
 
     if order == "batch":
         return weigh(q_BNSD, k_BNSD, v_BNSD)
-    return jax.lax.map(jax.checkpoint(lambda qkv: weigh(*qkv)), (q_BNSD, k_BNSD, v_BNSD))
+    B, N, S, D = q_BNSD.shape
+    heads = tuple(x.reshape(B * N, S, D) for x in (q_BNSD, k_BNSD, v_BNSD))
+    return jax.lax.map(jax.checkpoint(lambda qkv: weigh(*qkv)), heads).reshape(B, N, S, D)
 
 
 class Attention(nn.Module):
