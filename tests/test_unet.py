@@ -113,8 +113,9 @@ def test_group_norm_in_float64(rng):
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_attention_in_float64(rng):
-    config = UNetConfig(channels=8, head_channels=4, norm_groups=2)
+@pytest.mark.parametrize("order", ["image", "batch"])
+def test_attention_in_float64(rng, order):
+    config = UNetConfig(channels=8, head_channels=4, attention=order, norm_groups=2)
     x = rng.normal(size=(1, 2, 3, 8)).astype(np.float32)
     module = Attention(config)
     params = noisy_params(module, jnp.asarray(x))
