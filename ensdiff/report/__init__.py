@@ -4,6 +4,7 @@ from ensdiff.images import grid, to_png
 from ensdiff.report.build import HOW_TO_READ, attribution_sections
 from ensdiff.report.figures import capacity_figure, data_uri, loss_figure, null_figure
 from ensdiff.report.page import Figure, Page, SampleSection, Table, UnitCard, picture, write_page
+from ensdiff.report.paper import radius_figure
 
 __all__ = [
     "HOW_TO_READ",
@@ -19,6 +20,7 @@ __all__ = [
     "loss_figure",
     "null_figure",
     "picture",
+    "radius_figure",
     "to_png",
     "write_page",
 ]
