@@ -1,10 +1,10 @@
 """Compile the programs of a config for a TPU pod that is not there, and say what they need and hold.
 
 Examples:
-  python -m experiments.aot --topology=v5e:2x4 --config=experiments/configs/cifar10_paper.py
-  python -m experiments.aot --topology=v5e:16x16 --config=experiments/configs/cifar10_paper.py \
+  python -m experiments.aot --topology=v5e:2x4 --config=cifar10_paper
+  python -m experiments.aot --topology=v5e:16x16 --config=cifar10_paper \
       --config.code.members=256 --out=aot.json
-  python -m experiments.aot --topology=cuda:8 --config=experiments/configs/digits.py --image=8,8,1 --units=1400
+  python -m experiments.aot --topology=cuda:8 --config=digits --image=8,8,1 --units=1400
     (lowered for GPUs, not compiled; nothing but JAX is needed)
 
 Compiling for TPUs needs libtpu: pip install -e '.[aot]'. Figures are those of one device (a chip; on v4 half of
@@ -26,7 +26,6 @@ import jax
 import numpy as np
 from absl import flags
 from jax.sharding import AbstractMesh, AxisType, Mesh
-from ml_collections import config_flags
 from tabulate import tabulate
 
 from ensdiff import Schedule, TrainConfig, UNetConfig
@@ -35,6 +34,7 @@ from ensdiff.lowering import Program, read_compiled, read_lowered
 from ensdiff.unet import resolve_attention
 from experiments import common
 from experiments.abstract import GIB, STEPS, Case, Step, abstract_mesh, lower
+from experiments.config import define_config
 
 CHIPS = {"v4": (32, "v4-8"), "v5e": (16, "v5litepod-8"), "v5p": (95, "v5p-8"), "v6e": (32, "v6e-8")}
 """GiB of memory of a chip, and what libtpu calls a host of them."""
@@ -245,7 +245,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("states", None, "States of a landscape step; by default 1024 a data shard.")
     flags.DEFINE_integer("samples", None, "Samples of a Jacobian step; by default one a data shard.")
     flags.DEFINE_string("out", None, "File to write the figures to, JSON.")
-    config_flags.DEFINE_config_file("config", None, "The config, a Python file with get_config().")
+    define_config()
     flags.mark_flags_as_required(["topology", "config"])
     flags.adopt_module_key_flags(common)
 

@@ -10,14 +10,13 @@ import time
 
 import numpy as np
 from absl import flags
-from ml_collections import config_flags
 
 from experiments import common
+from experiments.config import define_config
 
 flags.adopt_module_key_flags(common)
 
-HERE = pathlib.Path(__file__).parent
-CONFIG = config_flags.DEFINE_config_file("config", str(HERE / "configs" / "quickstart.py"), "The config.")
+CONFIG = define_config("quickstart")
 SAMPLES = flags.DEFINE_integer("samples", 6, "Samples that are attributed.")
 STEPS = flags.DEFINE_integer("steps", 20, "Steps of the DDIM sampler.")
 EVALUATED = flags.DEFINE_integer("evaluated", 397, "Generated images that are compared with held-out ones.")

@@ -1,28 +1,30 @@
 """Train an encoded ensemble.
 
 Examples:
-  python -m experiments.train --config=experiments/configs/digits.py
-  python -m experiments.train --config=experiments/configs/digits.py --config.train.steps=20 --config.run_dir=runs/try
-  python -m experiments.train --config=experiments/configs/digits.py --config.resume=True
+  python -m experiments.train --config=digits
+  python -m experiments.train --config=digits --config.train.steps=20 --config.run_dir=runs/try
+  python -m experiments.train --config=digits --config.resume=True
+  python -m experiments.train --config=folder --config.data.path=my_images --config.run_dir=runs/mine
+  python -m experiments.train --config=experiments/configs/digits.py   # or a config of your own
 
 SIGTERM and Ctrl-C write a checkpoint and end with exit code 75: start again with --config.resume=True.
 """
 
 from absl import flags
-from ml_collections import config_flags
 
 from experiments import common
+from experiments.config import define_config
 
 flags.adopt_module_key_flags(common)
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "The config, a Python file with get_config().")
+CONFIG = define_config()
 
 
 def main() -> None:
     """Train as the config says and print where everything is."""
     config = CONFIG.value
     if config is None:
-        raise ValueError("no config given; try --config=experiments/configs/digits.py")
+        raise ValueError("no config given; try --config=digits")
     params = common.train_from_config(config)
     print(f"{params}\ntrained: {config.run_dir} (load it with ensdiff.load({str(config.run_dir)!r}))")
 

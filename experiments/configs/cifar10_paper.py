@@ -3,7 +3,7 @@
 The U-Net of Ho et al. 2020 for CIFAR-10: 128 channels, multipliers 1, 2, 2, 2, two blocks a level, attention at 16x16,
 dropout 0.1, batches of 128 a member, mirrored images. Activations are bfloat16, parameters float32.
 
-Command: python -m experiments.train --config=experiments/configs/cifar10_paper.py --config.data.path=cifar10.npz
+Command: python -m experiments.train --config=cifar10_paper --config.data.path=cifar10.npz
 (an .npz with the array images, uint8 (50000, 32, 32, 3)); K = 256 with --config.code.members=256
 Hardware: sized for TPU pods and GPU hosts. Compiled ahead of time (python -m experiments.aot, figures in BUILD.md);
 not trained for this version.

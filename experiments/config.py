@@ -1,0 +1,55 @@
+"""The flag --config: the path of a config, or the bare name of one that comes with the package."""
+
+import os
+import pathlib
+
+from absl import flags
+from ml_collections import config_flags
+
+FOLDER = pathlib.Path(__file__).parent / "configs"
+
+
+def names() -> list[str]:
+    """The configs that come with the package."""
+    return sorted(file.stem for file in FOLDER.glob("*.py") if file.stem not in ("__init__", "base"))
+
+
+def config_path(argument: str) -> str:
+    """The file that --config means; a packaged name comes before a file of that name in the working folder.
+
+    Raises:
+        ValueError: no such config and no such file.
+    """
+    if argument in names():
+        return str(FOLDER / f"{argument}.py")
+    file = argument if os.path.exists(argument) else argument.partition(":")[0]  # path:text hands text to get_config
+    if not os.path.exists(file):
+        raise ValueError(
+            f"{file} does not exist: expected one of the configs {', '.join(names())}, or the path of a Python file "
+            f"with get_config() (those of the package are in {FOLDER})"
+        )
+    return argument
+
+
+class _Parser(flags.ArgumentParser):
+    """The parser of the flag, which looks up names first."""
+
+    syntactic_help = "a name or a path"
+
+    def __init__(self, inner: flags.ArgumentParser) -> None:
+        self.inner = inner
+
+    def parse(self, argument):
+        return self.inner.parse(config_path(argument))
+
+    def flag_type(self) -> str:
+        return "config"
+
+
+def define_config(default: str | None = None) -> flags.FlagHolder:
+    """Define --config, and --config.section.field for each field of what it names."""
+    text = f"{', '.join(names())}, or the path of a Python file with get_config()."
+    holder = config_flags.DEFINE_config_file("config", config_path(default) if default else None, text)
+    flag = flags.FLAGS["config"]
+    flag.parser = _Parser(flag.parser)
+    return holder

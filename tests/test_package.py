@@ -1,0 +1,122 @@
+"""The wheel and the sdist: built, and the wheel used as a user who has no clone would."""
+
+import importlib.util
+import os
+import pathlib
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import venv
+import zipfile
+
+import pytest
+
+import ensdiff
+from experiments.config import config_path, names
+from tests.helpers import ROOT
+
+TINY = [
+    "--config.model.channels=4", "--config.model.multipliers=(1,)", "--config.model.norm_groups=2",
+    "--config.model.middle_attention=False", "--config.train.steps=2", "--config.train.batch_size=2",
+    "--config.schedule.timesteps=20", "--samples=1", "--steps=2", "--evaluated=12",
+]  # fmt: skip
+
+
+def test_packaged_configs_have_names(tmp_path, monkeypatch):
+    """A bare name means the package's config in any folder; a path means a file."""
+    assert {"digits", "folder", "quickstart"} <= set(names())
+    assert not {"base", "__init__"} & set(names())
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits").mkdir()
+    assert pathlib.Path(config_path("digits")).samefile(ROOT / "experiments" / "configs" / "digits.py")
+    (tmp_path / "mine.py").write_text("")
+    assert config_path("mine.py") == "mine.py"
+    assert config_path("mine.py:text") == "mine.py:text"
+    with pytest.raises(ValueError, match=r"none does not exist.* digits, .*path of a Python file"):
+        config_path("none")
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_packaged_config_can_be_read(name):
+    from experiments import common
+
+    spec = importlib.util.spec_from_file_location(name, config_path(name))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config()
+    common.check_config(config)
+    assert f"--config={name}" in module.__doc__ or f"experiments.{name}" in module.__doc__
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """The folder of both archives."""
+    if importlib.util.find_spec("build") is None:
+        pytest.skip("needs build: pip install -e '.[dev]'")
+    out = tmp_path_factory.mktemp("dist")
+    isolation = ["--no-isolation"] if importlib.util.find_spec("hatchling") else []
+    subprocess.run([sys.executable, "-m", "build", *isolation, f"--outdir={out}", ROOT], check=True)
+    return out
+
+
+@pytest.fixture(scope="module")
+def python(built, tmp_path_factory):
+    """Run a fresh environment's Python in an empty folder. It has the wheel, and borrows what the wheel depends on."""
+    root = tmp_path_factory.mktemp("fresh")
+    venv.create(root / "venv", with_pip=True)
+    executable = root / "venv" / "bin" / "python"
+    (wheel,) = built.glob("*.whl")
+    subprocess.run([executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel], check=True)
+    paths = {"base": str(root / "venv"), "platbase": str(root / "venv")}
+    site = pathlib.Path(sysconfig.get_path("purelib", vars=paths))
+    outer = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+    # what a .pth file names is searched last, and the .pth files in there, such as an editable install's, are not read
+    (site / "outer.pth").write_text("\n".join(sorted(outer)) + "\n")
+    empty = root / "empty"
+    empty.mkdir()
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    environment |= {"JAX_NUM_CPU_DEVICES": "2", "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache")}
+
+    def call(*args):
+        return subprocess.run(
+            [executable, *args], cwd=empty, env=environment, capture_output=True, text=True, check=False
+        )
+
+    call.empty, call.site = empty, site
+    return call
+
+
+@pytest.mark.slow
+def test_archives_hold_what_is_needed(built):
+    (wheel,), (sdist,) = built.glob("*.whl"), built.glob("*.tar.gz")
+    held = set(zipfile.ZipFile(wheel).namelist())
+    assert {"ensdiff/py.typed", "ensdiff/report/page.html.jinja", "experiments/configs/digits.py"} <= held
+    assert not [name for name in held if name.startswith(("tests/", "docs/", "colabs/"))]
+    with tarfile.open(sdist) as archive:
+        inside = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"pyproject.toml", "README.md", "LICENSE", "ensdiff/py.typed", "tests/test_package.py"} <= inside
+
+
+@pytest.mark.slow
+def test_import_from_the_wheel(python):
+    done = python("-c", "import ensdiff; print(ensdiff.__version__, ensdiff.__file__)")
+    assert done.returncode == 0, done.stderr
+    version, file = done.stdout.split()
+    assert version == ensdiff.__version__
+    assert pathlib.Path(file).is_relative_to(python.site)
+    assert pathlib.Path(file).with_name("py.typed").exists()
+
+
+@pytest.mark.slow
+def test_programs_from_the_wheel(python):
+    """Without the repository: help, an error that says where configs are, and the whole quickstart, tiny."""
+    done = python("-m", "experiments.quickstart", "--help")
+    assert "python -m experiments.quickstart" in done.stdout
+    done = python("-m", "experiments.train", "--config=experiments/configs/digits.py")
+    assert done.returncode == 2
+    assert "expected one of the configs" in done.stderr
+    done = python("-m", "experiments.quickstart", *TINY)
+    assert done.returncode == 0, done.stderr
+    assert f"report: {python.empty / 'runs' / 'quickstart' / 'report.html'}" in done.stdout
+    assert "<!doctype html>" in (python.empty / "runs" / "quickstart" / "report.html").read_text()
