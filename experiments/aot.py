@@ -246,6 +246,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("samples", None, "Samples of a Jacobian step; by default one a data shard.")
     flags.DEFINE_string("out", None, "File to write the figures to, JSON.")
     define_config()
+    flags.declare_key_flag("config")
     flags.mark_flags_as_required(["topology", "config"])
     flags.adopt_module_key_flags(common)
 

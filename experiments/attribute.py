@@ -1,6 +1,7 @@
 """Which training units do generated samples, or any images, depend on?
 
-After an interruption the same command goes on with what it had finished.
+The result and a report go to RUN/attribution, or to --out. After an interruption the same command goes on with what it
+had finished.
 
 Examples:
   python -m experiments.attribute --run=runs/digits --n=8

@@ -1,7 +1,12 @@
 """Measure the compute core: time against PyTorch, compile time, memory, FLOP/s, and how cost grows.
 
-Prints tables and writes them as Markdown and JSON. Alternatives take turns, and their
-ratios are medians of ratios within a turn. Without PyTorch (and diffusers) the comparison is left out, and said so.
+Prints tables and, with --out, writes them as Markdown and JSON. Alternatives take turns, and their ratios are medians
+of ratios within a turn. Without PyTorch (and diffusers) the comparison is left out, and said so.
+
+Examples:
+  python -m experiments.benchmark --quick
+  python -m experiments.benchmark --repeats=3 --out=benchmarks
+  python -m experiments.benchmark --tables=compilation,devices --members=8 --channels=32
 """
 
 import dataclasses

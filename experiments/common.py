@@ -12,7 +12,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
-from experiments import processes
+from experiments import processes, usage
 
 flags.adopt_module_key_flags(processes)
 flags.DEFINE_bool("debug", False, "Show the whole traceback of an error.")
@@ -221,6 +221,9 @@ def run(
     flags.FLAGS.set_gnu_getopt(True)  # options may follow the command
 
     def parse(argv: list[str]) -> list[str]:
+        if usage.wanted(argv):
+            print(usage.usage(argv[0], description), end="")
+            raise SystemExit(0)
         try:
             rest = flags.FLAGS(argv)
         except flags.Error as error:

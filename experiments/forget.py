@@ -2,6 +2,7 @@
 
 Examples:
   python -m experiments.forget --run=runs/digits --units=3 --out=runs/digits_without_3
+  python -m experiments.forget --run=runs/digits_without_3 --units=5,8 --out=runs/digits_without_3_5_8
   python -m experiments.certify verify --run=runs/digits_without_3
 
 The new run loads, samples and attributes like any other, and holds its deletion certificate.

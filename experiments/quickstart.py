@@ -1,7 +1,11 @@
 """The whole job on 1,400 embedded digits: train, sample, measure, attribute, and write a report.
 
-Example:
+It trains 16 members, compares their samples with held-out digits, attributes some of them to training digits, and
+writes report.html into the run directory, by default runs/quickstart. Begin here.
+
+Examples:
   python -m experiments.quickstart
+  python -m experiments.quickstart --samples=12 --config.train.steps=3000 --config.run_dir=runs/longer
 """
 
 import pathlib
@@ -17,6 +21,7 @@ from experiments.config import define_config
 flags.adopt_module_key_flags(common)
 
 CONFIG = define_config("quickstart")
+flags.declare_key_flag("config")
 SAMPLES = flags.DEFINE_integer("samples", 6, "Samples that are attributed.")
 STEPS = flags.DEFINE_integer("steps", 20, "Steps of the DDIM sampler.")
 EVALUATED = flags.DEFINE_integer("evaluated", 397, "Generated images that are compared with held-out ones.")
@@ -75,7 +80,7 @@ def main() -> None:
         sections,
     )
     report = write_page(run_dir / "report.html", page)
-    print(f"\nrun: {run_dir}\nreport: {report}\n{time.time() - begin:.0f} s in all")
+    print(f"\n{time.time() - begin:.0f} s in all\nrun: {run_dir}\nreport: {report}")
 
 
 def validity(config, params, data, held_out, images):

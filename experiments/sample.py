@@ -1,5 +1,7 @@
 """Generate images with a trained ensemble, and remove training units from them.
 
+Pictures and an .npz of the arrays go to RUN/samples, or to --out.
+
 Examples:
   python -m experiments.sample --run=runs/digits --n=64
   python -m experiments.sample --run=runs/digits --n=16 --sampler=ddim --steps=25

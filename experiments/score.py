@@ -1,7 +1,10 @@
 """Seconds and peak memory of scoring very many units, without a trained ensemble.
 
-Example:
+It prints a table and writes no file.
+
+Examples:
   python -m experiments.score --units=100000000 --members=32
+  python -m experiments.score --units=1000000 --members=64 --weight=16 --samples=8 --top=100
 """
 
 from absl import flags

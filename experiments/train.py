@@ -1,4 +1,6 @@
-"""Train an encoded ensemble.
+"""Train an encoded ensemble: every member of it at once, each on the units that its code word gives it.
+
+Checkpoints, metrics and the config go to the run directory, config.run_dir, which the other programs take as --run.
 
 Examples:
   python -m experiments.train --config=digits
@@ -18,6 +20,7 @@ from experiments.config import define_config
 flags.adopt_module_key_flags(common)
 
 CONFIG = define_config()
+flags.declare_key_flag("config")
 
 
 def main() -> None:

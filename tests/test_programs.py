@@ -157,12 +157,3 @@ def test_a_second_training_in_the_same_folder_is_refused(run, trained):
     done = run("train", "--config=experiments/configs/digits.py", f"--config.run_dir={trained}", *TINY)
     assert done.returncode == 1
     assert "holds checkpoints already" in done.stderr
-
-
-PROGRAMS = ["train", "sample", "attribute", "score", "design", "quickstart", "convert", "certify", "forget"]
-
-
-@pytest.mark.parametrize("program", PROGRAMS)
-def test_help_has_an_example(programs, program):
-    done = programs(program, "--help")
-    assert f"python -m experiments.{program}" in done.out + done.err

@@ -1,0 +1,90 @@
+"""--help of every program: what it does, two examples or more, and no flag in them that is not there."""
+
+import re
+import runpy
+import shlex
+
+import pytest
+
+from experiments.config import config_path, names
+from experiments.usage import wanted
+from tests.helpers import ROOT
+
+PROGRAMS = sorted(
+    file.stem for file in (ROOT / "experiments").glob("*.py") if 'if __name__ == "__main__"' in file.read_text()
+)
+
+
+def examples(text):
+    """The command lines of a text, as words; what follows a # is a comment, and so is what is in brackets."""
+    lines = re.sub(r"\\\n\s*", "", text).splitlines()
+    found = [line.strip() for line in lines if line.strip().startswith("python -m experiments.")]
+    return [shlex.split(re.sub(r" \(.*", "", line), comments=True) for line in found]
+
+
+def fields(name):
+    """Every --config.section.field that a packaged config takes."""
+    config = runpy.run_path(config_path(name))["get_config"]()
+    inside = {f"config.{s}.{f}" for s in config for f in (config[s] if hasattr(config[s], "keys") else ())}
+    return inside | {f"config.{s}" for s in config}
+
+
+@pytest.fixture(scope="module")
+def helps(programs):
+    """The help of each program, asked for once."""
+    found = {program: programs(program, "--help") for program in PROGRAMS}
+    assert all(done.code == 0 and not done.err for done in found.values())
+    return {program: done.out for program, done in found.items()}
+
+
+def flags_of(text):
+    """The flags that a help lists; of a boolean one with and without its ``no``."""
+    return {
+        name
+        for no, name in re.findall(r"^  --(\[no\])?([\w.]+):", text, re.MULTILINE)
+        for name in ([name, f"no{name}"] if no else [name])
+    }
+
+
+def test_there_are_programs():
+    assert {"train", "sample", "attribute", "quickstart", "design", "aot"} <= set(PROGRAMS)
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_help_has_a_description_and_examples(helps, program):
+    text = helps[program]
+    first = text.splitlines()[0]
+    assert first.endswith((".", "?"))
+    assert len(first) > 30
+    assert sum(words[2] == f"experiments.{program}" for words in examples(text)) >= 2
+    assert "\nflags:\n" in text
+    assert "--debug: Show the whole traceback" in text.replace("[no]", "").partition("flags of all programs:")[2]
+    assert "--logtostderr" not in text  # absl's own are in --helpfull
+    assert max(map(len, text.splitlines())) <= 120
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_every_flag_of_an_example_exists(helps, program):
+    for words in examples(helps[program]):
+        other = words[2].partition(".")[2]
+        given = [word[2:].partition("=") for word in words[3:] if word.startswith("--")]
+        config = next((value for name, _, value in given if name == "config"), "quickstart")
+        known = flags_of(helps[other])
+        if "config" in known and config in names():
+            known |= fields(config)
+        else:
+            known |= {name for name, _, _ in given if name.startswith("config.")}
+        unknown = {name for name, _, _ in given} - known
+        assert not unknown, f"{' '.join(words)}: no flag {unknown}"
+
+
+def test_run_is_listed_where_it_is_read(helps):
+    assert "run" in flags_of(helps["sample"])
+    assert "run" not in flags_of(helps["design"]) | flags_of(helps["train"])
+
+
+def test_help_is_recognised_among_other_words():
+    assert wanted(["p", "create", "--run=x", "--help"])
+    assert wanted(["p", "-h"])
+    assert not wanted(["p", "--helpful=1"])
+    assert not wanted(["p", "--", "--help"])
