@@ -20,7 +20,7 @@ import os
 import pathlib
 import re
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -59,6 +59,33 @@ def tpu_devices(chip: str, topology: str) -> list:
     for name, value in settings.items():
         os.environ.setdefault(name, value)
     return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
+
+
+class Target(NamedTuple):
+    """What to compile for: the devices of a topology or a number of GPUs, and the bytes of a TPU device."""
+
+    devices: list | int
+    capacity: int | None
+
+
+def target(text: str, flag: str) -> Target:
+    """The target that a flag names: ``"v5e:2x4"``, or ``"cuda:8"`` to lower only.
+
+    Raises:
+        ValueError: no such chips.
+        ImportError: TPUs without libtpu.
+    """
+    match = re.fullmatch(r"(?P<chip>cuda|\w+?)(?::(?P<size>\d+(?:x\d+){0,2}))?", text)
+    if not match or (match["chip"] != "cuda" and (match["chip"] not in CHIPS or "x" not in (match["size"] or ""))):
+        raise ValueError(
+            f"--{flag}={text}: expected cuda:8 (a number of GPUs), or chips and their arrangement such as "
+            f"v5e:2x4 or v4:2x2x2; chips known here are {', '.join(CHIPS)}"
+        )
+    if match["chip"] == "cuda":
+        return Target(int(match["size"] or 1), None)
+    devices = tpu_devices(match["chip"], text)
+    per_chip = len(devices) // math.prod(int(n) for n in match["size"].split("x"))  # a v4 chip is two devices
+    return Target(devices, CHIPS[match["chip"]][0] * GIB // per_chip)
 
 
 def inspect(step: Step, platform: str, members: int, capacity: int | None) -> dict[str, Any]:
@@ -139,6 +166,15 @@ def _numbers(text: str, pattern: str, flag: str, example: str) -> tuple[int, ...
     return tuple(int(n) for n in re.findall(r"\d+", text))
 
 
+def mesh_over(devices: list | int, member: int, data: int) -> Any:
+    """The mesh of topology devices, or an abstract one where there are none."""
+    kinds = (AxisType.Auto, AxisType.Auto)
+    if isinstance(devices, int):
+        return AbstractMesh((member, data), ("member", "data"), axis_types=kinds)
+    used = np.asarray(devices[: member * data], dtype=object).reshape(member, data)
+    return Mesh(used, ("member", "data"), axis_types=kinds)
+
+
 def build_case(config: Any, devices: list | int, memory: int) -> Case:
     """The case of a config and the flags; ``devices`` is a number where there are none to compile for."""
     f = flags.FLAGS
@@ -165,11 +201,7 @@ def build_case(config: Any, devices: list | int, memory: int) -> Case:
                 f"{train.batch_size} images"
             )
         axes = {"member": m, "data": d}
-    kinds = (AxisType.Auto, AxisType.Auto)
-    mesh: Any = AbstractMesh(tuple(axes.values()), tuple(axes), axis_types=kinds)
-    if not isinstance(devices, int):
-        used = np.asarray(devices[: axes["member"] * axes["data"]], dtype=object)
-        mesh = Mesh(used.reshape(tuple(axes.values())), tuple(axes), axis_types=kinds)
+    mesh = mesh_over(devices, **axes)
     schedule = common.build(Schedule, "schedule", common.section(config, "schedule"))
     return Case(model, tuple(shape), members, units, schedule, train, mesh, f.states, f.samples, memory)
 
@@ -177,23 +209,13 @@ def build_case(config: Any, devices: list | int, memory: int) -> Case:
 def main() -> None:
     """Compile, print a table, and write it as JSON."""
     f = flags.FLAGS
-    match = re.fullmatch(r"(?P<chip>cuda|\w+?)(?::(?P<size>\d+(?:x\d+){0,2}))?", f.topology)
-    if not match or (match["chip"] != "cuda" and (match["chip"] not in CHIPS or "x" not in (match["size"] or ""))):
-        raise ValueError(
-            f"--topology={f.topology}: expected cuda:8 (a number of GPUs), or chips and their arrangement such as "
-            f"v5e:2x4 or v4:2x2x2; chips known here are {', '.join(CHIPS)}"
-        )
     wrong = sorted(set(f.programs) - set(STEPS))
     if wrong:
         raise ValueError(f"--programs={','.join(f.programs)}: expected some of {', '.join(STEPS)}")
     jax.config.update("jax_platforms", "cpu")  # nothing runs here; do not look for the devices
     jax.config.update("jax_enable_compilation_cache", False)  # so that the seconds are the compiler's
-    tpu = match["chip"] != "cuda"
-    devices: list | int = int(match["size"] or 1) if not tpu else tpu_devices(match["chip"], f.topology)
-    capacity = None
-    if not isinstance(devices, int):
-        per_chip = len(devices) // math.prod(int(n) for n in match["size"].split("x"))  # a v4 chip is two devices
-        capacity = CHIPS[match["chip"]][0] * GIB // per_chip
+    devices, capacity = target(f.topology, "topology")
+    tpu = not isinstance(devices, int)
     case = build_case(f.config, devices, capacity or 16 * GIB)
     m, d = case.mesh.shape["member"], case.mesh.shape["data"]
     total = devices if isinstance(devices, int) else len(devices)

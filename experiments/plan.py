@@ -1,0 +1,218 @@
+"""What a study will need, before anything is trained: parameters, memory of a chip, FLOPs, and expected hours.
+
+Examples:
+  python -m experiments.plan --image=32x32x3 --units=50000 --members=20
+  python -m experiments.plan --config=experiments/configs/cifar10_paper.py --members=64 --chips=8 --accelerator=v5e,h100
+  python -m experiments.plan --config=experiments/configs/cifar10_paper.py --compile=v5e:2x4
+
+Hours of cpu2 (2 cores) are from rates that were measured. Hours of accelerators are data-sheet peaks times an assumed
+share of them (--utilisation): none was timed, and small U-Nets reach less than large ones. --compile=v5e:2x4 compiles
+the steps for a TPU that is not there (needs libtpu) and prints the memory that the compiler asks for.
+"""
+
+import dataclasses
+import re
+from typing import Any
+
+import jax
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+from tabulate import tabulate
+
+from ensdiff import Schedule, TrainConfig, UNetConfig
+from ensdiff.ensemble import mesh_shape
+from ensdiff.estimates import (
+    ACCELERATORS,
+    GIB,
+    Accelerator,
+    JobName,
+    Study,
+    code_estimate,
+    job_flops,
+    job_hours,
+    parameter_count,
+    training_memory,
+)
+from experiments import aot, common
+from experiments.abstract import STEPS, Case
+
+COMPILED = ("train", "landscape", "jacobian")
+
+
+def read_study(config: ConfigDict | None) -> tuple[Study, Schedule]:
+    """The study that the config and the flags describe; a flag goes before the config."""
+    f = flags.FLAGS
+    config = ConfigDict() if config is None else config
+    known = common.section(config, "aot")  # a config says there how large its data are
+    shape = known.get("image_shape")
+    if f.image:
+        if not re.fullmatch(r"\d+[x,]\d+[x,]\d+", f.image):
+            raise ValueError(f"--image={f.image}: expected height, width and channels, such as 32x32x3")
+        shape = tuple(int(n) for n in re.findall(r"\d+", f.image))
+    units = known.get("units") if f.units is None else f.units
+    if shape is None or units is None:
+        raise ValueError("how large are the data? Give --image=HxWxC and --units=N")
+    values = {**common.section(config, "model"), "image_channels": shape[-1]}
+    if f.channels is not None:
+        values["channels"] = f.channels
+    if f.multipliers:
+        try:
+            values["multipliers"] = tuple(float(m) for m in f.multipliers)
+        except ValueError:
+            raise ValueError(f"--multipliers={','.join(f.multipliers)}: expected numbers, such as 1,2,2") from None
+    model = common.build(UNetConfig, "model", values)
+    train = common.build(TrainConfig, "train", common.section(config, "train"))
+    changes = {name: value for name, value in (("steps", f.steps), ("batch_size", f.batch)) if value is not None}
+    code = common.section(config, "code")
+    members = code.get("members", 16) if f.members is None else f.members
+    weight = code.get("weight") if f.weight is None else f.weight
+    study = Study(
+        model,
+        tuple(shape),
+        members,
+        units,
+        members // 2 if weight is None else weight,
+        dataclasses.replace(train, **changes),
+        f.samples,
+        f.sampling_steps,
+    )
+    return study, common.build(Schedule, "schedule", common.section(config, "schedule"))
+
+
+def chosen() -> dict[str, Accelerator]:
+    """The accelerators of --accelerator."""
+    names = flags.FLAGS.accelerator
+    unknown = sorted(set(names) - {*ACCELERATORS, "all"})
+    if unknown or not names:
+        raise ValueError(f"--accelerator={','.join(names)}: expected all, or some of {', '.join(ACCELERATORS)}")
+    return ACCELERATORS if "all" in names else {name: ACCELERATORS[name] for name in names}
+
+
+def table(study: Study, accelerators: dict[str, Accelerator], chips: int, share: float) -> str:
+    """Everything in one table: a column for what is needed, and one for each accelerator."""
+    count, model = parameter_count(study.model, study.image_shape), study.model
+    K, w, N, B, S = study.members, study.weight, study.units, study.samples, study.sampling_steps
+    rows = [
+        ["parameters of a member", f"{count:,}"],
+        [f"parameters of all {K} members", f"{K * count:,}"],
+        ["memory of a chip in training, GiB", ""],
+        ["- parameters, optimiser, average", ""],
+        ["- gradients", ""],
+        ["- activations (estimate)", ""],
+    ]
+    for accelerator in accelerators.values():
+        cpu = accelerator.platform == "cpu"
+        memory = training_memory(study.on(accelerator.platform), 1 if cpu else chips)
+        room = "" if accelerator.memory is None else f" of {accelerator.memory / GIB:g}"
+        over = " !" if accelerator.memory is not None and memory.total > accelerator.memory else ""
+        cells = [
+            f"{memory.total / GIB:.2f}{room}{over}",
+            *(f"{part / GIB:.2f}" for part in (memory.state, memory.gradients, memory.activations)),
+        ]
+        for row, cell in zip(rows[2:], cells, strict=True):
+            row.append(cell)
+    flops = job_flops(study.on("gpu"))
+    hours = [job_hours(study, accelerator, chips, share) for accelerator in accelerators.values()]
+    works: dict[JobName, str] = {
+        "training": f"training, {study.train.steps:,} steps of {study.train.batch_size} images a member",
+        "sampling": f"sampling {B} images, {S} steps",
+        "landscape": f"exact landscape, {N:,} units x {B} samples, {K - w} members each",
+        "jacobian": f"Jacobian of {B} samples",
+    }
+    for job, work in works.items():
+        rows.append([work, f"{flops[job]:.3g} FLOP", *(duration(all_hours[job]) for all_hours in hours)])
+    for row in rows[:2]:
+        row.extend("" for _ in accelerators)
+    heads = [f"{name} x {1 if a.platform == 'cpu' else chips}" for name, a in accelerators.items()]
+    title = f"{'x'.join(map(str, study.image_shape))}, {model.compute_dtype}"
+    return tabulate(rows, headers=[title, "", *heads], tablefmt="github", disable_numparse=True)
+
+
+def duration(hours: float) -> str:
+    """Hours, or what is shorter.
+
+    >>> [duration(hours) for hours in (1234.0, 1.5, 0.01, 0.0001)]
+    ['1,234 h', '1.5 h', '36 s', '0.36 s']
+    """
+    if hours >= 1:
+        return f"{hours:,.0f} h" if hours >= 100 else f"{hours:.3g} h"
+    return f"{60 * hours:.2g} min" if hours >= 1 / 60 else f"{3600 * hours:.2g} s"
+
+
+def notes(accelerators: dict[str, Accelerator], share: float) -> str:
+    """Where the hours come from."""
+    lines = [f"  {name}: {accelerator.note}" for name, accelerator in accelerators.items()]
+    head = (
+        f"Times of accelerators assume {share:.0%} of the data sheet's peak (--utilisation): no accelerator was timed. "
+        "Those of cpu2 are from measured rates. Reading data and compiling are left out; ! means that it does not fit."
+    )
+    return "\n".join([head, *lines])
+
+
+def describe_code(study: Study) -> str:
+    """What the code of the study can say."""
+    e = code_estimate(study.members, study.weight, study.units)
+    text = (
+        f"Code: {e.words:,} distinct words of {study.weight} of {study.members} members for {study.units:,} units; "
+        f"{e.survivors} members survive the removal of a unit. Null: {e.null:,} unowned words, so p >= {e.p:.2g}, and "
+        f"one unit alone has q >= {e.q:.2g} (resolution)."
+    )
+    return text + (f"\nwarning: {e.warning}" if e.warning else "")
+
+
+def compile_for(text: str, study: Study, schedule: Schedule) -> str:
+    """Memory and contents of the compiled steps, as `experiments.aot` prints them."""
+    jax.config.update("jax_platforms", "cpu")  # nothing runs here; do not look for the devices
+    devices, capacity = aot.target(text, "compile")
+    tpu = not isinstance(devices, int)
+    study = study.on("tpu" if tpu else "gpu")
+    count = len(devices) if isinstance(devices, list) else devices
+    member, data = mesh_shape(study.members, study.train.batch_size, count)
+    mesh = aot.mesh_over(devices, member, data)
+    memory: Any = capacity or 16 * GIB
+    case = Case(
+        study.model, study.image_shape, study.members, study.units, schedule, study.train, mesh, None, None, memory
+    )
+    results = []
+    for name in COMPILED:
+        step = STEPS[name](case)
+        print(f"compiling for {text}: {name}, {step.note}", flush=True)
+        results.append(aot.inspect(step, "tpu" if tpu else "cuda", case.local, capacity))
+    return aot.table(results)
+
+
+def main() -> None:
+    """Print the plan."""
+    f = flags.FLAGS
+    accelerators = chosen()
+    study, schedule = read_study(f.config)
+    print(table(study, accelerators, f.chips, f.utilisation))
+    print(notes(accelerators, f.utilisation))
+    print(describe_code(study))
+    if f.compile:
+        print(compile_for(f.compile, study, schedule))
+
+
+def define_flags() -> None:
+    """The command line; in a function because other programs have flags of these names."""
+    flags.DEFINE_string("image", None, "Height, width and channels, such as 32x32x3.")
+    flags.DEFINE_integer("units", None, "Training units N.")
+    flags.DEFINE_integer("members", None, "K; by default the config's, or 16.")
+    flags.DEFINE_integer("weight", None, "Members that see a unit; by default the config's, or half of them.")
+    flags.DEFINE_integer("channels", None, "Width of the U-Net.")
+    flags.DEFINE_list("multipliers", [], "Width of each level as a multiple of it, such as 1,2,2.")
+    flags.DEFINE_integer("steps", None, "Training steps.")
+    flags.DEFINE_integer("batch", None, "Images a member a step.")
+    flags.DEFINE_integer("samples", 16, "Images that are sampled and attributed.")
+    flags.DEFINE_integer("sampling_steps", 50, "Steps of the sampler.")
+    flags.DEFINE_integer("chips", 1, "Accelerator chips.")
+    flags.DEFINE_list("accelerator", ["all"], f"all, or some of {', '.join(ACCELERATORS)}.")
+    flags.DEFINE_float("utilisation", 0.2, "Share of the data sheet's peak that is assumed to be reached.")
+    flags.DEFINE_string("compile", None, "Also compile for a TPU, such as v5e:2x4 (cuda:8: count FLOPs only).")
+    config_flags.DEFINE_config_file("config", None, "A config whose fields are the defaults.")
+    flags.adopt_module_key_flags(common)
+
+
+if __name__ == "__main__":
+    define_flags()
+    common.run(main, __doc__)
