@@ -26,7 +26,6 @@ import numpy as np
 from absl import flags
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
-from tabulate import tabulate
 
 import ensdiff
 from ensdiff.conv import conv2d
@@ -35,21 +34,9 @@ from experiments import common
 from experiments.benchmarks import jobs
 from experiments.benchmarks.jobs import Setting
 from experiments.benchmarks.timing import interleave, ratio
+from experiments.tables import Table
 
 GIGA = 1e9
-
-
-@dataclasses.dataclass
-class Table:
-    """One table of the report."""
-
-    title: str
-    rows: list[dict[str, Any]]
-    note: str = ""
-
-    def __str__(self) -> str:
-        body = tabulate(self.rows, headers="keys", tablefmt="github", floatfmt=".3g")
-        return "\n\n".join(part for part in (f"### {self.title}", self.note, body) if part) + "\n"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,34 +7,26 @@ Estimated from samples it is biased upwards, the more so the smaller the sets: c
 sets of equal sizes, such as `frechet_floor`'s.
 """
 
-from typing import NamedTuple
-
 import numpy as np
 import scipy.linalg
 from jaxtyping import Float
 
-
-class FrechetDistance(NamedTuple):
-    """The distance, and the 2.5 and 97.5 % points of its bootstrap distribution (NaN where none was asked for).
-
-    Resampling repeats rows, which narrows the spectra and lifts the distance: the interval tells the noise of the
-    estimate, and can lie above it.
-    """
-
-    value: float
-    low: float = float("nan")
-    high: float = float("nan")
+from ensdiff.metrics.bootstrap import Estimate
+from ensdiff.metrics.bootstrap import bootstrap as resampled
 
 
 def frechet_distance(
     a_NF: Float[np.ndarray, "N F"], b_MF: Float[np.ndarray, "M F"], *, bootstrap: int = 0, seed: int = 0
-) -> FrechetDistance:
+) -> Estimate:
     """Squared Frechet distance between two sets of features, in float64.
+
+    Resampling repeats rows, which narrows the spectra and lifts the distance: the interval tells the noise of the
+    estimate, and can lie above it.
 
     Args:
         a_NF: (N, F) features of one set, N >= 2.
         b_MF: (M, F) features of the other.
-        bootstrap: resamplings of both sets for the interval; 0 is none.
+        bootstrap: resamplings of both sets for the interval; 0 is none (NaN).
         seed: of the resampling.
 
     Raises:
@@ -47,15 +39,9 @@ def frechet_distance(
     a, b = _features(a_NF, "the first set"), _features(b_MF, "the second set")
     if a.shape[1] != b.shape[1]:
         raise ValueError(f"the sets have {a.shape[1]} and {b.shape[1]} features: expected the same feature function")
-    value = _distance(a, b)
-    if not bootstrap:
-        return FrechetDistance(value)
-    rng = np.random.default_rng(seed)
-    draws = [
-        _distance(a[rng.integers(len(a), size=len(a))], b[rng.integers(len(b), size=len(b))]) for _ in range(bootstrap)
-    ]
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return FrechetDistance(value, float(low), float(high))
+    return resampled(
+        lambda rows_a, rows_b: _distance(a[rows_a], b[rows_b]), len(a), len(b), resamples=bootstrap, seed=seed
+    )
 
 
 def frechet_floor(

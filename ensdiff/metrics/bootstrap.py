@@ -1,0 +1,76 @@
+"""Estimates with intervals: what every metric returns."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+RESAMPLES = 1000
+
+
+class Estimate(NamedTuple):
+    """A value and its 95 % interval (NaN where none was asked for).
+
+    Args:
+        value: of the data as they are.
+        low: lower end of the interval.
+        high: its upper end.
+    """
+
+    value: float
+    low: float = float("nan")
+    high: float = float("nan")
+
+
+def bootstrap(statistic: Callable[..., float], *sizes: int, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
+    """A statistic with the 2.5 and 97.5 % points of its bootstrap distribution.
+
+    Args:
+        statistic: of one index array for each of ``sizes``, such as ``lambda rows: values[rows].mean()``.
+        sizes: how many things each index array chooses from; all are resampled, independently.
+        resamples: 0 gives no interval.
+        seed: of the resampling.
+
+    Raises:
+        ValueError: nothing to resample.
+
+    >>> values = np.arange(100.0)
+    >>> estimate = bootstrap(lambda rows: values[rows].mean(), 100)
+    >>> estimate.value, estimate.low < 45 < 54 < estimate.high
+    (49.5, True)
+    """
+    if not sizes or min(sizes) < 1:
+        raise ValueError(f"sizes={sizes}: expected at least one thing to resample")
+    value = float(statistic(*(np.arange(size) for size in sizes)))
+    if not resamples:
+        return Estimate(value)
+    rng = np.random.default_rng(seed)
+    draws = [statistic(*(rng.integers(size, size=size) for size in sizes)) for _ in range(resamples)]
+    low, high = np.nanquantile(draws, [0.025, 0.975]) if np.isfinite(draws).any() else (np.nan, np.nan)
+    return Estimate(value, float(low), float(high))
+
+
+def mean(values_B: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
+    """The mean over rows, which are resampled.
+
+    >>> mean(np.ones(5))
+    Estimate(value=1.0, low=1.0, high=1.0)
+    """
+    values = np.asarray(values_B, np.float64)
+    return bootstrap(lambda rows: values[rows].mean(), len(values), resamples=resamples, seed=seed)
+
+
+def proportion(hits: int, trials: int) -> Estimate:
+    """A share of independent trials with its exact (Clopper-Pearson) 95 % interval.
+
+    Raises:
+        ValueError: no trials, or more hits than trials.
+
+    >>> proportion(0, 20).high.__round__(3)
+    0.168
+    """
+    if not 0 <= hits <= trials or trials < 1:
+        raise ValueError(f"{hits} of {trials}: expected at least one trial and no more hits than trials")
+    found = stats.binomtest(int(hits), int(trials)).proportion_ci(0.95, method="exact")
+    return Estimate(hits / trials, float(found.low), float(found.high))

@@ -1,0 +1,239 @@
+"""What counterfactuals say: radius, removal of the top units, unattributable samples, false attribution.
+
+(c1) The counterfactual radius of a sample is the largest distance to a counterfactual without one unit,
+``max_i |x - x_-i|`` (Dai & Gifford 2024, arXiv 2406.07908). It is published for images enlarged to 256x256x3 by
+repeating pixels, which multiplies an L2 distance by ``sqrt(256 * 256 * 3 / (H W C))`` (`published_scale`).
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import ArrayLike, Float
+
+from ensdiff.metrics.arrays import table
+from ensdiff.metrics.bootstrap import RESAMPLES, Estimate, bootstrap, mean, proportion
+
+
+class Radius(NamedTuple):
+    """The mean counterfactual radius over samples with its interval, and every sample's own."""
+
+    value: float
+    low: float
+    high: float
+    radius_B: Float[np.ndarray, " B"]
+
+
+class RemovalEffect(NamedTuple):
+    """What the removal of a method's k first units does, beside the removal of k random ones; means over samples.
+
+    Args:
+        l2: distance between the sample and its counterfactual without the top k.
+        l2_random: without k random units.
+        l2_gain: ``l2 - l2_random``, paired by sample; positive where the method finds what matters.
+        cosine: cosine similarity of their features (of pixels, where no features are given).
+        cosine_random: without k random units.
+        cosine_gain: ``cosine_random - cosine``, paired by sample; positive where the method finds what matters.
+    """
+
+    l2: Estimate
+    l2_random: Estimate
+    l2_gain: Estimate
+    cosine: Estimate
+    cosine_random: Estimate
+    cosine_gain: Estimate
+
+
+class PowerLaw(NamedTuple):
+    """``value ~ scale * size ** slope``, by least squares on logarithms.
+
+    Args:
+        slope: the exponent.
+        scale: the value at size 1.
+    """
+
+    slope: Estimate
+    scale: float
+
+
+def published_scale(shape: Sequence[int]) -> float:
+    """What an L2 distance of (H, W, C) images is multiplied by when they are enlarged to 256x256x3 (c1).
+
+    >>> published_scale((256, 256, 3))
+    1.0
+    """
+    if len(shape) != 3 or min(shape) < 1:
+        raise ValueError(f"shape={tuple(shape)}: expected (H, W, C)")
+    return float(np.sqrt(256 * 256 * 3 / np.prod(shape)))
+
+
+def radius(distances_BN: ArrayLike, scale: float = 1.0, *, resamples: int = RESAMPLES, seed: int = 0) -> Radius:
+    """Counterfactual radius (c1).
+
+    Args:
+        distances_BN: (B, N) distance of each sample to its counterfactual without each unit, such as the influences of
+            ``attribute(..., method="exact", top=N)``.
+        scale: multiplied in; `published_scale` for the published unit.
+        resamples: of the interval, over samples; 0 is none.
+        seed: of the resampling.
+
+    Raises:
+        ValueError: negative distances.
+
+    >>> radius([[1.0, 3.0], [2.0, 0.0]], resamples=0).value
+    2.5
+    """
+    distances = table(distances_BN, "distances_BN", "BN")
+    if distances.min() < 0:
+        raise ValueError(f"distances_BN holds {distances.min():g}: expected distances, at least 0")
+    radius_B = scale * distances.max(1)
+    return Radius(*mean(radius_B, resamples, seed), radius_B)
+
+
+def power_law(sizes_G: ArrayLike, values_GB: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0) -> PowerLaw:
+    """Fit the mean of B values against a size, such as radii against the number of units.
+
+    Args:
+        sizes_G: (G,) positive sizes, at least two different ones.
+        values_GB: (G, B) positive values of B samples at every size.
+        resamples: of the interval, over the B samples (of every size on its own); 0 is none.
+        seed: of the resampling.
+
+    Raises:
+        ValueError: sizes or values that are not positive, or one size only.
+
+    >>> power_law([1, 10, 100], 5 * np.array([[1.0], [0.1], [0.01]])).slope.value.__round__(6)
+    -1.0
+    """
+    sizes, values = table(sizes_G, "sizes_G", "G"), table(values_GB, "values_GB", "GB")
+    if len(sizes) != len(values) or len(np.unique(sizes)) < 2:
+        raise ValueError(f"{len(sizes)} sizes and values {values.shape}: expected (G,), two or more, and (G, B)")
+    if sizes.min() <= 0 or values.min() <= 0:
+        raise ValueError("sizes and values must be positive, to have logarithms")
+    G, B = values.shape
+
+    def fit(*rows: np.ndarray) -> np.ndarray:
+        means = [values[g, rows[g]].mean() for g in range(G)]
+        return np.polyfit(np.log(sizes), np.log(means), 1)
+
+    slope = bootstrap(lambda *rows: fit(*rows)[0], *[B] * G, resamples=resamples, seed=seed)
+    return PowerLaw(slope, float(np.exp(fit(*[np.arange(B)] * G)[1])))
+
+
+def removal(
+    images_BF: ArrayLike,
+    without_top_BF: ArrayLike,
+    without_random_RBF: ArrayLike,
+    features: Sequence[ArrayLike] | None = None,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> RemovalEffect:
+    """Removal of the top k units against removal of k random units.
+
+    Args:
+        images_BF: (B, ...) samples.
+        without_top_BF: (B, ...) their counterfactuals without the k units that a method ranks first.
+        without_random_RBF: (R, B, ...) their counterfactuals without R random choices of k units.
+        features: features of the three, (B, F), (B, F) and (R, B, F), for the cosine; by default the pixels.
+        resamples: of the intervals, over samples; 0 is none.
+        seed: of the resampling.
+
+    Raises:
+        ValueError: shapes that do not fit.
+
+    >>> x = np.ones((4, 9))
+    >>> removal(x, 0 * x, x[None] - 0.1).l2_gain.value.__round__(6)
+    2.7
+    """
+    image, top, random = _triple((images_BF, without_top_BF, without_random_RBF), "images")
+    given = (image, top, random) if features is None else _triple(tuple(features), "features")
+    l2_B, l2_RB = _l2(image - top), _l2(image - random)
+    cosine_B, cosine_RB = _cosine(given[0], given[1]), _cosine(given[0], given[2])
+    if len(cosine_B) != len(l2_B):
+        raise ValueError(f"features of {len(cosine_B)} samples, images of {len(l2_B)}: expected as many")
+    parts = (
+        l2_B, l2_RB.mean(0), l2_B - l2_RB.mean(0),
+        cosine_B, cosine_RB.mean(0), cosine_RB.mean(0) - cosine_B,
+    )  # fmt: skip
+    return RemovalEffect(*(mean(part, resamples, seed) for part in parts))
+
+
+def unattributable(q_BT: ArrayLike, level: float = 0.1) -> Estimate:
+    """Share of samples of which no unit has a q-value up to ``level``, with its exact binomial interval.
+
+    Args:
+        q_BT: (B, T) q-values, as of ``Attribution.q_value``; the smallest of a sample counts.
+        level: between 0 and 1.
+
+    Raises:
+        ValueError: not probabilities, or another level.
+
+    >>> unattributable([[0.01, 0.5], [0.2, 0.3]]).value
+    0.5
+    """
+    q = table(q_BT, "q_BT", "BT")
+    if q.min() < 0 or q.max() > 1 or not 0 < level < 1:
+        raise ValueError(f"q-values {q.min():g} .. {q.max():g}, level={level}: expected probabilities")
+    return proportion(int((q.min(1) > level).sum()), len(q))
+
+
+def false_attribution(
+    unchanged_B: ArrayLike, unchanged_BR: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0
+) -> Estimate:
+    """``P(unchanged | attributed unit removed) / P(unchanged | another unit removed)``.
+
+    1: the attributed unit is as good as any other, the attribution says nothing. 0: its removal always changes the
+    sample. Above 1: worse than any other.
+
+    Args:
+        unchanged_B: (B,) whether the sample stays what it is when the attributed unit is removed.
+        unchanged_BR: (B, R) the same when each of R other units is removed.
+        resamples: of the interval, over samples; 0 is none.
+        seed: of the resampling.
+
+    Returns:
+        `Estimate`; NaN where no sample ever stays unchanged.
+
+    Raises:
+        ValueError: shapes that do not fit, or values other than 0 and 1.
+
+    >>> false_attribution([1, 0, 0, 0], np.ones((4, 3)), resamples=0).value
+    0.25
+    """
+    own, others = table(unchanged_B, "unchanged_B", "B"), table(unchanged_BR, "unchanged_BR", "BR")
+    if len(own) != len(others) or not (np.isin(own, (0, 1)).all() and np.isin(others, (0, 1)).all()):
+        raise ValueError(f"shapes {own.shape} and {others.shape}: expected (B,) and (B, R), True or False")
+
+    def ratio(rows: np.ndarray) -> float:
+        other = others[rows].mean()
+        return float(own[rows].mean() / other) if other else float("nan")
+
+    return bootstrap(ratio, len(own), resamples=resamples, seed=seed)
+
+
+def _triple(arrays: tuple, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    if len(arrays) != 3:
+        raise ValueError(
+            f"{len(arrays)} {name}: expected those of the samples, without the top, and without random units"
+        )
+    image, top, random = (np.asarray(array, np.float64) for array in arrays)
+    if image.ndim < 2 or top.shape != image.shape or random.shape[1:] != image.shape or not random.size:
+        raise ValueError(
+            f"{name} of shapes {image.shape}, {top.shape}, {random.shape}: expected (B, ...), (B, ...), (R, B, ...)"
+        )
+    for array in (image, top, random):
+        if not np.isfinite(array).all():
+            raise ValueError(f"{name} hold NaN or infinity")
+    B = len(image)
+    return image.reshape(B, -1), top.reshape(B, -1), random.reshape(len(random), B, -1)
+
+
+def _l2(difference: np.ndarray) -> np.ndarray:
+    return np.sqrt(np.square(difference).sum(-1))
+
+
+def _cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """0 where either is all zeros."""
+    scale = _l2(a) * _l2(b)
+    return np.divide((a * b).sum(-1), scale, out=np.zeros(scale.shape), where=scale > 0)

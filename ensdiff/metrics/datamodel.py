@@ -1,0 +1,144 @@
+"""Linear datamodeling score (LDS), its ceiling, and correlation with leave-one-out effects.
+
+(l1) ``LDS_b = spearman_m(f(x_b; S_m), sum_{i in S_m} tau_bi)`` over random subsets S_m of the training units, f the
+output of a model trained on S_m (Park et al. 2023, arXiv 2303.14186, def. 2.3; Ilyas et al. 2022, arXiv 2202.00622).
+(l2) What noise between seeds allows: with r the rank correlation between outputs of R/2 seeds and of the other R/2,
+``rho = 2 r / (1 + r)`` is the reliability of the mean of R (Spearman-Brown), and ``sqrt(rho)`` the LDS of a method that
+knows the expected outputs.
+
+A score is meant to say that a unit's *presence* raises the output. A method that scores the rise of the loss on removal
+fits outputs that are minus the loss (``sign=1``), or the loss with ``sign=-1``.
+"""
+
+import numpy as np
+from jaxtyping import ArrayLike
+
+from ensdiff.metrics.arrays import correlate, spearman, table
+from ensdiff.metrics.bootstrap import RESAMPLES, Estimate, bootstrap
+
+
+def lds(
+    scores_BN: ArrayLike,
+    subsets_NM: ArrayLike,
+    outputs_BM: ArrayLike,
+    *,
+    sign: int = 1,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Estimate:
+    """Linear datamodeling score (l1), the mean over queries.
+
+    The interval resamples queries and subsets: few subsets make it wide, however many queries there are.
+
+    Args:
+        scores_BN: (B, N) score of each unit for each query.
+        subsets_NM: (N, M) 1 where unit i is in subset m; usually ``alpha`` N ones a column.
+        outputs_BM: (B, M) output on each query of the model trained on each subset; or (B, M, R) of R seeds, whose
+            mean counts.
+        sign: 1 where a positive score means that presence raises the output, -1 where it lowers it.
+        resamples: of the interval; 0 is none.
+        seed: of the resampling.
+
+    Returns:
+        `Estimate` in [-1, 1]; a query with constant scores or outputs counts 0.
+
+    Raises:
+        ValueError: shapes that do not fit, fewer than three subsets, or entries of ``subsets_NM`` other than 0 and 1.
+
+    >>> rng = np.random.default_rng(0)
+    >>> scores, subsets = rng.normal(size=(4, 20)), rng.integers(0, 2, (20, 30))
+    >>> lds(scores, subsets, scores @ subsets).value.__round__(9)
+    1.0
+    """
+    scores = table(scores_BN, "scores_BN", "BN")
+    subsets = table(subsets_NM, "subsets_NM", "NM")
+    outputs = np.asarray(outputs_BM)
+    outputs = table(outputs, "outputs", "BMR").mean(2) if outputs.ndim == 3 else table(outputs, "outputs", "BM")
+    (B, N), M = scores.shape, subsets.shape[1]
+    if len(subsets) != N or outputs.shape != (B, M):
+        raise ValueError(
+            f"scores {scores.shape}, subsets {subsets.shape}, outputs {outputs.shape}: expected (B, N), (N, M), (B, M)"
+        )
+    if M < 3 or not np.isin(subsets, (0, 1)).all():
+        raise ValueError(f"subsets_NM holds {M} subsets: expected at least 3, of zeros and ones")
+    if sign not in (1, -1):
+        raise ValueError(f"sign={sign}: expected 1 or -1")
+    predicted = sign * scores @ subsets
+    # sums that differ by rounding only would otherwise be ranked
+    predicted = np.where(
+        np.ptp(predicted, axis=1, keepdims=True) <= 1e-12 * np.abs(predicted).max(initial=1e-300), 0, predicted
+    )
+
+    def statistic(rows: np.ndarray, columns: np.ndarray) -> float:
+        pick = np.ix_(rows, columns)
+        return float(spearman(predicted[pick], outputs[pick]).mean())
+
+    return bootstrap(statistic, B, M, resamples=resamples, seed=seed)
+
+
+def lds_ceiling(outputs_BMR: ArrayLike, *, splits: int = 20, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
+    """The LDS that noise between seeds allows a perfect method (l2), the mean over queries.
+
+    Args:
+        outputs_BMR: (B, M, R) output on each query of each subset's models of R >= 2 seeds.
+        splits: random splits of the seeds into halves that are averaged.
+        resamples: of the interval, over queries and subsets; 0 is none.
+        seed: of the splits and the resampling.
+
+    Raises:
+        ValueError: fewer than two seeds or three subsets.
+
+    >>> same = np.random.default_rng(0).normal(size=(3, 10, 1))
+    >>> lds_ceiling(np.repeat(same, 2, axis=2)).value.__round__(6)
+    1.0
+    """
+    outputs = table(outputs_BMR, "outputs_BMR", "BMR")
+    B, M, R = outputs.shape
+    if R < 2 or M < 3:
+        raise ValueError(f"outputs of {M} subsets and {R} seeds: expected at least 3 subsets and 2 seeds")
+    rng = np.random.default_rng(seed)
+    half, orders = R // 2, [rng.permutation(R) for _ in range(1 if R == 2 else splits)]
+    halves = [(outputs[..., o[:half]].mean(2), outputs[..., o[half : 2 * half]].mean(2)) for o in orders]
+
+    def statistic(rows: np.ndarray, columns: np.ndarray) -> float:
+        pick = np.ix_(rows, columns)
+        r = np.mean([spearman(a[pick], b[pick]).mean() for a, b in halves])
+        grown = R / half  # Spearman-Brown from half to R seeds
+        return float(np.sqrt(max(0.0, grown * r / (1 + (grown - 1) * r))))
+
+    return bootstrap(statistic, B, M, resamples=resamples, seed=seed)
+
+
+def loo(
+    scores_BN: ArrayLike,
+    effects_BN: ArrayLike,
+    *,
+    kind: str = "spearman",
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Estimate:
+    """Correlation of scores with the effects of leaving out one unit, or one group (LOGO): the mean over queries.
+
+    Args:
+        scores_BN: (B, N) score of each unit, or group, for each query.
+        effects_BN: (B, N) what a model retrained without it changes, larger for a larger dependence.
+        kind: ``"spearman"`` or ``"pearson"``.
+        resamples: of the interval, over queries; 0 is none.
+        seed: of the resampling.
+
+    Returns:
+        `Estimate` in [-1, 1]; a query with constant scores or effects counts 0.
+
+    Raises:
+        ValueError: shapes that differ, or another kind.
+
+    >>> effects = np.random.default_rng(0).normal(size=(4, 9))
+    >>> loo(np.exp(effects), effects).value.__round__(9)
+    1.0
+    """
+    if kind not in ("spearman", "pearson"):
+        raise ValueError(f"kind={kind!r}: expected 'spearman' or 'pearson'")
+    effects = table(effects_BN, "effects_BN", "BN")
+    scores = table(scores_BN, "scores_BN", "BN", like=effects)
+    rho_B = (spearman if kind == "spearman" else correlate)(scores, effects)
+    return bootstrap(lambda rows: rho_B[rows].mean(), len(rho_B), resamples=resamples, seed=seed)

@@ -1,0 +1,384 @@
+"""Metrics of evidence against small hand computations, SciPy, for-loops, and their limits."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from ensdiff import metrics
+from ensdiff.metrics.arrays import correlate, spearman
+from ensdiff.metrics.bootstrap import bootstrap, mean, proportion
+
+SEEDS = st.integers(0, 10_000)
+
+
+def problem(seed, B=5, N=12, M=9):
+    rng = np.random.default_rng(seed)
+    return rng, rng.normal(size=(B, N)), rng.integers(0, 2, (N, M))
+
+
+# the bootstrap
+
+
+def test_bootstrap_covers_a_mean():
+    """Of 200 samples of a normal distribution, some 95 % of the intervals hold its mean."""
+    rng = np.random.default_rng(0)
+    found = [mean(rng.normal(size=60), resamples=200) for _ in range(200)]
+    covered = sum(estimate.low < 0 < estimate.high for estimate in found)
+    assert 178 <= covered <= 198
+    width = np.mean([estimate.high - estimate.low for estimate in found])
+    assert width == pytest.approx(2 * 1.96 / np.sqrt(60), rel=0.1)
+
+
+def test_bootstrap_resamples_every_size():
+    seen = []
+    bootstrap(lambda a, b: seen.append((len(a), len(b), a.max(), b.max())) or 0.0, 3, 7, resamples=20)
+    assert len(seen) == 21
+    assert {entry[:2] for entry in seen} == {(3, 7)}
+    assert max(entry[2] for entry in seen) <= 2
+    assert max(entry[3] for entry in seen) <= 6
+    assert np.isnan(bootstrap(lambda a: 1.0, 3, resamples=0).low)
+    with pytest.raises(ValueError, match="at least one thing"):
+        bootstrap(lambda a: 0.0, 0)
+
+
+def test_proportion_is_clopper_pearson():
+    found = proportion(3, 20)
+    assert found.value == 0.15
+    assert found.low == pytest.approx(stats.beta.ppf(0.025, 3, 18))
+    assert found.high == pytest.approx(stats.beta.ppf(0.975, 4, 17))
+    assert (proportion(0, 5).low, proportion(5, 5).high) == (0.0, 1.0)
+    with pytest.raises(ValueError, match="4 of 3"):
+        proportion(4, 3)
+
+
+@given(SEEDS)
+def test_correlations_are_scipys(seed):
+    rng = np.random.default_rng(seed)
+    a, b = rng.integers(0, 4, (3, 8)).astype(float), rng.normal(size=(3, 8))
+    a[0, 0] = 9.0
+    for row in range(3):
+        if np.ptp(a[row]):
+            assert spearman(a, b)[row] == pytest.approx(stats.spearmanr(a[row], b[row]).statistic)
+            assert correlate(a, b)[row] == pytest.approx(stats.pearsonr(a[row], b[row]).statistic)
+    assert (spearman(np.ones((3, 8)), b) == 0).all()
+
+
+# the linear datamodeling score
+
+
+@given(SEEDS)
+def test_lds_against_a_loop(seed):
+    rng, scores, subsets = problem(seed)
+    outputs = rng.normal(size=(5, 9))
+    expected = np.mean([
+        np.nan_to_num(stats.spearmanr([scores[b][subsets[:, m] == 1].sum() for m in range(9)], outputs[b]).statistic)
+        for b in range(5)
+    ])  # fmt: skip
+    assert metrics.lds(scores, subsets, outputs, resamples=0).value == pytest.approx(expected)
+
+
+@given(SEEDS)
+def test_lds_limits(seed):
+    rng, scores, subsets = problem(seed)
+    outputs = np.exp(scores @ subsets)  # any increasing function
+    assert metrics.lds(scores, subsets, outputs, resamples=0).value == pytest.approx(1)
+    assert metrics.lds(scores, subsets, -outputs, resamples=0).value == pytest.approx(-1)
+    assert metrics.lds(scores, subsets, -outputs, sign=-1, resamples=0).value == pytest.approx(1)
+    order, columns, rows = rng.permutation(12), rng.permutation(9), rng.permutation(5)
+    noisy = outputs + rng.normal(size=outputs.shape)
+    assert metrics.lds(
+        scores[rows][:, order], subsets[order][:, columns], noisy[rows][:, columns], resamples=0
+    ).value == (pytest.approx(metrics.lds(scores, subsets, noisy, resamples=0).value))
+    seeds = np.stack([outputs + 1, outputs - 1], axis=2)
+    assert metrics.lds(scores, subsets, seeds, resamples=0).value == pytest.approx(1)
+
+
+def test_lds_of_a_constant_is_zero():
+    """Subsets of equal size make the sums of a constant equal, but for rounding."""
+    rng = np.random.default_rng(0)
+    subsets = np.array([rng.permutation(np.repeat([0, 1], 6)) for _ in range(9)]).T
+    assert metrics.lds(np.full((5, 12), 0.1), subsets, rng.normal(size=(5, 9)), resamples=0).value == 0
+
+
+def test_squared_scores_game_lds():
+    """Where the outputs are sums of squares, the control is perfect and the scores are not."""
+    _, scores, subsets = problem(1, N=30, M=40)
+    outputs = np.square(scores) @ subsets
+    assert metrics.lds(scores**2, subsets, outputs, resamples=0).value == pytest.approx(1)
+    assert abs(metrics.lds(scores, subsets, outputs, resamples=0).value) < 0.5
+
+
+def test_ceiling_predicts_what_a_perfect_method_gets():
+    rng = np.random.default_rng(0)
+    scores, subsets = rng.normal(size=(40, 50)), rng.integers(0, 2, (50, 200))
+    clean = scores @ subsets
+    for noise in (0.5, 1, 1.5):
+        for R in (2, 4, 5):
+            outputs = clean[..., None] + noise * clean.std() * rng.normal(size=(40, 200, R))
+            got = metrics.lds(scores, subsets, outputs, resamples=0).value
+            assert metrics.lds_ceiling(outputs, resamples=0).value == pytest.approx(got, abs=0.05)
+    nothing = metrics.lds_ceiling(rng.normal(size=(40, 200, 2)), resamples=100)
+    assert nothing.value < 0.25
+
+
+def test_interval_of_lds_holds_its_value_and_shrinks():
+    rng, scores, subsets = problem(0, B=20, N=30, M=100)
+    outputs = scores @ subsets + 3 * rng.normal(size=(20, 100))
+    few, many = metrics.lds(scores[:, :], subsets[:, :10], outputs[:, :10]), metrics.lds(scores, subsets, outputs)
+    for found in (few, many):
+        assert found.low < found.value < found.high
+    assert many.high - many.low < few.high - few.low
+
+
+@pytest.mark.parametrize(("scores", "subsets", "outputs", "options", "message"), [
+    (np.zeros((2, 3)), np.zeros((4, 5)), np.zeros((2, 5)), {}, "expected .B, N., .N, M., .B, M."),
+    (np.zeros((2, 3)), np.zeros((3, 2)), np.zeros((2, 2)), {}, "at least 3"),
+    (np.zeros((2, 3)), np.full((3, 5), 0.5), np.zeros((2, 5)), {}, "zeros and ones"),
+    (np.zeros((2, 3)), np.zeros((3, 5)), np.zeros((2, 5)), {"sign": 2}, "sign=2"),
+    (np.full((2, 3), np.nan), np.zeros((3, 5)), np.zeros((2, 5)), {}, "scores_BN holds NaN"),
+    (np.zeros(3), np.zeros((3, 5)), np.zeros((2, 5)), {}, "scores_BN has shape .3,."),
+    (np.array([["a"]]), np.zeros((3, 5)), np.zeros((2, 5)), {}, "dtype"),
+])  # fmt: skip
+def test_bad_lds(scores, subsets, outputs, options, message):
+    with pytest.raises(ValueError, match=message):
+        metrics.lds(scores, subsets, outputs, **options)
+
+
+def test_loo():
+    rng = np.random.default_rng(0)
+    effects = rng.normal(size=(6, 20))
+    assert metrics.loo(effects**3, effects).value == pytest.approx(1)
+    assert metrics.loo(-effects, effects).value == pytest.approx(-1)
+    assert metrics.loo(2 * effects + 1, effects, kind="pearson").value == pytest.approx(1)
+    assert metrics.loo(effects**3, effects, kind="pearson").value < 1
+    assert metrics.loo(np.ones((6, 20)), effects).value == 0
+    with pytest.raises(ValueError, match="spearman"):
+        metrics.loo(effects, effects, kind="kendall")
+    with pytest.raises(ValueError, match="expected .6, 20."):
+        metrics.loo(effects[:, :5], effects)
+
+
+# retrieval
+
+
+def test_group_retrieval_by_hand():
+    effects = np.array([[3.0, 1.0, 0.0, 2.0]])
+    scores = np.array([[1.0, 9.0, 0.0, 5.0]])  # order: 1, 3, 0, 2
+    found = metrics.group_retrieval(scores, effects, resamples=0)
+    gain = 1 / np.log2(2) + 2 / np.log2(3) + 3 / np.log2(4)
+    best = 3 / np.log2(2) + 2 / np.log2(3) + 1 / np.log2(4)
+    assert found.top_1.value == 0
+    assert found.ndcg.value == pytest.approx(gain / best)
+    assert found.mrr.value == pytest.approx(1 / 3)
+    assert found.correlation.value == pytest.approx(stats.spearmanr(scores[0], effects[0]).statistic)
+
+
+@given(SEEDS)
+def test_group_retrieval_limits(seed):
+    rng = np.random.default_rng(seed)
+    effects = rng.normal(size=(4, 6))
+    perfect = metrics.group_retrieval(effects, effects, resamples=0)
+    assert [part.value for part in perfect] == pytest.approx([1, 1, 1, 1])
+    constant = metrics.group_retrieval(np.ones((4, 6)), effects, resamples=0)
+    assert constant.top_1.value == pytest.approx(1 / 6)
+    assert constant.mrr.value == pytest.approx(np.mean(1 / np.arange(1, 7)))
+    assert constant.correlation.value == 0
+    order = rng.permutation(6)
+    scores = rng.normal(size=(4, 6))
+    a, b = (
+        metrics.group_retrieval(s, e, resamples=0)
+        for s, e in ((scores, effects), (scores[:, order], effects[:, order]))
+    )
+    assert [part.value for part in a] == pytest.approx([part.value for part in b])
+
+
+def test_planted_by_hand():
+    scores = np.zeros((3, 20))
+    scores[0, 4] = 1.0  # first
+    scores[1, :12] = 1.0 + np.arange(12)  # unit 0 is the twelfth
+    found = metrics.planted(scores, [4, 0, 7], resamples=0)  # the third is tied with all
+    assert found.recall_1.value == pytest.approx((1 + 0 + 1 / 20) / 3)
+    assert found.recall_10.value == pytest.approx((1 + 0 + 1 / 2) / 3)
+    assert found.mrr.value == pytest.approx((1 + 1 / 12 + np.mean(1 / np.arange(1, 21))) / 3)
+    assert found.gain is None
+    twin = metrics.planted(scores, [4, 0, 7], scores, resamples=0)
+    assert twin.twin_mrr.value == found.mrr.value
+    assert twin.gain.value == 0
+
+
+def test_ties_are_what_random_breaks_average_to(rng):
+    scores = np.array([[2.0, 1.0, 1.0, 1.0, 0.0]])
+    broken = [metrics.planted(scores + 1e-6 * rng.random((1, 5)), [2], resamples=0) for _ in range(4000)]
+    found = metrics.planted(scores, [2], resamples=0)
+    assert np.mean([one.mrr.value for one in broken]) == pytest.approx(found.mrr.value, abs=0.01)
+
+
+def test_bad_retrieval():
+    with pytest.raises(ValueError, match="outside of 0 .. 4"):
+        metrics.planted(np.zeros((1, 5)), [5])
+    with pytest.raises(ValueError, match="integers"):
+        metrics.planted(np.zeros((1, 5)), [0.5])
+    with pytest.raises(ValueError, match="at least two"):
+        metrics.group_retrieval(np.zeros((3, 1)), np.zeros((3, 1)))
+
+
+# counterfactuals
+
+
+def test_radius_and_its_published_unit(rng):
+    distances = rng.random((6, 9))
+    found = metrics.radius(distances)
+    assert found.value == pytest.approx(distances.max(1).mean())
+    np.testing.assert_array_equal(found.radius_B, distances.max(1))
+    assert found.low < found.value < found.high
+    # enlarging 8x8x1 images by repeating pixels and channels
+    a, b = rng.random((2, 8, 8, 1))
+    large = [np.repeat(np.repeat(np.repeat(x, 32, 0), 32, 1), 3, 2) for x in (a, b)]
+    assert metrics.published_scale((8, 8, 1)) * np.linalg.norm(a - b) == pytest.approx(
+        np.linalg.norm(large[0] - large[1])
+    )
+    assert metrics.radius(distances, 2.0, resamples=0).value == pytest.approx(2 * found.value)
+    with pytest.raises(ValueError, match="at least 0"):
+        metrics.radius(-distances)
+    with pytest.raises(ValueError, match="H, W, C"):
+        metrics.published_scale((8, 8))
+
+
+@given(SEEDS, st.floats(-2, 2))
+def test_power_law_recovers_a_slope(seed, slope):
+    sizes = np.array([16, 64, 256, 1024])
+    rng = np.random.default_rng(seed)
+    values = 3 * sizes[:, None] ** slope * np.exp(0.01 * rng.normal(size=(4, 30)))
+    found = metrics.power_law(sizes, values, resamples=50)
+    assert found.slope.value == pytest.approx(slope, abs=0.01)
+    assert found.scale == pytest.approx(3, rel=0.05)
+    expected = stats.linregress(np.log(sizes), np.log(values.mean(1)))
+    assert found.slope.value == pytest.approx(expected.slope)
+    assert found.slope.low <= found.slope.value <= found.slope.high
+
+
+def test_published_radii_as_a_power_law():
+    """The published MNIST radii at their two ends, which give a slope of -0.14."""
+    found = metrics.power_law([256, 8192], [[107.9], [66.0]], resamples=0)
+    assert found.slope.value == pytest.approx(np.log(66.0 / 107.9) / np.log(32))
+
+
+def test_removal_by_hand(rng):
+    images, top, random = rng.random((3, 8)), rng.random((3, 8)), rng.random((4, 3, 8))
+    found = metrics.removal(images, top, random, resamples=0)
+    assert found.l2.value == pytest.approx(np.mean([np.linalg.norm(images[b] - top[b]) for b in range(3)]))
+    expected = np.mean([np.linalg.norm(images[b] - random[r, b]) for b in range(3) for r in range(4)])
+    assert found.l2_random.value == pytest.approx(expected)
+    assert found.l2_gain.value == pytest.approx(found.l2.value - expected)
+    cosine = [images[b] @ top[b] / np.linalg.norm(images[b]) / np.linalg.norm(top[b]) for b in range(3)]
+    assert found.cosine.value == pytest.approx(np.mean(cosine))
+    same = metrics.removal(images, images, images[None], resamples=0)
+    assert (same.l2.value, same.cosine_gain.value) == (0, pytest.approx(0))
+    features = metrics.removal(images, top, random, (images**2, top**2, random**2), resamples=0)
+    assert features.l2 == found.l2
+    assert features.cosine.value != found.cosine.value
+    pictures = metrics.removal(images.reshape(3, 2, 4), top.reshape(3, 2, 4), random.reshape(4, 3, 2, 4), resamples=0)
+    assert pictures.l2 == found.l2
+    assert pictures.cosine_random.value == pytest.approx(found.cosine_random.value)
+    with pytest.raises(ValueError, match="expected .B, ...., .B, ...., .R, B, ...."):
+        metrics.removal(images, top, random[0])
+    with pytest.raises(ValueError, match="2 features"):
+        metrics.removal(images, top, random, (images, top))
+
+
+def test_unattributable():
+    found = metrics.unattributable([[0.05, 0.9], [0.2, 0.2], [0.1, 1.0]])
+    assert found.value == pytest.approx(1 / 3)
+    assert found == proportion(1, 3)
+    assert metrics.unattributable([[0.05, 0.9]], level=0.01).value == 1
+    with pytest.raises(ValueError, match="probabilities"):
+        metrics.unattributable([[1.5]])
+
+
+def test_false_attribution(rng):
+    others = rng.random((50, 20)) < 0.5
+    assert metrics.false_attribution(np.zeros(50), others).value == 0
+    assert metrics.false_attribution(others[:, 0], others[:, :1]).value == 1
+    expected = others[:, 0].mean() / others.mean()
+    assert metrics.false_attribution(others[:, 0], others).value == pytest.approx(expected)
+    assert np.isnan(metrics.false_attribution(np.ones(3), np.zeros((3, 2))).value)
+    with pytest.raises(ValueError, match="True or False"):
+        metrics.false_attribution([0.5], [[1]])
+
+
+# kernel distance
+
+
+@given(SEEDS, st.integers(3, 12), st.integers(3, 12), st.integers(1, 4))
+def test_kernel_distance_against_a_loop(seed, n, m, features):
+    rng = np.random.default_rng(seed)
+    a, b = rng.normal(size=(n, features)), 1 + rng.normal(size=(m, features))
+
+    def k(x, y):
+        return (x @ y / features + 1) ** 3
+
+    def distance(a, b):
+        n, m = len(a), len(b)
+        return (
+            sum(k(a[i], a[j]) for i in range(n) for j in range(n) if i != j) / (n * (n - 1))
+            + sum(k(b[i], b[j]) for i in range(m) for j in range(m) if i != j) / (m * (m - 1))
+            - 2 * sum(k(x, y) for x in a for y in b) / (n * m)
+        )
+
+    found = metrics.kernel_distance(a, b)
+    assert found.value == pytest.approx(distance(a, b), rel=1e-9, abs=1e-9)
+    without_a = [distance(np.delete(a, i, 0), b) for i in range(n)]
+    without_b = [distance(a, np.delete(b, i, 0)) for i in range(m)]
+    variance = sum((len(x) - 1) * np.var(x) for x in (without_a, without_b))
+    assert found.high - found.value == pytest.approx(1.96 * np.sqrt(variance), rel=1e-6, abs=1e-9)
+
+
+def test_kernel_distance_is_unbiased_and_sees_a_shift():
+    rng = np.random.default_rng(0)
+    same = [metrics.kernel_distance(rng.normal(size=(60, 5)), rng.normal(size=(40, 5))) for _ in range(200)]
+    values = [one.value for one in same]
+    assert abs(np.mean(values)) < 3 * np.std(values) / np.sqrt(200)
+    assert 0.88 < np.mean([one.low < 0 < one.high for one in same]) <= 1
+    shifted = metrics.kernel_distance(rng.normal(size=(60, 5)), 1 + rng.normal(size=(40, 5)))
+    assert shifted.low > 0
+    with pytest.raises(ValueError, match="three rows"):
+        metrics.kernel_distance(np.zeros((2, 3)), np.zeros((5, 3)))
+
+
+# features by path
+
+
+@pytest.mark.torch
+def test_inception_by_path(tmp_path):
+    torch = pytest.importorskip("torch")
+    from ensdiff.interop import inception
+
+    class Tiny(torch.nn.Module):
+        def forward(self, x, return_features: bool = False):
+            mean = x.to(torch.float32).mean(dim=(2, 3))
+            return mean if return_features else mean[:, :1]
+
+    path = tmp_path / "tiny.pt"
+    torch.jit.script(Tiny()).save(str(path))
+    features = inception(path, batch=2)
+    images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
+    np.testing.assert_allclose(features(images), images.mean((1, 2)), rtol=1e-6)
+    grey = images[..., :1] / 255.0
+    np.testing.assert_allclose(features(grey), np.repeat(images[..., :1].mean((1, 2)), 3, axis=1), rtol=1e-6)
+    assert metrics.frechet_distance(features(images), features(images)).value == pytest.approx(0, abs=1e-6)
+    with pytest.raises(ValueError, match="channels last"):
+        features(images[..., 0])
+    with pytest.raises(ValueError, match="floats in"):
+        features(images.astype(np.float32))
+    (tmp_path / "bad.pt").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="not a TorchScript file"):
+        inception(tmp_path / "bad.pt")
+
+
+def test_inception_without_a_file(tmp_path):
+    from ensdiff.interop import inception
+
+    with pytest.raises(FileNotFoundError, match="TorchScript"):
+        inception(tmp_path / "none.pt")
