@@ -5,7 +5,7 @@ noise predictions are averaged. Dropping the members that saw a unit, and regene
 would have been made had the unit never existed (Dai & Gifford, arXiv 2306.02174).
 """
 
-from ensdiff import data, metrics
+from ensdiff import baselines, data, metrics
 from ensdiff._version import __version__
 from ensdiff.attribution import (
     Attribution,
@@ -52,6 +52,7 @@ __all__ = [
     "Verification",
     "__version__",
     "attribute",
+    "baselines",
     "certify",
     "check_run",
     "contrast",

@@ -1,0 +1,149 @@
+"""Random projections of each image's gradient under each member.
+
+(g1) ``g_k(x) = grad_theta (mean over draws of (t, eps) of q(x, t, eps; theta_k))``, where ``q`` is the squared noise
+``|eps - eps_k(x_t, t)|^2`` (``output="loss"``) or the squared prediction ``|eps_k(x_t, t)|^2`` (``"square"``), summed
+over pixels. (g2) ``phi_k(x) = P^T g_k(x) / sqrt(d)``, P of d columns of random signs, the same for all members and
+images, so that ``phi . phi'`` is ``g . g'`` on average, with a relative error of ``1 / sqrt(d)``.
+
+All images get the same draws. P is never stored: its rows are made anew, a block at a time.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Float
+from tqdm import tqdm
+
+from ensdiff import hosts
+from ensdiff.attribution import LossConfig
+from ensdiff.attribution.loss import draw_noise, model_images
+from ensdiff.denoise import memory_budget_default
+from ensdiff.ensemble import Ensemble, apply_member, make_mesh, on_mesh, over_members
+from ensdiff.schedule import Schedule, add_noise
+from ensdiff.typing import Array, ArrayLike, Key, as_key
+from ensdiff.unet import UNetConfig
+
+Output = Literal["loss", "square"]
+ROWS = 8192
+"""Rows of the projection that are there at a time."""
+
+
+def projected_gradients(
+    params: Ensemble,
+    images: ArrayLike,
+    output: Output = "loss",
+    key: Key = 0,
+    *,
+    draws: int = 16,
+    dimension: int = 1024,
+    members: Sequence[int] | None = None,
+    memory_budget: int | None = None,
+    progress: bool = False,
+) -> Float[np.ndarray, "K B D"]:
+    """Projected gradients (g2) of images under members.
+
+    Args:
+        params: the ensemble.
+        images: (B, H, W, C) in [0, 1], or uint8.
+        output: whose gradient (g1).
+        key: int seed or JAX key of the draws and the projection.
+        draws: of (t, eps); the levels are stratified.
+        dimension: d of the projection.
+        members: which members; by default all.
+        memory_budget: bytes of gradients a device may hold.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: images of another shape or range, unknown members or output.
+
+    >>> import ensdiff
+    >>> model, code = ensdiff.UNetConfig(channels=4, norm_groups=2), ensdiff.Code.balanced(members=4, units=6)
+    >>> stacked = ensdiff.ensemble.init_params(model, (8, 8, 1), 4, jax.random.key(0))
+    >>> params = ensdiff.Ensemble(stacked, code, model, ensdiff.Schedule(), (8, 8, 1))
+    >>> projected_gradients(params, np.zeros((2, 8, 8, 1)), draws=2, dimension=5, members=[0, 3]).shape
+    (2, 2, 5)
+    """
+    if output not in ("loss", "square"):
+        raise ValueError(f"output={output!r}: expected 'loss' or 'square'")
+    if draws < 1 or dimension < 1:
+        raise ValueError(f"draws={draws}, dimension={dimension}: expected at least 1")
+    x_BHWC = model_images(params, images)
+    chosen = np.arange(params.members) if members is None else np.asarray(members)
+    if chosen.ndim != 1 or not len(chosen) or not np.isin(chosen, np.arange(params.members)).all():
+        raise ValueError(f"members={members}: expected some of 0 .. {params.members - 1}")
+    stacked = jax.tree.map(lambda a: a[chosen], hosts.fetch(params.params))
+    size = sum(int(np.prod(leaf.shape[1:])) for leaf in jax.tree.leaves(stacked))
+    mesh = make_mesh(len(chosen))
+    budget = memory_budget_default() if memory_budget is None else memory_budget
+    chunk = int(np.clip(budget // (4 * 4 * size), 1, min(len(x_BHWC), 256)))
+
+    key = as_key(key)
+    levels = LossConfig(block=draws, draws=2 * draws, max_draws=2 * draws)
+    t_D = levels.draw_levels(params.schedule, key, 0)
+    step = _step(params.model, params.schedule, params.image_shape, output, dimension, mesh)
+    placed = on_mesh(stacked, mesh)
+    shared = [on_mesh(a, mesh, P()) for a in (t_D, jax.random.fold_in(key, 1), jax.random.fold_in(key, 2))]
+    out = np.empty((len(chosen), len(x_BHWC), dimension), np.float32)
+    with tqdm(total=len(x_BHWC), desc="gradients", unit="image", disable=not (progress and hosts.is_writer())) as bar:
+        for start in range(0, len(x_BHWC), chunk):
+            rows = np.minimum(np.arange(start, start + chunk), len(x_BHWC) - 1)
+            count = min(chunk, len(x_BHWC) - start)
+            phi = hosts.fetch(step(placed, on_mesh(x_BHWC[rows], mesh, P()), *shared))
+            out[:, start : start + count] = phi[:, :count]
+            bar.update(count)
+    return out
+
+
+@functools.lru_cache(maxsize=16)
+def _step(
+    model: UNetConfig,
+    schedule: Schedule,
+    image_shape: tuple[int, int, int],
+    output: Output,
+    dimension: int,
+    mesh: Mesh,
+):
+    """``(params_K, x_CHWC, t_D, noise_key, projection_key) -> phi_KCd``; each device its own members, no collective."""
+
+    def step(params_K, x_CHWC, t_D, noise_key, projection_key):
+        eps_DHWC = draw_noise(noise_key, jnp.arange(len(t_D)), image_shape)
+
+        def member(params):
+            def quantity(params, x_HWC):
+                x_DHWC = add_noise(schedule, jnp.broadcast_to(x_HWC, eps_DHWC.shape), t_D, eps_DHWC)
+                predicted = apply_member(model, params, x_DHWC, t_D)
+                error = predicted - eps_DHWC if output == "loss" else predicted
+                return jnp.square(error).sum() / len(t_D)
+
+            gradients_CP = jax.lax.map(lambda x: ravel_pytree(jax.grad(quantity)(params, x))[0], x_CHWC)
+            return project(gradients_CP, projection_key, dimension)
+
+        return over_members(model, member, params_K)
+
+    mapped: Any = jax.shard_map(
+        step, mesh=mesh, in_specs=(P("member"), P(), P(), P(), P()), out_specs=P("member"), check_vma=False
+    )
+    return jax.jit(mapped)
+
+
+def project(rows_CP: Array, key: Array, dimension: int) -> Float[Array, "C d"]:
+    """``rows_CP @ P / sqrt(d)``, P of random signs; a block of its rows at a time (g2)."""
+    C, size = rows_CP.shape
+    width = min(ROWS, size)
+    blocks = -(-size // width)
+    padded = jnp.pad(rows_CP, ((0, 0), (0, blocks * width - size))).reshape(C, blocks, width).swapaxes(0, 1)
+
+    def add(total_Cd, numbered):
+        number, block_CW = numbered
+        signs_Wd = jax.random.rademacher(jax.random.fold_in(key, number), (width, dimension), jnp.float32)
+        return total_Cd + jnp.matmul(block_CW, signs_Wd, precision="highest"), None
+
+    total, _ = jax.lax.scan(add, jnp.zeros((C, dimension)), (jnp.arange(blocks), padded))
+    return total / np.sqrt(dimension).astype(np.float32)
