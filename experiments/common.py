@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import pathlib
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -44,6 +45,13 @@ def define_sampling_flags(n: int) -> None:
     flags.DEFINE_string("out", None, "Folder to write to; by default one inside the run directory.")
 
 
+def set_run(folder: str) -> None:
+    """Take a run given as an argument for --run."""
+    if _RUN.value and _RUN.value != folder:
+        raise ValueError(f"two runs given, {folder} and --run={_RUN.value}: expected one")
+    flags.FLAGS.run = folder
+
+
 def run_folder() -> pathlib.Path:
     """--run."""
     if not _RUN.value:
@@ -69,6 +77,17 @@ def draw_samples(params: Any) -> Any:
     if f.sampler in SAMPLERS:
         return ensdiff.sample(params, f.seed, f.n, sampler=SAMPLERS[f.sampler], progress=True)
     return ensdiff.sample(params, f.seed, f.n, steps=f.steps, sampler=f.sampler, eta=f.eta, progress=True)
+
+
+def sampling_command() -> str:
+    """The command that draws the samples of `draw_samples` again."""
+    f = flags.FLAGS
+    options = {"run": run_folder(), "n": f.n, "seed": f.seed, "steps": f.steps, "sampler": f.sampler}
+    if f.eta:
+        options["eta"] = f.eta
+    if f.step is not None:
+        options["step"] = f.step
+    return " ".join(["python -m experiments.sample", *(shlex.quote(f"--{k}={v}") for k, v in options.items())])
 
 
 def define_data_flag() -> None:
@@ -203,7 +222,12 @@ def start_jax(preemptible: bool = False) -> None:
 
 
 def run(
-    main: Callable[..., None], description: str, commands: Sequence[str] = (), *, preemptible: bool = False
+    main: Callable[..., None],
+    description: str,
+    commands: Sequence[str] = (),
+    *,
+    optional: str | None = None,
+    preemptible: bool = False,
 ) -> None:
     """Run a program: parse flags, start JAX, and turn errors of the user's making into one line and exit code 1.
 
@@ -214,6 +238,7 @@ def run(
         main: the program; called with the command where there are ``commands``.
         description: what --help says.
         commands: words of which the command line must hold one.
+        optional: what one argument that is no flag means; without it there may be none.
         preemptible: whether one of several processes may pass a SIGTERM on to all, which then save at the same step
             (`ensdiff.preempt.on_signals`); else the signal ends it.
     """
@@ -236,8 +261,9 @@ def run(
         if commands and (not words or words[0] not in commands):
             given = f"unknown command {words[0]!r}" if words else "no command given"
             _fail(2, f"{given}: expected one of {', '.join(commands)}", "--help explains them")
-        if len(words) > bool(commands):
-            extra = words[bool(commands)]
+        known = bool(commands) + (optional is not None)
+        if len(words) > known:
+            extra = words[known]
             _fail(2, f"unexpected argument {extra!r}", "options are written --name=value; --help lists them")
         return rest
 

@@ -1,0 +1,108 @@
+"""Matplotlib's drawings inside the page: their text and axes take the page's colours, light or dark."""
+
+import html
+import io
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+INK, GREY, UNITS, NULL, MARK = "#010203", "#040506", "#0708aa", "#0a0baa", "#0d0eaa"
+"""Colours that no other element has; the page's own replace them."""
+_THEME = {
+    INK: "var(--ink)",
+    GREY: "var(--soft)",
+    UNITS: "var(--seen)",
+    NULL: "var(--null)",
+    MARK: "var(--mark)",
+}
+
+
+def inline_svg(figure: Any, label: str) -> str:
+    """An ``<svg>`` to put into HTML: themed, named for those who do not see it, and without ids that clash."""
+    import matplotlib
+
+    stream = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "ensdiff", "font.family": "sans-serif"}):
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(stream, format="svg", transparent=True, metadata=nothing)
+    svg = stream.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg, flags=re.DOTALL)
+    svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg).replace("xlink:href=", "href=")
+    for colour, variable in _THEME.items():
+        svg = svg.replace(colour, variable)
+    svg = re.sub(r"font: (\d+(\.\d+)?)px [^;\"]*", r"font: \1px system-ui, sans-serif", svg)
+    used = set(re.findall(r'(?:url\(|href=")#([^")]+)', svg))
+    svg = re.sub(r' id="([^"]*)"', lambda m: _identity(m.group(1), used), svg)
+    return re.sub(r"<svg[^>]*>", lambda m: _opening(m.group(0), label), svg, count=1)
+
+
+def _identity(name: str, used: set[str]) -> str:
+    """Ids that are referred to stay; a curve of a member becomes a class; the rest go."""
+    if name in used:
+        return f' id="{name}"'
+    return f' class="curve" data-member="{name[7:]}"' if name.startswith("member-") else ""
+
+
+def _opening(tag: str, label: str) -> str:
+    box = re.search(r'viewBox="[^"]*"', tag)
+    assert box is not None
+    return f'<svg {box.group(0)} role="img" aria-label="{html.escape(label)}">'
+
+
+def _axes(width: float, height: float) -> tuple[Any, Any]:
+    from ensdiff.report.paper import sheet
+
+    figure, ((axes,),) = sheet(width, height)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["bottom", "left"]].set_color(GREY)
+    axes.tick_params(colors=GREY, labelcolor=INK, labelsize=9)
+    axes.xaxis.label.set_color(INK)
+    axes.yaxis.label.set_color(INK)
+    return figure, axes
+
+
+def distribution(
+    influences: Float[np.ndarray, " N"], null: Float[np.ndarray, " L"] | None, marks: Sequence[float], what: str
+) -> str:
+    """Densities of all units' influences and of the null's on one scale, with some units marked."""
+    figure, axes = _axes(6.4, 2.6)
+    groups = [influences] if null is None else [influences, null]
+    low, high = min(g.min() for g in groups), max(*(g.max() for g in groups), *marks)
+    # so many bins as the smaller group can fill
+    bins = np.linspace(low, high if high > low else low + 1e-6, 1 + int(np.clip(min(map(len, groups)) / 3, 8, 40)))
+    axes.hist(influences, bins, density=True, color=UNITS, alpha=0.55, label=f"{len(influences):,} {what}")
+    if null is not None:
+        axes.hist(
+            null, bins, density=True, histtype="step", color=NULL, linewidth=1.8, label=f"{len(null):,} null ablations"
+        )
+    for i, mark in enumerate(marks):
+        axes.plot([mark, mark], [0, 0.12], transform=axes.get_xaxis_transform(), color=MARK, linewidth=1.5,
+                  label="most influential" if i == 0 else None)  # fmt: skip
+    axes.set(xlabel="distance that the sample moves", ylabel="density", yticks=[])
+    axes.legend(fontsize=9, frameon=False, labelcolor=INK)
+    shape = f"Distribution of {len(influences):,} influences, median {np.median(influences):.3g}"
+    shape += f", largest {influences.max():.3g}"
+    if null is not None:
+        shape += f"; of {len(null):,} null ablations, median {np.median(null):.3g}, largest {null.max():.3g}"
+    return inline_svg(figure, shape)
+
+
+def training(metrics: Sequence[dict]) -> str:
+    """Training loss of every member against the step; each curve can be told apart by its member."""
+    figure, axes = _axes(6.4, 3.0)
+    steps = [line["step"] for line in metrics]
+    loss_SK = np.array([line["loss_K"] for line in metrics])
+    for k, losses in enumerate(loss_SK.T):
+        axes.plot(steps, losses, color=GREY, linewidth=0.8, gid=f"member-{k}")
+    axes.plot(steps, loss_SK.mean(1), color=UNITS, linewidth=2, label="mean")
+    axes.set(xlabel="step", ylabel="training loss", yscale="log")
+    axes.legend(fontsize=9, frameon=False, labelcolor=INK)
+    last = loss_SK[-1]
+    label = (
+        f"Training loss of {len(last)} members to step {steps[-1]:,}: {last.min():.3g} to {last.max():.3g} at the end"
+    )
+    return inline_svg(figure, label)

@@ -1,0 +1,235 @@
+"""The explorer's page: its data as JSON and small PNGs, in the page or, where they are large, in files beside it."""
+
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ensdiff.images import to_png, to_uint8
+from ensdiff.report.explorer.drawings import distribution, training
+from ensdiff.report.explorer.layer import Layer
+from ensdiff.report.figures import data_uri
+from ensdiff.sample import Samples
+
+FIRST = 8
+"""Units of a sample that are in the page from the start; the others are loaded when they are asked for."""
+PICTURES = 4
+"""Training images shown of a unit with more."""
+THUMBNAIL = 64
+"""Training images are reduced to so many pixels a side."""
+BLOCK = 256
+"""Units whose training images are loaded together."""
+INLINE = 3 * 2**20
+"""Bytes of lazily used data up to which they are in the page, which is then all there is."""
+
+
+class Exploration(NamedTuple):
+    """What a page is about.
+
+    Args:
+        title: its heading.
+        samples: the samples.
+        layers: one or two kinds of units.
+        command: the start of a command that removes units from these samples, to which ``--remove=3,8`` is added.
+        facts: pairs of a label and a value.
+        metrics: the run's, for the training curves.
+        grids: PNGs of samples while training, by step.
+    """
+
+    title: str
+    samples: Samples
+    layers: Sequence[Layer]
+    command: str
+    facts: Sequence[tuple[str, str]] = ()
+    metrics: Sequence[dict] = ()
+    grids: Mapping[int, bytes] = {}
+
+
+def write_explorer(path: str | os.PathLike, exploration: Exploration, *, inline: int = INLINE) -> pathlib.Path:
+    """Write the page; of more than ``inline`` bytes of data, most go into the folder ``<name>_files`` beside it.
+
+    Names are escaped, nothing is fetched from a network, and the page is whole or not written at all.
+
+    Args:
+        path: of the page.
+        exploration: what is shown.
+        inline: bytes of lazily used data that are put into the page; 0 for files in any case.
+
+    Returns:
+        The page's absolute path.
+
+    Raises:
+        ValueError: a layer is of other samples.
+    """
+    from jinja2 import Environment, PackageLoader
+
+    path = pathlib.Path(path).resolve()
+    B = len(exploration.samples)
+    for layer in exploration.layers:
+        if not len(layer.att) == len(layer.landscape) == len(layer.sets) == B:
+            raise ValueError(f"the layer of {layer.name}s is of {len(layer.att)} samples, the exploration of {B}")
+    lazy: dict[str, Any] = {}
+    page = page_data(exploration, lazy)
+    parts = {name: _json(value) for name, value in lazy.items()}
+    beside = sum(map(len, parts.values())) > inline
+    folder = path.with_name(f"{path.stem}_files")
+    page["folder"] = folder.name if beside else None
+    environment = Environment(
+        loader=PackageLoader("ensdiff.report", "explorer"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    source = environment.loader
+    assert source is not None
+    text = {name: source.get_source(environment, f"explorer.{name}")[0] for name in ("css", "js")}
+    html = environment.get_template("explorer.html.jinja").render(
+        page=exploration, page_json=_json(page), parts={} if beside else parts, **text
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    if folder.is_dir():  # of an earlier page
+        shutil.rmtree(folder)
+    if beside:
+        folder.mkdir()
+        for name, content in parts.items():
+            (folder / f"{name}.js").write_text(f"explorer.loaded({_json(name)}, {content});\n", encoding="ascii")
+    temporary.write_text(html, encoding="utf-8")
+    os.replace(temporary, path)
+    return path
+
+
+def _json(value: Any) -> str:
+    """JSON that may stand inside ``<script>``: no character that HTML knows, and ASCII only."""
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def page_data(exploration: Exploration, lazy: dict[str, Any]) -> dict[str, Any]:
+    """The JSON of the page; what is used only on demand goes into ``lazy`` by name."""
+    images = np.asarray(exploration.samples.images)
+    return {
+        "members": exploration.layers[0].code.members,
+        "height": images.shape[1],
+        "width": images.shape[2],
+        "command": exploration.command,
+        "block": BLOCK,
+        "samples": [_picture(image) for image in images],
+        "layers": [_layer(number, layer, images, lazy) for number, layer in enumerate(exploration.layers)],
+        "training": training(exploration.metrics) if exploration.metrics else None,
+        "grids": [[step, data_uri(png)] for step, png in sorted(exploration.grids.items())],
+    }
+
+
+def _layer(number: int, layer: Layer, images: np.ndarray, lazy: dict[str, Any]) -> dict[str, Any]:
+    att, field = layer.att, layer.landscape
+    B, T = att.units.shape
+    first = min(FIRST, T)
+    shown = np.unique(att.units[:, :first])
+    for b in range(B):
+        if first < T:
+            lazy[f"more-{number}-{b}"] = _rows(layer, b, slice(first, T))
+        lazy[f"landscape-{number}-{b}"] = {
+            "units": field.units[b].tolist(),
+            "influence": _numbers(field.influence[b]),
+        }
+    if layer.classes is not None:
+        names = sorted(set(layer.classes), key=lambda name: (len(name), name))
+        place = {name: i for i, name in enumerate(names)}
+        lazy[f"classes-{number}"] = {"names": names, "of": [place[name] for name in layer.classes]}
+    listed = np.unique(np.concatenate([field.units.ravel(), att.units.ravel()]))
+    for block in np.unique(listed // BLOCK):
+        lazy[f"units-{number}-{block}"] = _units(layer, listed[listed // BLOCK == block])
+    return {
+        "name": layer.name,
+        "count": layer.code.units,
+        "candidates": att.settings["candidates"],
+        "verified": att.units.shape[1],
+        "exact": layer.exact,
+        "whole": layer.whole,
+        "kept": field.units.shape[1],
+        "command": layer.name != "group",
+        "classes": layer.classes is not None,
+        "level": att.level,
+        "limitation": att.limitation,
+        "units": _units(layer, shown),
+        "samples": [_sample(layer, b, first, images[b]) for b in range(B)],
+    }
+
+
+def _sample(layer: Layer, b: int, first: int, image: np.ndarray) -> dict[str, Any]:
+    att, field = layer.att, layer.landscape
+    null = None if att.null_BL is None else att.null_BL[b]
+    drawn = None if field.null_BL is None else field.null_BL[b]
+    kind = f"{layer.name}s" if layer.exact else f"{layer.name}s, predicted"
+    return {
+        "rows": _rows(layer, b, slice(0, first)),
+        "verdict": None if att.verdict is None else _verdict(layer, b),
+        "radius": _number(layer.radius_B[b]),
+        "scale": _number(np.linalg.norm(image)),
+        "null": None if null is None else [len(null), *_numbers(np.quantile(null, (0.5, 0.95, 1.0)))],
+        "field_null": None if drawn is None else _numbers(np.quantile(drawn, (0.5, 0.95, 1.0))),
+        "sets": {
+            ",".join(map(str, units)): [_number(removal.influence), _picture(removal.image)]
+            for units, removal in layer.sets[b].items()
+        },
+        "figure": distribution(field.influence[b], drawn, list(field.influence[b, :3]), kind),
+    }
+
+
+def _verdict(layer: Layer, b: int) -> list[int]:
+    """The units that a sample is attributed to."""
+    att = layer.att
+    assert att.q_value is not None
+    return [int(unit) for unit in att.units[b, att.q_value[b] <= att.level]]
+
+
+def _rows(layer: Layer, b: int, part: slice) -> list[list[Any]]:
+    """Units of a sample: id, influence, p, q and the picture without it."""
+    att = layer.att
+    rows = []
+    for t in range(*part.indices(att.units.shape[1])):
+        p, q = (None if a is None else _number(a[b, t]) for a in (att.p_value, att.q_value))
+        rows.append([int(att.units[b, t]), _number(att.influence[b, t]), p, q, _picture(layer.image_BTHWC[b, t])])
+    return rows
+
+
+def _units(layer: Layer, ids: np.ndarray) -> dict[str, list[Any]]:
+    """By id: name, class, code word, number of training images and some of them."""
+    out = {}
+    for unit, word in zip(ids.tolist(), layer.code.rows(ids), strict=True):
+        items = layer.data.items_of(unit)
+        name = str(layer.data.unit_names[unit])
+        out[str(unit)] = [
+            f"{layer.name} {name}" if name.isdigit() else name,
+            None if layer.classes is None else layer.classes[unit],
+            "".join(map(str, word.tolist())),
+            len(items),
+            [_thumbnail(layer.data.images[i]) for i in items[:PICTURES]],
+        ]
+    return out
+
+
+def _picture(image: np.ndarray) -> str:
+    return data_uri(to_png(image))
+
+
+def _thumbnail(image: np.ndarray) -> str:
+    from PIL import Image
+
+    if max(image.shape[:2]) <= THUMBNAIL:
+        return _picture(image)
+    pixels = to_uint8(image)
+    picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    return _picture(np.asarray(picture).reshape(picture.height, picture.width, -1))
+
+
+def _number(value: Any) -> float:
+    """Four significant digits: what is shown has three."""
+    return float(f"{float(value):.4g}")
+
+
+def _numbers(values: np.ndarray) -> list[float]:
+    return [_number(value) for value in values]

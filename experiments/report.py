@@ -1,0 +1,126 @@
+"""Write the explorer of a run: one HTML page in which training units are removed from samples, exactly.
+
+It shows each sample's most influential units, the sample without any one of them and without every combination of the
+first few, the whole landscape of influences with its null, and the training. An attribution of the same samples that
+experiments.attribute saved in the run is used again.
+
+Examples:
+  python -m experiments.report runs/digits
+  python -m experiments.report runs/digits --n=24 --top=64 --null=199
+  python -m experiments.report --run=runs/hierarchy --combined=4 --out=public
+"""
+
+import re
+from typing import Any
+
+from absl import flags
+
+from experiments import common
+
+common.define_sampling_flags(n=8)
+common.define_data_flag()
+flags.adopt_module_key_flags(common)
+TOP = flags.DEFINE_integer("top", None, "Units a sample that are removed exactly; 32, or what a saved attribution has.")
+COMBINED = flags.DEFINE_integer("combined", 5, "Every combination of so many first units of a sample is removed too.")
+NULL = flags.DEFINE_integer(
+    "null", None, "Null ablations a sample, for p- and q-values; 0 is none. 99, or what a saved attribution has."
+)
+LEVEL = flags.DEFINE_float(
+    "level", None, "The q-value up to which a sample is attributed; 0.1, or that of a saved one."
+)
+LANDSCAPE = flags.DEFINE_integer("landscape", 20_000, "Units a sample in the landscape, the most influential.")
+INLINE = flags.DEFINE_float("inline", 3.0, "MiB of data in the page itself; what is more goes into files beside it.")
+MEMORY = flags.DEFINE_float("memory", None, "GiB of activations that a device may hold.")
+
+
+def main(run: str | None = None) -> None:
+    """Sample, remove units, and write the page."""
+    import ensdiff
+    from ensdiff.report.explorer import Exploration, write_explorer
+
+    if run is not None:
+        common.set_run(run)
+    params = common.load_run()
+    data = common.training_data(params)
+    if data is None:
+        raise ValueError("the explorer shows training images, which the run does not name: give --data=...")
+    samples = common.draw_samples(params)
+    layers = [layer(params, data, samples, groups=False)]
+    if params.code.groups is not None:
+        layers.append(layer(params, data, samples, groups=True))
+    out = common.output_folder("report")
+    if not common.is_writer():
+        return
+    folder = common.run_folder()
+    grids = {int(m.group(1)): path.read_bytes() for path in sorted((folder / "samples").glob("step_*.png"))
+             if (m := re.fullmatch(r"step_(\d+)", path.stem))}  # fmt: skip
+    exploration = Exploration(
+        f"What {len(samples)} samples of {data.name} depend on",
+        samples,
+        layers,
+        common.sampling_command(),
+        [*common.facts(params, data), ("sampler", f"{samples.config.sampler}, {samples.config.steps} steps")],
+        ensdiff.read_metrics(folder),
+        evenly(grids),
+    )
+    page = write_explorer(out / "explorer.html", exploration, inline=round(INLINE.value * 2**20))
+    print(f"explorer: {page}")
+
+
+def layer(params: Any, data: Any, samples: Any, groups: bool) -> Any:
+    """One kind of unit, with a saved attribution where there is one of these samples."""
+    from ensdiff.report.explorer import explore
+
+    return explore(
+        params,
+        data,
+        samples,
+        saved(params, samples, groups),
+        groups=groups,
+        top=given(TOP, 32),
+        combined=COMBINED.value,
+        null=given(NULL, 99),
+        level=given(LEVEL, 0.1),
+        landscape=LANDSCAPE.value,
+        seed=flags.FLAGS.seed,
+        memory_budget=None if MEMORY.value is None else round(MEMORY.value * 2**30),
+        progress=True,
+    )
+
+
+def saved(params: Any, samples: Any, groups: bool) -> Any:
+    """What experiments.attribute saved of these samples, unless the flags ask for more."""
+    import ensdiff
+    from ensdiff.report.explorer import same_samples
+
+    code = params.code.group_code() if groups else params.code
+    for method in ("exact", "screen"):
+        stem = common.run_folder() / "attribution" / f"{method}_seed{flags.FLAGS.seed}"
+        if not stem.with_name(stem.name + ".json").exists():
+            continue
+        att = ensdiff.Attribution.load(stem)
+        enough = att.units.shape[1] >= min(given(TOP, 1), code.units) and att.level == given(LEVEL, att.level)
+        if (
+            enough
+            and att.settings.get("null_of_a_kind", 0) >= given(NULL, 0)
+            and same_samples(params, samples, att, code)
+        ):
+            print(f"attribution: {stem}.json")
+            return att
+    return None
+
+
+def given(flag: Any, default: Any) -> Any:
+    """A flag's value, or the default where it was not given."""
+    return default if flag.value is None else flag.value
+
+
+def evenly(grids: dict[int, bytes], most: int = 12) -> dict[int, bytes]:
+    """Some of the grids, the last among them."""
+    steps = sorted(grids)
+    chosen = steps[:: -max(1, -(-len(steps) // most))] if steps else []
+    return {step: grids[step] for step in chosen}
+
+
+if __name__ == "__main__":
+    common.run(main, __doc__, optional="run")

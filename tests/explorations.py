@@ -1,0 +1,37 @@
+"""Small explorations that the tests of the explorer share: untrained ensembles, with names that try to break out."""
+
+import numpy as np
+
+import ensdiff
+from ensdiff.data.dataset import from_images
+from ensdiff.report.explorer import Exploration, explore
+from tests.helpers import blobs, random_ensemble
+
+HOSTILE = "</script><script>window.hacked=1</script><img src=x onerror=window.hacked=2>'\"&"
+METRICS = [{"step": step, "loss_K": [1.0 / step + k for k in range(1, 9)]} for step in (1, 2, 3)]
+
+
+def items(inline_names=(HOSTILE, "b & c"), *, null=9, top=12, **options):
+    """Twenty items as units, of three classes; 8 members."""
+    names = [*inline_names, *(f"picture {i}" for i in range(len(inline_names), 20))]
+    data = from_images(blobs(20), names=names, labels=np.arange(20) % 3)
+    params = random_ensemble(ensdiff.Code.balanced(8, 20, seed=0))
+    samples = ensdiff.sample(params, 0, 3, steps=3)
+    layer = explore(params, data, samples, top=top, combined=3, null=null, **options)
+    return params, data, samples, layer
+
+
+def groups():
+    """Thirty items in four groups, both removable; 8 members."""
+    group = np.arange(30) % 4
+    data = from_images(blobs(30), labels=group)
+    params = random_ensemble(ensdiff.Code.hierarchical(8, group, group_weight=6, weight=3, seed=0))
+    samples = ensdiff.sample(params, 0, 2, steps=3)
+    both = [explore(params, data, samples, groups=g, top=10, combined=3, null=4) for g in (False, True)]
+    return params, data, samples, both
+
+
+def exploration(samples, layers, **options):
+    command = "python -m experiments.sample --run=runs/x --n=3"
+    options = {"facts": [("members", "8")], "metrics": METRICS, **options}
+    return Exploration("A <b>title</b>", samples, layers, command, **options)
