@@ -336,6 +336,7 @@ const explorer = (() => {
     note += exact ? "each by exact ablation." : "predicted by differential ablation (the best were then removed exactly, see above).";
     $("landscape-note").textContent = note;
     $("landscape").hidden = false;
+    document.querySelector(".key.exact").hidden = exact;
     const options = [...$("sort").options].map((o) => o.value);
     if (classes && !options.includes("class")) $("sort").append(make("option", { value: "class", textContent: "class" }));
     if (!classes && options.includes("class")) $("sort").lastElementChild.remove();
@@ -379,7 +380,7 @@ const explorer = (() => {
         context.globalAlpha = state.klass === null || classes.of[ids[j]] === state.klass ? 1 : 0.2;
         context.fillStyle = best ? mark : plain;
         const x = Math.floor((i * W) / N);
-        const width = Math.max(1, Math.ceil(((i + 1) * W) / N) - x - (W / N > 4 * ratio ? ratio : 0));
+        const width = Math.max(1, Math.ceil(((i + 1) * W) / N) - x - (W / N > 6 * ratio ? 2 * ratio : 0));
         context.fillRect(x, H - height, width, height);
       }
     }
