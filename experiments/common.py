@@ -49,7 +49,7 @@ def set_run(folder: str) -> None:
     """Take a run given as an argument for --run."""
     if _RUN.value and _RUN.value != folder:
         raise ValueError(f"two runs given, {folder} and --run={_RUN.value}: expected one")
-    flags.FLAGS.run = folder
+    flags.FLAGS["run"].value = folder
 
 
 def run_folder() -> pathlib.Path:

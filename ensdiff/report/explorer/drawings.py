@@ -59,7 +59,7 @@ def _axes(width: float, height: float) -> tuple[Any, Any]:
     figure, ((axes,),) = sheet(width, height)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["bottom", "left"]].set_color(GREY)
-    axes.tick_params(colors=GREY, labelcolor=INK, labelsize=9)
+    axes.tick_params(which="both", colors=GREY, labelcolor=INK, labelsize=9)
     axes.xaxis.label.set_color(INK)
     axes.yaxis.label.set_color(INK)
     return figure, axes

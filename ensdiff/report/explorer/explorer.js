@@ -25,8 +25,12 @@ const explorer = (() => {
     kept.set(name, value);
     waiting.get(name)?.();
   };
+  const parts = new Map();
   function load(name) {
-    if (kept.has(name)) return Promise.resolve(kept.get(name));
+    if (!parts.has(name)) parts.set(name, read(name));
+    return parts.get(name);
+  }
+  function read(name) {
     const block = $(`data-${name}`);
     if (block) {
       loaded(name, JSON.parse(block.textContent));
@@ -95,6 +99,7 @@ const explorer = (() => {
     drawVerdict();
     drawRadii();
     $("distribution").innerHTML = sample().figure; // made by matplotlib: no name is in it
+    drawTable().catch(failed);
     changed();
     drawLandscape().catch(failed);
   }
@@ -128,7 +133,7 @@ const explorer = (() => {
   function changed() {
     const hash = `#layer=${state.layer}&sample=${state.sample}&removed=${state.removed.join(",")}`;
     history.replaceState(null, "", hash);
-    drawTable().catch(failed);
+    markTable();
     drawRemoval().catch(failed);
   }
   let turn = 0;
@@ -295,23 +300,29 @@ const explorer = (() => {
       drawTable().catch(failed);
     });
     const most = Math.max(...rows.map((r) => r[1]), 1e-12);
-    const focused = document.activeElement?.id;
     fill($("units-body"), ...rows.map((r, i) => tableRow(r, details[i], most, calibrated)));
-    if (focused) $(focused)?.focus({ preventScroll: true });
+    markTable();
     $("more").hidden = state.all || layer().verified <= sample().rows.length;
     $("more").textContent = `Show all ${layer().verified} that were removed exactly`;
   }
+  function markTable() {
+    for (const row of $("units-body").rows) {
+      const chosen = state.removed.includes(Number(row.dataset.unit));
+      row.classList.toggle("chosen", chosen);
+      row.querySelector("input").checked = chosen;
+      row.querySelector(".pick").setAttribute("aria-pressed", chosen && state.removed.length === 1);
+    }
+  }
   function tableRow(r, u, most, calibrated) {
-    const chosen = state.removed.includes(u.id);
-    const tick = make("input", { type: "checkbox", checked: chosen, id: `tick-${u.id}` });
+    const tick = make("input", { type: "checkbox", id: `tick-${u.id}` });
     tick.setAttribute("aria-label", `Remove ${u.name}`);
     tick.addEventListener("change", () => toggle(u.id));
     const pick = make("button", { type: "button", className: "pick", id: `pick-${u.id}` }, thumbnails(u), u.name);
-    pick.setAttribute("aria-pressed", chosen && state.removed.length === 1);
     pick.addEventListener("click", () => remove([u.id]));
     const bar = make("span", { className: "bar" });
     bar.style.width = `${(100 * r[1]) / most}%`;
-    const row = make("tr", { className: chosen ? "chosen" : "" }, make("td", {}, tick), make("th", { scope: "row" }, pick));
+    const row = make("tr", {}, make("td", {}, tick), make("th", { scope: "row" }, pick));
+    row.dataset.unit = u.id;
     if (layer().classes) row.append(make("td", { className: "wide", textContent: u.klass }));
     row.append(make("td", {}, show(r[1]), bar));
     if (calibrated) {

@@ -227,8 +227,8 @@ def _thumbnail(image: np.ndarray) -> str:
 
 
 def _number(value: Any) -> float:
-    """Four significant digits: what is shown has three."""
-    return float(f"{float(value):.4g}")
+    """Six significant digits: what is shown has three, and must not be rounded twice."""
+    return float(f"{float(value):.6g}")
 
 
 def _numbers(values: np.ndarray) -> list[float]:
