@@ -4,7 +4,7 @@ from ensdiff.images import grid, to_png
 from ensdiff.report.build import HOW_TO_READ, attribution_sections
 from ensdiff.report.figures import capacity_figure, data_uri, loss_figure, null_figure
 from ensdiff.report.page import Figure, Page, SampleSection, Table, UnitCard, picture, write_page
-from ensdiff.report.paper import radius_figure
+from ensdiff.report.paper import comparison_figure, comparison_table, landscape_figure, radius_figure
 
 __all__ = [
     "HOW_TO_READ",
@@ -15,8 +15,11 @@ __all__ = [
     "UnitCard",
     "attribution_sections",
     "capacity_figure",
+    "comparison_figure",
+    "comparison_table",
     "data_uri",
     "grid",
+    "landscape_figure",
     "loss_figure",
     "null_figure",
     "picture",

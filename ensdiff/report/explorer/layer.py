@@ -14,6 +14,7 @@ from ensdiff.attribution import Attribution, attribute
 from ensdiff.codes import Code
 from ensdiff.data import Dataset
 from ensdiff.ensemble import Ensemble
+from ensdiff.metrics import radius
 from ensdiff.sample import Samples, ablated
 
 TOLERANCE = 0.01
@@ -62,8 +63,8 @@ class Layer(NamedTuple):
 
     @property
     def radius_B(self) -> Float[np.ndarray, " B"]:
-        """Counterfactual radius: the largest exact influence of a single unit; of a screen, among those verified."""
-        return self.att.influence.max(1)
+        """Counterfactual radius, of the exact influences of single units; of a screen, those that it verified."""
+        return radius(self.att.influence, resamples=0).radius_B
 
 
 def explore(
