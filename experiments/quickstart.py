@@ -81,6 +81,7 @@ def main() -> None:
     )
     report = write_page(run_dir / "report.html", page)
     print(f"\n{time.time() - begin:.0f} s in all\nrun: {run_dir}\nreport: {report}")
+    print(f"to explore it: python -m experiments.report {run_dir}")
 
 
 def validity(config, params, data, held_out, images):

@@ -20,17 +20,21 @@ from experiments import common
 common.define_sampling_flags(n=8)
 common.define_data_flag()
 flags.adopt_module_key_flags(common)
-TOP = flags.DEFINE_integer("top", None, "Units a sample that are removed exactly; 32, or what a saved attribution has.")
-COMBINED = flags.DEFINE_integer("combined", 5, "Every combination of so many first units of a sample is removed too.")
+TOP = flags.DEFINE_integer(
+    "top", None, "Units a sample that are removed exactly; 32, or what a saved attribution has.", lower_bound=1
+)
+COMBINED = flags.DEFINE_integer(
+    "combined", 5, "Every combination of so many first units of a sample is removed too.", 0, 8
+)
 NULL = flags.DEFINE_integer(
-    "null", None, "Null ablations a sample, for p- and q-values; 0 is none. 99, or what a saved attribution has."
+    "null", None, "Null ablations a sample, for p- and q-values; 99, or what a saved attribution has. 0 is none.", 0
 )
 LEVEL = flags.DEFINE_float(
-    "level", None, "The q-value up to which a sample is attributed; 0.1, or that of a saved one."
+    "level", None, "The q-value up to which a sample is attributed; 0.1, or that of a saved attribution.", 0, 1
 )
-LANDSCAPE = flags.DEFINE_integer("landscape", 20_000, "Units a sample in the landscape, the most influential.")
-INLINE = flags.DEFINE_float("inline", 3.0, "MiB of data in the page itself; what is more goes into files beside it.")
-MEMORY = flags.DEFINE_float("memory", None, "GiB of activations that a device may hold.")
+LANDSCAPE = flags.DEFINE_integer("landscape", 20_000, "Units a sample in the landscape, the most influential.", 1)
+INLINE = flags.DEFINE_float("inline", 3.0, "MiB of data in the page itself; what is more goes into files beside it.", 0)
+MEMORY = flags.DEFINE_float("memory", None, "GiB of activations that a device may hold.", 0)
 
 
 def main(run: str | None = None) -> None:

@@ -367,6 +367,13 @@ PROGRAMS = [
     ("forget", ["--run={root}/trained"], 1, ["--units=", "--out="]),
     ("forget", ["--run={root}/trained", "--units=0,1,2,3,4,5", "--out={root}/x"], 1, ["no member survives"]),
     ("forget", ["--run={root}/trained", "--units=3", "--out={root}/run"], 1, ["exists already"]),
+    ("report", [], 1, ["no run given"]),
+    ("report", ["{root}/none"], 1, ["none does not exist"]),
+    ("report", ["{root}/run", "--run={root}/trained"], 1, ["two runs given"]),
+    ("report", ["{root}/run", "again"], 2, ["unexpected argument 'again'"]),
+    ("report", ["{root}/run", "--combined=9"], 2, ["combined", "[0, 8]"]),
+    ("report", ["{root}/run", "--data=digits"], 1, ["1797 units", "has 6"]),
+    ("report", ["{root}/run"], 1, ["shows training images", "--data="]),
 ]  # fmt: skip
 AFTER_LOADING = [  # of a run, which takes seconds
     ("train", [DIGITS, "--config.run_dir={root}/good.png", "--config.train.steps=1"], 1, ["good.png"]),

@@ -58,6 +58,27 @@ def test_attribute(run, trained):
 
 
 @pytest.mark.slow
+def test_report(run, trained):
+    """The explorer takes over what attribute saved of the same samples, and only that."""
+    same = ["--n=2", "--steps=3"]
+    done = run("attribute", f"--run={trained}", *same, "--top=3", "--verify=4", "--null=5", "--method=screen")
+    assert done.returncode == 0, done.stderr
+    done = run("report", trained, *same, "--combined=2", "--inline=0")
+    assert done.returncode == 0, done.stderr
+    assert f"attribution: {trained}/attribution/screen_seed0.json" in done.stdout
+    page = pathlib.Path(re.search(r"explorer: (\S+)", done.stdout).group(1))
+    text = page.read_text()
+    assert "python -m experiments.sample" in text
+    assert f"--run={trained} --n=2 --seed=0 --steps=3 --sampler=ddpm" in text
+    assert "training-title" in text
+    assert (page.parent / "explorer_files" / "landscape-0-1.js").stat().st_size > 10_000  # 1,400 units
+    done = run("report", f"--run={trained}", "--n=1", "--steps=2", "--top=2", "--null=0", "--combined=0")
+    assert done.returncode == 0, done.stderr
+    assert "attribution: " not in done.stdout
+    assert not (page.parent / "explorer_files").exists()
+
+
+@pytest.mark.slow
 def test_groups_of_a_hierarchical_code(run, tmp_path):
     """Train with items inside classes, then attribute to classes and to items."""
     folder = tmp_path / "hierarchy"

@@ -318,7 +318,11 @@ const explorer = (() => {
     tick.setAttribute("aria-label", `Remove ${u.name}`);
     tick.addEventListener("change", () => toggle(u.id));
     const pick = make("button", { type: "button", className: "pick", id: `pick-${u.id}` }, thumbnails(u), u.name);
-    pick.addEventListener("click", () => remove([u.id]));
+    pick.addEventListener("click", (event) => {
+      remove([u.id]);
+      const { bottom } = $("wipe").getBoundingClientRect();
+      if (event.detail && bottom < 0) $("removed-title").scrollIntoView(); // on a phone the table is far below
+    });
     const bar = make("span", { className: "bar" });
     bar.style.width = `${(100 * r[1]) / most}%`;
     const row = make("tr", {}, make("td", {}, tick), make("th", { scope: "row" }, pick));
