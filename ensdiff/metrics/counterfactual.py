@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import ArrayLike, Float
+from jaxtyping import Float
+from numpy.typing import ArrayLike
 
 from ensdiff.metrics.arrays import table
 from ensdiff.metrics.bootstrap import RESAMPLES, Estimate, bootstrap, mean, proportion

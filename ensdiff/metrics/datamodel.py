@@ -11,7 +11,7 @@ fits outputs that are minus the loss (``sign=1``), or the loss with ``sign=-1``.
 """
 
 import numpy as np
-from jaxtyping import ArrayLike
+from numpy.typing import ArrayLike
 
 from ensdiff.metrics.arrays import correlate, spearman, table
 from ensdiff.metrics.bootstrap import RESAMPLES, Estimate, bootstrap

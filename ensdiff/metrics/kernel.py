@@ -6,7 +6,7 @@ sets of equal size, can be below 0, and is 0 on average for sets from one distri
 """
 
 import numpy as np
-from jaxtyping import ArrayLike
+from numpy.typing import ArrayLike
 
 from ensdiff.metrics.arrays import table
 from ensdiff.metrics.bootstrap import Estimate

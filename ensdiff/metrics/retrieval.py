@@ -7,7 +7,8 @@ over ``g + 1 .. g + e``. Recall and reciprocal rank are expected values over it:
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import ArrayLike, Float, Int
+from jaxtyping import Float, Int
+from numpy.typing import ArrayLike
 
 from ensdiff.metrics.arrays import spearman, table
 from ensdiff.metrics.bootstrap import RESAMPLES, Estimate, bootstrap, mean

@@ -1,0 +1,65 @@
+"""The studies of the README on handwritten digits of 8x8 (and Fashion-MNIST at 14x14 as a second data set).
+
+Command: python -m experiments.evaluate --config=experiments/configs/evaluate_digits.py
+Hardware and wall time: a CPU with 2 cores, about two hours; each study's own is in its JSON.
+Expected: the tables of docs/results.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs import digits
+
+
+def get_config() -> ConfigDict:
+    """The config; every field can be set with --config.section.field=value."""
+    base = digits.get_config()
+    base.train.update(steps=800, ema=0.99, sample_every=0, checkpoint_every=800)
+    shared = {name: base[name] for name in ("data", "model", "schedule", "train")}
+    fashion = {"name": "fashion_mnist", "size": 14, "limit": 2500, "held_out": 500}
+    return ConfigDict(
+        {
+            **shared,
+            "run_dir": "runs/evaluate_digits",
+            "sampler": {"sampler": "ddim", "steps": 20},
+            "generative": {
+                "samples": 397,
+                "resamples": 100,
+                "sets": {
+                    "digits": {"members": 16, "singles": 4, "steps": 1600},
+                    "fashion_mnist": {"members": 16, "singles": 2, "steps": 1000, "data": fashion},
+                },
+            },
+            "size": {"members": 16, "sizes": (64, 128, 256, 512, 1024), "samples": 16, "null": 64},
+            "lds": {
+                "units": 256,
+                "members": 16,
+                "alpha": 0.5,
+                "subsets": 48,
+                "seeds": 2,
+                "queries": 24,
+                "draws": 128,
+                "removed": 2,
+                "ablations": 200,
+                "baseline_members": 8,
+            },
+            "groups": {
+                "images": 1400,
+                "members": 20,
+                "weight": 10,
+                "seeds": 3,
+                "samples": 64,
+                "draws": 128,
+                "baseline_members": 4,
+            },
+            "planted": {
+                "units": 48,
+                "each": 4,
+                "copies": (1, 2, 4, 8),
+                "members": (8, 16, 32, 64),
+                "steps": 300,
+                "draws": 128,
+                "baseline_members": 8,
+            },
+            "retraining": {"units": 64, "members": 16, "removed": 3, "samples": 32, "null": 16},
+        }
+    )

@@ -1,0 +1,101 @@
+"""Evaluate attribution methods against ground truth: train what is needed, compute every method, write tables.
+
+A config names the studies; each trains its models as stacked ensembles, which stay in config.run_dir with all that was
+computed. Stop it at any moment and give the same command again: it goes on. Every study writes NAME.md, NAME.json and
+figures; results.md holds all of them.
+
+Examples:
+  python -m experiments.evaluate --config=evaluate_smoke
+  python -m experiments.evaluate --config=evaluate_digits --only=size,lds
+"""
+
+import pathlib
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from experiments import common
+from experiments.config import define_config
+
+SHARED = ("data", "model", "schedule", "train", "sampler", "run_dir")
+
+
+def check_config(config: Any, known: tuple[str, ...]) -> list[str]:
+    """The studies of a config.
+
+    Raises:
+        ValueError: not a config of studies, or with an unknown section.
+    """
+    if not isinstance(config, ConfigDict):
+        raise ValueError(f"get_config() of the config gave a {type(config).__name__}: expected a ConfigDict")
+    unknown = [name for name in config if name not in (*SHARED, *known)]
+    if unknown:
+        raise ValueError(f"config.{unknown[0]}: no such section; expected some of {', '.join((*SHARED, *known))}")
+    missing = [name for name in SHARED if name not in config]
+    if missing:
+        raise ValueError(
+            f"the config has no {missing[0]}: it is not one of studies; try --config=evaluate_smoke, or see "
+            "experiments/configs/evaluate_digits.py"
+        )
+    found = [name for name in known if name in config]
+    if not found:
+        raise ValueError(f"the config has no study: expected some of {', '.join(known)}")
+    return found
+
+
+def main() -> None:
+    """Run the studies one after another; each is written when it is there."""
+    import time
+
+    from ensdiff.ensemble import make_mesh
+    from ensdiff.environment import environment
+    from ensdiff.storage import lock, write_atomically
+    from experiments.studies import STUDIES
+    from experiments.studies.workshop import Workshop
+
+    f, config = flags.FLAGS, flags.FLAGS.config
+    if config is None:
+        raise ValueError("no config given; try --config=evaluate_smoke")
+    studies = check_config(config, tuple(STUDIES))
+    unknown = sorted(set(f.only) - set(studies))
+    if unknown:
+        raise ValueError(
+            f"--only={','.join(f.only)}: the config has no study {unknown[0]!r}, only {', '.join(studies)}"
+        )
+    folder = pathlib.Path(config.run_dir)
+    out = pathlib.Path(f.out) if f.out else folder / "results"
+    folder.mkdir(parents=True, exist_ok=True)
+    with lock(folder):
+        shop = Workshop(folder, config)
+        for name in [study for study in studies if study in f.only or not f.only]:
+            print(f"\n{name}", flush=True)
+            begin = time.perf_counter()
+            findings = STUDIES[name](shop)
+            seconds = shop.seconds(name)
+            record = {
+                "study": name,
+                "config": config[name].to_dict(),
+                "seconds": round(seconds),
+                "environment": environment(make_mesh(1)),
+            }
+            findings.write(out, name, record)
+            print(findings.markdown(), flush=True)
+            print(f"{name}: {seconds:.0f} s of work in all, {time.perf_counter() - begin:.0f} s now", flush=True)
+        parts = [out / f"{name}.md" for name in studies if (out / f"{name}.md").exists()]
+        write_atomically(out / "results.md", "\n".join(part.read_text() for part in parts))
+    print(f"\nresults: {out / 'results.md'}\nnumbers: {out}/*.json\nmodels: {folder / 'models'}")
+
+
+def define_flags() -> None:
+    """The command line."""
+    define_config()
+    flags.declare_key_flag("config")
+    flags.DEFINE_list("only", [], "Studies to run, of those in the config; by default all.")
+    flags.DEFINE_string("out", None, "Folder for tables, numbers and figures; by default results in config.run_dir.")
+    flags.adopt_module_key_flags(common)
+
+
+if __name__ == "__main__":
+    define_flags()
+    common.run(main, __doc__)

@@ -1,0 +1,144 @@
+"""Are ensembles good generative models? Distances of ensembles, members and ordinary models to held-out data."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+import ensdiff
+from ensdiff import metrics
+from ensdiff.data import Dataset
+from experiments import common
+from experiments.studies.figures import interval_figure
+from experiments.studies.findings import Findings
+from experiments.studies.workshop import Workshop
+from experiments.tables import Table, interval
+
+NAME = "generative"
+
+
+class Models(NamedTuple):
+    """An ensemble, and models of the same size and steps trained on everything.
+
+    Args:
+        data: that they were trained on.
+        held_out: that they are compared with.
+        ensemble: with items as units.
+        singles: ordinary models from different seeds.
+    """
+
+    data: Dataset
+    held_out: Dataset
+    ensemble: ensdiff.Ensemble
+    singles: list[ensdiff.Ensemble]
+
+
+def models(shop: Workshop) -> dict[str, Models]:
+    """For every data set of the section."""
+    s = shop.settings(NAME)
+    out = {}
+    for name, values in s.sets.items():
+        data, held_out = _data(shop, values)
+        code = ensdiff.Code.balanced(members=values.members, units=data.units, seed=0)
+        ensemble = shop.train(f"{NAME}/{name}_ensemble", data, code, steps=values.steps)
+        singles = [
+            shop.train(
+                f"{NAME}/{name}_single{seed}",
+                data,
+                ensdiff.Code.undivided(data.units),
+                seed=seed + 1,
+                steps=values.steps,
+            )
+            for seed in range(values.singles)
+        ]
+        out[name] = Models(data, held_out, ensemble, singles)
+    return out
+
+
+def _data(shop: Workshop, values: ConfigDict) -> tuple[Dataset, Dataset]:
+    """The data of the whole evaluation, or of a reader that the section names."""
+    if "data" not in values:
+        return shop.data, shop.held_out
+    options = common.section(values, "data")
+    return common.load_data(options), common.held_out_data(options)
+
+
+def study(shop: Workshop) -> Findings:
+    """Frechet and kernel distance to held-out data, in the features of a small classifier."""
+    s = shop.settings(NAME)
+    tables: list[Table] = []
+    numbers: dict[str, Any] = {}
+    panels: dict[str, dict[str, metrics.Estimate]] = {}
+    for name, trained in models(shop).items():
+        data, held_out = trained.data, trained.held_out
+        n = min(s.samples, len(held_out.images), data.items // 2)
+        if data.labels is None or held_out.labels is None:
+            raise ValueError(f"config.generative.sets.{name}: expected data with labels, to fit a classifier")
+        classifier = shop.classifier if data is shop.data else metrics.fit_classifier(data.images, data.labels)
+        real = classifier.features(held_out.images[:n])
+        ensemble = trained.ensemble
+        made: dict[str, list[tuple[ensdiff.Ensemble, np.ndarray | None]]] = {
+            "ensemble": [(ensemble, None)],
+            "one member": _members(ensemble, len(trained.singles)),
+            "one model on all the data": [(single, None) for single in trained.singles],
+        }
+        found: dict[str, list[tuple[metrics.Estimate, metrics.Estimate]]] = {}
+        for kind, sources in made.items():
+            found[kind] = []
+            for i, (params, weights) in enumerate(sources):
+                images = _sample(shop, f"{NAME}/{name} {kind} {i}", params, n, weights)
+                found[kind].append(_distances(classifier.features(images), real, s.resamples))
+        found["real training images (the floor)"] = [
+            _distances(classifier.features(data.images[:n]), real, s.resamples)
+        ]
+        found["uniform noise"] = [
+            _distances(classifier.features(np.random.default_rng(0).random((n, *data.shape))), real, s.resamples)
+        ]
+        rows = [
+            {
+                "what": kind if len(each) == 1 else f"{kind}, mean of {len(each)}",
+                "Frechet distance": _summary([frechet for frechet, _ in each], 2),
+                "kernel distance": _summary([kernel for _, kernel in each], 3),
+            }
+            for kind, each in found.items()
+        ]
+        note = (
+            f"{n} images against {n} held-out ones; classifier accuracy on held-out images "
+            f"{classifier.accuracy(held_out.images, held_out.labels):.1%}. K = {ensemble.members}, every model "
+            f"{s.sets[name].steps} steps. In brackets: of one model the interval (Frechet: bootstrap, which lifts it; "
+            "kernel: jackknife), of several the range."
+        )
+        tables.append(Table(f"{name}: {data.items} images of {'x'.join(map(str, data.shape))}", rows, note))
+        numbers[name] = found
+        panels[name] = {kind: each[0][1] for kind, each in found.items() if kind != "uniform noise"}
+    return Findings(
+        "Ensembles as generative models",
+        tables,
+        numbers,
+        {"generative": interval_figure(panels, "kernel distance", 0.0)},
+    )
+
+
+def _members(params: ensdiff.Ensemble, count: int) -> list[tuple[ensdiff.Ensemble, np.ndarray | None]]:
+    """Some members, each alone."""
+    chosen = np.linspace(0, params.members - 1, count).astype(int)
+    return [(params, np.eye(params.members, dtype=np.float32)[k]) for k in chosen]
+
+
+def _sample(shop: Workshop, name: str, params: ensdiff.Ensemble, n: int, weights: np.ndarray | None) -> np.ndarray:
+    def compute() -> np.ndarray:
+        return np.asarray(shop.samples(params, n, seed=5, weights=weights).images)
+
+    return shop.kept(name, compute, params, n, weights)
+
+
+def _distances(a: np.ndarray, b: np.ndarray, resamples: int) -> tuple[metrics.Estimate, metrics.Estimate]:
+    return metrics.frechet_distance(a, b, bootstrap=resamples), metrics.kernel_distance(a, b)
+
+
+def _summary(each: list[metrics.Estimate], digits: int) -> str:
+    """One with its interval, several with their range."""
+    if len(each) == 1:
+        return interval(each[0], digits)
+    values = [one.value for one in each]
+    return interval(metrics.Estimate(float(np.mean(values)), min(values), max(values)), digits)

@@ -1,0 +1,126 @@
+"""Linear datamodeling score (LDS) of every method and baseline against models retrained on random subsets."""
+
+import numpy as np
+
+import ensdiff
+from ensdiff import metrics
+from ensdiff.attribution import quadratic_influence
+from experiments.studies import size
+from experiments.studies.figures import interval_figure
+from experiments.studies.findings import Findings
+from experiments.studies.scores import all_baselines, loss_scores, member_products, quadratic
+from experiments.studies.workshop import Workshop, distances, quiet_matrix
+from experiments.tables import Table, interval
+
+NAME = "lds"
+
+
+def subsets(shop: Workshop) -> np.ndarray:
+    """(N, M) 1 where unit i is in subset m: ``alpha`` of the units, at random, no unit in all."""
+    s = shop.settings(NAME)
+    rng = np.random.default_rng(1)
+    count = round(s.alpha * s.units)
+    if not 0 < count < s.units:
+        raise ValueError(f"config.lds.alpha={s.alpha}: expected a share that leaves some of {s.units} units out")
+    while True:
+        out = np.zeros((s.units, s.subsets), np.uint8)
+        for m in range(s.subsets):
+            out[rng.permutation(s.units)[:count], m] = 1
+        if not out.all(1).any():
+            return out
+
+
+def models(shop: Workshop) -> tuple[ensdiff.Ensemble, ensdiff.Ensemble]:
+    """The ensemble that is judged, and M x R models, R seeds of each subset, as one stacked ensemble."""
+    s = shop.settings(NAME)
+    judged = size.model(shop, s.units, s.members)
+    truth_NK = np.repeat(subsets(shop), s.seeds, axis=1)
+    return judged, shop.train(f"{NAME}/truth", shop.data.subset(np.arange(s.units)), quiet_matrix(truth_NK), seed=1)
+
+
+def study(shop: Workshop) -> Findings:
+    """LDS on generated, training and held-out images, the squared control, and LDS without retraining."""
+    s = shop.settings(NAME)
+    judged, truth = models(shop)
+    N, Q = s.units, s.queries
+    data = shop.data.subset(np.arange(N))
+    samples, without_NB = size.landscape(shop, N, judged)
+    generated = np.asarray(samples.images, np.float32)
+    others = np.concatenate([data.images[:Q], shop.held_out.images[:Q]]).astype(np.float32) / np.float32(255)
+    images, G = np.concatenate([generated, others]), len(generated)
+    kinds = {"generated": slice(0, G), "training": slice(G, G + Q), "held out": slice(G + Q, None)}
+
+    products = member_products(shop, f"{NAME}/outputs", truth, images, s.draws)
+    outputs_BMR = -np.diagonal(products, axis1=1, axis2=2).reshape(len(images), s.subsets, s.seeds)
+    subset_NM = subsets(shop)
+    scores = {"loss": loss_scores(shop, f"{NAME}/loss", judged, images, s.draws)}
+    scores |= all_baselines(shop, f"{NAME}/baseline", judged, data, images, s.baseline_members)
+    only_generated = {
+        "exact": distances(without_NB, generated).T,
+        "differential": quadratic_influence(
+            shop.kept(f"{NAME}/gram", lambda: ensdiff.gram(judged, samples), judged, samples),
+            judged.code.ablate(np.arange(N)),
+            np.asarray(samples.weights_K),
+        ),
+    }
+
+    ceiling = {kind: metrics.lds_ceiling(outputs_BMR[part]) for kind, part in kinds.items()}
+    value = {
+        kind: {name: metrics.lds(score_BN[part], subset_NM, outputs_BMR[part]) for name, score_BN in scores.items()}
+        for kind, part in kinds.items()
+    }
+    value["generated"] |= {n: metrics.lds(v, subset_NM, outputs_BMR[:G]) for n, v in only_generated.items()}
+    squared = {name: metrics.lds(np.square(score_BN), subset_NM, outputs_BMR) for name, score_BN in scores.items()}
+    removed_NM, ablated_BM = _ablations(shop, judged, images)
+    without_retraining = {name: metrics.lds(score_BN, 1 - removed_NM, ablated_BM) for name, score_BN in scores.items()}
+    names = [*scores, *only_generated]
+    rows = [
+        {
+            "method": name,
+            **{kind: interval(value[kind][name]) if name in value[kind] else "" for kind in kinds},
+            "squared scores": interval(squared[name]) if name in squared else "",
+            "ensemble-LDS": interval(without_retraining[name]) if name in without_retraining else "",
+        }
+        for name in names
+    ]
+    rows.append({"method": "ceiling by seed noise", **{kind: interval(ceiling[kind]) for kind in kinds}})
+    note = (
+        f"N = {N}, {s.subsets} random subsets of {s.alpha:.0%} of the units x {s.seeds} seeds = {truth.members} "
+        "retrained "
+        f"models, as one stacked ensemble; the output is minus an image's denoising loss. {G} generated, {Q} training "
+        "and "
+        f"{Q} held-out images. `loss`, `exact` and `differential` are those of one ensemble of K = {s.members}; "
+        "baselines "
+        f"with gradients average {s.baseline_members} of its members. squared scores: all images, each score squared, "
+        "which keeps what it says about size and drops its sign. ensemble-LDS: the outputs are those of the ensemble "
+        f"itself without {s.removed} random "
+        f"units ({s.ablations} sets), with other draws of noise; nothing is trained for it."
+    )
+    return Findings(
+        "Linear datamodeling score",
+        [Table("LDS", rows, note)],
+        {
+            "lds": value,
+            "squared": squared,
+            "ensemble_lds": without_retraining,
+            "ceiling": ceiling,
+            "outputs_BMR": outputs_BMR,
+        },
+        {"lds": interval_figure(value, "LDS", 0.0)},
+    )
+
+
+def _ablations(shop: Workshop, judged: ensdiff.Ensemble, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(N, M) 1 where unit i is in the removed set m, and (B, M) minus the loss of each image without the set."""
+    s = shop.settings(NAME)
+    rng = np.random.default_rng(3)
+    sets: list[np.ndarray] = []
+    while len(sets) < s.ablations:
+        units = rng.permutation(s.units)[: s.removed]
+        if judged.code.survivors(units).any():
+            sets.append(units)
+    removed_NM = np.zeros((s.units, s.ablations), np.uint8)
+    for m, units in enumerate(sets):
+        removed_NM[units, m] = 1
+    products = member_products(shop, f"{NAME}/ablated outputs", judged, images, s.draws, seed=1)
+    return removed_NM, -quadratic(products, judged.code.ablate(sets))

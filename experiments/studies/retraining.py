@@ -1,0 +1,122 @@
+"""Ablation against retraining: the same noise through the ablated ensemble and through one trained without the unit."""
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+import ensdiff
+from ensdiff import metrics
+from experiments.studies import size
+from experiments.studies.figures import scatter_figure
+from experiments.studies.findings import Findings
+from experiments.studies.workshop import Workshop, distances, quiet_matrix
+from experiments.tables import Table, interval
+
+NAME = "retraining"
+
+
+class Models(NamedTuple):
+    """An ensemble, and retrained ones with the same code but for the removed unit, whose word is zero.
+
+    Args:
+        whole: the ensemble.
+        units: U units that are removed, one at a time.
+        without: U ensembles trained without it from the same seeds.
+        reseeded: the whole ensemble from other seeds, what the change is compared with.
+    """
+
+    whole: ensdiff.Ensemble
+    units: np.ndarray
+    without: list[ensdiff.Ensemble]
+    reseeded: ensdiff.Ensemble
+
+
+def models(shop: Workshop) -> Models:
+    """Train all."""
+    s = shop.settings(NAME)
+    whole = size.model(shop, s.units, s.members)
+    data = shop.data.subset(np.arange(s.units))
+    removed = np.sort(np.random.default_rng(2).permutation(s.units)[: s.removed])
+    without = []
+    for unit in removed:
+        code_NK = whole.code.matrix()
+        code_NK[unit] = 0
+        without.append(shop.train(f"{NAME}/without_{unit}", data, quiet_matrix(code_NK)))
+    return Models(whole, removed, without, shop.train(f"{NAME}/reseeded", data, whole.code, seed=1))
+
+
+def study(shop: Workshop) -> Findings:
+    """Distances between the sample, its ablation, and what ensembles trained without the unit make of its noise."""
+    s = shop.settings(NAME)
+    trained = models(shop)
+    whole, U = trained.whole, len(trained.units)
+    samples = shop.samples(whole, s.samples)
+    x = np.asarray(samples.images, np.float64)
+    ablated_UB = shop.counterfactuals(f"{NAME}/ablated", whole, samples, whole.code.ablate(trained.units))
+    null_words = whole.code.unowned(s.null, seed=0)
+    keep_LK = ((1 - null_words) / (1 - null_words).sum(1, keepdims=True)).astype(np.float32)
+    null_LB = shop.counterfactuals(f"{NAME}/null", whole, samples, keep_LK)
+
+    def again(name: str, params: ensdiff.Ensemble) -> np.ndarray:
+        """The same noise through another ensemble."""
+        return shop.kept(
+            f"{NAME}/{name}", lambda: np.asarray(shop.samples(params, s.samples).images), params, s.samples
+        )
+
+    retrained_UB = np.stack([
+        again(f"without {u}", p) for u, p in zip(trained.units, trained.without, strict=True)
+    ]).astype(np.float64)  # fmt: skip
+    reseeded_B = again("reseeded", trained.reseeded)
+    B = len(x)
+
+    def over_samples(values_UB: np.ndarray) -> metrics.Estimate:
+        return metrics.bootstrap(lambda rows: values_UB[:, rows].mean(), B)
+
+    by_ablation, by_retraining = distances(ablated_UB, x), distances(retrained_UB, x)
+    move_a, move_r = ((a - x).reshape(U, B, -1) for a in (ablated_UB, retrained_UB))
+    cosine = (move_a * move_r).sum(-1) / np.maximum(
+        np.linalg.norm(move_a, axis=-1) * np.linalg.norm(move_r, axis=-1), 1e-12
+    )
+    rank = metrics.bootstrap(
+        lambda rows: stats.spearmanr(by_ablation[:, rows].ravel(), by_retraining[:, rows].ravel()).statistic, B
+    )
+    rows = {
+        "ablated, from the sample": over_samples(by_ablation),
+        "retrained without the unit, from the sample": over_samples(by_retraining),
+        "ablated, from retrained": over_samples(distances(ablated_UB, retrained_UB)),
+        "ablated by words that no unit owns, from the sample": over_samples(distances(null_LB, x)),
+        "the whole ensemble from other seeds, from the sample": over_samples(distances(reseeded_B, x)[None]),
+    }
+    agreement = {
+        "rank correlation of the two distances, over samples and units": rank,
+        "cosine of the two displacements": over_samples(cosine),
+    }
+    note = (
+        f"N = {s.units}, K = {s.members}, {U} units removed one at a time, {B} samples. Retrained: the same seeds, "
+        "and the "
+        "members that saw the unit train anew without it (the others are bit for bit the same)."
+    )
+    return Findings(
+        "Ablation against retraining without the unit",
+        [
+            Table("L2 distances, mean over samples and units", _table(rows), note),
+            Table("Agreement a sample and unit", _table(agreement)),
+        ],
+        {
+            "units": trained.units,
+            "distances": rows,
+            "agreement": agreement,
+            "ablation_UB": by_ablation,
+            "retraining_UB": by_retraining,
+        },
+        {
+            "retraining": scatter_figure(
+                by_ablation.ravel(), by_retraining.ravel(), ("moved by ablation", "moved by retraining")
+            )
+        },
+    )
+
+
+def _table(rows: dict[str, metrics.Estimate]) -> list[dict[str, str]]:
+    return [{"what": what, "value": interval(estimate)} for what, estimate in rows.items()]

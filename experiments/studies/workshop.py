@@ -1,0 +1,142 @@
+"""What studies share: the data, trained ensembles and computed arrays, kept so that an interrupted study goes on."""
+
+import functools
+import json
+import pathlib
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+import ensdiff
+from ensdiff.data import Dataset
+from ensdiff.files import read_json
+from ensdiff.metrics import Classifier, fit_classifier
+from ensdiff.pieces import Pieces
+from ensdiff.sample import ablated
+from ensdiff.storage import write_atomically
+from experiments import common
+
+
+class Workshop:
+    """The data and the models of one config, in a folder.
+
+    Args:
+        folder: where models and arrays are kept.
+        config: of `experiments.evaluate`.
+        progress: show progress bars.
+    """
+
+    def __init__(self, folder: pathlib.Path, config: ConfigDict, *, progress: bool = True):
+        self.folder, self.config, self.progress = folder, config, progress
+        (folder / "arrays").mkdir(parents=True, exist_ok=True)
+        self._pieces = Pieces(folder / "arrays", ensdiff.__version__)
+
+    def settings(self, study: str) -> ConfigDict:
+        """A study's section of the config."""
+        return self.config[study]
+
+    @functools.cached_property
+    def data(self) -> Dataset:
+        """The data that studies train on, in a random order, so that a beginning of them is a random part."""
+        data = common.load_data(common.section(self.config, "data"))
+        return data.subset(np.random.default_rng(0).permutation(data.items))
+
+    @functools.cached_property
+    def held_out(self) -> Dataset:
+        """The data that nothing trains on."""
+        return common.held_out_data(common.section(self.config, "data"))
+
+    @functools.cached_property
+    def classifier(self) -> Classifier:
+        """Its features are the feature space of all studies of this data set."""
+        labels = self.data.labels
+        if labels is None:
+            raise ValueError("config.data: the studies need data with labels, such as digits or fashion_mnist")
+        return fit_classifier(self.data.images, labels)
+
+    def train(self, name: str, data: Dataset, code: ensdiff.Code, **options: Any) -> ensdiff.Ensemble:
+        """Train an ensemble, or go on with it, or open it if it is trained. ``name`` begins with the study's.
+
+        Args:
+            name: the folder in ``models``.
+            data: its units are the code's.
+            code: which member sees what.
+            **options: fields of `TrainConfig` that differ from the config's.
+        """
+        model, schedule, train = common.settings(self.config, data)
+        run_dir = self.folder / "models" / name
+        if not (run_dir / "run.json").exists():
+            print(f"training {name}: {code.members} members on {data.units} units", flush=True)
+        begin = time.perf_counter()
+        params = ensdiff.train(
+            data, code, model, train, schedule=schedule, run_dir=run_dir, resume=True, progress=self.progress, **options
+        )
+        self._clock(f"{name}: training", begin)
+        return params
+
+    def kept(self, name: str, compute: Callable[[], np.ndarray], *inputs: Any) -> np.ndarray:
+        """``compute()``, now or when it was computed from the same inputs before. ``name`` begins with the study's."""
+
+        def timed() -> np.ndarray:
+            print(f"computing {name}", flush=True)
+            begin = time.perf_counter()
+            value = np.asarray(compute())
+            self._clock(name, begin, always=True)
+            return value
+
+        return self._pieces.get(timed, name, *inputs)
+
+    def samples(self, params: ensdiff.Ensemble, n: int, seed: int = 0, **options: Any) -> ensdiff.Samples:
+        """Samples by the config's sampler."""
+        sampler = common.section(self.config, "sampler")
+        return ensdiff.sample(params, seed, n, progress=self.progress, **{**sampler, **options})
+
+    def counterfactuals(
+        self, name: str, params: ensdiff.Ensemble, samples: ensdiff.Samples, weights_MK: np.ndarray
+    ) -> np.ndarray:
+        """(M, B, H, W, C): every sample under every row of weights."""
+        M, B = len(weights_MK), len(samples)
+
+        def compute() -> np.ndarray:
+            rows, which = np.repeat(weights_MK, B, axis=0), np.tile(np.arange(B), M)
+            return ablated(params, samples, rows, which, progress=self.progress)
+
+        images = self.kept(name, compute, params, samples, weights_MK)
+        return images.reshape(M, B, *params.image_shape)
+
+    def seconds(self, study: str) -> float:
+        """Seconds that the study has taken so far, interruptions left out."""
+        return sum(seconds for name, seconds in self._times().items() if name.startswith(f"{study}/"))
+
+    def seconds_of(self, names: dict[str, str]) -> dict[str, float]:
+        """Seconds of single computations, by other names; those that are not known are left out."""
+        times = self._times()
+        return {name: times[key] for name, key in names.items() if key in times}
+
+    def _times(self) -> dict[str, float]:
+        path = self.folder / "seconds.json"
+        return read_json(path) if path.exists() else {}
+
+    def _clock(self, name: str, begin: float, always: bool = False) -> None:
+        """Add to what ``name`` took; what only opened a finished run does not count."""
+        took = time.perf_counter() - begin
+        times = self._times()
+        if always or name not in times:
+            write_atomically(self.folder / "seconds.json", json.dumps({**times, name: times.get(name, 0.0) + took}))
+
+
+def quiet_matrix(code_NK: np.ndarray) -> ensdiff.Code:
+    """A code from a matrix in which equal words, units that nobody saw and members that saw all are meant."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ensdiff.CodeWarning)
+        return ensdiff.Code.from_matrix(code_NK)
+
+
+def distances(a: np.ndarray, b: np.ndarray, axes: int = 3) -> np.ndarray:
+    """L2 over the last ``axes`` axes."""
+    difference = np.asarray(a, np.float64) - np.asarray(b, np.float64)
+    return np.sqrt(np.square(difference).sum(axis=tuple(range(-axes, 0))))

@@ -1,0 +1,157 @@
+"""The evaluation program in miniature, what its studies share, and how findings are written."""
+
+import json
+
+import numpy as np
+import pytest
+
+import ensdiff
+from ensdiff.metrics import Estimate
+from experiments.configs import evaluate_digits, evaluate_smoke
+from experiments.evaluate import check_config
+from experiments.studies import STUDIES
+from experiments.studies.findings import Findings, plain
+from experiments.studies.groups import _weights
+from experiments.studies.lds import subsets
+from experiments.studies.planted import planting
+from experiments.studies.scores import quadratic
+from experiments.studies.workshop import Workshop, distances, quiet_matrix
+from experiments.tables import Table, interval
+
+STUDY_NAMES = ["generative", "retraining", "size", "groups", "planted", "lds"]
+
+
+@pytest.fixture
+def shop(tmp_path):
+    return Workshop(tmp_path, evaluate_smoke.get_config(), progress=False)
+
+
+def test_configs_name_all_studies():
+    for config in (evaluate_digits.get_config(), evaluate_smoke.get_config()):
+        assert check_config(config, tuple(STUDIES)) == STUDY_NAMES == list(STUDIES)
+
+
+def test_data_are_in_a_random_order_and_apart(shop):
+    assert (shop.data.items, shop.held_out.items) == (57, 1740)
+    rows = {image.tobytes() for image in shop.data.images}
+    assert not rows & {image.tobytes() for image in shop.held_out.images}
+    assert len(set(shop.data.labels[:30].tolist())) > 5
+
+
+def test_subsets_hold_alpha_of_the_units(shop):
+    subset_NM = subsets(shop)
+    assert subset_NM.shape == (18, 4)
+    assert (subset_NM.sum(0) == 9).all()
+    assert len(np.unique(subset_NM, axis=1).T) == 4
+
+
+def test_planting_replaces_only_what_is_planted(shop):
+    planted = planting(shop)
+    assert planted.data.units == planted.twin.units == 12
+    assert planted.copies_P.tolist() == [1, 2]
+    same = [np.array_equal(planted.data.images[planted.data.items_of(u)], planted.twin.images[planted.twin.items_of(u)])
+            for u in range(12)]  # fmt: skip
+    assert same == [True] * 10 + [False] * 2
+    for unit, copies, picture in zip(planted.unit_P, planted.copies_P, planted.pictures, strict=True):
+        items = planted.data.images[planted.data.items_of(unit)]
+        assert len(items) == copies
+        assert (items == picture).all()
+
+
+def test_weights_of_retrained_models():
+    weights = _weights(2, 3, [0, 2])
+    assert weights.shape == (3, 9)
+    assert weights[1].tolist() == [0, 0, 0, 0.5, 0, 0.5, 0, 0, 0]
+    assert weights.sum(1).tolist() == [1, 1, 1]
+
+
+def test_quadratic_and_distances(rng):
+    matrix, weights = rng.normal(size=(2, 3, 3)), rng.normal(size=(4, 3))
+    expected = [[w @ R @ w for w in weights] for R in matrix]
+    np.testing.assert_allclose(quadratic(matrix, weights), expected)
+    a, b = rng.normal(size=(5, 2, 4, 4, 1)), rng.normal(size=(2, 4, 4, 1))
+    np.testing.assert_allclose(distances(a, b)[3, 1], np.linalg.norm(a[3, 1] - b[1]))
+
+
+def test_what_is_kept_is_not_computed_again(shop, tmp_path):
+    calls = []
+
+    def compute():
+        calls.append(1)
+        return np.arange(3.0)
+
+    for _ in range(2):
+        np.testing.assert_array_equal(shop.kept("size/x", compute, np.ones(2), "setting"), np.arange(3.0))
+    assert len(calls) == 1
+    shop.kept("size/x", compute, np.zeros(2), "setting")
+    Workshop(tmp_path, evaluate_smoke.get_config(), progress=False).kept("size/x", compute, np.ones(2), "setting")
+    assert len(calls) == 2
+    assert shop.seconds("size") > 0
+    assert shop.seconds("lds") == 0
+    assert set(shop.seconds_of({"a": "size/x", "b": "size/y"})) == {"a"}
+
+
+def test_trained_models_are_opened_again(shop):
+    data = shop.data.subset(range(6))
+    code = quiet_matrix(np.array([[1, 0], [1, 0], [0, 0], [0, 1], [0, 1], [1, 0]]))
+    first = shop.train("size/tiny", data, code, steps=2, checkpoint_every=2)
+    took = shop.seconds("size")
+    again = shop.train("size/tiny", data, code, steps=2, checkpoint_every=2)
+    assert shop.seconds("size") == took > 0
+    np.testing.assert_array_equal(first.params["head"]["kernel"], again.params["head"]["kernel"])
+    with pytest.raises(ValueError, match="data"):
+        shop.train("size/tiny", shop.data.subset(range(1, 7)), code, steps=2, checkpoint_every=2)
+
+
+def test_findings_as_files(tmp_path):
+    table = Table("T", [{"method": "a", "value": interval(Estimate(1, 0.5, 2))}], "A note.")
+    numbers = {"x": Estimate(1.23456789, float("nan"), np.float32(2)), 3: {"y": np.arange(2)}, "t": (1, [2.0])}
+    Findings("Title", [table], numbers, {"figure": b"<svg/>"}).write(tmp_path, "name", {"seconds": 3})
+    assert (tmp_path / "figure.svg").read_bytes() == b"<svg/>"
+    text = (tmp_path / "name.md").read_text()
+    assert text.startswith("## Title\n")
+    assert "1.00 [0.50, 2.00]" in text
+    assert "![figure](figure.svg)" in text
+    values = json.loads((tmp_path / "name.json").read_text())
+    assert values["seconds"] == 3
+    assert values["numbers"] == {"x": {"value": 1.23457, "low": None, "high": 2.0}, "3": {"y": [0, 1]}, "t": [1, [2.0]]}
+    assert plain(np.array([[np.inf, 1]])) == [[None, 1.0]]
+
+
+def test_program_refuses_what_is_no_evaluation(run, tmp_path):
+    done = run("evaluate", "--config=digits")
+    assert done.returncode == 1
+    assert "try --config=evaluate_smoke" in done.stderr
+    done = run("evaluate", "--config=evaluate_smoke", "--only=nothing", f"--config.run_dir={tmp_path}")
+    assert done.returncode == 1
+    assert "no study 'nothing', only generative" in done.stderr
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_whole_program(run, tmp_path):
+    """Every study in miniature, as a user types it; and again, when nothing is computed."""
+    words = ("evaluate", "--config=evaluate_smoke", f"--config.run_dir={tmp_path / 'run'}", f"--out={tmp_path / 'out'}")
+    done = run(*words)
+    assert done.returncode == 0, done.stderr[-2000:]
+    results = (tmp_path / "out" / "results.md").read_text()
+    for name in STUDY_NAMES:
+        values = json.loads((tmp_path / "out" / f"{name}.json").read_text())
+        assert values["seconds"] > 0
+        assert f"## {values['title']}" in results
+        for line in results.splitlines():
+            if line.startswith("!["):
+                figure = line.partition("(")[2].rstrip(")")
+                assert (tmp_path / "out" / figure).read_text().lstrip().startswith("<?xml")
+    lds = json.loads((tmp_path / "out" / "lds.json").read_text())["numbers"]
+    assert lds["lds"]["held out"]["constant"]["value"] == 0
+    assert set(lds["lds"]["generated"]) == {"loss", "exact", "differential", *ensdiff.baselines.BASELINES}
+    planted = json.loads((tmp_path / "out" / "planted.json").read_text())["numbers"]["by_members"]["8"]
+    assert planted["pixel"]["recall_1"]["value"] == 1
+    assert "training " in done.stdout
+    before = {path.name: path.read_text() for path in (tmp_path / "out").glob("*.json")}
+    done = run(*words)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "training " not in done.stdout
+    assert "computing " not in done.stdout
+    assert {path.name: path.read_text() for path in (tmp_path / "out").glob("*.json")} == before
