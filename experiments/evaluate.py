@@ -29,18 +29,17 @@ def check_config(config: Any, known: tuple[str, ...]) -> list[str]:
     """
     if not isinstance(config, ConfigDict):
         raise ValueError(f"get_config() of the config gave a {type(config).__name__}: expected a ConfigDict")
+    found = [name for name in known if name in config]
+    missing = [name for name in SHARED if name not in config]
+    if missing or not found:
+        what = f"no {missing[0]}" if missing else f"no study ({', '.join(known)})"
+        raise ValueError(
+            f"the config has {what}: expected one of studies; try --config=evaluate_smoke, or see "
+            "experiments/configs/evaluate_digits.py"
+        )
     unknown = [name for name in config if name not in (*SHARED, *known)]
     if unknown:
         raise ValueError(f"config.{unknown[0]}: no such section; expected some of {', '.join((*SHARED, *known))}")
-    missing = [name for name in SHARED if name not in config]
-    if missing:
-        raise ValueError(
-            f"the config has no {missing[0]}: it is not one of studies; try --config=evaluate_smoke, or see "
-            "experiments/configs/evaluate_digits.py"
-        )
-    found = [name for name in known if name in config]
-    if not found:
-        raise ValueError(f"the config has no study: expected some of {', '.join(known)}")
     return found
 
 
