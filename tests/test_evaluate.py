@@ -14,6 +14,7 @@ from experiments.studies.findings import Findings, plain
 from experiments.studies.groups import _weights
 from experiments.studies.lds import subsets
 from experiments.studies.planted import planting
+from experiments.studies.removal import first_units
 from experiments.studies.scores import quadratic
 from experiments.studies.workshop import Workshop, distances, quiet_matrix
 from experiments.tables import Table, interval
@@ -63,6 +64,14 @@ def test_weights_of_retrained_models():
     assert weights.shape == (3, 9)
     assert weights[1].tolist() == [0, 0, 0, 0.5, 0, 0.5, 0, 0, 0]
     assert weights.sum(1).tolist() == [1, 1, 1]
+
+
+def test_first_units_leave_a_member():
+    code = ensdiff.Code.from_matrix([[1, 1, 0, 0], [0, 0, 1, 1], [1, 0, 1, 0], [0, 1, 1, 0]])
+    assert first_units(code, np.array([0, 1, 2, 3]), 2).tolist() == [0, 2]  # 0 and 1 together leave nobody
+    assert first_units(code, np.array([3, 1, 0, 2]), 2).tolist() == [3, 1]
+    with pytest.raises(ValueError, match="only 3 leave a member"):
+        first_units(code, np.array([0, 1, 2, 3]), 4)
 
 
 def test_quadratic_and_distances(rng):

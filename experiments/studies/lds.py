@@ -8,6 +8,7 @@ from ensdiff.attribution import quadratic_influence
 from experiments.studies import size
 from experiments.studies.figures import interval_figure
 from experiments.studies.findings import Findings
+from experiments.studies.removal import removal_effects, removal_table
 from experiments.studies.scores import all_baselines, loss_scores, member_products, quadratic
 from experiments.studies.workshop import Workshop, distances, quiet_matrix
 from experiments.tables import Table, interval
@@ -73,6 +74,8 @@ def study(shop: Workshop) -> Findings:
     squared = {name: metrics.lds(np.square(score_BN), subset_NM, outputs_BMR) for name, score_BN in scores.items()}
     removed_NM, ablated_BM = _ablations(shop, judged, images)
     without_retraining = {name: metrics.lds(score_BN, 1 - removed_NM, ablated_BM) for name, score_BN in scores.items()}
+    of_generated = only_generated | {name: score_BN[:G] for name, score_BN in scores.items()}
+    removals = removal_effects(shop, f"{NAME}/removal", judged, samples, of_generated, s.removed)
     names = [*scores, *only_generated]
     rows = [
         {
@@ -98,12 +101,13 @@ def study(shop: Workshop) -> Findings:
     )
     return Findings(
         "Linear datamodeling score",
-        [Table("LDS", rows, note)],
+        [Table("LDS", rows, note), removal_table(removals, s.removed)],
         {
             "lds": value,
             "squared": squared,
             "ensemble_lds": without_retraining,
             "ceiling": ceiling,
+            "removal": removals,
             "outputs_BMR": outputs_BMR,
         },
         {"lds": interval_figure(value, "LDS", 0.0)},

@@ -1,0 +1,74 @@
+"""What the removal of each method's first k units together does to samples, beside that of k random ones."""
+
+import numpy as np
+
+import ensdiff
+from ensdiff import metrics
+from ensdiff.sample import ablated
+from experiments.studies.workshop import Workshop
+from experiments.tables import Table, interval
+
+RANDOM = 8
+"""Random sets of k units."""
+
+
+def first_units(code: ensdiff.Code, order: np.ndarray, count: int) -> np.ndarray:
+    """The first ``count`` units of an order whose removal together leaves a member; a unit that would not is passed by.
+
+    Raises:
+        ValueError: no ``count`` units leave a member.
+    """
+    words_NK = code.rows(order)
+    lost_K = np.zeros(code.members, bool)
+    chosen: list[int] = []
+    for unit, word_K in zip(order, words_NK.astype(bool), strict=True):
+        if not (lost_K | word_K).all():
+            lost_K, chosen = lost_K | word_K, [*chosen, int(unit)]
+        if len(chosen) == count:
+            return np.array(chosen)
+    raise ValueError(f"no {count} units can be removed together: only {len(chosen)} leave a member")
+
+
+def removal_effects(
+    shop: Workshop, name: str, params: ensdiff.Ensemble, samples: ensdiff.Samples, scores: dict[str, np.ndarray], k: int
+) -> dict[str, metrics.RemovalEffect]:
+    """For each method: every sample without the k units that the method ranks first for it, and without random ones."""
+    B, code = len(samples), params.code
+    rng = np.random.default_rng(4)
+
+    def made(sets_B: list[np.ndarray]) -> np.ndarray:
+        weights = code.ablate(sets_B)
+        return shop.kept(
+            name, lambda: ablated(params, samples, weights, np.arange(B), progress=False), params, samples, weights
+        )
+
+    random_RBHWC = np.stack([
+        made([first_units(code, rng.permutation(code.units), k) for _ in range(B)]) for _ in range(RANDOM)
+    ])  # fmt: skip
+    images, features = np.asarray(samples.images), shop.classifier.features
+    found = {}
+    for method, score_BN in scores.items():
+        top_BHWC = made([first_units(code, np.argsort(-row, kind="stable"), k) for row in score_BN])
+        rows = [features(x) for x in (images, top_BHWC)]
+        rows.append(np.stack([features(x) for x in random_RBHWC]))
+        found[method] = metrics.removal(images, top_BHWC, random_RBHWC, rows)
+    return found
+
+
+def removal_table(found: dict[str, metrics.RemovalEffect], k: int) -> Table:
+    """One row a method."""
+    rows = [
+        {
+            "method": method,
+            "L2": interval(one.l2),
+            "more than random": interval(one.l2_gain),
+            "feature cosine": interval(one.cosine, 3),
+            "less than random": interval(one.cosine_gain, 3),
+        }
+        for method, one in found.items()
+    ]
+    note = (
+        f"Generated images only: the exact counterfactual without the {k} units that a method ranks first, together; "
+        f"random: the mean over {RANDOM} random sets of {k}. Cosine in the features of the classifier."
+    )
+    return Table(f"Removing the first {k} units", rows, note)
