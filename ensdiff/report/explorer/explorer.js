@@ -48,7 +48,9 @@ const explorer = (() => {
     const key = `${state.layer}:${id}`;
     if (!units.has(key)) {
       const near = layer().units[id];
-      units.set(key, near || (await load(`units-${state.layer}-${Math.floor(id / page.block)}`))[id]);
+      const found = near || (await load(`units-${state.layer}-${Math.floor(id / page.block)}`))[id];
+      if (!found) throw new Error(`${layer().name} ${id} is not among those on this page`);
+      units.set(key, found);
     }
     const [name, klass, word, count, pictures] = units.get(key);
     return { id, name, klass, word, count, pictures };
@@ -179,7 +181,12 @@ const explorer = (() => {
   }
   function command() {
     if (layer().command) return `${page.command} --remove=${state.removed.join(",")}`;
-    return `weights = params.code.group_code().ablate([{${state.removed.join(", ")}}])\nensdiff.ablated(params, samples[${state.sample}:${state.sample + 1}], weights, numpy.array([0]))`;
+    const lines = [
+      "from ensdiff.sample import ablated",
+      `weights_MK = params.code.group_code().ablate([{${state.removed.join(", ")}}])`,
+      `ablated(params, samples, weights_MK, numpy.array([${state.sample}]))`,
+    ];
+    return lines.join("\n");
   }
   function drawChips(chosen) {
     const chips = chosen.map((u) => {
