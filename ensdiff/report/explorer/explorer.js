@@ -569,7 +569,7 @@ const explorer = (() => {
     };
     state.layer = number("layer", page.layers.length);
     const ids = (given.get("removed") ?? "").split(",").filter((text) => /^\d+$/.test(text)).map(Number);
-    const known = ids.filter((id) => id < layer().count);
+    const known = [...new Set(ids)].filter((id) => id < layer().count).sort((a, b) => a - b);
     return [number("sample", page.samples.length), known.length ? known : undefined];
   }
 
