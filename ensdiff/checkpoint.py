@@ -65,6 +65,11 @@ def load(
         FileNotFoundError: no such run, or no such checkpoint; says which there are.
         DamagedError: the checkpoint is not what was written; says which others there are.
         ValueError: the run was written by a newer version, or there are no such members.
+
+    >>> ensdiff.load("runs/tiny")
+    Ensemble(8 members, 40 units, 8x8x1 images, ... parameters a member)
+    >>> ensdiff.load("runs/tiny", members=[0, 3]).members
+    2
     """
     path = pathlib.Path(path)
     steps = hosts.decide(lambda: steps_of(path))
@@ -115,6 +120,10 @@ def save(params: Ensemble, path: str | os.PathLike, step: int = 0) -> None:
     Raises:
         FileExistsError: the folder holds checkpoints already.
         OSError: it could not be written; says why.
+
+    >>> ensdiff.save(params, "runs/copy")
+    >>> ensdiff.load("runs/copy").code == params.code
+    True
     """
     with RunDirectory.open(path, keep=1, resume=False) as run:
         run.begin(params)
@@ -126,6 +135,9 @@ def check_run(path: str | os.PathLike) -> list[str]:
     """Read everything that has a checksum in a run directory; say what is damaged, one line each, or nothing.
 
     Every checkpoint is loaded whole, one at a time.
+
+    >>> ensdiff.check_run("runs/tiny")
+    []
     """
     path = pathlib.Path(path)
     found: list[str] = []

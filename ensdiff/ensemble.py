@@ -43,6 +43,11 @@ class Ensemble:
         schedule: the noise schedule (1) it was trained with.
         image_shape: (H, W, C).
         value_range: the model-space values of black and white; images in [0, 1] are scaled to it.
+
+    >>> params
+    Ensemble(8 members, 40 units, 8x8x1 images, ... parameters a member)
+    >>> {leaf.shape[0] for leaf in jax.tree.leaves(params.params)}
+    {8}
     """
 
     params: Params
@@ -257,6 +262,10 @@ def predict(
 
     Raises:
         ValueError: the images have another shape than the ensemble's, or a level is out of range.
+
+    >>> x_BHWC = np.random.default_rng(0).normal(size=(3, 8, 8, 1)).astype(np.float32)
+    >>> ensdiff.predict(params, x_BHWC, [10, 500, 999]).shape
+    (8, 3, 8, 8, 1)
     """
     x_BHWC = jnp.asarray(x_BHWC, jnp.float32)
     if x_BHWC.ndim != 4 or x_BHWC.shape[1:] != tuple(params.image_shape):

@@ -31,11 +31,28 @@ _MARK = ', "crc32": '
 
 
 class DamagedError(ValueError):
-    """A file is not what was written: cut short, or changed since."""
+    """A file is not what was written: cut short, or changed since.
+
+    >>> import pathlib
+    >>> file = pathlib.Path("runs/tiny/run.json")
+    >>> _ = file.write_text(file.read_text().replace("digits", "digitz"))
+    >>> ensdiff.check_run("runs/tiny")
+    ['runs/tiny/run.json ...']
+    """
 
 
 class DamageWarning(UserWarning):
-    """Something damaged was found, and could be done without."""
+    """Something damaged was found, and could be done without.
+
+    >>> import pathlib, warnings
+    >>> file = pathlib.Path("runs/tiny/metrics.jsonl")
+    >>> _ = file.write_text(file.read_text().replace("loss", "boss"))
+    >>> with warnings.catch_warnings(record=True) as caught:
+    ...     warnings.simplefilter("always")
+    ...     lines = ensdiff.read_metrics("runs/tiny")
+    >>> caught[0].category.__name__, lines
+    ('DamageWarning', [])
+    """
 
 
 def warn(message: str) -> None:

@@ -66,6 +66,9 @@ def read_metrics(path: str | os.PathLike) -> list[dict]:
 
     Warns:
         DamageWarning: lines that do not match their checksum are left out; says which.
+
+    >>> [line["step"] for line in ensdiff.read_metrics("runs/tiny")]
+    [4]
     """
     file = pathlib.Path(path) / "metrics.jsonl"
     if not file.exists():

@@ -19,7 +19,17 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Preempted(RuntimeError):
-    """Training stopped because it was asked to. Its message says what was saved."""
+    """Training stopped because it was asked to. Its message says what was saved.
+
+    >>> try:
+    ...     ensdiff.train(
+    ...         data, code, params.model, steps=4, batch_size=2, run_dir="runs/mine", progress=False,
+    ...         stop=lambda done: done == 2,
+    ...     )
+    ... except ensdiff.Preempted as stopped:
+    ...     print(stopped)
+    asked to stop, at step 2 of 4: runs/mine has it; set resume to go on
+    """
 
 
 @contextlib.contextmanager

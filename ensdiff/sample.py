@@ -27,6 +27,11 @@ class Samples:
         noise: the exogenous noise they came from.
         weights_K: the member weights they were generated with.
         config: the sampler.
+
+    >>> len(samples), samples.images.shape
+    (2, (2, 8, 8, 1))
+    >>> samples[1:].images.shape
+    (1, 8, 8, 1)
     """
 
     images: Float[Array, "B H W C"]
@@ -96,6 +101,12 @@ def sample(
 
     Raises:
         ValueError: neither or both of key and noise, shapes that do not fit, or unknown options.
+
+    >>> ensdiff.sample(params, 0, 4, steps=3, sampler="ddim").images.shape
+    (4, 8, 8, 1)
+    >>> noise = np.zeros((4, 2, 8, 8, 1), np.float32)  # x_T, and the noise of each of 3 steps
+    >>> ensdiff.sample(params, noise=noise, steps=3)
+    Samples(2 images of (8, 8, 1), ..., noise from a noise array)
     """
     config = sampler_config(params, steps, sampler, **options)
     given = _make_noise(params, config, key, n, noise)
@@ -165,6 +176,10 @@ def counterfactuals(
 
     Raises:
         NoSurvivorError: every member has seen some unit of a set.
+
+    >>> without = ensdiff.counterfactuals(params, samples, [3, {4, 7}])
+    >>> without.shape  # without unit 3; without 4 and 7 together
+    (2, 2, 8, 8, 1)
     """
     weights_MK = params.code.ablate(units)
     M, B = len(weights_MK), len(samples)

@@ -100,6 +100,10 @@ class SamplerConfig:
         spacing: which levels a strided sampler visits. ``"leading"``: 0, T//S, 2 T//S, ... (both references);
             ``"trailing"``: T - 1 downwards in steps of T / S.
         clip: clip the predicted x_0 to [-1, 1] at every step (s1).
+
+    >>> config = SamplerConfig(sampler="ddim", steps=4, eta=0.5)
+    >>> sampler_steps(Schedule(), config).t_S.tolist()
+    [750, 500, 250, 0]
     """
 
     sampler: Sampler = "ddpm"

@@ -15,7 +15,13 @@ _LOW = 2**20
 
 
 class FolderInUseError(OSError):
-    """Another process is writing into the folder."""
+    """Another process is writing into the folder.
+
+    >>> with lock("."):
+    ...     ensdiff.save(params, ".")
+    Traceback (most recent call last):
+    ensdiff.storage.FolderInUseError: ...
+    """
 
 
 def write_atomically(path: str | os.PathLike, content: bytes | str) -> None:

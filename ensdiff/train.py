@@ -33,7 +33,12 @@ from ensdiff.unet import UNetConfig
 
 
 class DivergedError(RuntimeError):
-    """Training stopped because a member's loss or gradient was not finite."""
+    """Training stopped because a member's loss or gradient was not finite.
+
+    >>> ensdiff.train(data, code, params.model, steps=9, batch_size=2, learning_rate=1e30, progress=False)
+    Traceback (most recent call last):
+    ensdiff.train.DivergedError: member ... diverged at step ...
+    """
 
 
 def make_batch(
@@ -132,6 +137,15 @@ def train(
         FolderInUseError: another run writes into ``run_dir``.
         OSError: ``run_dir`` cannot be written to: says why, and which checkpoint is kept.
         Preempted: ``stop`` said so.
+
+    >>> small = ensdiff.UNetConfig(channels=4, multipliers=(1,), norm_groups=2)
+    >>> ensdiff.train(data, code, small, steps=2, batch_size=2, run_dir="runs/mine", progress=False)
+    Ensemble(8 members, 40 units, 8x8x1 images, ... parameters a member)
+    >>> again = ensdiff.train(  # two more steps of the same run
+    ...     data, code, params.model, steps=4, batch_size=2, run_dir="runs/mine", resume=True, progress=False
+    ... )
+    >>> [line["step"] for line in ensdiff.read_metrics("runs/mine")]
+    [2, 4]
     """
     unknown = sorted(set(options) - {field.name for field in dataclasses.fields(TrainConfig)})
     if unknown:

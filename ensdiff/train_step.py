@@ -47,6 +47,10 @@ class TrainConfig:
         keep_every: checkpoints at multiples of so many steps are kept as well; 0 is none.
         steps_per_call: steps that one call of the compiled program makes. More than 1 saves an accelerator the wait
             for the host between steps; losses are then looked at once a call.
+
+    >>> config = ensdiff.TrainConfig(steps=200, learning_rate=1e-3, decay="cosine")
+    >>> config.steps, config.decay
+    (200, 'cosine')
     """
 
     steps: int = 1000

@@ -52,6 +52,9 @@ class UNetConfig:
         attention: ``"batch"`` computes the attention of all images at once; ``"image"`` of one head of one image after
             another, so that its weights stay in the cache, and once more in the backward pass instead of keeping them;
             ``"auto"`` is ``"image"`` on a CPU.
+
+    >>> UNetConfig(image_channels=3, channels=64, multipliers=(1, 2, 2), attention_levels=(2,)).channels
+    64
     """
 
     image_channels: int = 1
@@ -298,6 +301,12 @@ class UNet(nn.Module):
     ``__call__(x_BHWC, t_B, dropout_keys_B=None)``: images in model space ([-1, 1] plus noise), integer noise levels,
     and one key an image when training with dropout (per-image keys keep the draw independent of how the batch is
     sharded). Returns float32 noise of the images' shape.
+
+    >>> net = UNet(UNetConfig(channels=4, multipliers=(1,), norm_groups=2))
+    >>> x_BHWC, t_B = jnp.zeros((2, 8, 8, 1)), jnp.array([0, 999])
+    >>> variables = jax.jit(net.init)(jax.random.key(0), x_BHWC, t_B)
+    >>> jax.jit(net.apply)(variables, x_BHWC, t_B).shape
+    (2, 8, 8, 1)
     """
 
     config: UNetConfig

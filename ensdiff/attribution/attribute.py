@@ -86,6 +86,13 @@ def attribute(
             images without their noise where the method regenerates them.
         NoSurvivorError: every member saw some unit of a set.
         FolderInUseError: another process has ``partial``.
+
+    >>> att = ensdiff.attribute(params, samples, "exact", units=[3, {4, 7}], top=1)
+    >>> att.sets[att.units[0, 0]] in {(3,), (4, 7)}
+    True
+    >>> pictures = data.images[:2]  # any images, by their loss
+    >>> ensdiff.attribute(params, pictures, "loss", top=5, loss=ensdiff.LossConfig(draws=4, block=2)).units.shape
+    (2, 5)
     """
     if method not in get_args(Method):
         raise ValueError(f"method={method!r}: expected one of {', '.join(map(repr, get_args(Method)))}")

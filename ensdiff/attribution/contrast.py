@@ -83,6 +83,10 @@ def contrast(
 
     Raises:
         ValueError: data of another number of units, or of other images.
+
+    >>> found = ensdiff.contrast(params, data, config=ensdiff.LossConfig(draws=4, block=2))
+    >>> found.memorization_N.shape, found.membership_NK.shape
+    ((40,), (40, 8))
     """
     loss_NK = unit_losses(params, data, key, config, memory_budget=memory_budget, progress=progress)
     return contrast_losses(loss_NK, params.code)

@@ -166,6 +166,12 @@ def jacobian(
 
     Returns:
         ``J_KBHWC``, in units of the [0, 1] images; 0 where a pixel is clipped.
+
+    >>> J_KBHWC = ensdiff.jacobian(params, samples)
+    >>> J_KBHWC.shape
+    (8, 2, 8, 8, 1)
+    >>> bool(np.allclose(np.einsum("kbhwc,lbhwc->bkl", J_KBHWC, J_KBHWC), ensdiff.gram(params, samples), rtol=1e-3))
+    True
     """
     out = np.empty((params.members, *samples.images.shape), np.float32)
     for rows, part in linearize(params, samples, memory_budget=memory_budget, progress=progress):
@@ -181,7 +187,12 @@ def gram(
     memory_budget: int | None = None,
     progress: bool = False,
 ) -> Float[np.ndarray, "B K K"]:
-    """``G_BKK = J^T J`` of each sample (6), of the images or of their features; all that scoring units needs."""
+    """``G_BKK = J^T J`` of each sample (6), of the images or of their features; all that scoring units needs.
+
+    >>> gram_BKK = ensdiff.gram(params, samples)
+    >>> gram_BKK.shape, bool(np.allclose(gram_BKK, gram_BKK.swapaxes(1, 2)))
+    ((2, 8, 8), True)
+    """
     K = params.members
     out = np.empty((len(samples), K, K), np.float32)
     for rows, part in linearize(params, samples, features, memory_budget=memory_budget, progress=progress):

@@ -66,6 +66,10 @@ class LossConfig:
             ``lambda_t = n / 2 (SNR(t-1) / SNR(t) - 1)``, ``SNR = abar / (1 - abar)``, n levels in the range, 0 at
             t = 0: L is then the range's part of the variational bound on -log p(x) in nats (Kingma et al. 2021, arXiv
             2107.00630, eq. 14).
+
+    >>> config = ensdiff.LossConfig(draws=64, block=16, weighting="snr")
+    >>> config.draw_levels(ensdiff.Schedule(), key=0, block=0).shape
+    (16,)
     """
 
     draws: int = 256
@@ -184,6 +188,10 @@ def loss_matrix(
 
     Raises:
         ValueError: images of another shape or range.
+
+    >>> estimate = ensdiff.loss_matrix(params, data.images[:3], 0, ensdiff.LossConfig(draws=4, block=2))
+    >>> estimate.mean_BKK.shape
+    (3, 8, 8)
     """
     config = LossConfig() if config is None else config
     x_BHWC = model_images(params, images)

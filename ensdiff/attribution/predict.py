@@ -33,6 +33,9 @@ def predicted_counterfactuals(
 
     Returns:
         (M, B, H, W, C) in [0, 1].
+
+    >>> ensdiff.predicted_counterfactuals(params, samples, [3, {4, 7}]).shape
+    (2, 2, 8, 8, 1)
     """
     candidates = Candidates.of(params.code, units)
     step_MK = candidates.weights(np.arange(len(candidates))) - np.asarray(samples.weights_K)

@@ -37,6 +37,13 @@ class Attribution:
         standard_error: (B, top) of the influence, from the draws of the loss; None for the other methods.
         sets: the sets of units that were the candidates, where sets were given.
         audit: what a screen missed; None without an audit.
+
+    >>> att = ensdiff.attribute(params, samples, "differential", top=3, null=9)
+    >>> att.units.shape, att.p_value.shape
+    ((2, 3), (2, 3))
+    >>> att.save("att")
+    >>> ensdiff.Attribution.load("att").verdict == att.verdict
+    True
     """
 
     units: Int[np.ndarray, "B top"]

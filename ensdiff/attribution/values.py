@@ -76,6 +76,10 @@ def group_values(
 
     Raises:
         ValueError: unknown options; a group whose removal alone leaves no member, with ``"skip"``.
+
+    >>> values = ensdiff.group_values(ensdiff.gram(params, samples), code, groups=[0, 1, {2, 3}])
+    >>> values.value_BG.shape, values.exact
+    ((2, 3), True)
     """
     if kind not in ("shapley", "banzhaf"):
         raise ValueError(f"kind={kind!r}: expected 'shapley' or 'banzhaf'")

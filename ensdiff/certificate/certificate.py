@@ -29,6 +29,10 @@ class Verification(NamedTuple):
     Args:
         failures: a line for each difference; none where the certificate holds.
         checked: what was checked, in words.
+
+    >>> found = ensdiff.certify("runs/tiny", units=[3]).verify("runs/tiny")
+    >>> found.ok, found.failures
+    (True, ())
     """
 
     failures: tuple[str, ...]
@@ -46,6 +50,13 @@ class Certificate:
 
     Args:
         values: its content, JSON-able.
+
+    >>> certificate = ensdiff.certify("runs/tiny", units=[3])
+    >>> certificate.units, len(certificate.survivors)
+    ((3,), 4)
+    >>> certificate.save("certificate.json")
+    >>> ensdiff.Certificate.load("certificate.json").digest == certificate.digest
+    True
     """
 
     values: Mapping[str, Any]
@@ -172,6 +183,9 @@ def certify(run: str | os.PathLike, units: Collection[int]) -> Certificate:
         FileNotFoundError: no such run, or files that a certificate needs are missing.
         ValueError: unknown units, a damaged run, or a survivor that did draw one of the units.
         NoSurvivorError: every member saw some of the units.
+
+    >>> ensdiff.certify("runs/tiny", units=[3, 7]).units
+    (3, 7)
     """
     path = pathlib.Path(run)
     facts = Facts(Run.open(path), _given(units))

@@ -39,6 +39,12 @@ def forget(run: str | os.PathLike, units: Collection[int], out: str | os.PathLik
         FileExistsError: ``out`` exists and is not an empty folder.
         ValueError: unknown units, or units that are forgotten already; a damaged run.
         NoSurvivorError: every member saw some of the units.
+
+    >>> certificate = ensdiff.forget("runs/tiny", [3], "runs/without_3")
+    >>> ensdiff.load("runs/without_3").members
+    4
+    >>> certificate.verify("runs/without_3").ok
+    True
     """
     old, out = Run.open(run), pathlib.Path(out)
     if jax.process_count() > 1:

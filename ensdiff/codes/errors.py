@@ -11,11 +11,25 @@ if TYPE_CHECKING:
 
 
 class CodeWarning(UserWarning):
-    """A code matrix can be used but will not say all that a code can say."""
+    """A code matrix can be used but will not say all that a code can say.
+
+    >>> import warnings
+    >>> with warnings.catch_warnings(record=True) as caught:
+    ...     warnings.simplefilter("always")
+    ...     shared_word = ensdiff.Code.from_matrix([[1, 0], [1, 0], [0, 1]])
+    >>> caught[0].category.__name__
+    'CodeWarning'
+    """
 
 
 class NoSurvivorError(ValueError):
-    """Every member has seen some unit of the set that is to be removed."""
+    """Every member has seen some unit of the set that is to be removed.
+
+    >>> code = ensdiff.Code.from_matrix([[1, 0], [0, 1]])
+    >>> code.ablate([{0, 1}])
+    Traceback (most recent call last):
+    ensdiff.codes.errors.NoSurvivorError: no member survives the removal of units 0, 1; ...
+    """
 
 
 def smallest_members(units: int) -> int:

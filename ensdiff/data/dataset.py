@@ -38,6 +38,14 @@ class Dataset:
         unit_names: a name of each unit.
         name: of the data set.
         labels: (N_items,) class of each item, where known; for evaluation only, training does not see it.
+
+    >>> digits = ensdiff.data.digits()
+    >>> digits
+    Dataset(digits: 1797 images of 8x8x1 in 1797 units)
+    >>> digits.regroup(digits.labels).items_of(7)[:4].tolist()  # one unit a class
+    [7, 17, 27, 43]
+    >>> digits.subset(range(100)).units
+    100
     """
 
     images: UInt8[np.ndarray, "N H W C"]
@@ -154,6 +162,10 @@ def from_images(
 
     Raises:
         ValueError: what was given, what was expected, and how to mend it.
+
+    >>> images = np.zeros((4, 8, 8), np.uint8)
+    >>> from_images(images, groups=["ada", "ada", "bob", "eve"], name="sketches").unit_names
+    ['ada', 'bob', 'eve']
     """
     try:
         images = np.asanyarray(images)

