@@ -40,7 +40,7 @@ from ensdiff.ensemble import (
     to_images,
 )
 from ensdiff.packing import Batches, batch_numbers, choose_places, gather_batches, kept_counts
-from ensdiff.schedule import SamplerConfig, SamplerSteps, sampler_steps
+from ensdiff.schedule import SamplerConfig, StepFunction, advance, rule_of, step_arguments
 from ensdiff.typing import Array, ArrayLike
 from ensdiff.unet import UNetConfig
 
@@ -90,11 +90,13 @@ class Noise:
 
 
 @functools.lru_cache(maxsize=64)
-def sampling_step(model: UNetConfig, image_shape: tuple[int, int, int], clip: bool, mesh: Mesh) -> Callable:
+def sampling_step(
+    model: UNetConfig, image_shape: tuple[int, int, int], rule: bool | StepFunction, mesh: Mesh
+) -> Callable:
     """One compiled sampling step of all states: ``(params_K, x_R, noise, batches, j, coefficients) -> x_R``.
 
-    ``x_R`` is donated; ``coefficients`` are those of step j, see `float_coefficients`. Only the sum over members
-    crosses devices.
+    ``x_R`` is donated; ``rule`` and ``coefficients`` are those of `ensdiff.schedule.advance`. Only the sum over
+    members crosses devices.
     """
     summed = mesh.shape["member"] > 1
 
@@ -116,14 +118,10 @@ def sampling_step(model: UNetConfig, image_shape: tuple[int, int, int], clip: bo
         return jnp.zeros_like(x_R).at[index_NP.reshape(-1)].add(eps_NP.reshape(-1, *x_R.shape[1:]))
 
     def step(params_K, x_R, noise, batches, j, coefficients):
-        t, signal, sigma, keep, target, scale = coefficients
-        eps_R = mean(params_K, x_R, jax.tree.map(lambda a: a[0, 0], batches), t)
+        eps_R = mean(params_K, x_R, jax.tree.map(lambda a: a[0, 0], batches), coefficients[0])
         if summed:
             eps_R = jax.lax.psum(eps_R, "member")
-        x0_R = (x_R - sigma * eps_R) / signal
-        if clip:
-            x0_R = jnp.clip(x0_R, -1.0, 1.0)
-        return keep * x_R + target * x0_R + scale * noise.at(j + 1, image_shape)
+        return advance(rule, x_R, eps_R, noise.at(j + 1, image_shape), coefficients)
 
     mapped = jax.shard_map(
         step,
@@ -133,12 +131,6 @@ def sampling_step(model: UNetConfig, image_shape: tuple[int, int, int], clip: bo
         check_vma=False,
     )
     return jax.jit(mapped, donate_argnums=1)
-
-
-def float_coefficients(steps: SamplerSteps) -> list[tuple]:
-    """The coefficients as one tuple of scalars a step: an int level, then float32."""
-    columns = [np.asarray(column, np.float32) for column in steps[1:]]
-    return [(np.int32(t), *(column[j] for column in columns)) for j, t in enumerate(steps.t_S)]
 
 
 class Chunks(NamedTuple):
@@ -233,13 +225,13 @@ def denoise(
         raise ValueError(f"{R} states cannot be split over {shards} data shards; choose a multiple of {shards}")
     chunks = plan(params, weights_RK, mesh, R, None) if chunks is None else chunks
     batches = gather_batches(weights_RK, shards, mesh.shape["member"], chunks.places, chunks.number)
-    step = sampling_step(params.model, params.image_shape, config.clip, mesh)
+    step = sampling_step(params.model, params.image_shape, rule_of(config), mesh)
     stacked = on_mesh(params.params, mesh)
     placed = Batches(*(on_mesh(a, mesh, P("data", "member")) for a in batches))
     noise = noise.on_mesh(mesh)
     x_R = _first_noise(noise, params.image_shape)
     x_R = on_mesh(x_R, mesh, P("data"))
-    for j, coefficients in enumerate(float_coefficients(sampler_steps(params.schedule, config))):
+    for j, coefficients in enumerate(step_arguments(params.schedule, config)):
         x_R = pace(step(stacked, x_R, noise, placed, np.int32(j), coefficients), mesh)
     return x_R
 

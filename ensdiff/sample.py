@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 
 from ensdiff.denoise import Noise, run_states
 from ensdiff.ensemble import Ensemble
-from ensdiff.schedule import SamplerConfig, sampler_steps
+from ensdiff.schedule import SamplerConfig, StepFunction, step_arguments
 from ensdiff.typing import Array, ArrayLike, Key, as_key
 
 
@@ -53,7 +53,9 @@ class Samples:
         return f"Samples({len(self)} images of {self.images.shape[1:]}, {self.config}, noise from {source})"
 
 
-def sampler_config(params: Ensemble, steps: int, sampler: str | SamplerConfig, **options) -> SamplerConfig:
+def sampler_config(
+    params: Ensemble, steps: int, sampler: str | StepFunction | SamplerConfig, **options
+) -> SamplerConfig:
     """A `SamplerConfig` from `sample`'s arguments, checked against the ensemble's schedule."""
     if isinstance(sampler, SamplerConfig):
         if options:
@@ -65,7 +67,7 @@ def sampler_config(params: Ensemble, steps: int, sampler: str | SamplerConfig, *
         if unknown:
             raise ValueError(f"unknown sampler options {unknown}: expected some of {sorted(names)}")
         config = SamplerConfig(sampler=sampler, steps=steps, **options)  # type: ignore[arg-type]
-    sampler_steps(params.schedule, config)
+    step_arguments(params.schedule, config)
     return config
 
 
@@ -75,7 +77,7 @@ def sample(
     n: int | None = None,
     *,
     steps: int = 50,
-    sampler: str | SamplerConfig = "ddpm",
+    sampler: str | StepFunction | SamplerConfig = "ddpm",
     noise: ArrayLike | None = None,
     weights: ArrayLike | None = None,
     chunk: int | None = None,
@@ -89,7 +91,7 @@ def sample(
         key: int seed or JAX key of the noise; nothing of the noise is stored.
         n: number of images.
         steps: sampling steps S.
-        sampler: ``"ddpm"``, ``"ddim"``, or a whole `SamplerConfig`.
+        sampler: ``"ddpm"``, ``"ddim"``, a step function of your own (see `SamplerConfig`), or a whole `SamplerConfig`.
         noise: instead of ``key`` and ``n``: a (S + 1, B, H, W, C) array, x_T first.
         weights: (K,) member weights; by default 1/K each.
         chunk: images at a time; by default as many as fit in memory.

@@ -16,11 +16,14 @@ Every sampler here is the same affine step from level t (``a = abar_t``) to the 
 - ``ddim``: Song et al. 2021 (arXiv 2010.02502) eq. 12 and 16 with ``sigma^2 = eta^2 (1 - p) / (1 - a) beta'``:
   ``keep = sqrt(1 - p - sigma^2) / sqrt(1 - a)``, ``target = sqrt(p) - keep sqrt(a)``, ``noise = sigma``.
   With eta = 1 it is ``ddpm`` with the posterior variance.
+
+A caller's own step takes the place of (s1) and (s2): a `StepFunction`.
 """
 
 import dataclasses
 import functools
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -88,12 +91,38 @@ def add_noise(
     return signal_T[t_B][:, None, None, None] * x_BHWC + sigma_T[t_B][:, None, None, None] * eps_BHWC
 
 
+class Level(NamedTuple):
+    """What a `StepFunction` is told of its step: a step from level t, ``x_t = signal x_0 + sigma eps``, to the next.
+
+    Args:
+        t: the level.
+        signal: ``sqrt(abar_t)``.
+        sigma: ``sqrt(1 - abar_t)``.
+        next_signal: the same of the level that the step goes to; 1 at the last step.
+        next_sigma: 0 at the last step.
+    """
+
+    t: Any
+    signal: Any
+    sigma: Any
+    next_signal: Any
+    next_sigma: Any
+
+
+StepFunction = Callable[[Array, Array, Array, Level], Array]
+"""``(x_B, eps_B, z_B, level) -> x_B`` at the next level: states and predicted noise (B, H, W, C) in model space, fresh
+standard normal noise of the same shape, and a `Level` of scalars. Made of JAX operations, one sample at a time:
+whatever mixes samples would make a counterfactual depend on its neighbours."""
+
+
 @dataclasses.dataclass(frozen=True)
 class SamplerConfig:
     """How to sample. Static and hashable.
 
     Args:
-        sampler: ``"ddpm"`` (ancestral) or ``"ddim"``.
+        sampler: ``"ddpm"`` (ancestral), ``"ddim"``, or a `StepFunction` of your own,
+            ``(x_B, eps_B, z_B, level) -> x_B``. It does its own clipping; ``eta``, ``variance`` and ``clip`` are not
+            for it.
         steps: S, between 1 and the schedule's T; fewer than T strides over the levels.
         eta: noise share of DDIM, in [0, 1]; 0 is deterministic. Ignored by ``"ddpm"``.
         variance: variance of ``"ddpm"``, see the module's text.
@@ -106,7 +135,7 @@ class SamplerConfig:
     [750, 500, 250, 0]
     """
 
-    sampler: Sampler = "ddpm"
+    sampler: Sampler | Callable = "ddpm"
     steps: int = 50
     eta: float = 0.0
     variance: Variance = "posterior"
@@ -115,7 +144,8 @@ class SamplerConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        _check_choice("sampler", self.sampler, ("ddpm", "ddim"))
+        if isinstance(self.sampler, str):
+            _check_choice("sampler", self.sampler, ("ddpm", "ddim"))
         _check_choice("variance", self.variance, ("posterior", "beta", "alpha_beta"))
         _check_choice("spacing", self.spacing, ("leading", "trailing"))
         if self.steps < 1:
@@ -144,13 +174,9 @@ def sampler_steps(schedule: Schedule, config: SamplerConfig) -> SamplerSteps:
     >>> sampler_steps(Schedule(), SamplerConfig(steps=50)).t_S[[0, 1, -1]].tolist()
     [980, 960, 0]
     """
-    T, S = schedule.timesteps, config.steps
-    if S > T:
-        raise ValueError(f"steps={S}: the schedule has only {T} noise levels; ask for at most {T} steps")
-    if config.spacing == "leading":
-        t_S = np.arange(S)[::-1] * (T // S)
-    else:
-        t_S = np.round(T - np.arange(S) * (T / S)).astype(np.int64) - 1
+    if callable(config.sampler):
+        raise ValueError("a step function has no coefficients: see step_arguments")
+    t_S = _visited(schedule, config)
     a = schedule.abar_T[t_S]
     p = np.append(schedule.abar_T[t_S[1:]], 1.0)
     beta = 1.0 - a / p
@@ -167,3 +193,64 @@ def sampler_steps(schedule: Schedule, config: SamplerConfig) -> SamplerSteps:
         keep = np.sqrt(a / p) * (1.0 - p) / (1.0 - a)
         target = np.sqrt(p) * beta / (1.0 - a)
     return SamplerSteps(t_S, np.sqrt(a), np.sqrt(1.0 - a), keep, target, np.sqrt(variance))
+
+
+def _visited(schedule: Schedule, config: SamplerConfig) -> Int[np.ndarray, " S"]:
+    """The levels of the steps, first step first."""
+    T, S = schedule.timesteps, config.steps
+    if S > T:
+        raise ValueError(f"steps={S}: the schedule has only {T} noise levels; ask for at most {T} steps")
+    if config.spacing == "leading":
+        return np.arange(S)[::-1] * (T // S)
+    return np.round(T - np.arange(S) * (T / S)).astype(np.int64) - 1
+
+
+def step_arguments(schedule: Schedule, config: SamplerConfig) -> list[tuple]:
+    """What `advance` needs of each step: an int level, then float32 scalars, computed in float64.
+
+    Of a `StepFunction` the fields of `Level`, else those of `SamplerSteps`.
+
+    Raises:
+        ValueError: more steps than the schedule has levels.
+    """
+    if not callable(config.sampler):
+        t_S, *columns = sampler_steps(schedule, config)
+    else:
+        t_S = _visited(schedule, config)
+        a = schedule.abar_T[t_S]
+        p = np.append(schedule.abar_T[t_S[1:]], 1.0)
+        columns = [np.sqrt(a), np.sqrt(1.0 - a), np.sqrt(p), np.sqrt(1.0 - p)]
+    floats = [np.asarray(column, np.float32) for column in columns]
+    return [(np.int32(t), *(column[j] for column in floats)) for j, t in enumerate(t_S)]
+
+
+def advance(
+    rule: bool | StepFunction,
+    x_B: Float[Array, "B H W C"],
+    eps_B: Float[Array, "B H W C"],
+    z_B: Float[Array, "B H W C"],
+    arguments: tuple,
+) -> Float[Array, "B H W C"]:
+    """One step of a sampler: (s1) and (s2), where ``rule`` says whether x_0 is clipped, or ``rule`` itself.
+
+    Raises:
+        ValueError: a step function returned another shape.
+    """
+    if callable(rule):
+        moved = rule(x_B, eps_B, z_B, Level(*arguments))
+        if getattr(moved, "shape", None) != x_B.shape:
+            raise ValueError(
+                f"the sampler {getattr(rule, '__name__', rule)} returned {getattr(moved, 'shape', moved)}: expected "
+                f"the states at the next level, of shape {x_B.shape}"
+            )
+        return moved.astype(x_B.dtype)
+    _, signal, sigma, keep, target, scale = arguments
+    x0_B = (x_B - sigma * eps_B) / signal
+    if rule:
+        x0_B = jnp.clip(x0_B, -1.0, 1.0)
+    return keep * x_B + target * x0_B + scale * z_B
+
+
+def rule_of(config: SamplerConfig) -> bool | StepFunction:
+    """The ``rule`` of `advance`."""
+    return config.sampler if callable(config.sampler) else config.clip

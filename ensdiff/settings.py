@@ -6,7 +6,7 @@ import math
 import numbers
 import types
 import typing
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 
@@ -53,4 +53,11 @@ def _words(hint: Any) -> str:
         return "one of " + ", ".join(map(repr, inside))
     if origin is tuple:
         return f"a tuple of {_words(inside[0]).split(' ', 1)[1]}s, such as (1, 2)"
-    return {int: "an integer", float: "a finite number", bool: "True or False", str: "a string"}[hint]
+    words = {
+        int: "an integer",
+        float: "a finite number",
+        bool: "True or False",
+        str: "a string",
+        Callable: "a function",
+    }
+    return words[hint]

@@ -347,14 +347,14 @@ def test_bad_calls(tiny, samples):
 def test_the_primal_is_computed_once_a_member(tiny):
     """In the lowered step, each convolution over samples appears once, not once a tangent."""
     from ensdiff.attribution.differential import tangent_step
-    from ensdiff.denoise import Noise, float_coefficients
-    from ensdiff.schedule import sampler_steps
+    from ensdiff.denoise import Noise
+    from ensdiff.schedule import step_arguments
 
     B, K = 3, 4
     mesh = ensdiff.make_mesh(K, devices=jax.devices()[:1])
     step = tangent_step(tiny.model, (8, 8, 1), False, mesh)
     noise = Noise(jnp.arange(B), key=jax.random.key(0))
-    coefficients = float_coefficients(sampler_steps(tiny.schedule, ensdiff.SamplerConfig(steps=STEPS)))[0]
+    coefficients = step_arguments(tiny.schedule, ensdiff.SamplerConfig(steps=STEPS))[0]
     x, dx = jnp.zeros((B, 8, 8, 1)), jnp.zeros((K, B, 8, 8, 1))
     lowered = step.lower(tiny.params, x, dx, noise, jnp.full((K,), 0.25), np.int32(0), coefficients)
     lines = [line for line in lowered.as_text().splitlines() if "stablehlo.convolution" in line]

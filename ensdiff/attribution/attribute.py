@@ -5,6 +5,9 @@ All methods score a weight row: ``exact`` by regenerating (4), ``differential`` 
 (`ensdiff.attribution.calibration`).
 """
 
+import dataclasses
+import functools
+import json
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
@@ -15,8 +18,9 @@ from ensdiff._version import __version__
 from ensdiff.attribution.audit import Audit
 from ensdiff.attribution.calibration import null_ablations
 from ensdiff.attribution.candidates import Candidates
+from ensdiff.attribution.exact import Distance
 from ensdiff.attribution.loss import LossConfig, LossMatrix, loss_matrix
-from ensdiff.attribution.ranking import Ranking
+from ensdiff.attribution.ranking import Ranking, Score
 from ensdiff.attribution.result import Attribution
 from ensdiff.attribution.score import gram_forms, loss_forms
 from ensdiff.codes import Code
@@ -31,12 +35,13 @@ Method = Literal["exact", "differential", "screen", "loss"]
 def attribute(
     params: Ensemble,
     samples: Samples | ArrayLike,
-    method: Method | str = "screen",
+    method: Method | str | Score = "screen",
     *,
     top: int = 10,
     units: Sequence[Any] | None = None,
     code: Code | None = None,
     features: Callable[[Array], Array] | None = None,
+    distance: Distance | None = None,
     verify: int = 50,
     audit: int = 0,
     null: int | Literal["all"] = 0,
@@ -56,14 +61,19 @@ def attribute(
         method: ``"exact"`` regenerates every sample without every unit (4); ``"differential"`` predicts the distance
             from the Gram of the Jacobian (6), one run a sample for any number of units; ``"screen"`` ranks all units
             by (6) and verifies the best ``verify`` of them by (4); ``"loss"`` scores images by how much their
-            denoising loss rises (7), one pass for any number of units.
+            denoising loss rises (7), one pass for any number of units. Or a function of your own, which is given the
+            weight rows (3) of M ablations, (M, K), and returns their scores (B, M), larger where a sample depends more
+            on what was removed; candidates and null are scored by it alike.
         top: units returned a sample.
         units: the candidates: unit ids, or sets of ids that are removed together; by default all units one by one
             (of a run that has forgotten members: all that can still be removed).
         code: another code over the same members whose units are the candidates, such as ``code.group_code()`` of a
             hierarchical code.
         features: a function of images (B, H, W, C) in [0, 1] to features; distances are L2 between features. By
-            default between pixels. Not for ``"loss"``.
+            default between pixels. Not for ``"loss"`` and methods of your own.
+        distance: a function of counterfactuals and samples, both (P, H, W, C) in [0, 1], to P distances >= 0, in place
+            of L2; with ``features``, a function of both's features. For ``"exact"``, and for what ``"screen"``
+            verifies (it still screens by L2).
         verify: units a sample that ``"screen"`` verifies exactly.
         audit: unverified units a sample that are verified too, at random, to estimate what ``"screen"`` missed.
         null: number of null ablations (of each kind) for p- and q-values; ``"all"`` that there are; 0 is none.
@@ -74,8 +84,8 @@ def attribute(
         memory_budget: bytes of activations a device may hold.
         progress: show progress bars.
         partial: a folder for what is finished. After an interruption the same call goes on there, and gives bit for
-            bit what it would have given without one; at the end the folder is removed. Features are told apart by
-            their names only.
+            bit what it would have given without one; at the end the folder is removed. Features,
+            distances and samplers that are functions are told apart by their names only.
 
     Returns:
         `Attribution`, arrays of shape (B, top). Distances are >= 0, changes of loss have a sign; for both, larger
@@ -94,11 +104,16 @@ def attribute(
     >>> ensdiff.attribute(params, pictures, "loss", top=5, loss=ensdiff.LossConfig(draws=4, block=2)).units.shape
     (2, 5)
     """
-    if method not in get_args(Method):
-        raise ValueError(f"method={method!r}: expected one of {', '.join(map(repr, get_args(Method)))}")
-    if method == "loss":
+    if not callable(method) and method not in get_args(Method):
+        choices = ", ".join(map(repr, get_args(Method)))
+        raise ValueError(f"method={method!r}: expected one of {choices}, or a function of weights (M, K)")
+    if distance is not None and method not in ("exact", "screen"):
+        raise ValueError(f"distance is for method='exact' and 'screen', not {_name(method)!r}: leave it out")
+    if callable(method) or method == "loss":
         if features is not None:
-            raise ValueError("features have no meaning for method='loss', which measures no distance: leave them out")
+            raise ValueError(
+                f"features have no meaning for method={_name(method)!r}, which measures no distance: leave them out"
+            )
     else:
         check_samples(params, samples, f"method={method!r}")
     code = params.code if code is None else code
@@ -118,17 +133,31 @@ def attribute(
         raise ValueError(f"level={level}: expected a q-value between 0 and 1")
     words = null_ablations(candidates, null, seed) if null else None
     config = LossConfig() if loss is None else loss
-    distance = "l2" if features is None else getattr(features, "__name__", type(features).__name__)
+    measured = "l2" if distance is None else _name(distance)
+    if features is not None:
+        measured = _name(features) if distance is None else f"{measured} of {_name(features)}"
     resources: dict[str, Any] = dict(chunk=chunk, memory_budget=memory_budget, progress=progress)
-    with pieces(partial, __version__, params, samples, distance) as kept:
-        run = Ranking(params, samples, candidates, features, words, resources, kept)
+    with pieces(partial, __version__, params, _named(samples), measured) as kept:
+        run = Ranking(params, samples, candidates, features, words, resources, kept, distance)
         settings = dict(top=top, candidates=N, null=null, seed=seed)
-        return _attribute(run, method, settings, verify, audit, level, config, distance)
+        return _attribute(run, method, settings, verify, audit, level, config, measured)
+
+
+def _name(function: Any) -> str:
+    return function if isinstance(function, str) else getattr(function, "__name__", type(function).__name__)
+
+
+def _named(samples: Any) -> Any:
+    """The samples with the name of their sampler in the place of a function, whose address is another in each run."""
+    if not isinstance(samples, Samples) or isinstance(samples.config.sampler, str):
+        return samples
+    values = dataclasses.asdict(samples.config) | {"sampler": _name(samples.config.sampler)}
+    return samples.images, samples.noise, samples.weights_K, json.dumps(values)
 
 
 def _attribute(
     run: Ranking,
-    method: str,
+    method: str | Score,
     settings: dict[str, Any],
     verify: int,
     audit: int,
@@ -144,8 +173,10 @@ def _attribute(
 
     estimate: LossMatrix | None = None
     checked: Audit | None = None
-    if method == "exact":
-        index_BT, influence_BT, calibration = run.rank(run.exact_scores, top, run.exact_null())
+    if callable(method):
+        index_BT, influence_BT, calibration = run.rank_rows(functools.partial(run.given_rows, method), top)
+    elif method == "exact":
+        index_BT, influence_BT, calibration = run.rank_rows(run.exact_rows, top)
     elif method == "loss":
         images = samples.images if isinstance(samples, Samples) else samples
         budget, progress = run.resources["memory_budget"], run.resources["progress"]
@@ -187,8 +218,8 @@ def _attribute(
         influence_BT,
         p_BT,
         None if calibration is None else calibration[1],
-        method,
-        "loss" if method == "loss" else distance,
+        _name(method),
+        "score" if callable(method) else "loss" if method == "loss" else distance,
         settings,
         q_value=q_BT,
         level=level,

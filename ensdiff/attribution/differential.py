@@ -21,7 +21,7 @@ from jaxtyping import Float
 from tqdm import tqdm
 
 from ensdiff import hosts
-from ensdiff.denoise import Noise, float_coefficients, memory_budget_default
+from ensdiff.denoise import Noise, memory_budget_default
 from ensdiff.ensemble import (
     Ensemble,
     apply_member,
@@ -33,7 +33,7 @@ from ensdiff.ensemble import (
     to_images,
 )
 from ensdiff.sample import Samples, check_samples
-from ensdiff.schedule import sampler_steps
+from ensdiff.schedule import StepFunction, advance, rule_of, step_arguments
 from ensdiff.typing import Array
 from ensdiff.unet import UNetConfig
 
@@ -50,7 +50,11 @@ class Linearized(NamedTuple):
 
 @functools.lru_cache(maxsize=16)
 def tangent_step(
-    model: UNetConfig, image_shape: tuple[int, int, int], clip: bool, mesh: Mesh, together: int | None = None
+    model: UNetConfig,
+    image_shape: tuple[int, int, int],
+    rule: bool | StepFunction,
+    mesh: Mesh,
+    together: int | None = None,
 ) -> Callable:
     """One compiled step of samples and tangents: ``(params_K, x_B, dx_IB, noise, weight_K, j, coefficients)``.
 
@@ -60,7 +64,7 @@ def tangent_step(
     summed = mesh.shape["member"] > 1
 
     def step(params_K, x_B, dx_IB, noise, weight_K, j, coefficients):
-        t, signal, sigma, keep, target, scale = coefficients
+        t = coefficients[0]
         local, B = len(weight_K), len(x_B)
         size = B if together is None else together
         t_G = jnp.full((size,), t, jnp.int32)
@@ -84,9 +88,7 @@ def tangent_step(
             eps_B, through_IB = jax.lax.psum((eps_B, through_IB), "member")
 
         def update(x_B, eps_B):
-            x0_B = (x_B - sigma * eps_B) / signal
-            x0_B = jnp.clip(x0_B, -1.0, 1.0) if clip else x0_B
-            return keep * x_B + target * x0_B + scale * noise.at(j + 1, image_shape)
+            return advance(rule, x_B, eps_B, noise.at(j + 1, image_shape), coefficients)
 
         x_next, push_update = jax.linearize(update, x_B, eps_B)
         return x_next, jax.vmap(push_update)(dx_IB, through_IB)
@@ -104,12 +106,12 @@ def tangent_step(
 def _run(params: Ensemble, samples: Samples, mesh: Mesh, together: int) -> tuple[Array, Array]:
     """The finished state and its tangents, in model space, not clipped."""
     noise = samples.noise.on_mesh(mesh)
-    step = tangent_step(params.model, params.image_shape, samples.config.clip, mesh, together)
+    step = tangent_step(params.model, params.image_shape, rule_of(samples.config), mesh, together)
     stacked = on_mesh(params.params, mesh)
     weights = on_mesh(samples.weights_K, mesh)
     x_B = on_mesh(noise.at(0, params.image_shape), mesh, P("data"))
     dx_IB = on_mesh(jnp.zeros((params.members, *x_B.shape)), mesh, P(None, "data"))
-    for j, coefficients in enumerate(float_coefficients(sampler_steps(params.schedule, samples.config))):
+    for j, coefficients in enumerate(step_arguments(params.schedule, samples.config)):
         x_B, dx_IB = pace(step(stacked, x_B, dx_IB, noise, weights, np.int32(j), coefficients), mesh)
     return x_B, dx_IB
 

@@ -1,7 +1,7 @@
 """Exact influence: the distance between a sample and its counterfactual.
 
 (4) ``x(w_-U)``: the same sampler, the same noise, other weights. ``influence = |f(x) - f(x_-U)|_2 >= 0``, f the
-identity on the [0, 1] pixels or a caller's features.
+identity on the [0, 1] pixels or a caller's features; or another distance of a caller's.
 """
 
 from collections.abc import Callable
@@ -16,6 +16,9 @@ from ensdiff.ensemble import Ensemble
 from ensdiff.sample import Samples
 from ensdiff.typing import Array
 
+Distance = Callable[[Array, Array], Array]
+"""Counterfactuals and samples, both (P, H, W, C) in [0, 1] (or both features), to P distances >= 0."""
+
 
 def exact_influence(
     params: Ensemble,
@@ -23,6 +26,7 @@ def exact_influence(
     weights_RK: Float[np.ndarray, "R K"],
     sample_R: Int[np.ndarray, " R"],
     features: Callable[[Array], Array] | None = None,
+    distance: Distance | None = None,
     *,
     chunk: int | None = None,
     memory_budget: int | None = None,
@@ -35,10 +39,18 @@ def exact_influence(
 
     @jax.jit
     def embed(images):
-        images = images if features is None else features(images)
-        return images.reshape(len(images), -1).astype(jnp.float32)
+        return jnp.asarray(images if features is None else features(images), jnp.float32)
 
-    distance = jax.jit(lambda images, factual: jnp.linalg.norm(embed(images) - factual, axis=-1))
+    @jax.jit
+    def measure(images, factual):
+        value_P = (l2 if distance is None else distance)(embed(images), factual)
+        if jnp.shape(value_P) != (len(images),):
+            raise ValueError(
+                f"the distance {getattr(distance, '__name__', distance)} returned shape {jnp.shape(value_P)} for "
+                f"{len(images)} pairs: expected ({len(images)},), one number a pair"
+            )
+        return value_P
+
     factual_BF = np.asarray(embed(samples.images))
     out = np.empty(len(weights_RK), np.float32)
     for rows, images in run_states(
@@ -51,5 +63,10 @@ def exact_influence(
         progress=progress,
         what="ablate",
     ):
-        out[rows] = distance(images, factual_BF[sample_R[rows]])
+        out[rows] = measure(images, factual_BF[sample_R[rows]])
     return out
+
+
+def l2(one: Array, other: Array) -> Float[Array, " P"]:
+    """The L2 distance of each pair."""
+    return jnp.linalg.norm((one - other).reshape(len(one), -1), axis=-1)

@@ -2,6 +2,7 @@
 
 import functools
 import json
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from ensdiff.attribution.audit import Audit, audit_recall
 from ensdiff.attribution.calibration import Calibration, Null
 from ensdiff.attribution.candidates import Candidates, uniform
 from ensdiff.attribution.differential import gram
-from ensdiff.attribution.exact import exact_influence
+from ensdiff.attribution.exact import Distance, exact_influence
 from ensdiff.attribution.score import Forms, Top, score_words, stream
 from ensdiff.permute import derive_key
 from ensdiff.pieces import Pieces
@@ -22,13 +23,27 @@ PIECE = 4096
 """States of exact ablation that are kept together, where an interrupted call is to go on."""
 
 
+Score = Callable[[Float[np.ndarray, "M K"]], Any]
+"""A caller's method: the weight rows (3) of M ablations to scores (B, M); larger means that the sample depends more on
+what was removed. Scores of one ablation must not depend on which others are asked for together."""
+
+
 class Ranking:
     """The arguments of one call, and the steps that several methods share."""
 
     def __init__(
-        self, params, samples, candidates: Candidates, features, null: Null | None, resources: dict, kept: Pieces
+        self,
+        params,
+        samples,
+        candidates: Candidates,
+        features,
+        null: Null | None,
+        resources: dict,
+        kept: Pieces,
+        distance: Distance | None = None,
     ):
         self.params, self.samples, self.candidates, self.features = params, samples, candidates, features
+        self.distance = distance
         self.null, self.resources, self.kept = null, resources, kept
         self.B = len(samples)
 
@@ -37,7 +52,7 @@ class Ranking:
 
         def influence(word_PK: np.ndarray, sample_P: np.ndarray) -> np.ndarray:
             return exact_influence(
-                self.params, self.samples, uniform(word_PK), sample_P, self.features, **self.resources
+                self.params, self.samples, uniform(word_PK), sample_P, self.features, self.distance, **self.resources
             )
 
         if self.kept.folder is None or not len(word_RK):
@@ -62,15 +77,32 @@ class Ranking:
         rows = np.repeat(word_MK, self.B, axis=0)
         return self.exact(rows, np.tile(np.arange(self.B), len(word_MK))).reshape(-1, self.B).T
 
-    def exact_scores(self, first: int):
-        """Exact influences of the candidates from a number on, a chunk at a time."""
+    def given_rows(self, score: Score, word_MK: np.ndarray) -> Float[np.ndarray, "B M"]:
+        """Scores of the same ablations for all samples by a caller's method.
+
+        Raises:
+            ValueError: it returned something else than one finite number a sample and ablation.
+        """
+        found = np.asarray(score(uniform(word_MK)), np.float32)
+        expected = (self.B, len(word_MK))
+        if found.shape != expected or not np.isfinite(found).all():
+            what = f"shape {found.shape}" if found.shape != expected else "NaN or infinity"
+            raise ValueError(
+                f"the method {getattr(score, '__name__', score)} returned {what} for weights of shape "
+                f"{word_MK.shape}: expected {expected} finite scores, one row a sample and one column an ablation"
+            )
+        return found
+
+    def scores(self, rows: Callable[[np.ndarray], np.ndarray], first: int):
+        """Scores of the candidates from a number on, a chunk at a time; ``rows`` scores some words for all samples."""
         for start in range(first, len(self.candidates), EXACT_CHUNK):
             index = np.arange(start, min(start + EXACT_CHUNK, len(self.candidates)))
-            yield start, self.exact_rows(self.candidates.words(index))
+            yield start, rows(self.candidates.words(index))
 
-    def exact_null(self) -> Float[np.ndarray, "B L"] | None:
-        """Exact influences of the null ablations."""
-        return None if self.null is None else self.exact_rows(self.null.word_LK)
+    def rank_rows(self, rows: Callable[[np.ndarray], np.ndarray], top: int):
+        """`rank` of candidates and null by ``rows``."""
+        null_BL = None if self.null is None else rows(self.null.word_LK)
+        return self.rank(functools.partial(self.scores, rows), top, null_BL)
 
     def form_scores(self, forms: Forms, first: int):
         """Scores of the candidates from a number on by quadratic forms, a chunk at a time."""
@@ -135,7 +167,7 @@ class Ranking:
         exact_BV = self.exact(self.candidates.words(best_BV.reshape(-1)), np.repeat(np.arange(B), V)).reshape(B, V)
         order = np.lexsort((best_BV, -exact_BV), axis=1)[:, :top]
         index_BT, influence_BT = (np.take_along_axis(a, order, axis=1) for a in (best_BV, exact_BV))
-        null_BL = self.exact_null()
+        null_BL = None if self.null is None else self.exact_rows(self.null.word_LK)
         calibration = self.calibration(null_BL)
         if calibration is None:
             return index_BT, influence_BT, None

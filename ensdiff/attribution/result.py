@@ -31,7 +31,8 @@ class Attribution:
         q_value: (B, top) Benjamini-Hochberg q among all candidates (n2); None without a null.
         null_BL: (B, L) influences of the L null ablations; None without.
         method: how it was computed.
-        distance: ``"l2"`` over [0, 1] pixels, the name of the feature function, or ``"loss"``.
+        distance: ``"l2"`` over [0, 1] pixels, the name of the feature or distance function, ``"loss"``, or ``"score"``
+            of a method of the caller's.
         settings: everything else that was asked for.
         level: of the verdicts: units with q <= level are attributed.
         standard_error: (B, top) of the influence, from the draws of the loss; None for the other methods.
@@ -101,7 +102,7 @@ class Attribution:
         B, top = self.units.shape
         null = "no null" if self.null_BL is None else f"{self.null_BL.shape[1]:,} null ablations"
         candidates = f"{self.settings['candidates']:,} candidates, " if "candidates" in self.settings else ""
-        unit = "loss" if self.distance == "loss" else f"{self.distance} distance"
+        unit = self.distance if self.distance in ("loss", "score") else f"{self.distance} distance"
         lines = [f"Attribution({self.method}, {unit}, {candidates}{null}, top {top} of {B} samples)"]
         for b in range(min(B, 8)):
             cells = []
