@@ -1,0 +1,129 @@
+"""The notebooks: stored without outputs, opened in Colab by their badges, and executed from first cell to last."""
+
+import glob
+import importlib.util
+import os
+import pathlib
+import re
+import resource
+import shutil
+
+import nbformat
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+NAMES = ("quickstart", "attribute_your_images", "paper")
+OWNER = "OWNER"
+"""Whose repository the badges and the installation name. There is no public repository yet, so it is a placeholder, in
+the notebooks and in README.md; change all of them together."""
+CPU_SECONDS = 2 * 300
+"""Five minutes of two cores, counted so that a busy machine does not matter."""
+
+
+def read(name):
+    return nbformat.read(ROOT / "colabs" / f"{name}.ipynb", as_version=4)
+
+
+def code_cells(name):
+    return [cell for cell in read(name).cells if cell.cell_type == "code"]
+
+
+def badge(name):
+    place = f"https://colab.research.google.com/github/{OWNER}/ensdiff/blob/main/colabs/{name}.ipynb"
+    return f"(https://colab.research.google.com/assets/colab-badge.svg)]({place})"
+
+
+def test_these_are_all():
+    assert sorted(path.stem for path in (ROOT / "colabs").glob("*.ipynb")) == sorted(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_is_stored_but_the_cells(name):
+    notebook = read(name)
+    nbformat.validate(notebook)
+    for cell in code_cells(name):
+        assert cell.outputs == []
+        assert cell.execution_count is None
+        assert set(cell.metadata) == set()
+    assert "widgets" not in notebook.metadata
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_badge_opens_this_notebook(name):
+    first = read(name).cells[0]
+    assert first.cell_type == "markdown"
+    assert badge(name) in first.source
+    assert badge(name) in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_first_cell_installs_where_needed(name):
+    """The same cell in all."""
+    source = code_cells(name)[0].source
+    assert source == code_cells(NAMES[0])[0].source
+    for text in ("[cuda12]", "[tpu]", "jax.devices()", "JAX_NUM_CPU_DEVICES"):
+        assert text in source
+
+
+@pytest.mark.parametrize("found", ["gpu", "tpu", "cpu", "ensdiff"])
+def test_first_cell_chooses_the_extra(found, monkeypatch):
+    """Run with the signs of an accelerator, or of an installed ensdiff, replaced, and pip by a list."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name if found == "ensdiff" else None)
+    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/nvidia-smi" if found == "gpu" else None)
+    monkeypatch.setattr(glob, "glob", lambda pattern: ["/dev/accel0"] if found == "tpu" and "accel" in pattern else [])
+    asked = []
+    source = re.sub(r"%pip (.*)", r"asked.append(f'''\1''')", code_cells("quickstart")[0].source)
+    exec(source, {"asked": asked})
+    extras = {"gpu": ["[cuda12]"], "tpu": ["[tpu]"], "cpu": [""], "ensdiff": []}[found]
+    assert asked == [f'install -q "ensdiff{extra} @ git+https://github.com/{OWNER}/ensdiff"' for extra in extras]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_cell_is_python(name):
+    from IPython.core.inputtransformer2 import TransformerManager
+
+    for cell in code_cells(name):
+        compile(TransformerManager().transform_cell(cell.source), name, "exec")
+    assert any(re.search(r"^SMALL = True\b", cell.source, re.MULTILINE) for cell in code_cells(name))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_links_lead_to_notebooks(name):
+    text = "\n".join(cell.source for cell in read(name).cells if cell.cell_type == "markdown")
+    links = re.findall(r"\]\(([a-z_]+)\.ipynb\)", text)
+    assert set(links) == set(NAMES) - {name}
+
+
+EXPECTED = {
+    "quickstart": ["the most influential class", "two sets of real digits"],
+    "attribute_your_images": ["holds: True", "smallest q that one unit alone can reach: 0.0"],
+    "paper": ["rank correlation over", "radius ~ N^slope", "planted eight times", "own unit first"],
+}
+FIGURES = {"quickstart": 4, "attribute_your_images": 3, "paper": 3}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", NAMES)
+def test_executes(name, tmp_path, monkeypatch):
+    """As stored, in a folder of its own, with the compiler as a user has it and no cache of compilations."""
+    from nbclient import NotebookClient
+
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "2")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])))
+    notebook = read(name)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    NotebookClient(
+        notebook, timeout=1800, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+    ).execute()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    text = "\n".join(output.text for output in outputs if output.output_type == "stream" and output.name == "stdout")
+    for expected in EXPECTED[name]:
+        assert expected in text
+    assert not re.search(r"\bnan\b", text)
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == FIGURES[name]
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert used < CPU_SECONDS
