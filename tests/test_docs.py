@@ -1,14 +1,21 @@
-"""Documentation that cannot rot: an example in every public docstring (pytest runs them)."""
+"""Documentation that cannot rot: an example in every public docstring, which pytest runs, and pages that run."""
 
 import doctest
+import re
+import shlex
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 
 import ensdiff
+from ensdiff.images import to_png
+from tests.helpers import ROOT, command, environment
 
 PUBLIC = {
     f"{module.__name__}.{name}": getattr(module, name)
-    for module in (ensdiff, ensdiff.data)
+    for module in (ensdiff, ensdiff.data, ensdiff.metrics, ensdiff.baselines)
     for name in module.__all__
     if callable(getattr(module, name))
 }
@@ -20,3 +27,51 @@ def test_every_public_callable_has_an_example(name):
     run = [e for e in examples if doctest.SKIP not in e.options]
     assert run, f"{name} has no runnable example in its docstring"
     assert any(e.want for e in run), f"the example of {name} shows no result"
+
+
+def test_every_page_is_in_the_index_and_every_link_leads_somewhere():
+    pages = {page.stem for page in (ROOT / "docs").glob("*.md")}
+    index = (ROOT / "docs" / "index.md").read_text()
+    listed = index.partition(":maxdepth: 1")[2].partition(":::")[0].split()
+    assert set(listed) == pages - {"index"}
+    for page in (ROOT / "docs").glob("*.md"):
+        for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / link).exists(), f"{page.name} links to {link}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", sorted((ROOT / "docs" / "examples").glob("own_*.py")), ids=lambda path: path.stem)
+def test_example_runs(script, tmp_path):
+    env = {**environment(), "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, script], cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout
+
+
+@pytest.mark.slow
+def test_the_way_from_the_page_to_ones_own_pictures(tmp_path):
+    """The commands of docs/your_images.md as they stand, but for few steps, on a folder of pictures."""
+    text = (ROOT / "docs" / "your_images.md").read_text()
+    lines = re.findall(r"<!-- run -->\n```\n(.*?)\n```", text, re.DOTALL)
+    assert [shlex.split(line)[2].partition(".")[2] for line in lines] == ["train", "sample", "attribute", "attribute"]
+    rng = np.random.default_rng(0)
+    for i in range(24):
+        path = tmp_path / "my_images" / f"painter{i % 3}" / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(to_png(rng.random((20, 24, 3)).astype(np.float32)))
+    short = {
+        "train": ["--config.train.steps=3", "--config.model.channels=8"],
+        "sample": ["--steps=3", "--n=2"],
+        "attribute": ["--steps=3", "--n=2", "--null=9"],
+    }
+    env = {**environment(), "PYTHONPATH": str(ROOT)}
+    for line in lines:
+        words = shlex.split(line)
+        program = words[2].partition(".")[2]
+        more = short[program] if "--images=my_images" not in words else ["--draws=64"]
+        done = subprocess.run(
+            command(program, *words[3:], *more), cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{line}: {done.stderr[-2000:]}"
+    for written in re.findall(r"`(runs/mine[^`]*)`", text):
+        assert (tmp_path / written).exists(), f"the page says that {written} is there"

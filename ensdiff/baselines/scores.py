@@ -41,6 +41,9 @@ class BaselineConfig:
         ridge: of TRAK, as a share of the mean eigenvalue.
         square_ridge: of D-TRAK.
         seed: of the draws, the projection and the random scores.
+
+    >>> BaselineConfig(dimension=512).ridge
+    0.1
     """
 
     draws: int = 16

@@ -9,7 +9,12 @@ from jaxtyping import Float, Int
 
 @dataclasses.dataclass(frozen=True)
 class Classifier:
-    """A fitted multilayer perceptron on [0, 1] pixels; made by `fit_classifier`."""
+    """A fitted multilayer perceptron on [0, 1] pixels; made by `fit_classifier`.
+
+    >>> digits = ensdiff.data.digits()
+    >>> fit_classifier(digits.images[:200], digits.labels[:200]).features(digits.images[:3]).shape
+    (3, 32)
+    """
 
     network: Any
 
@@ -39,6 +44,14 @@ def fit_classifier(
         labels: (N,) classes.
         hidden: widths of the hidden layers; the last one is the feature space.
         seed: of the initial weights and the batches.
+
+    Raises:
+        ValueError: not one label an image, or one class only.
+
+    >>> digits = ensdiff.data.digits()
+    >>> classifier = fit_classifier(digits.images[:200], digits.labels[:200], hidden=(16,))
+    >>> classifier.accuracy(digits.images[:200], digits.labels[:200]) > 0.9
+    True
     """
     from sklearn.neural_network import MLPClassifier
 

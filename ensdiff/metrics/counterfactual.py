@@ -17,7 +17,11 @@ from ensdiff.metrics.bootstrap import RESAMPLES, Estimate, bootstrap, mean, prop
 
 
 class Radius(NamedTuple):
-    """The mean counterfactual radius over samples with its interval, and every sample's own."""
+    """The mean counterfactual radius over samples with its interval, and every sample's own.
+
+    >>> radius([[1.0, 3.0], [2.0, 0.0]]).radius_B.tolist()
+    [3.0, 2.0]
+    """
 
     value: float
     low: float
@@ -35,6 +39,9 @@ class RemovalEffect(NamedTuple):
         cosine: cosine similarity of their features (of pixels, where no features are given).
         cosine_random: without k random units.
         cosine_gain: ``cosine_random - cosine``, paired by sample; positive where the method finds what matters.
+
+    >>> removal([[1.0, 0.0]], [[0.0, 1.0]], [[[1.0, 0.0]]]).cosine_gain.value
+    1.0
     """
 
     l2: Estimate
@@ -51,6 +58,9 @@ class PowerLaw(NamedTuple):
     Args:
         slope: the exponent.
         scale: the value at size 1.
+
+    >>> power_law([1, 4], [[6.0], [3.0]]).scale.__round__(6)
+    6.0
     """
 
     slope: Estimate

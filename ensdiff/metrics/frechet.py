@@ -54,6 +54,13 @@ def frechet_floor(
         size: rows of each set; by default half of them.
         splits: random pairs that are averaged.
         seed: of the pairs.
+
+    Raises:
+        ValueError: a size of less than 2, or of more than half of the rows.
+
+    >>> features = np.random.default_rng(0).normal(size=(400, 2))
+    >>> 0 < frechet_floor(features) < frechet_floor(features, 20)
+    True
     """
     features = _features(features_NF, "the set")
     size = len(features) // 2 if size is None else size

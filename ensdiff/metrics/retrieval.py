@@ -23,6 +23,9 @@ class GroupRetrieval(NamedTuple):
             a group is its effect less the query's smallest.
         mrr: mean reciprocal rank of the truly most influential group.
         correlation: rank correlation over groups.
+
+    >>> group_retrieval([[3.0, 1.0, 2.0]], [[0.3, 0.1, 0.2]]).top_1.value
+    1.0
     """
 
     top_1: Estimate
@@ -40,6 +43,9 @@ class PlantedRetrieval(NamedTuple):
         mrr: mean reciprocal rank of the unit.
         twin_mrr: the same units' mean reciprocal rank where they hold something else; None without a twin.
         gain: ``mrr - twin_mrr``, paired by query; None without a twin.
+
+    >>> planted([[0.0, 2.0, 1.0]], [2]).mrr.value
+    0.5
     """
 
     recall_1: Estimate
