@@ -2,8 +2,8 @@
 
 Examples:
   python -m experiments.plan --image=32x32x3 --units=50000 --members=20
-  python -m experiments.plan --config=experiments/configs/cifar10_paper.py --members=64 --chips=8 --accelerator=v5e,h100
-  python -m experiments.plan --config=experiments/configs/cifar10_paper.py --compile=v5e:2x4
+  python -m experiments.plan --config=cifar10_paper --members=64 --chips=8 --accelerator=v5e,h100
+  python -m experiments.plan --config=cifar10_paper --compile=v5e:2x4
 
 Hours of cpu2 (2 cores) are from rates that were measured. Hours of accelerators are data-sheet peaks times an assumed
 share of them (--utilisation): none was timed, and small U-Nets reach less than large ones. --compile=v5e:2x4 compiles
@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 from tabulate import tabulate
 
 from ensdiff import Schedule, TrainConfig, UNetConfig
@@ -35,6 +35,7 @@ from ensdiff.estimates import (
 )
 from experiments import aot, common
 from experiments.abstract import STEPS, Case
+from experiments.config import define_config
 
 COMPILED = ("train", "landscape", "jacobian")
 
@@ -209,7 +210,8 @@ def define_flags() -> None:
     flags.DEFINE_list("accelerator", ["all"], f"all, or some of {', '.join(ACCELERATORS)}.")
     flags.DEFINE_float("utilisation", 0.2, "Share of the data sheet's peak that is assumed to be reached.")
     flags.DEFINE_string("compile", None, "Also compile for a TPU, such as v5e:2x4 (cuda:8: count FLOPs only).")
-    config_flags.DEFINE_config_file("config", None, "A config whose fields are the defaults.")
+    define_config()
+    flags.declare_key_flag("config")
     flags.adopt_module_key_flags(common)
 
 
