@@ -85,6 +85,7 @@ def main() -> None:
         return
     out = common.output_folder("attribution")
     stem = f"{method}_images" if IMAGES.value else f"{method}_seed{flags.FLAGS.seed}"
+    stem += "_groups" if GROUPS.value else ""
     att = ensdiff.attribute(
         params,
         samples,

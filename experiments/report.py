@@ -99,7 +99,7 @@ def saved(params: Any, samples: Any, groups: bool) -> Any:
 
     code = params.code.group_code() if groups else params.code
     for method in ("exact", "screen"):
-        stem = common.run_folder() / "attribution" / f"{method}_seed{flags.FLAGS.seed}"
+        stem = common.run_folder() / "attribution" / f"{method}_seed{flags.FLAGS.seed}{'_groups' if groups else ''}"
         if not stem.with_name(stem.name + ".json").exists():
             continue
         att = ensdiff.Attribution.load(stem)

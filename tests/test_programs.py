@@ -87,12 +87,12 @@ def test_groups_of_a_hierarchical_code(run, tmp_path):
         "--config.code.groups=label", "--config.code.group_weight=12", "--config.code.weight=6", *TINY,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    for extra, candidates in ((["--groups"], 10), ([], 1400)):
+    for extra, name, candidates in ((["--groups"], "loss_seed0_groups", 10), ([], "loss_seed0", 1400)):
         done = run(
             "attribute", f"--run={folder}", "--n=1", "--steps=2", "--method=loss", "--draws=8", "--null=50", *extra
         )
         assert done.returncode == 0, done.stderr
-        att = ensdiff.Attribution.load(folder / "attribution" / "loss_seed0")
+        att = ensdiff.Attribution.load(folder / "attribution" / name)
         assert att.settings["candidates"] == candidates
         assert att.settings["null_of_a_kind"] == 50
 
