@@ -264,7 +264,7 @@ def predict(
         ValueError: the images have another shape than the ensemble's, or a level is out of range.
 
     >>> x_BHWC = np.random.default_rng(0).normal(size=(3, 8, 8, 1)).astype(np.float32)
-    >>> ensdiff.predict(params, x_BHWC, [10, 500, 999]).shape
+    >>> ensdiff.predict(params, x_BHWC, np.array([10, 500, 999])).shape
     (8, 3, 8, 8, 1)
     """
     x_BHWC = jnp.asarray(x_BHWC, jnp.float32)

@@ -305,7 +305,7 @@ DIGITS = "--config=experiments/configs/digits.py"
 PROGRAMS = [
     ("train", [], 2, ["config"]),
     ("train", ["--config=none.py"], 2, ["none.py does not exist", "digits", "path of a Python file"]),
-    ("train", ["--config=digitz"], 2, ["digitz does not exist", "digits, fashion_mnist", "path of a Python file"]),
+    ("train", ["--config=digitz"], 2, ["digitz does not exist", "cifar10_paper, digits, ", "path of a Python file"]),
     ("train", ["--config={root}/config_error.py"], 2, ["SyntaxError", "config_error.py, line 1"]),
     ("train", ["--config={root}/config_raises.py"], 2, ["ZeroDivisionError: division by zero"]),
     ("train", ["--config={root}/config_none.py"], 2, ["--config must have a value"]),

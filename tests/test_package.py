@@ -39,13 +39,17 @@ def test_packaged_configs_have_names(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", names())
 def test_every_packaged_config_can_be_read(name):
-    from experiments import common
+    from experiments import common, evaluate
+    from experiments.studies import STUDIES
 
     spec = importlib.util.spec_from_file_location(name, config_path(name))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     config = module.get_config()
-    common.check_config(config)
+    if name.startswith("evaluate"):
+        assert evaluate.check_config(config, tuple(STUDIES))
+    else:
+        common.check_config(config)
     assert f"--config={name}" in module.__doc__ or f"experiments.{name}" in module.__doc__
 
 
