@@ -157,10 +157,10 @@ def test_whole_program(run, tmp_path):
     assert set(lds["lds"]["generated"]) == {"loss", "exact", "differential", *ensdiff.baselines.BASELINES}
     planted = json.loads((tmp_path / "out" / "planted.json").read_text())["numbers"]["by_members"]["8"]
     assert planted["pixel"]["recall_1"]["value"] == 1
-    assert "training " in done.stdout
+    assert "\ntraining size/" in done.stdout
     before = {path.name: path.read_text() for path in (tmp_path / "out").glob("*.json")}
     done = run(*words)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "training " not in done.stdout
-    assert "computing " not in done.stdout
+    assert "\ntraining " not in done.stdout
+    assert "\ncomputing " not in done.stdout
     assert {path.name: path.read_text() for path in (tmp_path / "out").glob("*.json")} == before

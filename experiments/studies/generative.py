@@ -85,8 +85,8 @@ def study(shop: Workshop) -> Findings:
         found: dict[str, list[tuple[metrics.Estimate, metrics.Estimate]]] = {}
         for kind, sources in made.items():
             found[kind] = []
-            for i, (params, weights) in enumerate(sources):
-                images = _sample(shop, f"{NAME}/{name} {kind} {i}", params, n, weights)
+            for params, weights in sources:
+                images = np.asarray(shop.samples(NAME, params, n, seed=5, weights=weights).images)
                 found[kind].append(_distances(classifier.features(images), real, s.resamples))
         found["real training images (the floor)"] = [
             _distances(classifier.features(data.images[:n]), real, s.resamples)
@@ -123,13 +123,6 @@ def _members(params: ensdiff.Ensemble, count: int) -> list[tuple[ensdiff.Ensembl
     """Some members, each alone."""
     chosen = np.linspace(0, params.members - 1, count).astype(int)
     return [(params, np.eye(params.members, dtype=np.float32)[k]) for k in chosen]
-
-
-def _sample(shop: Workshop, name: str, params: ensdiff.Ensemble, n: int, weights: np.ndarray | None) -> np.ndarray:
-    def compute() -> np.ndarray:
-        return np.asarray(shop.samples(params, n, seed=5, weights=weights).images)
-
-    return shop.kept(name, compute, params, n, weights)
 
 
 def _distances(a: np.ndarray, b: np.ndarray, resamples: int) -> tuple[metrics.Estimate, metrics.Estimate]:

@@ -51,7 +51,7 @@ def study(shop: Workshop) -> Findings:
     trained = models(shop)
     data, judged, truth = trained
     G, R, B = data.units, s.seeds, s.samples
-    samples = shop.samples(judged, B)
+    samples = shop.samples(NAME, judged, B)
     images = np.asarray(samples.images, np.float32)
     without_GB = shop.counterfactuals(f"{NAME}/exact", judged, samples, judged.code.ablate(np.arange(G)))
     scores = {
@@ -65,7 +65,7 @@ def study(shop: Workshop) -> Findings:
     products = member_products(shop, f"{NAME}/outputs", truth, images, s.draws)
     for which, chosen in seeds.items():
         weights = _weights(G, R, chosen)
-        noise = shop.samples(truth, B, weights=weights[-1])  # the same noise as the samples'
+        noise = shop.samples(NAME, truth, B, weights=weights[-1])  # the same noise as the samples'
         made_GB = shop.counterfactuals(f"{NAME}/retrained {which}", truth, noise, weights)
         loss_BG = quadratic(products, weights)
         effects[which] = {

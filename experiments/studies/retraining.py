@@ -51,23 +51,19 @@ def study(shop: Workshop) -> Findings:
     s = shop.settings(NAME)
     trained = models(shop)
     whole, U = trained.whole, len(trained.units)
-    samples = shop.samples(whole, s.samples)
+    samples = shop.samples(NAME, whole, s.samples)
     x = np.asarray(samples.images, np.float64)
     ablated_UB = shop.counterfactuals(f"{NAME}/ablated", whole, samples, whole.code.ablate(trained.units))
     null_words = whole.code.unowned(s.null, seed=0)
     keep_LK = ((1 - null_words) / (1 - null_words).sum(1, keepdims=True)).astype(np.float32)
     null_LB = shop.counterfactuals(f"{NAME}/null", whole, samples, keep_LK)
 
-    def again(name: str, params: ensdiff.Ensemble) -> np.ndarray:
+    def again(params: ensdiff.Ensemble) -> np.ndarray:
         """The same noise through another ensemble."""
-        return shop.kept(
-            f"{NAME}/{name}", lambda: np.asarray(shop.samples(params, s.samples).images), params, s.samples
-        )
+        return np.asarray(shop.samples(NAME, params, s.samples).images)
 
-    retrained_UB = np.stack([
-        again(f"without {u}", p) for u, p in zip(trained.units, trained.without, strict=True)
-    ]).astype(np.float64)  # fmt: skip
-    reseeded_B = again("reseeded", trained.reseeded)
+    retrained_UB = np.stack([again(params) for params in trained.without]).astype(np.float64)
+    reseeded_B = again(trained.reseeded)
     B = len(x)
 
     def over_samples(values_UB: np.ndarray) -> metrics.Estimate:

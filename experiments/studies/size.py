@@ -35,7 +35,7 @@ def model(shop: Workshop, N: int, members: int) -> ensdiff.Ensemble:
 
 def landscape(shop: Workshop, N: int, params: ensdiff.Ensemble) -> tuple[ensdiff.Samples, np.ndarray]:
     """Samples, and their counterfactuals without each of the N units, (N, B, H, W, C)."""
-    samples = shop.samples(params, shop.settings(NAME).samples)
+    samples = shop.samples(NAME, params, shop.settings(NAME).samples)
     return samples, shop.counterfactuals(f"{NAME}/landscape N{N}", params, samples, params.code.ablate(np.arange(N)))
 
 

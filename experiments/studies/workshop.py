@@ -8,16 +8,19 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 import ensdiff
 from ensdiff.data import Dataset
+from ensdiff.denoise import Noise
 from ensdiff.files import read_json
 from ensdiff.metrics import Classifier, fit_classifier
 from ensdiff.pieces import Pieces
-from ensdiff.sample import ablated
+from ensdiff.sample import ablated, sampler_config
 from ensdiff.storage import write_atomically
+from ensdiff.typing import as_key
 from experiments import common
 
 
@@ -90,10 +93,20 @@ class Workshop:
 
         return self._pieces.get(timed, name, *inputs)
 
-    def samples(self, params: ensdiff.Ensemble, n: int, seed: int = 0, **options: Any) -> ensdiff.Samples:
-        """Samples by the config's sampler."""
-        sampler = common.section(self.config, "sampler")
-        return ensdiff.sample(params, seed, n, progress=self.progress, **{**sampler, **options})
+    def samples(
+        self, study: str, params: ensdiff.Ensemble, n: int, seed: int = 0, weights: np.ndarray | None = None
+    ) -> ensdiff.Samples:
+        """Samples by the config's sampler, kept: what is computed from them is found again to the bit."""
+        config = sampler_config(params, **common.section(self.config, "sampler"))
+        weights = params.code.factual()[0] if weights is None else weights
+
+        def compute() -> np.ndarray:
+            made = ensdiff.sample(params, seed, n, sampler=config, weights=weights, progress=self.progress)
+            return np.asarray(made.images)
+
+        images = self.kept(f"{study}/samples", compute, params, n, seed, repr(config), weights)
+        noise = Noise(jnp.arange(n, dtype=jnp.int32), key=as_key(seed))
+        return ensdiff.Samples(jnp.asarray(images), noise, jnp.asarray(weights), config)
 
     def counterfactuals(
         self, name: str, params: ensdiff.Ensemble, samples: ensdiff.Samples, weights_MK: np.ndarray
