@@ -182,12 +182,12 @@ def test_plan_reads_a_config_and_flags_go_first(programs):
     assert "warning: 1000000 units, but 256 members of weight 2 have only 32640 code words" in done.out
 
 
+SMALL = ["--image=8x8x1", "--units=60", "--members=8", "--channels=8", "--multipliers=1", "--batch=2"]
+
+
 def test_plan_counts_compiled_steps(programs):
     """For GPUs it lowers, which needs nothing: FLOPs of the lowered steps beside the analytic ones."""
-    done = programs(
-        "plan", "--image=8x8x1", "--units=60", "--members=8", "--channels=8", "--multipliers=1", "--batch=2",
-        "--compile=cuda:2",
-    )  # fmt: skip
+    done = programs("plan", *SMALL, "--compile=cuda:2")
     assert done.code == 0, done.err
     assert "compiling for cuda:2: jacobian, 1 samples, 8 tangents, 4 members a chip" in done.out
     assert "analytic" in done.out
@@ -196,10 +196,7 @@ def test_plan_counts_compiled_steps(programs):
 @pytest.mark.slow
 def test_plan_compiles_for_a_tpu(programs):
     pytest.importorskip("libtpu", reason="compiling for TPUs needs libtpu: pip install -e '.[aot]'")
-    done = programs(
-        "plan", "--image=8x8x1", "--units=60", "--members=8", "--channels=8", "--multipliers=1", "--batch=2",
-        "--compile=v5e:2x4",
-    )  # fmt: skip
+    done = programs("plan", *SMALL, "--compile=v5e:2x4")
     assert done.code == 0, done.err
     assert "peak GiB" in done.out
 
