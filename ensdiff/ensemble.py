@@ -62,6 +62,17 @@ class Ensemble:
         """K."""
         return self.code.members
 
+    def candidate_code(self, code: Code | None = None) -> Code:
+        """The code whose units are asked about: the ensemble's own, or another over the same members.
+
+        Raises:
+            ValueError: it is for another number of members.
+        """
+        code = self.code if code is None else code
+        if code.members != self.members:
+            raise ValueError(f"the code is for {code.members} members, the ensemble has {self.members}")
+        return code
+
     def __repr__(self) -> str:
         try:
             size = sum(int(np.prod(leaf.shape[1:])) for leaf in jax.tree.leaves(self.params))

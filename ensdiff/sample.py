@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
+from ensdiff.codes import Code
 from ensdiff.denoise import Noise, run_states
 from ensdiff.ensemble import Ensemble
 from ensdiff.schedule import SamplerConfig, StepFunction, step_arguments
@@ -159,6 +160,7 @@ def counterfactuals(
     samples: Samples,
     units: Sequence,
     *,
+    code: Code | None = None,
     chunk: int | None = None,
     memory_budget: int | None = None,
     progress: bool = False,
@@ -169,6 +171,8 @@ def counterfactuals(
         params: the ensemble.
         samples: what `sample` returned.
         units: M entries, each a unit id or a collection of ids that are removed together.
+        code: another code over the same members whose units these are, such as ``code.group_code()`` of a hierarchical
+            code.
         chunk: images at a time; by default as many as the memory budget allows.
         memory_budget: bytes of activations a device may hold.
         progress: show a progress bar.
@@ -178,12 +182,13 @@ def counterfactuals(
 
     Raises:
         NoSurvivorError: every member has seen some unit of a set.
+        ValueError: an unknown unit, or a code of another number of members.
 
     >>> without = ensdiff.counterfactuals(params, samples, [3, {4, 7}])
     >>> without.shape  # without unit 3; without 4 and 7 together
     (2, 2, 8, 8, 1)
     """
-    weights_MK = params.code.ablate(units)
+    weights_MK = params.candidate_code(code).ablate(units)
     M, B = len(weights_MK), len(samples)
     images = ablated(
         params,

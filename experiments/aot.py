@@ -32,7 +32,7 @@ from ensdiff import Schedule, TrainConfig, UNetConfig
 from ensdiff.conv import resolve
 from ensdiff.lowering import Program, read_compiled, read_lowered
 from ensdiff.unet import resolve_attention
-from experiments import common
+from experiments import building, common
 from experiments.abstract import GIB, STEPS, Case, Step, abstract_mesh, lower
 from experiments.config import define_config
 
@@ -178,18 +178,18 @@ def mesh_over(devices: list | int, member: int, data: int) -> Any:
 def build_case(config: Any, devices: list | int, memory: int) -> Case:
     """The case of a config and the flags; ``devices`` is a number where there are none to compile for."""
     f = flags.FLAGS
-    known = common.section(config, "aot")
+    known = building.section(config, "aot")
     shape = _numbers(f.image, r"\d+,\d+,\d+", "image", "32,32,3") if f.image else known.get("image_shape")
     units = f.units or known.get("units")
     if shape is None or units is None:
         raise ValueError("the config does not say how large the data are: give --image=H,W,C and --units=N")
     platform = "gpu" if isinstance(devices, int) else "tpu"
-    values = {**common.section(config, "model"), "image_channels": shape[-1]}
-    model = common.build(UNetConfig, "model", values)
+    values = {**building.section(config, "model"), "image_channels": shape[-1]}
+    model = building.build(UNetConfig, "model", values)
     # "auto" for the machine that will run, not for the host that compiles
     conv, attention = resolve(model.conv, platform), resolve_attention(model.attention, platform)
     model = dataclasses.replace(model, conv=conv, attention=attention)
-    train = common.build(TrainConfig, "train", common.section(config, "train"))
+    train = building.build(TrainConfig, "train", building.section(config, "train"))
     members = config.code.members
     count = devices if isinstance(devices, int) else len(devices)
     axes = dict(abstract_mesh(members, train.batch_size, count).shape)
@@ -202,7 +202,7 @@ def build_case(config: Any, devices: list | int, memory: int) -> Case:
             )
         axes = {"member": m, "data": d}
     mesh = mesh_over(devices, **axes)
-    schedule = common.build(Schedule, "schedule", common.section(config, "schedule"))
+    schedule = building.build(Schedule, "schedule", building.section(config, "schedule"))
     return Case(model, tuple(shape), members, units, schedule, train, mesh, f.states, f.samples, memory)
 
 

@@ -20,11 +20,12 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from experiments import common
+from experiments import building, common, runs
 
-common.define_sampling_flags(n=8)
-common.define_data_flag()
+runs.define_sampling_flags(n=8)
+runs.define_data_flag()
 flags.adopt_module_key_flags(common)
+flags.adopt_module_key_flags(runs)
 METHOD = flags.DEFINE_enum("method", "screen", ["exact", "differential", "screen", "loss"], "See ensdiff.attribute.")
 TOP = flags.DEFINE_integer("top", 10, "Units reported a sample.")
 VERIFY = flags.DEFINE_integer("verify", 50, "Units a sample that 'screen' verifies exactly.")
@@ -63,12 +64,12 @@ def main() -> None:
     from ensdiff.report import HOW_TO_READ, Page, attribution_sections, write_page
 
     null, loss = null_count(), loss_config()
-    units = common.unit_sets(UNITS.value) if UNITS.value else None
-    params = common.load_run()
+    units = runs.unit_sets(UNITS.value) if UNITS.value else None
+    params = runs.load_run()
     if COMPARE.value:
         compare(params)
         return
-    data = common.training_data(params)
+    data = runs.training_data(params)
     if CONTRAST.value:
         contrast(params, data)
         return
@@ -78,12 +79,12 @@ def main() -> None:
         samples, names = outside_images(params, IMAGES.value)
         method = "loss"
     else:
-        samples, method = common.draw_samples(params), METHOD.value
+        samples, method = runs.draw_samples(params), METHOD.value
     code = params.code.group_code() if GROUPS.value else params.code
     if VALUES.value:
         values(params, samples, method, code, VALUES.value)
         return
-    out = common.output_folder("attribution")
+    out = runs.output_folder("attribution")
     stem = f"{method}_images" if IMAGES.value else f"{method}_seed{flags.FLAGS.seed}"
     stem += "_groups" if GROUPS.value else ""
     att = ensdiff.attribute(
@@ -103,7 +104,7 @@ def main() -> None:
         partial=out / f"{stem}.partial",
     )
     print(att)
-    writes = common.is_writer()
+    writes = runs.is_writer()
     if writes:
         att.save(out / stem)
     print(f"wrote {out / stem}.json and .npz")
@@ -123,7 +124,7 @@ def main() -> None:
     if not writes:
         return
     title = f"What {len(samples)} samples of {data.name} depend on"
-    page = write_page(out / f"{stem}.html", Page(title, HOW_TO_READ, common.facts(params, data), samples=sections))
+    page = write_page(out / f"{stem}.html", Page(title, HOW_TO_READ, runs.facts(params, data), samples=sections))
     print(f"report: {page}")
 
 
@@ -131,7 +132,7 @@ def compare(params: Any) -> None:
     """Every method on the same samples, over all units."""
     from ensdiff.attribution.compare import compare_methods, comparison_table
 
-    samples = common.draw_samples(params)
+    samples = runs.draw_samples(params)
     results = compare_methods(
         params, samples, verify=VERIFY.value, loss=loss_config(), seed=flags.FLAGS.seed, progress=True
     )
@@ -154,7 +155,7 @@ def contrast(params: Any, data: Any) -> None:
             f"  {data.unit_names[int(i)]}: {result.memorization_N[i]:.3f} +- {result.memorization_error_N[i]:.3f}, "
             f"{result.separation_N[i]:.2f} +- {result.separation_error_N[i]:.2f}"
         )
-    path = common.output_folder("attribution") / f"contrast_seed{flags.FLAGS.seed}.npz"
+    path = runs.output_folder("attribution") / f"contrast_seed{flags.FLAGS.seed}.npz"
     np.savez_compressed(path, **result._asdict())
     print(f"wrote {path}")
 
@@ -172,7 +173,7 @@ def values(params: Any, samples: Any, method: str, code: Any, kind: Any) -> None
         estimate = ensdiff.loss_matrix(params, images, seed, loss_config(), progress=True)
     else:
         estimate, weights = ensdiff.gram(params, samples, progress=True), np.asarray(samples.weights_K)
-    groups = common.unit_sets(UNITS.value) if UNITS.value else None
+    groups = runs.unit_sets(UNITS.value) if UNITS.value else None
     result = ensdiff.group_values(
         estimate, code, groups, kind=kind, removed=REMOVED.value, weights_K=weights, seed=seed,
         on_empty="skip" if SKIP.value else "baseline",
@@ -182,7 +183,7 @@ def values(params: Any, samples: Any, method: str, code: Any, kind: Any) -> None
     for b, (row, errors) in enumerate(zip(result.value_BG, result.standard_error_BG, strict=True)):
         cells = [f"{labels[g]}: {row[g]:.4g} +- {errors[g]:.2g}" for g in np.argsort(-row)]
         print(f"  sample {b}: " + ", ".join(cells))
-    path = common.output_folder("attribution") / f"{result.kind}_{method}_seed{seed}.json"
+    path = runs.output_folder("attribution") / f"{result.kind}_{method}_seed{seed}.json"
     values = {"labels": labels, "value": result.value_BG.tolist(), "standard_error": result.standard_error_BG.tolist()}
     path.write_text(json.dumps(values, indent=1) + "\n")
     print(f"wrote {path}")
@@ -213,7 +214,7 @@ def loss_config() -> Any:
         "first_level": FIRST.value,
         "last_level": LAST.value,
     }
-    return common.build(ensdiff.LossConfig, "loss", values)
+    return building.build(ensdiff.LossConfig, "loss", values)
 
 
 def null_count() -> Any:

@@ -18,10 +18,11 @@ import pathlib
 
 from absl import flags
 
-from experiments import common
+from experiments import common, runs
 
-common.define_data_flag()
+runs.define_data_flag()
 flags.adopt_module_key_flags(common)
+flags.adopt_module_key_flags(runs)
 UNITS = flags.DEFINE_string("units", None, "The units, ids joined by commas.")
 CERTIFICATE = flags.DEFINE_string("certificate", None, "The certificate's file; by default RUN/certificate.json.")
 REPLAY = flags.DEFINE_integer(
@@ -39,7 +40,7 @@ def main(command: str) -> None:
 
     if jax.process_count() > 1:
         raise ValueError("certificates are one process's work: run it in one")
-    path = pathlib.Path(CERTIFICATE.value) if CERTIFICATE.value else common.run_folder() / "certificate.json"
+    path = pathlib.Path(CERTIFICATE.value) if CERTIFICATE.value else runs.run_folder() / "certificate.json"
     create(path) if command == "create" else verify(path)
 
 
@@ -49,16 +50,16 @@ def create(path: pathlib.Path) -> None:
 
     if not UNITS.value:
         raise ValueError("say which units by --units=..., ids joined by commas")
-    certificate = ensdiff.certify(common.run_folder(), common.unit_ids(UNITS.value))
+    certificate = ensdiff.certify(runs.run_folder(), runs.unit_ids(UNITS.value))
     certificate.save(path)
-    common.describe_certificate(certificate)
+    runs.describe_certificate(certificate)
     others = sorted(set(certificate.values["members"]["held"]) - set(certificate.survivors))
     if others:
         print(
             f"the run still holds members {', '.join(map(str, others))}, which saw some of the units: "
             "python -m experiments.forget writes a run without them"
         )
-    print(f"wrote {path}\ncheck it: python -m experiments.certify verify --run={common.run_folder()}")
+    print(f"wrote {path}\ncheck it: python -m experiments.certify verify --run={runs.run_folder()}")
 
 
 def verify(path: pathlib.Path) -> None:
@@ -72,19 +73,19 @@ def verify(path: pathlib.Path) -> None:
         )
     data = None
     if REPLAY.value or flags.FLAGS.data:
-        data = common.all_data()
+        data = runs.all_data()
         if data is None:
-            raise ValueError(f"{common.run_folder()} does not say what it was trained on: give --data=...")
-    result = certificate.verify(common.run_folder(), data=data, replay=REPLAY.value)
+            raise ValueError(f"{runs.run_folder()} does not say what it was trained on: give --data=...")
+    result = certificate.verify(runs.run_folder(), data=data, replay=REPLAY.value)
     for failure in result.failures:
         print(f"differs: {failure}")
     if not result.ok:
         raise ValueError(
-            f"{path} does not hold for {common.run_folder()}: {len(result.failures)} differences, listed above"
+            f"{path} does not hold for {runs.run_folder()}: {len(result.failures)} differences, listed above"
         )
     for line in result.checked:
         print(f"checked: {line}")
-    common.describe_certificate(certificate)
+    runs.describe_certificate(certificate)
     print("the certificate holds")
 
 

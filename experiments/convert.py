@@ -24,11 +24,12 @@ import pathlib
 import numpy as np
 from absl import flags
 
-from experiments import common
+from experiments import common, runs
 
-common.define_sampling_flags(n=16)
-common.define_data_flag()
+runs.define_sampling_flags(n=16)
+runs.define_data_flag()
 flags.adopt_module_key_flags(common)
+flags.adopt_module_key_flags(runs)
 SOURCE = flags.DEFINE_multi_string("from", [], "What to read; repeat it for the members' own folders or files.")
 TO = flags.DEFINE_string("to", None, "What to write: a new run directory, folder or file.")
 CODE = flags.DEFINE_string("code", None, "File of the code matrix; without it, unit k is what member k alone saw.")
@@ -94,7 +95,7 @@ def _read_checkpoints(command: str, target: pathlib.Path) -> None:
 def _write_diffusers(target: pathlib.Path) -> None:
     from ensdiff.interop import diffusers
 
-    params = common.load_run()
+    params = runs.load_run()
     diffusers.save(params, target, format=FORMAT.value)
     print(
         f"wrote {params.members} checkpoints to {target}; open one with UNet2DModel.from_pretrained('{target}/Shard0')"
@@ -104,13 +105,13 @@ def _write_diffusers(target: pathlib.Path) -> None:
 def _write_universe(target: pathlib.Path) -> None:
     from ensdiff.interop import ctf
 
-    params = common.load_run()
-    data = common.training_data(params)
+    params = runs.load_run()
+    data = runs.training_data(params)
     if data is None:
         raise ValueError(
             f"{flags.FLAGS.run} does not say what it was trained on: give --data=..., as in --data=npz,path=train.npz"
         )
-    samples = common.draw_samples(params)
+    samples = runs.draw_samples(params)
     with ctf.write(target, params, samples, data, progress=True) as universe:
         print(f"{universe}\nwrote {target}")
 

@@ -10,9 +10,10 @@ The new run loads, samples and attributes like any other, and holds its deletion
 
 from absl import flags
 
-from experiments import common
+from experiments import common, runs
 
 flags.adopt_module_key_flags(common)
+flags.adopt_module_key_flags(runs)
 UNITS = flags.DEFINE_string("units", None, "The units, ids joined by commas; they are forgotten together.")
 OUT = flags.DEFINE_string("out", None, "The new run directory.")
 
@@ -21,11 +22,11 @@ def main() -> None:
     """Forget, and say what is left."""
     import ensdiff
 
-    run = common.run_folder()
+    run = runs.run_folder()
     if not UNITS.value or not OUT.value:
         raise ValueError("say what to forget by --units=..., ids joined by commas, and where to write by --out=...")
-    certificate = ensdiff.forget(run, common.unit_ids(UNITS.value), OUT.value)
-    common.describe_certificate(certificate)
+    certificate = ensdiff.forget(run, runs.unit_ids(UNITS.value), OUT.value)
+    runs.describe_certificate(certificate)
     left = certificate.values["capacity"]
     print(
         f"{left['members']} members are left. They bear the removal of {left['certain']} more, whatever the units, and "

@@ -33,7 +33,7 @@ from ensdiff.estimates import (
     parameter_count,
     training_memory,
 )
-from experiments import aot, common
+from experiments import aot, building, common
 from experiments.abstract import STEPS, Case
 from experiments.config import define_config
 
@@ -44,7 +44,7 @@ def read_study(config: ConfigDict | None) -> tuple[Study, Schedule]:
     """The study that the config and the flags describe; a flag goes before the config."""
     f = flags.FLAGS
     config = ConfigDict() if config is None else config
-    known = common.section(config, "aot")  # a config says there how large its data are
+    known = building.section(config, "aot")  # a config says there how large its data are
     shape = known.get("image_shape")
     if f.image:
         if not re.fullmatch(r"\d+[x,]\d+[x,]\d+", f.image):
@@ -53,7 +53,7 @@ def read_study(config: ConfigDict | None) -> tuple[Study, Schedule]:
     units = known.get("units") if f.units is None else f.units
     if shape is None or units is None:
         raise ValueError("how large are the data? Give --image=HxWxC and --units=N")
-    values = {**common.section(config, "model"), "image_channels": shape[-1]}
+    values = {**building.section(config, "model"), "image_channels": shape[-1]}
     if f.channels is not None:
         values["channels"] = f.channels
     if f.multipliers:
@@ -61,10 +61,10 @@ def read_study(config: ConfigDict | None) -> tuple[Study, Schedule]:
             values["multipliers"] = tuple(float(m) for m in f.multipliers)
         except ValueError:
             raise ValueError(f"--multipliers={','.join(f.multipliers)}: expected numbers, such as 1,2,2") from None
-    model = common.build(UNetConfig, "model", values)
-    train = common.build(TrainConfig, "train", common.section(config, "train"))
+    model = building.build(UNetConfig, "model", values)
+    train = building.build(TrainConfig, "train", building.section(config, "train"))
     changes = {name: value for name, value in (("steps", f.steps), ("batch_size", f.batch)) if value is not None}
-    code = common.section(config, "code")
+    code = building.section(config, "code")
     members = code.get("members", 16) if f.members is None else f.members
     weight = code.get("weight") if f.weight is None else f.weight
     study = Study(
@@ -77,7 +77,7 @@ def read_study(config: ConfigDict | None) -> tuple[Study, Schedule]:
         f.samples,
         f.sampling_steps,
     )
-    return study, common.build(Schedule, "schedule", common.section(config, "schedule"))
+    return study, building.build(Schedule, "schedule", building.section(config, "schedule"))
 
 
 def chosen() -> dict[str, Accelerator]:

@@ -15,7 +15,7 @@ import time
 import numpy as np
 from absl import flags
 
-from experiments import common
+from experiments import building, common, runs
 from experiments.config import define_config
 
 flags.adopt_module_key_flags(common)
@@ -47,9 +47,9 @@ def main() -> None:
     run_dir = pathlib.Path(config.run_dir)
     if not config.resume:
         hosts.decide(lambda: shutil.rmtree(run_dir) if (run_dir / "run.json").exists() else None)
-    params = common.train_from_config(config)
-    values = common.section(config, "data")
-    data, held_out = common.load_data(values), common.held_out_data(values)
+    params = building.train_from_config(config)
+    values = building.section(config, "data")
+    data, held_out = building.load_data(values), building.held_out_data(values)
 
     samples = ensdiff.sample(params, 0, EVALUATED.value, steps=STEPS.value, sampler="ddim", progress=True)
     table = validity(config, params, data, held_out, np.asarray(samples.images))
@@ -67,7 +67,7 @@ def main() -> None:
     page = Page(
         f"What {len(shown)} generated digits depend on",
         HOW_TO_READ,
-        common.facts(params, data),
+        runs.facts(params, data),
         [table],
         [
             Figure("Samples", picture(grid(samples.images[:64]), 568), "64 generated digits"),
@@ -92,7 +92,7 @@ def validity(config, params, data, held_out, images):
 
     classifier = fit_classifier(data.images, data.labels)
     real = classifier.features(held_out.images)
-    single = common.train_single(config, data)
+    single = building.train_single(config, data)
     single_images = np.asarray(
         ensdiff.sample(single, 1, len(images), steps=STEPS.value, sampler="ddim", progress=True).images
     )

@@ -15,11 +15,12 @@ from typing import Any
 
 from absl import flags
 
-from experiments import common
+from experiments import common, runs
 
-common.define_sampling_flags(n=8)
-common.define_data_flag()
+runs.define_sampling_flags(n=8)
+runs.define_data_flag()
 flags.adopt_module_key_flags(common)
+flags.adopt_module_key_flags(runs)
 TOP = flags.DEFINE_integer(
     "top", None, "Units a sample that are removed exactly; 32, or what a saved attribution has.", lower_bound=1
 )
@@ -43,27 +44,27 @@ def main(run: str | None = None) -> None:
     from ensdiff.report.explorer import Exploration, write_explorer
 
     if run is not None:
-        common.set_run(run)
-    params = common.load_run()
-    data = common.training_data(params)
+        runs.set_run(run)
+    params = runs.load_run()
+    data = runs.training_data(params)
     if data is None:
         raise ValueError("the explorer shows training images, which the run does not name: give --data=...")
-    samples = common.draw_samples(params)
+    samples = runs.draw_samples(params)
     layers = [layer(params, data, samples, groups=False)]
     if params.code.groups is not None:
         layers.append(layer(params, data, samples, groups=True))
-    out = common.output_folder("report")
-    if not common.is_writer():
+    out = runs.output_folder("report")
+    if not runs.is_writer():
         return
-    folder = common.run_folder()
+    folder = runs.run_folder()
     grids = {int(m.group(1)): path.read_bytes() for path in sorted((folder / "samples").glob("step_*.png"))
              if (m := re.fullmatch(r"step_(\d+)", path.stem))}  # fmt: skip
     exploration = Exploration(
         f"What {len(samples)} samples of {data.name} depend on",
         samples,
         layers,
-        common.sampling_command(),
-        [*common.facts(params, data), ("sampler", f"{samples.config.sampler}, {samples.config.steps} steps")],
+        runs.sampling_command(),
+        [*runs.facts(params, data), ("sampler", f"{samples.config.sampler}, {samples.config.steps} steps")],
         ensdiff.read_metrics(folder),
         evenly(grids),
     )
@@ -99,7 +100,7 @@ def saved(params: Any, samples: Any, groups: bool) -> Any:
 
     code = params.code.group_code() if groups else params.code
     for method in ("exact", "screen"):
-        stem = common.run_folder() / "attribution" / f"{method}_seed{flags.FLAGS.seed}{'_groups' if groups else ''}"
+        stem = runs.run_folder() / "attribution" / f"{method}_seed{flags.FLAGS.seed}{'_groups' if groups else ''}"
         if not stem.with_name(stem.name + ".json").exists():
             continue
         att = ensdiff.Attribution.load(stem)

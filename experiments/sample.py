@@ -6,6 +6,7 @@ Examples:
   python -m experiments.sample --run=runs/digits --n=64
   python -m experiments.sample --run=runs/digits --n=16 --sampler=ddim --steps=25
   python -m experiments.sample --run=runs/digits --n=16 --remove=3 --remove=5,8 (unit 3; units 5 and 8 together)
+  python -m experiments.sample --run=runs/nested --n=16 --groups --remove=2  (a whole group of a hierarchical code)
 """
 
 from typing import Any
@@ -13,11 +14,13 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from experiments import common
+from experiments import common, runs
 
-common.define_sampling_flags(n=36)
+runs.define_sampling_flags(n=36)
 flags.adopt_module_key_flags(common)
+flags.adopt_module_key_flags(runs)
 REMOVE = flags.DEFINE_multi_string("remove", [], "Unit id, or ids joined by commas, to regenerate without; repeatable.")
+GROUPS = flags.DEFINE_bool("groups", False, "--remove names groups of a hierarchical code instead of its items.")
 
 
 def main() -> None:
@@ -25,20 +28,22 @@ def main() -> None:
     import ensdiff
     from ensdiff.images import grid, to_png
 
-    units = [common.unit_ids(text) for text in REMOVE.value]
-    params = common.load_run()
+    units = [runs.unit_ids(text) for text in REMOVE.value]
+    params = runs.load_run()
+    code = params.code.group_code() if GROUPS.value else params.code
     if units:
-        params.code.ablate(units)  # refuses what cannot be removed before anything is sampled
-    samples = common.draw_samples(params)
-    out = common.output_folder("samples")
+        code.ablate(units)  # refuses what cannot be removed before anything is sampled
+    samples = runs.draw_samples(params)
+    out = runs.output_folder("samples")
     scale = max(1, 64 // params.image_shape[0])
     arrays: dict[str, Any] = {"images": np.asarray(samples.images)}
     pictures = {f"samples_seed{flags.FLAGS.seed}": samples.images}
+    kind = "group_" if GROUPS.value else ""
     if REMOVE.value:
-        arrays["counterfactuals"] = ensdiff.counterfactuals(params, samples, units, progress=True)
+        arrays["counterfactuals"] = ensdiff.counterfactuals(params, samples, units, code=code, progress=True)
         for text, images in zip(REMOVE.value, arrays["counterfactuals"], strict=True):
-            pictures[f"samples_seed{flags.FLAGS.seed}_without_{text.replace(',', '_')}"] = images
-    if not common.is_writer():
+            pictures[f"samples_seed{flags.FLAGS.seed}_without_{kind}{text.replace(',', '_')}"] = images
+    if not runs.is_writer():
         return
     written = [out / f"{name}.png" for name in pictures]
     for path, images in zip(written, pictures.values(), strict=True):

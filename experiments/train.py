@@ -14,7 +14,7 @@ SIGTERM and Ctrl-C write a checkpoint and end with exit code 75: start again wit
 
 from absl import flags
 
-from experiments import common
+from experiments import building, common
 from experiments.config import define_config
 
 flags.adopt_module_key_flags(common)
@@ -28,7 +28,7 @@ def main() -> None:
     config = CONFIG.value
     if config is None:
         raise ValueError("no config given; try --config=digits")
-    params = common.train_from_config(config)
+    params = building.train_from_config(config)
     print(f"{params}\ntrained: {config.run_dir} (load it with ensdiff.load({str(config.run_dir)!r}))")
 
 

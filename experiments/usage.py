@@ -16,12 +16,9 @@ def wanted(argv: list[str]) -> bool:
 
 
 def usage(program: str, description: str) -> str:
-    """The help of a program; ``program`` is its sys.argv[0], by which absl knows its flags.
-
-    --run, which all programs could read, is listed where the description uses it.
-    """
+    """The help of a program; ``program`` is its sys.argv[0], by which absl knows its flags."""
     known = flags.FLAGS.get_key_flags_for_module(program)
-    own = [flag for flag in known if flag.name not in SHARED and (flag.name != "run" or "--run=" in description)]
+    own = [flag for flag in known if flag.name not in SHARED]
     shared = [flag for flag in known if flag.name in SHARED]
     parts = [description.strip(), _flags("flags:", own), _flags("flags of all programs:", shared)]
     return "\n\n".join(part for part in parts if part) + "\n"

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from ensdiff import data
-from experiments.common import load_data
+from experiments.building import load_data
 
 
 def test_digits():

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import ensdiff
 from ensdiff.ensemble import activation_bytes, init_params, make_mesh, to_images, to_model
-from experiments import common
+from experiments import building
 from tests.helpers import CODE, TINY
 
 
@@ -73,11 +73,11 @@ def test_configs_build(name):
     config = importlib.import_module(f"experiments.configs.{name}").get_config()
     shape = (32, 32, 3) if name == "cifar10_paper" else (28, 28, 1)
     data = ensdiff.data.arrays(np.zeros((40, *shape), np.uint8))
-    model, schedule, train = common.settings(config, data)
+    model, schedule, train = building.settings(config, data)
     assert model.image_channels == shape[-1]
     assert schedule.timesteps == 1000
     assert train.steps > 100
-    code = ensdiff.Code.balanced(**common.section(config, "code"), units=1000)
+    code = ensdiff.Code.balanced(**building.section(config, "code"), units=1000)
     assert code.members == config.code.members
     size = 8 if "digits" in config.run_dir or "quickstart" in config.run_dir else shape[0]
     model.check_image(size, size)

@@ -60,9 +60,12 @@ class Tab:
         self.until(lambda: "influence" in self.text("cursor-text"))
 
     def until(self, condition):
+        """Wait until it holds; what the page replaces while the condition is looked at, is looked at again."""
+        from selenium.common.exceptions import StaleElementReferenceException
         from selenium.webdriver.support.ui import WebDriverWait
 
-        return WebDriverWait(self.driver, 20).until(lambda _: condition())
+        waiting = WebDriverWait(self.driver, 20, ignored_exceptions=[StaleElementReferenceException])
+        return waiting.until(lambda _: condition())
 
     def one(self, css):
         return self.driver.find_element("css selector", css)
@@ -77,9 +80,13 @@ class Tab:
         return self.driver.execute_script(script, *args)
 
     def click(self, css):
-        node = self.one(css)
-        self.js("arguments[0].scrollIntoView({block: 'center'})", node)
-        node.click()
+        def act():
+            node = self.one(css)
+            self.js("arguments[0].scrollIntoView({block: 'center'})", node)
+            node.click()
+            return True
+
+        self.until(act)
 
     def keys(self, *keys):
         """Keys to whatever has the focus."""
@@ -113,7 +120,8 @@ def driver():
         pytest.skip("no headless browser: install chromium and chromedriver (Debian: chromium chromium-driver)")
     options = webdriver.ChromeOptions()
     options.binary_location = browser
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
+                     "--disable-background-networking", "--disable-component-update", "--disable-sync"):  # fmt: skip
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(server))
@@ -153,7 +161,8 @@ def pages(flat, nested, tmp_path_factory):
 
 
 def units_shown(tab):
-    return [int(node.get_attribute("id")[5:]) for node in tab.all("#units-body .pick")]
+    ids = tab.js("return [...document.querySelectorAll('#units-body .pick')].map((node) => node.id)")
+    return [int(ident[5:]) for ident in ids]
 
 
 def test_samples_by_click_and_by_arrow_keys(tab, pages, flat):
@@ -339,7 +348,7 @@ def test_classes_sum_up_the_landscape(tab, pages, flat):
 def test_items_and_groups_are_both_removed(tab, pages, nested):
     from selenium.webdriver import Keys
 
-    _, _, _, (_, outer) = nested
+    params, _, _, (_, outer) = nested
     tab.open(pages["nested"])
     tab.focus("#layers input")
     tab.keys(Keys.ARROW_RIGHT)
@@ -352,6 +361,14 @@ def test_items_and_groups_are_both_removed(tab, pages, nested):
     assert len(tab.all(f"#pick-{first} img")) == 4
     tab.click("#gallery label:nth-child(2) input")
     tab.until(lambda: units_shown(tab) == outer.att.units[1].tolist())
+    code = params.code.group_code()
+    a, b = next(
+        (a, b) for a in range(4) for b in range(a) if code.survivors([a, b]).any() and (b, a) not in outer.sets[1]
+    )
+    tab.click(f"#pick-{a}")
+    tab.click(f"#tick-{b}")
+    tab.until(lambda: "not computed in advance" in tab.text("message"))
+    assert tab.text("command") == f"python -m experiments.sample --run=runs/x --n=3 --groups --remove={b},{a}"
 
 
 def test_training_curves_and_grids(tab, pages):

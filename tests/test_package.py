@@ -39,7 +39,7 @@ def test_packaged_configs_have_names(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", names())
 def test_every_packaged_config_can_be_read(name):
-    from experiments import common, evaluate
+    from experiments import building, evaluate
     from experiments.studies import STUDIES
 
     spec = importlib.util.spec_from_file_location(name, config_path(name))
@@ -49,7 +49,7 @@ def test_every_packaged_config_can_be_read(name):
     if name.startswith("evaluate"):
         assert evaluate.check_config(config, tuple(STUDIES))
     else:
-        common.check_config(config)
+        building.check_config(config)
     assert f"--config={name}" in module.__doc__ or f"experiments.{name}" in module.__doc__
 
 

@@ -95,6 +95,14 @@ def test_groups_of_a_hierarchical_code(run, tmp_path):
         att = ensdiff.Attribution.load(folder / "attribution" / name)
         assert att.settings["candidates"] == candidates
         assert att.settings["null_of_a_kind"] == 50
+    done = run("sample", f"--run={folder}", "--n=1", "--steps=2", "--groups", "--remove=2", f"--out={tmp_path / 'out'}")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "samples_seed0_without_group_2.png").is_file()
+    params = ensdiff.load(folder)
+    samples = ensdiff.sample(params, 0, 1, steps=2)
+    expected = ensdiff.counterfactuals(params, samples, [2], code=params.code.group_code())
+    with np.load(tmp_path / "out" / "samples_seed0.npz") as made:
+        np.testing.assert_allclose(made["counterfactuals"], expected, atol=1e-5)
 
 
 def test_attribute_images_from_outside(run, trained, tmp_path):

@@ -66,6 +66,19 @@ def test_sample_and_counterfactuals_are_those_states(tiny, noise):
         np.testing.assert_allclose(images[m], expected, atol=2e-3)
 
 
+def test_groups_of_a_hierarchical_code_are_removed_whole():
+    code = ensdiff.Code.hierarchical(6, np.arange(12) % 3, group_weight=4, weight=2, seed=0)
+    params = random_ensemble(code)
+    samples = ensdiff.sample(params, 0, 2, steps=2)
+    got = ensdiff.counterfactuals(params, samples, [2, 0], code=code.group_code())
+    rows = (code.group_code().rows([2, 0]) == 0).astype(np.float32)
+    for images, row in zip(got, rows / rows.sum(1, keepdims=True), strict=True):
+        expected = ensdiff.sample(params, 0, 2, steps=2, weights=row).images
+        np.testing.assert_allclose(images, expected, atol=1e-5)
+    with pytest.raises(ValueError, match="the code is for 4 members, the ensemble has 6"):
+        ensdiff.counterfactuals(params, samples, [0], code=CODE)
+
+
 def test_ddim_with_eta_one_on_all_steps_is_ancestral(tiny):
     noise = np.random.default_rng(1).normal(size=(21, 2, 8, 8, 1)).astype(np.float32)
     ddpm = ensdiff.sample(tiny, noise=noise, steps=20, sampler="ddpm")

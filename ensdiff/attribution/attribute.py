@@ -116,10 +116,7 @@ def attribute(
             )
     else:
         check_samples(params, samples, f"method={method!r}")
-    code = params.code if code is None else code
-    if code.members != params.members:
-        raise ValueError(f"the code is for {code.members} members, the ensemble has {params.members}")
-    candidates = Candidates.of(code, units)
+    candidates = Candidates.of(params.candidate_code(code), units)
     N = len(candidates)
     if not 1 <= top <= N:
         raise ValueError(f"top={top}: expected 1 .. {N}, the number of candidate units")

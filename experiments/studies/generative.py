@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 import ensdiff
 from ensdiff import metrics
 from ensdiff.data import Dataset
-from experiments import common
+from experiments import building
 from experiments.studies.figures import interval_figure
 from experiments.studies.findings import Findings
 from experiments.studies.workshop import Workshop
@@ -59,8 +59,8 @@ def _data(shop: Workshop, values: ConfigDict) -> tuple[Dataset, Dataset]:
     """The data of the whole evaluation, or of a reader that the section names."""
     if "data" not in values:
         return shop.data, shop.held_out
-    options = common.section(values, "data")
-    return common.load_data(options), common.held_out_data(options)
+    options = building.section(values, "data")
+    return building.load_data(options), building.held_out_data(options)
 
 
 def study(shop: Workshop) -> Findings:

@@ -21,7 +21,7 @@ from ensdiff.pieces import Pieces
 from ensdiff.sample import ablated, sampler_config
 from ensdiff.storage import write_atomically
 from ensdiff.typing import as_key
-from experiments import common
+from experiments import building
 
 
 class Workshop:
@@ -45,13 +45,13 @@ class Workshop:
     @functools.cached_property
     def data(self) -> Dataset:
         """The data that studies train on, in a random order, so that a beginning of them is a random part."""
-        data = common.load_data(common.section(self.config, "data"))
+        data = building.load_data(building.section(self.config, "data"))
         return data.subset(np.random.default_rng(0).permutation(data.items))
 
     @functools.cached_property
     def held_out(self) -> Dataset:
         """The data that nothing trains on."""
-        return common.held_out_data(common.section(self.config, "data"))
+        return building.held_out_data(building.section(self.config, "data"))
 
     @functools.cached_property
     def classifier(self) -> Classifier:
@@ -70,7 +70,7 @@ class Workshop:
             code: which member sees what.
             **options: fields of `TrainConfig` that differ from the config's.
         """
-        model, schedule, train = common.settings(self.config, data)
+        model, schedule, train = building.settings(self.config, data)
         run_dir = self.folder / "models" / name
         if not (run_dir / "run.json").exists():
             print(f"training {name}: {code.members} members on {data.units} units", flush=True)
@@ -97,7 +97,7 @@ class Workshop:
         self, study: str, params: ensdiff.Ensemble, n: int, seed: int = 0, weights: np.ndarray | None = None
     ) -> ensdiff.Samples:
         """Samples by the config's sampler, kept: what is computed from them is found again to the bit."""
-        config = sampler_config(params, **common.section(self.config, "sampler"))
+        config = sampler_config(params, **building.section(self.config, "sampler"))
         weights = params.code.factual()[0] if weights is None else weights
 
         def compute() -> np.ndarray:

@@ -180,13 +180,7 @@ const explorer = (() => {
     await drawDifference(Boolean(uri), mine);
   }
   function command() {
-    if (layer().command) return `${page.command} --remove=${state.removed.join(",")}`;
-    const lines = [
-      "from ensdiff.sample import ablated",
-      `weights_MK = params.code.group_code().ablate([{${state.removed.join(", ")}}])`,
-      `ablated(params, samples, weights_MK, numpy.array([${state.sample}]))`,
-    ];
-    return lines.join("\n");
+    return `${page.command}${layer().groups ? " --groups" : ""} --remove=${state.removed.join(",")}`;
   }
   function drawChips(chosen) {
     const chips = chosen.map((u) => {

@@ -34,7 +34,8 @@ class Exploration(NamedTuple):
         title: its heading.
         samples: the samples.
         layers: one or two kinds of units.
-        command: the start of a command that removes units from these samples, to which ``--remove=3,8`` is added.
+        command: the start of a command that removes units from these samples, to which ``--remove=3,8`` is added
+            (and ``--groups``, of groups).
         facts: pairs of a label and a value.
         metrics: the run's, for the training curves.
         grids: PNGs of samples while training, by step.
@@ -149,7 +150,7 @@ def _layer(number: int, layer: Layer, images: np.ndarray, lazy: dict[str, Any]) 
         "exact": layer.exact,
         "whole": layer.whole,
         "kept": field.units.shape[1],
-        "command": layer.name != "group",
+        "groups": layer.name == "group",
         "classes": layer.classes is not None,
         "level": att.level,
         "limitation": att.limitation,

@@ -1,0 +1,162 @@
+"""From a config to data, a code, settings and a trained ensemble."""
+
+import json
+import os
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+from ml_collections import ConfigDict
+
+SECTIONS = ("data", "code", "model", "schedule", "train")
+
+
+def check_config(config: Any) -> None:
+    """Check what a config must have, before anything is done.
+
+    Raises:
+        ValueError: it has an unknown section or lacks one that is needed.
+    """
+    _ = getattr(config, "run_dir", None)  # a file that could not be read raises here what was wrong with it
+    if not isinstance(config, ConfigDict):
+        raise ValueError(f"get_config() of the config gave a {type(config).__name__}: expected a ConfigDict")
+    known = ("run_dir", "resume", *SECTIONS, "aot")
+    unknown = [name for name in config if name not in known]
+    if unknown:
+        raise ValueError(f"config.{unknown[0]}: no such section; expected some of {', '.join(known)}")
+    if not isinstance(config.get("run_dir"), str) or not config.run_dir:
+        raise ValueError(f"config.run_dir={config.get('run_dir')!r}: expected the folder to write to")
+    for name in SECTIONS:
+        if name in config and not isinstance(config[name], ConfigDict):
+            raise ValueError(f"config.{name}={config[name]!r}: expected a section with fields")
+    if not isinstance(config.get("data", ConfigDict()).get("name"), str):
+        raise ValueError("config.data.name: expected the name of a data set, such as 'digits' or 'folder'")
+
+
+def section(config: ConfigDict, name: str) -> dict[str, Any]:
+    """A section of the config as keyword arguments, lists as tuples; unset (None) fields are left out."""
+    values = config.get(name, ConfigDict()).to_dict()
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if v is not None}
+
+
+def build(kind: Callable, name: str, values: dict[str, Any]) -> Any:
+    """``kind(**values)``, with an unknown field reported by its place in the config."""
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise ValueError(f"config.{name}: {error}") from None
+
+
+def load_data(values: dict[str, Any]) -> Any:
+    """The data set of a config's ``data`` section: ``name``, the reader's options, and ``held_out``.
+
+    ``name`` is the reader; of the reader `ensdiff.data.tfds`, which has an option of that name too, ``dataset`` is the
+    data set. ``held_out`` items, chosen at random, are left out of training; `held_out_data` gives them.
+    """
+    everything, held_out = _read_all(values)
+    return everything.subset(_split(everything.items, held_out)[0]) if held_out else everything
+
+
+def held_out_data(values: dict[str, Any]) -> Any:
+    """The items that `load_data` left out."""
+    everything, held_out = _read_all(values)
+    return everything.subset(_split(everything.items, held_out)[1])
+
+
+def _read_all(values: dict[str, Any]) -> tuple[Any, int]:
+    from ensdiff import data
+
+    options = dict(values)
+    held_out = options.pop("held_out", 0)
+    reader = options.pop("name")
+    if "dataset" in options:
+        options["name"] = options.pop("dataset")
+    return data.load(reader, **options), held_out
+
+
+def _split(items: int, held_out: int) -> tuple[Any, Any]:
+    import numpy as np
+
+    if not isinstance(held_out, int) or not 0 < held_out < items - 1:
+        raise ValueError(f"config.data.held_out={held_out}: expected 0 .. {items - 2} of the {items} items")
+    order = np.random.default_rng(0).permutation(items)
+    return np.sort(order[held_out:]), np.sort(order[:held_out])
+
+
+def read_run_config(run: str | os.PathLike) -> dict[str, Any]:
+    """The config that a run was trained with, from its ``config.json``."""
+    path = pathlib.Path(run) / "config.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist: {run} was not written by experiments.train")
+    from ensdiff.integrity import read_sealed
+
+    values = read_sealed(path)
+    if not isinstance(values.get("data"), dict) or "name" not in values["data"]:
+        raise ValueError(f"{path} is not the config of a run: it names no data")
+    return values
+
+
+def settings(config: ConfigDict, data: Any) -> tuple[Any, Any, Any]:
+    """The U-Net, schedule and training settings of a config, for the data's channels."""
+    import ensdiff
+
+    model = build(ensdiff.UNetConfig, "model", {**section(config, "model"), "image_channels": data.shape[-1]})
+    schedule = build(ensdiff.Schedule, "schedule", section(config, "schedule"))
+    return model, schedule, build(ensdiff.TrainConfig, "train", section(config, "train"))
+
+
+def build_code(values: dict[str, Any], data: Any) -> Any:
+    """The code of a config's ``code`` section; with ``groups=label``, hierarchical: items inside their classes."""
+    import ensdiff
+
+    if "groups" not in values:
+        return build(ensdiff.Code.balanced, "code", {**values, "units": data.units})
+    if values["groups"] != "label":
+        raise ValueError(f"config.code.groups={values['groups']!r}: expected 'label', the class of each item")
+    if data.labels is None or data.units != data.items:
+        raise ValueError("config.code.groups='label': the data need a label an item, and units that are items")
+    return build(ensdiff.Code.hierarchical, "code", {**values, "groups": data.labels})
+
+
+def train_from_config(config: ConfigDict) -> Any:
+    """Train as a config says, and keep the config beside the run. Returns the Ensemble.
+
+    SIGTERM and SIGINT write a checkpoint and end training with `ensdiff.Preempted`.
+    """
+    import ensdiff
+    from ensdiff import hosts
+    from ensdiff.integrity import write_sealed
+    from ensdiff.preempt import on_signals
+
+    check_config(config)
+    data = load_data(section(config, "data"))
+    code = build_code(section(config, "code"), data)
+    model, schedule, train_config = settings(config, data)
+    shares = code.shares()
+    print(f"{data}\n{code}: members see {shares.min()} to {shares.max()} units", flush=True)
+    run_dir = pathlib.Path(config.run_dir)
+
+    def keep_config() -> None:
+        if hosts.is_writer():
+            write_sealed(run_dir / "config.json", json.loads(config.to_json()))
+
+    with on_signals() as stop:
+        return ensdiff.train(
+            data,
+            code,
+            model,
+            train_config,
+            schedule=schedule,
+            run_dir=run_dir,
+            resume=config.get("resume", False),
+            on_open=keep_config,
+            stop=stop,
+        )
+
+
+def train_single(config: ConfigDict, data: Any) -> Any:
+    """One model of the config's size and steps, trained on all the data: the ordinary alternative to an ensemble."""
+    import ensdiff
+
+    model, schedule, train_config = settings(config, data)
+    return ensdiff.train(data, ensdiff.Code.undivided(data.units), model, train_config, schedule=schedule)
