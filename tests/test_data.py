@@ -6,7 +6,6 @@ import os
 import pathlib
 import socket
 import struct
-import time
 
 import numpy as np
 import pytest
@@ -206,12 +205,11 @@ def test_installed_fashion_mnist():
     assert set(read.labels) == set(range(10))
 
 
-def test_unprepared_tfds_fails_at_once_and_without_a_network(tmp_path, monkeypatch):
+def test_unprepared_tfds_fails_without_a_network(tmp_path, monkeypatch):
     def no_network(*_, **__):
         raise AssertionError("the network was used")
 
     monkeypatch.setattr(socket.socket, "connect", no_network)
-    begin = time.monotonic()
     with pytest.raises(FileNotFoundError, match="tfds build cifar10 --file_format=array_record"):
         data.tfds("cifar10", data_dir=tmp_path)
     for read in (  # as the library and as a config name it
@@ -220,7 +218,6 @@ def test_unprepared_tfds_fails_at_once_and_without_a_network(tmp_path, monkeypat
     ):
         with pytest.raises(FileNotFoundError, match="tfds build cifar10"):
             read()
-    assert time.monotonic() - begin < 5
 
 
 def test_prepared_tfds(tmp_path):

@@ -74,7 +74,7 @@ def test_ddim_with_eta_one_is_ancestral_at_any_stride(T, start, end, spacing, da
     ddpm = sampler_steps(schedule, SamplerConfig("ddpm", steps, spacing=spacing))
     ddim = sampler_steps(schedule, SamplerConfig("ddim", steps, eta=1.0, spacing=spacing))
     for name in ddpm._fields:
-        np.testing.assert_allclose(getattr(ddpm, name), getattr(ddim, name), rtol=1e-6, atol=1e-9, err_msg=name)
+        np.testing.assert_allclose(getattr(ddpm, name), getattr(ddim, name), rtol=1e-6, atol=1e-7, err_msg=name)
     assert (np.diff(ddpm.t_S) < 0).all()
     assert ddpm.t_S.min() >= 0
     assert ddpm.t_S.max() < T
