@@ -20,7 +20,11 @@ from ensdiff.rundir import RunDirectory
 from tests.faults import CONFIG, copied, cut, flip, flips, new_state, restore, same, train
 from tests.helpers import CODE, ROOT
 
-pytestmark = pytest.mark.faults
+pytestmark = [
+    pytest.mark.faults,
+    # coroutines of what reads a damaged checkpoint, which end when they are collected
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 
 @pytest.fixture(scope="module")
