@@ -49,6 +49,7 @@ def test_chips_share_members_and_then_images():
     assert one.total == sum(one)
 
 
+@pytest.mark.slow
 def test_activations_bound_what_the_compiler_keeps():
     """The temporaries of a compiled step grow with the batch by no more than the estimate, and not by far less."""
 

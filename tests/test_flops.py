@@ -55,6 +55,7 @@ models = st.builds(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=6)
 @given(models, st.sampled_from(["grouped", "loop", "matmul"]), st.integers(1, 3), st.integers(1, 2))
 def test_lowered_forward_and_train_step(model, strategy, members, batch):
