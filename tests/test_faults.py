@@ -101,13 +101,13 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(whole, states,
 
 @pytest.mark.slow
 def test_damage_anywhere_in_a_checkpoint(whole, states, tmp_path, record_property):
-    """Three bits, and three lengths, of every file."""
+    """A bit, and two lengths, of every file."""
     checkpoint = whole[0] / "checkpoints" / "4"
     cases = []
     for name in files_of(checkpoint):
         path = checkpoint / name
-        cases += [(name, lambda path, at=at: flip(path, *at)) for at in flips(path, 3)]
-        cases += [(name, lambda path, n=n: cut(path, n)) for n in (0, 1, max(0, path.stat().st_size - 1))]
+        cases += [(name, lambda path, at=at: flip(path, *at)) for at in flips(path, 1)]
+        cases += [(name, lambda path, n=n: cut(path, n)) for n in (0, path.stat().st_size // 2)]
     detected, harmless = damage(tmp_path / "run", whole[0], states, new_state(), cases)
     assert detected > len(cases) / 4
     assert detected + harmless == len(cases)
