@@ -1,6 +1,5 @@
 """What the fault tests share: damage to files, and runs that are small enough to copy often."""
 
-import gc
 import logging
 import shutil
 import warnings
@@ -30,23 +29,14 @@ def new_state(mesh=None):
 
 
 def restore(folder, state):
-    """Step, state and warnings of resuming in a folder.
-
-    What reads a damaged checkpoint logs errors with tracebacks; pytest would keep all of them, and the arrays and
-    caches of their frames, until the test ends.
-    """
+    """Step, state and warnings of resuming in a folder, without Orbax's own pages of errors about a damaged one."""
     logging.disable(logging.CRITICAL)
     try:
-        return _restore(folder, state)
+        with warnings.catch_warnings(record=True) as caught, RunDirectory.open(folder, keep=3, resume=True) as run:
+            warnings.simplefilter("always")
+            step, found = run.restore(state)
     finally:
         logging.disable(logging.NOTSET)
-        gc.collect()
-
-
-def _restore(folder, state):
-    with warnings.catch_warnings(record=True) as caught, RunDirectory.open(folder, keep=3, resume=True) as run:
-        warnings.simplefilter("always")
-        step, found = run.restore(state)
     return step, found, [str(w.message) for w in caught if issubclass(w.category, ensdiff.DamageWarning)]
 
 

@@ -77,6 +77,22 @@ def test_pickles_of_anything_else_are_refused_and_not_run(tmp_path):
         assert not made.exists()
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\x80\x04]r\xff\xff\xff\x03.", "a pickle of 9 bytes with memo index 67108863 at byte 3: it is damaged"),
+        (b"]p67108863\n.", "memo index 67108863"),
+        (b"]p-1\n.", "memo index -1"),
+        (b"\x80\x05\x96" + (2**29).to_bytes(8, "little") + b".", "not a readable pickle.*536870912 bytes"),
+    ],
+    ids=["binary index", "index", "negative index", "bytes"],
+)  # fmt: skip
+def test_a_pickle_cannot_ask_for_more_memory_than_it_holds(content, message):
+    """Found by fuzzing: the C unpickler would make room for twice as many entries as the index says, 1 GiB here."""
+    with pytest.raises(pickle.UnpicklingError, match=message):
+        read_pickled_array(content)
+
+
 @given(st.data())
 def test_damaged_pickles_only_ever_raise_one_error(data):
     content = bytearray(pickle.dumps(MATRIX, protocol=data.draw(st.integers(0, pickle.HIGHEST_PROTOCOL))))

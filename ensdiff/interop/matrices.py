@@ -10,6 +10,7 @@ import math
 import os
 import pathlib
 import pickle
+import pickletools
 import re
 from typing import Any
 
@@ -151,6 +152,21 @@ class _Unpickler(pickle.Unpickler):
             ) from None
 
 
+def _check_sizes(content: bytes) -> None:
+    """Refuse a pickle that names more than it holds.
+
+    The unpickler makes room for whatever size or memo index it reads before it looks whether the bytes are there: ten
+    bytes could ask for 64 GiB.
+    """
+    for op, argument, position in pickletools.genops(content):
+        if op.name not in ("PUT", "BINPUT", "LONG_BINPUT"):
+            continue
+        if not isinstance(argument, int) or not 0 <= argument <= len(content):
+            raise pickle.UnpicklingError(
+                f"a pickle of {len(content)} bytes with memo index {argument} at byte {position}: it is damaged"
+            )
+
+
 def read_pickled_array(content: bytes) -> np.ndarray:
     """The NumPy array of numbers (or nested lists of them) that a pickle holds; nothing else is ever called.
 
@@ -158,6 +174,7 @@ def read_pickled_array(content: bytes) -> np.ndarray:
         pickle.UnpicklingError: anything else, or damaged.
     """
     try:
+        _check_sizes(content)
         value = _Unpickler(io.BytesIO(content)).load()
         value = value.numpy() if isinstance(value, _Array) else value
         if isinstance(value, list | tuple):
