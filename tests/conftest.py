@@ -1,6 +1,8 @@
 """Settings of every test: four CPU devices, a compilation cache, and shape checks by jaxtyping's import hook."""
 
+import gc
 import os
+import pathlib
 import subprocess
 
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "4")
@@ -34,6 +36,19 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 # the same examples in every run of CI, which must not fail by chance; new ones in every run by hand
 settings.register_profile("ensdiff", deadline=None, max_examples=30, derandomize="CI" in os.environ)
 settings.load_profile("ensdiff")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def mappings():
+    """Forget compiled programs before the kernel's limit of mappings is near: 65,530, of which each takes ten.
+
+    Beyond it the compiler ends the process by a segmentation fault; all tests in one process come that far.
+    """
+    yield
+    maps = pathlib.Path("/proc/self/maps")  # of Linux
+    if maps.exists() and len(maps.read_bytes().splitlines()) > 25_000:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture
