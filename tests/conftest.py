@@ -40,13 +40,14 @@ settings.load_profile("ensdiff")
 
 @pytest.fixture(autouse=True, scope="module")
 def mappings():
-    """Forget compiled programs before the kernel's limit of mappings is near: 65,530, of which each takes ten.
+    """Forget compiled programs when there are many: they took 5 GB of memory by the end of all tests.
 
-    Beyond it the compiler ends the process by a segmentation fault; all tests in one process come that far.
+    They also take mappings, ten each. Beyond the kernel's limit of 65,530 a process the compiler ends it by a
+    segmentation fault, and all tests in one process come that far.
     """
     yield
     maps = pathlib.Path("/proc/self/maps")  # of Linux
-    if maps.exists() and len(maps.read_bytes().splitlines()) > 25_000:
+    if maps.exists() and len(maps.read_bytes().splitlines()) > 8_000:
         jax.clear_caches()
         gc.collect()
 

@@ -158,9 +158,15 @@ def _check_sizes(content: bytes) -> None:
     The unpickler makes room for whatever size or memo index it reads before it looks whether the bytes are there: ten
     bytes could ask for 64 GiB.
     """
-    for op, argument, position in pickletools.genops(content):
-        if op.name not in ("PUT", "BINPUT", "LONG_BINPUT"):
-            continue
+    try:
+        stores = [
+            (argument, position)
+            for op, argument, position in pickletools.genops(content)
+            if op.name in ("PUT", "BINPUT", "LONG_BINPUT")
+        ]
+    except ValueError as error:
+        raise pickle.UnpicklingError(f"the pickle is truncated, or damaged: {error}") from error
+    for argument, position in stores:
         if not isinstance(argument, int) or not 0 <= argument <= len(content):
             raise pickle.UnpicklingError(
                 f"a pickle of {len(content)} bytes with memo index {argument} at byte {position}: it is damaged"
