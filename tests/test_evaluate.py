@@ -138,6 +138,7 @@ def test_program_refuses_what_is_no_evaluation(run, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_whole_program(run, tmp_path):
     """Every study in miniature, as a user types it; and again, when nothing is computed."""
     words = ("evaluate", "--config=evaluate_smoke", f"--config.run_dir={tmp_path / 'run'}", f"--out={tmp_path / 'out'}")
