@@ -31,6 +31,7 @@ from ensdiff.ensemble import (
     Ensemble,
     apply_member,
     images_at_once,
+    jit_once,
     least_bytes,
     make_mesh,
     on_mesh,
@@ -39,7 +40,7 @@ from ensdiff.ensemble import (
     platform,
     to_images,
 )
-from ensdiff.packing import Batches, batch_numbers, choose_places, gather_batches, kept_counts
+from ensdiff.packing import Batches, batch_numbers, choose_places, gather_batches, kept_counts, round_up
 from ensdiff.schedule import SamplerConfig, StepFunction, advance, rule_of, step_arguments
 from ensdiff.typing import Array, ArrayLike
 from ensdiff.unet import UNetConfig
@@ -104,13 +105,20 @@ def sampling_step(
         eps_P = apply_member(model, params, x_R[index_P], jnp.full(index_P.shape, t, jnp.int32))
         return weight_P[:, None, None, None] * eps_P
 
+    def unless_empty(params_K, x_R, member, index_P, weight_P, t):
+        def predict():
+            return weighted(jax.tree.map(lambda a: a[member], params_K), x_R, index_P, weight_P, t)
+
+        def nothing():
+            return jnp.zeros((len(index_P), *x_R.shape[1:]))
+
+        return jax.lax.cond(weight_P.any(), predict, nothing)
+
     def mean(params_K, x_R, batches, t):
         if resolve(model.conv) == "map":
 
             def add(eps_R, batch):
-                member, index_P, weight_P = batch
-                params = jax.tree.map(lambda a: a[member], params_K)
-                return eps_R.at[index_P].add(weighted(params, x_R, index_P, weight_P, t)), None
+                return eps_R.at[batch[1]].add(unless_empty(params_K, x_R, *batch, t)), None
 
             return jax.lax.scan(add, jnp.zeros_like(x_R), batches)[0]
         index_NP, weight_NP = batches[1:]  # one batch a member, of equal length: all members at once
@@ -165,19 +173,20 @@ def plan(
     budget = memory_budget_default() if memory_budget is None else memory_budget
     # a state: its image, noise, prediction, next image and what the compiler keeps of them; its places in the lists
     state = 4 * 8 * int(np.prod(params.image_shape)) + 8 * K
-    at_once = images_at_once(params.model, params.image_shape, mesh, K, budget - state)
-    if at_once < 1:
-        need = state + least_bytes(params.model, params.image_shape, mesh, K)
+    least = least_bytes(params.model, params.image_shape, mesh, K)
+    if budget < state + least:
         raise ValueError(
-            f"memory_budget={budget} bytes: one state needs up to {need} bytes on a device; give at least that"
+            f"memory_budget={budget} bytes: one state needs up to {state + least} bytes on a device; give at least that"
         )
-    if chunk is None:
-        chunk = min(max(1, budget // 2 // state), STATES_AT_ONCE) * shards
-    parts = -(-R // chunk)
+    most = min(max(1, min(budget // 2, budget - least) // state), STATES_AT_ONCE) * shards if chunk is None else chunk
+    parts = -(-R // most)
     states = -(-R // (parts * shards)) * shards  # equal chunks, a multiple of the data shards
+    if parts == 1 and shards == 1:
+        states = max(states, min(round_up(R, FEW_STATES), most))  # more states without weight, for the sake of the size
     counts_CDK = np.stack([kept_counts(weights, shards) for _, weights in _padded(weights_RK, states)])
     if resolve(params.model.conv) != "map":
         return Chunks(states, max(1, int(counts_CDK.max())), K // member_shards)
+    at_once = max(1, images_at_once(params.model, params.image_shape, mesh, K, budget - states // shards * state))
     overhead = BATCH_OVERHEAD.get(platform(mesh), 32.0)
     places = choose_places(counts_CDK, member_shards, at_once, overhead)
     return Chunks(states, places, batch_numbers(counts_CDK, places, member_shards))
@@ -185,6 +194,10 @@ def plan(
 
 STATES_AT_ONCE = 1024
 """States of a chunk and data shard: enough to fill batches, few enough to see progress."""
+
+FEW_STATES, FEW_BATCHES = 32, 16
+"""Smaller numbers are rounded up to these, and others to powers of two, where that costs nothing: a state without
+weight is in no batch, and an empty batch is skipped. So many calls share one compiled program."""
 
 BATCH_OVERHEAD = {"cpu": 0.5}
 """What a batch costs beside its images, in images."""
@@ -224,21 +237,22 @@ def denoise(
     if R % shards:
         raise ValueError(f"{R} states cannot be split over {shards} data shards; choose a multiple of {shards}")
     chunks = plan(params, weights_RK, mesh, R, None) if chunks is None else chunks
-    batches = gather_batches(weights_RK, shards, mesh.shape["member"], chunks.places, chunks.number)
+    number = round_up(chunks.number, FEW_BATCHES) if resolve(params.model.conv) == "map" else chunks.number
+    batches = gather_batches(weights_RK, shards, mesh.shape["member"], chunks.places, number)
     step = sampling_step(params.model, params.image_shape, rule_of(config), mesh)
     stacked = on_mesh(params.params, mesh)
     placed = Batches(*(on_mesh(a, mesh, P("data", "member")) for a in batches))
     noise = noise.on_mesh(mesh)
-    x_R = _first_noise(noise, params.image_shape)
+    x_R = _first_noise(params.image_shape)(noise)
     x_R = on_mesh(x_R, mesh, P("data"))
     for j, coefficients in enumerate(step_arguments(params.schedule, config)):
         x_R = pace(step(stacked, x_R, noise, placed, np.int32(j), coefficients), mesh)
     return x_R
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _first_noise(noise: Noise, image_shape: tuple[int, int, int]) -> Array:
-    return noise.at(0, image_shape)
+@functools.lru_cache(maxsize=16)
+def _first_noise(image_shape: tuple[int, int, int]) -> Callable[[Noise], Array]:
+    return jit_once(lambda noise: noise.at(0, image_shape))
 
 
 def memory_budget_default() -> int:

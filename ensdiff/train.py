@@ -28,6 +28,7 @@ from ensdiff.train_step import (
     init_state,
     make_train_step,
     make_train_steps,
+    seed_of,
 )
 from ensdiff.unet import UNetConfig
 
@@ -67,6 +68,7 @@ def stepper(
     shape_KB = splits.code.members, config.batch_size
     mine = hosts.local_block(mesh, P("member", "data"), shape_KB)
     per_call = config.steps_per_call
+    seed = seed_of(config)
     step_fn = make_train_step(model, schedule, config, mesh)
     steps_fn = make_train_steps(model, schedule, config, mesh)
 
@@ -78,13 +80,13 @@ def stepper(
     def call(state: TrainState, step: int, count: int) -> tuple[TrainState, StepMetrics]:
         batches = [make_batch(data, splits, config, s, *mine) for s in range(step, step + count)]
         if per_call == 1:
-            state, metrics = step_fn(state, assemble(batches[0], P("member", "data"), shape_KB), np.int32(step))
+            state, metrics = step_fn(state, assemble(batches[0], P("member", "data"), shape_KB), np.int32(step), seed)
             metrics_S = jax.tree.map(lambda a: a[None], hosts.local(metrics))
         else:
             batches += batches[-1:] * (per_call - count)
             stacked = Batch(*(np.stack(part) for part in zip(*batches, strict=True)))
             placed = assemble(stacked, P(None, "member", "data"), (per_call, *shape_KB))
-            state, metrics = steps_fn(state, placed, np.int32(step), np.int32(count))
+            state, metrics = steps_fn(state, placed, np.int32(step), np.int32(count), seed)
             metrics_S = jax.tree.map(lambda a: a[:count], hosts.local(metrics))
         if mesh.shape["data"] > 1:  # then the step holds a collective
             pace(metrics_S, mesh)

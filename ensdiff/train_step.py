@@ -139,12 +139,23 @@ def init_state(
 ) -> TrainState:
     """Initial parameters, optimiser state and average of all members; on a mesh, computed where they stay."""
     params = init_params(model, image_shape, members, jax.random.fold_in(jax.random.key(config.seed), 0), mesh)
+    return TrainState(
+        params, _init_optimizer(config, mesh)(params), jax.tree.map(jnp.copy, params) if config.ema else None
+    )
+
+
+@functools.lru_cache(maxsize=16)
+def _init_optimizer(config: TrainConfig, mesh: Mesh | None) -> Callable[[Params], Any]:
     placed = None if mesh is None else NamedSharding(mesh, P("member"))
-    opt_state = jax.jit(jax.vmap(optimizer(config).init), out_shardings=placed)(params)
-    return TrainState(params, opt_state, jax.tree.map(jnp.copy, params) if config.ema else None)
+    return jax.jit(jax.vmap(optimizer(config).init), out_shardings=placed)
 
 
-def step_keys(seed: int, step: Array, member: Array, position: Array) -> Array:
+def seed_of(config: TrainConfig) -> np.uint32:
+    """The seed as an argument of the compiled steps, so that one program serves all seeds."""
+    return np.uint32(config.seed % 2**32)  # as much of it as a JAX key takes
+
+
+def step_keys(seed: Array | np.integer, step: Array, member: Array, position: Array) -> Array:
     """The key of one image in one member's batch: a function of nothing else, so of no other member."""
     key = jax.random.fold_in(jax.random.key(seed), 1)
     return jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, member), step), position)
@@ -188,10 +199,10 @@ def _member_step(
     """One member's step on one device: loss, gradient, sum over the data shards, optimiser."""
     shards = mesh.shape["data"]
 
-    def member_step(state, member, images_BHWC, mask_B, step):
+    def member_step(state, member, images_BHWC, mask_B, step, seed):
         B = len(mask_B)
         position_B = jax.lax.axis_index("data") * B + jnp.arange(B)
-        keys_B = jax.vmap(lambda position: step_keys(config.seed, step, member, position))(position_B)
+        keys_B = jax.vmap(lambda position: step_keys(seed, step, member, position))(position_B)
 
         def loss_of(params):
             loss = member_loss(model, schedule, value_range, config.flip, params, images_BHWC, mask_B, keys_B)
@@ -214,8 +225,10 @@ def make_train_step(
     mesh: Mesh,
     value_range: tuple[float, float] = (-1.0, 1.0),
     update: Callable = member_update,
-) -> Callable[[TrainState, Batch, Array | np.integer], tuple[TrainState, StepMetrics]]:
-    """The compiled step of the whole ensemble: ``(state, batch, step) -> (state, metrics)``; the state is donated.
+) -> Callable[..., tuple[TrainState, StepMetrics]]:
+    """The compiled step of the whole ensemble: ``(state, batch, step, seed) -> (state, metrics)``.
+
+    The state is donated; ``step`` and ``seed`` (`seed_of` the config) are integers.
 
     Each device works on its own members (and on its share of their batches, where there is a data axis: then the
     gradients are summed over it; over a pure member mesh there is no collective).
@@ -225,18 +238,18 @@ def make_train_step(
     mapped: Any = jax.shard_map(
         local_step,
         mesh=mesh,
-        in_specs=(P("member"), P("member", "data"), P("member", "data"), P()),
+        in_specs=(P("member"), P("member", "data"), P("member", "data"), P(), P()),
         out_specs=(P("member"), P("member")),
         check_vma=False,
     )
-    return jax.jit(lambda state, batch, step: mapped(state, *batch, step), donate_argnums=0)
+    return jax.jit(lambda state, batch, *numbers: mapped(state, *batch, *numbers), donate_argnums=0)
 
 
 def _local_step(model: UNetConfig, member_step: Callable) -> Callable:
-    def local_step(state_K, images_KBHWC, mask_KB, step):
+    def local_step(state_K, images_KBHWC, mask_KB, step, seed):
         members = len(mask_KB)
         member_K = jax.lax.axis_index("member") * members + jnp.arange(members)
-        one = functools.partial(member_step, step=step)
+        one = functools.partial(member_step, step=step, seed=seed)
         return update_members(model, one, state_K, member_K, images_KBHWC, mask_KB)
 
     return local_step
@@ -249,20 +262,20 @@ def make_train_steps(
     config: TrainConfig,
     mesh: Mesh,
     value_range: tuple[float, float] = (-1.0, 1.0),
-) -> Callable[[TrainState, Batch, Array | np.integer, Array | np.integer], tuple[TrainState, StepMetrics]]:
-    """``config.steps_per_call`` steps as one program: ``(state, batches, step, count) -> (state, metrics)``.
+) -> Callable[..., tuple[TrainState, StepMetrics]]:
+    """``config.steps_per_call`` steps in one program: ``(state, batches, step, count, seed) -> (state, metrics)``.
 
     Batches and metrics have a leading axis of ``steps_per_call`` steps; only the first ``count`` of them are made, so
     that the program is the same, and gives the same bits, whatever the number.
     """
     local_step = _local_step(model, _member_step(model, schedule, config, mesh, value_range, member_update))
 
-    def local_steps(state_K, images_SKBHWC, mask_SKB, first, count):
+    def local_steps(state_K, images_SKBHWC, mask_SKB, first, count, seed):
         zeros_SK = jnp.zeros(mask_SKB.shape[:2])
 
         def one(i, carry):
             state_K, metrics = carry
-            state_K, new = local_step(state_K, images_SKBHWC[i], mask_SKB[i], first + i)
+            state_K, new = local_step(state_K, images_SKBHWC[i], mask_SKB[i], first + i, seed)
             return state_K, jax.tree.map(lambda all_S, now: all_S.at[i].set(now), metrics, new)
 
         return jax.lax.fori_loop(0, count, one, (state_K, StepMetrics(zeros_SK, zeros_SK)))
@@ -270,8 +283,8 @@ def make_train_steps(
     mapped: Any = jax.shard_map(
         local_steps,
         mesh=mesh,
-        in_specs=(P("member"), P(None, "member", "data"), P(None, "member", "data"), P(), P()),
+        in_specs=(P("member"), P(None, "member", "data"), P(None, "member", "data"), P(), P(), P()),
         out_specs=(P("member"), P(None, "member")),
         check_vma=False,
     )
-    return jax.jit(lambda state, batches, first, count: mapped(state, *batches, first, count), donate_argnums=0)
+    return jax.jit(lambda state, batches, *numbers: mapped(state, *batches, *numbers), donate_argnums=0)

@@ -104,7 +104,7 @@ def train_step(case: Case) -> Step:
     function = make_train_step(case.model, case.schedule, case.train, mesh)
     share = batch // mesh.shape["data"]
     flops = train_step_flops(case.model, case.image_shape, case.local, share)
-    arguments = (case.stacked(state), images, case.array((), jnp.int32))
+    arguments = (case.stacked(state), images, case.array((), jnp.int32), case.array((), jnp.uint32))
     return Step("train", function, arguments, flops, f"{case.local} members of {share} images a chip")
 
 

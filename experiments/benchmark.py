@@ -157,7 +157,7 @@ def compilation(effort: Effort) -> Table:
 
 
 def _abstract_train(setting: Setting) -> tuple[Any, tuple]:
-    from ensdiff.train_step import Batch, init_state, make_train_step
+    from ensdiff.train_step import Batch, init_state, make_train_step, seed_of
 
     mesh = make_mesh(setting.members, devices=jax.devices()[:1])
     state = jax.eval_shape(lambda: init_state(setting.model, setting.image_shape, setting.members, setting.train))
@@ -167,7 +167,7 @@ def _abstract_train(setting: Setting) -> tuple[Any, tuple]:
         jax.ShapeDtypeStruct(shape, jnp.float32),  # type: ignore[arg-type]
     )
     step = make_train_step(setting.model, ensdiff.Schedule(), setting.train, mesh)
-    return step, (state, batch, jax.ShapeDtypeStruct((), jnp.int32))
+    return step, (state, batch, jax.ShapeDtypeStruct((), jnp.int32), seed_of(setting.train))
 
 
 def growth(effort: Effort, title: str, job: str, settings: Iterable[tuple[dict[str, Any], Setting]]) -> Table:

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from ensdiff import metrics
-from ensdiff.metrics.arrays import correlate, spearman
-from ensdiff.metrics.bootstrap import bootstrap, mean, proportion
+from ensdiff.metrics.arrays import correlate, resampled_spearman, spearman
+from ensdiff.metrics.bootstrap import bootstrap, bootstrap_counts, mean, proportion
 
 SEEDS = st.integers(0, 10_000)
 
@@ -63,6 +63,32 @@ def test_correlations_are_scipys(seed):
             assert spearman(a, b)[row] == pytest.approx(stats.spearmanr(a[row], b[row]).statistic)
             assert correlate(a, b)[row] == pytest.approx(stats.pearsonr(a[row], b[row]).statistic)
     assert (spearman(np.ones((3, 8)), b) == 0).all()
+
+
+@given(SEEDS, st.integers(3, 9))
+def test_resampled_correlations_are_those_of_resampled_values(seed, M):
+    rng = np.random.default_rng(seed)
+    a, b = rng.integers(0, 4, (3, M)).astype(float), rng.normal(size=(3, M))
+    columns_RM = rng.integers(M, size=(20, M))
+    counts_RM = np.stack([np.bincount(columns, minlength=M) for columns in columns_RM])
+    expected = [spearman(a[:, columns], b[:, columns]) for columns in columns_RM]
+    np.testing.assert_allclose(resampled_spearman(a, b, counts_RM), expected, atol=1e-12)
+
+
+def test_the_interval_of_lds_is_that_of_a_loop_over_resamples():
+    rng, scores, subsets = problem(3)
+    outputs = scores @ subsets + rng.normal(size=(5, 9))
+
+    def statistic(rows, columns):
+        pick = np.ix_(rows, columns)
+        return float(spearman((scores @ subsets)[pick], outputs[pick]).mean())
+
+    np.testing.assert_allclose(metrics.lds(scores, subsets, outputs), bootstrap(statistic, 5, 9), atol=1e-12)
+
+
+def test_bootstrap_of_counts_refuses_nothing():
+    with pytest.raises(ValueError, match="at least one thing"):
+        bootstrap_counts(lambda counts: counts.sum(1), 0)
 
 
 # the linear datamodeling score

@@ -1,6 +1,7 @@
 """Sampling: NumPy twins, limits, and that batch, chunk and devices never change an image."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ensdiff
-from ensdiff.denoise import Noise, denoise, plan
-from ensdiff.packing import batch_numbers, choose_places, gather_batches, kept_counts
+from ensdiff.denoise import FEW_BATCHES, Noise, denoise, plan
+from ensdiff.ensemble import activation_bytes
+from ensdiff.packing import batch_numbers, choose_places, gather_batches, kept_counts, round_up
 from ensdiff.schedule import SamplerConfig, sampler_steps
 from tests.helpers import CODE, random_ensemble
 
@@ -190,6 +192,39 @@ def test_a_landscape_evaluates_little_more_than_its_survivors(tiny, members, one
     chunks = plan(params, weights, ensdiff.make_mesh(members, devices=jax.devices()[:1]), None, None)
     parts = -(-len(weights) // chunks.states)
     assert parts * chunks.number * chunks.places <= 1.1 * np.count_nonzero(weights)
+
+
+def test_a_dropped_member_is_never_evaluated(tiny):
+    """Not even in batches that only fill up a program: parameters that are not there at all change nothing."""
+    broken = jax.tree.map(lambda a: a.at[0].set(jnp.nan), tiny.params)
+    weights = [0.0, 0.5, 0.25, 0.25]
+    images = ensdiff.sample(dataclasses.replace(tiny, params=broken), 0, 3, steps=STEPS, weights=weights).images
+    np.testing.assert_array_equal(images, ensdiff.sample(tiny, 0, 3, steps=STEPS, weights=weights).images)
+
+
+def test_landscapes_of_many_sizes_share_few_programs(tiny):
+    """40 of them; a program is of one number of states, one of batches and one of places."""
+    programs = set()
+    for units, samples in itertools.product(range(8, 18), (1, 2, 3, 4)):
+        params = dataclasses.replace(tiny, code=ensdiff.Code.balanced(8, units))
+        weights = np.repeat(params.code.ablate(np.arange(units)), samples, axis=0)
+        chunks = plan(params, weights, ensdiff.make_mesh(8, devices=jax.devices()[:1]), None, None)
+        programs.add((chunks.states, chunks.places, round_up(chunks.number, FEW_BATCHES)))
+        assert chunks.places * chunks.number <= 1.1 * np.count_nonzero(weights)
+    assert len(programs) <= 16
+
+
+def test_a_budget_holds_the_states_and_one_batch(tiny):
+    """More states than fit are not added for the sake of the program; where one does not fit, the least is said."""
+    mesh = ensdiff.make_mesh(4, devices=jax.devices()[:1])
+    one = activation_bytes(tiny.model, tiny.image_shape)
+    state = 4 * 8 * 64 + 8 * 4
+    weights = np.full((20, 4), 0.25)
+    for budget in (one + state, one + 3 * state, 3 * one + 40 * state):
+        chunks = plan(tiny, weights, mesh, None, budget)
+        assert chunks.states * state + chunks.places * one <= budget
+    with pytest.raises(ValueError, match=f"needs up to {one + state} bytes"):
+        plan(tiny, weights, mesh, None, one + state - 1)
 
 
 def test_samples_can_be_taken_apart(tiny):

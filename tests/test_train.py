@@ -13,7 +13,7 @@ import ensdiff
 from ensdiff.data import Splits
 from ensdiff.ensemble import on_mesh
 from ensdiff.train import make_batch
-from ensdiff.train_step import Batch, TrainConfig, init_state, make_train_step, member_update, step_keys
+from ensdiff.train_step import Batch, TrainConfig, init_state, make_train_step, member_update, seed_of, step_keys
 from tests.helpers import CODE, SHORT, TINY, blobs
 
 CONFIG = TrainConfig(
@@ -31,7 +31,7 @@ def run(images, *, mesh=None, config=CONFIG, update=member_update, steps=3, code
     state = on_mesh(init_state(MODEL, dataset.shape, code.members, config), mesh)
     for step in range(steps):
         batch = on_mesh(make_batch(dataset, splits, config, step), mesh, jax.sharding.PartitionSpec("member", "data"))
-        state, metrics = step_fn(state, batch, np.int32(step))
+        state, metrics = step_fn(state, batch, np.int32(step), seed_of(config))
     return jax.tree.map(np.asarray, state), jax.tree.map(np.asarray, metrics)
 
 
@@ -89,7 +89,7 @@ def test_a_wrong_index_never_teaches():
     assert (mask == 0).all()
     start = init_state(MODEL, dataset.shape, 4, CONFIG)
     first = jax.tree.map(np.asarray, start.params)
-    state, metrics = step_fn(on_mesh(start, mesh), Batch(dataset.images[wrong], mask), np.int32(5))
+    state, metrics = step_fn(on_mesh(start, mesh), Batch(dataset.images[wrong], mask), np.int32(5), seed_of(CONFIG))
     assert (np.asarray(metrics.loss_K) == 0).all()
     assert same_members(first, jax.tree.map(np.asarray, state.params)).all()
 
@@ -125,7 +125,7 @@ def test_loss_is_the_mean_over_members_own_images(rng):
         losses.append(float(value))
         norms.append(float(optax.tree.norm(grad)))
     step_fn = make_train_step(model, SHORT, CONFIG, mesh)
-    _, metrics = step_fn(on_mesh(state._replace(params=params), mesh), batch, np.int32(0))
+    _, metrics = step_fn(on_mesh(state._replace(params=params), mesh), batch, np.int32(0), seed_of(CONFIG))
     np.testing.assert_allclose(metrics.loss_K, losses, rtol=1e-4)
     np.testing.assert_allclose(metrics.grad_norm_K, norms, rtol=1e-3)
 
@@ -172,7 +172,7 @@ def test_lowered_step_has_no_collective_and_no_grouped_convolution():
     step_fn = make_train_step(MODEL, SHORT, CONFIG, mesh, update=member_update)
     state = on_mesh(init_state(MODEL, dataset.shape, 4, CONFIG), mesh)
     batch = make_batch(dataset, Splits.build(dataset, CODE), CONFIG, 0)
-    text = step_fn.lower(state, batch, np.int32(0)).as_text()
+    text = step_fn.lower(state, batch, np.int32(0), seed_of(CONFIG)).as_text()
     for collective in ("all_reduce", "all_gather", "reduce_scatter", "collective_permute", "all_to_all"):
         assert collective not in text
     for members in (2, 4):
@@ -202,7 +202,7 @@ def test_one_compilation():
     state = on_mesh(init_state(MODEL, dataset.shape, 4, CONFIG), mesh)
     for step in range(4):
         batch = on_mesh(make_batch(dataset, splits, CONFIG, step), mesh, jax.sharding.PartitionSpec("member", "data"))
-        state, _ = step_fn(state, batch, jnp.int32(step))
+        state, _ = step_fn(state, batch, jnp.int32(step), seed_of(CONFIG))
         if step == 0:
             first = len(compiled)
     assert len(traces) == 1

@@ -26,6 +26,7 @@ from ensdiff.attribution import LossConfig
 from ensdiff.attribution.loss import draw_noise, model_images
 from ensdiff.denoise import memory_budget_default
 from ensdiff.ensemble import Ensemble, apply_member, make_mesh, on_mesh, over_members
+from ensdiff.packing import round_up
 from ensdiff.schedule import Schedule, add_noise
 from ensdiff.typing import Array, ArrayLike, Key, as_key
 from ensdiff.unet import UNetConfig
@@ -33,6 +34,8 @@ from ensdiff.unet import UNetConfig
 Output = Literal["loss", "square"]
 ROWS = 8192
 """Rows of the projection that are there at a time."""
+IMAGES = 64, 256
+"""Least and most images of one call: their number is rounded up, so that one program serves many numbers."""
 
 
 def projected_gradients(
@@ -82,7 +85,8 @@ def projected_gradients(
     size = sum(int(np.prod(leaf.shape[1:])) for leaf in jax.tree.leaves(stacked))
     mesh = make_mesh(len(chosen))
     budget = memory_budget_default() if memory_budget is None else memory_budget
-    chunk = int(np.clip(budget // (4 * 4 * size), 1, min(len(x_BHWC), 256)))
+    least, most = IMAGES
+    chunk = int(np.clip(budget // (4 * 4 * size), 1, min(round_up(len(x_BHWC), least), most)))
 
     key = as_key(key)
     levels = LossConfig(block=draws, draws=2 * draws, max_draws=2 * draws)
@@ -95,7 +99,7 @@ def projected_gradients(
         for start in range(0, len(x_BHWC), chunk):
             rows = np.minimum(np.arange(start, start + chunk), len(x_BHWC) - 1)
             count = min(chunk, len(x_BHWC) - start)
-            phi = hosts.fetch(step(placed, on_mesh(x_BHWC[rows], mesh, P()), *shared))
+            phi = hosts.fetch(step(placed, on_mesh(x_BHWC[rows], mesh, P()), np.int32(count), *shared))
             out[:, start : start + count] = phi[:, :count]
             bar.update(count)
     return out
@@ -110,9 +114,12 @@ def _step(
     dimension: int,
     mesh: Mesh,
 ):
-    """``(params_K, x_CHWC, t_D, noise_key, projection_key) -> phi_KCd``; each device its own members, no collective."""
+    """``(params_K, x_CHWC, count, t_D, noise_key, projection_key) -> phi_KCd`` of the first ``count`` images.
 
-    def step(params_K, x_CHWC, t_D, noise_key, projection_key):
+    Each device works on its own members; there is no collective.
+    """
+
+    def step(params_K, x_CHWC, count, t_D, noise_key, projection_key):
         eps_DHWC = draw_noise(noise_key, jnp.arange(len(t_D)), image_shape)
 
         def member(params):
@@ -122,13 +129,19 @@ def _step(
                 error = predicted - eps_DHWC if output == "loss" else predicted
                 return jnp.square(error).sum() / len(t_D)
 
-            gradients_CP = jax.lax.map(lambda x: ravel_pytree(jax.grad(quantity)(params, x))[0], x_CHWC)
+            def gradient(numbered):
+                number, x_HWC = numbered
+                zeros = jax.tree.map(jnp.zeros_like, params)
+                found = jax.lax.cond(number < count, lambda: jax.grad(quantity)(params, x_HWC), lambda: zeros)
+                return ravel_pytree(found)[0]
+
+            gradients_CP = jax.lax.map(gradient, (jnp.arange(len(x_CHWC)), x_CHWC))
             return project(gradients_CP, projection_key, dimension)
 
         return over_members(model, member, params_K)
 
     mapped: Any = jax.shard_map(
-        step, mesh=mesh, in_specs=(P("member"), P(), P(), P(), P()), out_specs=P("member"), check_vma=False
+        step, mesh=mesh, in_specs=(P("member"), P(), P(), P(), P(), P()), out_specs=P("member"), check_vma=False
     )
     return jax.jit(mapped)
 

@@ -43,13 +43,57 @@ def bootstrap(statistic: Callable[..., float], *sizes: int, resamples: int = RES
     >>> estimate.value, estimate.low < 45 < 54 < estimate.high
     (49.5, True)
     """
-    if not sizes or min(sizes) < 1:
-        raise ValueError(f"sizes={sizes}: expected at least one thing to resample")
+    _check(sizes)
     value = float(statistic(*(np.arange(size) for size in sizes)))
     if not resamples:
         return Estimate(value)
     rng = np.random.default_rng(seed)
-    draws = [statistic(*(rng.integers(size, size=size) for size in sizes)) for _ in range(resamples)]
+    return _interval(value, [statistic(*_draw(rng, sizes)) for _ in range(resamples)])
+
+
+def bootstrap_counts(
+    statistic: Callable[..., np.ndarray], *sizes: int, resamples: int = RESAMPLES, seed: int = 0
+) -> Estimate:
+    """`bootstrap` of a statistic that works on many resamples at once: the same estimate, sooner.
+
+    Args:
+        statistic: of one array (resamples, size) for each of ``sizes``: how often each thing was drawn; (resamples,)
+            values out.
+        sizes: how many things are resampled.
+        resamples: 0 gives no interval.
+        seed: of the resampling.
+
+    Raises:
+        ValueError: nothing to resample.
+
+    >>> values = np.arange(100.0)
+    >>> sooner = bootstrap_counts(lambda counts: counts @ values / 100, 100)
+    >>> np.allclose(sooner, bootstrap(lambda rows: values[rows].mean(), 100))
+    True
+    """
+    _check(sizes)
+    value = float(statistic(*(np.ones((1, size)) for size in sizes))[0])
+    if not resamples:
+        return Estimate(value)
+    rng = np.random.default_rng(seed)
+    counts = [np.empty((resamples, size)) for size in sizes]
+    for r in range(resamples):
+        for count, drawn in zip(counts, _draw(rng, sizes), strict=True):
+            count[r] = np.bincount(drawn, minlength=count.shape[1])
+    return _interval(value, statistic(*counts))
+
+
+def _check(sizes: tuple[int, ...]) -> None:
+    if not sizes or min(sizes) < 1:
+        raise ValueError(f"sizes={sizes}: expected at least one thing to resample")
+
+
+def _draw(rng: np.random.Generator, sizes: tuple[int, ...]) -> list[np.ndarray]:
+    """One resample: an index array for each size."""
+    return [rng.integers(size, size=size) for size in sizes]
+
+
+def _interval(value: float, draws: np.ndarray | list[float]) -> Estimate:
     low, high = np.nanquantile(draws, [0.025, 0.975]) if np.isfinite(draws).any() else (np.nan, np.nan)
     return Estimate(value, float(low), float(high))
 
@@ -61,7 +105,8 @@ def mean(values_B: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> Est
     Estimate(value=1.0, low=1.0, high=1.0)
     """
     values = np.asarray(values_B, np.float64)
-    return bootstrap(lambda rows: values[rows].mean(), len(values), resamples=resamples, seed=seed)
+    n = len(values)
+    return bootstrap_counts(lambda counts_RB: counts_RB @ values / n, n, resamples=resamples, seed=seed)
 
 
 def proportion(hits: int, trials: int) -> Estimate:

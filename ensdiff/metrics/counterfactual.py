@@ -13,7 +13,7 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike
 
 from ensdiff.metrics.arrays import table
-from ensdiff.metrics.bootstrap import RESAMPLES, Estimate, bootstrap, mean, proportion
+from ensdiff.metrics.bootstrap import RESAMPLES, Estimate, bootstrap_counts, mean, proportion
 
 
 class Radius(NamedTuple):
@@ -123,12 +123,12 @@ def power_law(sizes_G: ArrayLike, values_GB: ArrayLike, *, resamples: int = RESA
         raise ValueError("sizes and values must be positive, to have logarithms")
     G, B = values.shape
 
-    def fit(*rows: np.ndarray) -> np.ndarray:
-        means = [values[g, rows[g]].mean() for g in range(G)]
-        return np.polyfit(np.log(sizes), np.log(means), 1)
+    def fit(*counts_RB: np.ndarray) -> np.ndarray:
+        means_GR = [counts @ row / B for counts, row in zip(counts_RB, values, strict=True)]
+        return np.polyfit(np.log(sizes), np.log(means_GR), 1)
 
-    slope = bootstrap(lambda *rows: fit(*rows)[0], *[B] * G, resamples=resamples, seed=seed)
-    return PowerLaw(slope, float(np.exp(fit(*[np.arange(B)] * G)[1])))
+    slope = bootstrap_counts(lambda *counts: fit(*counts)[0], *[B] * G, resamples=resamples, seed=seed)
+    return PowerLaw(slope, float(np.exp(fit(*[np.ones((1, B))] * G)[1, 0])))
 
 
 def removal(
@@ -216,11 +216,11 @@ def false_attribution(
     if len(own) != len(others) or not (np.isin(own, (0, 1)).all() and np.isin(others, (0, 1)).all()):
         raise ValueError(f"shapes {own.shape} and {others.shape}: expected (B,) and (B, R), True or False")
 
-    def ratio(rows: np.ndarray) -> float:
-        other = others[rows].mean()
-        return float(own[rows].mean() / other) if other else float("nan")
+    def ratio(counts_RB: np.ndarray) -> np.ndarray:
+        of_own, of_others = counts_RB @ own, counts_RB @ others.mean(1)
+        return np.divide(of_own, of_others, out=np.full(len(counts_RB), np.nan), where=of_others > 0)
 
-    return bootstrap(ratio, len(own), resamples=resamples, seed=seed)
+    return bootstrap_counts(ratio, len(own), resamples=resamples, seed=seed)
 
 
 def _triple(arrays: tuple, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -13,8 +13,8 @@ fits outputs that are minus the loss (``sign=1``), or the loss with ``sign=-1``.
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ensdiff.metrics.arrays import correlate, spearman, table
-from ensdiff.metrics.bootstrap import RESAMPLES, Estimate, bootstrap
+from ensdiff.metrics.arrays import correlate, resampled_spearman, spearman, table
+from ensdiff.metrics.bootstrap import RESAMPLES, Estimate, bootstrap_counts, mean
 
 
 def lds(
@@ -69,11 +69,10 @@ def lds(
         np.ptp(predicted, axis=1, keepdims=True) <= 1e-12 * np.abs(predicted).max(initial=1e-300), 0, predicted
     )
 
-    def statistic(rows: np.ndarray, columns: np.ndarray) -> float:
-        pick = np.ix_(rows, columns)
-        return float(spearman(predicted[pick], outputs[pick]).mean())
+    def statistic(rows_RB: np.ndarray, columns_RM: np.ndarray) -> np.ndarray:
+        return (rows_RB * resampled_spearman(predicted, outputs, columns_RM)).sum(1) / B
 
-    return bootstrap(statistic, B, M, resamples=resamples, seed=seed)
+    return bootstrap_counts(statistic, B, M, resamples=resamples, seed=seed)
 
 
 def lds_ceiling(outputs_BMR: ArrayLike, *, splits: int = 20, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
@@ -100,13 +99,12 @@ def lds_ceiling(outputs_BMR: ArrayLike, *, splits: int = 20, resamples: int = RE
     half, orders = R // 2, [rng.permutation(R) for _ in range(1 if R == 2 else splits)]
     halves = [(outputs[..., o[:half]].mean(2), outputs[..., o[half : 2 * half]].mean(2)) for o in orders]
 
-    def statistic(rows: np.ndarray, columns: np.ndarray) -> float:
-        pick = np.ix_(rows, columns)
-        r = np.mean([spearman(a[pick], b[pick]).mean() for a, b in halves])
+    def statistic(rows_RB: np.ndarray, columns_RM: np.ndarray) -> np.ndarray:
+        r = np.mean([(rows_RB * resampled_spearman(*both, columns_RM)).sum(1) / B for both in halves], axis=0)
         grown = R / half  # Spearman-Brown from half to R seeds
-        return float(np.sqrt(max(0.0, grown * r / (1 + (grown - 1) * r))))
+        return np.sqrt(np.maximum(0.0, grown * r / (1 + (grown - 1) * r)))
 
-    return bootstrap(statistic, B, M, resamples=resamples, seed=seed)
+    return bootstrap_counts(statistic, B, M, resamples=resamples, seed=seed)
 
 
 def loo(
@@ -141,4 +139,4 @@ def loo(
     effects = table(effects_BN, "effects_BN", "BN")
     scores = table(scores_BN, "scores_BN", "BN", like=effects)
     rho_B = (spearman if kind == "spearman" else correlate)(scores, effects)
-    return bootstrap(lambda rows: rho_B[rows].mean(), len(rho_B), resamples=resamples, seed=seed)
+    return mean(rho_B, resamples=resamples, seed=seed)

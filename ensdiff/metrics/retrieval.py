@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
 
 from ensdiff.metrics.arrays import spearman, table
-from ensdiff.metrics.bootstrap import RESAMPLES, Estimate, bootstrap, mean
+from ensdiff.metrics.bootstrap import RESAMPLES, Estimate, mean
 
 
 class GroupRetrieval(NamedTuple):
@@ -122,7 +122,7 @@ def planted(
     if twin_scores_BN is None:
         return PlantedRetrieval(first, ten, mrr, None, None)
     twin = _Ranks.of(table(twin_scores_BN, "twin_scores_BN", "BN", like=scores), unit).reciprocal()
-    gain = bootstrap(lambda rows: (reciprocal - twin)[rows].mean(), len(twin), resamples=resamples, seed=seed)
+    gain = mean(reciprocal - twin, resamples, seed)
     return PlantedRetrieval(first, ten, mrr, mean(twin, resamples, seed), gain)
 
 

@@ -15,7 +15,7 @@ from ensdiff.attribution import differential
 from ensdiff.denoise import Noise, plan, run_states
 from ensdiff.ensemble import init_params, make_mesh, on_mesh
 from ensdiff.flops import jacobian_step_flops, landscape_step_flops, train_step_flops
-from ensdiff.train_step import Batch, init_state, make_train_step
+from ensdiff.train_step import Batch, init_state, make_train_step, seed_of
 
 LEVELS = 1000
 
@@ -89,7 +89,7 @@ def train_job(setting: Setting, params: ensdiff.Ensemble, mesh: Mesh | None = No
     step = make_train_step(setting.model, params.schedule, setting.train, mesh)
 
     def call():
-        held[0], metrics = step(held[0], batch, np.int32(0))
+        held[0], metrics = step(held[0], batch, np.int32(0), seed_of(setting.train))
         jax.block_until_ready(held[0])
         return np.asarray(metrics.loss_K)
 

@@ -45,6 +45,7 @@ def get_config() -> ConfigDict:
             },
             "groups": {
                 "images": 1400,
+                "groups": 10,  # the class modulo this
                 "members": 20,
                 "weight": 10,
                 "seeds": 3,

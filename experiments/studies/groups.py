@@ -34,7 +34,7 @@ def models(shop: Workshop) -> Models:
     """Train both."""
     s = shop.settings(NAME)
     part = shop.data.subset(np.arange(min(s.images, shop.data.items)))
-    data = part.regroup(part.labels)
+    data = part.regroup(part.labels % s.groups)
     G = data.units
     code = ensdiff.Code.balanced(members=s.members, units=G, weight=s.weight, seed=0)
     truth_GK = np.repeat(np.concatenate([1 - np.eye(G, dtype=np.uint8), np.ones((G, 1), np.uint8)], axis=1), s.seeds, 1)
@@ -81,7 +81,7 @@ def study(shop: Workshop) -> Findings:
         }
         for truth_name, effect in effects["all"].items()
     }
-    class_BG = np.eye(G)[shop.classifier.predict(images)]
+    class_BG = np.eye(G)[shop.classifier.predict(images) % G]
     rankings = {f"retraining, {name}": effect for name, effect in effects["all"].items()} | scores
     own = {name: metrics.group_retrieval(score, class_BG).top_1 for name, score in rankings.items()}
     seconds = shop.seconds_of({name: f"{NAME}/{key}" for name, key in _KEYS.items()})
