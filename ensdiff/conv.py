@@ -40,11 +40,6 @@ AUTO: dict[str, Strategy] = {"cpu": "map", "tpu": "map", "gpu": "map"}
 """What ``"auto"`` stands for. The row of the CPU is measured (`experiments.benchmark`, table "strategies"), the TPU's
 is from compiled programs (BUILD.md); that of GPUs is not measured."""
 
-PIECE = 2**20
-"""Bytes of images, or of their gradients, that the CPU sums a kernel's gradient over at once; more leave the cache."""
-WRITTEN_OUT = 8
-"""So many pieces are written out; more are a compiled loop."""
-
 
 def resolve(strategy: Strategy, platform: str | None = None) -> Strategy:
     """The strategy that ``"auto"`` stands for on a platform, by default that of the default backend."""
@@ -174,23 +169,9 @@ def _on_cpu(a: Array, b: Array, out: Out, size: tuple[int, int], stride: int, pa
     if b.shape[1] > a.shape[1] or b.shape[2] > a.shape[2]:  # XLA would exchange a larger kernel with its input
         a, padding = jnp.pad(a, ((0, 0), (padding, padding), (padding, padding), (0, 0))), 0
 
-    def kernel_gradient(a, b):
-        # sum_bij x[b, i + p, j + q, c] y[b, i, j, d]: channels are the batch, images are channels, y is the kernel
-        return _plain(a.transpose(3, 1, 2, 0), b.transpose(1, 2, 0, 3), 1, (padding, padding))
-
-    return _sum_over_pieces(kernel_gradient, a, b).transpose(1, 2, 0, 3)
-
-
-def _sum_over_pieces(form, a: Array, b: Array) -> Array:
-    """A form that sums over the batch, as the sum over pieces of the batch that stay in the cache."""
-    B = len(a)
-    image = max(a.nbytes, b.nbytes) // B
-    pieces = next(n for n in range(1, B + 1) if B % n == 0 and (n == B or B // n * image <= PIECE))
-    split = [x.reshape(pieces, B // pieces, *x.shape[1:]) for x in (a, b)]
-    if pieces <= WRITTEN_OUT:
-        return functools.reduce(jnp.add, map(form, *split))
-    first, rest = [x[0] for x in split], [x[1:] for x in split]
-    return jax.lax.scan(lambda total, piece: (total + form(*piece), None), form(*first), rest)[0]
+    # sum_bij x[b, i + p, j + q, c] y[b, i, j, d]: channels are the batch, images are channels, y is the kernel
+    k = _plain(a.transpose(3, 1, 2, 0), b.transpose(1, 2, 0, 3), 1, (padding, padding))
+    return k.transpose(1, 2, 0, 3)
 
 
 _conv_p = Primitive("conv2d")

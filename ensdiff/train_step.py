@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Float, UInt8
 
-from ensdiff.ensemble import init_params, to_model, update_members
+from ensdiff.ensemble import count_pieces, init_params, sum_over_pieces, to_model, update_members
 from ensdiff.schedule import Schedule, add_noise
 from ensdiff.settings import check_fields
 from ensdiff.typing import Array, ArrayLike, Params
@@ -204,11 +204,13 @@ def _member_step(
         position_B = jax.lax.axis_index("data") * B + jnp.arange(B)
         keys_B = jax.vmap(lambda position: step_keys(seed, step, member, position))(position_B)
 
-        def loss_of(params):
+        def loss_of(params, images_BHWC, mask_B, keys_B):
             loss = member_loss(model, schedule, value_range, config.flip, params, images_BHWC, mask_B, keys_B)
             return loss / (B * shards)
 
-        loss, grads = jax.value_and_grad(loss_of)(state.params)
+        pieces = count_pieces(model, images_BHWC.shape[1:], B, mesh)
+        gradient = functools.partial(jax.value_and_grad(loss_of), state.params)
+        loss, grads = sum_over_pieces(gradient, pieces, images_BHWC, mask_B, keys_B)
         if shards > 1:
             loss, grads = jax.lax.psum((loss, grads), "data")
         state, norm = update(config, state, grads, step)

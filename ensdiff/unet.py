@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Float, Int
 
 from ensdiff.conv import Strategy, check_strategy, conv2d, upsampled_conv2d
@@ -262,17 +263,21 @@ def attend(
     The weights are float32 until they meet v.
     """
 
-    def weigh(q, k, v):
-        logits = jnp.einsum("...qd,...kd->...qk", q * q.shape[-1] ** -0.5, k).astype(jnp.float32)
-        e = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
-        mixed = jnp.einsum("...qk,...kd->...qd", e.astype(v.dtype), v)
+    def weigh(q, k, v, *, axes):
+        logits = jnp.einsum(f"...qd,...{axes}->...qk", q * q.shape[-1] ** -0.5, k).astype(jnp.float32)
+        largest = checkpoint_name(jax.lax.stop_gradient(logits.max(-1, keepdims=True)), "largest")
+        e = jnp.exp(logits - largest)
+        mixed = jnp.einsum(f"...qk,...{axes}->...qd", e.astype(v.dtype), v)
         return (mixed / e.sum(-1, keepdims=True)).astype(v.dtype)
 
     if order == "batch":
-        return weigh(q_BNSD, k_BNSD, v_BNSD)
+        return weigh(q_BNSD, k_BNSD, v_BNSD, axes="kd")
     B, N, S, D = q_BNSD.shape
-    heads = tuple(x.reshape(B * N, S, D) for x in (q_BNSD, k_BNSD, v_BNSD))
-    return jax.lax.map(jax.checkpoint(lambda qkv: weigh(*qkv)), heads).reshape(B, N, S, D)
+    # keys and values with their pixels last: then no product of the backward pass transposes S x S weights
+    k_RDS, v_RDS = (x.swapaxes(2, 3).reshape(B * N, D, S) for x in (k_BNSD, v_BNSD))
+    keep = jax.checkpoint_policies.save_only_these_names("largest")
+    one = jax.checkpoint(lambda qkv: weigh(*qkv, axes="dk"), policy=keep)
+    return jax.lax.map(one, (q_BNSD.reshape(B * N, S, D), k_RDS, v_RDS)).reshape(B, N, S, D)
 
 
 class Attention(nn.Module):

@@ -25,7 +25,7 @@ from ensdiff import hosts
 from ensdiff.attribution import LossConfig
 from ensdiff.attribution.loss import draw_noise, model_images
 from ensdiff.denoise import memory_budget_default
-from ensdiff.ensemble import Ensemble, apply_member, make_mesh, on_mesh, over_members
+from ensdiff.ensemble import Ensemble, apply_member, count_pieces, make_mesh, on_mesh, over_members, sum_over_pieces
 from ensdiff.packing import round_up
 from ensdiff.schedule import Schedule, add_noise
 from ensdiff.typing import Array, ArrayLike, Key, as_key
@@ -120,19 +120,24 @@ def _step(
     """
 
     def step(params_K, x_CHWC, count, t_D, noise_key, projection_key):
-        eps_DHWC = draw_noise(noise_key, jnp.arange(len(t_D)), image_shape)
+        draws = len(t_D)
+        eps_DHWC = draw_noise(noise_key, jnp.arange(draws), image_shape)
+        pieces = count_pieces(model, image_shape, draws, mesh)
 
         def member(params):
-            def quantity(params, x_HWC):
+            def quantity(params, x_HWC, t_D, eps_DHWC):
                 x_DHWC = add_noise(schedule, jnp.broadcast_to(x_HWC, eps_DHWC.shape), t_D, eps_DHWC)
                 predicted = apply_member(model, params, x_DHWC, t_D)
                 error = predicted - eps_DHWC if output == "loss" else predicted
-                return jnp.square(error).sum() / len(t_D)
+                return jnp.square(error).sum() / draws
+
+            def gradient_of(x_HWC):
+                return sum_over_pieces(functools.partial(jax.grad(quantity), params, x_HWC), pieces, t_D, eps_DHWC)
 
             def gradient(numbered):
                 number, x_HWC = numbered
                 zeros = jax.tree.map(jnp.zeros_like, params)
-                found = jax.lax.cond(number < count, lambda: jax.grad(quantity)(params, x_HWC), lambda: zeros)
+                found = jax.lax.cond(number < count, lambda: gradient_of(x_HWC), lambda: zeros)
                 return ravel_pytree(found)[0]
 
             gradients_CP = jax.lax.map(gradient, (jnp.arange(len(x_CHWC)), x_CHWC))
