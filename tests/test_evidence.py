@@ -1,5 +1,7 @@
 """Metrics of evidence against small hand computations, SciPy, for-loops, and their limits."""
 
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -84,6 +86,15 @@ def test_the_interval_of_lds_is_that_of_a_loop_over_resamples():
         return float(spearman((scores @ subsets)[pick], outputs[pick]).mean())
 
     np.testing.assert_allclose(metrics.lds(scores, subsets, outputs), bootstrap(statistic, 5, 9), atol=1e-12)
+
+
+def test_counts_come_in_blocks(monkeypatch):
+    values = np.random.default_rng(0).normal(size=7)
+    whole = mean(values, resamples=50)
+    monkeypatch.setattr(
+        sys.modules["ensdiff.metrics.bootstrap"], "BLOCK", 3 * 7
+    )  # the package has a function of the name
+    np.testing.assert_allclose(mean(values, resamples=50), whole, rtol=1e-12)
 
 
 def test_bootstrap_of_counts_refuses_nothing():

@@ -52,8 +52,9 @@ def resampled_spearman(a_BM: np.ndarray, b_BM: np.ndarray, counts_RM: np.ndarray
     n = counts_RM.sum(1, keepdims=True)
 
     def centred_ranks(values_M: np.ndarray) -> np.ndarray:
-        distinct, place_M = np.unique(values_M, return_inverse=True)
-        equal_RU = counts_RM @ (place_M[:, None] == np.arange(len(distinct)))
+        _, place_M, equals_U = np.unique(values_M, return_inverse=True, return_counts=True)
+        in_order_RM = counts_RM[:, np.argsort(place_M, kind="stable")]
+        equal_RU = np.add.reduceat(in_order_RM, equals_U.cumsum() - equals_U, axis=1)
         return (equal_RU.cumsum(1) - (equal_RU + n) / 2)[:, place_M]  # the mean rank, less (n + 1) / 2
 
     out_RB = np.zeros((len(counts_RM), len(a_BM)))

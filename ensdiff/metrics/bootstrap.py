@@ -7,6 +7,8 @@ import numpy as np
 from scipy import stats
 
 RESAMPLES = 1000
+BLOCK = 2**22
+"""Counts of one size that are there at a time."""
 
 
 class Estimate(NamedTuple):
@@ -57,8 +59,8 @@ def bootstrap_counts(
     """`bootstrap` of a statistic that works on many resamples at once: the same estimate, sooner.
 
     Args:
-        statistic: of one array (resamples, size) for each of ``sizes``: how often each thing was drawn; (resamples,)
-            values out.
+        statistic: of one array (some resamples, size) for each of ``sizes``: how often each thing was drawn; one value
+            a resample out.
         sizes: how many things are resampled.
         resamples: 0 gives no interval.
         seed: of the resampling.
@@ -76,11 +78,14 @@ def bootstrap_counts(
     if not resamples:
         return Estimate(value)
     rng = np.random.default_rng(seed)
-    counts = [np.empty((resamples, size)) for size in sizes]
-    for r in range(resamples):
-        for count, drawn in zip(counts, _draw(rng, sizes), strict=True):
-            count[r] = np.bincount(drawn, minlength=count.shape[1])
-    return _interval(value, statistic(*counts))
+    block, values = max(1, BLOCK // max(sizes)), []
+    for start in range(0, resamples, block):
+        counts = [np.empty((min(block, resamples - start), size)) for size in sizes]
+        for r in range(len(counts[0])):
+            for count, drawn in zip(counts, _draw(rng, sizes), strict=True):
+                count[r] = np.bincount(drawn, minlength=count.shape[1])
+        values.append(statistic(*counts))
+    return _interval(value, np.concatenate(values))
 
 
 def _check(sizes: tuple[int, ...]) -> None:
