@@ -14,11 +14,14 @@ What a `vmap` over members becomes is the *strategy*:
 - ``"map"``: members one after another in a compiled loop, each a plain convolution. `ensemble.over_members` then
   loops over whole members and does not stack their convolutions at all: one member's activations are alive at a
   time, and compiling takes as long as for one member.
+- ``"winograd"``: the same loop, and on CPUs 3x3 convolutions of wide layers as `ensdiff.winograd` computes them, in
+  16 products instead of 36. They compile more slowly, and gradients gain nothing.
 - ``"loop"``: one plain convolution per member, written out.
 - ``"grouped"``: what `vmap` does by itself, a grouped convolution.
 - ``"matmul"``: shifted copies of the input (im2col) times the kernels, one batched matrix product for all members.
 
-All compute the same sums. Where only the inputs are stacked, they are one larger batch.
+All compute the same sums. Where only the inputs are stacked, they are one larger batch. ``"auto"`` may stand for one
+strategy in predictions and for another in training.
 """
 
 import functools
@@ -31,22 +34,31 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Float
 
+from ensdiff import winograd
 from ensdiff.typing import Array
 
-Strategy = Literal["auto", "map", "grouped", "loop", "matmul"]
+Strategy = Literal["auto", "map", "winograd", "grouped", "loop", "matmul"]
 Out = Literal["y", "x", "k"]
 
 AUTO: dict[str, Strategy] = {"cpu": "map", "tpu": "map", "gpu": "map"}
 """What ``"auto"`` stands for. The row of the CPU is measured (`experiments.benchmark`, table "strategies"), the TPU's
 is from compiled programs (BUILD.md); that of GPUs is not measured."""
 
+AUTO_PREDICTING: dict[str, Strategy] = {**AUTO, "cpu": "winograd"}
+"""The same where no gradient with respect to parameters is taken: sampling, landscapes, Jacobians, losses."""
 
-def resolve(strategy: Strategy, platform: str | None = None) -> Strategy:
+
+def resolve(strategy: Strategy, platform: str | None = None, *, predicting: bool = False) -> Strategy:
     """The strategy that ``"auto"`` stands for on a platform, by default that of the default backend."""
     check_strategy(strategy)
     if strategy != "auto":
         return strategy
-    return AUTO.get(jax.default_backend() if platform is None else platform, "map")
+    return (AUTO_PREDICTING if predicting else AUTO).get(platform or jax.default_backend(), "map")
+
+
+def one_by_one(strategy: Strategy) -> bool:
+    """Whether members are computed one after another, in a loop."""
+    return resolve(strategy) in ("map", "winograd")
 
 
 def check_strategy(strategy: str) -> None:
@@ -174,6 +186,18 @@ def _on_cpu(a: Array, b: Array, out: Out, size: tuple[int, int], stride: int, pa
     return k.transpose(1, 2, 0, 3)
 
 
+WIDE, LARGE = 32, 14 * 14
+"""Least channels and pixels for Winograd's filtering: with less it gains nothing (measured on a CPU)."""
+
+
+def _on_cpu_by_winograd(a: Array, b: Array, out: Out, size: tuple[int, int], stride: int, padding: int) -> Array:
+    """`_on_cpu`, and the convolution and its input gradient by Winograd's filtering where that is faster."""
+    fits = out != "k" and b.shape[:2] == (3, 3) and stride == padding == 1
+    if fits and min(b.shape[2:]) >= WIDE and a.shape[1] * a.shape[2] >= LARGE and a.dtype == jnp.float32:
+        return winograd.output(a, b) if out == "y" else winograd.input_gradient(a, b)
+    return _on_cpu(a, b, out, size, stride, padding)
+
+
 _conv_p = Primitive("conv2d")
 
 
@@ -192,15 +216,19 @@ def _compiled(**params):
 _conv_p.def_impl(lambda a, b, **params: _compiled(**params)(a, b))
 
 
-def _lowering(form):
+def _lowering(choose):
     def lower(a, b, *, strategy, **params):
-        return form(a, b, **params)
+        return choose(strategy)(a, b, **params)
 
     return mlir.lower_fun(lower, multiple_results=False)
 
 
-mlir.register_lowering(_conv_p, _lowering(_by_lax))
-mlir.register_lowering(_conv_p, _lowering(_on_cpu), platform="cpu")
+mlir.register_lowering(_conv_p, _lowering(lambda strategy: _by_lax))
+mlir.register_lowering(
+    _conv_p,
+    _lowering(lambda strategy: _on_cpu_by_winograd if strategy == "winograd" else _on_cpu),
+    platform="cpu",
+)
 
 
 def _spatial(a: Any, of: Out) -> tuple[int, int]:

@@ -26,7 +26,7 @@ from jaxtyping import Float, Int
 from tqdm import tqdm
 
 from ensdiff import hosts
-from ensdiff.conv import resolve
+from ensdiff.conv import one_by_one
 from ensdiff.ensemble import (
     Ensemble,
     apply_member,
@@ -115,7 +115,7 @@ def sampling_step(
         return jax.lax.cond(weight_P.any(), predict, nothing)
 
     def mean(params_K, x_R, batches, t):
-        if resolve(model.conv) == "map":
+        if one_by_one(model.conv):
 
             def add(eps_R, batch):
                 return eps_R.at[batch[1]].add(unless_empty(params_K, x_R, *batch, t)), None
@@ -184,7 +184,7 @@ def plan(
     if parts == 1 and shards == 1:
         states = max(states, min(round_up(R, FEW_STATES), most))  # more states without weight, for the sake of the size
     counts_CDK = np.stack([kept_counts(weights, shards) for _, weights in _padded(weights_RK, states)])
-    if resolve(params.model.conv) != "map":
+    if not one_by_one(params.model.conv):
         return Chunks(states, max(1, int(counts_CDK.max())), K // member_shards)
     at_once = max(1, images_at_once(params.model, params.image_shape, mesh, K, budget - states // shards * state))
     overhead = BATCH_OVERHEAD.get(platform(mesh), 32.0)
@@ -237,7 +237,7 @@ def denoise(
     if R % shards:
         raise ValueError(f"{R} states cannot be split over {shards} data shards; choose a multiple of {shards}")
     chunks = plan(params, weights_RK, mesh, R, None) if chunks is None else chunks
-    number = round_up(chunks.number, FEW_BATCHES) if resolve(params.model.conv) == "map" else chunks.number
+    number = round_up(chunks.number, FEW_BATCHES) if one_by_one(params.model.conv) else chunks.number
     batches = gather_batches(weights_RK, shards, mesh.shape["member"], chunks.places, number)
     step = sampling_step(params.model, params.image_shape, rule_of(config), mesh)
     stacked = on_mesh(params.params, mesh)

@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 
 from ensdiff import hosts
 from ensdiff.codes import Code
-from ensdiff.conv import resolve
+from ensdiff.conv import one_by_one, resolve
 from ensdiff.schedule import Schedule
 from ensdiff.typing import Array, ArrayLike, Key, Params, as_key
 from ensdiff.unet import UNet, UNetConfig
@@ -220,6 +220,7 @@ def abstract_params(model: UNetConfig, image_shape: tuple[int, int, int], member
 
 def apply_member(model: UNetConfig, params: Params, x_BHWC: Array, t_B: Array) -> Float[Array, "B H W C"]:
     """Noise prediction of one member; no dropout."""
+    model = dataclasses.replace(model, conv=resolve(model.conv, predicting=True))
     predicted: Any = UNet(model).apply({"params": params}, x_BHWC, t_B)
     return predicted
 
@@ -236,7 +237,7 @@ def count_pieces(model: UNetConfig, image_shape: tuple[int, int, int], batch: in
     8
     """
     held = CACHED.get(platform(mesh))
-    if held is None or resolve(model.conv) != "map":
+    if held is None or not one_by_one(model.conv):
         return 1
     image = image_shape[0] * image_shape[1] * model.channels * model.dtype.itemsize
     return next(n for n in range(1, batch + 1) if batch % n == 0 and (n == batch or batch // n * image <= held))
@@ -261,14 +262,14 @@ def over_members(model: UNetConfig, function: Callable, *stacked_K: Any) -> Any:
 
     ``model.conv`` says how, see `ensdiff.conv`.
     """
-    if resolve(model.conv) == "map":
+    if one_by_one(model.conv):
         return jax.lax.map(lambda parts: function(*parts), stacked_K)
     return jax.vmap(function)(*stacked_K)
 
 
 def sum_over_members(model: UNetConfig, function: Callable, *stacked_K: Any) -> Any:
     """The sum of ``function`` of every member's part; in a loop it is added up as it comes."""
-    if resolve(model.conv) != "map":
+    if not one_by_one(model.conv):
         return jax.tree.map(lambda a: a.sum(0), jax.vmap(function)(*stacked_K))
     return _add_up(function, stacked_K)
 
@@ -278,7 +279,7 @@ def update_members(model: UNetConfig, function: Callable, state_K: Any, *stacked
 
     In a loop every member's state is replaced where it lies, so that a donated state is never there twice.
     """
-    if resolve(model.conv) != "map":
+    if not one_by_one(model.conv):
         return jax.vmap(function)(state_K, *stacked_K)
 
     def member(state_K, numbered):
@@ -363,7 +364,7 @@ def images_at_once(
 
 def least_bytes(model: UNetConfig, image_shape: tuple[int, int, int], mesh: Mesh | AbstractMesh, members: int) -> int:
     """Bytes of activations of one image in as many members as are computed together on one device."""
-    alive = 1 if resolve(model.conv) == "map" else members // mesh.shape["member"]
+    alive = 1 if one_by_one(model.conv) else members // mesh.shape["member"]
     return alive * activation_bytes(model, image_shape)
 
 

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 from ensdiff.codes.errors import fitting_weights, smallest_members
-from ensdiff.conv import resolve
+from ensdiff.conv import one_by_one, resolve
 from ensdiff.ensemble import abstract_params, activation_bytes, mesh_shape
 from ensdiff.flops import jacobian_step_flops, landscape_step_flops, train_step_flops, unet_layers
 from ensdiff.train_step import TrainConfig, init_state
@@ -174,7 +174,7 @@ def training_memory(study: Study, chips: int = 1) -> TrainingMemory:
     state = jax.eval_shape(lambda: init_state(model, shape, 1, config))
     members, data = mesh_shape(study.members, config.batch_size, chips)
     local, images = study.members // members, config.batch_size // data
-    together = 1 if model.conv == "map" else local
+    together = 1 if one_by_one(model.conv) else local
     params = _bytes(state.params)
     return TrainingMemory(
         local * params,

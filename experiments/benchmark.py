@@ -91,7 +91,7 @@ def against_pytorch(effort: Effort) -> Table:
         f"{s.factual_steps} steps; landscape: {s.landscape[0]} units x {s.landscape[1]} samples, {s.landscape_steps} "
         f"step; jacobian: {s.jacobian} samples, {s.jacobian_steps} step. PyTorch {torch.__version__}, "
         f"{torch.get_num_threads()} threads; the landscape's batches of ensdiff hold "
-        f"{jobs.padding(s, jobs.ensemble(s)):.3f} times the surviving predictions."
+        f"{jobs.padding(s, jobs.ensemble(s)):.3f} times the surviving predictions. {describe(rates(effort))}"
     )
     return Table("Against PyTorch, one member after another", rows, note)
 
@@ -112,10 +112,19 @@ def rates(effort: Effort) -> dict[str, float]:
 
     return {
         "convolution": best(
-            lambda x, k: conv2d(x[0], k[0])[None], x, kernel, flops=64 * side * side * 18 * width * width
+            lambda x, k: conv2d(x[0], k[0], strategy="map")[None],
+            x,
+            kernel,
+            flops=64 * side * side * 18 * width * width,
         ),
         "matrix product": best(lambda a: a @ a, a, flops=2 * 1024**3),
     }
+
+
+def describe(rates: dict[str, float]) -> str:
+    """`rates` in a sentence."""
+    best = ", ".join(f"{kind} {value:.0f}" for kind, value in rates.items())
+    return f"Best measured GFLOP/s of {len(jax.devices())} devices: {best}."
 
 
 def flop_rates(effort: Effort) -> Table:
@@ -129,8 +138,7 @@ def flop_rates(effort: Effort) -> Table:
         achieved = job.flops / np.median(seconds[name]) / GIGA
         shares = {f"share of the best {kind}": achieved / best for kind, best in machine.items()}
         rows.append({"job": name, "ms": milliseconds(seconds[name]), "GFLOP/s": achieved, **shares})
-    best = ", ".join(f"{kind} {value:.0f}" for kind, value in machine.items())
-    return Table("Achieved rate", rows, f"Best measured GFLOP/s of {len(jax.devices())} devices: {best}.")
+    return Table("Achieved rate", rows, describe(machine))
 
 
 def compilation(effort: Effort) -> Table:
@@ -203,7 +211,9 @@ def growths(effort: Effort) -> list[Table]:
 def strategies(effort: Effort) -> list[Table]:
     """The ways of computing members."""
     base = dataclasses.replace(effort.setting, members=4, landscape=(6, 8))
-    settings = [({"conv": conv}, dataclasses.replace(base, conv=conv)) for conv in ("map", "loop", "matmul")]
+    settings = [
+        ({"conv": conv}, dataclasses.replace(base, conv=conv)) for conv in ("map", "winograd", "loop", "matmul")
+    ]
     return [
         growth(effort, f"{what} against strategies, K = 4", job, settings)
         for what, job in (("Training step", "train"), ("Sampling", "factual"))
@@ -260,19 +270,19 @@ def main() -> None:
     f = flags.FLAGS
     jax.config.update("jax_enable_compilation_cache", False)  # compile times are of the compiler
     channels = tuple(int(c) for c in f.channels) or ((32,) if f.quick else (32, 64))
-    setting = Setting(members=f.members, side=f.side, channels=channels[0])
+    setting = Setting(members=f.members or (8 if f.quick else 16), side=f.side, channels=channels[0])
     if f.quick:
         setting = dataclasses.replace(setting, factual_steps=2, jacobian=1, landscape=(16, 8))
     effort = Effort(setting, repeats=f.repeats or (3 if f.quick else 7), channels=channels)
     print(machine(), flush=True)
-    quick = [name for name in GROUPS if name in ("pytorch", "rates", "compilation")]
-    groups = f.tables or (quick if f.quick else list(GROUPS))
+    groups = f.tables or (["pytorch", "compilation"] if f.quick else list(GROUPS))
     unknown = sorted(set(groups) - set(GROUPS))
     if unknown:
         raise ValueError(f"--tables={','.join(f.tables)}: expected some of {', '.join(GROUPS)}")
     missing = [name for name in ("torch", "diffusers", "safetensors") if importlib.util.find_spec(name) is None]
     if missing and "pytorch" in groups:
         print(f"not compared with PyTorch: {', '.join(missing)} not installed (pip install 'ensdiff[benchmark]')")
+        groups = ["rates" if name == "pytorch" and "rates" not in groups else name for name in groups]
         groups = [name for name in groups if name != "pytorch"]
     for name in groups:
         tables = GROUPS[name](effort)
@@ -302,12 +312,16 @@ GROUPS: dict[str, Callable[[Effort], list[Table]]] = {
 
 def define_flags() -> None:
     """The command line."""
-    flags.DEFINE_bool("quick", False, "Under 5 minutes on 2 cores: one width, fewer repeats, no tables of growth.")
-    flags.DEFINE_integer("members", 16, "K.")
+    flags.DEFINE_bool("quick", False, "Under 5 minutes on 2 cores: one width, 8 members, fewer repeats, two tables.")
+    flags.DEFINE_integer("members", None, "K; by default 16 (8 with --quick).")
     flags.DEFINE_integer("side", 28, "Side of the images.")
     flags.DEFINE_list("channels", [], "Widths of the U-Net, by default 32,64 (32 with --quick).")
     flags.DEFINE_integer("repeats", None, "Timings of each alternative; by default 7 (3 with --quick).")
-    flags.DEFINE_list("tables", [], f"Which of {', '.join(GROUPS)}; by default all (--quick: the first three).")
+    flags.DEFINE_list(
+        "tables",
+        [],
+        f"Which of {', '.join(GROUPS)}; by default all (--quick: pytorch, or rates without PyTorch, and compilation).",
+    )
     flags.DEFINE_string("out", None, "Folder for the tables, Markdown and JSON.")
     flags.adopt_module_key_flags(common)
 

@@ -44,7 +44,8 @@ def test_the_pytorch_loop_computes_the_same(name, record_property):
 @pytest.mark.slow
 def test_the_program_writes_its_tables(run, tmp_path):
     done = run(
-        "benchmark", "--quick", "--members=2", "--side=8", "--channels=16", "--repeats=1", f"--out={tmp_path}"
+        "benchmark", "--quick", "--members=2", "--side=8", "--channels=16", "--repeats=1", f"--out={tmp_path}",
+        "--tables=rates,compilation",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "### Achieved rate" in (tmp_path / "rates.md").read_text()

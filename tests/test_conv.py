@@ -1,5 +1,7 @@
 """The stacked convolution against a NumPy loop, in value, reverse and forward mode, for each strategy."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,9 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ensdiff import winograd
 from ensdiff.conv import conv2d, resolve
+from ensdiff.lowering import read_lowered
 
-STRATEGIES = ["map", "grouped", "loop", "matmul"]
+STRATEGIES = ["map", "winograd", "grouped", "loop", "matmul"]
 
 
 def conv_loop(x, kernel, stride, padding):
@@ -91,6 +95,65 @@ def test_both_modes_of_differentiation(strategy, stride, rng):
     np.testing.assert_allclose(push(tangents), pull(tangents), rtol=1e-4, atol=1e-4)
 
 
+@given(st.tuples(*[st.integers(1, 3), st.integers(1, 9), st.integers(1, 9), st.integers(1, 4), st.integers(1, 4)]))
+def test_winograd_equals_loop(shape):
+    B, H, W, C, D = shape
+    rng = np.random.default_rng(sum(shape))
+    x = rng.normal(size=(B, H, W, C)).astype(np.float32)
+    kernel = rng.normal(size=(3, 3, C, D)).astype(np.float32)
+    np.testing.assert_allclose(winograd.output(x, kernel), conv_loop(x, kernel, 1, 1), rtol=1e-5, atol=1e-5)
+
+
+def wide(x, kernel, strategy):
+    return jnp.tanh(jax.vmap(lambda x, k: conv2d(x, k, strategy=strategy))(x, kernel))
+
+
+def test_wide_layers_by_winograd(rng, monkeypatch):
+    """Value and both modes of differentiation; in parts that hold a third of the images too."""
+    x = jnp.asarray(rng.normal(size=(2, 3, 15, 14, 32)), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(2, 3, 3, 32, 33)) / 17, jnp.float32)
+    tangents = jnp.asarray(rng.normal(size=(4, *x.shape)), jnp.float32)
+
+    @functools.partial(jax.jit, static_argnums=(2, 3))
+    def everything(x, kernel, strategy, part):  # the part is in the key of the compiled program alone
+        def f(x, kernel):
+            return wide(x, kernel, strategy)
+
+        push = jax.vmap(lambda d: jax.jvp(lambda x: f(x, kernel), (x,), (d,))[1])
+        return f(x, kernel), push(tangents), jax.grad(lambda *a: jnp.sum(f(*a) ** 2), argnums=(0, 1))(x, kernel)
+
+    expected = everything(x, kernel, "map", 0)
+    for part in (winograd.CACHED, x[0, 0].nbytes):
+        monkeypatch.setattr(winograd, "CACHED", part)
+        got = everything(x, kernel, "winograd", part)
+        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5 * float(np.abs(b).max()))
+
+
+def test_winograd_takes_16_products_instead_of_36():
+    """No convolution is left in the prediction and its input gradient, and their products are 4/9 as many."""
+    x, kernel = jnp.zeros((2, 3, 14, 16, 32)), jnp.zeros((2, 3, 3, 32, 64))
+
+    def count(function, strategy):
+        return read_lowered(jax.jit(lambda x, kernel: function(x, kernel, strategy)).lower(x, kernel))
+
+    def gradient(x, kernel, strategy):
+        return jax.grad(lambda x: wide(x, kernel, strategy).sum())(x)
+
+    for function in (wide, gradient):
+        plain, less = count(function, "map"), count(function, "winograd")
+        transforms = 2 * 2 * 16 * 9 * 32 * 64 * (2 if function is gradient else 1)  # of two kernels
+        assert less.convolutions == 0
+        assert (less.flops - transforms) * 9 == plain.flops * 4
+
+
+def test_auto_takes_winograd_for_predictions_alone():
+    assert resolve("auto", "cpu", predicting=True) == "winograd"
+    assert resolve("auto", "cpu") == "map"
+    assert resolve("auto", "tpu", predicting=True) == resolve("auto", "gpu", predicting=True) == "map"
+    assert resolve("loop", "cpu", predicting=True) == "loop"
+
+
 def grouped_convolutions(strategy: str) -> int:
     K = 5
     x, kernel = jnp.zeros((K, 2, 6, 6, 3)), jnp.zeros((K, 3, 3, 3, 4))
@@ -109,6 +172,6 @@ def test_only_grouped_makes_grouped_convolutions():
 
 
 def test_unknown_strategy_lists_the_known_ones():
-    with pytest.raises(ValueError, match="'auto', 'map', 'grouped', 'loop', 'matmul'"):
+    with pytest.raises(ValueError, match="'auto', 'map', 'winograd', 'grouped', 'loop', 'matmul'"):
         resolve("fast")
     assert resolve("auto") in STRATEGIES

@@ -8,6 +8,7 @@ images, so that ``phi . phi'`` is ``g . g'`` on average, with a relative error o
 All images get the same draws. P is never stored: its rows are made anew, a block at a time.
 """
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -24,6 +25,7 @@ from tqdm import tqdm
 from ensdiff import hosts
 from ensdiff.attribution import LossConfig
 from ensdiff.attribution.loss import draw_noise, model_images
+from ensdiff.conv import resolve
 from ensdiff.denoise import memory_budget_default
 from ensdiff.ensemble import Ensemble, apply_member, count_pieces, make_mesh, on_mesh, over_members, sum_over_pieces
 from ensdiff.packing import round_up
@@ -118,6 +120,7 @@ def _step(
 
     Each device works on its own members; there is no collective.
     """
+    model = dataclasses.replace(model, conv=resolve(model.conv))  # as in training, not as in predictions
 
     def step(params_K, x_CHWC, count, t_D, noise_key, projection_key):
         draws = len(t_D)

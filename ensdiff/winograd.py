@@ -1,0 +1,76 @@
+"""3x3 convolutions with fewer products: Winograd's minimal filtering F(2x2, 3x3) (Lavin & Gray, arXiv 1509.09308).
+
+In one dimension two neighbouring outputs of a filter of three taps are six products; written as
+``A^T [(G k) * (B^T x)]`` they are four. In two dimensions a tile of 2x2 outputs takes 16 products instead of 36, and
+each of the 16 is one matrix product over the channels, of all tiles at once.
+
+The sums are the same with coefficients 0, 1 and 1/2 in another order: in float32 a result differs from that of the
+plain convolution by a few units in the last place of its largest terms.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from ensdiff.typing import Array
+
+_INPUT = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]])  # B^T
+_KERNEL = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])  # G
+_OUTPUT = np.array([[1, 1, 1, 0], [0, 1, -1, -1]])  # A^T
+
+CACHED = 2**19
+"""Bytes of the images that are worked off at once: their 16 transforms are four times as large, and so are the
+products. Measured on a CPU, with 28x28 images of 32 and 64 channels."""
+
+Grid = list[list[Array]]
+
+
+def output(x_BHWC: Float[Array, "B H W C"], kernel: Float[Array, "3 3 C D"]) -> Float[Array, "B H W D"]:
+    """The cross-correlation with one row and column of zeros around the input.
+
+    >>> output(jnp.ones((1, 4, 4, 1)), jnp.ones((3, 3, 1, 1)))[0, :, :, 0].tolist()[1]
+    [6.0, 9.0, 9.0, 6.0]
+    """
+    B, H, W, C = x_BHWC.shape
+    both = jnp.asarray(np.kron(_KERNEL, _KERNEL), kernel.dtype)
+    kernels = jnp.matmul(both, kernel.reshape(9, -1), precision="highest").reshape(4, 4, *kernel.shape[2:])
+    image = H * W * C * x_BHWC.dtype.itemsize
+    count = next(n for n in range(B, 0, -1) if B % n == 0 and (n == 1 or n * image <= CACHED))
+    if count == B:
+        return _filter(x_BHWC, kernels)
+    parts = jax.lax.map(lambda x: _filter(x, kernels), x_BHWC.reshape(B // count, count, H, W, C))
+    return parts.reshape(B, H, W, -1)
+
+
+def input_gradient(y_BHWD: Float[Array, "B H W D"], kernel: Float[Array, "3 3 C D"]) -> Float[Array, "B H W C"]:
+    """`output`'s derivative by its input in the direction ``y_BHWD`` of the output: it is a convolution again."""
+    return output(y_BHWD, jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
+
+
+def _filter(x_BHWC: Array, kernels: Array) -> Array:
+    """`output` by transformed kernels (4, 4, C, D)."""
+    B, H, W, C = x_BHWC.shape
+    h, w = -(-H // 2), -(-W // 2)  # tiles
+    x = jnp.pad(x_BHWC, ((0, 0), (1, 1 + H % 2), (1, 1 + W % 2), (0, 0)))
+
+    def tap(i: int, j: int) -> Array:
+        return jax.lax.slice(x, (0, i, j, 0), (B, i + 2 * h - 1, j + 2 * w - 1, C), (1, 2, 2, 1))
+
+    tiles = _mix(_INPUT, [[tap(i, j) for j in range(4)] for i in range(4)])
+    products = [[jnp.einsum("bhwc,cd->bhwd", tiles[i][j], kernels[i, j]) for j in range(4)] for i in range(4)]
+    parities = _mix(_OUTPUT, products)
+    y = jnp.stack([jnp.stack(row, 3) for row in parities], 2)
+    return y.reshape(B, 2 * h, 2 * w, -1)[:, :H, :W]
+
+
+def _mix(matrix: np.ndarray, grid: Grid) -> Grid:
+    """``matrix grid matrix^T``, each entry as one sum."""
+    flat = [a for row in grid for a in row]
+    return [[_combine(np.outer(p, q).ravel(), flat) for q in matrix] for p in matrix]
+
+
+def _combine(coefficients: np.ndarray, arrays) -> Array:
+    """The linear combination, of the arrays whose coefficients are not 0."""
+    terms = [a if c == 1 else a * jnp.asarray(c, a.dtype) for c, a in zip(coefficients, arrays, strict=True) if c]
+    return sum(terms[1:], start=terms[0])
