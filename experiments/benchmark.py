@@ -272,7 +272,7 @@ def main() -> None:
     channels = tuple(int(c) for c in f.channels) or ((32,) if f.quick else (32, 64))
     setting = Setting(members=f.members or (8 if f.quick else 16), side=f.side, channels=channels[0])
     if f.quick:
-        setting = dataclasses.replace(setting, factual_steps=2, jacobian=1, landscape=(16, 8))
+        setting = dataclasses.replace(setting, factual_steps=2, jacobian=1, landscape=(8, 8))
     effort = Effort(setting, repeats=f.repeats or (3 if f.quick else 7), channels=channels)
     print(machine(), flush=True)
     groups = f.tables or (["pytorch", "compilation"] if f.quick else list(GROUPS))
