@@ -15,7 +15,7 @@ What a `vmap` over members becomes is the *strategy*:
   loops over whole members and does not stack their convolutions at all: one member's activations are alive at a
   time, and compiling takes as long as for one member.
 - ``"winograd"``: the same loop, and on CPUs 3x3 convolutions of wide layers as `ensdiff.winograd` computes them, in
-  16 products instead of 36. They compile more slowly, and gradients gain nothing.
+  16 products instead of 36. They compile more slowly; the gradient of a kernel is as with ``"map"``.
 - ``"loop"``: one plain convolution per member, written out.
 - ``"grouped"``: what `vmap` does by itself, a grouped convolution.
 - ``"matmul"``: shifted copies of the input (im2col) times the kernels, one batched matrix product for all members.
@@ -53,7 +53,7 @@ def resolve(strategy: Strategy, platform: str | None = None, *, predicting: bool
     check_strategy(strategy)
     if strategy != "auto":
         return strategy
-    return (AUTO_PREDICTING if predicting else AUTO).get(platform or jax.default_backend(), "map")
+    return (AUTO_PREDICTING if predicting else AUTO).get(jax.default_backend() if platform is None else platform, "map")
 
 
 def one_by_one(strategy: Strategy) -> bool:

@@ -270,7 +270,8 @@ def main() -> None:
     f = flags.FLAGS
     jax.config.update("jax_enable_compilation_cache", False)  # compile times are of the compiler
     channels = tuple(int(c) for c in f.channels) or ((32,) if f.quick else (32, 64))
-    setting = Setting(members=f.members or (8 if f.quick else 16), side=f.side, channels=channels[0])
+    members = f.members if f.members is not None else 8 if f.quick else 16
+    setting = Setting(members=members, side=f.side, channels=channels[0])
     if f.quick:
         setting = dataclasses.replace(setting, factual_steps=2, jacobian=1, landscape=(8, 8))
     effort = Effort(setting, repeats=f.repeats or (3 if f.quick else 7), channels=channels)
@@ -313,7 +314,7 @@ GROUPS: dict[str, Callable[[Effort], list[Table]]] = {
 def define_flags() -> None:
     """The command line."""
     flags.DEFINE_bool("quick", False, "Under 5 minutes on 2 cores: one width, 8 members, fewer repeats, two tables.")
-    flags.DEFINE_integer("members", None, "K; by default 16 (8 with --quick).")
+    flags.DEFINE_integer("members", None, "K, at least 1; by default 16 (8 with --quick).", lower_bound=1)
     flags.DEFINE_integer("side", 28, "Side of the images.")
     flags.DEFINE_list("channels", [], "Widths of the U-Net, by default 32,64 (32 with --quick).")
     flags.DEFINE_integer("repeats", None, "Timings of each alternative; by default 7 (3 with --quick).")
