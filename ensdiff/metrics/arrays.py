@@ -39,6 +39,21 @@ def correlate(a: np.ndarray, b: np.ndarray) -> Float[np.ndarray, "..."]:
     return np.divide((a * b).sum(-1), product, out=np.zeros(np.shape(product)), where=product > 1e-300)
 
 
+def ties(values_BM: np.ndarray, tolerance_B: np.ndarray) -> Float[np.ndarray, "B M"]:
+    """The values, but those of a row that follow one another by at most its tolerance all take the least one's value.
+
+    >>> ties(np.array([[0.3, 0.1, 0.1 + 0.2]]), np.array([1e-12])).tolist()
+    [[0.3, 0.1, 0.3]]
+    """
+    order_BM = np.argsort(values_BM, axis=1, kind="stable")
+    sorted_BM = np.take_along_axis(values_BM, order_BM, axis=1)
+    first_BM = np.diff(sorted_BM, axis=1, prepend=-np.inf) > tolerance_B[:, None]
+    start_BM = np.maximum.accumulate(np.where(first_BM, np.arange(values_BM.shape[1]), 0), axis=1)
+    out_BM = np.empty_like(sorted_BM)
+    np.put_along_axis(out_BM, order_BM, np.take_along_axis(sorted_BM, start_BM, axis=1), axis=1)
+    return out_BM
+
+
 def resampled_spearman(a_BM: np.ndarray, b_BM: np.ndarray, counts_RM: np.ndarray) -> Float[np.ndarray, "R B"]:
     """`spearman` of every row in every resample of the last axis, in which entry m is ``counts_RM[r, m]`` times.
 

@@ -13,7 +13,7 @@ fits outputs that are minus the loss (``sign=1``), or the loss with ``sign=-1``.
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ensdiff.metrics.arrays import correlate, resampled_spearman, spearman, table
+from ensdiff.metrics.arrays import correlate, resampled_spearman, spearman, table, ties
 from ensdiff.metrics.bootstrap import RESAMPLES, Estimate, bootstrap_counts, mean
 
 
@@ -63,11 +63,8 @@ def lds(
         raise ValueError(f"subsets_NM holds {M} subsets: expected at least 3, of zeros and ones")
     if sign not in (1, -1):
         raise ValueError(f"sign={sign}: expected 1 or -1")
-    predicted = sign * scores @ subsets
-    # sums that differ by rounding only would otherwise be ranked
-    predicted = np.where(
-        np.ptp(predicted, axis=1, keepdims=True) <= 1e-12 * np.abs(predicted).max(initial=1e-300), 0, predicted
-    )
+    # a matrix product may give two like subsets sums that differ by rounding: those are ties, not ranks
+    predicted = sign * ties(scores @ subsets, 1e-13 * np.abs(scores).sum(1))
 
     def statistic(rows_RB: np.ndarray, columns_RM: np.ndarray) -> np.ndarray:
         return (rows_RB * resampled_spearman(predicted, outputs, columns_RM)).sum(1) / B
