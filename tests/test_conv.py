@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ensdiff import winograd
@@ -95,6 +95,7 @@ def test_both_modes_of_differentiation(strategy, stride, rng):
     np.testing.assert_allclose(push(tangents), pull(tangents), rtol=1e-4, atol=1e-4)
 
 
+@settings(max_examples=12)  # each compiles some forty small operations
 @given(st.tuples(*[st.integers(1, 3), st.integers(1, 9), st.integers(1, 9), st.integers(1, 4), st.integers(1, 4)]))
 def test_winograd_equals_loop(shape):
     B, H, W, C, D = shape

@@ -14,7 +14,7 @@ import pytest
 
 import ensdiff
 from experiments.config import config_path, names
-from tests.helpers import ROOT
+from tests.helpers import ROOT, environment
 
 TINY = [
     "--config.model.channels=4", "--config.model.multipliers=(1,)", "--config.model.norm_groups=2",
@@ -51,6 +51,14 @@ def test_every_packaged_config_can_be_read(name):
     else:
         building.check_config(config)
     assert f"--config={name}" in module.__doc__ or f"experiments.{name}" in module.__doc__
+
+
+def test_import_is_light():
+    """What few calls need is imported by those: scipy.stats alone would double the time to import ensdiff."""
+    heavy = {"scipy", "matplotlib", "pandas", "tensorflow", "tensorflow_datasets", "torch", "PIL", "IPython"}
+    code = f"import sys, ensdiff; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr[-2000:]
 
 
 @pytest.fixture(scope="module")

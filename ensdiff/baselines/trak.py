@@ -9,7 +9,6 @@ Both gradients point to a larger loss, so a positive score says that the item's 
 """
 
 import numpy as np
-import scipy.linalg
 from jaxtyping import Float
 
 
@@ -37,7 +36,7 @@ def trak_scores(
     for query, train in zip(query_KBD, train_KND, strict=True):
         phi = np.asarray(train, np.float64)
         # the singular values serve any ridge, and 0
-        U, s, Vt = scipy.linalg.svd(phi, full_matrices=False)
+        U, s, Vt = np.linalg.svd(phi, full_matrices=False)
         kernel = s**2 / len(phi)
         damped = kernel + ridge * kernel.sum() / phi.shape[1]
         keep = kernel > kernel.max(initial=0) * 1e-12

@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from scipy import stats
 
 
 def table(values: Any, name: str, axes: str, like: np.ndarray | None = None) -> np.ndarray:
@@ -83,4 +82,6 @@ def resampled_spearman(a_BM: np.ndarray, b_BM: np.ndarray, counts_RM: np.ndarray
 
 def spearman(a: np.ndarray, b: np.ndarray) -> Float[np.ndarray, "..."]:
     """Rank correlation over the last axis, ties sharing their mean rank; 0 where either is constant."""
+    from scipy import stats  # takes a second to import
+
     return correlate(stats.rankdata(a, axis=-1), stats.rankdata(b, axis=-1))

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 
 RESAMPLES = 1000
 BLOCK = 2**22
@@ -125,5 +124,7 @@ def proportion(hits: int, trials: int) -> Estimate:
     """
     if not 0 <= hits <= trials or trials < 1:
         raise ValueError(f"{hits} of {trials}: expected at least one trial and no more hits than trials")
+    from scipy import stats  # takes a second to import
+
     found = stats.binomtest(int(hits), int(trials)).proportion_ci(0.95, method="exact")
     return Estimate(hits / trials, float(found.low), float(found.high))

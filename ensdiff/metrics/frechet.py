@@ -8,7 +8,6 @@ sets of equal sizes, such as `frechet_floor`'s.
 """
 
 import numpy as np
-import scipy.linalg
 from jaxtyping import Float
 
 from ensdiff.metrics.bootstrap import Estimate
@@ -91,4 +90,4 @@ def _distance(a: np.ndarray, b: np.ndarray) -> float:
 
 def _root(x: np.ndarray) -> np.ndarray:
     """A matrix R with R^T R = X^T X and no more rows than columns."""
-    return scipy.linalg.qr(x, mode="r")[0][: x.shape[1]] if len(x) > x.shape[1] else x
+    return np.asarray(np.linalg.qr(x, mode="r")) if len(x) > x.shape[1] else x
