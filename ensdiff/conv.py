@@ -9,7 +9,7 @@ and each can be computed in the way that its backend does fast:
   convolution itself when they are inside of a loop, so there both are written as plain convolutions.
 - Elsewhere they are what autodiff gives.
 
-What a `vmap` over members becomes is the *strategy*:
+How members are computed is the *strategy*: what a `vmap` over them becomes, and by which algorithm one of them is:
 
 - ``"map"``: members one after another in a compiled loop, each a plain convolution. `ensemble.over_members` then
   loops over whole members and does not stack their convolutions at all: one member's activations are alive at a
@@ -20,8 +20,8 @@ What a `vmap` over members becomes is the *strategy*:
 - ``"grouped"``: what `vmap` does by itself, a grouped convolution.
 - ``"matmul"``: shifted copies of the input (im2col) times the kernels, one batched matrix product for all members.
 
-All compute the same sums. Where only the inputs are stacked, they are one larger batch. ``"auto"`` may stand for one
-strategy in predictions and for another in training.
+All compute the same sums but for rounding. Where only the inputs are stacked, they are one larger batch.
+``"auto"`` may stand for one strategy in predictions and for another in training.
 """
 
 import functools
@@ -45,7 +45,8 @@ AUTO: dict[str, Strategy] = {"cpu": "map", "tpu": "map", "gpu": "map"}
 is from compiled programs (BUILD.md); that of GPUs is not measured."""
 
 AUTO_PREDICTING: dict[str, Strategy] = {**AUTO, "cpu": "winograd"}
-"""The same where no gradient with respect to parameters is taken: sampling, landscapes, Jacobians, losses."""
+"""The same where no gradient with respect to parameters is taken: sampling, landscapes, Jacobians, losses, that is, in
+`ensemble.apply_member` (a `UNet` applied by itself is as in training). Measured by the same table."""
 
 
 def resolve(strategy: Strategy, platform: str | None = None, *, predicting: bool = False) -> Strategy:
@@ -82,7 +83,7 @@ def conv2d(
         kernel: (h, w, C, D) weights.
         stride: the same in both directions.
         padding: rows and columns of zeros added on each side.
-        strategy: what a `vmap` over members becomes, see the module's text.
+        strategy: how members are computed, see the module's text.
 
     >>> conv2d(jnp.ones((1, 4, 4, 1)), jnp.ones((3, 3, 1, 1)))[0, :, :, 0].tolist()[1]
     [6.0, 9.0, 9.0, 6.0]
@@ -187,13 +188,14 @@ def _on_cpu(a: Array, b: Array, out: Out, size: tuple[int, int], stride: int, pa
 
 
 WIDE, LARGE = 32, 14 * 14
-"""Least channels and pixels for Winograd's filtering: with less it gains nothing (measured on a CPU)."""
+"""Least channels and pixels for Winograd's filtering: with less it gains nothing on a CPU, but compiles longer."""
 
 
 def _on_cpu_by_winograd(a: Array, b: Array, out: Out, size: tuple[int, int], stride: int, padding: int) -> Array:
     """`_on_cpu`, and the convolution and its input gradient by Winograd's filtering where that is faster."""
     fits = out != "k" and b.shape[:2] == (3, 3) and stride == padding == 1
-    if fits and min(b.shape[2:]) >= WIDE and a.shape[1] * a.shape[2] >= LARGE and a.dtype == jnp.float32:
+    large = min(b.shape[2:]) >= WIDE and a.shape[1] * a.shape[2] >= LARGE
+    if fits and large and a.dtype == b.dtype == jnp.float32:
         return winograd.output(a, b) if out == "y" else winograd.input_gradient(a, b)
     return _on_cpu(a, b, out, size, stride, padding)
 

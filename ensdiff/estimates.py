@@ -120,7 +120,11 @@ class Study:
         self.model.check_image(*self.image_shape[:2])
 
     def on(self, platform: str) -> "Study":
-        """The same, with what is ``"auto"`` in the model as it is on this platform."""
+        """The same, with what is ``"auto"`` in the model as it is in training on this platform.
+
+        Predictions may be computed in fewer products (`ensdiff.conv.AUTO_PREDICTING`); counts do not see that, but
+        measured rates do.
+        """
         conv, attention = resolve(self.model.conv, platform), resolve_attention(self.model.attention, platform)
         return dataclasses.replace(self, model=dataclasses.replace(self.model, conv=conv, attention=attention))
 

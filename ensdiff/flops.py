@@ -2,7 +2,8 @@
 
 Counted is what XLA calls convolutions and dots: a convolution costs 2 h w C D a pixel of its output, a dense layer
 2 C D a row, attention over P pixels 4 P^2 C beside its four dense layers. Element-wise work (normalisation, swish,
-the optimiser, sums over members) is left out. Then, per layer:
+the optimiser, sums over members) is left out. Wide layers of predictions on CPUs execute 16 products where 36 are
+counted (`ensdiff.winograd`): counts are those of the plain convolutions. Then, per layer:
 
 - backward: one more forward for the gradient of its weights and one for that of its input. The first convolution and
   the first time layer have no input gradient; attention's two products have two input gradients each.

@@ -49,7 +49,7 @@ class UNetConfig:
         upsample: ``"conv"`` (nearest, then a 3x3 convolution) or ``"nearest"``.
         compute_dtype: ``"float32"`` or ``"bfloat16"``.
         remat: recompute residual blocks in the backward pass instead of keeping their activations.
-        conv: how members are stacked, see `ensdiff.conv`.
+        conv: how members are computed, see `ensdiff.conv`.
         attention: ``"batch"`` computes the attention of all images at once; ``"image"`` of one head of one image after
             another, so that its weights stay in the cache, and once more in the backward pass instead of keeping them;
             ``"auto"`` is ``"image"`` on a CPU.

@@ -91,7 +91,7 @@ def against_pytorch(effort: Effort) -> Table:
         f"{s.factual_steps} steps; landscape: {s.landscape[0]} units x {s.landscape[1]} samples, {s.landscape_steps} "
         f"step; jacobian: {s.jacobian} samples, {s.jacobian_steps} step. PyTorch {torch.__version__}, "
         f"{torch.get_num_threads()} threads; the landscape's batches of ensdiff hold "
-        f"{jobs.padding(s, jobs.ensemble(s)):.3f} times the surviving predictions. {describe(rates(effort))}"
+        f"{jobs.padding(s, jobs.ensemble(s)):.3f} times the surviving predictions. {describe(rates(effort))} {NOMINAL}"
     )
     return Table("Against PyTorch, one member after another", rows, note)
 
@@ -127,6 +127,9 @@ def describe(rates: dict[str, float]) -> str:
     return f"Best measured GFLOP/s of {len(jax.devices())} devices: {best}."
 
 
+NOMINAL = "Products are counted as those of plain convolutions, of which Winograd's filtering executes fewer."
+
+
 def flop_rates(effort: Effort) -> Table:
     """Achieved FLOP/s of each job, alone, against the best measured rates."""
     params = jobs.ensemble(effort.setting)
@@ -138,7 +141,7 @@ def flop_rates(effort: Effort) -> Table:
         achieved = job.flops / np.median(seconds[name]) / GIGA
         shares = {f"share of the best {kind}": achieved / best for kind, best in machine.items()}
         rows.append({"job": name, "ms": milliseconds(seconds[name]), "GFLOP/s": achieved, **shares})
-    return Table("Achieved rate", rows, describe(machine))
+    return Table("Achieved rate", rows, f"{describe(machine)} {NOMINAL}")
 
 
 def compilation(effort: Effort) -> Table:
@@ -265,6 +268,24 @@ def machine() -> str:
     )
 
 
+def choose_groups(asked: list[str], quick: bool, missing: list[str]) -> list[str]:
+    """The groups of tables to make: ensdiff's rates stand in for a comparison with PyTorch that cannot be made.
+
+    Raises:
+        ValueError: an unknown group, or none but the comparison is asked for and packages are missing.
+    """
+    groups = asked or (["pytorch", "compilation"] if quick else list(GROUPS))
+    if set(groups) - set(GROUPS):
+        raise ValueError(f"--tables={','.join(groups)}: expected some of {', '.join(GROUPS)}")
+    if not missing or "pytorch" not in groups:
+        return groups
+    why = f"{', '.join(missing)} not installed (pip install 'ensdiff[benchmark]')"
+    if groups == ["pytorch"]:
+        raise ValueError(f"--tables=pytorch: {why}")
+    print(f"not compared with PyTorch: {why}")
+    return list(dict.fromkeys("rates" if name == "pytorch" else name for name in groups))
+
+
 def main() -> None:
     """Measure, print and write."""
     f = flags.FLAGS
@@ -276,16 +297,8 @@ def main() -> None:
         setting = dataclasses.replace(setting, factual_steps=2, jacobian=1, landscape=(8, 8))
     effort = Effort(setting, repeats=f.repeats or (3 if f.quick else 7), channels=channels)
     print(machine(), flush=True)
-    groups = f.tables or (["pytorch", "compilation"] if f.quick else list(GROUPS))
-    unknown = sorted(set(groups) - set(GROUPS))
-    if unknown:
-        raise ValueError(f"--tables={','.join(f.tables)}: expected some of {', '.join(GROUPS)}")
     missing = [name for name in ("torch", "diffusers", "safetensors") if importlib.util.find_spec(name) is None]
-    if missing and "pytorch" in groups:
-        print(f"not compared with PyTorch: {', '.join(missing)} not installed (pip install 'ensdiff[benchmark]')")
-        groups = ["rates" if name == "pytorch" and "rates" not in groups else name for name in groups]
-        groups = [name for name in groups if name != "pytorch"]
-    for name in groups:
+    for name in choose_groups(f.tables, f.quick, missing):
         tables = GROUPS[name](effort)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         head = f"{machine()}; peak memory of the program so far {peak:.1f} GiB; median of {effort.repeats}\n"

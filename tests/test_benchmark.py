@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from experiments.benchmark import GROUPS, choose_groups
 from experiments.benchmarks import jobs
 from experiments.benchmarks.timing import interleave, ratio
 
@@ -25,6 +26,22 @@ def test_ratio_is_the_median_of_ratios():
     """Not the ratio of medians: a slow turn slows both."""
     seconds = {"a": np.array([1.0, 20.0, 3.0]), "b": np.array([2.0, 10.0, 3.0])}
     assert ratio(seconds, "a", "b") == (1.0, 0.5, 2.0)
+
+
+def test_groups_of_tables(capsys):
+    every = list(GROUPS)
+    assert choose_groups([], False, []) == every
+    assert choose_groups([], True, []) == ["pytorch", "compilation"]
+    assert choose_groups(["devices", "pytorch"], True, []) == ["devices", "pytorch"]
+    assert capsys.readouterr().out == ""
+    assert choose_groups([], True, ["torch"]) == ["rates", "compilation"]
+    assert choose_groups([], False, ["torch"]) == every[1:]
+    assert choose_groups(["growth"], False, ["torch"]) == ["growth"]
+    assert capsys.readouterr().out.count("not compared with PyTorch: torch not installed") == 2
+    with pytest.raises(ValueError, match="torch, diffusers not installed"):
+        choose_groups(["pytorch"], False, ["torch", "diffusers"])
+    with pytest.raises(ValueError, match="--tables=speed: expected some of pytorch, rates"):
+        choose_groups(["speed"], False, [])
 
 
 @pytest.mark.torch

@@ -105,6 +105,57 @@ def test_winograd_equals_loop(shape):
     np.testing.assert_allclose(winograd.output(x, kernel), conv_loop(x, kernel, 1, 1), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("images", [0, 1, 7])
+def test_winograd_of_any_number_of_images(rng, monkeypatch, images):
+    """Parts of three at most, the last one filled up."""
+    x = rng.normal(size=(images, 4, 4, 2)).astype(np.float32)
+    kernel = rng.normal(size=(3, 3, 2, 3)).astype(np.float32)
+    monkeypatch.setattr(winograd, "CACHED", 3 * 4 * 4 * 2 * 4)
+    got = jax.jit(lambda x: winograd.output(x, kernel))(x)
+    np.testing.assert_allclose(got, conv_loop(x, kernel, 1, 1), rtol=1e-5, atol=1e-5)
+
+
+def test_winograd_errs_by_the_largest_input_of_a_window(rng):
+    """As its text says, against float64, with neighbours of very different sizes."""
+    x = (rng.normal(size=(2, 9, 8, 16)) * 10.0 ** rng.integers(-4, 5, (2, 9, 8, 1))).astype(np.float32)
+    kernel = rng.normal(size=(3, 3, 16, 4)).astype(np.float32)
+    around = np.pad(np.abs(x).max(-1), ((0, 0), (2, 2), (2, 2)))  # any 4x4 window that holds the pixel
+    largest = np.max([around[:, i : i + 9, j : j + 8] for i in range(5) for j in range(5)], axis=0)
+    bound = largest[..., None] * np.abs(kernel).sum((0, 1, 2)) * np.finfo(np.float32).eps
+    error = np.abs(winograd.output(x, kernel) - conv_loop(x, kernel, 1, 1))
+    assert (error <= 4 * bound).all()
+    plain = np.abs(conv2d(x, kernel, strategy="map") - conv_loop(x, kernel, 1, 1))
+    assert (error > 10 * plain + 1e-30).any()
+
+
+@pytest.mark.parametrize(("x", "kernel"), [("float32", "bfloat16"), ("int32", "int32")])
+def test_winograd_refuses_types(x, kernel):
+    with pytest.raises(TypeError, match=f"{x} and a kernel of {kernel}: expected one floating-point type"):
+        winograd.output(jnp.ones((1, 4, 4, 1), x), jnp.ones((3, 3, 1, 1), kernel))
+
+
+@pytest.mark.parametrize(("changes", "filtered"), [
+    ({}, True), ({"channels": 31}, False), ({"width": 13}, False), ({"dtype": "bfloat16"}, False),
+    ({"stride": 2}, False), ({"padding": 0}, False), ({"size": 5}, False),
+])  # fmt: skip
+def test_which_layers_are_filtered(changes, filtered):
+    f = dict(channels=32, width=14, dtype="float32", stride=1, padding=1, size=3) | changes
+    x = jnp.zeros((2, 14, f["width"], 40), f["dtype"])
+    kernel = jnp.zeros((f["size"], f["size"], 40, f["channels"]), f["dtype"])
+
+    def layer(x, kernel):
+        return conv2d(x, kernel, stride=f["stride"], padding=f["padding"], strategy="winograd")
+
+    assert read_lowered(jax.jit(layer).lower(x, kernel)).convolutions == (0 if filtered else 1)
+
+
+def test_winograd_keeps_the_type_check_of_convolutions():
+    with pytest.raises(TypeError):
+        jax.jit(functools.partial(conv2d, strategy="winograd"))(
+            jnp.zeros((1, 14, 14, 32)), jnp.zeros((3, 3, 32, 32), "bfloat16")
+        )
+
+
 def wide(x, kernel, strategy):
     return jnp.tanh(jax.vmap(lambda x, k: conv2d(x, k, strategy=strategy))(x, kernel))
 

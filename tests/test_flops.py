@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 import ensdiff
 from ensdiff import flops
+from ensdiff.baselines import gradients
 from ensdiff.ensemble import abstract_params, apply_member, over_members
 from ensdiff.lowering import read_lowered
 from experiments import abstract
@@ -88,6 +89,35 @@ def test_lowered_sampling_steps(changes):
     )
     for step in (abstract.landscape_step(case), abstract.jacobian_step(case)):
         assert ratio(read_lowered(abstract.lower(step, "cpu")).flops, step.flops) < 1.05, step.name
+
+
+def lowered(conv):
+    """Programs of a wide model on a CPU, by name."""
+    model = dataclasses.replace(BASE, channels=32, norm_groups=8, multipliers=(1,), conv=conv)
+    shape = 16, 14, 3
+    case = abstract.Case(
+        model, shape, 4, 6, ensdiff.Schedule(), ensdiff.TrainConfig(batch_size=2), MESH, states=6, samples=2
+    )
+    steps = [*(make(case) for name, make in abstract.STEPS.items())]
+    found = {step.name: (read_lowered(abstract.lower(step, "cpu")), step.flops) for step in steps}
+    key = jax.random.key(0)
+    gradient = gradients._step(model, ensdiff.Schedule(), shape, "loss", 8, MESH)
+    arguments = case.params(), jnp.zeros((2, *shape)), np.int32(2), jnp.zeros((4,), jnp.int32), key, key
+    return found | {"gradients": (read_lowered(gradient.lower(*arguments)), None)}
+
+
+def test_predictions_on_cpus_filter_and_training_does_not():
+    """By default, in every program; the analytic counts are those of the plain convolutions."""
+    plain, default = lowered("map"), lowered("auto")
+    assert set(plain) == {*abstract.STEPS, "gradients"}
+    for name, (program, flops_) in default.items():
+        expected = plain[name][0]
+        if name in ("train", "gradients"):
+            assert (program.convolutions, program.flops) == (expected.convolutions, expected.flops), name
+            continue
+        assert ratio(expected.flops, flops_) < 1.05, name
+        assert program.convolutions < expected.convolutions / 2, name
+        assert 4 / 9 < program.flops / expected.flops < 0.6, name
 
 
 def test_the_count_notices_a_second_primal():

@@ -24,6 +24,7 @@ from ensdiff.attribution.ranking import Ranking, Score
 from ensdiff.attribution.result import Attribution
 from ensdiff.attribution.score import gram_forms, loss_forms
 from ensdiff.codes import Code
+from ensdiff.conv import resolve
 from ensdiff.ensemble import Ensemble
 from ensdiff.pieces import pieces
 from ensdiff.sample import Samples, check_samples
@@ -134,7 +135,8 @@ def attribute(
     if features is not None:
         measured = _name(features) if distance is None else f"{measured} of {_name(features)}"
     resources: dict[str, Any] = dict(chunk=chunk, memory_budget=memory_budget, progress=progress)
-    with pieces(partial, __version__, params, _named(samples), measured) as kept:
+    algorithm = resolve(params.model.conv, predicting=True)  # another one rounds otherwise
+    with pieces(partial, __version__, params, _named(samples), measured, algorithm) as kept:
         run = Ranking(params, samples, candidates, features, words, resources, kept, distance)
         settings = dict(top=top, candidates=N, null=null, seed=seed)
         return _attribute(run, method, settings, verify, audit, level, config, measured)

@@ -38,10 +38,10 @@ def correlate(a: np.ndarray, b: np.ndarray) -> Float[np.ndarray, "..."]:
     return np.divide((a * b).sum(-1), product, out=np.zeros(np.shape(product)), where=product > 1e-300)
 
 
-def ties(values_BM: np.ndarray, tolerance_B: np.ndarray) -> Float[np.ndarray, "B M"]:
-    """The values, but those of a row that follow one another by at most its tolerance all take the least one's value.
+def merged(values_BM: np.ndarray, tolerance_B: np.ndarray) -> Float[np.ndarray, "B M"]:
+    """The values, but those of a row of which each is within its tolerance of the next take the least one's value.
 
-    >>> ties(np.array([[0.3, 0.1, 0.1 + 0.2]]), np.array([1e-12])).tolist()
+    >>> merged(np.array([[0.3, 0.1, 0.1 + 0.2]]), np.array([1e-12])).tolist()
     [[0.3, 0.1, 0.3]]
     """
     order_BM = np.argsort(values_BM, axis=1, kind="stable")

@@ -13,7 +13,7 @@ fits outputs that are minus the loss (``sign=1``), or the loss with ``sign=-1``.
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ensdiff.metrics.arrays import correlate, resampled_spearman, spearman, table, ties
+from ensdiff.metrics.arrays import correlate, merged, resampled_spearman, spearman, table
 from ensdiff.metrics.bootstrap import RESAMPLES, Estimate, bootstrap_counts, mean
 
 
@@ -40,7 +40,8 @@ def lds(
         seed: of the resampling.
 
     Returns:
-        `Estimate` in [-1, 1]; a query with constant scores or outputs counts 0.
+        `Estimate` in [-1, 1]; a query with constant scores or outputs counts 0. Sums that differ by no more than
+        rounding, ``4 eps sqrt(N)`` times the sum of the query's absolute scores, are ties.
 
     Raises:
         ValueError: shapes that do not fit, fewer than three subsets, or entries of ``subsets_NM`` other than 0 and 1.
@@ -64,7 +65,8 @@ def lds(
     if sign not in (1, -1):
         raise ValueError(f"sign={sign}: expected 1 or -1")
     # a matrix product may give two like subsets sums that differ by rounding: those are ties, not ranks
-    predicted = sign * ties(scores @ subsets, 1e-13 * np.abs(scores).sum(1))
+    rounding = 4 * np.finfo(float).eps * np.sqrt(N) * np.abs(scores).sum(1)
+    predicted = sign * merged(scores @ subsets, rounding)
 
     def statistic(rows_RB: np.ndarray, columns_RM: np.ndarray) -> np.ndarray:
         return (rows_RB * resampled_spearman(predicted, outputs, columns_RM)).sum(1) / B
