@@ -66,8 +66,8 @@ def tiny():
 
 
 @pytest.fixture(scope="session")
-def run():
-    """Run a program as a user types it: ``run("train", "--config=...")``."""
+def typed():
+    """Run a program as a user types it, in a new process: ``typed("train", "--config=...")``."""
 
     def call(program, *args):
         return subprocess.run(
@@ -78,8 +78,8 @@ def run():
 
 
 @pytest.fixture(scope="session")
-def programs():
-    """Run a program in a fork of a process that has its imports: ``programs("train", "--config=...")``, far faster."""
+def run():
+    """Run a program in a fork of a process that has its imports, seconds faster: ``run("train", "--config=...")``."""
     from tests.forks import Programs
 
     with Programs() as call:

@@ -3,7 +3,7 @@
 Starting a program takes seconds of imports; forking this server takes none. A program still has a process of its own,
 with the exit code and the output that a user sees. The server never touches a JAX device, so a fork is safe.
 
-A line of JSON on stdin, {"program", "args"}, is answered by one on stdout, {"code", "out", "err"}.
+A line of JSON on stdin, {"program", "args"}, is answered by one on stdout, {"returncode", "stdout", "stderr"}.
 """
 
 import json
@@ -21,9 +21,9 @@ from tests.helpers import ROOT
 class Done(NamedTuple):
     """How a program ended."""
 
-    code: int
-    out: str
-    err: str
+    returncode: int
+    stdout: str
+    stderr: str
 
 
 class Programs:
@@ -68,7 +68,7 @@ def serve():
             for file in (out, err):
                 file.seek(0)
                 texts.append(file.read().decode(errors="replace"))
-        print(json.dumps({"code": code, "out": texts[0], "err": texts[1]}), flush=True)
+        print(json.dumps({"returncode": code, "stdout": texts[0], "stderr": texts[1]}), flush=True)
 
 
 def act(program, args, out, err):

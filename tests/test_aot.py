@@ -1,10 +1,6 @@
 """experiments.aot as a user types it: lowering for GPUs by default, compiling for TPUs where libtpu is installed."""
 
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import jax
 import pytest
@@ -12,19 +8,11 @@ import pytest
 from ensdiff.ensemble import make_mesh
 from experiments.abstract import STEPS, abstract_mesh
 
-ROOT = pathlib.Path(__file__).parent.parent
 TINY = [
     "--config=experiments/configs/digits.py", "--image=8,8,1", "--units=1400", "--config.model.channels=8",
     "--config.model.multipliers=(1,2)", "--config.model.norm_groups=4", "--config.train.batch_size=4",
     "--config.code.members=16",
 ]  # fmt: skip
-
-
-def call(*args):
-    return subprocess.run(
-        [sys.executable, "-m", "experiments.aot", *map(str, args)], cwd=ROOT, env=os.environ.copy(),
-        capture_output=True, text=True,
-    )  # fmt: skip
 
 
 def steps_of(done, path, programs=STEPS):
@@ -37,10 +25,10 @@ def steps_of(done, path, programs=STEPS):
     return record, {step["step"]: step for step in record["steps"]}
 
 
-def test_cuda_needs_nothing_but_jax(tmp_path):
+def test_cuda_needs_nothing_but_jax(run, tmp_path):
     """Sixteen members on eight GPUs, two a GPU: the lowered programs hold the analytic FLOPs."""
     out = tmp_path / "aot.json"
-    done = call("--topology=cuda:8", "--states=12", *TINY, f"--out={out}")
+    done = run("aot", "--topology=cuda:8", "--states=12", *TINY, f"--out={out}")
     record, steps = steps_of(done, out)
     assert record["mesh"] == {"member": 8, "data": 1}
     assert steps["train"]["lowered"]["collectives"] == {}
@@ -53,10 +41,12 @@ def test_cuda_needs_nothing_but_jax(tmp_path):
 @pytest.mark.parametrize(("topology", "mesh", "programs"), [
     ("v5e:2x4", (8, 1), STEPS), ("v4:2x2x1", (8, 1), ["loss"]), ("v6e:2x2", (4, 1), ["loss"]),
 ])  # fmt: skip
-def test_tpu_programs_fit_without_a_tpu(tmp_path, topology, mesh, programs):
+def test_tpu_programs_fit_without_a_tpu(run, tmp_path, topology, mesh, programs):
     pytest.importorskip("libtpu", reason="compiling for TPUs needs libtpu: pip install -e '.[aot]'")
     out = tmp_path / "aot.json"
-    done = call(f"--topology={topology}", f"--programs={','.join(programs)}", "--states=12", *TINY, f"--out={out}")
+    done = run(
+        "aot", f"--topology={topology}", f"--programs={','.join(programs)}", "--states=12", *TINY, f"--out={out}"
+    )
     record, steps = steps_of(done, out, programs)
     assert tuple(record["mesh"].values()) == mesh
     for step in steps.values():
@@ -69,10 +59,10 @@ def test_tpu_programs_fit_without_a_tpu(tmp_path, topology, mesh, programs):
 
 
 @pytest.mark.slow
-def test_what_does_not_fit_is_said(tmp_path):
+def test_what_does_not_fit_is_said(run, tmp_path):
     pytest.importorskip("libtpu", reason="compiling for TPUs needs libtpu: pip install -e '.[aot]'")
-    done = call(
-        "--topology=v5e:2x2", "--programs=landscape", *TINY, "--config.model.multipliers=(1,)",
+    done = run(
+        "aot", "--topology=v5e:2x2", "--programs=landscape", *TINY, "--config.model.multipliers=(1,)",
         "--states=4000000", "--config.code.members=4", "--units=6",
     )  # fmt: skip
     assert done.returncode == 1
@@ -87,15 +77,15 @@ def test_what_does_not_fit_is_said(tmp_path):
     (["--topology=cuda:2", "--mesh=3x1"], "a divisor of 16 members"),
     (["--topology=cuda:2", "--image=8x8"], "--image=8x8"),
 ])  # fmt: skip
-def test_errors_are_one_line(args, message):
-    done = call(*TINY, *args)
+def test_errors_are_one_line(run, args, message):
+    done = run("aot", *TINY, *args)
     assert done.returncode == 1
     assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_data_sizes_must_be_known():
-    done = call("--topology=cuda:2", "--config=experiments/configs/digits.py")
+def test_data_sizes_must_be_known(run):
+    done = run("aot", "--topology=cuda:2", "--config=experiments/configs/digits.py")
     assert "--image=H,W,C and --units=N" in done.stderr
 
 

@@ -393,30 +393,30 @@ AFTER_LOADING = [  # of a run, which takes seconds
     [*PROGRAMS, *(pytest.param(*case, marks=pytest.mark.slow) for case in AFTER_LOADING)],
     ids=lambda value: str(value)[:60],
 )
-def test_programs_refuse_in_one_line(here, programs, program, args, code, words, record_property):
-    done = programs(program, *(arg.format(root=here.root) for arg in args))
-    errors = [line for line in done.err.splitlines() if line.startswith("error: ")]
-    assert (done.code, len(errors)) == (code, 1), done
+def test_programs_refuse_in_one_line(here, run, program, args, code, words, record_property):
+    done = run(program, *(arg.format(root=here.root) for arg in args))
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert (done.returncode, len(errors)) == (code, 1), done
     assert [word for word in words if word not in errors[0]] == [], errors[0]
-    assert "Traceback" not in done.out + done.err
+    assert "Traceback" not in done.stdout + done.stderr
     assert "\\n" not in errors[0]
     record_property("count", ("bad inputs refused", 1))
 
 
-def test_the_traceback_comes_with_debug(here, programs):
+def test_the_traceback_comes_with_debug(here, run):
     for program, args in (
         ("sample", [f"--run={here.root}/none"]),
         ("train", [f"--config={here.root}/config_error.py"]),
     ):
-        done = programs(program, *args, "--debug")
-        assert done.code != 0
-        assert "Traceback (most recent call last)" in done.err
-        assert "error: " in done.err
+        done = run(program, *args, "--debug")
+        assert done.returncode != 0
+        assert "Traceback (most recent call last)" in done.stderr
+        assert "error: " in done.stderr
 
 
-def test_a_real_command_ends_the_same_way(run, here):
+def test_a_real_command_ends_the_same_way(typed, here):
     """Not forked: what the others take for granted."""
-    done = run("sample", f"--run={here.root}/none")
+    done = typed("sample", f"--run={here.root}/none")
     assert done.returncode == 1
     assert (
         done.stderr

@@ -157,49 +157,49 @@ def test_impossible_studies_are_refused(changes, message):
         dataclasses.replace(STUDY, **changes)
 
 
-def test_plan_as_typed(programs):
-    done = programs("plan", "--image=28x28x1", "--units=1400", "--channels=16", "--multipliers=1,2", "--members=16")
-    assert done.code == 0, done.err
+def test_plan_as_typed(run):
+    done = run("plan", "--image=28x28x1", "--units=1400", "--channels=16", "--multipliers=1,2", "--members=16")
+    assert done.returncode == 0, done.stderr
     model = ensdiff.UNetConfig(channels=16, multipliers=(1, 2))
     count = estimates.parameter_count(model, (28, 28, 1))
     for text in (
         f"{count:,}", f"{16 * count:,}", "cpu2 x 1", "v6e x 1", "no accelerator was timed", "12,870 distinct",
         "8 members survive", "q >= 0.12 (resolution)", "warning: one unit alone", "exact landscape",
     ):  # fmt: skip
-        assert text in done.out, text
+        assert text in done.stdout, text
 
 
-def test_plan_reads_a_config_and_flags_go_first(programs):
-    done = programs(
+def test_plan_reads_a_config_and_flags_go_first(run):
+    done = run(
         "plan", "--config=experiments/configs/cifar10_paper.py", "--members=256", "--chips=8", "--accelerator=v5e",
         "--units=1000000", "--weight=2", "--steps=7",
     )  # fmt: skip
-    assert done.code == 0, done.err
-    assert "32x32x3, bfloat16" in done.out
-    assert "35,746,307" in done.out  # 36 million, as Ho et al. 2020 say
-    assert "19.54 of 16 !" in done.out
-    assert "7 steps of 128 images" in done.out
-    assert "cpu2 x" not in done.out
-    assert "warning: 1000000 units, but 256 members of weight 2 have only 32640 code words" in done.out
+    assert done.returncode == 0, done.stderr
+    assert "32x32x3, bfloat16" in done.stdout
+    assert "35,746,307" in done.stdout  # 36 million, as Ho et al. 2020 say
+    assert "19.54 of 16 !" in done.stdout
+    assert "7 steps of 128 images" in done.stdout
+    assert "cpu2 x" not in done.stdout
+    assert "warning: 1000000 units, but 256 members of weight 2 have only 32640 code words" in done.stdout
 
 
 SMALL = ["--image=8x8x1", "--units=60", "--members=8", "--channels=8", "--multipliers=1", "--batch=2"]
 
 
-def test_plan_counts_compiled_steps(programs):
+def test_plan_counts_compiled_steps(run):
     """For GPUs it lowers, which needs nothing: FLOPs of the lowered steps beside the analytic ones."""
-    done = programs("plan", *SMALL, "--compile=cuda:2")
-    assert done.code == 0, done.err
-    assert "compiling for cuda:2: jacobian, 1 samples, 8 tangents, 4 members a chip" in done.out
-    assert "analytic" in done.out
+    done = run("plan", *SMALL, "--compile=cuda:2")
+    assert done.returncode == 0, done.stderr
+    assert "compiling for cuda:2: jacobian, 1 samples, 8 tangents, 4 members a chip" in done.stdout
+    assert "analytic" in done.stdout
 
 
 @pytest.mark.slow
-def test_plan_compiles_for_a_tpu(programs):
+def test_plan_compiles_for_a_tpu(run):
     pytest.importorskip("libtpu", reason="compiling for TPUs needs libtpu: pip install -e '.[aot]'")
-    done = programs("plan", *SMALL, "--compile=v5e:2x4")
-    assert done.code == 0, done.err
-    assert "peak GiB" in done.out
+    done = run("plan", *SMALL, "--compile=v5e:2x4")
+    assert done.returncode == 0, done.stderr
+    assert "peak GiB" in done.stdout
 
 
 @pytest.mark.parametrize(("args", "message"), [
@@ -211,8 +211,8 @@ def test_plan_compiles_for_a_tpu(programs):
     (["--image=8x8x1", "--units=6", "--steps=0"], "steps=0"),
     (["--image=8x8x1", "--units=6", "--compile=v9:2x2"], "--compile=v9:2x2"),
 ])  # fmt: skip
-def test_plan_errors_are_one_line(programs, args, message):
-    done = programs("plan", *args)
-    assert done.code == 1
-    assert message in done.err
-    assert "Traceback" not in done.err
+def test_plan_errors_are_one_line(run, args, message):
+    done = run("plan", *args)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr

@@ -30,11 +30,11 @@ def fields(name):
 
 
 @pytest.fixture(scope="module")
-def helps(programs):
+def helps(run):
     """The help of each program, asked for once."""
-    found = {program: programs(program, "--help") for program in PROGRAMS}
-    assert all(done.code == 0 and not done.err for done in found.values())
-    return {program: done.out for program, done in found.items()}
+    found = {program: run(program, "--help") for program in PROGRAMS}
+    assert all(done.returncode == 0 and not done.stderr for done in found.values())
+    return {program: done.stdout for program, done in found.items()}
 
 
 def flags_of(text):

@@ -127,7 +127,7 @@ def test_a_signal_saves_and_exits_with_the_stated_code(tmp_path, arguments, how,
 
 
 @pytest.mark.slow
-def test_the_same_twice(tmp_path, arguments, run):
+def test_the_same_twice(tmp_path, arguments, typed):
     """Samples and attributions of two processes, byte for byte."""
     folder = tmp_path / "run"
     finish(arguments(folder, 3), tmp_path / "run.log")
@@ -136,7 +136,7 @@ def test_the_same_twice(tmp_path, arguments, run):
         out = tmp_path / name
         args = [f"--run={folder}", "--n=3", "--steps=4", f"--out={out}"]
         for program, more in (("sample", []), ("attribute", ["--top=2", "--verify=3", "--null=0"])):
-            done = run(program, *args, *more)
+            done = typed(program, *args, *more)
             assert done.returncode == 0, done.stderr
         with np.load(out / "screen_seed0.npz") as arrays:
             scores = {key: arrays[key] for key in arrays.files}

@@ -17,9 +17,9 @@ TINY = [
 
 
 @pytest.fixture(scope="module")
-def trained(run, tmp_path_factory):
+def trained(typed, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "digits"
-    done = run(
+    done = typed(
         "train", "--config=experiments/configs/digits.py", f"--config.run_dir={folder}", "--config.train.steps=4",
         "--config.train.checkpoint_every=2", *TINY,
     )  # fmt: skip
@@ -169,8 +169,8 @@ def test_attribute_compare(run, trained):
 
 
 @pytest.mark.slow
-def test_quickstart(run, tmp_path):
-    done = run(
+def test_quickstart(typed, tmp_path):
+    done = typed(
         "quickstart", f"--config.run_dir={tmp_path / 'run'}", "--config.train.steps=4", "--samples=1", "--steps=2",
         "--evaluated=30", *TINY,
     )  # fmt: skip
