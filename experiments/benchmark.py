@@ -31,6 +31,7 @@ import ensdiff
 from ensdiff.conv import conv2d
 from ensdiff.ensemble import make_mesh, on_mesh
 from experiments import common
+from experiments.abstract import STEPS, Case
 from experiments.benchmarks import jobs
 from experiments.benchmarks.jobs import Setting
 from experiments.benchmarks.timing import interleave, ratio
@@ -46,6 +47,7 @@ class Effort:
     setting: Setting
     repeats: int
     channels: tuple[int, ...]
+    quick: bool
 
 
 def milliseconds(seconds: np.ndarray) -> float:
@@ -145,40 +147,32 @@ def flop_rates(effort: Effort) -> Table:
 
 
 def compilation(effort: Effort) -> Table:
-    """Seconds to compile the training step, and its temporary memory, of one member and of many."""
+    """Seconds to compile the training step of one member and of many, and a sampling step; and their memory."""
+    wanted = [("train", "map", 1), ("train", "map", 20)]
+    if not effort.quick:  # minutes
+        wanted += [("train", conv, members) for conv in ("loop", "grouped", "matmul") for members in (1, 20)]
+        wanted += [("landscape", conv, 20) for conv in ("map", "winograd")]
     rows = []
-    for conv in ("map", "loop", "grouped", "matmul"):
-        for members in (1, 20):
-            if conv != "map" and effort.repeats < 5:
-                continue  # minutes
-            setting = dataclasses.replace(effort.setting, members=members, conv=conv)
-            step, arguments = _abstract_train(setting)
-            lowered = step.lower(*arguments)
-            start = time.perf_counter()
-            compiled = lowered.compile()
-            seconds = time.perf_counter() - start
-            memory: Any = compiled.memory_analysis()
-            rows.append({
-                "conv": conv, "members": members, "compile s": seconds,
-                "temporaries MiB": memory.temp_size_in_bytes / 2**20,
-                "arguments MiB": memory.argument_size_in_bytes / 2**20,
-            })  # fmt: skip
-            print(rows[-1], flush=True)
-    return Table("Compiling the training step", rows, "On one device, without the compilation cache.")
-
-
-def _abstract_train(setting: Setting) -> tuple[Any, tuple]:
-    from ensdiff.train_step import Batch, init_state, make_train_step, seed_of
-
-    mesh = make_mesh(setting.members, devices=jax.devices()[:1])
-    state = jax.eval_shape(lambda: init_state(setting.model, setting.image_shape, setting.members, setting.train))
-    shape = setting.members, setting.batch
-    batch = Batch(
-        jax.ShapeDtypeStruct((*shape, *setting.image_shape), jnp.uint8),  # type: ignore[arg-type]
-        jax.ShapeDtypeStruct(shape, jnp.float32),  # type: ignore[arg-type]
-    )
-    step = make_train_step(setting.model, ensdiff.Schedule(), setting.train, mesh)
-    return step, (state, batch, jax.ShapeDtypeStruct((), jnp.int32), seed_of(setting.train))
+    for program, conv, members in wanted:
+        setting = dataclasses.replace(effort.setting, members=members, conv=conv)
+        mesh = make_mesh(members, devices=jax.devices()[:1])
+        case = Case(
+            setting.model, setting.image_shape, members, 6, ensdiff.Schedule(), setting.train, mesh,
+            states=setting.factual,
+        )  # fmt: skip
+        step = STEPS[program](case)
+        lowered = step.function.lower(*step.arguments)
+        start = time.perf_counter()
+        compiled = lowered.compile()
+        seconds = time.perf_counter() - start
+        memory: Any = compiled.memory_analysis()
+        rows.append({
+            "step": program, "conv": conv, "members": members, "compile s": seconds,
+            "temporaries MiB": memory.temp_size_in_bytes / 2**20,
+            "arguments MiB": memory.argument_size_in_bytes / 2**20,
+        })  # fmt: skip
+        print(rows[-1], flush=True)
+    return Table("Compiling a step", rows, "On one device, without the compilation cache.")
 
 
 def growth(effort: Effort, title: str, job: str, settings: Iterable[tuple[dict[str, Any], Setting]]) -> Table:
@@ -295,7 +289,7 @@ def main() -> None:
     setting = Setting(members=members, side=f.side, channels=channels[0])
     if f.quick:
         setting = dataclasses.replace(setting, factual_steps=2, jacobian=1, landscape=(8, 8))
-    effort = Effort(setting, repeats=f.repeats or (3 if f.quick else 7), channels=channels)
+    effort = Effort(setting, repeats=f.repeats or (3 if f.quick else 7), channels=channels, quick=f.quick)
     print(machine(), flush=True)
     missing = [name for name in ("torch", "diffusers", "safetensors") if importlib.util.find_spec(name) is None]
     for name in choose_groups(f.tables, f.quick, missing):
