@@ -1,5 +1,7 @@
 """Attribution that was interrupted goes on: what was finished is kept, and the end is bit for bit the same."""
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -82,6 +84,20 @@ def test_pieces_of_other_things_are_not_taken(five, samples, tmp_path, monkeypat
         other, ensdiff.sample(other, 0, 3, steps=2), "exact", top=2, null=3, partial=tmp_path / "x"
     )
     equal(found, ensdiff.attribute(other, made, "exact", top=2, null=3))
+
+
+def test_pieces_of_another_algorithm_are_not_taken(five, samples, tmp_path, monkeypatch):
+    """Predictions of another version or machine may round otherwise."""
+    monkeypatch.setattr(ranking, "PIECE", 6)
+    options = dict(top=2, null=0, partial=tmp_path / "x")
+    with monkeypatch.context() as patch:
+        interrupt(patch, ranking, "exact_influence", 2)
+        with pytest.raises(Interrupted):
+            ensdiff.attribute(five, samples, "exact", **options)
+    made = interrupt(monkeypatch, ranking, "exact_influence", 99)
+    monkeypatch.setattr(sys.modules["ensdiff.attribution.attribute"], "resolve", lambda *_, **__: "another")
+    ensdiff.attribute(five, samples, "exact", **options)
+    assert len(made) == 3  # all
 
 
 def test_loss_scores_go_on(five, samples, tmp_path, monkeypatch):
