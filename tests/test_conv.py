@@ -13,7 +13,7 @@ from ensdiff import winograd
 from ensdiff.conv import conv2d, resolve
 from ensdiff.lowering import read_lowered
 
-STRATEGIES = ["map", "winograd", "grouped", "loop", "matmul"]
+STRATEGIES = ["map", "grouped", "loop", "matmul"]  # and "winograd", which is "map" but for wide layers, below
 
 
 def conv_loop(x, kernel, stride, padding):
@@ -95,14 +95,14 @@ def test_both_modes_of_differentiation(strategy, stride, rng):
     np.testing.assert_allclose(push(tangents), pull(tangents), rtol=1e-4, atol=1e-4)
 
 
-@settings(max_examples=12)  # each compiles some forty small operations
+@settings(max_examples=12)  # each compiles a program
 @given(st.tuples(*[st.integers(1, 3), st.integers(1, 9), st.integers(1, 9), st.integers(1, 4), st.integers(1, 4)]))
 def test_winograd_equals_loop(shape):
     B, H, W, C, D = shape
     rng = np.random.default_rng(sum(shape))
     x = rng.normal(size=(B, H, W, C)).astype(np.float32)
     kernel = rng.normal(size=(3, 3, C, D)).astype(np.float32)
-    np.testing.assert_allclose(winograd.output(x, kernel), conv_loop(x, kernel, 1, 1), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(winograd.output)(x, kernel), conv_loop(x, kernel, 1, 1), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("images", [0, 1, 7])
@@ -122,7 +122,7 @@ def test_winograd_errs_by_the_largest_input_of_a_window(rng):
     around = np.pad(np.abs(x).max(-1), ((0, 0), (2, 2), (2, 2)))  # any 4x4 window that holds the pixel
     largest = np.max([around[:, i : i + 9, j : j + 8] for i in range(5) for j in range(5)], axis=0)
     bound = largest[..., None] * np.abs(kernel).sum((0, 1, 2)) * np.finfo(np.float32).eps
-    error = np.abs(winograd.output(x, kernel) - conv_loop(x, kernel, 1, 1))
+    error = np.abs(jax.jit(winograd.output)(x, kernel) - conv_loop(x, kernel, 1, 1))
     assert (error <= 4 * bound).all()
     plain = np.abs(conv2d(x, kernel, strategy="map") - conv_loop(x, kernel, 1, 1))
     assert (error > 10 * plain + 1e-30).any()
