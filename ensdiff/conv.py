@@ -187,15 +187,20 @@ def _on_cpu(a: Array, b: Array, out: Out, size: tuple[int, int], stride: int, pa
     return k.transpose(1, 2, 0, 3)
 
 
-WIDE, LARGE = 32, 14 * 14
-"""Least channels and pixels for Winograd's filtering: with less it gains nothing on a CPU, but compiles longer."""
+WIDE = 20
+"""Least ``C D / (C + D)`` of a layer for Winograd's filtering: the products that it saves, against the values that it
+transforms. With less it gains nothing on a CPU, but compiles longer (`experiments.benchmark`, table "layers")."""
+
+TILES = 64
+"""Least number of 2x2 tiles of its output: with fewer, transforming the kernel takes what is saved."""
 
 
 def _on_cpu_by_winograd(a: Array, b: Array, out: Out, size: tuple[int, int], stride: int, padding: int) -> Array:
     """`_on_cpu`, and the convolution and its input gradient by Winograd's filtering where that is faster."""
     fits = out != "k" and b.shape[:2] == (3, 3) and stride == padding == 1
-    large = min(b.shape[2:]) >= WIDE and a.shape[1] * a.shape[2] >= LARGE
-    if fits and large and a.dtype == b.dtype == jnp.float32:
+    C, D = b.shape[2:]
+    tiles = a.shape[0] * -(-a.shape[1] // 2) * -(-a.shape[2] // 2)
+    if fits and C * D >= WIDE * (C + D) and tiles >= TILES and a.dtype == b.dtype == jnp.float32:
         return winograd.output(a, b) if out == "y" else winograd.input_gradient(a, b)
     return _on_cpu(a, b, out, size, stride, padding)
 

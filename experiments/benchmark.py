@@ -10,6 +10,7 @@ Examples:
 """
 
 import dataclasses
+import functools
 import importlib.util
 import json
 import os
@@ -28,6 +29,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 import ensdiff
+from ensdiff import winograd
 from ensdiff.conv import conv2d
 from ensdiff.ensemble import make_mesh, on_mesh
 from experiments import common
@@ -147,18 +149,18 @@ def flop_rates(effort: Effort) -> Table:
 
 
 def compilation(effort: Effort) -> Table:
-    """Seconds to compile the training step of one member and of many, and a sampling step; and their memory."""
+    """Seconds to compile the training step of one member and of many, and predicting steps; and their memory."""
     wanted = [("train", "map", 1), ("train", "map", 20)]
     if not effort.quick:  # minutes
         wanted += [("train", conv, members) for conv in ("loop", "grouped", "matmul") for members in (1, 20)]
-        wanted += [("landscape", conv, 20) for conv in ("map", "winograd")]
+        wanted += [(program, conv, 20) for program in ("landscape", "jacobian") for conv in ("map", "winograd")]
     rows = []
     for program, conv, members in wanted:
         setting = dataclasses.replace(effort.setting, members=members, conv=conv)
         mesh = make_mesh(members, devices=jax.devices()[:1])
         case = Case(
             setting.model, setting.image_shape, members, 6, ensdiff.Schedule(), setting.train, mesh,
-            states=setting.factual,
+            states=setting.factual, samples=1,
         )  # fmt: skip
         step = STEPS[program](case)
         lowered = step.function.lower(*step.arguments)
@@ -215,6 +217,33 @@ def strategies(effort: Effort) -> list[Table]:
         growth(effort, f"{what} against strategies, K = 4", job, settings)
         for what, job in (("Training step", "train"), ("Sampling", "factual"))
     ]
+
+
+def layers(effort: Effort) -> Table:
+    """3x3 convolutions on one device, plain and by Winograd's filtering."""
+    rows = []
+    for side, C, D, images in [
+        (28, 32, 32, 16), (28, 64, 32, 16), (28, 32, 64, 16), (28, 40, 40, 16), (28, 64, 64, 16), (28, 64, 64, 7),
+        (14, 32, 32, 16), (14, 64, 32, 16), (14, 64, 64, 16), (7, 128, 128, 16), (4, 256, 256, 16), (64, 64, 64, 2),
+    ]:  # fmt: skip
+        x, kernel = jnp.ones((images, side, side, C)), jnp.ones((3, 3, C, D)) / C
+        calls = {}
+        for strategy in ("map", "winograd"):
+            # the thresholds of "winograd" are what is measured: the filtering itself
+            layer = winograd.output if strategy == "winograd" else functools.partial(conv2d, strategy="map")
+
+            def repeat(x, kernel, layer=layer):
+                return jax.lax.map(lambda shift: layer(x + shift, kernel).sum(), jnp.arange(8.0))
+
+            compiled = jax.jit(repeat).lower(x, kernel).compile()
+            calls[strategy] = lambda compiled=compiled, x=x, k=kernel: jax.block_until_ready(compiled(x, k))
+        seconds = interleave(calls, 2 * effort.repeats + 1)
+        rows.append({
+            "side": side, "channels": f"{C} to {D}", "C D / (C + D)": C * D / (C + D), "images": images,
+            "map ms": milliseconds(seconds["map"]) / 8, "winograd / map": spread(ratio(seconds, "winograd", "map")),
+        })  # fmt: skip
+        print(rows[-1], flush=True)
+    return Table("3x3 convolutions", rows)
 
 
 def batch_sizes(effort: Effort) -> Table:
@@ -314,6 +343,7 @@ GROUPS: dict[str, Callable[[Effort], list[Table]]] = {
     "strategies": strategies,
     "growth": growths,
     "batch": lambda effort: [batch_sizes(effort)],
+    "layers": lambda effort: [layers(effort)],
     "devices": lambda effort: [devices(effort)],
 }
 

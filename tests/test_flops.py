@@ -93,7 +93,7 @@ def test_lowered_sampling_steps(changes):
 
 def lowered(conv):
     """Programs of a wide model on a CPU, by name."""
-    model = dataclasses.replace(BASE, channels=32, norm_groups=8, multipliers=(1,), conv=conv)
+    model = dataclasses.replace(BASE, channels=48, norm_groups=8, multipliers=(1,), conv=conv)
     shape = 16, 14, 3
     case = abstract.Case(
         model, shape, 4, 6, ensdiff.Schedule(), ensdiff.TrainConfig(batch_size=2), MESH, states=6, samples=2
