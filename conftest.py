@@ -1,4 +1,7 @@
-"""Doctests: each runs in an empty folder, and those that use the examples' shared names get them."""
+"""Settings of JAX for every test and what tests start: four CPU devices, a cache of compiled programs.
+
+Doctests: each runs in an empty folder, and those that use the examples' shared names get them.
+"""
 
 import os
 import pathlib
@@ -8,10 +11,16 @@ import shutil
 
 import pytest
 
-os.environ.setdefault("JAX_NUM_CPU_DEVICES", "4")
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
-
 ROOT = pathlib.Path(__file__).parent
+CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "ensdiff" / "tests"
+
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "4")
+# tiny programs spend their time in the compiler: let it optimise less
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+# what is compiled is kept outside of the clone, for every later run and for the programs that tests start
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
 SHARED = ROOT / "docs" / "examples" / "shared.py"
 NAMES = ("data", "code", "model", "params", "samples")
 
@@ -19,10 +28,6 @@ NAMES = ("data", "code", "model", "params", "samples")
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory):
     """What docs/examples/shared.py defines, and the folder that it was run in."""
-    import jax
-
-    jax.config.update("jax_compilation_cache_dir", str(ROOT / ".jax_cache"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     folder, before = tmp_path_factory.mktemp("shared"), pathlib.Path.cwd()
     os.chdir(folder)
     try:

@@ -38,7 +38,8 @@ def start_jax(preemptible: bool = False) -> None:
         cache = str(pathlib.Path(base) / "ensdiff" / "jax")
     if cache != "off":
         jax.config.update("jax_compilation_cache_dir", cache)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+        if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     if processes.wanted():
         processes.start(preemptible)
 

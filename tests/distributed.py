@@ -213,9 +213,6 @@ def main(request):
 
     faulthandler.dump_traceback_later(LIMIT - 20)  # where it hangs, for the log that the test shows
     task, options, port, processes, i = pickle.loads(request.read_bytes())
-    cache = ROOT / ".jax_cache"
-    jax.config.update("jax_compilation_cache_dir", str(cache))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     if processes > 1:
         jax.distributed.initialize(f"127.0.0.1:{port}", processes, i, cluster_detection_method="deactivate")
     answer = globals()[task](**options)

@@ -32,7 +32,7 @@ class Programs:
     def __init__(self):
         self.server = subprocess.Popen(
             [sys.executable, "-m", "tests.forks"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
-            env={**os.environ, "JAX_NUM_CPU_DEVICES": "2", "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache")},
+            env={**os.environ, "JAX_NUM_CPU_DEVICES": "2"},
         )  # fmt: skip
 
     def __call__(self, program, *args):

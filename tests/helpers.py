@@ -13,8 +13,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 
 def command(program, *args):
-    """The command line of a program, with the tests' compilation cache."""
-    return [sys.executable, "-m", f"experiments.{program}", f"--cache={ROOT / '.jax_cache'}", *map(str, args)]
+    """The command line of a program."""
+    return [sys.executable, "-m", f"experiments.{program}", *map(str, args)]
 
 
 def environment():

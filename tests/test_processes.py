@@ -1,7 +1,6 @@
 """Two processes over loopback against one: training, sampling, attribution, files, resuming, and failures."""
 
 import json
-import pathlib
 import signal
 import sys
 
@@ -144,19 +143,7 @@ def test_primitives(tmp_path, devices):
 
 def programs(program, *args, port=None, ids=(0, 1), processes=2):
     flags = [f"--coordinator=127.0.0.1:{port or free_port()}", f"--num_processes={processes}"]
-    cache = pathlib.Path(__file__).parent.parent / ".jax_cache"
-    return [
-        [
-            sys.executable,
-            "-m",
-            f"experiments.{program}",
-            f"--cache={cache}",
-            *flags,
-            f"--process_id={i}",
-            *map(str, args),
-        ]
-        for i in ids
-    ]
+    return [[sys.executable, "-m", f"experiments.{program}", *flags, f"--process_id={i}", *map(str, args)] for i in ids]
 
 
 def finish(folder, commands, limit=240, environments=None):
