@@ -18,6 +18,7 @@ from jaxtyping import UInt8
 from ensdiff.data.dataset import Dataset, from_images
 from ensdiff.data.pictures import folder
 from ensdiff.data.prepared import tfds
+from ensdiff.files import open_regular
 from ensdiff.npyfiles import read_npz
 
 FASHION_FOLDER = "/usr/share/datasets/fashion-mnist"
@@ -96,7 +97,7 @@ def mnist5k(path: str | os.PathLike | None = None, groups: Literal["class"] | No
         path = pathlib.Path(places[0], "data", "data", "mnist_5k.csv.gz")
     path = _existing(path)
     try:
-        with gzip.open(path, "rt", newline="") as file:
+        with open_regular(path) as stream, gzip.open(stream, "rt", newline="") as file:
             table = np.array(list(csv.reader(file)), dtype=np.float32)
     except (OSError, EOFError, ValueError, csv.Error, zlib.error) as error:
         raise ValueError(f"{path} cannot be read as a compressed table of numbers: {error}") from error
@@ -163,7 +164,7 @@ def fashion_mnist(
 def _idx(path: pathlib.Path) -> UInt8[np.ndarray, "..."]:
     """An idx file of unsigned bytes."""
     try:
-        with gzip.open(path) as file:
+        with open_regular(path) as stream, gzip.open(stream) as file:
             zeros, kind, axes = struct.unpack(">HBB", file.read(4))
             if zeros != 0 or kind != 8 or not 1 <= axes <= 4:
                 raise ValueError(f"{path} is not an idx file of bytes: its first four bytes say {zeros, kind, axes}")
