@@ -25,6 +25,12 @@ def open_regular(path: str | os.PathLike) -> BinaryIO:
     return os.fdopen(descriptor, "rb")
 
 
+def read_bytes(path: str | os.PathLike) -> bytes:
+    """All bytes of a regular file; raises as `open_regular`."""
+    with open_regular(path) as file:
+        return file.read()
+
+
 def read_json(path: str | os.PathLike) -> Any:
     """What a JSON file holds.
 
@@ -36,6 +42,6 @@ def read_json(path: str | os.PathLike) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist" if not path.exists() else f"{path} is no file")
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(read_bytes(path))
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not a JSON file, or is damaged: {error}") from error
