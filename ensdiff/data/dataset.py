@@ -227,7 +227,9 @@ def from_images(
                 f"float images span [{float(low):.9g}, {float(high):.9g}]: expected [0, 1]; for [-1, 1] give "
                 "(x + 1) / 2, for 0 .. 255 give uint8"
             )
-        images = np.round(np.clip(images, 0, 1) * 255).astype(np.uint8)
+        if low < 0 or high > 1:
+            images = np.clip(images, 0, 1)
+        images = np.round(images * 255).astype(np.uint8)
     elif images.dtype == np.bool_:
         images = images.astype(np.uint8) * 255
     elif images.dtype != np.uint8:

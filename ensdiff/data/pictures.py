@@ -25,7 +25,7 @@ MAX_PIXELS = 2**26
 """Pixels of the largest picture that `folder` decodes; Pillow's own limit, which it only warns of, is above."""
 BITS, PHOTOMETRIC, SAMPLE_FORMAT, WHITE_IS_ZERO = 258, 262, 339, 0
 """Tags of TIFF."""
-LINK = "links"
+LINK = "link"
 NO_DATA = ("thumbs.db", "desktop.ini")
 """Files that a system leaves behind, which are not worth a warning; hidden ones are not either."""
 
@@ -104,6 +104,7 @@ def folder(
 
     Raises:
         FileNotFoundError: no such folder.
+        PermissionError: a subfolder may not be read.
         ValueError: no picture, one that cannot be read, pictures of several sizes, or, with ``groups="folder"``, a
             picture in no subfolder or a first-level subfolder without pictures; names the file or folder.
 
@@ -196,7 +197,7 @@ def _count(kinds: Iterable[str]) -> str:
     """``"2 .heic, 1 .txt"``: how often each occurs, the most frequent first."""
     counted = collections.Counter(kind if kind.isprintable() and len(kind) < 20 else "others" for kind in kinds)
     first = sorted(counted.items(), key=lambda pair: (-pair[1], pair[0]))
-    shown = [f"{count} {kind}" for kind, count in first[:8]]
+    shown = [f"{count} {kind}" + ("s" if kind == LINK and count > 1 else "") for kind, count in first[:8]]
     rest = sum(count for _, count in first[8:])
     return ", ".join(shown) + (f" and {rest} others" if rest else "")
 
@@ -229,7 +230,8 @@ def _warn(root: pathlib.Path, left_out: dict[pathlib.PurePath, str], several: li
     """One warning, at the caller of the function that reads, of all that was left out."""
     parts = []
     if left_out:
-        things = ("file" if len(left_out) == 1 else "files") + (" or links" if LINK in left_out.values() else "")
+        plural = "" if len(left_out) == 1 else "s"
+        things = f"file{plural}" + (f" or link{plural}" if LINK in left_out.values() else "")
         parts.append(
             f"left out {len(left_out)} {things}: {_count(left_out.values())} (such as {_shown(next(iter(left_out)))}). "
             f"Only files of {', '.join(readable().suffixes)} are read; convert other pictures, and copy what is linked"

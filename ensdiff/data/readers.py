@@ -101,8 +101,8 @@ def mnist5k(path: str | os.PathLike | None = None, groups: Literal["class"] | No
             table = np.array(list(csv.reader(file)), dtype=np.float32)
     except (OSError, EOFError, ValueError, csv.Error, zlib.error) as error:
         raise ValueError(f"{path} cannot be read as a compressed table of numbers: {error}") from error
-    if table.size and not ((table >= 0) & (table <= 255)).all():
-        raise ValueError(f"{path} holds numbers outside of 0 .. 255: expected pixels and labels")
+    if table.size and not ((table >= 0) & (table <= 255) & (table == np.floor(table))).all():
+        raise ValueError(f"{path} holds numbers that are not integers from 0 to 255: expected pixels and labels")
     if table.ndim != 2 or table.shape[1] != 785:
         raise ValueError(f"{path} is a table of shape {table.shape}: expected 784 pixels and a label a row")
     labels = table[:, -1].astype(np.int64)
@@ -142,6 +142,8 @@ def fashion_mnist(
         raise ValueError(f"split={split!r}: expected 'train' or 'test'")
     if size not in (28, 14, 7):
         raise ValueError(f"size={size}: expected 28, 14 or 7")
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit={limit}: expected at least 1 image, or None for all")
     place = pathlib.Path(FASHION_FOLDER if dir is None else dir)
     prefix = "train" if split == "train" else "t10k"
     images_file, labels_file = (place / f"{prefix}-{kind}-ubyte.gz" for kind in ("images-idx3", "labels-idx1"))
