@@ -12,7 +12,6 @@ import concurrent.futures
 import hashlib
 import json
 import os
-import pathlib
 import warnings
 import zlib
 from collections.abc import Iterable, Mapping
@@ -22,6 +21,7 @@ import jax
 import numpy as np
 
 from ensdiff import hosts
+from ensdiff.files import read_bytes
 from ensdiff.storage import write_atomically
 
 SEAL = "sha256"
@@ -99,11 +99,18 @@ def read_sealed(path: str | os.PathLike) -> dict[str, Any]:
     Raises:
         DamagedError: cut short or changed.
     """
-    values = _object(pathlib.Path(path).read_bytes(), path)
+    values = _object(_content(path), path)
     if SEAL in values or _SEALED in values:  # one changed bit does not hide both
         values = check_seal(values, path)
         values.pop(_SEALED, None)
     return values
+
+
+def _content(path: str | os.PathLike) -> bytes:
+    try:
+        return read_bytes(path)
+    except ValueError as error:  # a pipe in the file's place, say
+        raise DamagedError(f"{path} is damaged: {error}") from None
 
 
 def _object(content: bytes, where: Any) -> dict[str, Any]:
@@ -132,7 +139,7 @@ def read_lines(path: str | os.PathLike) -> tuple[list[dict[str, Any]], list[int]
     A last line without an end, which is still being written or was interrupted, is left out. A file without sealed
     lines (of an older version) is taken as it is.
     """
-    lines = pathlib.Path(path).read_bytes().split(b"\n")[:-1]
+    lines = _content(path).split(b"\n")[:-1]
     checked = [_check_line(line) for line in lines]
     sealed = any(found is not None and found[1] for found in checked)
     good, damaged = [], []

@@ -106,7 +106,15 @@ def settings(config: ConfigDict, data: Any) -> tuple[Any, Any, Any]:
 
 
 def build_code(values: dict[str, Any], data: Any) -> Any:
-    """The code of a config's ``code`` section; with ``groups=label``, hierarchical: items inside their classes."""
+    """The code of a config's ``code`` section; with ``groups=label``, hierarchical: items inside their classes.
+
+    Classes may be any integers or strings; groups are numbered in their sorted order, and named after them.
+
+    Raises:
+        ValueError: unknown fields, data without labels or with other units than items, or items without a label.
+    """
+    import numpy as np
+
     import ensdiff
 
     if "groups" not in values:
@@ -115,7 +123,17 @@ def build_code(values: dict[str, Any], data: Any) -> Any:
         raise ValueError(f"config.code.groups={values['groups']!r}: expected 'label', the class of each item")
     if data.labels is None or data.units != data.items:
         raise ValueError("config.code.groups='label': the data need a label an item, and units that are items")
-    return build(ensdiff.Code.hierarchical, "code", {**values, "groups": data.labels})
+    labels, group_of_item = np.unique(data.labels, return_inverse=True)
+    if labels.dtype.kind == "i" and labels[0] == -1:  # as TensorFlow Datasets and scikit-learn have it
+        items = np.flatnonzero(data.labels == -1)
+        raise ValueError(
+            f"config.code.groups='label': {len(items)} items have the label -1, which stands for no class; the first "
+            f"is item {items[0]} ({data.unit_names[items[0]]}). Leave them out, or give them a class"
+        )
+    names = None if np.array_equal(labels, np.arange(len(labels))) else [str(label) for label in labels]
+    return build(
+        ensdiff.Code.hierarchical, "code", {**values, "groups": group_of_item.reshape(-1), "group_names": names}
+    )
 
 
 def train_from_config(config: ConfigDict) -> Any:

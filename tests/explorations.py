@@ -25,7 +25,8 @@ def groups():
     """Thirty items in four groups, both removable; 8 members."""
     group = np.arange(30) % 4
     data = from_images(blobs(30), labels=group)
-    params = random_ensemble(ensdiff.Code.hierarchical(8, group, group_weight=6, weight=3, seed=0))
+    code = ensdiff.Code.hierarchical(8, group, group_weight=6, weight=3, seed=0, group_names=list("wxyz"))
+    params = random_ensemble(code)
     samples = ensdiff.sample(params, 0, 2, steps=3)
     both = [explore(params, data, samples, groups=g, top=10, combined=3, null=4) for g in (False, True)]
     return params, data, samples, both

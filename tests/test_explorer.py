@@ -13,6 +13,7 @@ from PIL import Image
 import ensdiff
 from ensdiff.images import to_uint8
 from ensdiff.report.explorer import explore, same_samples, write_explorer
+from ensdiff.report.explorer.layer import _classes
 from tests.explorations import HOSTILE, exploration, groups, items
 
 
@@ -95,11 +96,19 @@ def test_a_screen_keeps_a_predicted_landscape_of_all_units_and_an_exact_method_i
     assert exact.landscape is exact.att
 
 
+@pytest.mark.parametrize("labels", [[5, 5, 7, 9, 5], ["bee", "bee", "cat", "ant", "bee"]])
+def test_classes_are_what_the_labels_say(labels):
+    data = ensdiff.data.arrays(np.zeros((5, 2, 2), np.uint8), groups=list("aabbc"), labels=labels)
+    assert _classes(data, None) == [str(labels[0]), "mixed", str(labels[0])]
+    assert _classes(data.regroup(None), None) == list(map(str, labels))
+
+
 def test_groups_are_a_layer_of_their_own_with_all_of_their_images(nested):
     params, _, _, (inner, outer) = nested
     assert (inner.name, outer.name) == ("item", "group")
     assert inner.classes is not None
     assert outer.classes is None  # each is one class: nothing new
+    assert outer.data.unit_names == ("w", "x", "y", "z")
     assert outer.data.items_of(2).tolist() == list(range(2, 30, 4))
     code = params.code.group_code()
     for t, group in enumerate(outer.att.units[0]):

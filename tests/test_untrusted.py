@@ -18,8 +18,11 @@ import pytest
 from PIL import Image
 
 import ensdiff
+from ensdiff.files import open_regular
+from ensdiff.integrity import read_lines, read_sealed
 from ensdiff.interop import ctf
 from ensdiff.interop.matrices import read_code
+from ensdiff.interop.tensors import read_state_dict
 from ensdiff.npyfiles import read_npy, read_npz
 from ensdiff.report import Page, attribution_sections, write_page
 from tests.helpers import ROOT, blobs
@@ -272,6 +275,34 @@ def test_a_picture_of_every_kind_is_read(tmp_path):
     for number, kind in enumerate(("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")):
         Image.fromarray(blobs()[number, ..., 0]).save(tmp_path / f"{number}.{kind.lower()}", kind)
     assert ensdiff.data.folder(tmp_path).items == 6
+
+
+@pytest.mark.timeout(60)
+def test_nobody_waits_for_a_pipe(tmp_path):
+    """A pipe in a file's place would be read without end."""
+
+    def pipe(name):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        os.mkfifo(path)
+        return path
+
+    readers = {
+        "a.npz": ensdiff.data.npz, "a.csv.gz": ensdiff.data.mnist5k, "a.npy": read_code, "a.pkl": read_code,
+        "a.json": read_code, "a.pt": read_state_dict, "a.safetensors": read_state_dict, "a.ctf": ctf.read,
+        "pictures/b.png": lambda path: ensdiff.data.folder(path.parent), "run.json": read_sealed,
+        "idx/train-images-idx3-ubyte.gz": lambda path: ensdiff.data.fashion_mnist(path.parent), "lines": read_lines,
+        "certificate.json": ensdiff.Certificate.load, "any": open_regular,
+    }  # fmt: skip
+    pipe("idx/train-labels-idx1-ubyte.gz")
+    for name, read in readers.items():
+        with pytest.raises((ValueError, FileNotFoundError), match=pathlib.Path(name).name):
+            read(pipe(name))
+    with pytest.raises(ValueError, match="expected a regular file"):
+        open_regular(tmp_path)
+    (tmp_path / "link").symlink_to(ROOT / "pyproject.toml")
+    with open_regular(tmp_path / "link") as file:
+        assert file.read(1) == b"["
 
 
 def test_the_caller_s_limit_on_pictures_is_left_alone(tmp_path):

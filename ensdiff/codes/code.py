@@ -129,7 +129,13 @@ class Code:
 
     @classmethod
     def hierarchical(
-        cls, members: int, groups: Any, group_weight: int | None = None, weight: int | None = None, seed: int = 0
+        cls,
+        members: int,
+        groups: Any,
+        group_weight: int | None = None,
+        weight: int | None = None,
+        seed: int = 0,
+        group_names: Sequence[str] | None = None,
     ) -> "Code":
         """A code of items inside groups, from which items and whole groups can both be removed exactly.
 
@@ -139,15 +145,16 @@ class Code:
             group_weight: members that see a group; by default 3/4 of them, so that a quarter survives its removal.
             weight: members that see an item, all of its group's; by default half of ``group_weight``.
             seed: any integer.
+            group_names: of the G groups, the names of `group_code`'s units.
 
         Raises:
-            ValueError: out of range, or too few words for the groups or for a group's items.
+            ValueError: out of range, not one name per group, or too few words for the groups or for a group's items.
 
         >>> code = Code.hierarchical(8, np.arange(30) // 10, group_weight=6)
         >>> bool((code.rows(range(10)) <= code.group_code().rows(0)).all())
         True
         """
-        group_of_unit = check_groups(groups)
+        group_of_unit = check_groups(groups, group_names)
         count = int(group_of_unit.max()) + 1
         group_weight = max(1, 3 * members // 4) if group_weight is None else operator.index(group_weight)
         weight = max(1, group_weight // 2) if weight is None else operator.index(weight)
@@ -166,7 +173,11 @@ class Code:
             weight,
             packed=np.packbits(matrix, axis=1).tobytes(),
             groups=Groups(
-                count, group_weight, group_of_unit.astype("<i4").tobytes(), np.packbits(group_GK, axis=1).tobytes()
+                count,
+                group_weight,
+                group_of_unit.astype("<i4").tobytes(),
+                np.packbits(group_GK, axis=1).tobytes(),
+                None if group_names is None else tuple(group_names),
             ),
         )
 
@@ -227,7 +238,7 @@ class Code:
             ValueError: the code has no groups.
         """
         groups = self._groups()
-        return Code(self.members, groups.count, groups.weight, 0, groups.packed)
+        return Code(self.members, groups.count, groups.weight, 0, groups.packed, groups.names)
 
     def _groups(self) -> Groups:
         if self.groups is None:

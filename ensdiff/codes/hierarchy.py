@@ -7,6 +7,7 @@ removes the item and keeps the group's other items: some of the group's members 
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -26,12 +27,14 @@ class Groups:
         weight: ones in each group's word; None where they differ.
         of_unit: the group of each unit, as the bytes of little-endian int32.
         packed: the groups' words, eight entries a byte.
+        names: of the groups; None where they are numbers only.
     """
 
     count: int
     weight: int | None
     of_unit: bytes
     packed: bytes
+    names: tuple[str, ...] | None = dataclasses.field(default=None, hash=False)
 
 
 def item_words(
@@ -69,11 +72,11 @@ def item_words(
     return out
 
 
-def check_groups(group_of_unit: Any) -> np.ndarray:
+def check_groups(group_of_unit: Any, names: Sequence[str] | None = None) -> np.ndarray:
     """Group numbers 0 .. G - 1 of the units, each used.
 
     Raises:
-        ValueError: not integers, fewer than two groups, or a number without units.
+        ValueError: not integers, fewer than two groups, a number without units, or not one name per group.
     """
     groups = np.asarray(group_of_unit)
     if groups.ndim != 1 or not len(groups) or groups.dtype.kind not in "iu":
@@ -85,4 +88,6 @@ def check_groups(group_of_unit: Any) -> np.ndarray:
         raise ValueError(f"groups {some(empty)} have no unit: number groups 0 .. G - 1, each with units")
     if groups.max() < 1:
         raise ValueError("all units are in one group: expected at least two groups")
+    if names is not None and len(set(names)) != groups.max() + 1:
+        raise ValueError(f"{len(set(names))} different names for {groups.max() + 1} groups: expected one per group")
     return groups.astype(np.int32)

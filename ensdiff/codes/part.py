@@ -1,12 +1,11 @@
 """The code of some of an ensemble's members."""
 
+import dataclasses
 import operator
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-
-from ensdiff.codes.hierarchy import Groups
 
 if TYPE_CHECKING:
     from ensdiff.codes.code import Code
@@ -26,7 +25,8 @@ def only(code: "Code", members: Sequence[int]) -> "Code":
             np.frombuffer(groups.packed, np.uint8).reshape(groups.count, -1), axis=1, count=code.members
         )[:, chosen]
         of_groups = set(group_GK.sum(1).tolist())
-        groups = Groups(groups.count, _one(of_groups), groups.of_unit, np.packbits(group_GK, axis=1).tobytes())
+        groups_packed = np.packbits(group_GK, axis=1).tobytes()
+        groups = dataclasses.replace(groups, weight=_one(of_groups), packed=groups_packed)
     packed = b"".join(np.packbits(words, axis=1).tobytes() for words in parts)
     return type(code)(len(chosen), code.units, _one(weights), 0, packed, code.names, groups)
 

@@ -27,6 +27,8 @@ def to_dict(code: Any) -> dict[str, Any]:
             "of_unit": base64.b64encode(groups.of_unit).decode(),
             "matrix": base64.b64encode(groups.packed).decode(),
         }
+        if groups.names is not None:
+            values["groups"]["names"] = list(groups.names)
     return values if code.names is None else {**values, "names": list(code.names)}
 
 
@@ -64,10 +66,16 @@ def from_dict(cls: Any, values: dict[str, Any]) -> Any:
 
 def _read_groups(values: dict[str, Any], members: int, units: int) -> Groups:
     of_unit, packed = (base64.b64decode(values[name], validate=True) for name in ("of_unit", "matrix"))
-    weight = values["weight"]
+    weight, names = values["weight"], values.get("names")
     groups = Groups(
-        operator.index(values["count"]), None if weight is None else operator.index(weight), of_unit, packed
+        operator.index(values["count"]),
+        None if weight is None else operator.index(weight),
+        of_unit,
+        packed,
+        None if names is None else tuple(map(str, names)),
     )
+    if groups.names is not None and len(groups.names) != groups.count:
+        raise ValueError(f"{len(groups.names)} names for {groups.count} groups")
     if len(of_unit) != 4 * units or len(packed) != groups.count * -(-members // 8):
         raise ValueError(f"the groups have {len(of_unit)} and {len(packed)} bytes, which do not fit")
     numbers = np.frombuffer(of_unit, "<i4")

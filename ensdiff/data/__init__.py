@@ -2,10 +2,12 @@
 
 from ensdiff.data.dataset import Dataset, from_images
 from ensdiff.data.manifest import Manifest
+from ensdiff.data.pictures import DataWarning
 from ensdiff.data.readers import arrays, digits, fashion_mnist, folder, load, mnist5k, npz, tfds
 from ensdiff.data.splits import Splits, batch_indices
 
 __all__ = [
+    "DataWarning",
     "Dataset",
     "Manifest",
     "Splits",

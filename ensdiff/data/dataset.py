@@ -6,8 +6,9 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Int, Shaped, UInt8
 
+from ensdiff.data.categories import categories, check_distinct
 from ensdiff.data.manifest import Manifest, hash_item
 
 
@@ -37,7 +38,8 @@ class Dataset:
         unit_of_item: (N_items,) unit id of each item, 0 .. units - 1, every unit with at least one item.
         unit_names: a name of each unit.
         name: of the data set.
-        labels: (N_items,) class of each item, where known; for evaluation only, training does not see it.
+        labels: (N_items,) class of each item, integers or strings, where known; for evaluation and for the groups of a
+            hierarchical code only, training does not see it.
 
     >>> digits = ensdiff.data.digits()
     >>> digits
@@ -52,7 +54,7 @@ class Dataset:
     unit_of_item: Int[np.ndarray, " N"]
     unit_names: Sequence[str]
     name: str = "arrays"
-    labels: Int[np.ndarray, " N"] | None = None
+    labels: Shaped[np.ndarray, " N"] | None = None
 
     @property
     def items(self) -> int:
@@ -83,18 +85,47 @@ class Dataset:
         return order[starts[unit] : starts[unit + 1]]
 
     def regroup(self, groups: Sequence[Any] | np.ndarray | None) -> "Dataset":
-        """The same images with other units: one a distinct value of ``groups``, or (None) one an item."""
+        """The same images with other units: one per item (None), or per value of ``groups`` as in `from_images`.
+
+        Raises:
+            ValueError: an image without a group, or what else `from_images` refuses.
+        """
         unit_of_item, names = _units(self.items, groups)
         return dataclasses.replace(self, unit_of_item=unit_of_item, unit_names=names)
 
     def subset(self, items: Any) -> "Dataset":
-        """Some of the images. Units without images are dropped and the others numbered anew, in order."""
-        items = np.asarray(items)
+        """Some of the images. Units without images are dropped and the others renumbered, in order.
+
+        Args:
+            items: indices of the images, or a mask of booleans, one per image.
+
+        Raises:
+            ValueError: no images, indices that are not integers or out of range, or a mask of another length.
+        """
+        items = self._indices(items)
         kept, unit_of_item = np.unique(self.unit_of_item[items], return_inverse=True)
         whole = isinstance(self.unit_names, ItemNames)
         names = ItemNames(len(kept)) if whole else [self.unit_names[int(i)] for i in kept]
         labels = None if self.labels is None else self.labels[items]
         return Dataset(self.images[items], unit_of_item.reshape(-1), names, self.name, labels)
+
+    def _indices(self, items: Any) -> np.ndarray:
+        """What `subset` was given, as indices."""
+        given = np.asarray(items)
+        if given.dtype == np.bool_ and given.ndim == 1:
+            if len(given) != self.items:
+                raise ValueError(f"a mask of {len(given)} booleans: expected {self.items}, one per image")
+            given = np.flatnonzero(given)
+        if given.ndim != 1 or not len(given):
+            raise ValueError(
+                f"items of shape {given.shape}, of {self.items} images: expected a list of at least one index"
+            )
+        if given.dtype.kind not in "iu":
+            raise ValueError(f"items of dtype {given.dtype}: expected integers, 0 .. {self.items - 1}")
+        outside = given[(given < 0) | (given >= self.items)]
+        if len(outside):
+            raise ValueError(f"item {outside[0]} does not exist: indices are 0 .. {self.items - 1}")
+        return given
 
     def manifest(self) -> Manifest:
         """The content hash and the unit of every item."""
@@ -113,7 +144,8 @@ class Dataset:
             absent: units whose items may be missing, because they were deleted; they become black images.
 
         Returns:
-            A data set with the manifest's items and units. Labels are kept, and -1 for what is missing.
+            A data set with the manifest's items and units. Labels are kept, and -1 (or an empty string) for what is
+            missing.
 
         Raises:
             ValueError: an item of another unit is missing, or the images are of another size.
@@ -130,7 +162,10 @@ class Dataset:
                 f"{manifest.unit_of_item[item]}: give the data that the run was trained on"
             )
         images = np.where((found >= 0)[:, None, None, None], self.images[found], np.uint8(0))
-        labels = None if self.labels is None else np.where(found >= 0, self.labels[found], -1)
+        labels = None
+        if self.labels is not None:
+            unknown = np.array("" if self.labels.dtype.kind == "U" else -1)
+            labels = np.where(found >= 0, self.labels[found], unknown)
         names = [f"unit {i}" for i in range(int(manifest.unit_of_item.max()) + 1)]
         for item, here in enumerate(found):
             if here >= 0:
@@ -153,15 +188,17 @@ def from_images(
     """A checked `Dataset`; what every reader ends in.
 
     Args:
-        images: (N, H, W, C) or (N, H, W); uint8, or floats in [0, 1].
-        groups: None for one unit an item, or one value (string or integer) an item: units are the distinct values,
-            in sorted order.
+        images: (N, H, W, C) or (N, H, W); uint8, or floats in [0, 1], beyond which rounding errors are cut off.
+        groups: None for one unit per item, or one value per item, all strings, all integers or all booleans: units are
+            the distinct values, in sorted order. A list, an array (bytes are decoded as UTF-8) or a column of pandas.
         name: of the data set.
-        labels: one class an item.
-        names: of the units, where each item is one.
+        labels: one class per item, of the same kinds.
+        names: of the units, where each item is one; all different.
 
     Raises:
-        ValueError: what was given, what was expected, and how to mend it.
+        ValueError: what was given, what was expected, and how to mend it. An image without a group or label (None, NaN,
+            pandas' NA, a masked entry, empty text, or the text ``nan``, ``NaN``, ``NaT``, ``None`` or ``<NA>`` that
+            a missing value becomes) is named: what is missing is no group of its own.
 
     >>> images = np.zeros((4, 8, 8), np.uint8)
     >>> from_images(images, groups=["ada", "ada", "bob", "eve"], name="sketches").unit_names
@@ -184,11 +221,14 @@ def from_images(
         if not (np.isfinite(low) and np.isfinite(high)):
             first = np.argwhere(~np.isfinite(images).reshape(len(images), -1).all(1))[0, 0]
             raise ValueError(f"image {first} holds NaN or infinity: expected floats in [0, 1]")
-        if low < 0 or high > 1:
+        rounding = 1e-6 + 2 * float(np.finfo(images.dtype).eps)
+        if low < -rounding or high > 1 + rounding:
             raise ValueError(
-                f"float images span [{low:g}, {high:g}]: expected [0, 1]; for [-1, 1] give (x + 1) / 2, for 0 .. 255 "
-                "give uint8"
+                f"float images span [{float(low):.9g}, {float(high):.9g}]: expected [0, 1]; for [-1, 1] give "
+                "(x + 1) / 2, for 0 .. 255 give uint8"
             )
+        if low < 0 or high > 1:
+            images = np.clip(images, 0, 1)
         images = np.round(images * 255).astype(np.uint8)
     elif images.dtype == np.bool_:
         images = images.astype(np.uint8) * 255
@@ -198,26 +238,17 @@ def from_images(
     if names is not None:
         if groups is not None or len(names) != len(images):
             raise ValueError(f"{len(names)} names for {len(images)} images: expected one an image, and no groups")
-        unit_names = list(names)
+        unit_names = [str(name) for name in names]
+        check_distinct(unit_names, "units")
     if labels is not None:
-        labels = np.asarray(labels)
-        if labels.shape != (len(images),):
-            raise ValueError(f"labels have shape {labels.shape}: expected ({len(images)},), one an image")
+        labels = categories(labels, len(images), "label")
     return Dataset(images, unit_of_item, unit_names, name, labels)
 
 
 def _units(items: int, groups: Any) -> tuple[np.ndarray, Sequence[str]]:
     if groups is None:
         return np.arange(items), ItemNames(items)
-    try:
-        groups = np.asarray(groups)
-    except ValueError as error:
-        raise ValueError(f"the groups are not one array: expected one string or integer an image: {error}") from error
-    if groups.shape != (items,):
-        raise ValueError(f"groups have shape {groups.shape}: expected ({items},), one value an image")
-    if groups.dtype.kind not in "iuUSb":
-        raise ValueError(f"groups have dtype {groups.dtype}: expected strings or integers")
-    values, unit_of_item = np.unique(groups, return_inverse=True)
+    values, unit_of_item = np.unique(categories(groups, items), return_inverse=True)
     if len(values) < 2:
         raise ValueError(f"all images are in one group ({values[0]!s}): expected at least two groups")
     return unit_of_item.reshape(-1), [str(value) for value in values]

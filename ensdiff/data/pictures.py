@@ -1,20 +1,82 @@
 """Pictures in a folder."""
 
+import collections
+import contextlib
+import functools
 import os
 import pathlib
 import warnings
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator
+from typing import Any, BinaryIO, Literal, NamedTuple, NoReturn
 
 import numpy as np
 from jaxtyping import UInt8
 
+from ensdiff.data.categories import categories
 from ensdiff.data.dataset import Dataset, from_images
+from ensdiff.files import open_regular
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
-FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
-"""What is decoded, whatever a file is called: Pillow would start Ghostscript for one that holds PostScript."""
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM", "QOI")
+"""What is decoded, whatever a file is called: formats that Pillow decodes itself and knows by their first bytes. It
+would start Ghostscript for a file that holds PostScript, and take nearly any bytes for a picture by Targa."""
+FEATURES = {"WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000"}
+"""Formats that not every build of Pillow decodes, and what it calls them."""
 MAX_PIXELS = 2**26
 """Pixels of the largest picture that `folder` decodes; Pillow's own limit, which it only warns of, is above."""
+BITS, PHOTOMETRIC, SAMPLE_FORMAT, WHITE_IS_ZERO = 258, 262, 339, 0
+"""Tags of TIFF."""
+LINK = "link"
+NO_DATA = ("thumbs.db", "desktop.ini")
+"""Files that a system leaves behind, which are not worth a warning; hidden ones are not either."""
+
+
+class DataWarning(UserWarning):
+    """Something in a folder of pictures was left out; says what.
+
+    >>> import warnings
+    >>> from PIL import Image
+    >>> pathlib.Path("sketches").mkdir()
+    >>> for name in ("0.png", "1.png"):
+    ...     Image.new("L", (8, 8)).save(f"sketches/{name}")
+    >>> _ = pathlib.Path("sketches", "2.heic").write_bytes(b"...")
+    >>> with warnings.catch_warnings(record=True) as caught:
+    ...     warnings.simplefilter("always")
+    ...     data = folder("sketches")
+    >>> print(caught[0].category.__name__, caught[0].message)
+    DataWarning sketches: left out 1 file: 1 .heic (such as 2.heic). ...
+    """
+
+
+class Readable(NamedTuple):
+    """What this build of Pillow decodes: ``formats`` of `FORMATS`, and the ``suffixes`` of their files."""
+
+    formats: tuple[str, ...]
+    suffixes: tuple[str, ...]
+
+
+class Found(NamedTuple):
+    """What lies below a folder, as sorted paths in it.
+
+    ``left_out`` tells of each path that is no picture what it is, such as ``".heic"``; ``first_level`` are the visible
+    subfolders.
+    """
+
+    files: list[pathlib.PurePath]
+    left_out: dict[pathlib.PurePath, str]
+    first_level: list[str]
+
+
+@functools.cache
+def readable() -> Readable:
+    """Look once which formats Pillow can decode here."""
+    from PIL import Image, features
+
+    Image.init()
+    formats = tuple(
+        name for name in FORMATS if name in Image.OPEN and (name not in FEATURES or features.check(FEATURES[name]))
+    )
+    known = {*formats, "MPO"}  # a JPEG that holds further pictures, in the terms of Pillow
+    return Readable(formats, tuple(suffix for suffix, name in sorted(Image.EXTENSION.items()) if name in known))
 
 
 def folder(
@@ -24,7 +86,13 @@ def folder(
     groups: Literal["folder"] | None = None,
     mode: Literal["RGB", "L"] = "RGB",
 ) -> Dataset:
-    """All pictures below a folder, in sorted order of their paths; links and hidden files are left out.
+    """All pictures below a folder, in sorted order of their paths.
+
+    PNG, JPEG, BMP, GIF, TIFF, WebP, AVIF, JPEG 2000, PPM and QOI files are read, by any suffix that Pillow knows for
+    them (AVIF where Pillow can). Other files and links (to files or to folders) are left out, and one `DataWarning`
+    says how many of which suffix; hidden files and folders are left out without a word. Of an animation and of a file
+    of several pages the first picture is taken, which the same warning says; pictures that a JPEG carries besides its
+    own (previews, depth) do not count.
 
     Pictures are turned upright by their EXIF orientation, transparency is put on white, and 16 bits are scaled to 8.
 
@@ -36,7 +104,12 @@ def folder(
 
     Raises:
         FileNotFoundError: no such folder.
-        ValueError: no picture, one that cannot be read, or pictures of several sizes; names the file.
+        PermissionError: a subfolder may not be read.
+        ValueError: no picture, one that cannot be read, pictures of several sizes, or, with ``groups="folder"``, a
+            picture in no subfolder or a first-level subfolder without pictures; names the file or folder.
+
+    Warns:
+        DataWarning: files or links were left out, or pictures hold more than one.
 
     >>> from PIL import Image
     >>> for artist in ("ada", "bob"):
@@ -48,24 +121,36 @@ def folder(
     """
     if groups not in (None, "folder"):
         raise ValueError(f"groups={groups!r}: expected None or 'folder'")
+    found = _find(path, size, mode)
     root = pathlib.Path(path)
-    images, names = read_pictures(root, size=size, mode=mode)
     title = root.resolve().name
+    names = [str(file) for file in found.files]
     if groups is None:
-        return from_images(images, names=names, name=title)
-    first_level = [pathlib.PurePath(name).parts[0] if pathlib.PurePath(name).parent.name else "" for name in names]
-    if "" in first_level:
-        stray = root / names[first_level.index("")]
-        raise ValueError(f"{stray} is in no subfolder: with groups='folder' every picture belongs to one")
-    return from_images(images, first_level, name=title)
+        return from_images(_read(root, found, size, mode), names=names, name=title)
+    for file in found.files:
+        if len(file.parts) == 1:
+            raise ValueError(f"{root / file} is in no subfolder: with groups='folder' every picture belongs to one")
+    first_level = categories([file.parts[0] for file in found.files], len(names), "group", names).tolist()
+    for name in found.first_level:
+        if name not in first_level:
+            kinds = [kind for place, kind in found.left_out.items() if place.parts[0] == name]
+            raise ValueError(
+                f"{root / name} is or holds no picture that is read, but {_count(kinds) or 'nothing'}: with "
+                "groups='folder' each subfolder is a unit. Convert its files, copy what is linked, or move it elsewhere"
+            )
+    return from_images(_read(root, found, size, mode), first_level, name=title)
 
 
 def read_pictures(
     path: str | os.PathLike, *, size: int | None = None, mode: Literal["RGB", "L"] = "RGB"
 ) -> tuple[UInt8[np.ndarray, "N H W C"], list[str]]:
-    """The pictures that `folder` takes, with its arguments and errors, and their paths; one picture is enough."""
-    from PIL import Image
+    """The pictures that `folder` takes, with its arguments, errors and warnings, and their paths; one is enough."""
+    found = _find(path, size, mode)
+    return _read(pathlib.Path(path), found, size, mode), [str(file) for file in found.files]
 
+
+def _find(path: str | os.PathLike, size: int | None, mode: str) -> Found:
+    """Look for pictures, after the arguments have been checked."""
     root = pathlib.Path(path)
     if not root.exists():
         raise FileNotFoundError(f"{root} does not exist")
@@ -75,56 +160,132 @@ def read_pictures(
         raise ValueError(f"mode={mode!r}: expected 'RGB' or 'L'")
     if size is not None and size < 1:
         raise ValueError(f"size={size}: expected at least 1 pixel, or None for the pictures as they are")
-    files = _files(root)
+    files: list[pathlib.PurePath] = []
+    left_out: dict[pathlib.PurePath, str] = {}
+    first_level: list[str] = []
+    suffixes = readable().suffixes
+    for parent, folders, names in os.walk(root, followlinks=False, onerror=_raise):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        place = pathlib.PurePath(parent).relative_to(root)
+        if not place.parts:
+            first_level = sorted(folders)
+        left_out |= {place / name: LINK for name in folders if os.path.islink(os.path.join(parent, name))}
+        for name in names:
+            if name.startswith(".") or name.lower() in NO_DATA:
+                continue
+            if os.path.islink(os.path.join(parent, name)):
+                left_out[place / name] = LINK
+            elif name.lower().endswith(suffixes):
+                files.append(place / name)
+            else:
+                left_out[place / name] = pathlib.PurePath(name).suffix.lower() or "without a suffix"
     if not files:
+        beside = f", but {_count(left_out.values())}" if left_out else ""
         raise ValueError(
-            f"{root} holds no pictures; looked for {', '.join(SUFFIXES)} in it and its subfolders, links left out"
+            f"{root} holds no pictures{beside}; looked for {', '.join(suffixes)} in it and its subfolders, "
+            "links left out"
         )
-    names = [str(file.relative_to(root)) for file in files]
+    files, places = (sorted(paths, key=lambda path: path.parts) for paths in (files, left_out))
+    return Found(files, {place: left_out[place] for place in places}, first_level)
+
+
+def _raise(error: OSError) -> NoReturn:
+    raise error
+
+
+def _count(kinds: Iterable[str]) -> str:
+    """``"2 .heic, 1 .txt"``: how often each occurs, the most frequent first."""
+    counted = collections.Counter(kind if kind.isprintable() and len(kind) < 20 else "others" for kind in kinds)
+    first = sorted(counted.items(), key=lambda pair: (-pair[1], pair[0]))
+    shown = [f"{count} {kind}" + ("s" if kind == LINK and count > 1 else "") for kind, count in first[:8]]
+    rest = sum(count for _, count in first[8:])
+    return ", ".join(shown) + (f" and {rest} others" if rest else "")
+
+
+def _read(root: pathlib.Path, found: Found, size: int | None, mode: str) -> UInt8[np.ndarray, "N H W C"]:
     images: list[np.ndarray] = []
-    for file, name in zip(files, names, strict=True):
+    several: list[pathlib.PurePath] = []
+    for name in found.files:
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", Image.DecompressionBombWarning)
-                with Image.open(file, formats=FORMATS) as picture:
-                    if picture.width * picture.height > MAX_PIXELS:
-                        raise ValueError(f"{picture.width}x{picture.height} pixels is more than {MAX_PIXELS}")
-                    pixels = _decode(picture, size, mode)
+            with open_regular(root / name) as stream, _opened(stream) as picture:
+                if picture.width * picture.height > MAX_PIXELS:
+                    raise ValueError(f"{picture.width}x{picture.height} pixels is more than {MAX_PIXELS}")
+                pixels = _decode(picture, stream, size, mode)
+                if picture.format not in ("JPEG", "MPO") and getattr(picture, "is_animated", False):
+                    several.append(name)
         except Exception as error:
-            raise ValueError(f"{file} cannot be read as a picture: {error}") from error
+            raise ValueError(f"{root / name} cannot be read as a picture: {error}") from error
         if images and pixels.shape != images[0].shape:
             raise ValueError(
-                f"pictures differ in size: {names[0]} is {images[0].shape[1]}x{images[0].shape[0]}, {name} "
+                f"pictures differ in size: {found.files[0]} is {images[0].shape[1]}x{images[0].shape[0]}, {name} "
                 f"is {pixels.shape[1]}x{pixels.shape[0]}; give size= to crop and resize them"
             )
         images.append(pixels)
+    _warn(root, found.left_out, several)
     stacked = np.stack(images)
-    return (stacked[..., None] if stacked.ndim == 3 else stacked), names
+    return stacked[..., None] if stacked.ndim == 3 else stacked
 
 
-def _files(root: pathlib.Path) -> list[pathlib.Path]:
-    files = []
-    for parent, folders, names in os.walk(root, followlinks=False):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            file = pathlib.Path(parent, name)
-            if name.lower().endswith(SUFFIXES) and not name.startswith(".") and not file.is_symlink():
-                files.append(file)
-    return sorted(files, key=lambda file: file.relative_to(root).parts)
+def _warn(root: pathlib.Path, left_out: dict[pathlib.PurePath, str], several: list[pathlib.PurePath]) -> None:
+    """One warning, at the caller of the function that reads, of all that was left out."""
+    parts = []
+    if left_out:
+        plural = "" if len(left_out) == 1 else "s"
+        things = f"file{plural}" + (f" or link{plural}" if LINK in left_out.values() else "")
+        parts.append(
+            f"left out {len(left_out)} {things}: {_count(left_out.values())} (such as {_shown(next(iter(left_out)))}). "
+            f"Only files of {', '.join(readable().suffixes)} are read; convert other pictures, and copy what is linked"
+        )
+    if several:
+        kinds = _count(file.suffix.lower() for file in several)
+        parts.append(
+            f"took only the first picture of files that hold several: {kinds} (such as {_shown(several[0])}). Save "
+            "each frame or page as a file if all are meant"
+        )
+    if parts:
+        warnings.warn(f"{root}: {'; '.join(parts)}", DataWarning, stacklevel=4)
 
 
-def _decode(picture: Any, size: int | None, mode: str) -> np.ndarray:
+def _shown(place: pathlib.PurePath) -> str:
+    """A path without what would act on a terminal."""
+    return ascii(str(place))[1:-1]
+
+
+@contextlib.contextmanager
+def _opened(stream: BinaryIO) -> Iterator[Any]:
+    """A picture of the formats that are decoded."""
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            picture = Image.open(stream, formats=readable().formats)
+        except Image.UnidentifiedImageError:
+            raise ValueError(f"it is damaged, or none of {', '.join(readable().formats)}") from None
+        with picture:
+            yield picture
+
+
+def _decode(picture: Any, stream: BinaryIO, size: int | None, mode: str) -> np.ndarray:
     from PIL import Image, ImageOps
 
+    tags = picture.tag_v2 if picture.format == "TIFF" else {}
+    negative = tags.get(PHOTOMETRIC) == WHITE_IS_ZERO
+    white = 4095 if tags.get(BITS) == (12,) else 65535
+    sixteen = picture.mode.startswith("I;16") or (picture.format == "PPM" and picture.mode == "I")
+    if picture.format == "PNG":
+        picture = _with_transparency(picture, stream)
     picture = ImageOps.exif_transpose(picture)
-    if picture.mode.startswith("I;16"):
-        picture = _eight_bits(picture)
+    if sixteen:
+        picture = _eight_bits(picture, white, negative)
     elif picture.mode in ("I", "F"):  # convert() would cut off at 255 in silence
         raise ValueError(f"pixels of 32 bits (mode {picture.mode}): expected 8 or 16 bits a channel")
+    elif 2 in tags.get(SAMPLE_FORMAT, ()):  # of 8 bits: Pillow would read -1 as 255
+        raise ValueError("pixels with a sign: expected values from 0")
     if "A" in picture.getbands() or "transparency" in picture.info:
         picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
-        picture = Image.alpha_composite(white, picture)
+        white_picture = Image.new("RGBA", picture.size, (255, 255, 255, 255))
+        picture = Image.alpha_composite(white_picture, picture)
     picture = picture.convert(mode)
     if size is not None:
         side = min(picture.size)
@@ -133,12 +294,40 @@ def _decode(picture: Any, size: int | None, mode: str) -> np.ndarray:
     return np.asarray(picture)
 
 
-def _eight_bits(picture: Any) -> Any:
-    """A grey picture of 16 bits scaled to 8, which Pillow's ``convert`` would cut off at 255 instead."""
+def _with_transparency(picture: Any, stream: BinaryIO) -> Any:
+    """A PNG whose transparent colour is that of its pixels as Pillow decodes them.
+
+    Pillow scales grey of 2 and 4 bits to 8 and takes the upper of two bytes of a colour, but leaves the colour that
+    stands for nothing as the file says it.
+    """
+    from PIL import Image
+
+    colour, tile = picture.info.get("transparency"), picture.tile[0]
+    if colour is None or tile[3] not in ("L;2", "L;4", "RGB;16B"):
+        return picture
+    if tile[3] != "RGB;16B":
+        top = 3 if tile[3] == "L;2" else 15
+        picture.info["transparency"] = (colour & top) * (255 // top)
+        return picture
+    upper = np.asarray(picture)
+    stream.seek(0)
+    with _opened(stream) as again:
+        again.tile = [(*tile[:3], "RGB;16L")]  # of the other byte order: takes the lower bytes
+        lower = np.asarray(again)
+    clear = (upper.astype(np.uint16) * 256 + lower == colour).all(-1)
+    whole = Image.fromarray(np.dstack([upper, np.where(clear, 0, 255).astype(np.uint8)]))
+    whole.info = {name: value for name, value in picture.info.items() if name != "transparency"}
+    return whole
+
+
+def _eight_bits(picture: Any, white: int, negative: bool) -> Any:
+    """A grey picture of up to 16 bits scaled to 8, which Pillow's ``convert`` would cut off at 255 instead."""
     from PIL import Image
 
     values = np.asarray(picture).astype(np.float32)
-    pixels = np.round(values / 257).astype(np.uint8)
+    pixels = np.round(values * (255 / white)).astype(np.uint8)
+    if negative:
+        pixels = 255 - pixels
     if "transparency" in picture.info:  # one grey value that stands for nothing
         pixels[values == picture.info["transparency"]] = 255
     return Image.fromarray(pixels)

@@ -28,7 +28,7 @@ def tfds(
         data_dir: where it was prepared; by default TensorFlow Datasets' own folder.
         image_key: the feature that is the image; all images of one size.
         label_key: the feature that is the class.
-        groups: the feature that makes the units; None for one unit an image.
+        groups: the feature that makes the units; None for one unit an image. A class of -1 is a missing one.
 
     Raises:
         FileNotFoundError: it has not been prepared as array_record; says the command that does it.
@@ -59,12 +59,13 @@ def tfds(
     for key in (image_key, label_key, groups):
         if key is not None and key not in first:
             raise ValueError(f"{name} has no feature {key!r}; it has {', '.join(first)}")
+    classes = bool(groups) and isinstance(builder.info.features[groups], tensorflow_datasets.features.ClassLabel)
     images, labels, group_values = [], [], []
     for example in source:
         images.append(np.asarray(example[image_key]))
         labels.append(example[label_key] if label_key else 0)
-        value = example[groups] if groups else 0
-        group_values.append(value.decode() if isinstance(value, bytes) else value)
+        value = example[groups] if groups else None
+        group_values.append(None if classes and value == -1 else value)  # written where there is no class
     shapes = {image.shape for image in images}
     if len(shapes) > 1:
         raise ValueError(f"{name} has images of several sizes, such as {sorted(shapes)[:2]}; resize them first")

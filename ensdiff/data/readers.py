@@ -18,6 +18,7 @@ from jaxtyping import UInt8
 from ensdiff.data.dataset import Dataset, from_images
 from ensdiff.data.pictures import folder
 from ensdiff.data.prepared import tfds
+from ensdiff.files import open_regular
 from ensdiff.npyfiles import read_npz
 
 FASHION_FOLDER = "/usr/share/datasets/fashion-mnist"
@@ -96,12 +97,12 @@ def mnist5k(path: str | os.PathLike | None = None, groups: Literal["class"] | No
         path = pathlib.Path(places[0], "data", "data", "mnist_5k.csv.gz")
     path = _existing(path)
     try:
-        with gzip.open(path, "rt", newline="") as file:
+        with open_regular(path) as stream, gzip.open(stream, "rt", newline="") as file:
             table = np.array(list(csv.reader(file)), dtype=np.float32)
     except (OSError, EOFError, ValueError, csv.Error, zlib.error) as error:
         raise ValueError(f"{path} cannot be read as a compressed table of numbers: {error}") from error
-    if table.size and not ((table >= 0) & (table <= 255)).all():
-        raise ValueError(f"{path} holds numbers outside of 0 .. 255: expected pixels and labels")
+    if table.size and not ((table >= 0) & (table <= 255) & (table == np.floor(table))).all():
+        raise ValueError(f"{path} holds numbers that are not integers from 0 to 255: expected pixels and labels")
     if table.ndim != 2 or table.shape[1] != 785:
         raise ValueError(f"{path} is a table of shape {table.shape}: expected 784 pixels and a label a row")
     labels = table[:, -1].astype(np.int64)
@@ -141,6 +142,8 @@ def fashion_mnist(
         raise ValueError(f"split={split!r}: expected 'train' or 'test'")
     if size not in (28, 14, 7):
         raise ValueError(f"size={size}: expected 28, 14 or 7")
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit={limit}: expected at least 1 image, or None for all")
     place = pathlib.Path(FASHION_FOLDER if dir is None else dir)
     prefix = "train" if split == "train" else "t10k"
     images_file, labels_file = (place / f"{prefix}-{kind}-ubyte.gz" for kind in ("images-idx3", "labels-idx1"))
@@ -163,7 +166,7 @@ def fashion_mnist(
 def _idx(path: pathlib.Path) -> UInt8[np.ndarray, "..."]:
     """An idx file of unsigned bytes."""
     try:
-        with gzip.open(path) as file:
+        with open_regular(path) as stream, gzip.open(stream) as file:
             zeros, kind, axes = struct.unpack(">HBB", file.read(4))
             if zeros != 0 or kind != 8 or not 1 <= axes <= 4:
                 raise ValueError(f"{path} is not an idx file of bytes: its first four bytes say {zeros, kind, axes}")

@@ -3,6 +3,7 @@
 A run with a hierarchical code has two layers, its items and its groups; every other run has one.
 """
 
+import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
@@ -111,6 +112,8 @@ def explore(
     if data.units != params.code.units:
         raise ValueError(f"the data have {data.units} units, the ensemble's code has {params.code.units}")
     shown = data.regroup(params.code.group_of_unit()[data.unit_of_item]) if groups else data
+    if groups and code.names is not None:
+        shown = dataclasses.replace(shown, unit_names=code.names)
     resources = dict(code=code, level=level, seed=seed, memory_budget=memory_budget, progress=progress)
     whole = all_units(code)
     if att is None:
@@ -206,8 +209,9 @@ def _subsets(
 def _classes(data: Dataset, group_of_unit: np.ndarray | None) -> list[str] | None:
     """The class of each unit, by the labels of its items (or its group); None where that says nothing new."""
     if data.labels is not None:
-        first, mixed = np.full(data.units, -1, np.int64), np.zeros(data.units, bool)
-        first[data.unit_of_item] = data.labels
+        item, mixed = np.zeros(data.units, np.int64), np.zeros(data.units, bool)
+        item[data.unit_of_item] = np.arange(data.items)
+        first = data.labels[item]
         mixed[data.unit_of_item[first[data.unit_of_item] != data.labels]] = True
         names = ["mixed" if m else str(label) for label, m in zip(first, mixed, strict=True)]
     elif group_of_unit is not None:
