@@ -100,15 +100,15 @@ def nested(depth, inner):
     return inner
 
 
-def test_lists_that_are_used_many_times_are_bounded_by_the_file():
+def test_lists_that_are_used_many_times_are_bounded_by_the_file(monkeypatch):
     """Each is written once and stands for many: a few hundred bytes are an array of 2^40 numbers."""
     content = pickle.dumps(nested(31, [1, 0]))
     assert len(content) < 400
     for value, message in (
         (nested(31, [1, 0]), "would become an array of more than 1048576 numbers"),
-        (nested(20, [1, 0]), "would become an array of more than 1048576 numbers"),
+        (nested(21, [1]), "would become an array of more than 1048576 numbers"),
         (nested(30, []), "would become an array of more than"),  # of no number at all, but as many lists
-        ([nested(18, [1])] * 100, "would become an array of more than"),
+        ([nested(12, [1])] * 1000, "would become an array of more than"),
     ):
         with pytest.raises(pickle.UnpicklingError, match=message):
             read_pickled_array(pickle.dumps(value))
@@ -121,10 +121,11 @@ def test_lists_that_are_used_many_times_are_bounded_by_the_file():
         with pytest.raises(pickle.UnpicklingError, match="nested more than 32 deep, or in themselves"):
             read_pickled_array(pickle.dumps(value))
     # rows that are the same list are fine, and so are as many numbers as there are bytes
+    monkeypatch.setattr("ensdiff.interop.matrices.FREE", 20_000)
     row = [0, 1] * 8
     np.testing.assert_array_equal(read_pickled_array(pickle.dumps([row] * 1000)), [row] * 1000)
     np.testing.assert_array_equal(read_pickled_array(pickle.dumps((tuple(row), row))), [row] * 2)
-    many = np.arange(3 * 2**20).reshape(3, -1) % 2
+    many = np.arange(60_000).reshape(3, -1) % 2
     np.testing.assert_array_equal(read_pickled_array(pickle.dumps(many.tolist())), many)
 
 
