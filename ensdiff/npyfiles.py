@@ -2,18 +2,32 @@
 
 `numpy.load` believes the shape in an array's header and allocates it before it reads; here the header is compared with
 the size of the file first. A compressed member is bounded by the size that the archive says, which ``zipfile`` checks
-while it reads.
+while it reads, and what an archive says is bounded by the size of its file (`most_bytes`).
 """
 
+import contextlib
 import io
 import math
 import os
 import pathlib
 import zipfile
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
+
+FREE, RATIO = 2**28, 100
+
+
+def most_bytes(size: int) -> int:
+    """How many bytes a compressed file of ``size`` bytes may expand to: 256 MiB, or 100 times its size if that is more.
+
+    Compressed images rarely reach a ratio of 10; all-zero bytes reach 1,000.
+
+    >>> most_bytes(10**6), most_bytes(10**9)
+    (268435456, 100000000000)
+    """
+    return max(FREE, RATIO * size)
 
 
 def read_npy(path: str | os.PathLike) -> np.ndarray:
@@ -36,29 +50,54 @@ def read_npz(path: str | os.PathLike, names: Collection[str] | None = None) -> d
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: damaged, another kind of file, an array of objects, or no array of that name; says which there are.
+        ValueError: damaged, another kind of file, an array of objects, no array of that name (says which there are),
+            two of one name, or more bytes than a file of its size may expand to (`most_bytes`).
     """
+    with _opened(path) as (archive, found):
+        missing = sorted(set(names or ()) - set(found))
+        if missing:
+            raise _RefusedError(f"it holds no array {missing[0]!r}; it has {', '.join(found)}")
+        wanted = {name: info for name, info in found.items() if names is None or name in names}
+        size, claimed = pathlib.Path(path).stat().st_size, sum(info.file_size for info in wanted.values())
+        if claimed > most_bytes(size):
+            raise _RefusedError(
+                f"it has {size} bytes, and its arrays {', '.join(wanted)} would expand to {claimed}: more than {FREE} "
+                f"and more than {RATIO} times its size. If you trust it, write it again uncompressed, with numpy.savez"
+            )
+        out = {}
+        for name, info in wanted.items():
+            with archive.open(info) as file:
+                out[name] = _array(file, info.file_size)  # type: ignore[arg-type]
+        return out
+
+
+def npz_names(path: str | os.PathLike) -> list[str]:
+    """The names of the arrays in an ``.npz`` file; errors are those of `read_npz`."""
+    with _opened(path) as (_, found):
+        return list(found)
+
+
+@contextlib.contextmanager
+def _opened(path: str | os.PathLike) -> Iterator[tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]]:
+    """The archive and its members by their names; whatever goes wrong names the file."""
     path = _existing(path)
     try:
         with zipfile.ZipFile(path) as archive:
-            found = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-            missing = sorted(set(names or ()) - set(found))
-            if missing:
-                raise _MissingError(f"{path} holds no array {missing[0]!r}; it has {', '.join(found)}")
-            out = {}
-            for name, info in found.items():
-                if names is None or name in names:
-                    with archive.open(info) as file:
-                        out[name] = _array(file, info.file_size)  # type: ignore[arg-type]
-            return out
-    except _MissingError as error:
-        raise ValueError(str(error)) from None
-    except Exception as error:
+            found: dict[str, zipfile.ZipInfo] = {}
+            for info in archive.infolist():
+                name = info.filename.removesuffix(".npy")
+                if name in found:
+                    raise _RefusedError(f"it holds two arrays of the name {name!r}: expected one")
+                found[name] = info
+            yield archive, found
+    except _RefusedError as error:
+        raise ValueError(f"{path}: {error}") from None
+    except Exception as error:  # what a damaged file raises, in NumPy, zipfile or zlib, is not limited
         raise ValueError(f"{path} is not a readable .npz file: {error}") from error
 
 
-class _MissingError(Exception):
-    """Told apart from what the archive itself raises."""
+class _RefusedError(Exception):
+    """An archive that can be read, but is not what was asked for."""
 
 
 def _existing(path: Any) -> pathlib.Path:

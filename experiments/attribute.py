@@ -143,20 +143,14 @@ def compare(params: Any) -> None:
 def contrast(params: Any, data: Any) -> None:
     """Memorization (Feldman-Zhang) and membership (likelihood ratio) of every unit."""
     import ensdiff
+    from ensdiff.attribution.contrast import contrast_table
 
     if data is None:
         raise ValueError("--contrast needs the training data, which the run does not name: give --data=...")
     result = ensdiff.contrast(params, data, flags.FLAGS.seed, loss_config(), progress=True)
-    print(f"membership: AUC {result.auc:.4f} over all pairs of a unit and a member (1/2 is guessing)")
-    order = np.argsort(-np.nan_to_num(result.memorization_N, nan=-np.inf))[: TOP.value]
-    print("most memorized units: excess loss of members that did not see it, and mean log likelihood ratio in - out")
-    for i in order:
-        print(
-            f"  {data.unit_names[int(i)]}: {result.memorization_N[i]:.3f} +- {result.memorization_error_N[i]:.3f}, "
-            f"{result.separation_N[i]:.2f} +- {result.separation_error_N[i]:.2f}"
-        )
+    print(contrast_table(result, data.unit_names, TOP.value))
     path = runs.output_folder("attribution") / f"contrast_seed{flags.FLAGS.seed}.npz"
-    np.savez_compressed(path, **result._asdict())
+    np.savez_compressed(path, **{**result._asdict(), "notes": np.array(result.notes, str)})
     print(f"wrote {path}")
 
 

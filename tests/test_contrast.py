@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import norm
 
 import ensdiff
-from ensdiff.attribution.contrast import contrast_losses, unit_losses
+from ensdiff.attribution.contrast import contrast_losses, contrast_table, unit_losses
 from ensdiff.attribution.loss import LossConfig, loss_matrix
 from ensdiff.codes import Code
 from ensdiff.ensemble import activation_bytes
@@ -65,6 +65,67 @@ def test_units_with_too_few_members_are_nan(rng):
     assert np.isfinite(result.membership_NK[1:]).all()
     assert np.isfinite(result.memorization_N).all()
     assert np.isnan(result.memorization_error_N[0])
+
+
+IDENTITY = [[1.0, 2.0, 3.0], [4.0, 1.0, 4.0], [5.0, 5.0, 2.0]]
+
+
+@pytest.mark.filterwarnings("ignore::ensdiff.CodeWarning")
+def test_one_member_for_each_unit():
+    """The code of models that were trained elsewhere, one for each artist: memorization is known, membership is not."""
+    found = contrast_losses(IDENTITY, Code.from_matrix(np.eye(3)))
+    np.testing.assert_array_equal(found.memorization_N, [1.5, 3, 3])
+    for nothing in found[2:6]:  # errors, membership and separation
+        assert np.isnan(nothing).all()
+    assert np.isnan(found.auc)
+    assert found.notes == (
+        "Membership, and the standard error of memorization, are NaN for 3 of 3 units that one member saw, or all but "
+        "one: a spread needs at least two members of each kind.",
+        "The AUC is NaN: there is no unit whose membership is known.",
+    )
+    but_one = contrast_losses(IDENTITY, Code.from_matrix(1 - np.eye(3)))
+    np.testing.assert_array_equal(but_one.memorization_N, [-1.5, -3, -3])
+    assert but_one.notes == found.notes
+    lines = contrast_table(found, ["ada", "bob", "eve"], top=2).splitlines()
+    assert lines[:2] == list(found.notes)
+    assert lines[3:] == ["  bob: 3.000 (error unknown), unknown", "  eve: 3.000 (error unknown), unknown"]
+
+
+@pytest.mark.filterwarnings("ignore::ensdiff.CodeWarning")
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_units_that_all_or_no_members_saw(rng):
+    code = Code.from_matrix([[0, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1]])
+    found = contrast_losses(rng.random((3, 4)), code)
+    assert np.isnan(found.memorization_N).tolist() == [True, False, False]
+    assert np.isnan(found.membership_NK).any(1).tolist() == [True, False, False]
+    assert np.isnan(found.separation_N).tolist() == [True, False, False]
+    assert 0 <= found.auc <= 1
+    assert len(found.notes) == 1
+    assert "NaN for 1 of 3 units that all members or no member saw" in found.notes[0]
+    table = contrast_table(found, ["none", "ada", "bob"])
+    assert f"AUC {found.auc:.4f}" in table
+    assert "none:" not in table
+    nothing = contrast_losses([[1.0]], Code.undivided(1))  # of one member, which saw everything
+    assert np.isnan(nothing.memorization_N).all()
+    assert np.isnan(nothing.auc)
+    assert contrast_table(nothing, ["all"]).splitlines() == list(nothing.notes)
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_equal_members_say_nothing_of_membership(rng):
+    code = Code.balanced(8, 12, 4)
+    found = contrast_losses(np.repeat(rng.random((12, 1)), 8, axis=1), code)
+    np.testing.assert_allclose(found.memorization_N, 0, atol=1e-15)
+    assert np.isnan(found.membership_NK).all()
+    assert "losses do not vary" in found.notes[0]
+    assert contrast_losses(losses(rng, code, 0.5), code).notes == ()
+
+
+def test_losses_that_do_not_fit_the_code(rng):
+    code = Code.balanced(8, 12, 4)
+    for loss in (rng.random((12, 7)), rng.random(12), np.full((12, 8), np.nan)):
+        with pytest.raises(ValueError, match="expected finite losses of 12 units under 8 members"):
+            contrast_losses(loss, code)
 
 
 def test_losses_of_units_are_diagonals_of_r(tiny):

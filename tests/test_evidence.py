@@ -1,5 +1,6 @@
 """Metrics of evidence against small hand computations, SciPy, for-loops, and their limits."""
 
+import itertools
 import sys
 
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from ensdiff import metrics
-from ensdiff.metrics.arrays import correlate, resampled_spearman, spearman
+from ensdiff.metrics.arrays import correlate, precision, rankable, resampled_spearman, spearman
 from ensdiff.metrics.bootstrap import bootstrap, bootstrap_counts, mean, proportion
 
 SEEDS = st.integers(0, 10_000)
@@ -244,6 +245,100 @@ def test_group_retrieval_limits(seed):
         for s, e in ((scores, effects), (scores[:, order], effects[:, order]))
     )
     assert [part.value for part in a] == pytest.approx([part.value for part in b])
+
+
+def by_all_orders(scores_G, effects_G):
+    """Top-1, NDCG of three and reciprocal rank, averaged over every order of tied scores and of tied effects."""
+    G, found = len(scores_G), []
+    discount = [1 / np.log2(rank + 2) if rank < 3 else 0 for rank in range(G)]
+    gain = effects_G - effects_G.min()
+    ideal = sorted(gain, reverse=True) @ np.array(discount)
+    orders = list(itertools.permutations(range(G)))
+    for first in orders:
+        ranking = sorted(first, key=lambda g: -scores_G[g])  # stable: ties stay in the order of `first`
+        ndcg = sum(gain[g] * discount[rank] for rank, g in enumerate(ranking)) / ideal if ideal else 0
+        for second in orders:
+            best = max(second, key=lambda g: effects_G[g])
+            found.append((ranking[0] == best, ndcg, 1 / (1 + ranking.index(best))))
+    return np.mean(found, axis=0)
+
+
+@given(SEEDS, st.integers(2, 4))
+def test_group_retrieval_is_the_mean_over_all_orders_of_ties(seed, G):
+    rng = np.random.default_rng(seed)
+    scores, effects = rng.integers(0, 3, (2, 2, G))
+    found = metrics.group_retrieval(scores, effects, resamples=0)
+    expected = np.mean([by_all_orders(*row) for row in zip(scores, effects, strict=True)], axis=0)
+    assert [found.top_1.value, found.ndcg.value, found.mrr.value] == pytest.approx(expected)
+    order = rng.permutation(G)
+    again = metrics.group_retrieval(scores[:, order], effects[:, order], resamples=0)
+    assert [part.value for part in again] == pytest.approx([part.value for part in found])
+
+
+def test_constant_effects_get_what_chance_gets():
+    for scores in ([[1, 1, 1]], [[3, 2, 1]], [[1, 2, 3]]):
+        found = metrics.group_retrieval(scores, [[1, 1, 1]], resamples=0)
+        assert found.top_1.value == pytest.approx(1 / 3)
+        assert found.mrr.value == pytest.approx(11 / 18)
+        assert (found.ndcg.value, found.correlation.value) == (0, 0)
+
+
+# ties but for rounding
+
+ALMOST = {
+    "float64": np.array([[0.3, 0.1 + 0.2, 0.7]]),
+    "float32": np.array([[0.7, np.float32(0.1) + np.float32(0.6), 0.9]], np.float32),
+    "a difference": np.array([[0.0, 0.1 + 0.2 - 0.3, 1.0]]),
+}
+
+
+@pytest.mark.parametrize("values", ALMOST.values(), ids=ALMOST)
+def test_values_that_differ_by_rounding_are_ties_in_every_metric(values):
+    """Each gives what the values without rounding give, and not what the order of a rounding would give."""
+    exact = np.array([[1.0, 1.0, 2.0]])
+    assert values[0, 0] != values[0, 1]
+    other = np.array([[1.0, 2.0, 5.0]])
+    for kind in ("spearman", "pearson") if values[0, 0] else ():  # beside nothing larger, no difference is small
+        found = [metrics.loo(v[:, :2], other[:, :2], kind=kind, resamples=0).value for v in (values, -values)]
+        assert found == [0, 0]
+        assert metrics.loo(other[:, :2], values[:, :2], kind=kind, resamples=0).value == 0
+    assert metrics.loo(values, other, resamples=0) == metrics.loo(exact, other, resamples=0)
+    for v, e in ((values, exact), (-values, -exact)):
+        assert metrics.planted(v, [1], resamples=0) == metrics.planted(e, [1], resamples=0)
+        found, expected = metrics.group_retrieval(v, v, resamples=0), metrics.group_retrieval(e, e, resamples=0)
+        assert found.top_1 == expected.top_1
+        assert found.mrr == expected.mrr
+        assert found.correlation == expected.correlation
+        assert found.ndcg.value == pytest.approx(expected.ndcg.value, abs=1e-6)
+    scores, subsets = np.array([[1.0, 2.0, 4.0]]), np.eye(3)
+    assert metrics.lds(scores, subsets, values, resamples=0) == metrics.lds(scores, subsets, exact, resamples=0)
+    seeds = [np.stack([v, v[:, ::-1]], axis=2) for v in (values, exact)]
+    assert metrics.lds_ceiling(seeds[0], resamples=0) == metrics.lds_ceiling(seeds[1], resamples=0)
+
+
+def test_merging_moves_no_value_by_more_than_the_tolerance(rng):
+    """However dense: half precision has a thousand values between 1 and 2, each within rounding of the next."""
+    dense = np.sort(1 + rng.random((1, 4000))).astype(np.float16)
+    found = rankable(dense, "scores", "BN")
+    assert np.abs(found - dense).max() <= 2 * precision(dense)
+    assert len(np.unique(found)) > 100
+    assert metrics.loo(dense, np.arange(4000)[None], resamples=0).value > 0.9999
+    large = 2**53 - np.arange(5)[None]
+    np.testing.assert_array_equal(rankable(large, "scores", "BN"), large)  # integers are exact
+    few = rng.random((3, 50))
+    np.testing.assert_array_equal(rankable(few, "scores", "BN"), few)
+
+
+def test_correlation_of_constants_and_of_the_very_small(rng):
+    a, b = rng.random((2, 3, 7))
+    np.testing.assert_allclose(correlate(1e-200 * a, b), correlate(a, b))
+    assert (correlate(np.full((3, 7), 0.1), b) == 0).all()
+
+
+def test_a_q_value_that_is_the_level_is_found():
+    assert metrics.unattributable([[0.1 * 3 - 0.2]], 0.1).value == 0  # 0.10000000000000003
+    assert metrics.unattributable(np.array([[0.1]], np.float32), 0.1).value == 0
+    assert metrics.unattributable([[0.1001]], 0.1).value == 1
 
 
 def test_planted_by_hand():

@@ -1,10 +1,12 @@
 """Checkpoints of other implementations: round trips of names, and files that must be refused."""
 
 import dataclasses
+import inspect
 import json
 import os
 import pathlib
 import shutil
+import zipfile
 
 import jax
 import numpy as np
@@ -15,8 +17,11 @@ from hypothesis import strategies as st
 import ensdiff
 from ensdiff.ensemble import abstract_params
 from ensdiff.interop import channels_last, diffusers, genens
-from ensdiff.interop.tensors import names, stack
-from tests.helpers import random_ensemble
+from ensdiff.interop.options import GENENS, SCHEDULER, UNET
+from ensdiff.interop.tensors import names, read_state_dict, stack
+from ensdiff.stored import describe
+from ensdiff.unet import timestep_embedding
+from tests.helpers import ROOT, random_ensemble
 
 DATA = pathlib.Path(__file__).parent / "data"
 
@@ -57,6 +62,176 @@ def test_diffusers_options():
     ):
         with pytest.raises(ValueError, match=message):
             diffusers.unet_config({**SMALL, **change})
+
+
+# arguments of the classes in diffusers 0.42, and what earlier versions wrote into the same files
+WRITTEN = {
+    "UNet2DModel": """sample_size in_channels out_channels center_input_sample time_embedding_type time_embedding_dim
+        freq_shift flip_sin_to_cos down_block_types mid_block_type up_block_types block_out_channels layers_per_block
+        mid_block_scale_factor downsample_padding downsample_type upsample_type dropout act_fn attention_head_dim
+        norm_num_groups attn_norm_num_groups norm_eps resnet_time_scale_shift add_attention class_embed_type
+        num_class_embeds num_train_timesteps""",
+    "EMAModel": "decay min_decay optimization_step update_after_step use_ema_warmup inv_gamma power",
+    "DDPMScheduler": """num_train_timesteps beta_start beta_end beta_schedule trained_betas variance_type clip_sample
+        prediction_type thresholding dynamic_thresholding_ratio clip_sample_range sample_max_value timestep_spacing
+        steps_offset rescale_betas_zero_snr predict_epsilon timestep_values tensor_format""",
+    "DDIMScheduler": """num_train_timesteps beta_start beta_end beta_schedule trained_betas clip_sample set_alpha_to_one
+        steps_offset prediction_type thresholding dynamic_thresholding_ratio clip_sample_range sample_max_value
+        timestep_spacing rescale_betas_zero_snr predict_epsilon timestep_values tensor_format""",
+}
+TABLES = {"UNet2DModel": UNET, "EMAModel": UNET, "DDPMScheduler": SCHEDULER, "DDIMScheduler": SCHEDULER}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_every_field_that_was_ever_written_is_classified(name):
+    metadata = ["_class_name", "_diffusers_version", "_name_or_path", "_use_default_values"]
+    assert not {*WRITTEN[name].split(), *metadata} - set(TABLES[name])
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", ["UNet2DModel", "DDPMScheduler", "DDIMScheduler"])
+def test_every_field_of_the_installed_version_is_classified(name):
+    package = pytest.importorskip("diffusers", reason="diffusers is not installed")
+    written = getattr(package, name)
+    fields = set(inspect.signature(written.__init__).parameters) - {"self", "args", "kwargs"}
+    assert not fields - set(TABLES[name]), "fields that interop/options.py does not list"
+    options = json.loads(written(**({"block_out_channels": (32,), "down_block_types": ("DownBlock2D",),
+        "up_block_types": ("UpBlock2D",)} if name == "UNet2DModel" else {})).to_json_string())  # fmt: skip
+    assert not set(options) - set(TABLES[name]), "fields that it writes"
+    for field, option in TABLES[name].items():  # what is accepted holds what it has by default
+        if option.allowed and field in options:
+            assert options[field] in option.allowed, field
+
+
+@pytest.mark.torch
+def test_irrelevant_fields_of_a_scheduler_leave_the_noise_levels_alone():
+    package = pytest.importorskip("diffusers", reason="diffusers is not installed")
+    others = {
+        "clip_sample": False, "clip_sample_range": 2.0, "thresholding": True, "dynamic_thresholding_ratio": 0.5,
+        "sample_max_value": 3.0, "timestep_spacing": "trailing", "steps_offset": 1, "set_alpha_to_one": False,
+        "variance_type": "fixed_large",
+    }  # fmt: skip
+    abar_T = ensdiff.Schedule().abar_T
+    for scheduler in (package.DDPMScheduler, package.DDIMScheduler):
+        fields = set(inspect.signature(scheduler.__init__).parameters)
+        irrelevant = {name for name, option in SCHEDULER.items() if option.use == "irrelevant"}
+        assert fields & irrelevant <= set(others)
+        found = scheduler(**{name: value for name, value in others.items() if name in fields})
+        np.testing.assert_allclose(found.alphas_cumprod.numpy(), abar_T, rtol=2e-5)
+        assert found.alphas_cumprod[-1] > 0
+        assert scheduler(rescale_betas_zero_snr=True).alphas_cumprod[-1] == 0  # which is therefore refused
+
+
+def test_honoured_fields_are_honoured():
+    """Another value of each makes another network, schedule or size."""
+    changes = {
+        "sample_size": 16, "in_channels": 3, "out_channels": 3, "freq_shift": 1, "flip_sin_to_cos": False,
+        "down_block_types": ["AttnDownBlock2D", "AttnDownBlock2D"], "up_block_types": ["UpBlock2D", "UpBlock2D"],
+        "block_out_channels": [8, 24], "layers_per_block": 2, "downsample_padding": 0, "dropout": 0.1,
+        "attention_head_dim": 4, "norm_num_groups": 2, "norm_eps": 1e-6, "add_attention": False,
+    }  # fmt: skip
+    assert set(changes) == {name for name, option in UNET.items() if option.use == "honoured"}
+    base = diffusers.unet_config(SMALL)
+    for name, value in changes.items():
+        channels = {"in_channels": 3, "out_channels": 3} if name.endswith("_channels") and value == 3 else {}
+        config = {**SMALL, **channels, name: value}
+        assert name == "sample_size" or diffusers.unet_config(config) != base, name
+    for name, option in UNET.items():
+        if option.use == "irrelevant":
+            assert diffusers.unet_config({**SMALL, name: 7}) == base
+        elif option.allowed:
+            with pytest.raises(ValueError, match=f"the config: {name}='other' is not supported: expected"):
+                diffusers.unet_config({**SMALL, name: "other"})
+    with pytest.raises(ValueError, match=r"the config: quantize='int8' is not known here, so it is not ignored"):
+        diffusers.unet_config({**SMALL, "quantize": "int8"})
+    for name, value in (("block_out_channels", 8), ("block_out_channels", ["8", 16]), ("norm_num_groups", None)):
+        with pytest.raises(ValueError, match=f"the config: {name}="):
+            diffusers.unet_config({**SMALL, name: value})
+
+
+def zoo_of_configs(folder, *schedulers):
+    """Members' folders with configurations, and weights that are never reached."""
+    members = []
+    for k, scheduler in enumerate(schedulers):
+        member = folder / f"member{k}"
+        member.mkdir(parents=True)
+        (member / diffusers.FILES[0]).touch()
+        (member / "config.json").write_text(json.dumps(SMALL))
+        if scheduler is not None:
+            (member / "scheduler_config.json").write_text(json.dumps(scheduler))
+        members.append(member)
+    return members
+
+
+@pytest.mark.parametrize(
+    ("schedulers", "message"),
+    [
+        ([{"rescale_betas_zero_snr": True}], "member0.*: rescale_betas_zero_snr=True is not supported: expected False"),
+        ([{}, {"rescale_betas_zero_snr": True}], "member1.*: rescale_betas_zero_snr=True is not supported"),
+        ([{"_class_name": "PNDMScheduler"}], "_class_name='PNDMScheduler'.*expected 'DDPMScheduler' or 'DDIM"),
+        ([{"prediction_type": "v_prediction"}], "prediction_type='v_prediction' is not supported: expected 'epsilon'"),
+        ([{"predict_epsilon": False}], "predict_epsilon=False is not supported"),
+        ([{"variance_type": "learned_range"}], "variance_type='learned_range' is not supported"),
+        ([{"trained_betas": [0.1, 0.2]}], "trained_betas=.0.1, 0.2. is not supported: expected None"),
+        ([{"beta_schedule": "scaled_linear"}], "beta_schedule='scaled_linear' is not supported: expected 'linear'"),
+        ([{"shift": 3.0}], "shift=3.0 is not known here, so it is not ignored"),
+        ([{"beta_start": "low"}], "scheduler_config.json: beta_start='low': expected a finite number"),
+        ([{"beta_end": 0.02}, {"beta_end": 0.03}], r"member0.* and .*member1.* differ .beta_end: 0.02 and 0.03"),
+        ([{}, {"num_train_timesteps": 500, "beta_start": 1e-3}],
+         r"differ .timesteps: 1000 and 500; beta_start: 0.0001 and 0.001"),
+        ([{}, None], "member0.* says how its member was trained, but there is no scheduler_config.json with .*member1"),
+        ([None, {}], "member1.* says how its member was trained, but there is no scheduler_config.json with .*member0"),
+    ],
+)  # fmt: skip
+def test_schedulers_that_are_refused(tmp_path, schedulers, message):
+    with pytest.raises(ValueError, match=message):
+        diffusers.load(zoo_of_configs(tmp_path, *schedulers))
+
+
+def test_schedulers_that_agree(tmp_path):
+    """Their places, and that how they would sample may differ; weights are not reached."""
+    different = {"beta_start": 2e-4, "num_train_timesteps": 500}
+    sampling = {"_class_name": "DDIMScheduler", "_diffusers_version": "0.42.1", "clip_sample": False}
+    members = zoo_of_configs(tmp_path / "a", different, {**different, **sampling})
+    files = [member / diffusers.FILES[0] for member in members]
+    assert diffusers._common_schedule(None, files, []) == ensdiff.Schedule(500, 2e-4)
+    assert diffusers._common_schedule(None, [tmp_path / "other" / "x.bin"], []) == ensdiff.Schedule()
+    pipelines = zoo_of_configs(tmp_path / "b", None, None)
+    for member in pipelines:
+        (member / "scheduler").mkdir()
+        (member / "scheduler" / "scheduler_config.json").write_text(json.dumps(different))
+    files = [member / "unet" / diffusers.FILES[0] for member in pipelines]
+    assert diffusers._common_schedule(None, files, []) == ensdiff.Schedule(500, 2e-4)
+    root = tmp_path / "a"  # one for all, which no member may contradict
+    (root / "scheduler_config.json").write_text(json.dumps({**different, "beta_start": 3e-4}))
+    files = [root / "Shard0" / "x.bin", members[0] / diffusers.FILES[0]]
+    assert diffusers._common_schedule(root, files[:1], []) == ensdiff.Schedule(500, 3e-4)
+    with pytest.raises(ValueError, match="member0.* differ .beta_start: 0.0003 and 0.0002"):
+        diffusers._common_schedule(root, files, [])
+
+
+def test_a_description_must_agree_with_the_configurations_beside_it(tiny, tmp_path):
+    [shard] = zoo_of_configs(tmp_path, {})
+    shard.rename(tmp_path / "Shard0")
+    options = diffusers.model_options(tiny)
+    (tmp_path / "Shard0" / "config.json").write_text(json.dumps({**options, "norm_eps": 1e-3}))
+    (tmp_path / "ensdiff.json").write_text(json.dumps(describe(tiny)))
+    with pytest.raises(ValueError, match=r"ensdiff.json and .*Shard0 differ .norm_epsilon: 1e-05 and 0.001"):
+        diffusers.load(tmp_path)
+    (tmp_path / "Shard0" / "config.json").write_text(json.dumps(options))
+    with pytest.raises(ValueError, match=r"ensdiff.json and .*scheduler_config.json differ .timesteps: 20 and 1000"):
+        diffusers.load(tmp_path)
+
+
+def test_the_page_shows_the_tables():
+    """docs/interop.md is written from the code: each table is what this makes of it."""
+    page = (ROOT / "docs" / "interop.md").read_text()
+    for table in (UNET, SCHEDULER, GENENS):
+        rows = ["| Field | | Accepted | What it says |", "|---|---|---|---|"]
+        for name, option in table.items():
+            allowed = ", ".join(f"`{json.dumps(value)}`" for value in option.allowed) or "any"
+            rows.append(f"| `{name}` | {option.use} | {allowed} | {option.why} |")
+        assert "\n".join(rows) in page
 
 
 @pytest.mark.torch
@@ -118,17 +293,27 @@ def test_genens_round_trip(tmp_path):
         dropout=0.1,
     )  # fmt: skip
     truth = []
+    table = np.array(timestep_embedding(jax.numpy.arange(1000), 32, "interleaved"))
     for k in range(2):
         state, params = state_of(config, genens._style(config), k)
         truth.append(params)
-        tensors = {n: torch.tensor(v) for n, v in state.items()} | {genens.TABLE: torch.zeros(1000, 32)}
-        torch.save({"epoch": 0, "model_state_dict": tensors}, tmp_path / f"MNIST_split{k}_ckpt.pt")
+        tensors = {n: torch.tensor(v) for n, v in state.items()} | {genens.TABLE: torch.tensor(table)}
+        torch.save({"epoch": 0, "loss": 0.1, "model_state_dict": tensors}, tmp_path / f"MNIST_split{k}_ckpt.pt")
     loaded = genens.load(tmp_path, image_size=8)
     assert loaded.model == config
     for k in range(2):
         jax.tree.map(lambda a, b, k=k: np.testing.assert_array_equal(a[k], b), loaded.params, truth[k])
     with pytest.raises(FileNotFoundError, match=r"expected 0, 1"):
         genens.load(tmp_path / "nothing")
+    for change, message in (
+        ({"ema_state_dict": {}}, "split1.*: ema_state_dict={} is not known here, so it is not ignored"),
+        ({"model_state_dict": {**tensors, genens.TABLE: torch.tensor(table[:500])}}, r"shape \(500, 32\): expected"),
+        ({"model_state_dict": {**tensors, genens.TABLE: torch.tensor(table[:, ::-1].copy())}}, "interleaved sinusoids"),
+        ({"model_state_dict": {**tensors, "head.bias": torch.arange(32)}}, "head.bias has dtype int64: expected float"),
+    ):
+        torch.save({"epoch": 0, "model_state_dict": tensors, **change}, tmp_path / "MNIST_split1_ckpt.pt")
+        with pytest.raises(ValueError, match=message):
+            genens.load(tmp_path, image_size=8)
     torch.save({"weights": 3}, tmp_path / "MNIST_split1_ckpt.pt")
     with pytest.raises(ValueError, match="no state dict under 'model_state_dict'"):
         genens.load(tmp_path)
@@ -311,10 +496,52 @@ def test_members_from_anywhere(tiny, tmp_path):
         diffusers.load([])
 
 
+@pytest.mark.torch
+def test_tensors_that_are_no_plain_arrays_are_named(tmp_path):
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("safetensors")
+    from safetensors.torch import save_file
+
+    base, path = torch.arange(6.0).reshape(2, 3), tmp_path / "x.pt"
+    plain = {
+        "whole": base, "transposed": base.T, "part": base[:, 1:], "half": base.half(), "brain": base.bfloat16(),
+        "parameter": torch.nn.Parameter(base), "negative": torch._neg_view(base), "strided": base[::2, ::2],
+        "none": torch.zeros(0, 3), "number": torch.tensor(3.0), "double": base.double(),
+    }  # fmt: skip
+    torch.save(plain, path)
+    for name, found in read_state_dict(path).items():
+        assert found.dtype == np.float32
+        np.testing.assert_array_equal(found, plain[name].detach().resolve_neg().float().numpy())
+    torch.save({"n": torch.arange(3), "b": torch.tensor([True])}, path)
+    assert [found.dtype.name for found in read_state_dict(path).values()] == ["int64", "bool"]
+    save_file({"brain": base.bfloat16(), "n": torch.arange(3)}, tmp_path / "x.safetensors")
+    found = read_state_dict(tmp_path / "x.safetensors")
+    assert (found["brain"].dtype, found["n"].dtype) == (np.float32, np.int64)
+    for tensor, message in (
+        (base.to_sparse(), "is sparse .sparse_coo.: save tensor.to_dense"),
+        (base.to_sparse_csr(), "is sparse .sparse_csr."),
+        (base.to("meta"), "is on the meta device, without data"),
+        (torch.complex(base, base), "is complex .complex64.: expected real numbers"),
+        (torch.quantize_per_tensor(base, 0.1, 0, torch.qint8), "is quantised .qint8.: save tensor.dequantize"),
+        (base.to(torch.float8_e4m3fn), "has dtype float8_e4m3fn: expected one of float16"),
+        (torch.zeros(1).expand(10**6, 10**6), "repeats elements by its strides .0, 0.: save tensor.clone"),
+        (base.ravel().as_strided((3, 3), (1, 1)), "repeats elements by its strides .1, 1."),
+        (torch.nested.nested_tensor([base]), "is nested"),
+    ):
+        torch.save({"fine": base, "a.weight": tensor}, path)
+        with pytest.raises(ValueError, match=f"x.pt: a.weight .*{message}"):
+            read_state_dict(path)
+    # torch.load itself would expand these 1,000 to 1
+    torch.save({"a": torch.zeros(10**6)}, path)
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as new:
+        for record in old.infolist():
+            new.writestr(record.filename, old.read(record))
+    with pytest.raises(ValueError, match=r"bomb.pt: its records claim 4\d{6} bytes, the file has \d{4}\."):
+        read_state_dict(tmp_path / "bomb.pt")
+
+
 @pytest.mark.parametrize("missing", ["torch", "safetensors"])
 def test_without_the_extra_the_error_says_which(tmp_path, monkeypatch, missing):
-    from ensdiff.interop.tensors import read_state_dict
-
     path = tmp_path / ("x.bin" if missing == "torch" else "x.safetensors")
     path.write_bytes(b"anything")
     monkeypatch.setitem(__import__("sys").modules, missing, None)

@@ -68,7 +68,8 @@ def test_pickles_of_anything_else_are_refused_and_not_run(tmp_path):
         (np.array(["a"]), "dtype 'U1'"),
         (np.array([(1, 2)], dtype=[("a", int), ("b", int)]), "dtype 'V16'"),
         ({"code": [1]}, "a pickled dict: expected an array of numbers"),
-        ([["a"]], "a pickled ndarray: expected an array of numbers"),
+        ([["a"]], "a pickled list with a str: expected numbers"),
+        ([[1], None], "a pickled list with a NoneType: expected numbers"),
     ):
         path = tmp_path / "code.pkl"
         path.write_bytes(pickle.dumps(value))
@@ -91,6 +92,46 @@ def test_a_pickle_cannot_ask_for_more_memory_than_it_holds(content, message):
     """Found by fuzzing: the C unpickler would make room for twice as many entries as the index says, 1 GiB here."""
     with pytest.raises(pickle.UnpicklingError, match=message):
         read_pickled_array(content)
+
+
+def nested(depth, inner):
+    for _ in range(depth):
+        inner = [inner, inner]
+    return inner
+
+
+def test_lists_that_are_used_many_times_are_bounded_by_the_file(monkeypatch):
+    """Each is written once and stands for many: a few hundred bytes are an array of 2^40 numbers."""
+    content = pickle.dumps(nested(31, [1, 0]))
+    assert len(content) < 400
+    for value, message in (
+        (nested(31, [1, 0]), "would become an array of more than 1048576 numbers"),
+        (nested(21, [1]), "would become an array of more than 1048576 numbers"),
+        (nested(30, []), "would become an array of more than"),  # of no number at all, but as many lists
+        ([nested(12, [1])] * 1000, "would become an array of more than"),
+    ):
+        with pytest.raises(pickle.UnpicklingError, match=message):
+            read_pickled_array(pickle.dumps(value))
+    deep = [1]
+    for _ in range(40):
+        deep = [deep]
+    itself = [1]
+    itself.append(itself)
+    for value in (deep, itself):
+        with pytest.raises(pickle.UnpicklingError, match="nested more than 32 deep, or in themselves"):
+            read_pickled_array(pickle.dumps(value))
+    # rows that are the same list are fine, and so are as many numbers as there are bytes
+    monkeypatch.setattr("ensdiff.interop.matrices.FREE", 20_000)
+    row = [0, 1] * 8
+    np.testing.assert_array_equal(read_pickled_array(pickle.dumps([row] * 1000)), [row] * 1000)
+    np.testing.assert_array_equal(read_pickled_array(pickle.dumps((tuple(row), row))), [row] * 2)
+    many = np.arange(60_000).reshape(3, -1) % 2
+    np.testing.assert_array_equal(read_pickled_array(pickle.dumps(many.tolist())), many)
+
+
+def test_a_long_string_in_a_list_does_not_make_all_entries_long():
+    with pytest.raises(pickle.UnpicklingError, match="a pickled list with a str"):
+        read_pickled_array(pickle.dumps(["a" * 10**6] + ["b"] * 1000))  # 4 GB as an array of NumPy's strings
 
 
 @given(st.data())

@@ -1,6 +1,7 @@
 """Files from outside: nothing in them is run, nothing is written where they say, and nothing grows without bound."""
 
 import ast
+import gzip
 import html.parser
 import io
 import json
@@ -23,7 +24,7 @@ from ensdiff.integrity import read_lines, read_sealed
 from ensdiff.interop import ctf
 from ensdiff.interop.matrices import read_code
 from ensdiff.interop.tensors import read_state_dict
-from ensdiff.npyfiles import read_npy, read_npz
+from ensdiff.npyfiles import most_bytes, read_npy, read_npz
 from ensdiff.report import Page, attribution_sections, write_page
 from tests.helpers import ROOT, blobs
 
@@ -200,6 +201,76 @@ def test_sizes_that_files_claim_are_not_believed(tmp_path):
     assert "config.json is missing" in lines[3] or "not a plain tar" in lines[3]
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (header((2, 3)) + bytes(7), "has 6 bytes, the file holds 7"),
+        (header((2, 3)) + bytes(5), "has 6 bytes, the file holds 5"),
+        (header((10**6, 10**6)) + b"few", "has 1000000000000 bytes, the file holds 3"),
+        (header((-2, -3)) + bytes(6), r"shape \(-2, -3\)"),
+        (header(()) + bytes(2), "has 1 bytes, the file holds 2"),
+        (header((2,), "<f8") + bytes(15), "has 16 bytes, the file holds 15"),
+    ],
+    ids=["more", "fewer", "few", "negative", "scalar", "floats"],
+)
+def test_an_array_and_its_header_agree(tmp_path, content, message):
+    (tmp_path / "a.npy").write_bytes(content)
+    with pytest.raises(ValueError, match=f"a.npy is not a readable .npy file: .*{message}"):
+        read_npy(tmp_path / "a.npy")
+    for kind in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        with zipfile.ZipFile(tmp_path / "a.npz", "w", kind) as archive:
+            archive.writestr("images.npy", content)
+        with pytest.raises(ValueError, match=f"a.npz is not a readable .npz file: .*{message}"):
+            read_npz(tmp_path / "a.npz")
+
+
+def claim(path, sizes):
+    """Let the directory of a zip file say other sizes of its members than they have."""
+    content, place = bytearray(path.read_bytes()), 0
+    for size in sizes:
+        place = content.index(b"PK\x01\x02", place + 1)
+        struct.pack_into("<I", content, place + 24, size)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("sizes", [[2**30], [2**27 + 1, 2**27 + 1]], ids=["one", "all together"])
+def test_a_small_archive_does_not_become_a_large_one(tmp_path, sizes):
+    path = tmp_path / "x.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for n in range(len(sizes)):
+            archive.writestr(f"images{n}.npy", header((2**10, 2**10)) + bytes(2**20))
+    assert read_npz(path)["images0"].shape == (2**10, 2**10)  # 1,000 to 1, but little
+    claim(path, sizes)
+    with pytest.raises(ValueError, match=rf"x.npz: it has \d{{4}} bytes.* would expand to {sum(sizes)}.*numpy.savez"):
+        read_npz(path)
+    with pytest.raises(ValueError, match="would expand"):
+        ensdiff.data.npz(path, "images0", groups=f"images{len(sizes) - 1}")
+    assert most_bytes(1) == 2**28
+    assert most_bytes(2**30) == 100 * 2**30
+
+
+def test_two_arrays_of_one_name(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        for name in ("code", "code.npy"):
+            archive.writestr(name, header((1,)) + b"1")
+    with pytest.raises(ValueError, match="x.npz: it holds two arrays of the name 'code'"):
+        read_npz(tmp_path / "x.npz")
+
+
+def test_compressed_data_sets_do_not_grow_without_bound(tmp_path, monkeypatch):
+    names = [f"train-{kind}-ubyte.gz" for kind in ("images-idx3", "labels-idx1")]
+    for name in names:
+        with gzip.open(tmp_path / name, "wb") as file:
+            file.write(struct.pack(">HBB3I", 0, 8, 3, 2**10, 2**10, 2**10) + bytes(2**20))
+    with pytest.raises(ValueError, match=f"{names[0]} would expand to {2**30} bytes"):
+        ensdiff.data.fashion_mnist(tmp_path)
+    monkeypatch.setattr("ensdiff.data.readers.MOST_TEXT", 1000)
+    with gzip.open(tmp_path / "mnist.csv.gz", "wt") as file:
+        file.write("0," * 501)
+    with pytest.raises(ValueError, match=r"mnist.csv.gz cannot be read .*: more than 1000 characters"):
+        ensdiff.data.mnist5k(tmp_path / "mnist.csv.gz")
+
+
 def test_arrays_of_every_kind_survive_the_checks(tmp_path):
     arrays = [
         np.zeros((0, 3)), np.arange(6).reshape(2, 3), np.asfortranarray(np.arange(6.0).reshape(2, 3)), np.array(3),
@@ -218,11 +289,7 @@ def test_a_stream_that_ends_before_its_array(tmp_path):
     path = tmp_path / "x.npz"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("images.npy", header((100, 100)) + bytes(100))
-    content = bytearray(path.read_bytes())
-    place = content.index(b"PK\x01\x02")
-    size = struct.unpack_from("<I", content, place + 24)[0]
-    struct.pack_into("<I", content, place + 24, size + 9900)
-    path.write_bytes(content)
+    claim(path, [len(header((100, 100))) + 10_000])
     with pytest.raises(ValueError, match="x.npz is not a readable .npz file"):
         read_npz(path)
 

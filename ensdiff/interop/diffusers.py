@@ -10,13 +10,14 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
 from ensdiff.ensemble import Ensemble
 from ensdiff.files import read_json as read_file
+from ensdiff.interop.options import SCHEDULER, UNET, check_options
 from ensdiff.interop.tensors import CodeLike, Style, read_state_dict, stack, unstack, write_state_dict
 from ensdiff.schedule import SamplerConfig, Schedule
 from ensdiff.stored import describe, from_description
@@ -24,6 +25,7 @@ from ensdiff.unet import UNetConfig
 
 SAMPLER = SamplerConfig("ddpm", steps=50, clip=False)
 FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin", "pytorch_model.bin", "model.safetensors")
+CONFIG, NOISE = "config.json", "scheduler_config.json"
 DESCRIPTION = "ensdiff.json"
 """What `save` adds, so that `load` finds the code and the schedule again."""
 
@@ -34,16 +36,7 @@ DEFAULTS: dict[str, Any] = {
     "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
     "up_block_types": ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
 }  # fmt: skip
-"""UNet2DModel's own defaults for what can be chosen here."""
-
-FIXED: dict[str, tuple] = {
-    "time_embedding_type": ("positional",), "time_embedding_dim": (None,), "act_fn": ("silu", "swish"),
-    "downsample_type": ("conv",), "upsample_type": ("conv",), "mid_block_scale_factor": (1,),
-    "resnet_time_scale_shift": ("default",), "center_input_sample": (False,), "class_embed_type": (None,),
-    "num_class_embeds": (None,), "attn_norm_num_groups": (None,), "mid_block_type": ("UNetMidBlock2D",),
-    "freq_shift": (0, 1), "downsample_padding": (1, 0),
-}  # fmt: skip
-"""What must be as it is by default, or one of a few values."""
+"""UNet2DModel's own defaults for what is honoured."""
 
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 """Names in checkpoints that diffusers wrote before version 0.15."""
@@ -55,23 +48,31 @@ def load(
     *,
     config: dict[str, Any] | None = None,
     image_size: int | None = None,
+    schedule: Schedule | None = None,
 ) -> Ensemble:
     """Open an ensemble of `UNet2DModel` checkpoints.
+
+    `ensdiff.interop.options` lists every field of the two kinds of configuration and what is done with it.
 
     Args:
         directory: a folder of ``Shard0``, ``Shard1``, ... with one checkpoint each; or the members' own folders (or
             files), in the order of the code's columns.
         code: the code, its (N, K) matrix, 1 = trained on, or a file of it (see `read_code`). Without it, the one that
             `save` wrote; else unit k stands for member k's own data.
-        config: `UNet2DModel`'s arguments, where no ``config.json`` lies in the folder or with each member.
+        config: `UNet2DModel`'s arguments, in the place of every ``config.json``; needed where there is none in the
+            folder or with each member.
         image_size: height and width, where the config has no ``sample_size``.
+        schedule: the noise levels that the members were trained with, in the place of every
+            ``scheduler_config.json``.
 
-    The noise schedule is taken from a ``scheduler_config.json`` in the folder or with the first member, where there is
-    one; else it is diffusers' and ensdiff's default.
+    The noise schedule is that of the ``scheduler_config.json`` with each member (beside its weights, or in the
+    ``scheduler`` folder of its pipeline) or in the folder. Where there is none at all, it is diffusers' and ensdiff's
+    default. How its scheduler would sample is not read: `ensdiff.sample` has its own settings.
 
     Raises:
-        FileNotFoundError, ImportError, ValueError: see `ensdiff.interop.tensors`; an option of `UNet2DModel` that
-            ensdiff does not have is named; members of different configurations are named.
+        FileNotFoundError, ImportError, ValueError: see `ensdiff.interop.tensors`; a field of a configuration that
+            ensdiff does not know, or a value that it does not have, is named; members of different networks or
+            schedules are named with the fields in which they differ.
     """
     root = pathlib.Path(directory) if isinstance(directory, str | os.PathLike) else None
     members = _shards(root) if root is not None else [pathlib.Path(path) for path in directory]  # type: ignore[union-attr]
@@ -82,17 +83,16 @@ def load(
     size = image_size if image_size is not None else size
     if size is None:
         raise ValueError("the config has no sample_size: give image_size=")
-    height, width = (size, size) if isinstance(size, int) else size
+    found: list[tuple[str, Schedule]] = []
     if root is not None and (root / DESCRIPTION).exists():
         described = from_description(read_json(root / DESCRIPTION), None)
-        schedule = described.schedule
         code = described.code if code is None else code
-    else:
-        schedule = _schedule(
-            [*([root] if root is not None else []), files[0].parent, files[0].parent.parent / "scheduler"]
-        )
+        found.append((str(root / DESCRIPTION), described.schedule))
+        if config is None:
+            _same([(str(root / DESCRIPTION), unet_config(model_options(described))), (str(files[0].parent), unet)])
+    schedule = _common_schedule(root, files, found) if schedule is None else schedule
     states = [_rename_old(read_state_dict(file)) for file in files]
-    shape = (height, width, unet.image_channels)
+    shape = (*_height_and_width(size), unet.image_channels)
     return stack(states, [str(f) for f in files], unet, _style(unet), shape, code, schedule=schedule)
 
 
@@ -130,9 +130,9 @@ def save(
         shard = root / f"Shard{k}"
         shard.mkdir(parents=True)
         write_state_dict(shard / name, state)
-        (shard / "config.json").write_text(text)
-    (root / "config.json").write_text(text)
-    (root / "scheduler_config.json").write_text(json.dumps(_scheduler(params.schedule), indent=2) + "\n")
+        (shard / CONFIG).write_text(text)
+    (root / CONFIG).write_text(text)
+    (root / NOISE).write_text(json.dumps(_scheduler(params.schedule), indent=2) + "\n")
     if params.code.units * params.members <= 2**28:
         np.save(root / "code.npy", params.code.matrix())
     (root / DESCRIPTION).write_text(json.dumps(describe(params)) + "\n")
@@ -183,23 +183,30 @@ def model_options(params: Ensemble) -> dict[str, Any]:
     }
 
 
-def unet_config(config: dict[str, Any]) -> UNetConfig:
+def unet_config(config: Mapping[str, Any], source: str = "the config") -> UNetConfig:
     """`UNetConfig` of `UNet2DModel`'s arguments.
 
     Raises:
-        ValueError: an option, or a kind of block, that ensdiff does not have.
+        ValueError: a field that is unknown, or a value that ensdiff does not have; names it and the source.
     """
-    for name, allowed in FIXED.items():
-        if name in config and config[name] not in allowed:
-            raise ValueError(
-                f"{name}={config[name]!r} is not supported: expected {' or '.join(repr(a) for a in allowed)}"
-            )
+    check_options(config, UNET, source)
+    for name in ("down_block_types", "up_block_types", "block_out_channels"):
+        if not isinstance(config.get(name, ()), list | tuple):
+            raise ValueError(f"{source}: {name}={config[name]!r}: expected a list, one entry per level")
+    try:
+        return _unet_config(config)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+
+
+def _unet_config(config: Mapping[str, Any]) -> UNetConfig:
     known = {**DEFAULTS, **{k: v for k, v in config.items() if k in DEFAULTS}}
     if known["in_channels"] != known["out_channels"]:
         raise ValueError(f"in_channels={known['in_channels']}, out_channels={known['out_channels']}: expected equal")
-    if not isinstance(known["norm_num_groups"], int):
-        raise ValueError(f"norm_num_groups={known['norm_num_groups']!r} is not supported: expected an integer")
     down, up, widths = known["down_block_types"], known["up_block_types"], known["block_out_channels"]
+    for name, values in (("norm_num_groups", [known["norm_num_groups"]]), ("block_out_channels", widths)):
+        if not values or not all(type(value) is int and value > 0 for value in values):
+            raise ValueError(f"{name}={known[name]!r} is not supported: expected positive integers")
     if not len(down) == len(up) == len(widths):
         raise ValueError(f"{len(down)} down blocks, {len(up)} up blocks, {len(widths)} widths: expected equal numbers")
     for kinds, allowed in ((down, ("DownBlock2D", "AttnDownBlock2D")), (up, ("UpBlock2D", "AttnUpBlock2D"))):
@@ -236,17 +243,60 @@ def _scheduler(schedule: Schedule) -> dict[str, Any]:
     }
 
 
-def _schedule(places: Sequence[pathlib.Path]) -> Schedule:
-    """The schedule of the first ``scheduler_config.json`` there is; else the default of both."""
-    found = next((file for place in places if (file := place / "scheduler_config.json").exists()), None)
-    if found is None:
-        return Schedule()
-    values = read_json(found)
-    for name, expected in (("beta_schedule", "linear"), ("prediction_type", "epsilon"), ("trained_betas", None)):
-        if values.get(name, expected) != expected:
-            raise ValueError(f"{found}: {name}={values[name]!r} is not supported: expected {expected!r}")
+def _schedule(path: pathlib.Path) -> Schedule:
+    """The noise levels of a ``scheduler_config.json``."""
+    values = read_json(path)
+    check_options(values, SCHEDULER, str(path))
     names = {"timesteps": "num_train_timesteps", "beta_start": "beta_start", "beta_end": "beta_end"}
-    return Schedule(**{ours: values[theirs] for ours, theirs in names.items() if theirs in values})
+    try:
+        return Schedule(**{ours: values[theirs] for ours, theirs in names.items() if theirs in values})
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _common_schedule(
+    root: pathlib.Path | None, files: Sequence[pathlib.Path], found: list[tuple[str, Schedule]]
+) -> Schedule:
+    """The noise levels of all members, which must be those that were found already; the default where none says any."""
+    if root is not None and (root / NOISE).exists():
+        found.append((str(root / NOISE), _schedule(root / NOISE)))
+    for_all, silent = bool(found), []
+    for file in files:
+        places = (file.with_name(NOISE), file.parent.parent / "scheduler" / NOISE)  # "scheduler": a pipeline's
+        own = next((place for place in places if place.exists()), None)
+        if own is None:
+            silent.append(str(file))
+        else:
+            found.append((str(own), _schedule(own)))
+    if not found:
+        return Schedule()
+    _same(found)
+    if silent and not for_all:
+        raise ValueError(
+            f"{found[0][0]} says how its member was trained, but there is no {NOISE} with {', '.join(silent[:3])}: "
+            "copy it there if these were trained with the same, or give schedule="
+        )
+    return found[0][1]
+
+
+def _same(found: Sequence[tuple[str, Any]]) -> None:
+    """Raise ValueError where the settings of two places differ; names the places and the fields."""
+    (first, one), *others = found
+    for place, other in others:
+        if other != one:
+            old, new = dataclasses.asdict(one), dataclasses.asdict(other)
+            differs = [f"{name}: {old[name]!r} and {new[name]!r}" for name in old if old[name] != new[name]]
+            raise ValueError(
+                f"{first} and {place} differ ({'; '.join(differs)}): members of one ensemble share one network and one "
+                "noise schedule"
+            )
+
+
+def _height_and_width(size: Any) -> tuple[int, int]:
+    pair = size if isinstance(size, list | tuple) else (size, size)
+    if len(pair) != 2 or not all(type(side) is int and side > 0 for side in pair):
+        raise ValueError(f"sample_size={size!r}: expected a positive integer, or height and width")
+    return pair[0], pair[1]
 
 
 def _shards(root: pathlib.Path) -> list[pathlib.Path]:
@@ -270,30 +320,27 @@ def _checkpoint(member: pathlib.Path) -> pathlib.Path:
 
 
 def _common_config(
-    root: pathlib.Path | None, files: Sequence[pathlib.Path], given: dict[str, Any] | None
+    root: pathlib.Path | None, files: Sequence[pathlib.Path], given: Mapping[str, Any] | None
 ) -> tuple[UNetConfig, Any]:
     """The configuration that all members share, and their image size."""
     if given is not None:
         return unet_config(given), given.get("sample_size")
-    shared = root / "config.json" if root is not None and (root / "config.json").exists() else None
-    found: list[tuple[pathlib.Path, UNetConfig, Any]] = []
+    shared = root / CONFIG if root is not None and (root / CONFIG).exists() else None
+    places = [] if shared is None else [shared]
     for file in files:
-        own = file.with_name("config.json")
-        place = own if own.exists() else shared
-        if place is None:
-            raise FileNotFoundError(f"no config.json beside {file}: give config=, UNet2DModel's arguments")
-        content = read_json(place)
-        found.append((place, unet_config(content), content.get("sample_size")))
-    first = found[0]
-    for place, config, size in found[1:]:
-        if (config, size) != first[1:]:
-            old, new = dataclasses.asdict(first[1]), dataclasses.asdict(config)
-            differs = [f"{name}: {old[name]!r} and {new[name]!r}" for name in old if old[name] != new[name]]
-            differs += [f"sample_size: {first[2]!r} and {size!r}"] if size != first[2] else []
-            raise ValueError(
-                f"{first[0]} and {place} differ ({'; '.join(differs)}): members of one ensemble share one architecture"
-            )
-    return first[1:]
+        own = file.with_name(CONFIG)
+        if own.exists():
+            places.append(own)
+        elif shared is None:
+            raise FileNotFoundError(f"no {CONFIG} beside {file}: give config=, UNet2DModel's arguments")
+    contents = [read_json(place) for place in places]
+    configs = [unet_config(content, str(place)) for place, content in zip(places, contents, strict=True)]
+    _same([(str(place), config) for place, config in zip(places, configs, strict=True)])
+    sizes = [content.get("sample_size") for content in contents]
+    for place, size in zip(places, sizes, strict=True):
+        if size != sizes[0]:
+            raise ValueError(f"{places[0]} and {place} differ (sample_size: {sizes[0]!r} and {size!r})")
+    return configs[0], sizes[0]
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:

@@ -9,12 +9,14 @@ import pathlib
 import re
 from collections.abc import Sequence
 
+import jax.numpy as jnp
 import numpy as np
 
 from ensdiff.ensemble import Ensemble
+from ensdiff.interop.options import GENENS
 from ensdiff.interop.tensors import CodeLike, Style, read_state_dict, stack
-from ensdiff.schedule import SamplerConfig
-from ensdiff.unet import UNetConfig
+from ensdiff.schedule import SamplerConfig, Schedule
+from ensdiff.unet import UNetConfig, timestep_embedding
 
 SAMPLER = SamplerConfig("ddpm", steps=1000, variance="alpha_beta", clip=False)
 TABLE = "time_embedding.timembedding.0.weight"
@@ -36,11 +38,14 @@ def load(
         image_size: height and width; by default 28 for one channel (MNIST) and 32 for three (CIFAR-10).
 
     Raises:
-        FileNotFoundError, ImportError, ValueError: see `ensdiff.interop.tensors`.
+        FileNotFoundError, ImportError, ValueError: see `ensdiff.interop.tensors`; also an entry of a checkpoint that
+            `ensdiff.interop.options` does not list, or another table of noise levels than GenEns's 1,000.
     """
     files = _files(paths)
-    states = [read_state_dict(file, "model_state_dict") for file in files]
+    states = [read_state_dict(file, "model_state_dict", GENENS) for file in files]
     config = infer_config(states[0], str(files[0]))
+    for state, file in zip(states, files, strict=True):
+        _check_levels(state, config, file)
     size = image_size or (28 if config.image_channels == 1 else 32)
     style = _style(config)
     return stack(
@@ -61,6 +66,18 @@ def _files(paths: Sequence[str | os.PathLike] | str | os.PathLike) -> list[pathl
     if not files:
         raise ValueError("no checkpoint given")
     return files
+
+
+def _check_levels(state: dict[str, np.ndarray], config: UNetConfig, file: pathlib.Path) -> None:
+    """The table of sinusoids, where there is one, tells T and the layout, which nothing else in the file does."""
+    levels = Schedule().timesteps
+    found = state.get(TABLE)
+    expected = np.asarray(timestep_embedding(jnp.arange(levels), config.channels, config.time_layout))
+    if found is not None and (found.shape != expected.shape or not np.allclose(found, expected, atol=1e-3)):
+        raise ValueError(
+            f"{file}: {TABLE} has shape {found.shape}: expected the interleaved sinusoids of {levels} noise levels, "
+            f"{expected.shape}; models with other noise levels are not supported"
+        )
 
 
 def infer_config(state: dict[str, np.ndarray], source: str) -> UNetConfig:

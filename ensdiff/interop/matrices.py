@@ -18,7 +18,7 @@ import numpy as np
 
 from ensdiff.codes import Code
 from ensdiff.files import read_json
-from ensdiff.npyfiles import read_npy, read_npz
+from ensdiff.npyfiles import npz_names, read_npy, read_npz
 
 SUFFIXES = (".npy", ".npz", ".pkl", ".pickle", ".json")
 
@@ -61,14 +61,13 @@ def _read(path: pathlib.Path, key: str | None) -> np.ndarray:
         return read_pickled_array(path.read_bytes())
     if path.suffix == ".npy":
         return read_npy(path)
-    arrays = read_npz(path)
-    names = list(arrays)
+    names = npz_names(path)
     name = key or ("code" if "code" in names else names[0] if len(names) == 1 else None)
     if name not in names:
         raise ValueError(
             f"{path} holds the arrays {names}: " + (f"there is no {key!r}" if key else "say which by key=")
         )
-    return arrays[name]
+    return read_npz(path, [name])[name]
 
 
 class _Dtype:
@@ -134,6 +133,42 @@ def _no_bytes() -> bytes:
     return b""
 
 
+DEPTH, FREE = 32, 2**20
+"""How deep lists may be nested (an array has no more axes), and how many numbers a pickle of any size may hold."""
+
+
+def _check_lists(value: list | tuple, size: int) -> None:
+    """Refuse nested lists that are no array of numbers, or hold more numbers than a pickle of ``size`` bytes can.
+
+    A number takes a byte or more, but a list that is used twice is written once: forty lists of two, each holding the
+    next one twice, are an array of 2^40 numbers. Lists are looked at once at every depth, however often they are used.
+    """
+    # lists of one depth, and how often each is part of the array
+    lists, times = {id(value): value}, {id(value): 1}
+    numbers = 0
+    for _ in range(DEPTH):
+        inner: dict[int, list | tuple] = {}
+        inner_times: dict[int, int] = {}
+        for name, entries in lists.items():
+            for entry in entries:
+                if isinstance(entry, list | tuple):
+                    inner[id(entry)] = entry
+                    inner_times[id(entry)] = inner_times.get(id(entry), 0) + times[name]
+                elif isinstance(entry, bool | int | float):
+                    numbers += times[name]
+                else:
+                    raise pickle.UnpicklingError(f"a pickled list with a {type(entry).__name__}: expected numbers")
+        if numbers + sum(inner_times.values()) > max(size, FREE):
+            raise pickle.UnpicklingError(
+                f"a pickle of {size} bytes whose lists, used many times, would become an array of more than "
+                f"{max(size, FREE)} numbers. If you trust it, save the array itself with numpy.save"
+            )
+        if not inner:
+            return
+        lists, times = inner, inner_times
+    raise pickle.UnpicklingError(f"lists nested more than {DEPTH} deep, or in themselves: expected an array of numbers")
+
+
 _ALLOWED: dict[tuple[str, str], Any] = {("_codecs", "encode"): _encode, ("numpy", "dtype"): _Dtype}
 _ALLOWED[("__builtin__", "bytes")] = _ALLOWED[("builtins", "bytes")] = _no_bytes
 _ALLOWED[("numpy", "ndarray")] = "ndarray"  # only ever named, as an argument of _reconstruct
@@ -184,6 +219,7 @@ def read_pickled_array(content: bytes) -> np.ndarray:
         value = _Unpickler(io.BytesIO(content)).load()
         value = value.numpy() if isinstance(value, _Array) else value
         if isinstance(value, list | tuple):
+            _check_lists(value, len(content))
             value = np.asarray(value)
     except pickle.UnpicklingError:
         raise

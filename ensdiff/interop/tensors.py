@@ -7,6 +7,7 @@ tensor it must hold. Convolutions are (out, in, h, w) there and (h, w, in, out) 
 
 import os
 import pathlib
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,10 +18,12 @@ import numpy as np
 from ensdiff.codes import Code
 from ensdiff.ensemble import Ensemble, abstract_params
 from ensdiff.interop.matrices import read_code
+from ensdiff.interop.options import Option, check_options
 from ensdiff.schedule import Schedule
 from ensdiff.unet import UNetConfig
 
 CodeLike = Code | np.ndarray | str | os.PathLike | None
+_NUMBERS = ("float16", "bfloat16", "float32", "float64", "bool", "uint8", "int8", "int16", "int32", "int64")
 
 
 class Style(NamedTuple):
@@ -36,17 +39,24 @@ class Style(NamedTuple):
     in_attention: Mapping[str, str]
 
 
-def read_state_dict(path: str | os.PathLike, key: str | None = None) -> dict[str, np.ndarray]:
+def read_state_dict(
+    path: str | os.PathLike, key: str | None = None, known: Mapping[str, Option] | None = None
+) -> dict[str, np.ndarray]:
     """The tensors of a torch or safetensors file as NumPy arrays; nothing in the file is executed.
+
+    Floating-point tensors come as float32, integers and booleans as they are.
 
     Args:
         path: the file; ``.safetensors``, else what ``torch.save`` wrote.
         key: the entry that holds the state dict, where the file holds more.
+        known: the entries that may lie beside it; any, by default.
 
     Raises:
         FileNotFoundError: no such file.
         ImportError: the package that reads it is missing; says how to install it.
-        ValueError: truncated, foreign, or a pickle of more than tensors.
+        ValueError: truncated, foreign, a pickle of more than tensors, or one that would grow beyond its file; a tensor
+            that is no plain array of real numbers (sparse, quantised, complex, without data, or with strides that
+            repeat its elements) is named.
     """
     path = pathlib.Path(path)
     if not path.is_file():
@@ -57,13 +67,15 @@ def read_state_dict(path: str | os.PathLike, key: str | None = None) -> dict[str
         except ImportError as error:
             raise ImportError("safetensors files need: pip install 'ensdiff[torch]'") from error
         try:
-            return dict(load_file(path))
+            arrays = load_file(path)
         except Exception as error:
             raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
+        return {name: _real(array, f"{path}: {name}") for name, array in arrays.items()}
     try:
         import torch
     except ImportError as error:
         raise ImportError("torch checkpoints need: pip install 'ensdiff[torch]'") from error
+    _check_records(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -75,7 +87,68 @@ def read_state_dict(path: str | os.PathLike, key: str | None = None) -> dict[str
     if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         where = f" under {key!r}" if key is not None else ""
         raise ValueError(f"{path} holds no state dict{where}: expected names with tensors")
-    return {name: tensor.float().numpy() for name, tensor in state.items()}
+    if known is not None:
+        check_options(content, known, str(path))
+    return {name: _plain(tensor, f"{path}: {name}") for name, tensor in state.items()}
+
+
+def _check_records(path: pathlib.Path) -> None:
+    """Refuse an archive of torch's whose records were compressed: torch never does, and few bytes may become many."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            claimed = sum(record.file_size for record in archive.infolist())
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is not a checkpoint, or is damaged: {error}") from error
+    if claimed > path.stat().st_size:
+        raise ValueError(
+            f"{path}: its records claim {claimed} bytes, the file has {path.stat().st_size}. torch.save compresses "
+            "nothing, so another program made it: write it again with torch.save"
+        )
+
+
+def _real(array: np.ndarray, name: str) -> np.ndarray:
+    """Floats of any size (also bfloat16) as float32."""
+    if jnp.issubdtype(array.dtype, jnp.complexfloating):
+        raise ValueError(f"{name} is complex ({array.dtype}): expected real numbers")
+    return array.astype(np.float32) if jnp.issubdtype(array.dtype, jnp.floating) else array
+
+
+def _plain(tensor: Any, name: str) -> np.ndarray:
+    """A torch tensor as an array, if it is a plain one."""
+    import torch
+
+    kind = str(tensor.dtype).removeprefix("torch.")
+    fault = None
+    if tensor.is_nested:
+        fault = "is nested: save the tensors that it holds one by one"
+    elif tensor.layout != torch.strided:
+        fault = f"is sparse ({str(tensor.layout).removeprefix('torch.')}): save tensor.to_dense()"
+    elif tensor.is_quantized:
+        fault = f"is quantised ({kind}): save tensor.dequantize()"
+    elif tensor.is_complex():
+        fault = f"is complex ({kind}): expected real numbers"
+    elif tensor.device.type != "cpu":
+        fault = f"is on the {tensor.device.type} device, without data: save a model whose weights are in memory"
+    elif kind not in _NUMBERS:
+        fault = f"has dtype {kind}: expected one of {', '.join(_NUMBERS)}"
+    elif _repeats(tensor.shape, tensor.stride()):
+        fault = f"of shape {tuple(tensor.shape)} repeats elements by its strides {tensor.stride()}: save tensor.clone()"
+    if fault is not None:
+        raise ValueError(f"{name} {fault}")
+    values = tensor.detach().resolve_neg()
+    return (values.float() if values.is_floating_point() else values).numpy()
+
+
+def _repeats(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """Whether two indices of an array may share an element."""
+    last = 0
+    for stride, count in sorted((s, n) for s, n in zip(strides, shape, strict=True) if n > 1):
+        if stride <= last:
+            return 0 not in shape
+        last += stride * (count - 1)
+    return False
 
 
 def write_state_dict(path: pathlib.Path, state: Mapping[str, np.ndarray]) -> None:
@@ -164,8 +237,8 @@ def stack(
     """An ensemble of members trained elsewhere.
 
     Raises:
-        ValueError: a tensor is missing, extra or of another shape (names it, the file and both shapes); the code is
-            for another number of members.
+        ValueError: a tensor is missing, extra, of another shape or no floating-point numbers (names it, the file and
+            both shapes); the code is for another number of members.
     """
     members = len(states)
     code = as_code(code, members)
@@ -183,6 +256,8 @@ def stack(
             )
         for name, path in table.items():
             shape = _leaf(abstract, path).shape[1:]
+            if state[name].dtype.kind != "f":
+                raise ValueError(f"{source}: {name} has dtype {state[name].dtype}: expected floating-point weights")
             value = convert(state[name], shape) if _fits(state[name], shape) else None
             if value is None or value.shape != shape:
                 raise ValueError(f"{source}: {name} has shape {state[name].shape}, which does not fit {shape} here")

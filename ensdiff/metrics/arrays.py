@@ -1,4 +1,8 @@
-"""What all metrics ask of their arrays, and rank correlation over their last axis."""
+"""What all metrics ask of their arrays, which values are equal but for rounding, and correlation over the last axis.
+
+Every metric that ranks takes `rankable` values, so that two scores such as 0.3 and 0.1 + 0.2 share a rank, and by the
+expectation over random orders of what is tied, so that no result depends on where a value stands.
+"""
 
 from typing import Any
 
@@ -31,25 +35,65 @@ def table(values: Any, name: str, axes: str, like: np.ndarray | None = None) -> 
 
 def correlate(a: np.ndarray, b: np.ndarray) -> Float[np.ndarray, "..."]:
     """Pearson correlation over the last axis; 0 where either is constant."""
-    a, b = (x - x.mean(-1, keepdims=True) for x in (a, b))
-    # values that differ by rounding only are constant
-    scale_a, scale_b = (np.sqrt(np.square(x).sum(-1)) for x in (a, b))
-    product = scale_a * scale_b
-    return np.divide((a * b).sum(-1), product, out=np.zeros(np.shape(product)), where=product > 1e-300)
+    return (_direction(a) * _direction(b)).sum(-1)
 
 
-def merged(values_BM: np.ndarray, tolerance_B: np.ndarray) -> Float[np.ndarray, "B M"]:
-    """The values, but those of a row of which each is within its tolerance of the next take the least one's value.
+def _direction(values: np.ndarray) -> np.ndarray:
+    """Centred values of length 1; all 0 where they are constant."""
+    # less the first value before the mean, whose rounding would make a constant vary
+    centred = values - values[..., :1]
+    centred = centred - centred.mean(-1, keepdims=True)
+    for size in (lambda x: np.abs(x).max(-1, keepdims=True), lambda x: np.sqrt(np.square(x).sum(-1, keepdims=True))):
+        scale = size(centred)  # first by the largest, so that squares of small values do not vanish
+        centred = np.divide(centred, scale, out=np.zeros_like(centred), where=scale > 0)
+    return centred
+
+
+def precision(values: Any) -> float:
+    """Relative size of the rounding that an array's numbers carry: 4 eps of their dtype, at least of float64.
+
+    >>> precision(np.float32(1)) > 1e8 * precision(1.0) > precision(1) == 0.0
+    True
+    """
+    dtype = np.asarray(values).dtype
+    return 4 * max(float(np.finfo(dtype).eps), float(np.finfo(float).eps)) if dtype.kind == "f" else 0.0
+
+
+def rankable(values: Any, name: str, axes: str, like: np.ndarray | None = None) -> np.ndarray:
+    """`table`, with the values of a row (the last axis) that differ by rounding only made equal.
+
+    Rounding is `precision` of the dtype given; integers are exact.
+
+    >>> rankable([[0.3, 0.1, 0.1 + 0.2]], "scores", "BN").tolist()
+    [[0.3, 0.1, 0.3]]
+    """
+    return tied(table(values, name, axes, like), precision(values))
+
+
+def tied(values_BM: np.ndarray, relative: float) -> Float[np.ndarray, "B M"]:
+    """`merged` within ``relative`` times the value itself, and within float64's precision of the row's largest."""
+    return merged(values_BM, precision(1.0) * np.abs(values_BM).max(1), relative) if relative else values_BM
+
+
+def merged(values_BM: np.ndarray, tolerance_B: np.ndarray, relative: float = 0.0) -> Float[np.ndarray, "B M"]:
+    """The values, from the least one on each taken for equal to the least that is within a tolerance below it.
+
+    The tolerance is that of the row and ``relative`` times the larger of the two values. No value moves further than
+    that, however densely the values lie.
 
     >>> merged(np.array([[0.3, 0.1, 0.1 + 0.2]]), np.array([1e-12])).tolist()
     [[0.3, 0.1, 0.3]]
     """
     order_BM = np.argsort(values_BM, axis=1, kind="stable")
     sorted_BM = np.take_along_axis(values_BM, order_BM, axis=1)
-    first_BM = np.diff(sorted_BM, axis=1, prepend=-np.inf) > tolerance_B[:, None]
-    start_BM = np.maximum.accumulate(np.where(first_BM, np.arange(values_BM.shape[1]), 0), axis=1)
+    size_BM = np.abs(sorted_BM)
+    tolerance_BM = tolerance_B[:, None] + relative * np.maximum(size_BM[:, 1:], size_BM[:, :-1])
+    for b, m in np.argwhere(np.diff(sorted_BM, axis=1) <= tolerance_BM):  # in order, so that m is merged already
+        least, value = sorted_BM[b, m], sorted_BM[b, m + 1]
+        if value - least <= tolerance_B[b] + relative * max(abs(least), abs(value)):
+            sorted_BM[b, m + 1] = least
     out_BM = np.empty_like(sorted_BM)
-    np.put_along_axis(out_BM, order_BM, np.take_along_axis(sorted_BM, start_BM, axis=1), axis=1)
+    np.put_along_axis(out_BM, order_BM, sorted_BM, axis=1)
     return out_BM
 
 
@@ -81,7 +125,7 @@ def resampled_spearman(a_BM: np.ndarray, b_BM: np.ndarray, counts_RM: np.ndarray
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> Float[np.ndarray, "..."]:
-    """Rank correlation over the last axis, ties sharing their mean rank; 0 where either is constant."""
+    """Rank correlation over the last axis, equal values sharing their mean rank; 0 where either is constant."""
     from scipy import stats  # takes a second to import
 
     return correlate(stats.rankdata(a, axis=-1), stats.rankdata(b, axis=-1))

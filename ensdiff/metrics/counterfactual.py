@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import ArrayLike
 
-from ensdiff.metrics.arrays import table
+from ensdiff.metrics.arrays import precision, table
 from ensdiff.metrics.bootstrap import RESAMPLES, Estimate, bootstrap_counts, mean, proportion
 
 
@@ -171,7 +171,7 @@ def removal(
 
 
 def unattributable(q_BT: ArrayLike, level: float = 0.1) -> Estimate:
-    """Share of samples of which no unit has a q-value up to ``level``, with its exact binomial interval.
+    """Share of samples of which no unit has a q-value up to ``level`` (and rounding), with its exact binomial interval.
 
     Args:
         q_BT: (B, T) q-values, as of ``Attribution.q_value``; the smallest of a sample counts.
@@ -186,7 +186,8 @@ def unattributable(q_BT: ArrayLike, level: float = 0.1) -> Estimate:
     q = table(q_BT, "q_BT", "BT")
     if q.min() < 0 or q.max() > 1 or not 0 < level < 1:
         raise ValueError(f"q-values {q.min():g} .. {q.max():g}, level={level}: expected probabilities")
-    return proportion(int((q.min(1) > level).sum()), len(q))
+    # a q-value that is the level but for rounding does not exceed it
+    return proportion(int((q.min(1) > level * (1 + max(precision(q_BT), precision(1.0)))).sum()), len(q))
 
 
 def false_attribution(

@@ -13,7 +13,7 @@ fits outputs that are minus the loss (``sign=1``), or the loss with ``sign=-1``.
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ensdiff.metrics.arrays import correlate, merged, resampled_spearman, spearman, table
+from ensdiff.metrics.arrays import correlate, merged, precision, rankable, resampled_spearman, spearman, table, tied
 from ensdiff.metrics.bootstrap import RESAMPLES, Estimate, bootstrap_counts, mean
 
 
@@ -40,8 +40,9 @@ def lds(
         seed: of the resampling.
 
     Returns:
-        `Estimate` in [-1, 1]; a query with constant scores or outputs counts 0. Sums that differ by no more than
-        rounding, ``4 eps sqrt(N)`` times the sum of the query's absolute scores, are ties.
+        `Estimate` in [-1, 1]; a query with constant scores or outputs counts 0. Outputs that differ by no more than
+        rounding are ties, and so are sums of scores: theirs is ``4 eps sqrt(N)`` times the sum of the query's absolute
+        scores.
 
     Raises:
         ValueError: shapes that do not fit, fewer than three subsets, or entries of ``subsets_NM`` other than 0 and 1.
@@ -53,8 +54,9 @@ def lds(
     """
     scores = table(scores_BN, "scores_BN", "BN")
     subsets = table(subsets_NM, "subsets_NM", "NM")
-    outputs = np.asarray(outputs_BM)
-    outputs = table(outputs, "outputs", "BMR").mean(2) if outputs.ndim == 3 else table(outputs, "outputs", "BM")
+    outputs = table(outputs_BM, "outputs", "BMR" if np.ndim(outputs_BM) == 3 else "BM")
+    rounding = precision(outputs_BM)
+    outputs = tied(outputs.mean(2), max(rounding, precision(1.0))) if outputs.ndim == 3 else tied(outputs, rounding)
     (B, N), M = scores.shape, subsets.shape[1]
     if len(subsets) != N or outputs.shape != (B, M):
         raise ValueError(
@@ -65,8 +67,7 @@ def lds(
     if sign not in (1, -1):
         raise ValueError(f"sign={sign}: expected 1 or -1")
     # a matrix product may give two like subsets sums that differ by rounding: those are ties, not ranks
-    rounding = 4 * np.finfo(float).eps * np.sqrt(N) * np.abs(scores).sum(1)
-    predicted = sign * merged(scores @ subsets, rounding)
+    predicted = sign * merged(scores @ subsets, precision(1.0) * np.sqrt(N) * np.abs(scores).sum(1))
 
     def statistic(rows_RB: np.ndarray, columns_RM: np.ndarray) -> np.ndarray:
         return (rows_RB * resampled_spearman(predicted, outputs, columns_RM)).sum(1) / B
@@ -96,10 +97,11 @@ def lds_ceiling(outputs_BMR: ArrayLike, *, splits: int = 20, resamples: int = RE
         raise ValueError(f"outputs of {M} subsets and {R} seeds: expected at least 3 subsets and 2 seeds")
     rng = np.random.default_rng(seed)
     half, orders = R // 2, [rng.permutation(R) for _ in range(1 if R == 2 else splits)]
-    halves = [(outputs[..., o[:half]].mean(2), outputs[..., o[half : 2 * half]].mean(2)) for o in orders]
+    rounding = max(precision(outputs_BMR), precision(1.0))
+    halves = [[tied(outputs[..., some].mean(2), rounding) for some in (o[:half], o[half : 2 * half])] for o in orders]
 
     def statistic(rows_RB: np.ndarray, columns_RM: np.ndarray) -> np.ndarray:
-        r = np.mean([(rows_RB * resampled_spearman(*both, columns_RM)).sum(1) / B for both in halves], axis=0)
+        r = np.mean([(rows_RB * resampled_spearman(a, b, columns_RM)).sum(1) / B for a, b in halves], axis=0)
         grown = R / half  # Spearman-Brown from half to R seeds
         return np.sqrt(np.maximum(0.0, grown * r / (1 + (grown - 1) * r)))
 
@@ -124,7 +126,8 @@ def loo(
         seed: of the resampling.
 
     Returns:
-        `Estimate` in [-1, 1]; a query with constant scores or effects counts 0.
+        `Estimate` in [-1, 1]; a query with constant scores or effects counts 0. Values that differ by no more than
+        rounding are equal.
 
     Raises:
         ValueError: shapes that differ, or another kind.
@@ -135,7 +138,7 @@ def loo(
     """
     if kind not in ("spearman", "pearson"):
         raise ValueError(f"kind={kind!r}: expected 'spearman' or 'pearson'")
-    effects = table(effects_BN, "effects_BN", "BN")
-    scores = table(scores_BN, "scores_BN", "BN", like=effects)
+    effects = rankable(effects_BN, "effects_BN", "BN")
+    scores = rankable(scores_BN, "scores_BN", "BN", like=effects)
     rho_B = (spearman if kind == "spearman" else correlate)(scores, effects)
     return mean(rho_B, resamples=resamples, seed=seed)

@@ -1,7 +1,10 @@
 """Retrieval: is what should be found ranked first? Ties count as if they were broken at random.
 
 A thing with g things strictly above it and e of equal score (itself among them) has a rank that is uniform
-over ``g + 1 .. g + e``. Recall and reciprocal rank are expected values over it: a constant score gets what chance gets.
+over ``g + 1 .. g + e``. Recall, reciprocal rank and discounted gain are expected values over it: a constant score gets
+what chance gets. Where several groups share the largest effect, each of them is the truly most influential one with
+equal probability. Scores, and effects, that differ by rounding only are equal (`ensdiff.metrics.arrays`), so no result
+depends on the order of the units or groups.
 """
 
 from typing import NamedTuple
@@ -10,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
 
-from ensdiff.metrics.arrays import spearman, table
+from ensdiff.metrics.arrays import rankable, spearman
 from ensdiff.metrics.bootstrap import RESAMPLES, Estimate, mean
 
 
@@ -19,8 +22,8 @@ class GroupRetrieval(NamedTuple):
 
     Args:
         top_1: share of queries whose truly most influential group is ranked first.
-        ndcg: normalised discounted cumulative gain of the first three; the gain of
-            a group is its effect less the query's smallest.
+        ndcg: normalised discounted cumulative gain of the first three; the gain of a group is its effect less the
+            query's smallest. 0 for a query whose effects are all equal, as for ``correlation``.
         mrr: mean reciprocal rank of the truly most influential group.
         correlation: rank correlation over groups.
 
@@ -73,16 +76,20 @@ def group_retrieval(
     >>> group_retrieval(effects, effects).ndcg.value
     1.0
     """
-    from sklearn.metrics import ndcg_score
-
-    effects = table(effects_BG, "effects_BG", "BG")
-    scores = table(scores_BG, "scores_BG", "BG", like=effects)
-    if effects.shape[1] < 2:
+    effects = rankable(effects_BG, "effects_BG", "BG")
+    scores = rankable(scores_BG, "scores_BG", "BG", like=effects)
+    G = effects.shape[1]
+    if G < 2:
         raise ValueError("one group: expected at least two, to rank")
-    rank = _Ranks.of(scores, effects.argmax(1))
-    gains = effects - effects.min(1, keepdims=True)
-    ndcg_B = np.array([ndcg_score(gains[[b]], scores[[b]], k=3) for b in range(len(scores))])
-    parts = rank.recall(1), ndcg_B, rank.reciprocal(), spearman(scores, effects)
+    ranks, best_BG = _Ranks.of(scores), effects == effects.max(1, keepdims=True)
+    best_BG = best_BG / best_BG.sum(1, keepdims=True)  # the probability of each to be the most influential one
+    gain_BG = effects - effects.min(1, keepdims=True)
+    discount_G = np.where(np.arange(G) < 3, 1 / np.log2(np.arange(G) + 2), 0)
+    ideal_B = -np.sort(-gain_BG, axis=1) @ discount_G
+    found_B = (gain_BG * ranks.expected(discount_G)).sum(1)
+    ndcg_B = np.divide(found_B, ideal_B, out=np.zeros_like(ideal_B), where=ideal_B > 0)
+    top_1_B, mrr_B = ((best_BG * ranks.expected(value_G)).sum(1) for value_G in (_up_to(1, G), _reciprocal(G)))
+    parts = top_1_B, ndcg_B, mrr_B, spearman(scores, effects)
     return GroupRetrieval(*(mean(part, resamples, seed) for part in parts))
 
 
@@ -110,36 +117,50 @@ def planted(
     >>> planted(np.eye(12)[:3], [0, 1, 2]).recall_1.value
     1.0
     """
-    scores = table(scores_BN, "scores_BN", "BN")
+    scores = rankable(scores_BN, "scores_BN", "BN")
     unit = np.asarray(unit_B)
     if unit.shape != (len(scores),) or unit.dtype.kind not in "iu":
         raise ValueError(f"unit_B has shape {unit.shape}, dtype {unit.dtype}: expected ({len(scores)},) integers")
     if not ((unit >= 0) & (unit < scores.shape[1])).all():
         raise ValueError(f"unit_B holds a unit outside of 0 .. {scores.shape[1] - 1}")
-    ranks = _Ranks.of(scores, unit)
-    reciprocal = ranks.reciprocal()
-    first, ten, mrr = (mean(part, resamples, seed) for part in (ranks.recall(1), ranks.recall(10), reciprocal))
+    N = scores.shape[1]
+
+    def of_units(scores_BN: np.ndarray, *values_N: np.ndarray) -> list[np.ndarray]:
+        ranks, rows = _Ranks.of(scores_BN), np.arange(len(unit))
+        return [ranks.expected(value_N)[rows, unit] for value_N in values_N]
+
+    first_B, ten_B, reciprocal_B = of_units(scores, _up_to(1, N), _up_to(10, N), _reciprocal(N))
+    first, ten = mean(first_B, resamples, seed), mean(ten_B, resamples, seed)
+    mrr = mean(reciprocal_B, resamples, seed)
     if twin_scores_BN is None:
         return PlantedRetrieval(first, ten, mrr, None, None)
-    twin = _Ranks.of(table(twin_scores_BN, "twin_scores_BN", "BN", like=scores), unit).reciprocal()
-    gain = mean(reciprocal - twin, resamples, seed)
-    return PlantedRetrieval(first, ten, mrr, mean(twin, resamples, seed), gain)
+    [twin_B] = of_units(rankable(twin_scores_BN, "twin_scores_BN", "BN", like=scores), _reciprocal(N))
+    gain = mean(reciprocal_B - twin_B, resamples, seed)
+    return PlantedRetrieval(first, ten, mrr, mean(twin_B, resamples, seed), gain)
 
 
 class _Ranks(NamedTuple):
-    """How many things are strictly above the one that is looked for, and how many are equal to it, itself included."""
+    """How many things are strictly above each, and how many are equal to it, itself included."""
 
-    above_B: Int[np.ndarray, " B"]
-    equal_B: Int[np.ndarray, " B"]
+    above_BN: Int[np.ndarray, "B N"]
+    equal_BN: Int[np.ndarray, "B N"]
 
     @classmethod
-    def of(cls, scores_BN: np.ndarray, which_B: np.ndarray) -> "_Ranks":
-        own = np.take_along_axis(scores_BN, which_B[:, None], axis=1)
-        return cls((scores_BN > own).sum(1), (scores_BN == own).sum(1))
+    def of(cls, scores_BN: np.ndarray) -> "_Ranks":
+        from scipy import stats  # takes a second to import
 
-    def recall(self, k: int) -> Float[np.ndarray, " B"]:
-        return np.clip((k - self.above_B) / self.equal_B, 0, 1)
+        first, last = (stats.rankdata(-scores_BN, method=kind, axis=1).astype(int) for kind in ("min", "max"))
+        return cls(first - 1, last - first + 1)
 
-    def reciprocal(self) -> Float[np.ndarray, " B"]:
-        pairs = zip(self.above_B, self.equal_B, strict=True)
-        return np.array([(1 / np.arange(g + 1, g + e + 1)).mean() for g, e in pairs])
+    def expected(self, value_N: np.ndarray) -> Float[np.ndarray, "B N"]:
+        """The mean of a value of each rank, the best one first, over the ranks that each thing may have."""
+        total = np.concatenate([[0.0], np.cumsum(value_N)])
+        return (total[self.above_BN + self.equal_BN] - total[self.above_BN]) / self.equal_BN
+
+
+def _up_to(k: int, n: int) -> np.ndarray:
+    return (np.arange(n) < k).astype(float)
+
+
+def _reciprocal(n: int) -> np.ndarray:
+    return 1 / np.arange(1.0, n + 1)
