@@ -31,6 +31,7 @@ from ensdiff.ensemble import (
     images_at_once,
     least_bytes,
     make_mesh,
+    member_weights,
     on_mesh,
     over_members,
     pace,
@@ -150,13 +151,18 @@ class LossMatrix(NamedTuple):
         return self.blocks_JBKK.mean(0, dtype=np.float64)
 
     def loss(self, weights_MK: ArrayLike) -> Float[np.ndarray, "B M"]:
-        """``L(w; x) = w^T R w`` of each image under each row of weights that sum to 1."""
-        w = np.asarray(weights_MK, np.float64)
+        """``L(w; x) = w^T R w`` of each image under each row of weights; masks of the kept members are averaged.
+
+        Raises:
+            ValueError: weights that are no masks and do not sum to 1, for which (7) does not hold.
+        """
+        w = member_weights(weights_MK, self.blocks_JBKK.shape[-1], "weights_MK")
         return np.einsum("mk,bkl,ml->bm", w, self.mean_BKK, w, optimize=True)
 
     def score_error(self, weights_MK: ArrayLike, weights_K: ArrayLike) -> Float[np.ndarray, "B M"]:
         """Standard error of ``L(w_m) - L(w)``, from the spread of the blocks."""
-        rows, w = np.asarray(weights_MK, np.float64), np.asarray(weights_K, np.float64)
+        K = self.blocks_JBKK.shape[-1]
+        rows, w = member_weights(weights_MK, K, "weights_MK"), member_weights(weights_K, K, "weights_K")
         blocks = self.blocks_JBKK.astype(np.float64)
         score_JBM = np.einsum("mk,jbkl,ml->jbm", rows, blocks, rows, optimize=True)
         score_JBM -= np.einsum("k,jbkl,l->jb", w, blocks, w, optimize=True)[..., None]
