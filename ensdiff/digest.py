@@ -63,7 +63,11 @@ def _near(leaf: Any) -> bool:
     """Whether the host reads an array without a copy from elsewhere."""
     if not isinstance(leaf, jax.Array):
         return True
-    return leaf.is_fully_addressable and all(device.platform == "cpu" for device in leaf.sharding.device_set)
+    return leaf.is_fully_addressable and all(map(_is_cpu, leaf.sharding.device_set))
+
+
+def _is_cpu(device: Any) -> bool:
+    return device.platform == "cpu"
 
 
 def _mix(x: Any) -> Any:

@@ -111,14 +111,23 @@ _COMPUTED = ("conv", "attention", "remat", "dropout")
 
 
 def _fingerprint(params: Ensemble) -> str:
-    paths, leaves = zip(*jax.tree.leaves_with_path(params.params), strict=True)
     model = {name: value for name, value in dataclasses.asdict(params.model).items() if name not in _COMPUTED}
-    arrays = [(jax.tree_util.keystr(path), leaf.shape, str(leaf.dtype)) for path, leaf in zip(paths, leaves, strict=True)]
+    named = jax.tree.leaves_with_path(params.params)
+    arrays = [(jax.tree_util.keystr(path), leaf.shape, str(leaf.dtype)) for path, leaf in named]
     settings = [model, dataclasses.asdict(params.schedule), params.image_shape, params.value_range, arrays]
-    state = hashlib.sha256(json.dumps(settings).encode())
-    for sums in stacked_sums(list(leaves)):
+    state = hashlib.sha256(json.dumps(_as_floats(settings)).encode())
+    for sums in stacked_sums([leaf for _, leaf in named]):
         state.update(hashlib.sha256(sums.astype("<u4").tobytes()).digest())
     return state.hexdigest()
+
+
+def _as_floats(value: Any) -> Any:
+    """Settings with every number as a float: 1, 1.0 and a NumPy scalar are one setting."""
+    if isinstance(value, dict):
+        return {name: _as_floats(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_floats(entry) for entry in value]
+    return value if value is None or isinstance(value, str | bool) else float(value)
 
 
 WEIGHT_SUM = 1e-5

@@ -95,6 +95,15 @@ class LossConfig:
             raise ValueError(f"block={self.block}: antithetic levels come in pairs, so expected an even number")
         if self.target_error is not None and not self.target_error > 0:
             raise ValueError(f"target_error={self.target_error}: expected a positive number, or None")
+        if self.target_error is not None and self.draws > self.max_draws:
+            raise ValueError(
+                f"draws={self.draws}, but with a target_error at most max_draws={self.max_draws} are made: give "
+                f"max_draws={self.draws}"
+            )
+        if self.first_level < 0 or (self.last_level is not None and self.last_level < self.first_level):
+            raise ValueError(
+                f"first_level={self.first_level}, last_level={self.last_level}: expected 0 <= first_level <= last_level"
+            )
         for name, choices in (("levels", get_args(Levels)), ("weighting", get_args(Weighting))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {', '.join(map(repr, choices))}")
