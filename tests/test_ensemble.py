@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from jax.sharding import AbstractMesh
 
 import ensdiff
-from ensdiff.digest import _stack, _sums_on_devices, stacked_sums
+from ensdiff.digest import _stack, _sums_on_devices, digest, stacked_sums
 from ensdiff.ensemble import (
     CACHED,
     activation_bytes,
@@ -135,6 +135,14 @@ def test_a_fingerprint_is_of_what_decides_a_sample(tiny):
         moved(value_range=(0.0, 1.0)),
     ]
     assert len({tiny.fingerprint, *others}) == 1 + len(others)
+
+
+def test_digests_tell_stored_codes_apart(tiny):
+    """Unfinished work is found by a digest of the ensemble: two matrices, or groups, are two ensembles."""
+    codes = [ensdiff.Code.from_matrix(CODE.matrix()[order]) for order in (range(6), [1, 0, 2, 3, 4, 5])]
+    groups = [np.arange(12) % 3, np.arange(12) // 4]
+    codes += [ensdiff.Code.hierarchical(6, of_unit, group_weight=4, weight=2) for of_unit in groups]
+    assert len({digest(dataclasses.replace(tiny, code=code)) for code in codes}) == 4
 
 
 def test_a_fingerprint_follows_arrays_that_change(tiny):
