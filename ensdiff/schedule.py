@@ -122,10 +122,10 @@ class SamplerConfig:
     Args:
         sampler: ``"ddpm"`` (ancestral), ``"ddim"``, or a `StepFunction` of your own,
             ``(x_B, eps_B, z_B, level) -> x_B``. It does its own clipping; ``eta``, ``variance`` and ``clip`` are not
-            for it.
+            for it, and are refused.
         steps: S, between 1 and the schedule's T; fewer than T strides over the levels.
-        eta: noise share of DDIM, in [0, 1]; 0 is deterministic. Ignored by ``"ddpm"``.
-        variance: variance of ``"ddpm"``, see the module's text.
+        eta: noise share of ``"ddim"``, in [0, 1]; 0 is deterministic. Refused with other samplers.
+        variance: variance of ``"ddpm"``, see the module's text. Refused with other samplers.
         spacing: which levels a strided sampler visits. ``"leading"``: 0, T//S, 2 T//S, ... (both references);
             ``"trailing"``: T - 1 downwards in steps of T / S.
         clip: clip the predicted x_0 to [-1, 1] at every step (s1).
@@ -152,6 +152,13 @@ class SamplerConfig:
             raise ValueError(f"steps={self.steps}: expected at least 1 sampling step")
         if not 0.0 <= self.eta <= 1.0:
             raise ValueError(f"eta={self.eta}: expected a number in [0, 1]")
+        name = self.sampler if isinstance(self.sampler, str) else "a step function"
+        for field, idle, sampler in (("eta", 0.0, "ddim"), ("variance", "posterior", "ddpm")):
+            value = getattr(self, field)
+            if value != idle and self.sampler != sampler:
+                raise ValueError(f"{field}={value!r} is for sampler={sampler!r}, not {name}: leave it out")
+        if not self.clip and callable(self.sampler):
+            raise ValueError("clip=False is not for a step function, which does its own clipping: leave it out")
 
 
 class SamplerSteps(NamedTuple):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import warnings
 from collections.abc import Callable
 
 import jax
@@ -140,6 +141,9 @@ def train(
         OSError: ``run_dir`` cannot be written to: says why, and which checkpoint is kept.
         Preempted: ``stop`` said so.
 
+    Warns:
+        UserWarning: ``steps`` ends before a setting has any effect, see `TrainConfig.unreached`.
+
     >>> small = ensdiff.UNetConfig(channels=4, multipliers=(1,), norm_groups=2)
     >>> ensdiff.train(data, code, small, steps=2, batch_size=2, run_dir="runs/mine", progress=False)
     Ensemble(8 members, 40 units, 8x8x1 images, ... parameters a member)
@@ -154,6 +158,8 @@ def train(
         names = ", ".join(field.name for field in dataclasses.fields(TrainConfig))
         raise ValueError(f"unknown option {unknown[0]!r}: expected fields of TrainConfig, {names}")
     config = dataclasses.replace(config or TrainConfig(), **options)
+    for text in config.unreached() if hosts.is_writer() else ():
+        warnings.warn(text, stacklevel=2)
     model = UNetConfig(image_channels=data.shape[-1]) if model is None else model
     schedule = Schedule() if schedule is None else schedule
     mesh = make_mesh(code.members, config.batch_size) if mesh is None else mesh

@@ -89,6 +89,26 @@ class TrainConfig:
         if self.decay not in ("constant", "cosine"):
             raise ValueError(f"decay={self.decay!r}: expected 'constant' or 'cosine'")
 
+    def unreached(self) -> list[str]:
+        """Settings that ``steps`` ends before, a sentence each: `ensdiff.train` warns of them.
+
+        >>> TrainConfig(steps=50).unreached()
+        ['warmup=100 is more than steps=50: the learning rate ends at 0.0001 and never reaches 0.0002; ...']
+        """
+        found = []
+        if self.warmup > self.steps:
+            last = self.learning_rate * self.steps / self.warmup
+            found.append(
+                f"warmup={self.warmup} is more than steps={self.steps}: the learning rate ends at {last:g} and never "
+                f"reaches {self.learning_rate:g}; give a warmup of at most {self.steps}"
+            )
+        if self.sample_every > self.steps:
+            found.append(
+                f"sample_every={self.sample_every} is more than steps={self.steps}: no grid of samples is written; "
+                f"give at most {self.steps}, or 0 for none"
+            )
+        return found
+
     def steps_to_stop(self, done: int) -> int:
         """Steps of the next call after ``done`` steps: up to the next checkpoint, grid of samples or end.
 

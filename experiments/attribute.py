@@ -76,6 +76,11 @@ def main() -> None:
     names = None
     samples: Any
     if IMAGES.value:
+        if flags.FLAGS["method"].present and METHOD.value != "loss":
+            raise ValueError(
+                f"--method={METHOD.value}: pictures that were not generated here have no known noise, so --images are "
+                "scored by loss; leave --method out"
+            )
         samples, names = outside_images(params, IMAGES.value)
         method = "loss"
     else:
@@ -94,11 +99,11 @@ def main() -> None:
         top=min(TOP.value, code.units if not UNITS.value else len(UNITS.value.split(","))),
         units=units,
         code=code,
-        verify=max(VERIFY.value, TOP.value),
-        audit=AUDIT.value if method == "screen" else 0,
+        verify=max(VERIFY.value, TOP.value) if method == "screen" else None,
+        audit=AUDIT.value,
         null=null,
         level=LEVEL.value,
-        loss=loss,
+        loss=loss if method == "loss" else None,
         seed=flags.FLAGS.seed,
         progress=True,
         partial=out / f"{stem}.partial",

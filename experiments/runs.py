@@ -58,14 +58,23 @@ def draw_samples(params: Any) -> Any:
 
     f = flags.FLAGS
     if f.sampler in SAMPLERS:
+        fixed = {"steps": SAMPLERS[f.sampler].steps, "eta": 0.0}
+        for name, value in fixed.items():
+            if f[name].present and f[name].value != value:
+                raise ValueError(f"--{name}={f[name].value}: --sampler={f.sampler} fixes it at {value}; leave it out")
         return ensdiff.sample(params, f.seed, f.n, sampler=SAMPLERS[f.sampler], progress=True)
     return ensdiff.sample(params, f.seed, f.n, steps=f.steps, sampler=f.sampler, eta=f.eta, progress=True)
 
 
 def sampling_command() -> str:
     """The command that draws the samples of `draw_samples` again."""
+    from ensdiff.interop import SAMPLERS
+
     f = flags.FLAGS
-    options = {"run": run_folder(), "n": f.n, "seed": f.seed, "steps": f.steps, "sampler": f.sampler}
+    options = {"run": run_folder(), "n": f.n, "seed": f.seed}
+    if f.sampler not in SAMPLERS:
+        options["steps"] = f.steps
+    options["sampler"] = f.sampler
     if f.eta:
         options["eta"] = f.eta
     if f.step is not None:

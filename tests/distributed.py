@@ -109,12 +109,14 @@ def everything(run_dir, steps, resume=False, train_only=False):
         return found
     params = ensdiff.load(run_dir)
     found["loaded"] = hosts.fetch(params.params)
+    found["fingerprint"] = np.frombuffer(bytes.fromhex(params.fingerprint), np.uint8)
     samples = ensdiff.sample(params, 0, 3, steps=4)
     found["samples"] = np.asarray(samples.images)
     found["counterfactuals"] = ensdiff.counterfactuals(params, samples, [0, 1])
     found["jacobian"] = ensdiff.jacobian(params, samples)
     for method in ("exact", "differential", "screen"):
-        att = ensdiff.attribute(params, samples, method, top=2, verify=2, null=3, features=halves)
+        verify = 2 if method == "screen" else None
+        att = ensdiff.attribute(params, samples, method, top=2, verify=verify, null=3, features=halves)
         found[method] = {name: getattr(att, name) for name in ("units", "influence", "p_value", "null_BL")}
     att = ensdiff.attribute(params, samples, "loss", top=2, null=3, loss=ensdiff.LossConfig(draws=8, block=4))
     found["loss"] = {name: getattr(att, name) for name in ("units", "influence", "p_value", "null_BL")}

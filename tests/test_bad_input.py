@@ -112,7 +112,7 @@ def here(tmp_path_factory):
 
 
 def attribute(here, *args, **options):
-    return ensdiff.attribute(here.params, here.samples, *args, **{"top": 2, "verify": 3, "null": 0, **options})
+    return ensdiff.attribute(here.params, here.samples, *args, **{"top": 2, "null": 0, **options})
 
 
 def images(shape=(2, 8, 8, 1), value=0.5):
@@ -279,6 +279,13 @@ LIBRARY = [
     ("null negative", lambda h: attribute(h, null=-1), B, ["null=-1", "'all'"]),
     ("null beyond the words", lambda h: attribute(h, null=5), B, ["5 unowned", "6 members would do", "null=0"]),
     ("level of 0", lambda h: attribute(h, level=0), B, ["level=0", "between 0 and 1"]),
+    ("verify of exact", lambda h: attribute(h, "exact", verify=3), B, ["verify is for method='screen'", "'exact'"]),
+    ("loss of a screen", lambda h: attribute(h, loss=ensdiff.LossConfig()), B, ["loss is for method='loss'"]),
+    ("unit twice", lambda h: attribute(h, units=[3, 3, 5]), B, ["unit 3 is given 2 times", "once"]),
+    ("weights that add up to 3", lambda h: ensdiff.sample(h.params, 0, 1, steps=2, weights=[1.0, 1.0, 1.0, 0.0]), B,
+     ["sum to 3", "boolean mask"]),
+    ("samples of another ensemble", lambda h: ensdiff.gram(random_ensemble(seed=1), h.samples), B,
+     ["another ensemble, with fingerprint", "ensdiff.load", "samples.unbound()"]),
     ("audit of exact", lambda h: attribute(h, "exact", audit=3), B, ["audit=3", "method='screen'"]),
     ("features of loss", lambda h: attribute(h, "loss", features=np.ravel), B, ["features", "leave them out"]),
     ("code of others", lambda h: attribute(h, code=ensdiff.Code.balanced(6, 6)), B, ["6 members", "has 4"]),
@@ -395,6 +402,9 @@ AFTER_LOADING = [  # of a run, which takes seconds
     ("attribute", ["--run={root}/run", "--n=1", "--steps=1", "--draws=0", "--method=loss"], 1, ["draws=0"]),
     ("attribute", ["--run={root}/run", "--n=1", "--steps=1", "--level=2", "--null=0"], 1, ["level=2.0"]),
     ("attribute", ["--run={root}/run", "--n=1", "--steps=1", "--units=9", "--null=0"], 1, ["unit 9"]),
+    ("sample", ["--run={root}/run", "--n=1", "--sampler=genens", "--steps=9"], 1, ["--steps=9", "fixes it at 1000"]),
+    ("sample", ["--run={root}/run", "--n=1", "--steps=2", "--eta=0.5"], 1, ["eta=0.5", "'ddim'"]),
+    ("attribute", ["--run={root}/run", "--images={root}/many", "--method=exact"], 1, ["--method=exact", "by loss"]),
 ]  # fmt: skip
 
 

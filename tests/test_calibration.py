@@ -34,6 +34,17 @@ def test_p_and_q_against_a_loop_and_scipy(rng, kinds):
         np.testing.assert_allclose(q[b], false_discovery_control(p[b], method="bh"), rtol=1e-12)
 
 
+def test_rounding_does_not_decide_what_a_null_reaches():
+    """A null influence that equals a candidate's but for its rounding reaches it, whichever of them came out larger."""
+    null = np.array([[0.5, 1.0, 2.0, -4.0]], np.float32)
+    calibration = Calibration(null, np.zeros(4, int))
+    up, down = (np.nextafter(np.float32(1), np.float32(end)) for end in (2, 0))
+    scores = np.array([[up, 1.0, down, 1.001, 2.001]], np.float32)
+    np.testing.assert_array_equal(calibration.p_values(scores, None), np.array([[3, 3, 3, 2, 1]]) / 5)
+    calibration.count(scores, None)
+    np.testing.assert_allclose(calibration.q_values(calibration.p_values(scores, None))[0, :3], 3 / 5)
+
+
 def test_candidates_that_were_not_looked_at_count_as_p_1(rng):
     calibration = Calibration(rng.random((1, 99)), np.zeros(99, int))
     scores = np.array([[2.0, 0.5, 0.1]], np.float32)

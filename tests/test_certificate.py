@@ -129,7 +129,7 @@ def test_the_smaller_run_attributes(small, method):
     samples = ensdiff.sample(params, 0, 2, steps=2)
     removable = np.flatnonzero(params.code.matrix().any(1) & ~params.code.matrix().all(1))
     assert UNIT not in removable
-    att = ensdiff.attribute(params, samples, method, top=2, null=0, verify=3)
+    att = ensdiff.attribute(params, samples, method, top=2, null=0)
     assert att.settings["candidates"] == len(removable)
     assert np.isin(att.units, removable).all()
 

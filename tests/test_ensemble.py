@@ -1,6 +1,8 @@
 """The stacked pytree, its mesh, and member predictions against members one by one."""
 
+import dataclasses
 import importlib
+import pickle
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +13,15 @@ from hypothesis import strategies as st
 from jax.sharding import AbstractMesh
 
 import ensdiff
+from ensdiff.digest import _stack, _sums_on_devices, digest, stacked_sums
 from ensdiff.ensemble import (
     CACHED,
     activation_bytes,
     count_pieces,
     init_params,
     make_mesh,
+    member_weights,
+    on_mesh,
     sum_over_pieces,
     to_images,
     to_model,
@@ -63,6 +68,117 @@ def test_an_ensemble_is_a_pytree_of_stacked_arrays(tiny):
     assert doubled.code == CODE
     assert "4 members, 6 units" in repr(doubled)
     assert "Ensemble" in repr(jax.tree.map(lambda a: None, tiny))
+
+
+def sums_by_loop(leaf):
+    """The sums of `stacked_sums` in Python's integers, one member and one word at a time."""
+
+    def mix(x):
+        x = (x ^ x >> 16) * 0x85EBCA6B % 2**32
+        x = (x ^ x >> 13) * 0xC2B2AE35 % 2**32
+        return x ^ x >> 16
+
+    out = []
+    for entry in leaf:
+        kind = f"u{min(4, leaf.itemsize)}"
+        words = np.frombuffer(entry.tobytes(), kind).tolist()
+        out.append([
+            sum(mix(word ^ mix((i + lane) % 2**32)) for i, word in enumerate(words)) % 2**32
+            for lane in (0x9E3779B9, 0x7F4A7C15)
+        ])  # fmt: skip
+    return out
+
+
+def test_sums_of_parameters_are_the_same_everywhere(rng, monkeypatch):
+    """On the host, on devices, over shards, and in blocks; and they see what sums with odd weights would not."""
+    monkeypatch.setattr("ensdiff.digest._BLOCK", 20)
+    normal = rng.normal(size=(4, 3, 5))
+    kinds = [np.float32, np.float16, jnp.bfloat16, np.int32, np.uint8, bool]
+    leaves = [np.asarray(normal > 0) if kind is bool else (9 * normal).astype(kind) for kind in kinds]
+    expected = np.array([sums_by_loop(leaf) for leaf in leaves]).swapaxes(0, 1)
+    np.testing.assert_array_equal(stacked_sums(leaves), expected)
+    for devices in (1, 2, 4):
+        placed = on_mesh(leaves, make_mesh(4, devices=jax.devices()[:devices]))
+        np.testing.assert_array_equal(stacked_sums(placed), expected)
+        np.testing.assert_array_equal(_stack([_sums_on_devices(leaf) for leaf in placed]), expected)
+    np.testing.assert_array_equal(stacked_sums([normal])[:, 0], sums_by_loop(normal))  # float64, on the host alone
+    flipped = leaves[0].copy()
+    flipped[1, 0, :2] *= -1
+    swapped = leaves[0][:, :, ::-1]
+    for other in (flipped, swapped):
+        assert (stacked_sums([other])[1] != expected[1, :1]).all()
+    np.testing.assert_array_equal(stacked_sums([flipped])[[0, 2, 3], 0], expected[[0, 2, 3], 0])
+
+
+def test_a_fingerprint_is_of_what_decides_a_sample(tiny):
+    def moved(**changes):
+        return dataclasses.replace(tiny, **changes).fingerprint
+
+    leaves, tree = jax.tree.flatten(tiny.params)
+    one_bit = np.asarray(leaves[-1]).copy()
+    one_bit.view(np.uint32).reshape(-1)[-1] ^= 1
+    same = {
+        moved(params=on_mesh(tiny.params, make_mesh(4, devices=jax.devices()[:2]))),
+        moved(params=jax.tree.map(np.asarray, tiny.params)),
+        moved(code=ensdiff.Code.balanced(4, 3)),  # asked about other units
+        moved(model=dataclasses.replace(tiny.model, conv="map", remat=True, dropout=0.5, multipliers=(1.0, 2.0))),
+        moved(value_range=(np.float64(-1), 1.0)),
+        pickle.loads(pickle.dumps(tiny)).fingerprint,
+    }
+    assert same == {tiny.fingerprint}
+    others = [
+        moved(params=tree.unflatten([*leaves[:-1], one_bit])),
+        moved(params=jax.tree.map(lambda a: np.asarray(a)[[1, 0, 2, 3]], tiny.params)),
+        moved(params={"net": tiny.params}),
+        moved(schedule=ensdiff.Schedule(timesteps=20)),
+        moved(model=dataclasses.replace(tiny.model, time_layout="cos_sin")),
+        moved(value_range=(0.0, 1.0)),
+    ]
+    assert len({tiny.fingerprint, *others}) == 1 + len(others)
+
+
+def test_digests_tell_stored_codes_apart(tiny):
+    """Unfinished work is found by a digest of the ensemble: two matrices, or groups, are two ensembles."""
+    codes = [ensdiff.Code.from_matrix(CODE.matrix()[order]) for order in (range(6), [1, 0, 2, 3, 4, 5])]
+    groups = [np.arange(12) % 3, np.arange(12) // 4]
+    codes += [ensdiff.Code.hierarchical(6, of_unit, group_weight=4, weight=2) for of_unit in groups]
+    assert len({digest(dataclasses.replace(tiny, code=code)) for code in codes}) == 4
+
+
+def test_a_fingerprint_follows_arrays_that_change(tiny):
+    """JAX arrays cannot change, so theirs is computed once; NumPy's can."""
+    params = dataclasses.replace(tiny, params={"a": np.ones((4, 3), np.float32)})
+    before = params.fingerprint
+    params.params["a"][2, 1] = 2
+    assert params.fingerprint != before
+
+
+@pytest.mark.parametrize(("given", "expected"), [
+    ([True, False, True, True], [1 / 3, 0, 1 / 3, 1 / 3]),
+    ([1, 0, 0, 1], [0.5, 0, 0, 0.5]),
+    (np.uint8([[1, 1, 1, 1], [0, 0, 1, 0]]), [[0.25] * 4, [0, 0, 1, 0]]),
+    ([0.5, 0.5, 0, 0], [0.5, 0.5, 0, 0]),
+    ([1.5, -0.5, 0, 0], [1.5, -0.5, 0, 0]),
+    (np.float32([0.1, 0.2, 0.3, 0.4]), np.float32([0.1, 0.2, 0.3, 0.4])),
+])  # fmt: skip
+def test_weights_are_averages(given, expected):
+    np.testing.assert_array_equal(member_weights(given, 4), expected)
+
+
+@pytest.mark.parametrize(("given", "message"), [
+    ([1.0, 1.0, 1.0, 0.0], r"weights sum to 3: .* give weights / weights.sum\(-1, keepdims=True\), or a boolean mask"),
+    ([0.33, 0.33, 0.33, 0], "sum to 0.99"),
+    ([2, 1, 0, 0], "sum to 3"),
+    ([0.0, 0.0, 0.0, 0.0], "sum to 0"),
+    ([False] * 4, "keeps none of the 4 members"),
+    ([[1, 0, 0, 0], [0, 0, 0, 0]], "keeps none"),
+    ([1.0, 0.0], r"\(2,\): expected 4 finite"),
+    (["a", "b", "c", "d"], "4 finite numbers"),
+    (1.0, r"\(\): expected 4"),
+])  # fmt: skip
+def test_weights_that_do_not_average(given, message):
+    with pytest.raises(ValueError, match=message):
+        member_weights(given, 4)
 
 
 def test_members_start_from_their_own_keys():

@@ -64,6 +64,9 @@ def test_scores_of_attribute_are_differences_of_losses(tiny, images, estimate):
     att = ensdiff.attribute(tiny, images, "loss", top=6, loss=FEW, seed=7)
     weights = CODE.ablate(range(6))
     change = estimate.loss(weights) - estimate.loss(CODE.factual())
+    np.testing.assert_allclose(estimate.loss(weights > 0), estimate.loss(weights), rtol=1e-5)
+    with pytest.raises(ValueError, match="weights_MK sum to 2"):
+        estimate.loss([[1.0, 1.0, 0.0, 0.0]])
     error = estimate.score_error(weights, CODE.factual()[0])
     for b in range(3):
         np.testing.assert_allclose(att.influence[b], change[b, att.units[b]], rtol=1e-3, atol=1e-3)
@@ -196,6 +199,9 @@ def test_target_error_stops_the_draws(tiny, images):
     (dict(levels="sobol"), "'stratified', 'antithetic', 'uniform'"),
     (dict(weighting="vlb"), "'simple', 'snr'"),
     (dict(target_error=0), "positive"),
+    (dict(target_error=0.1, draws=9000), "at most max_draws=4096"),
+    (dict(first_level=9, last_level=5), "first_level=9, last_level=5"),
+    (dict(first_level=-1), "0 <= first_level"),
 ])  # fmt: skip
 def test_bad_settings(options, message):
     with pytest.raises(ValueError, match=message):

@@ -59,6 +59,7 @@ def test_two_processes_do_what_one_does(one, tmp_path, devices):
     same(first["params"], expected["params"])
     same(first["loaded"], first["params"])
     same(first["saved"], first["params"])
+    same(first["fingerprint"], expected["fingerprint"])
     close(first["universe"], expected["universe"], atol=1)  # of 255: a rounded pixel
     assert losses(tmp_path / "run") == losses(folder)
     for name in ("samples", "counterfactuals", "jacobian", "exact", "differential", "screen", "loss", "contrast"):

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ensdiff
+from ensdiff.attribution import exact_influence
 from ensdiff.denoise import FEW_BATCHES, Noise, denoise, plan
 from ensdiff.ensemble import activation_bytes
 from ensdiff.packing import batch_numbers, choose_places, gather_batches, kept_counts, round_up
@@ -227,6 +228,64 @@ def test_a_budget_holds_the_states_and_one_batch(tiny):
         plan(tiny, weights, mesh, None, one + state - 1)
 
 
+@pytest.mark.parametrize("mask", [lambda row: row > 0, lambda row: (row > 0).astype(int), lambda row: row])
+def test_the_mask_of_survivors_gives_the_counterfactual(tiny, mask):
+    samples = ensdiff.sample(tiny, 0, 2, steps=STEPS)
+    kept = ensdiff.sample(tiny, 0, 2, steps=STEPS, weights=mask(CODE.ablate([3])[0]))
+    np.testing.assert_array_equal(kept.images, ensdiff.counterfactuals(tiny, samples, [3])[0])
+    assert np.abs(kept.images - samples.images).max() > 0.01
+
+
+def uses(data, folder):
+    """Everything that is given an ensemble and its samples, and whether it removes units from the whole ensemble."""
+    from ensdiff.interop import ctf
+
+    row, first = CODE.ablate([3]), np.array([0])
+    yield True, lambda p, s: ensdiff.counterfactuals(p, s, [3])
+    yield True, lambda p, s: ensdiff.predicted_counterfactuals(p, s, [3])
+    for method in ("exact", "differential", "screen"):
+        yield True, lambda p, s, method=method: ensdiff.attribute(p, s, method, top=1)
+    yield True, lambda p, s: ctf.write(folder / "x.ctf", p, s, data)
+    yield False, ensdiff.gram
+    yield False, ensdiff.jacobian
+    yield False, lambda p, s: exact_influence(p, s, row, first)
+
+
+def test_samples_are_refused_by_another_ensemble(tiny, tmp_path):
+    samples = ensdiff.sample(tiny, 0, 2, steps=STEPS)
+    assert samples.fingerprint == samples[1:].fingerprint == tiny.fingerprint
+    host = jax.tree.map(np.asarray, tiny.params)
+    moved = dataclasses.replace(tiny, params=jax.tree.map(lambda a: a * np.float32(1 + 1e-6), host))
+    code = ensdiff.Code.from_matrix(1 - np.eye(3))
+    three = dataclasses.replace(tiny, params=jax.tree.map(lambda a: a[:3], host), code=code)
+    made = ensdiff.sample(tiny, 0, 2, steps=STEPS, weights=CODE.ablate([3])[0])
+    data = ensdiff.data.arrays(np.zeros((6, 8, 8, 1), np.uint8))
+    for removes, use in uses(data, tmp_path):
+        with pytest.raises(ValueError, match=f"made by another ensemble, with fingerprint {tiny.fingerprint[:12]}"):
+            use(moved, samples)
+        for others in (samples, samples.unbound()):
+            with pytest.raises(ValueError, match="made by an ensemble of 4 members, this one has 3"):
+                use(three, others)
+        if removes:
+            with pytest.raises(ValueError, match="other weights than 1/4 each"):
+                use(tiny, made)
+    other_units = dataclasses.replace(tiny, code=ensdiff.Code.balanced(4, 4))
+    assert ensdiff.counterfactuals(other_units, samples, [3]).shape == (1, 2, 8, 8, 1)
+    known = ensdiff.counterfactuals(moved, samples.unbound(), [3])
+    np.testing.assert_allclose(known, ensdiff.counterfactuals(tiny, samples, [3]), atol=1e-3)
+
+
+def test_samples_of_before_have_no_fingerprint(tiny):
+    """Pickled without the field, as by a version that had none; a pytree keeps it."""
+    samples = ensdiff.sample(tiny, 0, 2, steps=STEPS)
+    state = {name: value for name, value in vars(samples).items() if name != "fingerprint"}
+    old = object.__new__(ensdiff.Samples)
+    old.__dict__.update(state)
+    assert old.fingerprint is None
+    np.testing.assert_array_equal(ensdiff.counterfactuals(tiny, old, [3]), ensdiff.counterfactuals(tiny, samples, [3]))
+    assert jax.tree.map(lambda a: a, samples).fingerprint == tiny.fingerprint
+
+
 def test_samples_can_be_taken_apart(tiny):
     samples = ensdiff.sample(tiny, 0, 4, steps=STEPS)
     assert len(samples[1:3]) == 2
@@ -244,6 +303,13 @@ def bad_calls(tiny):
     yield r"expected \(4, 2, 8, 8, 1\)", lambda: ensdiff.sample(tiny, noise=noise, steps=3)
     yield "leave n out", lambda: ensdiff.sample(tiny, n=3, noise=noise, steps=STEPS)
     yield "only 20 noise levels", lambda: ensdiff.sample(tiny, 0, 2, steps=21)
+    whole = SamplerConfig(steps=3)
+    yield "steps=7, but the sampler is a SamplerConfig of 3", lambda: ensdiff.sample(tiny, 0, 2, steps=7, sampler=whole)
+    yield "weights sum to 3", lambda: ensdiff.sample(tiny, 0, 2, steps=STEPS, weights=[1.0, 1.0, 1.0, 0.0])
+    yield "one row for all samples", lambda: ensdiff.sample(tiny, 0, 2, steps=STEPS, weights=np.full((2, 4), 0.25))
+    yield "eta=0.5 is for sampler='ddim', not ddpm", lambda: ensdiff.sample(tiny, 0, 2, steps=STEPS, eta=0.5)
+    yield "variance='beta' is for sampler='ddpm'", lambda: SamplerConfig("ddim", variance="beta")
+    yield "clip=False is not for a step function", lambda: SamplerConfig(lambda x, e, z, level: x, clip=False)
     yield "unknown sampler options", lambda: ensdiff.sample(tiny, 0, 2, temperature=1)
     yield "4 finite numbers", lambda: ensdiff.sample(tiny, 0, 2, steps=STEPS, weights=[1, 0])
     yield "at least 1 state", lambda: ensdiff.sample(tiny, 0, 2, steps=STEPS, chunk=0)

@@ -314,6 +314,8 @@ def test_save_and_load_without_training(tmp_path, tiny):
     ensdiff.save(tiny, tmp_path / "saved")
     loaded = ensdiff.load(tmp_path / "saved")
     assert same_members(loaded.params, tiny.params).all()
+    assert loaded.fingerprint == tiny.fingerprint  # on four devices, and on one
+    assert ensdiff.load(tmp_path / "saved", members=[0, 3]).fingerprint != tiny.fingerprint
     with pytest.raises(FileExistsError):
         ensdiff.save(tiny, tmp_path / "saved")
     with pytest.raises(FileNotFoundError, match="does not exist; train with"):
@@ -330,6 +332,20 @@ def test_save_and_load_without_training(tmp_path, tiny):
 def test_bad_settings(options, message):
     with pytest.raises(ValueError, match=message):
         TrainConfig(**options)
+
+
+def test_settings_that_the_steps_end_before():
+    late, fine = TrainConfig(steps=50, sample_every=51), TrainConfig(steps=100, sample_every=100)
+    assert [text.split(":")[0] for text in late.unreached()] == [
+        "warmup=100 is more than steps=50",
+        "sample_every=51 is more than steps=50",
+    ]
+    assert "ends at 0.0001 and never reaches 0.0002" in late.unreached()[0]
+    assert fine.unreached() == []
+    data = ensdiff.data.arrays(blobs())
+    code = ensdiff.Code.balanced(4, 5)
+    with pytest.warns(UserWarning, match="warmup=9 is more than steps=3"), pytest.raises(ValueError, match="5 units"):
+        ensdiff.train(data, code, TINY, CONFIG, warmup=9)
 
 
 def test_data_and_model_must_fit():

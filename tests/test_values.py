@@ -112,6 +112,9 @@ def test_a_group_that_does_nothing_has_no_value(rng):
     (dict(on_empty="zero"), "'baseline' or 'skip'"),
     (dict(removed=1.0), "between 0 and 1"),
     (dict(coalitions=1), "at least 2"),
+    (dict(groups=[0, 0, 1]), "unit 0 is given 2 times"),
+    (dict(groups=[{0, 1}, [1, 0]]), "is given 2 times"),
+    (dict(weights_K=np.ones(8)), "weights_K sum to 8"),
 ])  # fmt: skip
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):

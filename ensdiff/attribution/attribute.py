@@ -8,6 +8,7 @@ All methods score a weight row: ``exact`` by regenerating (4), ``differential`` 
 import dataclasses
 import functools
 import json
+import numbers
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
@@ -31,6 +32,8 @@ from ensdiff.sample import Samples, check_samples
 from ensdiff.typing import Array, ArrayLike
 
 Method = Literal["exact", "differential", "screen", "loss"]
+VERIFY = 50
+"""Units a sample that a screen verifies."""
 
 
 def attribute(
@@ -43,7 +46,7 @@ def attribute(
     code: Code | None = None,
     features: Callable[[Array], Array] | None = None,
     distance: Distance | None = None,
-    verify: int = 50,
+    verify: int | None = None,
     audit: int = 0,
     null: int | Literal["all"] = 0,
     level: float = 0.1,
@@ -66,8 +69,8 @@ def attribute(
             weight rows (3) of M ablations, (M, K), and returns their scores (B, M), larger where a sample depends more
             on what was removed; candidates and null are scored by it alike.
         top: units returned a sample.
-        units: the candidates: unit ids, or sets of ids that are removed together; by default all units one by one
-            (of a run that has forgotten members: all that can still be removed).
+        units: the candidates: unit ids, or sets of ids that are removed together, each once; by default all units
+            one by one (of a run that has forgotten members: all that can still be removed).
         code: another code over the same members whose units are the candidates, such as ``code.group_code()`` of a
             hierarchical code.
         features: a function of images (B, H, W, C) in [0, 1] to features; distances are L2 between features. By
@@ -75,11 +78,11 @@ def attribute(
         distance: a function of counterfactuals and samples, both (P, H, W, C) in [0, 1], to P distances >= 0, in place
             of L2; with ``features``, a function of both's features. For ``"exact"``, and for what ``"screen"``
             verifies (it still screens by L2).
-        verify: units a sample that ``"screen"`` verifies exactly.
+        verify: units a sample that ``"screen"`` verifies exactly; by default 50, or ``top`` where that is more.
         audit: unverified units a sample that are verified too, at random, to estimate what ``"screen"`` missed.
         null: number of null ablations (of each kind) for p- and q-values; ``"all"`` that there are; 0 is none.
         level: q-value up to which a verdict attributes.
-        loss: draws, levels and weighting of ``"loss"``.
+        loss: draws, levels and weighting, for ``"loss"`` alone.
         seed: of the null's code words, the audit and the draws of the loss.
         chunk: images at a time in exact ablation; by default from the memory budget.
         memory_budget: bytes of activations a device may hold.
@@ -90,11 +93,14 @@ def attribute(
 
     Returns:
         `Attribution`, arrays of shape (B, top). Distances are >= 0, changes of loss have a sign; for both, larger
-        means that the sample depends more on the unit.
+        means that the sample depends more on the unit. Of equal influences the unit with the lower id comes first (of
+        sets, the one given first); of influences that differ by their rounding alone, as by (6) those of a word and
+        its complement, the one that was rounded up.
 
     Raises:
-        ValueError: unknown method or units, ``top`` larger than the number of candidates, too few unowned words,
-            images without their noise where the method regenerates them.
+        ValueError: unknown method or units, units given twice, ``top`` larger than the number of candidates, too few
+            unowned words, options of another method, influences that are not finite; and, where the method regenerates
+            samples, images without their noise, samples of another ensemble or samples made with weights.
         NoSurvivorError: every member saw some unit of a set.
         FolderInUseError: another process has ``partial``.
 
@@ -108,8 +114,15 @@ def attribute(
     if not callable(method) and method not in get_args(Method):
         choices = ", ".join(map(repr, get_args(Method)))
         raise ValueError(f"method={method!r}: expected one of {choices}, or a function of weights (M, K)")
-    if distance is not None and method not in ("exact", "screen"):
-        raise ValueError(f"distance is for method='exact' and 'screen', not {_name(method)!r}: leave it out")
+    for name, value, meant in (
+        ("distance", distance, ("exact", "screen")),
+        ("verify", verify, ("screen",)),
+        ("loss", loss, ("loss",)),
+    ):
+        if value is not None and method not in meant:
+            raise ValueError(
+                f"{name} is for method={' and '.join(map(repr, meant))}, not {_name(method)!r}: leave it out"
+            )
     if callable(method) or method == "loss":
         if features is not None:
             raise ValueError(
@@ -119,13 +132,16 @@ def attribute(
         check_samples(params, samples, f"method={method!r}")
     candidates = Candidates.of(params.candidate_code(code), units)
     N = len(candidates)
-    if not 1 <= top <= N:
+    if not _whole(top) or not 1 <= top <= N:
         raise ValueError(f"top={top}: expected 1 .. {N}, the number of candidate units")
-    if verify < top and method == "screen":
+    verify = max(VERIFY, top) if verify is None else verify
+    if not _whole(verify):
+        raise ValueError(f"verify={verify!r}: expected the number of units that are verified")
+    if verify < top:
         raise ValueError(f"verify={verify} is less than top={top}: verify at least as many units as are returned")
-    if null != "all" and (isinstance(null, str) or null < 0):
+    if null != "all" and (not _whole(null) or null < 0):
         raise ValueError(f"null={null!r}: expected the number of null ablations, 0 for none, or 'all'")
-    if audit < 0 or (audit and method != "screen"):
+    if not _whole(audit) or audit < 0 or (audit and method != "screen"):
         raise ValueError(f"audit={audit}: expected 0, or with method='screen' a number of units")
     if not 0 < level < 1:
         raise ValueError(f"level={level}: expected a q-value between 0 and 1")
@@ -140,6 +156,10 @@ def attribute(
         run = Ranking(params, samples, candidates, features, words, resources, kept, distance)
         settings = dict(top=top, candidates=N, null=null, seed=seed)
         return _attribute(run, method, settings, verify, audit, level, config, measured)
+
+
+def _whole(number: Any) -> bool:
+    return isinstance(number, numbers.Integral) and not isinstance(number, bool)
 
 
 def _name(function: Any) -> str:

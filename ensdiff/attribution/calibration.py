@@ -4,7 +4,8 @@ An ablation of one unit switches off every member that saw it, and that moves a 
 differences have nothing to do with what they trained on, the word of a unit is like any other word of its kind, so its
 influence is exchangeable with those of words that no unit owns, the *null*:
 
-(n1) ``p = (1 + #{null >= influence}) / (1 + #null)``, uniform on its steps when the data are exchangeable;
+(n1) ``p = (1 + #{null >= influence}) / (1 + #null)``, uniform on its steps when the data are exchangeable; where an
+     influence and a null influence differ by rounding only (`TIE`), the null reaches it, so that p is not too small;
 (n2) ``q_i = min_{p_j >= p_i} N p_j / #{p <= p_j}``: Benjamini & Hochberg 1995. Calling every unit with q <= a
      attributed makes false ones a share of at most a of them, on average.
 
@@ -25,6 +26,9 @@ from ensdiff.codes import Code
 from ensdiff.codes.unowned import within
 from ensdiff.permute import derive_key
 
+TIE = 1e-5
+"""Influences that differ by less than this share of a sample's largest null influence (of their kind) are equal:
+candidates and null may be computed in batches of other sizes, which round float32 differently."""
 POOL = 512
 """Unowned words that are drawn at a time to make unions."""
 
@@ -99,8 +103,10 @@ class Calibration:
     """
 
     def __init__(self, null_BL: Float[np.ndarray, "B L"], kind_L: Int[np.ndarray, " L"]):
-        # float32, as the candidates' are: a rounding must not decide which of two equal influences is larger
-        self._null = {int(kind): np.sort(null_BL[:, kind_L == kind].astype(np.float32)) for kind in np.unique(kind_L)}
+        self._null = {}
+        for kind in np.unique(kind_L):
+            of_kind = null_BL[:, kind_L == kind].astype(np.float64)
+            self._null[int(kind)] = np.sort(of_kind + TIE * np.abs(of_kind).max(1, keepdims=True))
         self._counts = {
             kind: np.zeros((len(null_BL), null.shape[1] + 1), np.int64) for kind, null in self._null.items()
         }
@@ -154,8 +160,8 @@ class Calibration:
 
 
 def _reached(null_L: np.ndarray, score_M: np.ndarray) -> Int[np.ndarray, " M"]:
-    """How many null influences reach each score."""
-    return len(null_L) - np.searchsorted(null_L, score_M.astype(np.float32), side="left")
+    """How many null influences, sorted and raised by `TIE`, reach each score."""
+    return len(null_L) - np.searchsorted(null_L, score_M, side="left")
 
 
 def _p(reached: np.ndarray, size: int) -> np.ndarray:

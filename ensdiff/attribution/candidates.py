@@ -1,5 +1,6 @@
 """What is attributed to: units of a code, or sets of units, without listing all of their code words."""
 
+import collections
 import dataclasses
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -29,10 +30,11 @@ class Candidates:
         """Candidates from a user's ``units``: None, unit ids, or entries of which some are collections of ids.
 
         None is all units whose removal is defined and changes anything: of a code that some members were taken from,
-        units that all of the others saw or that none of them saw are left out.
+        units that all of the others saw or that none of them saw are left out. Units are numbered by their ids, in
+        whatever order they are given; sets keep their order.
 
         Raises:
-            ValueError: not unit ids.
+            ValueError: not unit ids, or a candidate that is given twice, which would count twice among all.
             NoSurvivorError: every member saw some unit of a candidate.
         """
         if units is None:
@@ -49,9 +51,12 @@ class Candidates:
                 tuple(int(i) for i in np.unique(_ids(code, np.atleast_1d(entry) if np.isscalar(entry) else entry)))
                 for entry in entries
             )
+            _check_distinct(sets, "set")
             code.ablate(sets)
             return cls(code, sets=sets)
-        return cls(code, _ids(code, entries))
+        ids = np.sort(_ids(code, entries))
+        _check_distinct(ids.tolist(), "unit")
+        return cls(code, ids)
 
     def __len__(self) -> int:
         if self.sets is not None:
@@ -105,7 +110,16 @@ def uniform(word_MK: UInt8[np.ndarray, "M K"]) -> Float[np.ndarray, "M K"]:
     return (keep_MK / keep_MK.sum(1, keepdims=True)).astype(np.float32)
 
 
+def _check_distinct(entries: Sequence[Any], what: str) -> None:
+    twice = [entry for entry, count in collections.Counter(entries).items() if count > 1]
+    if twice:
+        name = f"{twice[0]}" if what == "unit" else "{" + ", ".join(map(str, twice[0])) + "}"
+        raise ValueError(f"{what} {name} is given {entries.count(twice[0])} times: give each candidate once")
+
+
 def _ids(code: Code, units: Any) -> np.ndarray:
+    if isinstance(units, Sequence) and any(isinstance(unit, bool | np.bool_) for unit in units):
+        raise ValueError(f"units={units!r} holds booleans: give unit ids, such as np.flatnonzero of a mask")
     ids = np.asarray(sorted(units) if isinstance(units, set | frozenset) else units)
     if ids.ndim != 1 or not len(ids) or ids.dtype.kind not in "iu":
         raise ValueError(f"units={units!r}: expected a list of unit ids, 0 .. {code.units - 1}, or of sets of them")

@@ -66,9 +66,16 @@ def compare_methods(
         begin = time.perf_counter()
         top = ten if method == "screen" else N
         att = attribute(
-            params, samples, method, top=top, verify=max(verify, ten), loss=config, seed=seed,
-            memory_budget=memory_budget, progress=progress,
-        )  # fmt: skip
+            params,
+            samples,
+            method,
+            top=top,
+            verify=max(verify, ten) if method == "screen" else None,
+            loss=config if method == "loss" else None,
+            seed=seed,
+            memory_budget=memory_budget,
+            progress=progress,
+        )
         seconds = time.perf_counter() - begin
         spearman_B = np.full(B, np.nan)
         if method == "exact":

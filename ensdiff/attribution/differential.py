@@ -27,6 +27,7 @@ from ensdiff.ensemble import (
     apply_member,
     images_at_once,
     make_mesh,
+    member_weights,
     on_mesh,
     pace,
     sum_over_members,
@@ -128,7 +129,7 @@ def linearize(
 
     The tangents of all K weights are alive at once; ``memory_budget`` bounds them and the activations of a member.
     """
-    check_samples(params, samples, "the Jacobian")
+    check_samples(params, samples, "the Jacobian", factual=False)
     B, K = len(samples), params.members
     mesh = make_mesh(K, B)
     budget = memory_budget_default() if memory_budget is None else memory_budget
@@ -208,7 +209,12 @@ def quadratic_influence(
     weights_MK: Float[np.ndarray, "M K"],
     weights_K: Float[np.ndarray, " K"],
 ) -> Float[np.ndarray, "B M"]:
-    """``sqrt(d^T G d)``, ``d = w_m - w``: the predicted distance between each sample and each counterfactual (6)."""
-    d_MK = np.asarray(weights_MK, np.float64) - np.asarray(weights_K, np.float64)
+    """``sqrt(d^T G d)``, ``d = w_m - w``: the predicted distance between each sample and each counterfactual (6).
+
+    Raises:
+        ValueError: weights that are no masks and do not sum to 1.
+    """
+    K = np.shape(gram_BKK)[-1]
+    d_MK = member_weights(weights_MK, K, "weights_MK") - member_weights(weights_K, K, "weights_K")
     squares = np.einsum("mk,bkm->bm", d_MK, np.asarray(gram_BKK, np.float64) @ d_MK.T)
     return np.sqrt(np.maximum(squares, 0.0))

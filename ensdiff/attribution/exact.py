@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 
 from ensdiff.denoise import run_states
 from ensdiff.ensemble import Ensemble
-from ensdiff.sample import Samples
+from ensdiff.sample import Samples, check_samples
 from ensdiff.typing import Array
 
 Distance = Callable[[Array, Array], Array]
@@ -35,7 +35,11 @@ def exact_influence(
     """Distance between sample ``sample_R[r]`` and the same sample under the weights ``weights_RK[r]``.
 
     Only the distances leave the device. One entry a pair, so that every sample can have its own ablations.
+
+    Raises:
+        ValueError: samples that another ensemble made.
     """
+    check_samples(params, samples, "exact ablation", factual=False)
 
     @jax.jit
     def embed(images):

@@ -31,6 +31,7 @@ from ensdiff.ensemble import (
     images_at_once,
     least_bytes,
     make_mesh,
+    member_weights,
     on_mesh,
     over_members,
     pace,
@@ -94,6 +95,15 @@ class LossConfig:
             raise ValueError(f"block={self.block}: antithetic levels come in pairs, so expected an even number")
         if self.target_error is not None and not self.target_error > 0:
             raise ValueError(f"target_error={self.target_error}: expected a positive number, or None")
+        if self.target_error is not None and self.draws > self.max_draws:
+            raise ValueError(
+                f"draws={self.draws}, but with a target_error at most max_draws={self.max_draws} are made: give "
+                f"max_draws={self.draws}"
+            )
+        if self.first_level < 0 or (self.last_level is not None and self.last_level < self.first_level):
+            raise ValueError(
+                f"first_level={self.first_level}, last_level={self.last_level}: expected 0 <= first_level <= last_level"
+            )
         for name, choices in (("levels", get_args(Levels)), ("weighting", get_args(Weighting))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {', '.join(map(repr, choices))}")
@@ -150,13 +160,18 @@ class LossMatrix(NamedTuple):
         return self.blocks_JBKK.mean(0, dtype=np.float64)
 
     def loss(self, weights_MK: ArrayLike) -> Float[np.ndarray, "B M"]:
-        """``L(w; x) = w^T R w`` of each image under each row of weights that sum to 1."""
-        w = np.asarray(weights_MK, np.float64)
+        """``L(w; x) = w^T R w`` of each image under each row of weights; masks of the kept members are averaged.
+
+        Raises:
+            ValueError: weights that are no masks and do not sum to 1, for which (7) does not hold.
+        """
+        w = member_weights(weights_MK, self.blocks_JBKK.shape[-1], "weights_MK")
         return np.einsum("mk,bkl,ml->bm", w, self.mean_BKK, w, optimize=True)
 
     def score_error(self, weights_MK: ArrayLike, weights_K: ArrayLike) -> Float[np.ndarray, "B M"]:
         """Standard error of ``L(w_m) - L(w)``, from the spread of the blocks."""
-        rows, w = np.asarray(weights_MK, np.float64), np.asarray(weights_K, np.float64)
+        K = self.blocks_JBKK.shape[-1]
+        rows, w = member_weights(weights_MK, K, "weights_MK"), member_weights(weights_K, K, "weights_K")
         blocks = self.blocks_JBKK.astype(np.float64)
         score_JBM = np.einsum("mk,jbkl,ml->jbm", rows, blocks, rows, optimize=True)
         score_JBM -= np.einsum("k,jbkl,l->jb", w, blocks, w, optimize=True)[..., None]

@@ -6,10 +6,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from ensdiff.attribution.candidates import Candidates
 from ensdiff.attribution.differential import linearize
 from ensdiff.ensemble import Ensemble
-from ensdiff.sample import Samples
+from ensdiff.sample import Samples, check_samples
 
 
 def predicted_counterfactuals(
@@ -34,12 +33,16 @@ def predicted_counterfactuals(
     Returns:
         (M, B, H, W, C) in [0, 1].
 
+    Raises:
+        NoSurvivorError: every member has seen some unit of a set.
+        ValueError: an unknown unit, or samples that another ensemble made or that were made with weights.
+
     >>> ensdiff.predicted_counterfactuals(params, samples, [3, {4, 7}]).shape
     (2, 2, 8, 8, 1)
     """
-    candidates = Candidates.of(params.code, units)
-    step_MK = candidates.weights(np.arange(len(candidates))) - np.asarray(samples.weights_K)
-    out = np.empty((len(candidates), *samples.images.shape), np.float32)
+    check_samples(params, samples, "a predicted counterfactual")
+    step_MK = params.code.ablate(units) - np.asarray(samples.weights_K)
+    out = np.empty((len(step_MK), *samples.images.shape), np.float32)
     for rows, part in linearize(params, samples, memory_budget=memory_budget, progress=progress):
         moved = np.tensordot(step_MK, np.asarray(part.tangent_KBF), axes=1)
         out[:, rows] = np.clip(np.asarray(part.value_BF) + moved, 0.0, 1.0)

@@ -23,6 +23,20 @@ PIECE = 4096
 """States of exact ablation that are kept together, where an interrupted call is to go on."""
 
 
+def check_finite(score_BM: np.ndarray | None) -> None:
+    """Refuse influences that cannot be ranked.
+
+    Raises:
+        ValueError: one is NaN or infinite; names the sample.
+    """
+    if score_BM is not None and not np.isfinite(score_BM).all():
+        b = int(np.flatnonzero(~np.isfinite(score_BM).all(1))[0])
+        raise ValueError(
+            f"sample {b} has an influence that is NaN or infinite: the sample, its features or the parameters of a "
+            "member that survives are"
+        )
+
+
 Score = Callable[[Float[np.ndarray, "M K"]], Any]
 """A caller's method: the weight rows (3) of M ablations to scores (B, M); larger means that the sample depends more on
 what was removed. Scores of one ablation must not depend on which others are asked for together."""
@@ -139,6 +153,7 @@ class Ranking:
             of: what decides the scores, to keep how far they have come; None to begin anew after an interruption.
         """
         best = Top(self.B, top)
+        check_finite(null_BL)
         calibration = self.calibration(null_BL)
         kind_N = None if calibration is None else self.candidates.kinds()
         first = 0
@@ -148,6 +163,7 @@ class Ranking:
                 calibration.restore(found)
 
         for start, score_BM in scores(first):
+            check_finite(score_BM)
             best.update(start, score_BM)
             if calibration is not None:
                 kind_M = None if kind_N is None else kind_N[start : start + score_BM.shape[1]]
@@ -165,9 +181,11 @@ class Ranking:
         """Exact influences of the screened candidates, and the best of them; all others count as p = 1."""
         B, V = best_BV.shape
         exact_BV = self.exact(self.candidates.words(best_BV.reshape(-1)), np.repeat(np.arange(B), V)).reshape(B, V)
+        check_finite(exact_BV)
         order = np.lexsort((best_BV, -exact_BV), axis=1)[:, :top]
         index_BT, influence_BT = (np.take_along_axis(a, order, axis=1) for a in (best_BV, exact_BV))
         null_BL = None if self.null is None else self.exact_rows(self.null.word_LK)
+        check_finite(null_BL)
         calibration = self.calibration(null_BL)
         if calibration is None:
             return index_BT, influence_BT, None

@@ -29,7 +29,7 @@ from tqdm import tqdm
 from ensdiff import hosts
 from ensdiff.attribution.words import MAX_MEMBERS, compilable, look, word_fn
 from ensdiff.codes import Code
-from ensdiff.ensemble import on_mesh
+from ensdiff.ensemble import member_weights, on_mesh
 from ensdiff.typing import Array
 
 COMPILED = 2**16
@@ -53,15 +53,15 @@ class Forms(NamedTuple):
 
 def gram_forms(gram_BKK: Float[np.ndarray, "B K K"], weights_K: Float[np.ndarray, " K"]) -> Forms:
     """Predicted distances (6): the scores are ``sqrt(d^T G d)``, ``d = s / |s| - w``, >= 0."""
-    w = np.asarray(weights_K, np.float64)
+    w = member_weights(weights_K, np.shape(gram_BKK)[-1], "weights_K")
     centre = np.eye(len(w)) - w[:, None]
     return Forms(_symmetric(centre.T @ np.asarray(gram_BKK, np.float64) @ centre), True)
 
 
 def loss_forms(loss_BKK: Float[np.ndarray, "B K K"], weights_K: Float[np.ndarray, " K"]) -> Forms:
     """Changes of loss (7): the scores are ``L(s / |s|) - L(w)``; positive where the ablation raises the loss."""
-    w = np.asarray(weights_K, np.float64)
     loss_BKK = np.asarray(loss_BKK, np.float64)
+    w = member_weights(weights_K, loss_BKK.shape[-1], "weights_K")
     factual_B = np.einsum("k,bkl,l->b", w, loss_BKK, w)
     return Forms(_symmetric(loss_BKK - factual_B[:, None, None]), False)
 

@@ -27,6 +27,7 @@ from ensdiff.attribution.candidates import Candidates
 from ensdiff.attribution.loss import LossMatrix
 from ensdiff.attribution.score import evaluate, gram_forms, loss_forms
 from ensdiff.codes import Code
+from ensdiff.ensemble import member_weights
 
 EXACT_GROUPS = 12
 
@@ -124,7 +125,7 @@ class _Game:
 
     def __init__(self, estimate: Any, code: Code, weights_K: Any, skip: bool):
         K = code.members
-        w = np.full(K, 1.0 / K) if weights_K is None else np.asarray(weights_K, np.float64)
+        w = np.full(K, 1.0 / K) if weights_K is None else member_weights(weights_K, K, "weights_K")
         self.skip = skip
         if isinstance(estimate, LossMatrix):
             J, B = estimate.blocks_JBKK.shape[:2]

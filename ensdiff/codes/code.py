@@ -10,6 +10,7 @@ A balanced code stores no matrix. Word of unit i = the combination whose lexicog
 """
 
 import dataclasses
+import hashlib
 import math
 import operator
 from collections.abc import Collection, Iterator, Sequence
@@ -201,7 +202,11 @@ class Code:
         return only(self, members)
 
     def __repr__(self) -> str:
-        kind = "stored" if self.packed is not None else f"key {self.key:#018x}"
+        kind = f"key {self.key:#018x}"
+        if self.packed is not None:
+            # `ensdiff.digest` tells codes apart by this text: two matrices must not have the same
+            inside = (self.groups.of_unit, self.groups.packed) if self.groups is not None else ()
+            kind = "stored " + hashlib.sha256(b"".join((self.packed, *inside))).hexdigest()[:16]
         weight = "mixed weights" if self.weight is None else f"weight {self.weight}"
         return f"Code({self.members} members, {self.units} units, {weight}, {kind})"
 

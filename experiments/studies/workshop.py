@@ -106,7 +106,7 @@ class Workshop:
 
         images = self.kept(f"{study}/samples", compute, params, n, seed, repr(config), weights)
         noise = Noise(jnp.arange(n, dtype=jnp.int32), key=as_key(seed))
-        return ensdiff.Samples(jnp.asarray(images), noise, jnp.asarray(weights), config)
+        return ensdiff.Samples(jnp.asarray(images), noise, jnp.asarray(weights), config, params.fingerprint)
 
     def counterfactuals(
         self, name: str, params: ensdiff.Ensemble, samples: ensdiff.Samples, weights_MK: np.ndarray

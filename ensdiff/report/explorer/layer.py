@@ -119,7 +119,10 @@ def explore(
     if att is None:
         method = "exact" if whole <= top else "screen"
         top = min(top, whole)
-        att = attribute(params, samples, method, top=top, verify=top, null=null, **resources)  # type: ignore[arg-type]
+        verify = top if method == "screen" else None
+        att = attribute(
+            params, samples, method, top=top, verify=verify, null=null, **resources  # type: ignore[arg-type]
+        )  # fmt: skip
     elif problem := unfit(params, samples, att, code):
         raise ValueError(f"the attribution does not fit: {problem}")
     B, T = att.units.shape
