@@ -7,6 +7,8 @@ from scipy.stats import false_discovery_control, kstest
 from ensdiff.attribution.audit import audit_recall
 from ensdiff.attribution.calibration import Calibration, null_ablations
 from ensdiff.attribution.candidates import Candidates
+from ensdiff.attribution.compare import agreement, named_first
+from ensdiff.attribution.result import Attribution
 from ensdiff.attribution.score import evaluate, loss_forms, score_words
 from ensdiff.codes import Code
 
@@ -178,6 +180,33 @@ def test_recall_of_an_audit():
     assert audit.pooled.low > audit.low_B[0]
     nothing = audit_recall(np.empty((1, 0)), np.array([0.5]), outside=0, top=3)
     assert nothing.pooled == (1, 1, 1)
+
+
+def test_an_audited_unit_that_exceeds_by_rounding_was_not_missed():
+    least = np.array([0.5], np.float32)
+    assert audit_recall(np.nextafter(least, np.float32(1))[None], least, outside=40, top=10).exceeding_B == 0
+    assert audit_recall(np.array([[0.5001]]), least, outside=40, top=10).exceeding_B == 1
+
+
+def test_methods_are_compared_without_regard_to_the_order_of_equals(rng):
+    """Units 0 to 2 move the sample equally, but for rounding: whichever of them is named first is right."""
+    exact = np.array([[0.3, 0.1 + 0.2, 0.3, 0.2, 0.1]])
+    for first in (0, 1, 2):
+        assert named_first(exact, np.array([[first]])) == (1.0, 1.0)
+    assert named_first(exact, np.array([[3, 1]])) == (0.0, 0.5)
+    order = rng.permutation(5)
+    scores = np.array([[0.5, 0.5, 0.4, 0.2, 0.2]])
+    assert agreement(exact, scores) == pytest.approx(agreement(exact[:, order], scores[:, order]))
+    assert agreement(exact, np.array([[2.0, 2.0, 2.0, 0.1 + 0.2, 0.3]])) == pytest.approx(7.5 / np.sqrt(8 * 7.5))
+    assert agreement(exact, np.ones((1, 5))) == 0
+
+
+def test_a_q_value_is_at_the_level_whatever_its_rounding():
+    att = Attribution(
+        units=np.array([[4, 2]]), influence=np.array([[2.0, 1.0]]), p_value=np.array([[0.1, 0.5]]),
+        null_BL=np.ones((1, 9)), method="exact", distance="l2", q_value=np.array([[3 * 0.1, 0.5]]), level=0.3,
+    )  # fmt: skip
+    assert att.verdict == ["attributable to 4 at level 0.3"]
 
 
 def test_intervals_of_recall_cover():

@@ -15,6 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from ensdiff.attribution.calibration import TIE
+
 
 class Recall(NamedTuple):
     """A share and its confidence interval."""
@@ -63,7 +65,7 @@ def audit_recall(
         confidence: of the intervals.
     """
     B, checked = influence_BA.shape
-    exceeding_B = (influence_BA > least_B[:, None]).sum(1)
+    exceeding_B = (influence_BA > least_B[:, None] * (1 + TIE)).sum(1)  # more than by rounding
     rows = np.array([_recall(int(x), checked, outside, top, confidence) for x in exceeding_B])
     pooled = _recall(int(exceeding_B.sum()), B * checked, outside, top, confidence)
     return Audit(checked, exceeding_B, rows[:, 0], rows[:, 1], rows[:, 2], pooled, confidence)

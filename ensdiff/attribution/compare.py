@@ -4,11 +4,12 @@ import time
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from ensdiff.attribution.attribute import attribute
 from ensdiff.attribution.loss import LossConfig
 from ensdiff.ensemble import Ensemble
+from ensdiff.metrics.arrays import rankable, spearman
 from ensdiff.sample import Samples
 
 
@@ -18,8 +19,9 @@ class MethodResult(NamedTuple):
     Args:
         method: its name.
         spearman_B: rank correlation of its influences with the exact ones over all units; NaN where it has not all.
-        top1: share of samples whose most influential unit it names first.
-        top10: mean share of the ten most influential units that are among its first ten.
+        top1: share of samples of which it names a most influential unit first.
+        top10: mean share of its first ten that are among the ten most influential units. Units whose exact influences
+            differ by rounding only are equally influential.
         calls: evaluations of one member's U-Net on one image. A tangent through a member counts as one.
         seconds: wall time, compilation included.
     """
@@ -53,13 +55,11 @@ def compare_methods(
         memory_budget: bytes of activations a device may hold.
         progress: show progress bars.
     """
-    from scipy.stats import spearmanr
-
     N, K, B, S = params.code.units, params.members, len(samples), samples.config.steps
     survivors = K * N - int(params.code.shares().sum())
     config = LossConfig() if loss is None else loss
     linear = B * S * K * (1 + K)
-    exact_BN = np.empty((B, N))
+    exact_BN = np.empty((B, N), np.float32)
     results: list[MethodResult] = []
     ten = min(10, N)
     for method in ("exact", "differential", "screen", "loss"):
@@ -81,10 +81,8 @@ def compare_methods(
         if method == "exact":
             np.put_along_axis(exact_BN, att.units, att.influence, axis=1)
         if method != "screen":
-            for b in range(B):
-                spearman_B[b] = spearmanr(exact_BN[b, att.units[b]], att.influence[b]).statistic
-        best_BT = np.argsort(-exact_BN, axis=1, kind="stable")[:, :ten]
-        shared = [len(np.intersect1d(a, b)) / ten for a, b in zip(att.units[:, :ten], best_BT, strict=True)]
+            spearman_B = agreement(np.take_along_axis(exact_BN, att.units, axis=1), att.influence)
+        found = named_first(exact_BN, att.units[:, :ten])
         if method == "screen":
             verified = params.code.weight if params.code.weight is not None else K // 2
             calls = linear + B * att.settings["verify"] * S * (K - verified)
@@ -94,9 +92,41 @@ def compare_methods(
                 "differential": linear,
                 "loss": B * K * att.settings.get("draws", 0),
             }[method]
-        top1 = float((att.units[:, 0] == best_BT[:, 0]).mean())
-        results.append(MethodResult(method, spearman_B, top1, float(np.mean(shared)), calls, seconds))
+        results.append(MethodResult(method, spearman_B, found.top1, found.top, calls, seconds))
     return results
+
+
+def agreement(exact_BN: Float[np.ndarray, "B N"], other_BN: Float[np.ndarray, "B N"]) -> Float[np.ndarray, " B"]:
+    """Rank correlation of each sample's influences; values that differ by rounding only share a rank.
+
+    0 where a method says the same of all units.
+    """
+    return spearman(rankable(exact_BN, "exact_BN", "BN"), rankable(other_BN, "other_BN", "BN", like=exact_BN))
+
+
+class NamedFirst(NamedTuple):
+    """How many of the first T units that a method names are most influential.
+
+    Args:
+        top1: share of samples whose first unit is.
+        top: mean share of all T units that are among the T most influential ones.
+    """
+
+    top1: float
+    top: float
+
+
+def named_first(exact_BN: Float[np.ndarray, "B N"], units_BT: Int[np.ndarray, "B T"]) -> NamedFirst:
+    """Compare the units that a method names with exact influences, whatever the order of units with equal ones.
+
+    >>> named_first(np.array([[0.3, 0.1 + 0.2, 0.1]]), np.array([[1, 2]]))
+    NamedFirst(top1=1.0, top=0.5)
+    """
+    exact_BN = rankable(exact_BN, "exact_BN", "BN")
+    descending_BN = -np.sort(-exact_BN, axis=1)
+    named_BT = np.take_along_axis(exact_BN, units_BT, axis=1)
+    least_B1 = descending_BN[:, units_BT.shape[1] - 1, None]
+    return NamedFirst(float((named_BT[:, 0] == descending_BN[:, 0]).mean()), float((named_BT >= least_B1).mean()))
 
 
 def comparison_table(results: list[MethodResult]) -> str:

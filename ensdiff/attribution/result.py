@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 
 from ensdiff.attribution.audit import Audit, Recall
 from ensdiff.files import read_json
+from ensdiff.metrics.arrays import at_most
 from ensdiff.npyfiles import read_npz
 from ensdiff.typing import ArrayLike
 
@@ -34,7 +35,7 @@ class Attribution:
         distance: ``"l2"`` over [0, 1] pixels, the name of the feature or distance function, ``"loss"``, or ``"score"``
             of a method of the caller's.
         settings: everything else that was asked for.
-        level: of the verdicts: units with q <= level are attributed.
+        level: of the verdicts: units with q <= level (but for rounding) are attributed.
         standard_error: (B, top) of the influence, from the draws of the loss; None for the other methods.
         sets: the sets of units that were the candidates, where sets were given.
         audit: what a screen missed; None without an audit.
@@ -67,7 +68,7 @@ class Attribution:
             return None
         out = []
         for units, q_T in zip(self.units, self.q_value, strict=True):
-            names = [self._name(unit) for unit in units[q_T <= self.level]]
+            names = [self._name(unit) for unit in units[at_most(q_T, self.level)]]
             if names:
                 more = f" and perhaps more than the top {len(units)}" if len(names) == len(units) else ""
                 out.append(f"attributable to {', '.join(names)}{more} at level {self.level:g}")
@@ -88,7 +89,7 @@ class Attribution:
     @property
     def limitation(self) -> str | None:
         """What "unattributable" cannot mean with so small a null; None where the null is large enough, or absent."""
-        if self.resolution is None or self.resolution <= self.level:
+        if self.resolution is None or at_most(self.resolution, self.level):
             return None
         return (
             f"with this null one unit alone cannot reach q <= {self.level:g}: its q is at least {self.resolution:.2g}; "

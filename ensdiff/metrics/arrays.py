@@ -59,6 +59,15 @@ def precision(values: Any) -> float:
     return 4 * max(float(np.finfo(dtype).eps), float(np.finfo(float).eps)) if dtype.kind == "f" else 0.0
 
 
+def at_most(values: Any, level: float) -> np.ndarray:
+    """Whether values are at most a level; one that exceeds it by rounding only is.
+
+    >>> at_most([0.1, 3 * 0.1, 0.31], 0.3).tolist()
+    [True, True, False]
+    """
+    return np.asarray(values) <= level * (1 + max(precision(values), precision(1.0)))
+
+
 def rankable(values: Any, name: str, axes: str, like: np.ndarray | None = None) -> np.ndarray:
     """`table`, with the values of a row (the last axis) that differ by rounding only made equal.
 

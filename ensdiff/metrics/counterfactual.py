@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import ArrayLike
 
-from ensdiff.metrics.arrays import precision, table
+from ensdiff.metrics.arrays import at_most, table
 from ensdiff.metrics.bootstrap import RESAMPLES, Estimate, bootstrap_counts, mean, proportion
 
 
@@ -186,8 +186,7 @@ def unattributable(q_BT: ArrayLike, level: float = 0.1) -> Estimate:
     q = table(q_BT, "q_BT", "BT")
     if q.min() < 0 or q.max() > 1 or not 0 < level < 1:
         raise ValueError(f"q-values {q.min():g} .. {q.max():g}, level={level}: expected probabilities")
-    # a q-value that is the level but for rounding does not exceed it
-    return proportion(int((q.min(1) > level * (1 + max(precision(q_BT), precision(1.0)))).sum()), len(q))
+    return proportion(int((~at_most(np.min(q_BT, axis=1), level)).sum()), len(q))
 
 
 def false_attribution(

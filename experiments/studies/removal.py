@@ -4,6 +4,7 @@ import numpy as np
 
 import ensdiff
 from ensdiff import metrics
+from ensdiff.metrics.arrays import rankable
 from ensdiff.sample import ablated
 from experiments.studies.workshop import Workshop
 from experiments.tables import Table, interval
@@ -34,7 +35,7 @@ def removal_effects(
 ) -> dict[str, metrics.RemovalEffect]:
     """For each method: every sample without the k units that the method ranks first for it, and without random ones."""
     B, code = len(samples), params.code
-    rng = np.random.default_rng(4)
+    rng, ties = np.random.default_rng(4), np.random.default_rng(5)
 
     def made(sets_B: list[np.ndarray]) -> np.ndarray:
         weights = code.ablate(sets_B)
@@ -46,9 +47,15 @@ def removal_effects(
         made([first_units(code, rng.permutation(code.units), k) for _ in range(B)]) for _ in range(RANDOM)
     ])  # fmt: skip
     images, features = np.asarray(samples.images), shop.classifier.features
+
+    def ranked(score_N: np.ndarray) -> np.ndarray:
+        """Units from the largest score on; equal ones in random order, not in that of their numbers."""
+        order = ties.permutation(len(score_N))
+        return order[np.argsort(-score_N[order], kind="stable")]
+
     found = {}
     for method, score_BN in scores.items():
-        top_BHWC = made([first_units(code, np.argsort(-row, kind="stable"), k) for row in score_BN])
+        top_BHWC = made([first_units(code, ranked(row), k) for row in rankable(score_BN, method, "BN")])
         rows = [features(x) for x in (images, top_BHWC)]
         rows.append(np.stack([features(x) for x in random_RBHWC]))
         found[method] = metrics.removal(images, top_BHWC, random_RBHWC, rows)

@@ -3,10 +3,10 @@
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 
 import ensdiff
 from ensdiff import metrics
+from ensdiff.attribution import compare
 from experiments.studies import size
 from experiments.studies.figures import scatter_figure
 from experiments.studies.findings import Findings
@@ -74,9 +74,11 @@ def study(shop: Workshop) -> Findings:
     cosine = (move_a * move_r).sum(-1) / np.maximum(
         np.linalg.norm(move_a, axis=-1) * np.linalg.norm(move_r, axis=-1), 1e-12
     )
-    rank = metrics.bootstrap(
-        lambda rows: stats.spearmanr(by_ablation[:, rows].ravel(), by_retraining[:, rows].ravel()).statistic, B
-    )
+
+    def rank_correlation(rows: np.ndarray) -> float:
+        return float(compare.agreement(by_ablation[:, rows].reshape(1, -1), by_retraining[:, rows].reshape(1, -1))[0])
+
+    rank = metrics.bootstrap(rank_correlation, B)
     rows = {
         "ablated, from the sample": over_samples(by_ablation),
         "retrained without the unit, from the sample": over_samples(by_retraining),

@@ -4,11 +4,11 @@ import math
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 import ensdiff
 from ensdiff import metrics
 from ensdiff.attribution import quadratic_influence
+from ensdiff.attribution.compare import agreement, named_first
 from ensdiff.baselines import baseline_scores
 from ensdiff.report import radius_figure
 from experiments.studies.figures import svg
@@ -126,9 +126,9 @@ def _at(shop: Workshop, N: int, params: ensdiff.Ensemble) -> dict[str, Any]:
         f"{NAME}/gram N{N}", lambda: ensdiff.gram(params, samples, progress=shop.progress), params, samples
     )
     linear_BN = quadratic_influence(gram_BKK, params.code.ablate(np.arange(N)), np.asarray(samples.weights_K))
-    rho_B = np.array([stats.spearmanr(a, b).statistic for a, b in zip(linear_BN, influence_BN, strict=True)])
+    rho_B = agreement(influence_BN, linear_BN)
     error_B = np.abs(linear_BN - influence_BN).mean(1) / influence_BN.mean(1)
-    top_B = linear_BN.argmax(1) == influence_BN.argmax(1)
+    top1 = named_first(influence_BN, linear_BN.argmax(1)[:, None]).top1
 
     def q_values() -> np.ndarray:
         att = ensdiff.attribute(params, samples, "differential", top=1, null="all", progress=shop.progress)
@@ -146,7 +146,7 @@ def _at(shop: Workshop, N: int, params: ensdiff.Ensemble) -> dict[str, Any]:
         "unattributable": metrics.unattributable(q_B1),
         "differential_spearman": metrics.bootstrap(lambda rows: rho_B[rows].mean(), len(images)),
         "differential_error": metrics.bootstrap(lambda rows: error_B[rows].mean(), len(images)),
-        "differential_top1": metrics.proportion(int(top_B.sum()), len(top_B)),
+        "differential_top1": metrics.proportion(round(top1 * len(images)), len(images)),
     }
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ensdiff.images import to_png, to_uint8
+from ensdiff.metrics.arrays import at_most
 from ensdiff.report.explorer.drawings import distribution, training
 from ensdiff.report.explorer.layer import Layer
 from ensdiff.report.figures import data_uri
@@ -183,7 +184,7 @@ def _verdict(layer: Layer, b: int) -> list[int]:
     """The units that a sample is attributed to."""
     att = layer.att
     assert att.q_value is not None
-    return [int(unit) for unit in att.units[b, att.q_value[b] <= att.level]]
+    return [int(unit) for unit in att.units[b, at_most(att.q_value[b], att.level)]]
 
 
 def _rows(layer: Layer, b: int, part: slice) -> list[list[Any]]:
