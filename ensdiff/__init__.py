@@ -22,6 +22,7 @@ from ensdiff.certificate import Certificate, Verification, certify, forget
 from ensdiff.checkpoint import check_run, load, read_metrics, save
 from ensdiff.codes import Code, CodeWarning, NoSurvivorError
 from ensdiff.ensemble import Ensemble, make_mesh, predict
+from ensdiff.identity import DataWarning, check_data, training_data
 from ensdiff.integrity import DamagedError, DamageWarning
 from ensdiff.preempt import Preempted
 from ensdiff.sample import Samples, counterfactuals, sample
@@ -37,6 +38,7 @@ __all__ = [
     "CodeWarning",
     "DamageWarning",
     "DamagedError",
+    "DataWarning",
     "DivergedError",
     "Ensemble",
     "FolderInUseError",
@@ -54,6 +56,7 @@ __all__ = [
     "attribute",
     "baselines",
     "certify",
+    "check_data",
     "check_run",
     "contrast",
     "counterfactuals",
@@ -72,4 +75,5 @@ __all__ = [
     "sample",
     "save",
     "train",
+    "training_data",
 ]
