@@ -21,7 +21,9 @@ from ensdiff.attribution import (
 from ensdiff.certificate import Certificate, Verification, certify, forget
 from ensdiff.checkpoint import check_run, load, read_metrics, save
 from ensdiff.codes import Code, CodeWarning, NoSurvivorError
+from ensdiff.data import DataWarning
 from ensdiff.ensemble import Ensemble, make_mesh, predict
+from ensdiff.identity import check_data, training_data
 from ensdiff.integrity import DamagedError, DamageWarning
 from ensdiff.preempt import Preempted
 from ensdiff.sample import Samples, counterfactuals, sample
@@ -37,6 +39,7 @@ __all__ = [
     "CodeWarning",
     "DamageWarning",
     "DamagedError",
+    "DataWarning",
     "DivergedError",
     "Ensemble",
     "FolderInUseError",
@@ -54,6 +57,7 @@ __all__ = [
     "attribute",
     "baselines",
     "certify",
+    "check_data",
     "check_run",
     "contrast",
     "counterfactuals",
@@ -72,4 +76,5 @@ __all__ = [
     "sample",
     "save",
     "train",
+    "training_data",
 ]

@@ -33,7 +33,7 @@ from ensdiff.unet import UNet, UNetConfig
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["params"],
-    meta_fields=["code", "model", "schedule", "image_shape", "value_range"],
+    meta_fields=["code", "model", "schedule", "image_shape", "value_range", "data_digest"],
 )
 @dataclasses.dataclass(frozen=True)
 class Ensemble:
@@ -46,6 +46,8 @@ class Ensemble:
         schedule: the noise schedule (1) it was trained with.
         image_shape: (H, W, C).
         value_range: the model-space values of black and white; images in [0, 1] are scaled to it.
+        data_digest: `Dataset.digest` of the training data, in hexadecimal digits; None where it is not known, as of
+            members that were trained elsewhere.
 
     >>> params
     Ensemble(8 members, 40 units, 8x8x1 images, ... parameters a member)
@@ -59,6 +61,7 @@ class Ensemble:
     schedule: Schedule
     image_shape: tuple[int, int, int]
     value_range: tuple[float, float] = (-1.0, 1.0)
+    data_digest: str | None = None
 
     @property
     def members(self) -> int:

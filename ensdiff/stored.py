@@ -41,6 +41,7 @@ def describe(params: Ensemble) -> dict[str, Any]:
         "code": params.code.to_dict(),
         "image_shape": list(params.image_shape),
         "value_range": list(params.value_range),
+        **({} if params.data_digest is None else {"data": {"digest": params.data_digest}}),
     }
 
 
@@ -61,7 +62,14 @@ def from_description(text: Mapping[str, Any], params: Params) -> Ensemble:
         Schedule(**text["schedule"]),
         (H, W, C),
         (low, high),
+        _digest_of(text.get("data")),
     )
+
+
+def _digest_of(data: Any) -> str | None:
+    """The digest of the training data in a description's section of them; versions of before had no digest."""
+    digest = data.get("digest") if isinstance(data, Mapping) else None
+    return digest if isinstance(digest, str) else None
 
 
 def check_format(text: Mapping[str, Any]) -> None:

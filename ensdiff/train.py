@@ -115,7 +115,7 @@ def train(
 
     Args:
         data: the images and their units.
-        code: the code; ``code.units`` must equal ``data.units``.
+        code: the code; ``code.units`` must equal ``data.units``, and where both have names, they must agree in order.
         model: the U-Net; by default a small one for the data's channels.
         config: how to train; single fields can be given as keyword arguments instead (``steps=200``).
         schedule: the noise schedule.
@@ -166,11 +166,18 @@ def train(
     if config.batch_size % mesh.shape["data"]:
         raise ValueError(f"batch_size={config.batch_size} does not divide over {mesh.shape['data']} data shards")
 
+    if len(data.absent):
+        raise ValueError(
+            f"{len(data.absent)} items of the data are absent, and black images stand for them: train on data.subset "
+            "of the others, or on data that have them"
+        )
     splits = Splits.build(data, code, hosts.local_members(mesh, code.members))
     state = init_state(model, data.shape, code.members, config, mesh)
+    digest = hosts.decide(data.digest)  # only process 0 reads all the data
 
     def ensemble(state: TrainState) -> Ensemble:
-        return Ensemble(state.params if state.ema is None else state.ema, code, model, schedule, data.shape)
+        params = state.params if state.ema is None else state.ema
+        return Ensemble(params, code, model, schedule, data.shape, data_digest=digest)
 
     with RunDirectory.open(run_dir, keep=config.keep, keep_every=config.keep_every, resume=resume) as run:
         run.begin(ensemble(state), train=config, data=data)

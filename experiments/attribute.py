@@ -69,7 +69,7 @@ def main() -> None:
     if COMPARE.value:
         compare(params)
         return
-    data = runs.training_data(params)
+    data = runs.training_data()
     if CONTRAST.value:
         contrast(params, data)
         return

@@ -51,7 +51,8 @@ def load_data(values: dict[str, Any]) -> Any:
     """The data set of a config's ``data`` section: ``name``, the reader's options, and ``held_out``.
 
     ``name`` is the reader; of the reader `ensdiff.data.tfds`, which has an option of that name too, ``dataset`` is the
-    data set. ``held_out`` items, chosen at random, are left out of training; `held_out_data` gives them.
+    data set. ``held_out`` items, chosen at random, are left out of training; `held_out_data` gives them. The choice
+    depends on the number and order of the items: the items that a run left out are found by `runs.training_data`.
     """
     everything, held_out = _read_all(values)
     return everything.subset(_split(everything.items, held_out)[0]) if held_out else everything
@@ -72,6 +73,31 @@ def _read_all(values: dict[str, Any]) -> tuple[Any, int]:
     if "dataset" in options:
         options["name"] = options.pop("dataset")
     return data.load(reader, **options), held_out
+
+
+def data_sections(run: str | os.PathLike, values: dict[str, Any]) -> list[dict[str, Any]]:
+    """The ``data`` section of a run's config, with its paths in each place where they may be found.
+
+    First as seen from the working directory, then from that of the training, and then from the run directory, which
+    may have been moved together with the data.
+    """
+    from ensdiff.data.readers import path_options
+
+    section, run = values["data"], pathlib.Path(run).resolve()
+    names = [name for name in path_options(section["name"]) if section.get(name) is not None]
+    then, run_dir = values.get("working_directory"), values.get("run_dir")
+
+    def places(path: str) -> list[str]:
+        found = [path] if then is None else [path, os.path.join(then, path)]
+        if isinstance(run_dir, str) and (then is not None or os.path.isabs(path) == os.path.isabs(run_dir)):
+            root = then or os.path.abspath(os.sep)
+            found.append(os.path.normpath(run / os.path.relpath(os.path.join(root, path), os.path.join(root, run_dir))))
+        return found
+
+    out: dict[tuple[str, ...], dict[str, Any]] = {}
+    for paths in zip(*(places(str(section[name])) for name in names), strict=True):
+        out.setdefault(tuple(map(os.path.abspath, paths)), {**section, **dict(zip(names, paths, strict=True))})
+    return list(out.values()) or [section]
 
 
 def _split(items: int, held_out: int) -> tuple[Any, Any]:
@@ -156,7 +182,8 @@ def train_from_config(config: ConfigDict) -> Any:
 
     def keep_config() -> None:
         if hosts.is_writer():
-            write_sealed(run_dir / "config.json", json.loads(config.to_json()))
+            # relative paths in the config start there
+            write_sealed(run_dir / "config.json", {**json.loads(config.to_json()), "working_directory": os.getcwd()})
 
     with on_signals() as stop:
         return ensdiff.train(

@@ -50,7 +50,9 @@ def create(path: pathlib.Path) -> None:
 
     if not UNITS.value:
         raise ValueError("say which units by --units=..., ids joined by commas")
-    certificate = ensdiff.certify(runs.run_folder(), runs.unit_ids(UNITS.value))
+    units = runs.unit_ids(UNITS.value)
+    runs.announce_units(units)
+    certificate = ensdiff.certify(runs.run_folder(), units)
     certificate.save(path)
     runs.describe_certificate(certificate)
     others = sorted(set(certificate.values["members"]["held"]) - set(certificate.survivors))

@@ -106,7 +106,7 @@ def _write_universe(target: pathlib.Path) -> None:
     from ensdiff.interop import ctf
 
     params = runs.load_run()
-    data = runs.training_data(params)
+    data = runs.training_data()
     if data is None:
         raise ValueError(
             f"{flags.FLAGS.run} does not say what it was trained on: give --data=..., as in --data=npz,path=train.npz"

@@ -12,6 +12,7 @@ from absl import flags
 
 from experiments import common, runs
 
+runs.define_data_flag()
 flags.adopt_module_key_flags(common)
 flags.adopt_module_key_flags(runs)
 UNITS = flags.DEFINE_string("units", None, "The units, ids joined by commas; they are forgotten together.")
@@ -25,7 +26,9 @@ def main() -> None:
     run = runs.run_folder()
     if not UNITS.value or not OUT.value:
         raise ValueError("say what to forget by --units=..., ids joined by commas, and where to write by --out=...")
-    certificate = ensdiff.forget(run, runs.unit_ids(UNITS.value), OUT.value)
+    units = runs.unit_ids(UNITS.value)
+    runs.announce_units(units)
+    certificate = ensdiff.forget(run, units, OUT.value)
     runs.describe_certificate(certificate)
     left = certificate.values["capacity"]
     print(

@@ -46,7 +46,7 @@ def main(run: str | None = None) -> None:
     if run is not None:
         runs.set_run(run)
     params = runs.load_run()
-    data = runs.training_data(params)
+    data = runs.training_data()
     if data is None:
         raise ValueError("the explorer shows training images, which the run does not name: give --data=...")
     samples = runs.draw_samples(params)

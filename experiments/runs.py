@@ -2,6 +2,7 @@
 
 import pathlib
 import shlex
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import flags
@@ -92,49 +93,77 @@ def define_data_flag() -> None:
     )
 
 
-def training_data(params: Any) -> Any:
-    """The training data of --run: --data, or what its config says; None where neither says.
+def training_data() -> Any:
+    """The training data of --run, found by their content among --data or what its config says; None where neither says.
 
-    Of a run that has forgotten units, whose pictures may have been deleted, the items are found by their content.
+    Raises:
+        ValueError: these are not the data of the run; says which items differ.
+        FileNotFoundError: the data are not where the config says; says where they were looked for.
     """
-    from ensdiff.certificate.run import Run
+    import ensdiff
 
-    if _forgetful():
-        run, found = Run.open(run_folder()), all_data()
-        return None if found is None else found.align(run.manifest, absent=run.forgotten)
-    found = _data_flag() if flags.FLAGS.data else None
-    if found is None and (run_folder() / "config.json").exists():
-        found = building.load_data(building.read_run_config(run_folder())["data"])
-    if found is not None and found.units != params.code.units:
-        raise ValueError(f"the data have {found.units} units, the code of {run_folder()} has {params.code.units}")
-    return found
+    return _accepted(lambda found, held_out: ensdiff.training_data(run_folder(), found, held_out=held_out))
 
 
 def all_data() -> Any:
     """The data of --data, or of the config of --run with all that it holds out; None where neither says."""
+    return _accepted(lambda found, _: found)
+
+
+def _accepted(accept: Callable[[Any, int], Any]) -> Any:
+    """What ``accept`` makes of --data, or of the first place of the config's data where it raises no ValueError.
+
+    It is called with all items, and how many of them the config holds out.
+    """
+    from ensdiff.data.manifest import NAME
+
+    run = run_folder()
+    config = building.read_run_config(run) if (run / "config.json").exists() else None
+    held_out = config["data"].get("held_out", 0) if config is not None else 0
     if flags.FLAGS.data:
-        return _data_flag()
-    if not (run_folder() / "config.json").exists():
+        return accept(_data_flag(), held_out)
+    if config is None:
         return None
-    return building.load_data({**building.read_run_config(run_folder())["data"], "held_out": 0})
+    whole = {"held_out": 0} if (run / NAME).exists() else {}  # without hashes of the items, by number and order
+    missing, wrong = [], []
+    for section in building.data_sections(run, config):
+        try:
+            return accept(building.load_data({**section, **whole}), held_out)
+        except FileNotFoundError as error:
+            missing.append(error)
+        except ValueError as error:
+            wrong.append(error)
+    if wrong:
+        raise wrong[0]
+    raise FileNotFoundError(
+        f"the training data of {run} are not found: {'; '.join(map(str, missing))}. Call the program where training "
+        "was started, or give --data=..."
+    ) from missing[0]
+
+
+def announce_units(units: Sequence[int]) -> None:
+    """Say which pictures are about to be forgotten, where the training data are known."""
+    try:
+        data = training_data()
+    except (ValueError, OSError) as error:
+        print(f"warning: which pictures units {', '.join(map(str, units))} are cannot be said: {error}")
+        return
+    if data is None:
+        print(f"{run_folder()} does not name its training data: --data=... would say which pictures the units are")
+        return
+    for unit in units:
+        count = len(data.items_of(unit))
+        print(f"unit {unit} is {data.unit_names[unit]}, {count} picture{'' if count == 1 else 's'}", flush=True)
 
 
 def _data_flag() -> Any:
-    from ensdiff import data
+    from ensdiff.data.readers import load, parse_options
 
     name, *options = flags.FLAGS.data.split(",")
     pairs = [option.partition("=") for option in options]
     if any(not equals for _, equals, _ in pairs):
         raise ValueError(f"--data={flags.FLAGS.data}: expected a reader and options, as in folder,path=images")
-    return data.load(name, **{key: int(value) if value.isdigit() else value for key, _, value in pairs})
-
-
-def _forgetful() -> bool:
-    """Whether --run was made by forgetting units."""
-    file = run_folder() / "run.json"
-    from ensdiff.files import read_json
-
-    return file.is_file() and "origin" in read_json(file)
+    return load(name, **parse_options(name, {key: value for key, _, value in pairs}))
 
 
 def output_folder(name: str) -> pathlib.Path:

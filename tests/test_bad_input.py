@@ -361,7 +361,7 @@ PROGRAMS = [
     ("attribute", ["--run={root}/run", "--images={root}/bombs"], 1, ["9000x9000 pixels"]),
     ("attribute", ["--run={root}/run", "--data=npz"], 1, ["npz needs path="]),
     ("attribute", ["--run={root}/run", "--data=npz,good.npz"], 1, ["expected a reader and options"]),
-    ("attribute", ["--run={root}/run", "--data=digits"], 1, ["1797 units", "has 6"]),
+    ("attribute", ["--run={root}/run", "--data=digits"], 1, ["1797 units", "the ensemble 6"]),
     ("attribute", ["--run={root}/run", "--contrast"], 1, ["needs the training data", "--data="]),
     ("score", ["--units=100", "--members=4"], 1, ["smallest number of members"]),
     ("score", ["--units=0"], 1, ["units=0"]),
@@ -389,7 +389,7 @@ PROGRAMS = [
     ("report", ["{root}/run", "--run={root}/trained"], 1, ["two runs given"]),
     ("report", ["{root}/run", "again"], 2, ["unexpected argument 'again'"]),
     ("report", ["{root}/run", "--combined=9"], 2, ["combined", "[0, 8]"]),
-    ("report", ["{root}/run", "--data=digits"], 1, ["1797 units", "has 6"]),
+    ("report", ["{root}/run", "--data=digits"], 1, ["1797 units", "the ensemble 6"]),
     ("report", ["{root}/run"], 1, ["shows training images", "--data="]),
 ]  # fmt: skip
 AFTER_LOADING = [  # of a run, which takes seconds

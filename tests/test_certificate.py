@@ -171,8 +171,7 @@ def test_replay_when_the_picture_is_deleted(small):
     lost = ensdiff.data.arrays(rest[1:])
     result = certificate.verify(small, data=lost, replay=5)
     assert result.failures == (
-        "1 training items are not among the data, the first is item 5 of unit 5: give the data that the run was "
-        "trained on",
+        "1 of 6 training items are not among the data: item 5 of unit 5: give the data that the run was trained on",
     )
     assert certificate.verify(small, data=lost).failures == result.failures
     assert certificate.verify(small, data=data).ok
@@ -524,6 +523,7 @@ def test_digits_from_the_command_line(run, tmp_path):
     small = tmp_path / "small"
     done = run("forget", f"--run={tmp_path / 'digits'}", "--units=3", f"--out={small}")
     assert done.returncode == 0, done.stderr
+    assert "unit 3 is item 3, 1 picture" in done.stdout
     assert "8 members are left" in done.stdout
     done = run("certify", "verify", f"--run={small}", "--replay=2")
     assert done.returncode == 0, done.stderr

@@ -1,5 +1,6 @@
 """Codes: distinct words of one weight on demand, checked matrices, ablation rows."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ensdiff.codes import Code, CodeWarning, NoSurvivorError, deletion_capacity
+from ensdiff.codes import Code, CodeWarning, NoSurvivorError, check_names, deletion_capacity
 from ensdiff.combinations import unrank
 from ensdiff.permute import permute
 
@@ -253,6 +254,52 @@ def test_names_appear_in_messages():
     code = Code.from_matrix([[1, 0], [0, 1]], names=["ada", "bob"])
     with pytest.raises(NoSurvivorError, match="ada, bob"):
         code.ablate([[0, 1]])
+
+
+def test_names_are_those_of_the_data_in_order():
+    check_names(["ada", "bob"], ["ada", "bob"])
+    check_names(None, ["ada", "bob"])
+    for numbers in (["item 0", "item 1"], ["0", "1"], ["unit 0", "unit 1"], ["group 0", "group 1"], range(2)):
+        check_names(["ada", "bob"], numbers)  # no more than a place
+        check_names(list(map(str, numbers)), ["ada", "bob"])
+    with pytest.raises(ValueError, match=r"unit 0 is 'zed' .* and 'ada' .*; unit 2 .*code\.reordered\("):
+        check_names(["zed", "bob", "ada"], ["ada", "bob", "zed"])
+    with pytest.raises(ValueError, match="unit 1 is 'bob' in the code and 'item 0' .* give the code the names"):
+        check_names(["ada", "bob"], ["ada", "item 0"])
+    for of_data in (["item 1", "item 0"], ["1", "0"]):  # numbers of other units
+        with pytest.raises(ValueError, match="name other units"):
+            check_names(["ada", "bob"], of_data)
+
+
+@pytest.mark.parametrize(("names", "message"), [
+    (["ada", "bob", "ada"], "names of several units: 'ada'"),
+    (["1", "2", 1], "names of several units: '1'"),
+    (["ada", "bob"], "2 names for 3 units"),
+    ("abc", "expected one name a unit, in a list"),
+])  # fmt: skip
+def test_bad_names(names, message):
+    with pytest.raises(ValueError, match=message):
+        Code.from_matrix([[1, 0, 0], [0, 1, 0], [0, 0, 1]], names=names)
+
+
+def test_a_code_in_the_order_of_names():
+    """Each unit keeps its word and its group."""
+    names = ["zed", "ada", "bob", "eve"]
+    stored = Code.from_matrix([[1, 0, 0, 1], [0, 1, 1, 0], [1, 0, 1, 0], [0, 1, 0, 1]], names=names)
+    nested = dataclasses.replace(Code.hierarchical(8, [0, 1, 0, 1]), names=tuple(names))
+    balanced = dataclasses.replace(Code.balanced(4, 4), names=tuple(names))
+    for code in (stored, nested, balanced):
+        turned = code.reordered(sorted(names))
+        assert turned.names == ("ada", "bob", "eve", "zed")
+        np.testing.assert_array_equal(turned.matrix(), code.matrix()[[1, 2, 3, 0]])
+        assert turned.reordered(names).matrix().tolist() == code.matrix().tolist()
+        assert Code.from_dict(json.loads(json.dumps(turned.to_dict()))) == turned
+        assert Code.from_dict(json.loads(json.dumps(code.to_dict()))) == code
+    assert nested.reordered(sorted(names)).group_of_unit().tolist() == [1, 0, 1, 0]
+    with pytest.raises(ValueError, match="'kim' are not the code's; 'zed' of the code are missing"):
+        stored.reordered(["ada", "bob", "eve", "kim"])
+    with pytest.raises(ValueError, match="no names"):
+        Code.balanced(4, 4).reordered(names)
 
 
 @pytest.mark.parametrize(("matrix", "message"), [

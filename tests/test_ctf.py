@@ -104,7 +104,7 @@ def test_an_interrupted_write_goes_on(landscape, whole, tmp_path, monkeypatch):
 
 def test_other_data_are_refused(landscape, tmp_path):
     params, samples, _ = landscape
-    with pytest.raises(ValueError, match="the data have 5 units, the code 6"):
+    with pytest.raises(ValueError, match="the data have 5 units of .*, the ensemble 6"):
         ctf.write(tmp_path / "x.ctf", params, samples, ensdiff.data.arrays(blobs(5)))
     with pytest.raises(ValueError, match="needs the noise of the samples"):
         ctf.write(tmp_path / "x.ctf", params, samples.images, ensdiff.data.arrays(blobs()))

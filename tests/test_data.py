@@ -1,5 +1,6 @@
 """Readers: what they give, and what they say about data that they cannot take."""
 
+import dataclasses
 import gzip
 import importlib.util
 import os
@@ -12,6 +13,8 @@ import zlib
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from ensdiff import data
@@ -622,3 +625,110 @@ def test_grey_of_a_pgm_is_that_of_its_samples(tmp_path, top, rng):
     for name in "ab":
         (tmp_path / f"{name}.pgm").write_bytes(content)
     np.testing.assert_array_equal(data.folder(tmp_path, mode="L").images[0, ..., 0], np.round(values / top * 255))
+
+
+def painted(shades, units, labels=None):
+    """A data set of 1x1 images of these shades of grey; equal ones are copies."""
+    images, units = np.asarray(shades, np.uint8).reshape(-1, 1, 1, 1), np.asarray(units)
+    names = [f"name {unit}" for unit in range(units.max() + 1)]
+    return data.Dataset(images, units, names, labels=np.arange(len(images)) if labels is None else labels)
+
+
+def test_copies_are_their_own_units():
+    """The k-th copy is the k-th copy: of images 1 and 3, which are equal."""
+    four = data.from_images(np.array([0, 7, 2, 7], np.uint8).reshape(4, 1, 1), names=["ada", "bob", "cyd", "dan"])
+    same = four.align(four.manifest())
+    assert list(same.unit_names) == ["ada", "bob", "cyd", "dan"]
+    named = painted([0, 7, 2, 7], [0, 1, 2, 3])
+    assert named.align(named.manifest()).labels.tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("lost", [1, 3])
+def test_a_missing_copy_is_that_of_the_unit_that_may_be_missing(lost):
+    whole = painted([0, 7, 2, 7], [0, 1, 2, 3])
+    rest = whole.subset([0, 2, 4 - lost])
+    found = rest.align(whole.manifest(), absent=[lost])
+    assert found.absent.tolist() == [lost]
+    assert found.images[:, 0, 0, 0].tolist() == [0 if i == lost else shade for i, shade in enumerate([0, 7, 2, 7])]
+    assert found.labels.tolist() == [-1 if i == lost else i for i in range(4)]
+    with pytest.raises(ValueError, match="1 of 4 training items are not among the data"):
+        rest.align(whole.manifest())
+
+
+def test_copies_of_groups_go_with_their_group():
+    """Ada's and Bob's copies of one picture, in whatever order they come; twins without a picture of their own too."""
+    whole = painted([7, 1, 2, 7], [0, 0, 1, 1])
+    for order in ([3, 2, 1, 0], [3, 1, 0, 2]):
+        found = whole.subset(order)
+        assert found.align(whole.manifest()).labels.tolist() == [0, 1, 2, 3]
+    twins = painted([5, 6, 5, 6], [0, 0, 1, 1])
+    labels = twins.subset([2, 1, 0, 3]).align(twins.manifest()).labels
+    assert sorted(labels.tolist()) == [0, 1, 2, 3]
+    assert {tuple(labels[:2]), tuple(labels[2:])} == {(0, 1), (2, 3)}
+
+
+@st.composite
+def sets_of_copies(draw):
+    count = draw(st.integers(2, 12))
+    shades = draw(st.lists(st.integers(0, 4), min_size=count, max_size=count))
+    units = np.unique(draw(st.lists(st.integers(0, 4), min_size=count, max_size=count)), return_inverse=True)[1]
+    return painted(shades, units), draw(st.permutations(range(count)))
+
+
+@given(sets_of_copies())
+def test_alignment_does_not_depend_on_the_order(case):
+    """To its own manifest a set is aligned as it is; in any other order every place gets the same picture."""
+    whole, order = case
+    manifest = whole.manifest()
+    same = whole.align(manifest)
+    np.testing.assert_array_equal(same.images, whole.images)
+    np.testing.assert_array_equal(same.unit_of_item, whole.unit_of_item)
+    np.testing.assert_array_equal(same.labels, whole.labels)
+    assert list(same.unit_names) == list(whole.unit_names)
+    mixed = painted(whole.images[order].ravel(), whole.unit_of_item[order], np.asarray(order))
+    found = mixed.align(manifest)
+    np.testing.assert_array_equal(found.images, whole.images)
+    np.testing.assert_array_equal(found.unit_of_item, whole.unit_of_item)
+    assert sorted(found.labels.tolist()) == list(range(whole.items))  # no item twice
+    assert found.digest() == whole.digest()
+    assert not len(found.absent)
+
+
+@given(sets_of_copies(), st.data())
+def test_what_may_be_missing_is_all_that_is(case, choose):
+    """Items of some units are deleted: every other place has its picture, and as few as possible have none."""
+    whole, order = case
+    absent = choose.draw(st.sets(st.integers(0, whole.units - 1)))
+    of_absent = np.flatnonzero(np.isin(whole.unit_of_item, list(absent)))
+    gone = choose.draw(st.sets(st.sampled_from(of_absent.tolist()))) if len(of_absent) else set()
+    kept = np.array([i for i in order if i not in gone], np.int64)
+    if not len(kept):
+        return
+    rest = painted(whole.images[kept].ravel(), whole.unit_of_item[kept], kept)
+    found = rest.align(whole.manifest(), absent=absent)
+    assert len(found.absent) == len(gone)
+    assert np.isin(whole.unit_of_item[found.absent], list(absent)).all()
+    there = np.setdiff1d(np.arange(whole.items), found.absent)
+    np.testing.assert_array_equal(found.images[there], whole.images[there])
+    assert found.digest() == whole.digest()
+
+
+def test_default_names_are_those_of_the_new_places():
+    items = data.arrays(np.arange(4, dtype=np.uint8).reshape(4, 1, 1))
+    turned = items.subset([3, 2, 1, 0]).align(items.manifest())
+    assert list(turned.unit_names) == ["item 0", "item 1", "item 2", "item 3"]
+    grouped = items.align(items.regroup([0, 0, 1, 1]).manifest())
+    assert list(grouped.unit_names) == ["unit 0", "unit 1"]
+    pairs = painted([0, 1, 2, 3], [0, 1, 2, 3]).align(items.regroup([0, 0, 1, 1]).manifest())
+    assert list(pairs.unit_names) == ["name 0 and 1 more", "name 2 and 1 more"]
+
+
+def test_a_changed_copy_has_a_digest_of_its_own():
+    """What is known of the contents is handed on where they are the same, and nowhere else."""
+    base = painted([0, 1, 2], [0, 1, 2])
+    digest = base.digest()
+    assert base.subset([0, 1]).digest() == painted([0, 1], [0, 1]).digest()
+    assert base.regroup([0, 0, 1]).digest() == painted([0, 1, 2], [0, 0, 1]).digest()
+    assert (
+        dataclasses.replace(base, images=base.images + 1).digest() == painted([1, 2, 3], [0, 1, 2]).digest() != digest
+    )

@@ -203,7 +203,7 @@ def test_bad_numbers_and_other_data_are_refused(flat, tmp_path):
         explore(params, data, samples, combined=9)
     with pytest.raises(ValueError, match="top=0"):
         explore(params, data, samples, top=0)
-    with pytest.raises(ValueError, match="the data have 7 units, the ensemble's code has 20"):
+    with pytest.raises(ValueError, match="the data have 7 units of .*, the ensemble 20"):
         explore(params, data.subset(range(7)), samples)
     with pytest.raises(ValueError, match="the layer of items is of 3 samples, the exploration of 2"):
         write_explorer(tmp_path / "x.html", exploration(samples[:2], [layer]))

@@ -430,6 +430,7 @@ def test_saved_ensembles_predict_the_same_in_torch_and_come_back(tiny, tmp_path,
     package = pytest.importorskip("diffusers", reason="diffusers is not installed")
     pytest.importorskip("safetensors")
     params = random_ensemble(model=dataclasses.replace(tiny.model, **change))
+    params = dataclasses.replace(params, data_digest=64 * "a")
     diffusers.save(params, tmp_path / "out", format=format)
     rng = np.random.default_rng(0)
     x, t = rng.normal(size=(2, 8, 8, 1)).astype(np.float32), np.array([3, 17])
@@ -447,6 +448,8 @@ def test_saved_ensembles_predict_the_same_in_torch_and_come_back(tiny, tmp_path,
     np.testing.assert_allclose(schedule.alphas_cumprod.numpy(), params.schedule.abar_T, rtol=1e-5)
     back = diffusers.load(tmp_path / "out")
     assert (back.code, back.schedule, back.image_shape) == (params.code, params.schedule, params.image_shape)
+    assert back.data_digest == params.data_digest
+    assert diffusers.load(tmp_path / "out", params.code).data_digest is None
     jax.tree.map(np.testing.assert_array_equal, back.params, params.params)
     np.testing.assert_array_equal(np.load(tmp_path / "out" / "code.npy"), params.code.matrix())
 

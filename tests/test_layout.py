@@ -13,8 +13,8 @@ LEVELS = {
     "settings": 0, "npyfiles": 0, "environment": 1, "digest": 1, "integrity": 1, "preempt": 1, "pieces": 2, "codes": 1,
     "winograd": 0, "lowering": 1, "schedule": 1, "conv": 1, "packing": 1, "metrics": 1, "unet": 2, "data": 2,
     "flops": 3, "ensemble": 3, "denoise": 4, "train_step": 4, "estimates": 5, "sample": 5, "logs": 2, "stored": 4,
-    "rundir": 5, "checkpoint": 6, "attribution": 6, "baselines": 7, "interop": 6, "report": 7, "train": 8,
-    "certificate": 9, "__init__": 10,
+    "rundir": 5, "identity": 5, "checkpoint": 6, "attribution": 6, "baselines": 7, "interop": 6, "report": 7,
+    "train": 8, "certificate": 9, "__init__": 10,
 }  # fmt: skip
 FILES = sorted(ROOT.rglob("*.py"))
 

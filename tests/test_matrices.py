@@ -30,7 +30,9 @@ def test_any_pickled_array_is_read_as_numpy_would(array, protocol, transposed):
     np.testing.assert_array_equal(got, array)
 
 
-@pytest.mark.parametrize("name", ["code.npy", "code.npz", "several.npz", "code.pkl", "list.pkl", "code.json"])
+@pytest.mark.parametrize(
+    "name", ["code.npy", "code.npz", "several.npz", "names.npz", "code.pkl", "list.pkl", "code.json"]
+)
 def test_every_kind_of_file(tmp_path, name):
     path = tmp_path / name
     if name == "code.npy":
@@ -39,11 +41,15 @@ def test_every_kind_of_file(tmp_path, name):
         np.savez(path, anything=MATRIX)
     elif name == "several.npz":
         np.savez(path, code=MATRIX, other=np.zeros(3))
+    elif name == "names.npz":
+        np.savez(path, code=MATRIX, names=["zed", "ada", "bob"])
     elif name == "code.json":
         path.write_text(json.dumps(ensdiff.Code.from_matrix(MATRIX).to_dict()))
     else:
         path.write_bytes(pickle.dumps(MATRIX.tolist() if name == "list.pkl" else MATRIX.astype(bool)))
-    np.testing.assert_array_equal(read_code(path).matrix(), MATRIX)
+    code = read_code(path)
+    np.testing.assert_array_equal(code.matrix(), MATRIX)
+    assert code.names == (("zed", "ada", "bob") if name == "names.npz" else None)
 
 
 class Call:

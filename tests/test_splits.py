@@ -76,3 +76,8 @@ def test_mask_of_a_code_too_large_to_keep(monkeypatch):
 def test_code_and_data_must_fit():
     with pytest.raises(ValueError, match="for 7 units, the data set has 5"):
         Splits.build(arrays(np.zeros((5, 2, 2))), Code.balanced(6, 7, 3))
+    code = Code.from_matrix([[1, 0], [0, 1]], names=["zed", "ada"])
+    people = arrays(np.zeros((3, 2, 2)), groups=["zed", "ada", "ada"])
+    with pytest.raises(ValueError, match="unit 0 is 'zed' in the code and 'ada' in the data"):
+        Splits.build(people, code)
+    assert Splits.build(people, code.reordered(people.unit_names)).items_of_member[0].tolist() == [0]

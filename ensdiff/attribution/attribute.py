@@ -154,7 +154,9 @@ def attribute(
     algorithm = resolve(params.model.conv, predicting=True)  # another one rounds otherwise
     with pieces(partial, __version__, params, _named(samples), measured, algorithm) as kept:
         run = Ranking(params, samples, candidates, features, words, resources, kept, distance)
-        settings = dict(top=top, candidates=N, null=null, seed=seed)
+        settings: dict[str, Any] = dict(top=top, candidates=N, units=candidates.code.units, null=null, seed=seed)
+        if params.data_digest is not None and candidates.code == params.code:
+            settings["data"] = params.data_digest
         return _attribute(run, method, settings, verify, audit, level, config, measured)
 
 

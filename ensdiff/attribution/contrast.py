@@ -35,6 +35,7 @@ from ensdiff.codes import Code
 from ensdiff.data import Dataset
 from ensdiff.denoise import memory_budget_default
 from ensdiff.ensemble import Ensemble, images_at_once, least_bytes, make_mesh, on_mesh, to_model
+from ensdiff.identity import check_data
 from ensdiff.metrics.arrays import precision, tied
 from ensdiff.schedule import Schedule
 from ensdiff.typing import Key, as_key
@@ -88,7 +89,7 @@ def contrast(
         progress: show a progress bar.
 
     Raises:
-        ValueError: data of another number of units, or of other images.
+        ValueError: the data are not what the ensemble was trained on (`ensdiff.check_data`).
 
     >>> found = ensdiff.contrast(params, data, config=ensdiff.LossConfig(draws=4, block=2))
     >>> found.memorization_N.shape, found.membership_NK.shape
@@ -108,11 +109,7 @@ def unit_losses(
     progress: bool = False,
 ) -> Float[np.ndarray, "N K"]:
     """Mean loss of every unit under every member; arguments are those of `contrast`."""
-    if data.units != params.code.units or data.shape != tuple(params.image_shape):
-        raise ValueError(
-            f"the data have {data.units} units of {data.shape}, the ensemble {params.code.units} of "
-            f"{params.image_shape}"
-        )
+    check_data(params, data)
     config = LossConfig(draws=32, block=16) if config is None else config
     key, K = as_key(key), params.members
     mesh = make_mesh(K)

@@ -10,6 +10,8 @@ def plot_attribution(att: Any, images_BHWC: np.ndarray, data: Any, top: int) -> 
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    if data is not None:
+        check_attributed(att, data)
     B, T = len(att.units), min(top, att.units.shape[1])
     if len(images_BHWC) != B:
         raise ValueError(f"{len(images_BHWC)} images for an attribution of {B} samples: give the same samples")
@@ -28,6 +30,25 @@ def plot_attribution(att: Any, images_BHWC: np.ndarray, data: Any, top: int) -> 
                 picture = data.images[data.items_of(unit)[0]]
             _show(axes[b, t + 1], picture, label)
     return figure
+
+
+def check_attributed(att: Any, data: Any) -> None:
+    """Check that an attribution's units are those of data, as far as it says which they are.
+
+    Raises:
+        ValueError: another number of units, or the data are not those that the ensemble was trained on.
+    """
+    units, digest = att.settings.get("units", data.units), att.settings.get("data")
+    if data.units != units:
+        raise ValueError(
+            f"the data have {data.units} units, the attribution is to {units}: give the training data; for groups of a "
+            "hierarchical code, data.regroup(code.group_of_unit())"
+        )
+    if digest is not None and data.digest() != digest:
+        raise ValueError(
+            f"the data have the digest {data.digest()[:12]}..., the attribution is to units of {digest[:12]}...: "
+            "ensdiff.training_data(run, data) finds the training data of a run, by content"
+        )
 
 
 def _show(axes: Any, picture: np.ndarray | None, label: str) -> None:

@@ -209,6 +209,9 @@ class Attribution:
             images: (B, H, W, C) the samples, in [0, 1] (``samples.images``).
             data: the training data, for the units' pictures (their first item); without it their numbers are shown.
             top: units shown a sample.
+
+        Raises:
+            ValueError: images of another number of samples, or data that are not the units of this attribution.
         """
         from ensdiff.attribution.plot import plot_attribution
 

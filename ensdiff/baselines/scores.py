@@ -14,6 +14,7 @@ from ensdiff.baselines.gradients import projected_gradients
 from ensdiff.baselines.trak import cosine_scores, trak_scores
 from ensdiff.data import Dataset
 from ensdiff.ensemble import Ensemble
+from ensdiff.identity import check_data
 from ensdiff.settings import check_fields
 from ensdiff.typing import ArrayLike
 
@@ -75,7 +76,8 @@ def baseline_scores(
     Args:
         images: (B, H, W, C) in [0, 1], or uint8; generated or not.
         data: the training data, whose units are scored.
-        params: the ensemble, for the baselines that use gradients.
+        params: the ensemble, for the baselines that use gradients. Data with as many units must be its training data
+            (`ensdiff.check_data`); they may also be grouped otherwise.
         methods: names of `BASELINES`; by default all that the arguments allow: those of gradients need ``params``,
             ``"feature"`` needs ``features``.
         config: settings of those that use gradients.
@@ -88,7 +90,8 @@ def baseline_scores(
         Scores (B, N) by name; larger means that the unit matters more.
 
     Raises:
-        ValueError: an unknown baseline, one without what it needs, or images of another shape or range.
+        ValueError: an unknown baseline, one without what it needs, images of another shape or range, or data that are
+            not what the ensemble was trained on.
 
     >>> import ensdiff
     >>> digits = ensdiff.data.digits().subset(range(40))
@@ -105,6 +108,8 @@ def baseline_scores(
         missing = _missing(name, params, features)
         if missing is not None:
             raise ValueError(f"the baseline {name!r} needs {missing}: give it, or leave the baseline out")
+    if params is not None and data.units == params.code.units:
+        check_data(params, data)
     query, train = _pixels(images), _pixels(data.images)
     if query.shape[1:] != train.shape[1:]:
         raise ValueError(f"the images are {query.shape[1:]}, the training data {train.shape[1:]}")

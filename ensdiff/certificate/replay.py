@@ -54,7 +54,7 @@ def replay(run: Run, data: Dataset, members: list[int], steps: int) -> tuple[int
         ValueError: no checkpoint is near enough, the data are others, or there are too few devices.
     """
     start = start_of_replay(run, steps)
-    aligned = data.align(run.manifest, absent=_absent(run, members))
+    aligned = data.align(run.manifest, absent=_absent(run, members), names=run.code.names)
     splits = Splits.build(aligned, run.code)
     state, differences = None, []
     for first, last, place in _segments(run, start):

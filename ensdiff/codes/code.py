@@ -23,7 +23,8 @@ from ensdiff.codes.capacity import Capacity, deletion_capacity, shares_capacity
 from ensdiff.codes.errors import NoSurvivorError, fitting_weights, no_survivor, smallest_members, some
 from ensdiff.codes.hierarchy import Groups, check_groups, item_words
 from ensdiff.codes.matrix import check_matrix
-from ensdiff.codes.part import only
+from ensdiff.codes.names import as_names
+from ensdiff.codes.part import only, reordered
 from ensdiff.codes.serial import MAX_MEMBERS, from_dict, to_dict
 from ensdiff.codes.unowned import unowned_words
 from ensdiff.combinations import EXACT, unrank
@@ -40,7 +41,7 @@ class Code:
         weight: ones in each word; None for a matrix whose rows differ in weight.
         key: of the permutation of words, for a balanced code.
         packed: the matrix, eight entries a byte, for a stored one.
-        names: of the units, for messages.
+        names: of the units, compared with those of the data that a run is trained on.
         groups: of a hierarchical code.
 
     >>> code = Code.balanced(members=4, units=6, seed=0)
@@ -110,23 +111,22 @@ class Code:
 
         Args:
             code_NK: (N, K), bool, integer, or floats that are exactly 0 or 1.
-            names: of the N units, for messages.
+            names: of the N units, in the order of the rows. Training compares them with the names of the data's units.
 
         Raises:
             ValueError: not a 0/1 matrix; a member without units; a unit that every member saw (it could never be
-                removed).
+                removed); names that are not one for each unit, all distinct.
 
         Warns:
             CodeWarning: units with the same word (they cannot be told apart), units that no member saw, members that
                 saw every unit (they never survive).
         """
+        names = None if names is None else as_names(names)
         matrix = check_matrix(code_NK, names)
         N, K = matrix.shape
         weights = matrix.sum(1)
         weight = int(weights[0]) if (weights == weights[0]).all() else None
-        return cls(
-            K, N, weight, 0, np.packbits(matrix, axis=1).tobytes(), None if names is None else tuple(map(str, names))
-        )
+        return cls(K, N, weight, 0, np.packbits(matrix, axis=1).tobytes(), names)
 
     @classmethod
     def hierarchical(
@@ -200,6 +200,21 @@ class Code:
         2
         """
         return only(self, members)
+
+    def reordered(self, names: Sequence[str]) -> "Code":
+        """The code with its units in the order of these names: each keeps its word (and its group).
+
+        Args:
+            names: those of the code, each once, in the wanted order; such as ``data.unit_names``.
+
+        Raises:
+            ValueError: the code has no names, or other ones.
+
+        >>> code = Code.from_matrix([[1, 0], [0, 1]], names=["zed", "ada"])
+        >>> code.reordered(["ada", "zed"]).matrix().tolist()
+        [[0, 1], [1, 0]]
+        """
+        return reordered(self, names)
 
     def __repr__(self) -> str:
         kind = f"key {self.key:#018x}"

@@ -1,4 +1,4 @@
-"""The code of some of an ensemble's members."""
+"""The code of some of an ensemble's members, or of the same units in another order."""
 
 import dataclasses
 import operator
@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from ensdiff.codes.errors import some
+from ensdiff.codes.names import as_names
 
 if TYPE_CHECKING:
     from ensdiff.codes.code import Code
@@ -29,6 +32,24 @@ def only(code: "Code", members: Sequence[int]) -> "Code":
         groups = dataclasses.replace(groups, weight=_one(of_groups), packed=groups_packed)
     packed = b"".join(np.packbits(words, axis=1).tobytes() for words in parts)
     return type(code)(len(chosen), code.units, _one(weights), 0, packed, code.names, groups)
+
+
+def reordered(code: "Code", names: Sequence[str]) -> "Code":
+    """What `Code.reordered` does."""
+    if code.names is None:
+        raise ValueError("this code has no names to order its units by: give them to Code.from_matrix(..., names=...)")
+    wanted, place = as_names(names), {name: i for i, name in enumerate(as_names(code.names))}
+    unknown, left = [name for name in wanted if name not in place], sorted(set(place) - set(wanted))
+    if unknown or left:
+        differences = [(unknown, "are not the code's"), (left, "of the code are missing")]
+        text = "; ".join(f"{some(map(repr, which))} {what}" for which, what in differences if which)
+        raise ValueError(f"{len(wanted)} names for a code of {code.units} units: {text}")
+    order = np.array([place[name] for name in wanted])
+    groups = code.groups
+    if groups is not None:
+        groups = dataclasses.replace(groups, of_unit=np.frombuffer(groups.of_unit, "<i4")[order].tobytes())
+    packed = np.packbits(code.rows(order), axis=1).tobytes()
+    return dataclasses.replace(code, key=0, packed=packed, names=wanted, groups=groups)
 
 
 def _one(values: set[int]) -> int | None:

@@ -16,6 +16,8 @@ MAX_MEMBERS = 2**16
 def to_dict(code: Any) -> dict[str, Any]:
     """What `Code.to_dict` does."""
     values: dict[str, Any] = {"members": code.members, "units": code.units, "weight": code.weight}
+    if code.names is not None:
+        values["names"] = list(code.names)
     if code.packed is None:
         return {**values, "key": f"{code.key:#018x}"}
     values["matrix"] = base64.b64encode(code.packed).decode()
@@ -29,7 +31,7 @@ def to_dict(code: Any) -> dict[str, Any]:
         }
         if groups.names is not None:
             values["groups"]["names"] = list(groups.names)
-    return values if code.names is None else {**values, "names": list(code.names)}
+    return values
 
 
 def from_dict(cls: Any, values: dict[str, Any]) -> Any:
@@ -38,23 +40,24 @@ def from_dict(cls: Any, values: dict[str, Any]) -> Any:
         K, N, weight = operator.index(values["members"]), operator.index(values["units"]), values["weight"]
         if not 1 <= K <= MAX_MEMBERS or N < 1:
             raise ValueError(f"{K} members and {N} units: expected 1 .. {MAX_MEMBERS} members, and at least one unit")
-        if "matrix" not in values:
-            if not (0 < operator.index(weight) < K and 0 < N <= math.comb(K, weight)):
-                raise ValueError(f"{K} members of weight {weight} cannot hold {N} units")
-            return cls(K, N, weight, int(values["key"], 16))
-        packed = base64.b64decode(values["matrix"], validate=True)
-        if len(packed) != N * -(-K // 8):
-            raise ValueError(f"the matrix has {len(packed)} bytes, expected {N * -(-K // 8)}")
         names = values.get("names")
         if names is not None and len(names) != N:
             raise ValueError(f"{len(names)} names for {N} units")
+        names = None if names is None else tuple(map(str, names))
+        if "matrix" not in values:
+            if not (0 < operator.index(weight) < K and 0 < N <= math.comb(K, weight)):
+                raise ValueError(f"{K} members of weight {weight} cannot hold {N} units")
+            return cls(K, N, weight, int(values["key"], 16), None, names)
+        packed = base64.b64decode(values["matrix"], validate=True)
+        if len(packed) != N * -(-K // 8):
+            raise ValueError(f"the matrix has {len(packed)} bytes, expected {N * -(-K // 8)}")
         code = cls(
             K,
             N,
             None if weight is None else operator.index(weight),
             0,
             packed,
-            None if names is None else tuple(map(str, names)),
+            names,
             _read_groups(values["groups"], K, N) if "groups" in values else None,
         )
         if weight is not None and any((words.sum(1) != weight).any() for _, words in code.chunks()):

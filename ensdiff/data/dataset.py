@@ -10,6 +10,7 @@ from jaxtyping import Int, Shaped, UInt8
 
 from ensdiff.data.categories import categories, check_distinct
 from ensdiff.data.manifest import Manifest, hash_item
+from ensdiff.data.matching import match_items
 
 
 class ItemNames(Sequence[str]):
@@ -34,7 +35,8 @@ class Dataset:
     """Training images and the units that they belong to.
 
     Args:
-        images: (N_items, H, W, C) uint8, 0 .. 255. It may be a memory map.
+        images: (N_items, H, W, C) uint8, 0 .. 255. It may be a memory map. They are hashed once and not looked at
+            again, so do not change them in place: make another data set.
         unit_of_item: (N_items,) unit id of each item, 0 .. units - 1, every unit with at least one item.
         unit_names: a name of each unit.
         name: of the data set.
@@ -91,7 +93,7 @@ class Dataset:
             ValueError: an image without a group, or what else `from_images` refuses.
         """
         unit_of_item, names = _units(self.items, groups)
-        return dataclasses.replace(self, unit_of_item=unit_of_item, unit_names=names)
+        return self._hand_on(dataclasses.replace(self, unit_of_item=unit_of_item, unit_names=names), slice(None))
 
     def subset(self, items: Any) -> "Dataset":
         """Some of the images. Units without images are dropped and the others renumbered, in order.
@@ -107,7 +109,29 @@ class Dataset:
         whole = isinstance(self.unit_names, ItemNames)
         names = ItemNames(len(kept)) if whole else [self.unit_names[int(i)] for i in kept]
         labels = None if self.labels is None else self.labels[items]
-        return Dataset(self.images[items], unit_of_item.reshape(-1), names, self.name, labels)
+        part = Dataset(self.images[items], unit_of_item.reshape(-1), names, self.name, labels)
+        return self._hand_on(part, items)
+
+    @functools.cached_property
+    def _sha256(self) -> np.ndarray:
+        """The content hash of every item. Of an item that `align` did not find, the manifest's, not that of black."""
+        return np.array([hash_item(image) for image in self.images], "S64")
+
+    @functools.cached_property
+    def _is_absent(self) -> np.ndarray:
+        return np.zeros(self.items, bool)
+
+    @property
+    def absent(self) -> Int[np.ndarray, " n"]:
+        """Indices of items that `align` did not find, for which black images stand."""
+        return np.flatnonzero(self._is_absent)
+
+    def _hand_on(self, other: "Dataset", items: Any) -> "Dataset":
+        """Give what is known of some items to the data set of these items."""
+        for name in ("_sha256", "_is_absent"):
+            if name in self.__dict__:
+                other.__dict__[name] = self.__dict__[name][items]
+        return other
 
     def _indices(self, items: Any) -> np.ndarray:
         """What `subset` was given, as indices."""
@@ -128,53 +152,100 @@ class Dataset:
         return given
 
     def manifest(self) -> Manifest:
-        """The content hash and the unit of every item."""
-        hashes = np.array([hash_item(image) for image in self.images], "S64")
-        return Manifest(self.shape, self.unit_of_item.astype(np.int64), hashes)
+        """The content hash and the unit of every item; of what `align` returned, the manifest that it was given."""
+        return Manifest(self.shape, self.unit_of_item.astype(np.int64), self._sha256)
 
-    def digest(self) -> str:
-        """SHA-256 of the manifest, so of the images and their units, as hexadecimal digits."""
+    @functools.cached_property
+    def _digest(self) -> str:
         return self.manifest().digest()
 
-    def align(self, manifest: Manifest, absent: Collection[int] = ()) -> "Dataset":
-        """The items of a manifest, in its order, found here by their content.
+    def digest(self) -> str:
+        """SHA-256 of the manifest, so of the images and their units, as hexadecimal digits. Computed once."""
+        return self._digest
+
+    def align(self, manifest: Manifest, absent: Collection[int] = (), names: Sequence[str] | None = None) -> "Dataset":
+        """The items of a manifest, in its order, found here by their content: whatever their order and names here.
+
+        Of items that are equal in every byte, a unit gets those of one unit here where that is possible, and otherwise
+        the k-th copy of the manifest is the k-th copy here. Where fewer copies are here than the manifest has, those of
+        the units in ``absent`` are the missing ones.
 
         Args:
             manifest: of the data that a run was trained on.
             absent: units whose items may be missing, because they were deleted; they become black images.
+            names: of the manifest's units, where they are known; by default the names that their items' units have
+                here.
 
         Returns:
-            A data set with the manifest's items and units. Labels are kept, and -1 (or an empty string) for what is
-            missing.
+            A data set with the manifest's items and units, whose own manifest is the given one. Labels are kept, and
+            -1 (or an empty string) for what is missing. A unit whose items are in several units here has the first
+            one's name "and n more".
 
         Raises:
-            ValueError: an item of another unit is missing, or the images are of another size.
+            ValueError: items of other units are missing (names some), or the images are of another size.
         """
-        if self.shape != manifest.shape:
-            raise ValueError(f"the data are images of {self.shape}, the manifest's of {manifest.shape}")
-        place = {content: i for i, content in enumerate(self.manifest().sha256.tolist())}
-        found = np.array([place.get(content, -1) for content in manifest.sha256.tolist()])
+        found = self.places(manifest, absent)
         lost = np.flatnonzero((found < 0) & ~np.isin(manifest.unit_of_item, list(absent)))
         if len(lost):
-            item = int(lost[0])
             raise ValueError(
-                f"{len(lost)} training items are not among the data, the first is item {item} of unit "
-                f"{manifest.unit_of_item[item]}: give the data that the run was trained on"
+                f"{self._lacking(manifest, found, lost, names)}: give the data that the run was trained on"
             )
         images = np.where((found >= 0)[:, None, None, None], self.images[found], np.uint8(0))
         labels = None
         if self.labels is not None:
             unknown = np.array("" if self.labels.dtype.kind == "U" else -1)
             labels = np.where(found >= 0, self.labels[found], unknown)
-        names = [f"unit {i}" for i in range(int(manifest.unit_of_item.max()) + 1)]
-        for item, here in enumerate(found):
-            if here >= 0:
-                names[manifest.unit_of_item[item]] = self.unit_names[int(self.unit_of_item[here])]
-        return Dataset(images, manifest.unit_of_item, names, self.name, labels)
+        if names is None:
+            names = self._names_of(manifest, found)
+        out = Dataset(images, manifest.unit_of_item, names, self.name, labels)
+        out.__dict__.update(_sha256=manifest.sha256, _is_absent=found < 0)
+        return out
+
+    def places(self, manifest: Manifest, absent: Collection[int] = ()) -> Int[np.ndarray, " n"]:
+        """Which item here is each of a manifest's items, as `align` decides; -1 where it is missing.
+
+        Raises:
+            ValueError: the images are of another size.
+        """
+        if self.shape != manifest.shape:
+            raise ValueError(f"the data are images of {self.shape}, the manifest's of {manifest.shape}")
+        return match_items(manifest, self.unit_of_item, self._sha256, absent)
+
+    def _lacking(self, manifest: Manifest, found: np.ndarray, lost: np.ndarray, names: Sequence[str] | None) -> str:
+        """Which items of a manifest are missing here, and which items here are none of it."""
+
+        def unit_name(item: int) -> str:
+            unit = int(manifest.unit_of_item[item])
+            return f"item {item} of unit {unit}" + ("" if names is None else f" ({names[unit]})")
+
+        text = f"{len(lost)} of {manifest.items} training items are not among the data: "
+        text += ", ".join(unit_name(int(item)) for item in lost[:5]) + (", ..." if len(lost) > 5 else "")
+        other = np.setdiff1d(np.arange(self.items), found)
+        if len(other):
+            kept = dict.fromkeys(str(self.unit_names[int(unit)]) for unit in self.unit_of_item[other[:1000]])
+            text += f"; {len(other)} of the {self.items} items given are no training items, such as "
+            text += ", ".join(list(kept)[:5])
+        return text
+
+    def _names_of(self, manifest: Manifest, found: np.ndarray) -> Sequence[str]:
+        """The names that the items of a manifest's units have here."""
+        units = int(manifest.unit_of_item.max()) + 1
+        if isinstance(self.unit_names, ItemNames):
+            return ItemNames(units, "item" if units == manifest.items else "unit")
+        here: list[dict[int, None]] = [{} for _ in range(units)]
+        there = found >= 0
+        pairs = zip(manifest.unit_of_item[there].tolist(), self.unit_of_item[found[there]].tolist(), strict=True)
+        for unit, ours in pairs:
+            here[unit][ours] = None
+        return [_joined([self.unit_names[i] for i in ours]) if ours else f"unit {u}" for u, ours in enumerate(here)]
 
     def __repr__(self) -> str:
         H, W, C = self.shape
         return f"Dataset({self.name}: {self.items} images of {H}x{W}x{C} in {self.units} units)"
+
+
+def _joined(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
 def from_images(

@@ -31,7 +31,9 @@ NO_DATA = ("thumbs.db", "desktop.ini")
 
 
 class DataWarning(UserWarning):
-    """Something in a folder of pictures was left out; says what.
+    """Data were read or found, but not all of them, or not exactly what was expected; says what.
+
+    Files of a folder were left out, or a run's training data could not be compared or came with others.
 
     >>> import warnings
     >>> from PIL import Image

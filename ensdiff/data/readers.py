@@ -10,8 +10,8 @@ import os
 import pathlib
 import struct
 import zlib
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, get_args
 
 import numpy as np
 from jaxtyping import UInt8
@@ -210,6 +210,50 @@ READERS: dict[str, Callable[..., Dataset]] = {
 }
 
 
+def _parameters(reader: str) -> Mapping[str, inspect.Parameter]:
+    if reader not in READERS:
+        raise ValueError(f"unknown data set {reader!r}: expected one of {', '.join(READERS)}")
+    return inspect.signature(READERS[reader]).parameters
+
+
+def parse_options(reader: str, texts: Mapping[str, str]) -> dict[str, Any]:
+    """Options of a reader from a command line: integers where the reader takes integers, all others as they are.
+
+    Raises:
+        ValueError: no such reader, or text where the reader takes an integer.
+
+    >>> parse_options("folder", {"path": "2024", "size": "16"})
+    {'path': '2024', 'size': 16}
+    """
+    parameters = _parameters(reader)
+    return {
+        name: _integer(reader, name, text) if name in parameters and _takes(parameters[name], int) else text
+        for name, text in texts.items()
+    }
+
+
+def path_options(reader: str) -> tuple[str, ...]:
+    """Options of a reader that are paths of files or folders.
+
+    >>> path_options("folder"), path_options("digits")
+    (('path',), ())
+    """
+    return tuple(name for name, parameter in _parameters(reader).items() if _takes(parameter, os.PathLike))
+
+
+def _takes(parameter: inspect.Parameter, kind: type) -> bool:
+    """Whether a parameter is annotated with a type, or one of whose values are listed."""
+    kinds = get_args(parameter.annotation) or (parameter.annotation,)
+    return any(one is kind or type(one) is kind for one in kinds)
+
+
+def _integer(reader: str, name: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"{reader} takes an integer as {name}, not {text!r}") from None
+
+
 def load(reader: str, /, **options: Any) -> Dataset:
     """A data set by the name of its reader, for programs; ``options`` are the reader's arguments.
 
@@ -219,9 +263,7 @@ def load(reader: str, /, **options: Any) -> Dataset:
     >>> load("digits", groups="class")
     Dataset(digits: 1797 images of 8x8x1 in 10 units)
     """
-    if reader not in READERS:
-        raise ValueError(f"unknown data set {reader!r}: expected one of {', '.join(READERS)}")
-    parameters = inspect.signature(READERS[reader]).parameters
+    parameters = _parameters(reader)
     unknown = sorted(set(options) - set(parameters))
     if unknown:
         raise ValueError(f"{reader} has no option {unknown[0]!r}: expected some of {', '.join(parameters)}")

@@ -10,7 +10,7 @@ import functools
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from ensdiff.codes import Code
+from ensdiff.codes import Code, check_names
 from ensdiff.data.dataset import Dataset
 from ensdiff.permute import derive_key, permute
 
@@ -42,10 +42,11 @@ class Splits:
         """Derive the splits of members from the code, by default of all.
 
         Raises:
-            ValueError: the code is for another number of units, or a member has no item.
+            ValueError: the code is for another number of units, or names other ones, or a member has no item.
         """
         if data.units != code.units:
             raise ValueError(f"the code is for {code.units} units, the data set has {data.units}; make one for it")
+        check_names(code.names, data.unit_names)
         held = range(code.members)[members]
         lists: list[list[np.ndarray]] = [[np.empty(0, np.int64)] for _ in range(code.members)]
         sizes_K = np.zeros(code.members, np.int64)

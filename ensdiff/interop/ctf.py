@@ -33,6 +33,7 @@ from ensdiff import hosts
 from ensdiff.data import Dataset
 from ensdiff.digest import digest
 from ensdiff.ensemble import Ensemble
+from ensdiff.identity import check_data
 from ensdiff.integrity import DamagedError, warn
 from ensdiff.sample import Samples, ablated, check_samples
 from ensdiff.storage import explain, lock, write_atomically
@@ -237,14 +238,14 @@ def write(
 
     Raises:
         FileExistsError: the file exists.
-        ValueError: data and code have different units; ``PATH.partial`` belongs to another landscape.
+        ValueError: the data are not what the ensemble was trained on (`ensdiff.check_data`); ``PATH.partial`` belongs
+            to another landscape.
     """
     from tqdm import tqdm
 
     path = pathlib.Path(path)
+    check_data(params, data)
     check_samples(params, samples, "a counterfactual universe")
-    if data.units != params.code.units:
-        raise ValueError(f"the data have {data.units} units, the code {params.code.units}: expected the training data")
     folder = path.with_name(path.name + ".partial")
     ours = digest(params, samples, data.digest())
 

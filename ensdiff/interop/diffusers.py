@@ -84,16 +84,18 @@ def load(
     if size is None:
         raise ValueError("the config has no sample_size: give image_size=")
     found: list[tuple[str, Schedule]] = []
+    digest = None
     if root is not None and (root / DESCRIPTION).exists():
         described = from_description(read_json(root / DESCRIPTION), None)
-        code = described.code if code is None else code
+        code, digest = (described.code, described.data_digest) if code is None else (code, None)
         found.append((str(root / DESCRIPTION), described.schedule))
         if config is None:
             _same([(str(root / DESCRIPTION), unet_config(model_options(described))), (str(files[0].parent), unet)])
     schedule = _common_schedule(root, files, found) if schedule is None else schedule
     states = [_rename_old(read_state_dict(file)) for file in files]
     shape = (*_height_and_width(size), unet.image_channels)
-    return stack(states, [str(f) for f in files], unet, _style(unet), shape, code, schedule=schedule)
+    params = stack(states, [str(f) for f in files], unet, _style(unet), shape, code, schedule=schedule)
+    return dataclasses.replace(params, data_digest=digest)
 
 
 def save(
@@ -106,7 +108,7 @@ def save(
 
     ``Shard{k}`` gets ``config.json`` and the weights: ``UNet2DModel.from_pretrained("DIR/Shard0")`` opens them. Beside
     the shards go ``config.json``, ``scheduler_config.json`` (for `DDPMScheduler`), the code matrix as ``code.npy``
-    (up to 256 MiB) and ``ensdiff.json``, from which `load` takes code and schedule.
+    (up to 256 MiB) and ``ensdiff.json``, from which `load` takes code, schedule and the digest of the training data.
 
     Args:
         params: the ensemble; its values must be those of diffusers, [-1, 1].

@@ -27,7 +27,8 @@ def read_code(path: str | os.PathLike, key: str | None = None) -> Code:
     """The code that a file holds.
 
     Args:
-        path: ``.npy``, ``.npz``, ``.pkl`` (an array, or nested lists), or ``.json`` (`Code.to_dict`).
+        path: ``.npy``, ``.npz`` (an array ``"names"`` beside the matrix names the units), ``.pkl`` (an array, or nested
+            lists), or ``.json`` (`Code.to_dict`).
         key: the array's name in an ``.npz`` of several; ``"code"`` is found without.
 
     Raises:
@@ -45,29 +46,34 @@ def read_code(path: str | os.PathLike, key: str | None = None) -> Code:
         except RecursionError as error:
             raise ValueError(f"{path} is not a code: {error}") from error
     try:
-        matrix = _read(path, key)
+        matrix, names = _read(path, key)
     except (OSError, MemoryError) as error:
         raise ValueError(f"{path} is damaged, or not a {path.suffix} file: {error!r}") from error
     except pickle.UnpicklingError as error:
         raise ValueError(f"{path}: {error}") from error
     try:
-        return Code.from_matrix(matrix)
+        return Code.from_matrix(matrix, names)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _read(path: pathlib.Path, key: str | None) -> np.ndarray:
+def _read(path: pathlib.Path, key: str | None) -> tuple[np.ndarray, list[Any] | None]:
+    """The matrix, and the names of its rows where the file has them."""
     if path.suffix in (".pkl", ".pickle"):
-        return read_pickled_array(path.read_bytes())
+        return read_pickled_array(path.read_bytes()), None
     if path.suffix == ".npy":
-        return read_npy(path)
-    names = npz_names(path)
+        return read_npy(path), None
+    held = npz_names(path)
+    names = [name for name in held if name != "names" or key == "names"]
     name = key or ("code" if "code" in names else names[0] if len(names) == 1 else None)
     if name not in names:
         raise ValueError(
             f"{path} holds the arrays {names}: " + (f"there is no {key!r}" if key else "say which by key=")
         )
-    return read_npz(path, [name])[name]
+    if key == "names" or "names" not in held:
+        return read_npz(path, [name])[name], None
+    arrays = read_npz(path, [name, "names"])
+    return arrays[name], arrays["names"].tolist()
 
 
 class _Dtype:

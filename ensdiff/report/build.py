@@ -5,8 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from ensdiff.attribution import Attribution
+from ensdiff.attribution.plot import check_attributed
 from ensdiff.data import Dataset
 from ensdiff.ensemble import Ensemble
+from ensdiff.identity import check_data
 from ensdiff.report.figures import null_figure
 from ensdiff.report.page import Figure, SampleSection, UnitCard
 from ensdiff.sample import Samples, ablated
@@ -33,7 +35,16 @@ def attribution_sections(
     *,
     progress: bool = False,
 ) -> Sequence[SampleSection]:
-    """One section a sample: its most influential units with their images and the counterfactual without each."""
+    """One section a sample: its most influential units with their images and the counterfactual without each.
+
+    Raises:
+        ValueError: the data are not what the ensemble was trained on (`ensdiff.check_data`), or the attribution is to
+            other units, or to sets.
+    """
+    check_data(params, data)
+    check_attributed(att, data)
+    if att.sets is not None:
+        raise ValueError("the attribution is to sets of units: these sections show single units")
     units_BT = att.units[:, :top]
     B, T = units_BT.shape
     words_RK = params.code.rows(units_BT.reshape(-1))

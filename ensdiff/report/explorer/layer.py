@@ -15,6 +15,7 @@ from ensdiff.attribution import Attribution, attribute
 from ensdiff.codes import Code
 from ensdiff.data import Dataset
 from ensdiff.ensemble import Ensemble
+from ensdiff.identity import check_data
 from ensdiff.metrics import radius
 from ensdiff.sample import Samples, ablated
 
@@ -109,8 +110,7 @@ def explore(
     if top < 1 or landscape < 1:
         raise ValueError(f"top={top}, landscape={landscape}: expected at least 1 unit")
     code = params.code.group_code() if groups else params.code
-    if data.units != params.code.units:
-        raise ValueError(f"the data have {data.units} units, the ensemble's code has {params.code.units}")
+    check_data(params, data)
     shown = data.regroup(params.code.group_of_unit()[data.unit_of_item]) if groups else data
     if groups and code.names is not None:
         shown = dataclasses.replace(shown, unit_names=code.names)

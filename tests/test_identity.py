@@ -1,0 +1,287 @@
+"""Units are known by the content of their items: whatever files are called, and in whatever order they come."""
+
+import dataclasses
+import pathlib
+import shutil
+import warnings
+
+import numpy as np
+import pytest
+from absl import flags
+from PIL import Image
+
+import ensdiff
+from ensdiff.attribution.plot import check_attributed
+from ensdiff.integrity import write_sealed
+from ensdiff.interop import ctf
+from ensdiff.report import attribution_sections
+from ensdiff.report.explorer import explore
+from ensdiff.rundir import RunDirectory
+from experiments import building, runs
+from tests.helpers import blobs, random_ensemble
+
+CODE = ensdiff.Code.balanced(members=6, units=12, seed=0)
+
+
+def folder(path, **options):
+    return ensdiff.data.folder(path, mode="L", **options)
+
+
+def write_run(path, params, data, config):
+    """A run as `ensdiff.train` leaves it, without training."""
+    with RunDirectory.open(path, keep=1) as run:
+        run.begin(params, data=data)
+        run.save_tree(0, {"params": params.params})
+    write_sealed(path / "config.json", config)
+    return path
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A place with twelve pictures and a run that was trained on them there."""
+    place = tmp_path_factory.mktemp("place")
+    (place / "images").mkdir()
+    for i, image in enumerate(blobs(12)):
+        Image.fromarray(image[..., 0]).save(place / "images" / f"p{i:02d}.png")
+    data = folder(place / "images")
+    params = dataclasses.replace(random_ensemble(CODE), data_digest=data.digest())
+    config = {"data": {"name": "folder", "path": "images", "mode": "L"}, "run_dir": "runs/mine"}
+    write_run(place / "runs" / "mine", params, data, {**config, "working_directory": str(place)})
+    return place
+
+
+@pytest.fixture
+def place(made, tmp_path):
+    """A copy that a test may change; what was recorded of the first place is not there."""
+    return pathlib.Path(shutil.copytree(made, tmp_path / "place"))
+
+
+def found_in(place, **options):
+    return ensdiff.training_data(place / "runs" / "mine", folder(place / "images"), **options)
+
+
+def rename(place, before, after):
+    (place / "images" / before).rename(place / "images" / after)
+
+
+def add(place, name, seed=9):
+    Image.fromarray(blobs(1, seed)[0, ..., 0]).save(place / "images" / name)
+
+
+def test_a_renamed_file_is_still_its_unit(place):
+    rename(place, "p11.png", "a.png")
+    found = found_in(place)
+    np.testing.assert_array_equal(found.images, blobs(12))
+    assert list(found.unit_names) == [*(f"p{i:02d}.png" for i in range(11)), "a.png"]
+    ensdiff.check_data(ensdiff.load(place / "runs" / "mine"), found)
+
+
+def test_what_is_missing_and_what_is_new_are_named(place):
+    rename(place, "p03.png", ".hidden")
+    add(place, "new.png")
+    with pytest.raises(ValueError, match="these are not the data of .*mine: 1 of 12 .* item 3 of unit 3; 1 .*new.png"):
+        found_in(place)
+    with pytest.raises(ValueError, match="the data of .*mine: the data are images of"):
+        ensdiff.training_data(place / "runs" / "mine", folder(place / "images", size=4))
+
+
+def test_items_that_the_run_never_saw_are_left_out_and_counted(place):
+    add(place, "b.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert found_in(place, held_out=1).items == 12
+    with pytest.warns(ensdiff.DataWarning, match="1 of the 13 items given are none that .*mine was trained on"):
+        np.testing.assert_array_equal(found_in(place).images, blobs(12))
+
+
+def test_pictures_that_were_other_units_are_said_to_be(place):
+    data = folder(place / "images").regroup(["x", "x", *map(str, range(10))])
+    with pytest.warns(ensdiff.DataWarning, match=r"x holds pictures that were different units .* \(0, 1\)"):
+        assert ensdiff.training_data(place / "runs" / "mine", data).units == 12
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_runs_without_a_manifest(place, known):
+    """Saved ones know the digest, those of other programs not even that: then names and numbers are compared."""
+    data = folder(place / "images")
+    params = ensdiff.load(place / "runs" / "mine")
+    named = ensdiff.Code.from_matrix(CODE.matrix(), names=data.unit_names)
+    ensdiff.save(params if known else dataclasses.replace(params, code=named, data_digest=None), place / "saved")
+    rename(place, "p11.png", "a.png")
+    other = folder(place / "images")
+    if known:
+        assert ensdiff.training_data(place / "saved", data) is data
+        message = "these are not the data of .*saved: the data have the digest"
+    else:
+        with pytest.warns(ensdiff.DataWarning, match="keeps no hashes of its training data"):
+            assert ensdiff.training_data(place / "saved", data) is data
+        message = "these are not the data of .*saved: .*unit 0 is 'p00.png' in the code and 'a.png' in the data"
+    for wrong in (other, other.subset(range(11))):
+        with pytest.raises(ValueError, match=message if wrong is other else "11 units"):
+            ensdiff.training_data(place / "saved", wrong)
+
+
+def test_a_manifest_that_was_changed_is_not_believed(place):
+    file = place / "runs" / "mine" / "data.manifest"
+    lines = file.read_bytes().split(b"\n")
+    lines[3] = lines[3].replace(b"2 ", b"5 ")
+    file.write_bytes(b"\n".join(lines))
+    with pytest.raises(ensdiff.DamagedError, match="data.manifest is damaged"):
+        found_in(place)
+
+
+def test_forgotten_pictures_may_be_gone(place):
+    """The aligned data are the run's all the same, and nothing is trained on what stands for the missing ones."""
+    run = place / "runs" / "mine"
+    description = ensdiff.integrity.read_sealed(run / "run.json")
+    origin = {"members": list(range(6)), "forgotten": [3], "code": CODE.to_dict()}
+    write_sealed(run / "run.json", {**description, "origin": origin})
+    rename(place, "p03.png", ".hidden")
+    found = found_in(place)
+    assert found.absent.tolist() == [3]
+    assert not found.images[3].any()
+    assert found.unit_names[3] == "unit 3"
+    ensdiff.check_data(ensdiff.load(run), found)
+    assert found.subset([0, 3]).absent.tolist() == [1]
+    with pytest.raises(ValueError, match="1 items of the data are absent"):
+        ensdiff.train(found, CODE, steps=1)
+
+
+def test_every_function_of_an_ensemble_and_data_compares_them(place):
+    params = ensdiff.load(place / "runs" / "mine")
+    data = folder(place / "images")
+    other = data.subset(np.roll(np.arange(12), 1))
+    images = np.zeros((1, 8, 8, 1))
+    att = ensdiff.Attribution(
+        np.array([[3]]), np.array([[1.0]]), None, None, "exact", "l2", {"units": 12, "data": data.digest()}
+    )
+    check_attributed(att, data)
+    for call in (
+        lambda: ensdiff.contrast(params, other),
+        lambda: explore(params, other, None),
+        lambda: attribution_sections(params, other, None, att),
+        lambda: ctf.write(place / "x.ctf", params, None, other),
+        lambda: ensdiff.baselines.baseline_scores(images, other, params, ["pixel"]),
+        lambda: att.plot(images, other),
+    ):
+        with pytest.raises(ValueError, match=r"the digest .*ensdiff\.training_data\(run, data\) finds"):
+            call()
+    with pytest.raises(ValueError, match=r"the data have 12 units, the attribution is to 2: .*regroup"):
+        dataclasses.replace(att, settings={"units": 2}).plot(images, data)
+    with pytest.raises(ValueError, match="sets of units"):
+        attribution_sections(params, data, None, dataclasses.replace(att, sets=((0, 1),) * 4))
+
+
+def test_names_are_compared_where_nothing_else_is_known():
+    names = ["zed", "ada", "bob", "eve", "kim", "lou"]
+    code = ensdiff.Code.from_matrix(ensdiff.Code.balanced(4, 6).matrix(), names=names)
+    data = ensdiff.data.arrays(blobs(6), groups=names)
+    with pytest.raises(ValueError, match=r"unit 0 is 'zed' in the code and 'ada' in the data; .*code\.reordered"):
+        ensdiff.contrast(random_ensemble(code), data)
+    with pytest.raises(ValueError, match=r"unit 0 is 'zed' in the code and 'ada' in the data"):
+        ensdiff.train(data, code, steps=1)
+    params = random_ensemble(code.reordered(data.unit_names))
+    ensdiff.check_data(params, data)
+    np.testing.assert_array_equal(params.code.rows([data.unit_names.index("zed")]), code.rows([0]))
+    ensdiff.check_data(random_ensemble(code), ensdiff.data.arrays(blobs(6)))  # "item 0" says no more than a number
+
+
+@pytest.fixture
+def given(monkeypatch):
+    """Flags of the programs for one test."""
+    if "data" not in flags.FLAGS:
+        runs.define_data_flag()
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+    saved = {name: flags.FLAGS[name].value for name in ("run", "data")}
+
+    def call(**values):
+        for name in saved:
+            flags.FLAGS[name].value = values.get(name)
+
+    yield call
+    call(**saved)
+
+
+def test_programs_find_data_that_moved_with_the_run(place, given, monkeypatch):
+    """A relative path: from here, from where training was started, or as the run lies to the data."""
+    elsewhere = place / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    given(run=str(place / "runs" / "mine"))
+    rename(place, "p11.png", "a.png")
+    assert runs.training_data().unit_names[11] in ("a.png", "p11.png")  # here, or in the first place
+    config = ensdiff.integrity.read_sealed(place / "runs" / "mine" / "config.json")
+    write_sealed(place / "runs" / "mine" / "config.json", {**config, "working_directory": str(place / "gone")})
+    assert runs.training_data().unit_names[11] == "a.png"
+    shutil.copytree(place / "images", elsewhere / "images")
+    # other data under the same name do not hide the right ones
+    (elsewhere / "images" / "p00.png").unlink()
+    assert runs.training_data().unit_names[11] == "a.png"
+    shutil.rmtree(elsewhere / "images")
+    (place / "images").rename(place / "pictures")
+    with pytest.raises(FileNotFoundError) as caught:
+        runs.training_data()
+    for part in ("images does not exist", str(place / "gone" / "images"), str(place / "images"), "give --data="):
+        assert part in str(caught.value)
+    given(run=str(place / "runs" / "mine"), data=f"folder,path={place / 'pictures'},mode=L")
+    assert runs.training_data().unit_names[11] == "a.png"
+
+
+def test_runs_of_before_say_only_where_they_were(tmp_path):
+    """Without the working directory of training, a relative path lies to the data as the run does."""
+    config = {"data": {"name": "folder", "path": "images"}, "run_dir": "runs/mine"}
+    sections = building.data_sections(tmp_path / "runs" / "mine", config)
+    assert [section["path"] for section in sections] == ["images", str(tmp_path / "images")]
+    config["data"]["path"] = str(tmp_path / "absolute")
+    assert [s["path"] for s in building.data_sections(tmp_path / "x", config)] == [str(tmp_path / "absolute")]
+    assert building.data_sections(tmp_path, {"data": {"name": "digits"}}) == [{"name": "digits"}]
+
+
+def test_held_out_items_stay_held_out_when_files_are_renamed(place, given):
+    """Which items are held out goes by number and order; the run's are found by content."""
+    run = place / "runs" / "held"
+    section = {"name": "folder", "path": str(place / "images"), "mode": "L", "held_out": 4}
+    data = building.load_data(section)
+    assert data.items == 8
+    params = random_ensemble(ensdiff.Code.balanced(6, 8))
+    write_run(run, dataclasses.replace(params, data_digest=data.digest()), data, {"data": section})
+    rename(place, "p11.png", "a.png")
+    given(run=str(run))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_array_equal(runs.training_data().images, data.images)
+    add(place, "new.png")
+    with pytest.warns(ensdiff.DataWarning, match="5 of the 13 items given, where 4 were held out, are none"):
+        np.testing.assert_array_equal(runs.training_data().images, data.images)
+
+
+def test_what_is_about_to_be_forgotten_is_named(place, given, capsys):
+    rename(place, "p11.png", "a.png")
+    given(run=str(place / "runs" / "mine"), data=f"folder,path={place / 'images'},mode=L")
+    runs.announce_units([11, 0])
+    assert capsys.readouterr().out == "unit 11 is a.png, 1 picture\nunit 0 is p00.png, 1 picture\n"
+    given(run=str(place / "runs" / "mine"), data=f"folder,path={place / 'nowhere'},mode=L")
+    runs.announce_units([11])
+    assert "which pictures units 11 are cannot be said" in capsys.readouterr().out
+
+
+def test_options_of_data_are_numbers_where_the_reader_takes_numbers(tmp_path, given, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("2024", "x"):
+        (tmp_path / name).mkdir()
+        for i, image in enumerate(blobs(3)):
+            Image.fromarray(image[..., 0]).save(tmp_path / name / f"{i}.png")
+    np.savez(tmp_path / "7", **{"1": blobs(3), "2": np.array([0, 0, 1])})
+    (tmp_path / "7.npz").rename(tmp_path / "7")
+    for text, shape, units in (
+        ("folder,path=2024,size=4,mode=L", (3, 4, 4, 1), 3),
+        ("folder,path=x", (3, 8, 8, 3), 3),
+        ("npz,path=7,images=1,groups=2", (3, 8, 8, 1), 2),
+    ):
+        given(run=str(tmp_path / "none"), data=text)
+        data = runs.all_data()
+        assert (data.images.shape, data.units) == (shape, units)
+    given(run=str(tmp_path / "none"), data="folder,path=x,size=big")
+    with pytest.raises(ValueError, match="folder takes an integer as size, not 'big'"):
+        runs.all_data()
