@@ -22,6 +22,7 @@ import jax
 import numpy as np
 
 from ensdiff import hosts
+from ensdiff.files import parse_json
 from ensdiff.storage import write_atomically
 
 SEAL = "sha256"
@@ -108,7 +109,7 @@ def read_sealed(path: str | os.PathLike) -> dict[str, Any]:
 
 def _object(content: bytes, where: Any) -> dict[str, Any]:
     try:
-        values = json.loads(content)
+        values = parse_json(content)
     except ValueError as error:
         raise DamagedError(f"{where} is damaged: it is no JSON ({error})") from None
     if not isinstance(values, dict):
