@@ -136,7 +136,9 @@ def read_metadata(folder: pathlib.Path) -> Metadata:
     if text:
         check_format(text)
     if not text or (text["format"] > 1 and not (sealed and "sums" in text and "step" in text)):
-        raise DamagedError(f"{folder} is damaged: its description or its checksum is missing (or it was not written by ensdiff)")
+        raise DamagedError(
+            f"{folder} is damaged: its description or its checksum is missing (or it was not written by ensdiff)"
+        )
     step = text.get("step")  # ensembles that were saved in format 1 have none
     if step is not None and repr(step) != folder.name:
         raise DamagedError(

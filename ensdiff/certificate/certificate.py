@@ -130,32 +130,35 @@ class Certificate:
         checked = ["the certificate's own digest"]
         try:
             found = _examine(pathlib.Path(run), tuple(_unit_ids(self.values.get("units"))))
-            failures += found.failures + self._compare(found, checked)
+            failures += self._compare(found.sections) + found.failures
+            checked.append("every byte of the run's description, config, data manifest and checkpoints")
             if found.facts is not None:
+                failures += self._verify_streams(found.facts, checked)
                 failures += _verify_data(found.facts, data, replay, checked)
         except (ValueError, OSError) as error:
             failures.append(str(error))
         return Verification(tuple(dict.fromkeys(map(printable, failures))), tuple(checked))
 
-    def _compare(self, found: "_Found", checked: list[str]) -> list[str]:
-        """What differs from a run, section by section."""
-        facts, failures = found.facts, []
-        for name, value in found.sections.items():
+    def _compare(self, sections: Mapping[str, Any]) -> list[str]:
+        """What differs from the sections of a run."""
+        failures = []
+        for name, value in sections.items():
             if name == "files":
                 failures += _compare_files(self.values.get(name), value)
             elif name == "others":
                 failures += _compare_others(self.values.get(name), value)
             elif name in self.values:
                 failures += compare(self.values[name], value, ("the certificate", "the run"), name)
-        checked.append("every byte of the run's description, config, data manifest and checkpoints")
-        if facts is None:
-            return failures
-        failures += [f"streams: {line}" for line in (*facts.streams.violations, *self._claimed(facts))]
+        return failures
+
+    def _verify_streams(self, facts: Facts, checked: list[str]) -> list[str]:
+        """Draws of the units by survivors, or by members that the certificate calls so."""
+        failures = [f"streams: {line}" for line in (*facts.streams.violations, *self._claimed(facts))]
         draws = facts.run.last * facts.run.config.batch_size * len(facts.survivors)
-        checked += [
-            f"{draws:,} draws of {len(facts.survivors)} members, none of them of units {facts.units}",
-            f"the parameters of these members at step {facts.run.last}, and every checkpoint against its checksums",
-        ]
+        checked.append(f"{draws:,} draws of {len(facts.survivors)} members, none of them of units {facts.units}")
+        checked.append(
+            f"the parameters of these members at step {facts.run.last}, and every checkpoint against its checksums"
+        )
         return failures
 
     def _claimed(self, facts: Facts) -> list[str]:
@@ -211,7 +214,7 @@ def _verify_data(facts: Facts, data: Dataset | None, replay: int, checked: list[
     # where labels go is where items are found; -1 is what is missing
     aligned = dataclasses.replace(data, labels=data.unit_of_item).align(manifest, absent=unseen)
     failures = _moved_items(manifest.unit_of_item, np.asarray(aligned.labels), data)
-    checked.append("that the data hold every item of units that these members saw, and the units that the manifest says")
+    checked.append("that the data hold every item of units that these members saw, in the manifest's units")
     if replay:
         start, differences = train_anew(facts.run, aligned, facts.survivors, replay)
         checked.append(f"steps {start} to {facts.run.last} of these members, trained anew, bit for bit")
@@ -238,8 +241,8 @@ def _moved_items(said: np.ndarray, given: np.ndarray, data: Dataset) -> list[str
         of_said[m], of_given[d] = d, m
     wrong = [int(i) for i in here if of_said[said[i]] != given[i] or of_given[given[i]] != said[i]]
     lines = [
-        f"data: item {i} is of unit {said[i]} in the run's manifest, and of another, {data.unit_names[int(given[i])]!r}, "
-        "in the data given"
+        f"data: item {i} is of unit {said[i]} in the run's manifest, and of another, "
+        f"{data.unit_names[int(given[i])]!r}, in the data given"
         for i in wrong[:_SHOWN]
     ]
     return lines + ([f"data: so are {len(wrong) - _SHOWN} more items"] if len(wrong) > _SHOWN else [])
@@ -263,11 +266,10 @@ def certify(run: str | os.PathLike, units: Collection[int]) -> Certificate:
     (3, 7)
     """
     path = pathlib.Path(run)
-    run, files = Run.open(path), check_files(path)
-    facts = Facts(run, files, _given(units))
+    facts = Facts(Run.open(path), check_files(path), _given(units))
     values: dict[str, Any] = {"kind": KIND, "format": FORMAT}
     values |= {name: section(facts) for name, section in SECTIONS.items()}
-    values["files"] = hashes(path, files)
+    values["files"] = hashes(path, facts.files)
     if facts.streams.violations:
         raise ValueError(f"{path} cannot be certified: {'; '.join(facts.streams.violations)}")
     values = json.loads(json.dumps(values))

@@ -47,7 +47,9 @@ def find_files(path: pathlib.Path) -> Files:
     Raises:
         OSError: a folder in it cannot be read.
     """
-    certified, odd, others = [], [], []
+    certified: list[str] = []
+    odd: list[str] = []
+    others: list[str] = []
     for name, plain in sorted(_entries(path)):
         first, *rest = name.split("/", 2)
         own = name in FILES or name == "checkpoints"
@@ -111,10 +113,12 @@ def strangers(path: pathlib.Path, files: Files, members: int) -> list[str]:
     Known are the run's lock, its certificate, and its metrics where they are those of as many members.
     """
     known = {".lock": _is_lock, NAME: _is_certificate, "metrics.jsonl": lambda file: _is_log(file, members)}
-    return [
-        name for name in files.others
-        if name not in known or (path / name).is_symlink() or not (path / name).is_file() or not known[name](path / name)
-    ]  # fmt: skip
+
+    def is_known(name: str) -> bool:
+        file = path / name
+        return name in known and file.is_file() and not file.is_symlink() and known[name](file)
+
+    return [name for name in files.others if not is_known(name)]
 
 
 def _is_lock(file: pathlib.Path) -> bool:

@@ -21,6 +21,7 @@ from ensdiff.stored import Metadata, folder_of, from_description, read_arrays, r
 from ensdiff.train_step import TrainConfig, init_state
 from ensdiff.unet import UNetConfig
 
+
 @dataclasses.dataclass(frozen=True)
 class Run:
     """A run that `ensdiff.train` wrote, or `ensdiff.forget`.

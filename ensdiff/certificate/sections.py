@@ -100,7 +100,7 @@ def claim(facts: Facts) -> str:
     )
     if run.unchecked:
         steps = ", ".join(map(str, run.unchecked))
-        text += f" The checkpoints of steps {steps} were written without checksums: damage since then cannot be seen."
+        text += f" The checkpoints of steps {steps} were written without checksums: damage since cannot be seen."
     return text
 
 
