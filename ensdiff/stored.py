@@ -9,7 +9,7 @@ what is loaded is compared with what was in memory when it was saved: a flaw of 
 import dataclasses
 import datetime
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -51,20 +51,23 @@ def from_description(text: Mapping[str, Any], params: Params) -> Ensemble:
     """An ensemble from `describe`'s values and a parameter pytree (or its shapes).
 
     Raises:
-        ValueError: written by a newer version, or by none.
+        ValueError: written by a newer version, or not what `describe` gives.
     """
     check_format(text)
-    model: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in text["model"].items()}
-    H, W, C = text["image_shape"]
-    low, high = text["value_range"]
-    return Ensemble(
-        params,
-        Code.from_dict(text["code"]),
-        UNetConfig(**model),
-        Schedule(**text["schedule"]),
-        (H, W, C),
-        (low, high),
-    )
+    try:
+        model: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in text["model"].items()}
+        H, W, C = text["image_shape"]
+        low, high = text["value_range"]
+        return Ensemble(
+            params,
+            Code.from_dict(text["code"]),
+            UNetConfig(**model),
+            Schedule(**text["schedule"]),
+            (H, W, C),
+            (low, high),
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"not the description of an ensemble: {error!r}; expected what `describe` gives") from error
 
 
 def check_format(text: Mapping[str, Any]) -> None:
@@ -139,6 +142,8 @@ def read_metadata(folder: pathlib.Path) -> Metadata:
         raise DamagedError(
             f"{folder} is damaged: its description or its checksum is missing (or it was not written by ensdiff)"
         )
+    if "sums" in text:
+        _check_sums(folder, text, shapes)
     step = text.get("step")  # ensembles that were saved in format 1 have none
     if step is not None and repr(step) != folder.name:
         raise DamagedError(
@@ -146,6 +151,20 @@ def read_metadata(folder: pathlib.Path) -> Metadata:
             f"call the folder {step!r} again, or put back the one of step {folder.name}"
         )
     return Metadata(text, shapes)
+
+
+def _check_sums(folder: pathlib.Path, text: Mapping[str, Any], parts: Collection[str]) -> None:
+    """Raise DamagedError unless a checkpoint has a checksum for each member of each part that it holds."""
+    try:
+        members = text["code"]["members"]
+        found = {str(part): len(sums) for part, sums in text["sums"].items()}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DamagedError(f"{folder} is damaged: its description is none of an ensemble ({error!r})") from error
+    if found != dict.fromkeys(parts, members):
+        raise DamagedError(
+            f"{folder} is damaged: it holds {', '.join(parts)} of {members} members, and the numbers of checksums are "
+            f"{found}"
+        )
 
 
 def _shapes(found: Any) -> dict[str, Any]:

@@ -404,7 +404,10 @@ def test_damage_is_not_laundered(copied, tmp_path):
             refused()
     assert not (tmp_path / "out").exists()
     assert any(re.search(words, line) for line in certificate.verify(path).failures)
-    # sums that were made to fit do not help: the optimiser counts its steps
+    # neither no sums at all nor some that were made to fit help: the optimiser counts its steps
+    reseal(path / "checkpoints" / "5", lambda values: values.update(sums={}))
+    with pytest.raises(ensdiff.DamagedError, match="of 2 members, and the numbers of checksums are {}"):
+        ensdiff.certify(path, [UNIT])
     text = stored.read_description(path / "checkpoints" / "4")
     reseal(path / "checkpoints" / "5", lambda values: values.update(sums=text["sums"]))
     with pytest.raises(ValueError, match="checkpoints/5 is that of another step: its optimiser took 4 steps"):
@@ -446,6 +449,19 @@ def test_no_other_member_is_certified_only_where_nothing_else_is(run_dir, copied
     assert len(Certificate({**values, "digest": _seal(values)}).verify(path).failures) == 1 + len(names)
 
 
+@pytest.mark.parametrize("change", [
+    {"data": None}, {"train": 3}, {"model": []}, {"code": 3}, {"image_shape": [8]}, {"origin": "all"},
+    {"origin": {"members": [-1], "forgotten": [], "code": CODE.to_dict()}},
+    {"origin": {"members": [0, 2], "forgotten": [10**30], "code": CODE.to_dict()}},
+    {"origin": {"members": [0, 2], "forgotten": [3], "code": CODE.to_dict(), "unchecked": "4"}},
+])  # fmt: skip
+def test_a_forged_description_is_a_failure(small, tmp_path, change):
+    """A failure of the verification, and no error of another kind."""
+    write_sealed(tmp_path / "run.json", {**read_sealed(small / "run.json"), **change})
+    result = Certificate.load(small / "certificate.json").verify(tmp_path)
+    assert any("run.json" in line and ("is not the des" in line or "does not say" in line) for line in result.failures)
+
+
 def test_an_older_checkpoint_with_all_members(run_dir, copied):
     path, certificate = copied
     shutil.rmtree(path / "checkpoints" / "4")
@@ -453,7 +469,8 @@ def test_an_older_checkpoint_with_all_members(run_dir, copied):
     with pytest.raises(ValueError, match=r"code.members: run.json says 2, checkpoints/4 says 4"):
         ensdiff.certify(path, [UNIT])
     here = stored.read_description(path / "checkpoints" / "5")
-    reseal(path / "checkpoints" / "4", lambda text: text.update(code=here["code"], origin=here["origin"]))
+    more = {name: here[name] for name in ("code", "origin", "sums")}
+    reseal(path / "checkpoints" / "4", lambda text: text.update(more))
     with pytest.raises(ValueError, match=r"checkpoints/4 is not the state of 2 members alone: .*\(4, .* and \d+ more"):
         ensdiff.certify(path, [UNIT])
     assert any("checkpoints/4 is not the state of 2 mem" in line for line in certificate.verify(path).failures)

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ensdiff.certificate.files import KIND, NAME, Files, check_files, find_files, hashes, odd_files
+from ensdiff.certificate.files import KIND, NAME, check_files, find_files, hashes, odd_files
 from ensdiff.certificate.replay import replay as train_anew
 from ensdiff.certificate.run import Run
-from ensdiff.certificate.sections import LIMITS, SECTIONS, Facts, compare
+from ensdiff.certificate.sections import FIELDS, LIMITS, SECTIONS, Facts, compare
 from ensdiff.data import Dataset
 from ensdiff.files import printable, read_json
 from ensdiff.storage import write_atomically
@@ -125,8 +125,8 @@ class Certificate:
         failures = [] if _seal(self.values) == self.values.get("digest") else [
             "digest: the certificate was altered after it was made"
         ]  # fmt: skip
-        failures += [f"{name}: not a field of a certificate" for name in self.values if name not in _FIELDS]
-        failures += [f"{name}: missing from the certificate" for name in _FIELDS if name not in self.values]
+        failures += [f"{name}: not a field of a certificate" for name in self.values if name not in FIELDS]
+        failures += [f"{name}: missing from the certificate" for name in FIELDS if name not in self.values]
         checked = ["the certificate's own digest"]
         try:
             found = _examine(pathlib.Path(run), tuple(_unit_ids(self.values.get("units"))))
@@ -186,7 +186,7 @@ class _Found(NamedTuple):
 
 def _examine(path: pathlib.Path, units: tuple[int, ...]) -> _Found:
     """Recompute all sections; what raises in one is a failure, and the others go on."""
-    files = find_files(path) if path.is_dir() else Files((), (), ())
+    files = find_files(path)
     sections: dict[str, Any] = {"files": hashes(path, files)}
     if files.odd:  # nothing is read through a link, or from a pipe that may never end
         return _Found(None, sections, odd_files(files))
@@ -266,17 +266,15 @@ def certify(run: str | os.PathLike, units: Collection[int]) -> Certificate:
     (3, 7)
     """
     path = pathlib.Path(run)
-    facts = Facts(Run.open(path), check_files(path), _given(units))
+    files = check_files(path)
+    facts = Facts(Run.open(path), files, _given(units))
     values: dict[str, Any] = {"kind": KIND, "format": FORMAT}
     values |= {name: section(facts) for name, section in SECTIONS.items()}
-    values["files"] = hashes(path, facts.files)
+    values["files"] = hashes(path, files)
     if facts.streams.violations:
         raise ValueError(f"{path} cannot be certified: {'; '.join(facts.streams.violations)}")
     values = json.loads(json.dumps(values))
     return Certificate({**values, "digest": _seal(values)})
-
-
-_FIELDS = ("kind", "format", *SECTIONS, "files", "digest")
 
 
 def _given(units: Any) -> list[int]:

@@ -5,7 +5,7 @@ import os
 import pathlib
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 from ensdiff.data.manifest import NAME as MANIFEST
@@ -42,7 +42,7 @@ class Files(NamedTuple):
 
 
 def find_files(path: pathlib.Path) -> Files:
-    """Look through a run directory; nothing is opened and no link is followed.
+    """Look through a run directory, which may be missing; nothing is opened and no link is followed.
 
     Raises:
         OSError: a folder in it cannot be read.
@@ -50,7 +50,7 @@ def find_files(path: pathlib.Path) -> Files:
     certified: list[str] = []
     odd: list[str] = []
     others: list[str] = []
-    for name, plain in sorted(_entries(path)):
+    for name, plain in sorted(_entries(path)) if path.is_dir() else ():
         first, *rest = name.split("/", 2)
         own = name in FILES or name == "checkpoints"
         if first == "checkpoints" and rest and whole_number(rest[0]) is not None:
@@ -107,12 +107,22 @@ def hashes(path: pathlib.Path, files: Files) -> dict[str, str]:
     return out
 
 
-def strangers(path: pathlib.Path, files: Files, members: int) -> list[str]:
+def strangers(path: pathlib.Path, files: Files, members: int, fields: Collection[str]) -> list[str]:
     """Of the other files, those that may hold anything, such as members that the run says it does not hold.
 
-    Known are the run's lock, its certificate, and its metrics where they are those of as many members.
+    Known are the run's lock, a certificate, and metrics.
+
+    Args:
+        path: the run directory.
+        files: what lies in it.
+        members: that the metrics may be of.
+        fields: that a certificate may have.
     """
-    known = {".lock": _is_lock, NAME: _is_certificate, "metrics.jsonl": lambda file: _is_log(file, members)}
+    known = {
+        ".lock": _is_lock,
+        NAME: lambda file: _is_certificate(file, fields),
+        "metrics.jsonl": lambda file: _is_log(file, members),
+    }
 
     def is_known(name: str) -> bool:
         file = path / name
@@ -125,12 +135,12 @@ def _is_lock(file: pathlib.Path) -> bool:
     return file.stat().st_size <= _LOCK_BYTES
 
 
-def _is_certificate(file: pathlib.Path) -> bool:
+def _is_certificate(file: pathlib.Path, fields: Collection[str]) -> bool:
     try:
         values = read_json(file)
     except ValueError:
         return False
-    return isinstance(values, dict) and values.get("kind") == KIND
+    return isinstance(values, dict) and values.get("kind") == KIND and set(values) <= set(fields)
 
 
 def _is_log(file: pathlib.Path, members: int) -> bool:

@@ -45,7 +45,8 @@ def forget(run: str | os.PathLike, units: Collection[int], out: str | os.PathLik
     >>> certificate.verify("runs/without_3").ok
     True
     """
-    old, files, out = Run.open(run), check_files(pathlib.Path(run)), pathlib.Path(out)
+    files = check_files(pathlib.Path(run))
+    old, out = Run.open(run), pathlib.Path(out)
     if jax.process_count() > 1:
         raise ValueError("forgetting is one process's work: run it in one")
     wanted = _given(units)

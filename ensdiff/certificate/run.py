@@ -63,7 +63,7 @@ class Run:
         path = pathlib.Path(path)
         file = path / "run.json"
         description = _read_description(file)
-        if "data" not in description or "train" not in description:
+        if not all(isinstance(description.get(name), dict) for name in ("data", "train")):
             raise ValueError(
                 f"{file} does not say what the members were trained on: only runs that ensdiff.train wrote can be "
                 "certified, not ensembles that were saved or converted"
@@ -78,7 +78,7 @@ class Run:
             unchecked = () if origin is None else tuple(map(operator.index, origin.get("unchecked", ())))
             config = TrainConfig(**description["train"])
             part = code if origin is None else code.only(held)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise ValueError(f"{file} is not the description of a run: {error}") from error
         if part.to_dict() != ensemble.code.to_dict():
             raise ValueError(f"{file}: the code is not that of members {list(held)} of the origin's code")

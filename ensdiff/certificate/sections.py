@@ -108,7 +108,7 @@ def others(facts: Facts) -> list[str]:
     """Files in the run that may hold other members; none are listed where the run holds others anyway."""
     if set(facts.run.held) != set(facts.survivors):
         return []
-    return strangers(facts.run.path, facts.files, len(facts.run.held))
+    return strangers(facts.run.path, facts.files, len(facts.run.held), FIELDS)
 
 
 def units(facts: Facts) -> list[dict[str, Any]]:
@@ -154,7 +154,10 @@ def config(facts: Facts) -> dict[str, Any]:
     for step, (text, _) in run.metadata.items():
         here, there = ({name: d[name] for name in names if name in d} for d in (run.description, text))
         if step != run.last:
-            here, there = (_decisive(values) for values in (here, there))
+            try:
+                here, there = (_decisive(values) for values in (here, there))
+            except (KeyError, TypeError, AttributeError) as error:
+                raise ValueError(f"checkpoints/{step} does not say how it was trained: {error!r}") from error
         differences += compare(here, there, ("run.json", f"checkpoints/{step}"))
         if bool(text.get("average")) != bool(run.config.ema):
             differences.append(f"checkpoints/{step}: average is {text.get('average')!r}, train.ema {run.config.ema}")
@@ -250,6 +253,10 @@ SECTIONS: dict[str, Callable[[Facts], Any]] = {
         claim, units, code, members, config, data, copies, streams, parameters, trained_on, capacity, others, limits,
     )
 }  # fmt: skip
+
+
+FIELDS = ("kind", "format", *SECTIONS, "files", "digest")
+"""Of a certificate."""
 
 
 def compare(one: Any, other: Any, names: tuple[str, str], place: str = "") -> list[str]:
