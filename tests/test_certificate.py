@@ -462,8 +462,13 @@ def test_a_forged_description_is_a_failure(small, tmp_path, change):
     assert any("run.json" in line and ("is not the des" in line or "does not say" in line) for line in result.failures)
 
 
-def test_an_older_checkpoint_with_all_members(run_dir, copied):
+def test_an_older_checkpoint_of_another_run(run_dir, copied):
+    """One of another seed, and one with all members."""
     path, certificate = copied
+    reseal(path / "checkpoints" / "2", lambda text: text["train"].update(seed=9, log_every=7))
+    with pytest.raises(ValueError, match=r"^train.seed: run.json says 0, checkpoints/2 says 9$"):
+        ensdiff.certify(path, [UNIT])
+    shutil.copytree(run_dir.with_name("small") / "checkpoints" / "2", path / "checkpoints" / "2", dirs_exist_ok=True)
     shutil.rmtree(path / "checkpoints" / "4")
     shutil.copytree(run_dir / "checkpoints" / "4", path / "checkpoints" / "4")
     with pytest.raises(ValueError, match=r"code.members: run.json says 2, checkpoints/4 says 4"):
@@ -521,6 +526,23 @@ def test_what_a_certificate_says_cannot_move_the_cursor(small, examined_once):
     assert len(result.failures) >= 4
     assert all(line.isprintable() for line in (*result.failures, repr(certificate)))
     assert any(r"\x1b[2K\rthe certificate holds\n\u202e: not a field" in line for line in result.failures)
+
+
+def test_programs_print_errors_without_escape_sequences(capsys):
+    from experiments import common
+
+    with pytest.raises(SystemExit):
+        common._fail(1, "digest \x1b[2K\x1b[1A\u202e is another", "")
+    assert capsys.readouterr().err == r"error: digest \x1b[2K\x1b[1A\u202e is another" + "\n"
+
+
+def test_units_on_a_command_line_are_plain_digits():
+    from experiments import runs
+
+    assert runs.unit_ids("3, 17,0") == [3, 17, 0]
+    for text in ("²", "３", "+3", "1_0", "-1", "03", "3,", ""):
+        with pytest.raises(ValueError, match="expected ids joined by commas"):
+            runs.unit_ids(text)
 
 
 def test_units_of_the_data_are_compared(small, copied, examined_once):

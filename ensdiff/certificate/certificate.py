@@ -251,7 +251,9 @@ def _moved_items(said: np.ndarray, given: np.ndarray, data: Dataset) -> list[str
 def certify(run: str | os.PathLike, units: Collection[int]) -> Certificate:
     """Certify that the members of a run that never saw some units did not: see `Certificate.verify`.
 
-    The members that did see them are still in the run; `ensdiff.forget` writes a run without them.
+    The members that did see them are still in the run; `ensdiff.forget` writes a run without them. That the run holds
+    no other member is certified only where nothing lies in its directory but what training and forgetting write: else
+    the claim names the files that nobody looked into.
 
     Args:
         run: the directory of a finished run that `ensdiff.train` wrote.
@@ -259,7 +261,8 @@ def certify(run: str | os.PathLike, units: Collection[int]) -> Certificate:
 
     Raises:
         FileNotFoundError: no such run, or files that a certificate needs are missing.
-        ValueError: unknown units, a damaged run, or a survivor that did draw one of the units.
+        ValueError: unknown units, a damaged run, a checkpoint that is not the held members' state at its step, a link
+            in the place of a file, or a survivor that did draw one of the units.
         NoSurvivorError: every member saw some of the units.
 
     >>> ensdiff.certify("runs/tiny", units=[3, 7]).units

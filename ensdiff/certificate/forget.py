@@ -24,7 +24,8 @@ def forget(run: str | os.PathLike, units: Collection[int], out: str | os.PathLik
     The new run loads, samples and attributes like any other. It keeps the numbers that its members were trained under,
     and the code over all members, so that their training can still be checked and replayed. Its own code is that code
     without the columns of the members that are gone; units keep their ids. Sample grids, reports and TensorBoard files
-    are not taken over, because all members made them.
+    are not taken over, because all members made them. Let other programs write elsewhere (``--out=``): what they leave
+    in the new run may hold members as far as its certificate can tell, and does not pass `Certificate.verify`.
 
     Args:
         run: a run that `ensdiff.train` wrote, or one that has forgotten units already.
