@@ -1,8 +1,10 @@
-"""Reading files that others may have written."""
+"""Reading files that others may have written, and printing what they say."""
 
 import json
+import math
 import os
 import pathlib
+import re
 import stat
 from typing import Any, BinaryIO
 
@@ -31,17 +33,97 @@ def read_bytes(path: str | os.PathLike) -> bytes:
         return file.read()
 
 
-def read_json(path: str | os.PathLike) -> Any:
-    """What a JSON file holds.
+DEPTH = 64
+"""Levels of lists and objects that a JSON file may have, so that no reader of the values runs out of stack."""
+
+
+def read_json(path: str | os.PathLike, *, finite: bool = False) -> Any:
+    """What a JSON file holds, see `parse_json`.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: not JSON, or nested too deep; names the file.
+        FileNotFoundError: no such file, or no plain file.
+        ValueError: not JSON, or not as `parse_json` wants it; names the file.
     """
     path = pathlib.Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist" if not path.exists() else f"{path} is no file")
     try:
-        return json.loads(read_bytes(path))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        return parse_json(read_bytes(path), finite=finite)
+    except ValueError as error:
         raise ValueError(f"{path} is not a JSON file, or is damaged: {error}") from error
+
+
+def parse_json(content: bytes, *, finite: bool = False) -> Any:
+    """The value of a JSON text that every reader understands in the same way.
+
+    Args:
+        content: UTF-8, without a byte order mark.
+        finite: refuse NaN and infinite numbers too, also one that is infinite because it is too large, such as 1e999.
+
+    Raises:
+        ValueError: it is not JSON, an object has a field twice, or it is nested deeper than `DEPTH` levels.
+
+    >>> parse_json(b'{"units": [3]}')
+    {'units': [3]}
+    >>> parse_json(b'{"units": [3], "units": [5]}')
+    Traceback (most recent call last):
+    ValueError: the field 'units' is given twice
+    """
+    text = content.decode("utf-8")
+    if text.startswith("\ufeff"):
+        raise ValueError("it begins with a byte order mark: save it as UTF-8 without one")
+    numbers: dict[str, Any] = {"parse_constant": _finite, "parse_float": _finite} if finite else {}
+    try:
+        values = json.loads(text, object_pairs_hook=_without_repeats, **numbers)
+    except RecursionError:
+        raise ValueError(f"it is nested deeper than {DEPTH} levels") from None
+    _check_depth(values)
+    return values
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {text[:20]} is not finite")
+    return value
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        name = next(name for i, name in enumerate(names) if name in names[:i])
+        raise ValueError(f"the field {name[:60]!r} is given twice")
+    return values
+
+
+def _check_depth(values: Any) -> None:
+    level, depth = [values], 0
+    while level:
+        if depth > DEPTH:
+            raise ValueError(f"it is nested deeper than {DEPTH} levels")
+        inside = [value for value in level if isinstance(value, dict | list)]
+        level = [entry for value in inside for entry in (value.values() if isinstance(value, dict) else value)]
+        depth += 1
+
+
+def printable(text: Any) -> str:
+    r"""A text for a terminal, with every character that could move, hide or reorder others escaped.
+
+    Such characters are line ends, control characters, escape sequences and marks of writing direction.
+
+    >>> printable("one\x1b[2Ktwo\n")
+    'one\\x1b[2Ktwo\\n'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
+def whole_number(text: str) -> int | None:
+    """The number that a text is, as `str` writes it; None for every other text.
+
+    So there are no signs, blanks or leading zeros, and no digits but 0 to 9, where `int` and `str.isdigit` accept more.
+
+    >>> [whole_number(text) for text in ("60", "0", "060", "+5", " 5", "²", "６０")]
+    [60, 0, None, None, None, None, None]
+    """
+    return int(text) if re.fullmatch(r"0|[1-9][0-9]{0,17}", text) else None

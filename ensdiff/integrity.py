@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 from ensdiff import hosts
-from ensdiff.files import read_bytes
+from ensdiff.files import parse_json, read_bytes
 from ensdiff.storage import write_atomically
 
 SEAL = "sha256"
@@ -115,7 +115,7 @@ def _content(path: str | os.PathLike) -> bytes:
 
 def _object(content: bytes, where: Any) -> dict[str, Any]:
     try:
-        values = json.loads(content)
+        values = parse_json(content)
     except ValueError as error:
         raise DamagedError(f"{where} is damaged: it is no JSON ({error})") from None
     if not isinstance(values, dict):

@@ -9,8 +9,8 @@ what is loaded is compared with what was in memory when it was saved: a flaw of 
 import dataclasses
 import datetime
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -20,6 +20,7 @@ from ensdiff import hosts
 from ensdiff._version import __version__
 from ensdiff.codes import Code
 from ensdiff.ensemble import Ensemble
+from ensdiff.files import parse_json, whole_number
 from ensdiff.integrity import SEAL, DamagedError, check_seal, member_sums
 from ensdiff.schedule import Schedule
 from ensdiff.typing import Params
@@ -27,6 +28,8 @@ from ensdiff.unet import UNetConfig
 
 FORMAT = 2
 """Of a description. 1 had no checksums, and is read without them."""
+METADATA = "_CHECKPOINT_METADATA"
+"""Orbax's file of a checkpoint, which holds our description."""
 GROUP = 2**28
 """Bytes of arrays that are read together where only some members of each are wanted."""
 
@@ -49,21 +52,24 @@ def from_description(text: Mapping[str, Any], params: Params) -> Ensemble:
     """An ensemble from `describe`'s values and a parameter pytree (or its shapes).
 
     Raises:
-        ValueError: written by a newer version, or by none.
+        ValueError: written by a newer version, or not what `describe` gives.
     """
     check_format(text)
-    model: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in text["model"].items()}
-    H, W, C = text["image_shape"]
-    low, high = text["value_range"]
-    return Ensemble(
-        params,
-        Code.from_dict(text["code"]),
-        UNetConfig(**model),
-        Schedule(**text["schedule"]),
-        (H, W, C),
-        (low, high),
-        _digest_of(text.get("data")),
-    )
+    try:
+        model: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in text["model"].items()}
+        H, W, C = text["image_shape"]
+        low, high = text["value_range"]
+        return Ensemble(
+            params,
+            Code.from_dict(text["code"]),
+            UNetConfig(**model),
+            Schedule(**text["schedule"]),
+            (H, W, C),
+            (low, high),
+            _digest_of(text.get("data")),
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"not the description of an ensemble: {error!r}; expected what `describe` gives") from error
 
 
 def _digest_of(data: Any) -> str | None:
@@ -75,9 +81,9 @@ def _digest_of(data: Any) -> str | None:
 def check_format(text: Mapping[str, Any]) -> None:
     """Raise ValueError unless this version reads a description's format."""
     found, version = text.get("format"), text.get("ensdiff", "unknown")
-    if isinstance(found, int) and 1 <= found <= FORMAT:
+    if type(found) is int and 1 <= found <= FORMAT:
         return
-    if isinstance(found, int) and found > FORMAT:
+    if type(found) is int and found > FORMAT:
         raise ValueError(
             f"this run was written by a newer ensdiff ({version}, format {found}); this is {__version__}, which reads "
             f"formats up to {FORMAT}. Upgrade: pip install --upgrade ensdiff"
@@ -90,35 +96,88 @@ def steps_of(run: pathlib.Path) -> list[int]:
     folder = run / "checkpoints"
     if not folder.is_dir():
         return []
-    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit() and p.is_dir())
+    numbers = (whole_number(p.name) for p in folder.iterdir() if p.is_dir())
+    return sorted(number for number in numbers if number is not None)
 
 
 def folder_of(run: pathlib.Path, step: int) -> pathlib.Path:
-    """Where a checkpoint is; Orbax wants absolute paths."""
-    return (run / "checkpoints" / str(step)).resolve()
+    """Where a checkpoint is; Orbax wants absolute paths. Its name is the step, whatever it may link to."""
+    return (run / "checkpoints").resolve() / str(step)
+
+
+class Metadata(NamedTuple):
+    """A checkpoint without its arrays.
+
+    Args:
+        description: what it says about itself.
+        shapes: the tree of its arrays, as `jax.ShapeDtypeStruct`.
+    """
+
+    description: dict[str, Any]
+    shapes: dict[str, Any]
 
 
 def read_description(folder: pathlib.Path) -> dict[str, Any]:
-    """What a checkpoint says about itself, without its arrays.
+    """What a checkpoint says about itself, see `read_metadata`."""
+    return read_metadata(folder).description
+
+
+def read_metadata(folder: pathlib.Path) -> Metadata:
+    """Read what a checkpoint says about itself, and the shapes of its arrays.
+
+    Args:
+        folder: of the checkpoint, whose name is its step (see `folder_of`).
 
     Raises:
-        DamagedError: it cannot be read, or is not what was written.
+        DamagedError: it cannot be read, is not what was written, or was written as that of another step.
         ValueError: written by a newer version.
     """
     try:
+        parse_json((folder / METADATA).read_bytes())  # Orbax takes the last of fields with one name
         found = ocp.metadata(folder)
         text = dict(found.custom_metadata or {})
         # Orbax will want it as a date
         datetime.datetime.fromtimestamp((found.commit_timestamp_nsecs or 0) / 1e9)
+        shapes = _shapes(found)
     except Exception as error:  # whatever a reader makes of bytes that are not what was written
         raise DamagedError(f"{folder} is damaged: its metadata cannot be read ({_brief(error)})") from error
-    if SEAL in text:
+    sealed = SEAL in text
+    if sealed:
         text = check_seal(text, folder)
     if text:
         check_format(text)
-    if not text or (text["format"] > 1 and "sums" not in text):
-        raise DamagedError(f"{folder} is damaged: its description is missing (or it was not written by ensdiff)")
-    return text
+    if not text or (text["format"] > 1 and not (sealed and "sums" in text and "step" in text)):
+        raise DamagedError(
+            f"{folder} is damaged: its description or its checksum is missing (or it was not written by ensdiff)"
+        )
+    if "sums" in text:
+        _check_sums(folder, text, shapes)
+    step = text.get("step")  # ensembles that were saved in format 1 have none
+    if step is not None and repr(step) != folder.name:
+        raise DamagedError(
+            f"{folder} is damaged: it holds step {step!r}, the folder says {folder.name}. A checkpoint is not renamed: "
+            f"call the folder {step!r} again, or put back the one of step {folder.name}"
+        )
+    return Metadata(text, shapes)
+
+
+def _check_sums(folder: pathlib.Path, text: Mapping[str, Any], parts: Collection[str]) -> None:
+    """Raise DamagedError unless a checkpoint has a checksum for each member of each part that it holds."""
+    try:
+        members = text["code"]["members"]
+        found = {str(part): len(sums) for part, sums in text["sums"].items()}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DamagedError(f"{folder} is damaged: its description is none of an ensemble ({error!r})") from error
+    if found != dict.fromkeys(parts, members):
+        raise DamagedError(
+            f"{folder} is damaged: it holds {', '.join(parts)} of {members} members, and the numbers of checksums are "
+            f"{found}"
+        )
+
+
+def _shapes(found: Any) -> dict[str, Any]:
+    """Of Orbax's metadata."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), dict(found.metadata))
 
 
 def _brief(error: BaseException) -> str:
@@ -132,7 +191,7 @@ def placeholders(folder: pathlib.Path, mark: Any = ocp.PLACEHOLDER) -> dict[str,
         DamagedError: it cannot be read.
     """
     try:
-        return jax.tree.map(lambda _: mark, dict(ocp.metadata(folder).metadata))
+        return jax.tree.map(lambda _: mark, _shapes(ocp.metadata(folder)))
     except Exception as error:
         raise _unreadable(folder, error) from error
 

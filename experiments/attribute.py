@@ -218,7 +218,7 @@ def loss_config() -> Any:
 
 def null_count() -> Any:
     """--null: a number, or all."""
-    if NULL.value != "all" and not NULL.value.isdigit():
+    if NULL.value != "all" and not (NULL.value.isascii() and NULL.value.isdigit()):
         raise ValueError(f"--null={NULL.value}: expected a number of null ablations, or all")
     return NULL.value if NULL.value == "all" else int(NULL.value)
 

@@ -2,7 +2,8 @@
 
 Commands:
   create   compute the certificate of --units from a run, and write it to RUN/certificate.json (or --certificate)
-  verify   check a certificate against a run: its files, its members' parameters, and every draw of every step
+  verify   check a certificate against a run: its files, its members' parameters, and every draw of every step; where
+           the certificate says that the run holds no other member, every file that does not belong to a run is named
 
 Examples:
   python -m experiments.certify create --run=runs/digits --units=3,7

@@ -123,7 +123,9 @@ def _end_if_asked(error: RuntimeError) -> None:
 
 
 def _fail(code: int, message: str, hint: str) -> None:
-    message = " ".join(message.split())
+    from ensdiff.files import printable  # names in files may hold escape sequences
+
+    message = printable(" ".join(message.split()))
     print(f"error: {message}" + (f" ({hint})" if hint else ""), file=sys.stderr)
     processes.abandon(code)
     raise SystemExit(code)

@@ -50,7 +50,7 @@ def _explicit() -> dict[str, Any]:
             f"--{', --'.join(missing)} not given: --coordinator, --num_processes and --process_id belong together"
         )
     host, _, port = f.coordinator.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 2**16:
+    if not host or not (port.isascii() and port.isdigit()) or not 0 < int(port) < 2**16:
         raise ValueError(f"--coordinator={f.coordinator}: expected HOST:PORT, such as 10.0.0.1:29500")
     if f.process_id >= f.num_processes:
         raise ValueError(f"--process_id={f.process_id}: expected 0 .. {f.num_processes - 1}, as --num_processes says")

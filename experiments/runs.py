@@ -183,10 +183,12 @@ def is_writer() -> bool:
 
 def unit_ids(text: str) -> list[int]:
     """Unit ids joined by commas."""
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise ValueError(f"units {text!r}: expected ids joined by commas, such as 3 or 5,8") from None
+    from ensdiff.files import whole_number
+
+    ids = [whole_number(part.strip(" ")) for part in text.split(",")]
+    if None in ids:
+        raise ValueError(f"units {text!r}: expected ids joined by commas, such as 3 or 5,8")
+    return [unit for unit in ids if unit is not None]
 
 
 def unit_sets(text: str) -> list[Any]:
@@ -197,13 +199,15 @@ def unit_sets(text: str) -> list[Any]:
 
 def describe_certificate(certificate: Any) -> None:
     """What a deletion certificate says, and what to keep."""
-    print(certificate.values["claim"])
+    from ensdiff.files import printable
+
+    print(printable(certificate.values["claim"]))
     for copy in certificate.values["copies"]:
         print(
             f"warning: item {copy['item']} of unit {copy['unit']}, which survivors saw, is byte for byte an item of "
             f"unit {copy['of_unit']}; forget both to be rid of its content"
         )
-    print(f"digest (keep it elsewhere): {certificate.digest}")
+    print(f"digest (keep it elsewhere): {printable(certificate.digest)}")
 
 
 def facts(params: Any, data: Any) -> list[tuple[str, str]]:

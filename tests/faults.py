@@ -1,5 +1,6 @@
 """What the fault tests share: damage to files, and runs that are small enough to copy often."""
 
+import json
 import logging
 import shutil
 import warnings
@@ -8,6 +9,7 @@ import jax
 import numpy as np
 
 import ensdiff
+from ensdiff import integrity
 from ensdiff.rundir import RunDirectory
 from ensdiff.train import TrainConfig, init_state
 from tests.helpers import CODE, SHORT, blobs
@@ -70,3 +72,14 @@ def flips(path, count, seed=0):
     rng = np.random.default_rng(seed)
     places = np.arange(size) if size <= count else np.sort(rng.choice(size, count, replace=False))
     return [(int(place), int(rng.integers(8))) for place in places]
+
+
+def reseal(checkpoint, change):
+    """Another description with a checksum that is right."""
+    path = checkpoint / "_CHECKPOINT_METADATA"
+    values = json.loads(path.read_text())
+    text = dict(values["custom_metadata"])
+    text.pop(integrity.SEAL)
+    change(text)
+    values["custom_metadata"] = integrity.seal(text)
+    path.write_text(json.dumps(values))

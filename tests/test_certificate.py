@@ -2,7 +2,10 @@
 
 import copy
 import dataclasses
+import functools
 import json
+import os
+import re
 import shutil
 import sys
 
@@ -11,10 +14,14 @@ import numpy as np
 import pytest
 
 import ensdiff
+from ensdiff import stored
 from ensdiff.certificate import LIMITS, Certificate
+from ensdiff.certificate import certificate as certificates
 from ensdiff.certificate.certificate import _seal
 from ensdiff.certificate.run import Run
 from ensdiff.data import batch_indices
+from ensdiff.integrity import read_sealed, write_sealed
+from tests.faults import reseal
 from tests.helpers import CODE, SHORT, blobs, random_ensemble
 
 pytestmark = pytest.mark.certificate
@@ -44,6 +51,17 @@ def small(run_dir):
     return path
 
 
+@pytest.fixture(scope="module")
+def honest(run_dir):
+    return ensdiff.certify(run_dir, [UNIT])
+
+
+@pytest.fixture
+def examined_once(monkeypatch):
+    """In a run that does not change, what a certificate of the same units should say is computed once."""
+    monkeypatch.setattr(certificates, "_examine", functools.cache(certificates._examine))
+
+
 @pytest.fixture
 def copied(small, tmp_path):
     """A copy of the smaller run that a test may change, and its certificate."""
@@ -55,8 +73,8 @@ def counted(record_property, name, number=1):
     record_property("count", (name, number))
 
 
-def test_an_honest_certificate_holds(run_dir, tmp_path):
-    certificate = ensdiff.certify(run_dir, [UNIT])
+def test_an_honest_certificate_holds(run_dir, honest, tmp_path):
+    certificate = honest
     assert certificate.units == (UNIT,)
     assert list(certificate.survivors) == SURVIVORS
     assert "the run holds others too" in certificate.values["claim"]
@@ -69,7 +87,7 @@ def test_an_honest_certificate_holds(run_dir, tmp_path):
     assert certificate == ensdiff.certify(run_dir, UNIT)  # nothing in it depends on when or where it was made
 
 
-def test_streams_in_it_are_what_the_trainer_draws(run_dir):
+def test_streams_in_it_are_what_the_trainer_draws(honest):
     """The hashes, from a plain loop over steps."""
     import hashlib
 
@@ -77,18 +95,17 @@ def test_streams_in_it_are_what_the_trainer_draws(run_dir):
 
     splits = Splits.build(DATA, CODE)
     draws = np.stack([batch_indices(splits, 0, step, 2) for step in range(5)])  # (S, K, B)
-    certificate = ensdiff.certify(run_dir, [UNIT])
     for k in SURVIVORS:
         content = np.ascontiguousarray(draws[:, k]).astype("<i8").tobytes()
-        assert certificate.values["streams"]["sha256"][str(k)] == hashlib.sha256(content).hexdigest()
+        assert honest.values["streams"]["sha256"][str(k)] == hashlib.sha256(content).hexdigest()
         assert not np.isin(draws[:, k], DATA.items_of(UNIT)).any()
 
 
 @pytest.mark.parametrize("at_once", [1, 3, 4, 5, 100])
-def test_streams_do_not_depend_on_how_many_steps_are_computed_at_a_time(run_dir, monkeypatch, at_once):
+def test_streams_do_not_depend_on_how_many_steps_are_computed_at_a_time(run_dir, honest, monkeypatch, at_once):
     from ensdiff.certificate import streams
 
-    expected = ensdiff.certify(run_dir, [UNIT]).values["streams"]
+    expected = honest.values["streams"]
     monkeypatch.setattr(streams, "DRAWS", at_once * 2 * CODE.members)
     facts_of = Run.open(run_dir)
     found = streams.read_streams(CODE, facts_of.manifest, [UNIT], SURVIVORS, seed=0, batch=2, steps=5)
@@ -136,7 +153,7 @@ def test_the_smaller_run_attributes(small, method):
 
 def test_no_array_of_a_member_that_saw_the_unit_is_left(run_dir, small):
     """Of each leaf, the rows of these members are in no file of the smaller run's checkpoints."""
-    before, after = Run.open(run_dir).arrays(), Run.open(small).arrays()
+    before, after = Run.open(run_dir).arrays(5), Run.open(small).arrays(5)
     rows = {np.asarray(a)[k].tobytes() for a in jax.tree.leaves(before["params"]) for k in SEEN if a[k].any()}
     kept = {row.tobytes() for tree in after.values() for a in jax.tree.leaves(tree) for row in a}
     assert rows
@@ -175,6 +192,26 @@ def test_replay_when_the_picture_is_deleted(small):
     )
     assert certificate.verify(small, data=lost).failures == result.failures
     assert certificate.verify(small, data=data).ok
+
+
+def test_forgetting_again_keeps_what_was_forgotten_before(copied, tmp_path):
+    """A second unit from a run that has forgotten one already; one checkpoint is of a version without checksums."""
+    path, _ = copied
+    unit = next(i for i in range(6) if i != UNIT and 0 < CODE.rows(i)[0][SURVIVORS].sum() < len(SURVIVORS))
+
+    def old(text):
+        text.update(format=1)
+        del text["sums"]
+
+    reseal(path / "checkpoints" / "4", old)
+    certificate = ensdiff.forget(path, [unit], tmp_path / "two")
+    assert certificate.units == tuple(sorted([UNIT, unit]))
+    assert certificate.survivors == tuple(k for k in SURVIVORS if not CODE.rows(unit)[0][k])
+    assert Run.open(tmp_path / "two").forgotten == certificate.units
+    claim = certificate.values["claim"]
+    assert f"is an item of units {certificate.units[0]}, {certificate.units[1]}; the run holds no other member" in claim
+    assert claim.endswith(" The checkpoints of steps 4 were written without checksums: damage since cannot be seen.")
+    assert certificate.verify(tmp_path / "two").ok
 
 
 @pytest.mark.slow
@@ -262,11 +299,11 @@ def check_forgeries(small, places, record_property):
 
 FORGEABLE = [
     "claim", "units", "code", "members", "config", "data", "copies", "streams", "parameters", "trained_on", "capacity",
-    "limits", "files",
+    "others", "limits", "files",
 ]  # fmt: skip
 
 
-def test_every_section_can_be_forged_and_is_caught(small, record_property):
+def test_every_section_can_be_forged_and_is_caught(small, record_property, examined_once):
     values = Certificate.load(small / "certificate.json").values
     assert {*FORGEABLE, "kind", "format", "digest"} == set(values)
     places = [next(iter(leaves(values[name], (name,)))) for name in FORGEABLE]
@@ -274,14 +311,14 @@ def test_every_section_can_be_forged_and_is_caught(small, record_property):
 
 
 @pytest.mark.slow
-def test_every_field_can_be_forged_and_is_caught(small, record_property):
+def test_every_field_can_be_forged_and_is_caught(small, record_property, examined_once):
     values = Certificate.load(small / "certificate.json").values
     places = [place for place in leaves(values) if place[0] in FORGEABLE]
     assert len(places) > 60
     check_forgeries(small, places, record_property)
 
 
-def test_an_altered_certificate_without_a_new_digest(small, tmp_path, record_property):
+def test_an_altered_certificate_without_a_new_digest(small, tmp_path, record_property, examined_once):
     values = json.loads((small / "certificate.json").read_text())
     for change, message in (
         ({"units": []}, "digest: the certificate was altered"),
@@ -301,7 +338,8 @@ def test_an_altered_certificate_without_a_new_digest(small, tmp_path, record_pro
     for content, message in (
         ("[]", "is not a deletion certificate"),
         ("{}", "is not a deletion certificate"),
-        ('{"kind": "ensdiff deletion certificate", "format": 2}', "has format 2, this ensdiff reads 1: upgrade"),
+        ('{"kind": "ensdiff deletion certificate", "format": 3}', "has format 3, this ensdiff reads 2: upgrade"),
+        ('{"kind": "ensdiff deletion certificate", "format": 1}', "has format 1, which did not.*Make the certificate"),
         ("{", "is not a JSON file, or is damaged"),
         ("[" * 100_000, "is not a JSON file, or is damaged"),
     ):
@@ -312,21 +350,22 @@ def test_an_altered_certificate_without_a_new_digest(small, tmp_path, record_pro
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of what reads a damaged checkpoint
-@pytest.mark.parametrize("every", [8, pytest.param(1, marks=pytest.mark.slow)])
-def test_one_flipped_byte_is_found_and_its_file_named(copied, every, record_property):
+@pytest.mark.parametrize("together", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_one_flipped_byte_is_found_and_its_file_named(copied, together, record_property):
+    """In every file; at the same time, which takes one verification, or one after another."""
     path, certificate = copied
     rng = np.random.default_rng(0)
     names = list(certificate.values["files"])
-    names = [*names[:3], *names[3::every]]
-    for name in names:
-        file = path / name
-        content = file.read_bytes()
-        changed = bytearray(content)
-        changed[rng.integers(len(changed))] ^= 1 << rng.integers(8)
-        file.write_bytes(changed)
+    before = {name: (path / name).read_bytes() for name in names}
+    for some in [names] if together else [[name] for name in names]:
+        for name in some:
+            changed = bytearray(before[name])
+            changed[rng.integers(len(changed))] ^= 1 << rng.integers(8)
+            (path / name).write_bytes(changed)
         result = certificate.verify(path)
-        assert any(line.startswith(f"{name}: the file is another") for line in result.failures), result.failures
-        file.write_bytes(content)
+        for name in some:
+            assert any(line.startswith(f"{name}: the file is another") for line in result.failures), result.failures
+            (path / name).write_bytes(before[name])
     assert certificate.verify(path).ok
     counted(record_property, "forgeries detected", len(names))
 
@@ -347,6 +386,191 @@ def test_files_that_are_gone_or_new(copied):
     assert result.failures[-1].startswith(f"{path} does not exist")
 
 
+def test_damage_is_not_laundered(copied, tmp_path):
+    """The arrays of another step, under the description of step 5: refused as `load` refuses them."""
+    path, certificate = copied
+    state = path / "checkpoints" / "5" / "state"
+    shutil.rmtree(state)
+    shutil.copytree(path / "checkpoints" / "4" / "state", state)
+    words = "checkpoints/5 is damaged: (ema|params) of members 0, 1 do not match their checksums"
+    unit = next(i for i in range(6) if i != UNIT and 0 < CODE.rows(i)[0][SURVIVORS].sum() < len(SURVIVORS))
+    for refused in (
+        lambda: ensdiff.load(path, average=False),
+        lambda: ensdiff.certify(path, [UNIT]),
+        lambda: ensdiff.forget(path, [unit], tmp_path / "out"),
+    ):
+        with pytest.raises(ensdiff.DamagedError, match=words):
+            refused()
+    assert not (tmp_path / "out").exists()
+    assert any(re.search(words, line) for line in certificate.verify(path).failures)
+    # neither no sums at all nor some that were made to fit help: the optimiser counts its steps
+    reseal(path / "checkpoints" / "5", lambda values: values.update(sums={}))
+    with pytest.raises(ensdiff.DamagedError, match="of 2 members, and the numbers of checksums are {}"):
+        ensdiff.certify(path, [UNIT])
+    text = stored.read_description(path / "checkpoints" / "4")
+    reseal(path / "checkpoints" / "5", lambda values: values.update(sums=text["sums"]))
+    with pytest.raises(ValueError, match="checkpoints/5 is that of another step: its optimiser took 4 steps"):
+        ensdiff.certify(path, [UNIT])
+    # nor does another number of the folder
+    shutil.rmtree(path / "checkpoints" / "5")
+    (path / "checkpoints" / "4").rename(path / "checkpoints" / "5")
+    for refused in (lambda: ensdiff.certify(path, [UNIT]), lambda: ensdiff.forget(path, [unit], tmp_path / "out")):
+        with pytest.raises(ensdiff.DamagedError, match="it holds step 4, the folder says 5"):
+            refused()
+    assert any("it holds step 4, the folder says 5" in line for line in certificate.verify(path).failures)
+
+
+def test_no_other_member_is_certified_only_where_nothing_else_is(run_dir, copied):
+    """Everything that may hold members is named, and the claim says that nobody looked into it."""
+    path, certificate = copied
+    (path / "metrics.jsonl").write_text((run_dir / "metrics.jsonl").read_text())  # of four members
+    for place in ("checkpoints/keep", "checkpoints/060", "damaged/60", "checkpoints/5/extra"):
+        (path / place).mkdir(parents=True)
+        (path / place / "x.npz").write_bytes(b"members")
+    (path / "samples").mkdir()
+    (path / "samples" / "all").symlink_to(run_dir)
+    (path / "\x1b[2K").write_text("all is well")
+    (path / ".lock").write_bytes(bytes(1000))
+    names = [
+        "\\x1b[2K", ".lock", "checkpoints/060/x.npz", "checkpoints/5/extra/x.npz", "checkpoints/keep/x.npz",
+        "damaged/60/x.npz", "metrics.jsonl", "samples/all",
+    ]  # fmt: skip
+    result = certificate.verify(path)
+    named = [line.split(":")[0] for line in result.failures if "may hold other members; move it out" in line]
+    assert sorted(named) == sorted(names)
+    again = ensdiff.certify(path, [UNIT])
+    assert again.values["claim"].endswith(
+        f"; its checkpoints hold no other member, and nobody looked into what else lies in the run: {', '.join(names)}."
+    )
+    assert again.verify(path).ok
+    # a claim that is forged to say nothing of them
+    values = {**again.values, "claim": certificate.values["claim"], "others": []}
+    assert len(Certificate({**values, "digest": _seal(values)}).verify(path).failures) == 1 + len(names)
+
+
+@pytest.mark.parametrize("change", [
+    {"data": None}, {"train": 3}, {"model": []}, {"code": 3}, {"image_shape": [8]}, {"origin": "all"},
+    {"origin": {"members": [-1], "forgotten": [], "code": CODE.to_dict()}},
+    {"origin": {"members": [0, 2], "forgotten": [10**30], "code": CODE.to_dict()}},
+    {"origin": {"members": [0, 2], "forgotten": [3], "code": CODE.to_dict(), "unchecked": "4"}},
+])  # fmt: skip
+def test_a_forged_description_is_a_failure(small, tmp_path, change):
+    """A failure of the verification, and no error of another kind."""
+    write_sealed(tmp_path / "run.json", {**read_sealed(small / "run.json"), **change})
+    result = Certificate.load(small / "certificate.json").verify(tmp_path)
+    assert any("run.json" in line and ("is not the des" in line or "does not say" in line) for line in result.failures)
+
+
+def test_an_older_checkpoint_of_another_run(run_dir, copied):
+    """One of another seed, and one with all members."""
+    path, certificate = copied
+    reseal(path / "checkpoints" / "2", lambda text: text["train"].update(seed=9, log_every=7))
+    with pytest.raises(ValueError, match=r"^train.seed: run.json says 0, checkpoints/2 says 9$"):
+        ensdiff.certify(path, [UNIT])
+    shutil.copytree(run_dir.with_name("small") / "checkpoints" / "2", path / "checkpoints" / "2", dirs_exist_ok=True)
+    shutil.rmtree(path / "checkpoints" / "4")
+    shutil.copytree(run_dir / "checkpoints" / "4", path / "checkpoints" / "4")
+    with pytest.raises(ValueError, match=r"code.members: run.json says 2, checkpoints/4 says 4"):
+        ensdiff.certify(path, [UNIT])
+    here = stored.read_description(path / "checkpoints" / "5")
+    more = {name: here[name] for name in ("code", "origin", "sums")}
+    reseal(path / "checkpoints" / "4", lambda text: text.update(more))
+    with pytest.raises(ValueError, match=r"checkpoints/4 is not the state of 2 members alone: .*\(4, .* and \d+ more"):
+        ensdiff.certify(path, [UNIT])
+    assert any("checkpoints/4 is not the state of 2 mem" in line for line in certificate.verify(path).failures)
+
+
+def test_links_and_pipes_are_not_followed(copied, tmp_path):
+    """Neither out of the run nor into a wait without end."""
+    path, certificate = copied
+    shutil.move(path / "checkpoints" / "4", tmp_path / "elsewhere")
+    (path / "checkpoints" / "4").symlink_to(tmp_path / "elsewhere")
+    file = path / "checkpoints" / "5" / "state" / "manifest.ocdbt"
+    file.unlink()
+    os.mkfifo(file)
+    result = certificate.verify(path)
+    for name in ("checkpoints/4", "checkpoints/5/state/manifest.ocdbt"):
+        assert any(line.startswith(f"{name}: a link or a special file") for line in result.failures), result.failures
+    for refused in (lambda: ensdiff.certify(path, [UNIT]), lambda: ensdiff.forget(path, [0], tmp_path / "out")):
+        with pytest.raises(ValueError, match=r"cannot be certified: checkpoints/4: a link or a special file"):
+            refused()
+
+
+def test_a_certificate_is_read_as_every_reader_reads_it(small, tmp_path):
+    text = (small / "certificate.json").read_text()
+    path = tmp_path / "certificate.json"
+    for content, message in (
+        (text.replace('"claim":', '"claim": "anything", "claim":'), "the field 'claim' is given twice"),
+        (text.replace('"id": 3', '"id": 5, "id": 3'), "the field 'id' is given twice"),
+        ("\ufeff" + text, "begins with a byte order mark"),
+        (text.replace('"capacity": {', '"capacity": {"x": NaN, '), "the number NaN is not finite"),
+        (text.replace('"capacity": {', '"capacity": {"x": -1e999, '), "the number -1e999 is not finite"),
+        (text.replace('"limits":', '"x": ' + "[" * 90 + "]" * 90 + ', "limits":'), "nested deeper than 64 levels"),
+    ):
+        assert content != text
+        path.write_text(content)
+        with pytest.raises(ValueError, match=message):
+            Certificate.load(path)
+    path.write_bytes(text.encode("utf-16"))
+    with pytest.raises(ValueError, match="can't decode"):
+        Certificate.load(path)
+
+
+def test_what_a_certificate_says_cannot_move_the_cursor(small, examined_once):
+    values = dict(Certificate.load(small / "certificate.json").values)
+    evil = "\x1b[2K\rthe certificate holds\n\u202e"
+    values |= {evil: 1, "files": {**values["files"], evil: "0"}, "capacity": {evil: evil}, "claim": evil}
+    certificate = Certificate({**values, "digest": _seal(values)})
+    result = certificate.verify(small)
+    assert len(result.failures) >= 4
+    assert all(line.isprintable() for line in (*result.failures, repr(certificate)))
+    assert any(r"\x1b[2K\rthe certificate holds\n\u202e: not a field" in line for line in result.failures)
+
+
+def test_programs_print_errors_without_escape_sequences(capsys):
+    from experiments import common
+
+    with pytest.raises(SystemExit):
+        common._fail(1, "digest \x1b[2K\x1b[1A\u202e is another", "")
+    assert capsys.readouterr().err == r"error: digest \x1b[2K\x1b[1A\u202e is another" + "\n"
+
+
+def test_units_on_a_command_line_are_plain_digits():
+    from experiments import runs
+
+    assert runs.unit_ids("3, 17,0") == [3, 17, 0]
+    for text in ("²", "３", "+3", "1_0", "-1", "03", "3,", ""):
+        with pytest.raises(ValueError, match="expected ids joined by commas"):
+            runs.unit_ids(text)
+
+
+def test_units_of_the_data_are_compared(small, copied, examined_once):
+    """By which items are together, because numbers and names of units may change."""
+    certificate = Certificate.load(small / "certificate.json")
+    renamed = DATA.regroup([f"name {5 - i}" for i in range(6)])
+    assert renamed.unit_of_item.tolist() == [5, 4, 3, 2, 1, 0]
+    assert certificate.verify(small, data=renamed).ok
+    (line,) = certificate.verify(small, data=DATA.regroup(list("abcdee"))).failures
+    assert line in [
+        f"data: item {i} is of unit {i} in the run's manifest, and of another, 'e', in the data given" for i in (4, 5)
+    ]
+    # a manifest that gives the picture of unit 3 to unit 5, in a run and a certificate that agree with it
+    path, _ = copied
+    manifest = Run.open(path).manifest
+    moved = manifest._replace(unit_of_item=np.where(manifest.unit_of_item == UNIT, 5, manifest.unit_of_item))
+    (path / "data.manifest").write_bytes(moved.to_bytes())
+    description = read_sealed(path / "run.json")
+    description["data"]["digest"] = moved.digest()
+    write_sealed(path / "run.json", description)
+    for step in (2, 4, 5):
+        reseal(path / "checkpoints" / str(step), lambda text: text["data"].update(digest=moved.digest()))
+    forged_run = ensdiff.certify(path, [UNIT])
+    assert forged_run.verify(path).ok
+    (line,) = forged_run.verify(path, data=DATA).failures
+    assert line.startswith("data: item ")
+    assert "is of unit 5 in the run's manifest, and of another, 'item " in line
+
+
 @pytest.mark.parametrize(("file", "change", "message"), [
     ("run.json", {"train": {"seed": 1}}, "train.seed: run.json says 1, checkpoints/5 says 0"),
     ("run.json", {"code": {"units": 7}}, "run.json is not the description of a run"),
@@ -357,10 +581,10 @@ def test_files_that_are_gone_or_new(copied):
 ])  # fmt: skip
 def test_a_changed_description_says_which_field(copied, file, change, message):
     path, certificate = copied
-    values = json.loads((path / file).read_text())
+    values = read_sealed(path / file)
     for section, fields in change.items():
         values[section] |= fields
-    (path / file).write_text(json.dumps(values))
+    write_sealed(path / file, values)
     result = certificate.verify(path)
     assert any(message in line for line in result.failures), result.failures
     assert any(line.startswith(f"{file}: the file is another") for line in result.failures)
@@ -412,11 +636,10 @@ def test_a_leaky_trainer_is_caught_by_replay(tmp_path, monkeypatch, record_prope
     counted(record_property, "leaky trainers caught")
 
 
-def test_a_leaky_index_stream_is_caught_by_the_stream_check(run_dir, tmp_path, monkeypatch, record_property):
+def test_a_leaky_index_stream_is_caught_by_the_stream_check(run_dir, honest, tmp_path, monkeypatch, record_property):
     """A library whose splits leak: the draws are looked up in the code, not in the splits."""
     from ensdiff.data import Splits
 
-    honest = ensdiff.certify(run_dir, [UNIT])
     plain = Splits.build.__func__
 
     def build(cls, data, code, members=slice(None)):
@@ -434,9 +657,9 @@ def test_a_leaky_index_stream_is_caught_by_the_stream_check(run_dir, tmp_path, m
     counted(record_property, "leaky trainers caught")
 
 
-def test_a_member_that_saw_the_unit_is_no_survivor(run_dir, record_property):
+def test_a_member_that_saw_the_unit_is_no_survivor(run_dir, honest, record_property):
     """A certificate that calls it one is told the draw."""
-    values = copy.deepcopy(dict(ensdiff.certify(run_dir, [UNIT]).values))
+    values = copy.deepcopy(dict(honest.values))
     values["members"]["survivors"] = sorted([*SURVIVORS, SEEN[0]])
     result = Certificate({**values, "digest": _seal(values)}).verify(run_dir)
     assert any(

@@ -17,7 +17,7 @@ import pytest
 import ensdiff
 from ensdiff import integrity, preempt, storage, stored
 from ensdiff.rundir import RunDirectory
-from tests.faults import CONFIG, copied, cut, flip, flips, new_state, restore, same, train
+from tests.faults import CONFIG, copied, cut, flip, flips, new_state, reseal, restore, same, train
 from tests.helpers import CODE, ROOT
 
 pytestmark = [
@@ -157,17 +157,6 @@ def test_load_refuses_damage_and_says_what_else_there_is(whole, tmp_path):
     assert "checkpoints/4 is damaged" in ensdiff.check_run(folder)[0]
 
 
-def reseal(checkpoint, change):
-    """Another description with a checksum that is right."""
-    path = checkpoint / "_CHECKPOINT_METADATA"
-    values = json.loads(path.read_text())
-    text = dict(values["custom_metadata"])
-    text.pop(integrity.SEAL)
-    change(text)
-    values["custom_metadata"] = integrity.seal(text)
-    path.write_text(json.dumps(values))
-
-
 def test_chosen_members(whole, tmp_path):
     everything = ensdiff.load(whole[0])
     some = ensdiff.load(whole[0], members=[2, 0])
@@ -204,6 +193,48 @@ def test_versions(whole, tmp_path):
 
     reseal(folder / "checkpoints" / "4", older)
     assert same(ensdiff.load(folder).params, whole[1])
+
+
+def test_a_renamed_checkpoint_is_named(whole, tmp_path):
+    """The sealed step is compared with the folder's name wherever a checkpoint is read."""
+    folder = copied(whole[0], tmp_path / "run")
+    (folder / "checkpoints" / "4").rename(folder / "checkpoints" / "99")
+    words = "checkpoints/99 is damaged: it holds step 4, the folder says 99"
+    for options in ({}, {"step": 99}, {"members": [1]}):
+        with pytest.raises(ensdiff.DamagedError, match=words):
+            ensdiff.load(folder, **options)
+    assert [words in line for line in ensdiff.check_run(folder)] == [True]
+    step, _, said = restore(folder, new_state())
+    assert step == 2
+    assert words in said[0]
+    # a link does not hide it
+    (folder / "checkpoints" / "5").symlink_to(folder / "checkpoints" / "2")
+    with pytest.raises(ensdiff.DamagedError, match="it holds step 2, the folder says 5"):
+        ensdiff.load(folder)
+
+
+def test_names_that_are_no_steps(whole, tmp_path):
+    folder = copied(whole[0], tmp_path / "run")
+    for name in ("²", "060", "٤", "９", "+5", " 5", "1_0", "-1", "4.0", "keep"):
+        (folder / "checkpoints" / name).mkdir()
+    assert stored.steps_of(folder) == [2, 4]
+    assert restore(folder, new_state())[::2] == (4, [])
+
+
+def test_a_description_without_its_checksum(whole, tmp_path):
+    """Only runs of format 1 have none: without it, neither the step nor the sums can be relied on."""
+    folder = copied(whole[0], tmp_path / "run")
+    path = folder / "checkpoints" / "4" / stored.METADATA
+    values = json.loads(path.read_text())
+    del values["custom_metadata"][integrity.SEAL]
+    path.write_text(json.dumps(values))
+    with pytest.raises(ensdiff.DamagedError, match="its description or its checksum is missing"):
+        ensdiff.load(folder)
+    text = (whole[0] / "checkpoints" / "4" / stored.METADATA).read_text()
+    path.write_text(text.replace('"step": 4', '"step": 5, "step": 4'))
+    assert path.read_text() != text
+    with pytest.raises(ensdiff.DamagedError, match="the field 'step' is given twice"):
+        ensdiff.load(folder)
 
 
 def test_every_bit_of_the_small_files(whole, tmp_path, record_property):

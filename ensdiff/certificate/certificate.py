@@ -8,19 +8,20 @@ import pathlib
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from ensdiff.certificate.files import KIND, NAME, check_files, find_files, hashes, odd_files
 from ensdiff.certificate.replay import replay as train_anew
-from ensdiff.certificate.run import Run, file_hashes
-from ensdiff.certificate.sections import LIMITS, SECTIONS, Facts, compare
+from ensdiff.certificate.run import Run
+from ensdiff.certificate.sections import FIELDS, LIMITS, SECTIONS, Facts, compare
 from ensdiff.data import Dataset
-from ensdiff.files import read_json
+from ensdiff.files import printable, read_json
 from ensdiff.storage import write_atomically
 
 __all__ = ["LIMITS", "NAME", "Certificate", "Verification", "certify"]
 
-FORMAT = 1
-KIND = "ensdiff deletion certificate"
-NAME = "certificate.json"
-"""Where a run's certificate is, unless told otherwise."""
+FORMAT = 2
+"""Of a certificate. One of format 1 says less, and must be made again."""
 
 
 class Verification(NamedTuple):
@@ -77,7 +78,7 @@ class Certificate:
         return self.values["digest"]
 
     def __repr__(self) -> str:
-        return f"Certificate({self.values.get('claim', 'no claim')} digest {self.values.get('digest')})"
+        return printable(f"Certificate({self.values.get('claim', 'no claim')} digest {self.values.get('digest')})")
 
     def save(self, path: str | os.PathLike) -> None:
         """Write it as JSON."""
@@ -89,63 +90,76 @@ class Certificate:
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: not a certificate, or one of a newer version.
+            ValueError: not a certificate, or one of another version; not JSON that every reader understands in the
+                same way (see `ensdiff.files.parse_json`).
         """
-        values = read_json(path)
+        values = read_json(path, finite=True)
         if not isinstance(values, dict) or values.get("kind") != KIND:
             raise ValueError(f"{path} is not a deletion certificate of ensdiff")
-        if values.get("format") != FORMAT or type(values["format"]) is not int:
+        found = values.get("format")
+        if type(found) is int and 0 < found < FORMAT:
             raise ValueError(
-                f"{path} has format {values.get('format')!r}, this ensdiff reads {FORMAT}: upgrade ensdiff, or make "
-                "the certificate again"
+                f"{path} has format {found}, which did not look at everything in the run; this ensdiff reads {FORMAT}. "
+                "Make the certificate again: python -m experiments.certify create --run=... --units=..."
             )
+        if type(found) is not int or found != FORMAT:
+            raise ValueError(f"{path} has format {found!r}, this ensdiff reads {FORMAT}: upgrade ensdiff")
         return cls(values)
 
     def verify(self, run: str | os.PathLike, *, data: Dataset | None = None, replay: int = 0) -> Verification:
         """Check everything that the certificate says against a run.
 
-        Every section is computed anew from the run and compared, so that a change of any byte of the certified files
-        or of the certificate is found. The survivors' index streams are computed over all steps, and looked through
-        for the units.
+        Every section is recomputed from the run and compared, so that a change of any byte of the certified files
+        or of the certificate is found. Every checkpoint is read, and compared with its own checksums. The survivors'
+        index streams are recomputed over all steps, and looked through for the units.
 
         Args:
             run: the run directory.
-            data: the training data; then all items of units that survivors saw must be among them.
+            data: the training data. All items of units that survivors saw must be among them, and items must be in one
+                unit of the data where they are in one unit of the manifest, whatever the unit's number and name.
             replay: train up to so many of the last steps anew (needs ``data``) and compare bit for bit; 0 trains none.
 
         Returns:
-            All failures, not only the first.
+            All failures, not only the first, as text that is safe to print whatever the files hold.
         """
-        path, checked = pathlib.Path(run), ["the certificate's own digest"]
         failures = [] if _seal(self.values) == self.values.get("digest") else [
             "digest: the certificate was altered after it was made"
         ]  # fmt: skip
-        failures += [f"{name}: not a field of a certificate" for name in self.values if name not in _FIELDS]
-        failures += [f"{name}: missing from the certificate" for name in _FIELDS if name not in self.values]
-        failures += _compare_files(self.values.get("files"), file_hashes(path))
-        checked.append("every byte of the run's description, config, data manifest and checkpoints")
+        failures += [f"{name}: not a field of a certificate" for name in self.values if name not in FIELDS]
+        failures += [f"{name}: missing from the certificate" for name in FIELDS if name not in self.values]
+        checked = ["the certificate's own digest"]
         try:
-            facts = Facts(Run.open(path), _unit_ids(self.values.get("units")))
-        except (ValueError, OSError) as error:
-            return Verification((*failures, str(error)), tuple(checked))
-        for name, section in SECTIONS.items():
-            try:
-                anew = json.loads(json.dumps(section(facts)))
-            except (ValueError, OSError) as error:
-                failures.append(f"{name}: {error}")
-                continue
-            if name in self.values:
-                failures += compare(self.values[name], anew, ("the certificate", "the run"), name)
-        try:
-            claimed = self._claimed(facts)
-            failures += [f"streams: {line}" for line in (*facts.streams.violations, *claimed)]
-            draws = facts.run.last * facts.run.config.batch_size * len(facts.survivors)
-            checked.append(f"{draws:,} draws of {len(facts.survivors)} members, none of them of units {facts.units}")
-            checked.append(f"the parameters of these members at step {facts.run.last}")
-            failures += self._verify_data(facts, data, replay, checked)
+            found = _examine(pathlib.Path(run), tuple(_unit_ids(self.values.get("units"))))
+            failures += self._compare(found.sections) + found.failures
+            checked.append("every byte of the run's description, config, data manifest and checkpoints")
+            if found.facts is not None:
+                failures += self._verify_streams(found.facts, checked)
+                failures += _verify_data(found.facts, data, replay, checked)
         except (ValueError, OSError) as error:
             failures.append(str(error))
-        return Verification(tuple(dict.fromkeys(failures)), tuple(checked))
+        return Verification(tuple(dict.fromkeys(map(printable, failures))), tuple(checked))
+
+    def _compare(self, sections: Mapping[str, Any]) -> list[str]:
+        """What differs from the sections of a run."""
+        failures = []
+        for name, value in sections.items():
+            if name == "files":
+                failures += _compare_files(self.values.get(name), value)
+            elif name == "others":
+                failures += _compare_others(self.values.get(name), value)
+            elif name in self.values:
+                failures += compare(self.values[name], value, ("the certificate", "the run"), name)
+        return failures
+
+    def _verify_streams(self, facts: Facts, checked: list[str]) -> list[str]:
+        """Draws of the units by survivors, or by members that the certificate calls so."""
+        failures = [f"streams: {line}" for line in (*facts.streams.violations, *self._claimed(facts))]
+        draws = facts.run.last * facts.run.config.batch_size * len(facts.survivors)
+        checked.append(f"{draws:,} draws of {len(facts.survivors)} members, none of them of units {facts.units}")
+        checked.append(
+            f"the parameters of these members at step {facts.run.last}, and every checkpoint against its checksums"
+        )
+        return failures
 
     def _claimed(self, facts: Facts) -> list[str]:
         """Draws of the units by members that the certificate, wrongly, calls survivors."""
@@ -155,25 +169,91 @@ class Certificate:
         known = [k for k in entries if type(k) is int and 0 <= k < facts.run.code.members]
         return facts.streams_of(sorted(set(known) - set(facts.survivors))).violations
 
-    @staticmethod
-    def _verify_data(facts: Facts, data: Dataset | None, replay: int, checked: list[str]) -> list[str]:
-        if replay < 0:
-            raise ValueError(f"replay={replay}: expected a number of steps, 0 for none")
-        if data is None:
-            return ["replay: it needs the training data, give data="] if replay else []
-        if not replay:
-            data.align(facts.run.manifest, absent=[*facts.units, *facts.run.forgotten])
-            checked.append("that the data hold every item of the manifest but the units'")
-            return []
-        start, differences = train_anew(facts.run, data, facts.survivors, replay)
+
+class _Found(NamedTuple):
+    """What a certificate of some units says about a run, recomputed, and what stands in the way of one.
+
+    Args:
+        facts: None where the run cannot be opened.
+        sections: those that could be computed.
+        failures: a line for each that could not.
+    """
+
+    facts: Facts | None
+    sections: dict[str, Any]
+    failures: list[str]
+
+
+def _examine(path: pathlib.Path, units: tuple[int, ...]) -> _Found:
+    """Recompute all sections; what raises in one is a failure, and the others go on."""
+    files = find_files(path)
+    sections: dict[str, Any] = {"files": hashes(path, files)}
+    if files.odd:  # nothing is read through a link, or from a pipe that may never end
+        return _Found(None, sections, odd_files(files))
+    try:
+        facts = Facts(Run.open(path), files, units)
+    except (ValueError, OSError) as error:
+        return _Found(None, sections, [str(error)])
+    failures = []
+    for name, section in SECTIONS.items():
+        try:
+            sections[name] = json.loads(json.dumps(section(facts)))
+        except (ValueError, OSError) as error:
+            failures.append(f"{name}: {error}")
+    return _Found(facts, sections, failures)
+
+
+def _verify_data(facts: Facts, data: Dataset | None, replay: int, checked: list[str]) -> list[str]:
+    """Compare the data with the manifest, and train the last steps anew on them."""
+    if replay < 0:
+        raise ValueError(f"replay={replay}: expected a number of steps, 0 for none")
+    if data is None:
+        return ["replay: it needs the training data, give data="] if replay else []
+    manifest = facts.run.manifest
+    unseen = np.flatnonzero(~facts.run.code.matrix()[:, facts.survivors].any(1)).tolist()
+    aligned = data.align(manifest, absent=unseen, names=facts.run.code.names)
+    places = data.places(manifest, absent=unseen)
+    failures = _moved_items(manifest.unit_of_item, np.where(places >= 0, data.unit_of_item[places], -1), data)
+    checked.append("that the data hold every item of units that these members saw, in the manifest's units")
+    if replay:
+        start, differences = train_anew(facts.run, aligned, facts.survivors, replay)
         checked.append(f"steps {start} to {facts.run.last} of these members, trained anew, bit for bit")
-        return differences
+        failures += differences
+    return failures
+
+
+_SHOWN = 10
+"""Items that are named where units differ."""
+
+
+def _moved_items(said: np.ndarray, given: np.ndarray, data: Dataset) -> list[str]:
+    """A line for each item that is in one unit with others in the manifest and with others again in the data.
+
+    Args:
+        said: (N_items,) the manifest's units.
+        given: (N_items,) the data's units of the same items, -1 for items that are missing there.
+        data: whose units have names.
+    """
+    here = np.flatnonzero(given >= 0)
+    pairs, counts = np.unique(np.stack([said[here], given[here]], 1), axis=0, return_counts=True)
+    of_said, of_given = {}, {}  # the most frequent partner of each unit
+    for (m, d), _ in sorted(zip(pairs.tolist(), counts.tolist(), strict=True), key=lambda pair: pair[1]):
+        of_said[m], of_given[d] = d, m
+    wrong = [int(i) for i in here if of_said[said[i]] != given[i] or of_given[given[i]] != said[i]]
+    lines = [
+        f"data: item {i} is of unit {said[i]} in the run's manifest, and of another, "
+        f"{data.unit_names[int(given[i])]!r}, in the data given"
+        for i in wrong[:_SHOWN]
+    ]
+    return lines + ([f"data: so are {len(wrong) - _SHOWN} more items"] if len(wrong) > _SHOWN else [])
 
 
 def certify(run: str | os.PathLike, units: Collection[int]) -> Certificate:
     """Certify that the members of a run that never saw some units did not: see `Certificate.verify`.
 
-    The members that did see them are still in the run; `ensdiff.forget` writes a run without them.
+    The members that did see them are still in the run; `ensdiff.forget` writes a run without them. That the run holds
+    no other member is certified only where nothing lies in its directory but what training and forgetting write: else
+    the claim names the files that nobody looked into.
 
     Args:
         run: the directory of a finished run that `ensdiff.train` wrote.
@@ -181,24 +261,23 @@ def certify(run: str | os.PathLike, units: Collection[int]) -> Certificate:
 
     Raises:
         FileNotFoundError: no such run, or files that a certificate needs are missing.
-        ValueError: unknown units, a damaged run, or a survivor that did draw one of the units.
+        ValueError: unknown units, a damaged run, a checkpoint that is not the held members' state at its step, a link
+            in the place of a file, or a survivor that did draw one of the units.
         NoSurvivorError: every member saw some of the units.
 
     >>> ensdiff.certify("runs/tiny", units=[3, 7]).units
     (3, 7)
     """
     path = pathlib.Path(run)
-    facts = Facts(Run.open(path), _given(units))
+    files = check_files(path)
+    facts = Facts(Run.open(path), files, _given(units))
     values: dict[str, Any] = {"kind": KIND, "format": FORMAT}
     values |= {name: section(facts) for name, section in SECTIONS.items()}
+    values["files"] = hashes(path, files)
     if facts.streams.violations:
         raise ValueError(f"{path} cannot be certified: {'; '.join(facts.streams.violations)}")
-    values["files"] = file_hashes(path)
     values = json.loads(json.dumps(values))
     return Certificate({**values, "digest": _seal(values)})
-
-
-_FIELDS = ("kind", "format", *SECTIONS, "files", "digest")
 
 
 def _given(units: Any) -> list[int]:
@@ -234,3 +313,15 @@ def _compare_files(certified: Any, found: dict[str, str]) -> list[str]:
         elif certified[name] != found[name]:
             out.append(f"{name}: the file is another than the certified one (SHA-256 {found[name]})")
     return out
+
+
+def _compare_others(certified: Any, found: list[str]) -> list[str]:
+    """What lies in a run that holds no other member by its certificate."""
+    if not isinstance(certified, list):
+        return ["others: not a list of files"]
+    new = [
+        f"{name}: it is not of the certified run and may hold other members; move it out of the run, or certify the "
+        "run again, with a claim that names it"
+        for name in found if name not in certified
+    ]  # fmt: skip
+    return new + [f"others: {name} is no longer in the run" for name in certified if name not in found]

@@ -9,14 +9,13 @@ from collections.abc import Collection
 import jax
 import numpy as np
 
-from ensdiff.certificate.certificate import NAME, Certificate, _given, certify
-from ensdiff.certificate.replay import read_state
-from ensdiff.certificate.run import FILES, Run
-from ensdiff.certificate.sections import Facts
+from ensdiff.certificate.certificate import Certificate, _given, certify
+from ensdiff.certificate.files import FILES, NAME, check_files
+from ensdiff.certificate.run import Run
+from ensdiff.certificate.sections import Facts, config
 from ensdiff.checkpoint import RunDirectory, read_metrics
 from ensdiff.integrity import seal_line
 from ensdiff.storage import write_atomically
-from ensdiff.train_step import TrainState
 
 
 def forget(run: str | os.PathLike, units: Collection[int], out: str | os.PathLike) -> Certificate:
@@ -25,7 +24,8 @@ def forget(run: str | os.PathLike, units: Collection[int], out: str | os.PathLik
     The new run loads, samples and attributes like any other. It keeps the numbers that its members were trained under,
     and the code over all members, so that their training can still be checked and replayed. Its own code is that code
     without the columns of the members that are gone; units keep their ids. Sample grids, reports and TensorBoard files
-    are not taken over, because all members made them.
+    are not taken over, because all members made them. Let other programs write elsewhere (``--out=``): what they leave
+    in the new run may hold members as far as its certificate can tell, and does not pass `Certificate.verify`.
 
     Args:
         run: a run that `ensdiff.train` wrote, or one that has forgotten units already.
@@ -46,6 +46,7 @@ def forget(run: str | os.PathLike, units: Collection[int], out: str | os.PathLik
     >>> certificate.verify("runs/without_3").ok
     True
     """
+    files = check_files(pathlib.Path(run))
     old, out = Run.open(run), pathlib.Path(out)
     if jax.process_count() > 1:
         raise ValueError("forgetting is one process's work: run it in one")
@@ -53,12 +54,13 @@ def forget(run: str | os.PathLike, units: Collection[int], out: str | os.PathLik
     again = sorted({int(i) for i in wanted} & set(old.forgotten)) if all(isinstance(i, int) for i in wanted) else []
     if again:
         raise ValueError(f"units {again} are forgotten already: {old.path} was made without them")
-    facts = Facts(old, [*wanted, *old.forgotten] if wanted else [])
+    facts = Facts(old, files, [*wanted, *old.forgotten] if wanted else [])
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} exists already; choose a new folder")
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
+        config(facts)  # every checkpoint must be of this run before it is given the run's description
         _write(old, facts, partial)
         certificate = certify(partial, facts.units)
         certificate.save(partial / NAME)
@@ -75,11 +77,12 @@ def _write(old: Run, facts: Facts, path: pathlib.Path) -> None:
         "code": old.ensemble.code.only(place).to_dict(),
         "origin": {"members": facts.survivors, "forgotten": facts.units, "code": old.code.to_dict()},
     }
+    if old.unchecked:
+        description["origin"]["unchecked"] = old.unchecked
     with RunDirectory.open(path, keep=len(old.steps), resume=False) as new:
         new.adopt(json.loads(json.dumps(description)))
         for step in old.steps:
-            state = read_state(old, step)
-            new.save(step, TrainState(*jax.tree.map(lambda leaf: np.ascontiguousarray(leaf[place]), tuple(state))))
+            new.save_tree(step, jax.tree.map(lambda leaf: np.ascontiguousarray(leaf[place]), old.arrays(step)))
     for name in FILES:
         if name != "run.json" and (old.path / name).is_file():
             shutil.copyfile(old.path / name, path / name)

@@ -12,9 +12,8 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
-from orbax.checkpoint import v1 as ocp
 
-from ensdiff.certificate.run import Run, first_line
+from ensdiff.certificate.run import Run
 from ensdiff.data import Dataset, Splits
 from ensdiff.ensemble import on_mesh
 from ensdiff.environment import environment
@@ -38,12 +37,12 @@ def start_of_replay(run: Run, steps: int) -> int:
     return min(near)
 
 
-def replay(run: Run, data: Dataset, members: list[int], steps: int) -> tuple[int, list[str]]:
+def replay(run: Run, aligned: Dataset, members: list[int], steps: int) -> tuple[int, list[str]]:
     """Train anew from an earlier checkpoint to the newest; what differs at each checkpoint on the way.
 
     Args:
         run: the run.
-        data: its training data, of which forgotten units may be missing.
+        aligned: its training data, in the manifest's order.
         members: that are compared, by their numbers.
         steps: at most so many.
 
@@ -51,10 +50,9 @@ def replay(run: Run, data: Dataset, members: list[int], steps: int) -> tuple[int
         The step it began at, and a line for each member and part of its state that differs.
 
     Raises:
-        ValueError: no checkpoint is near enough, the data are others, or there are too few devices.
+        ValueError: no checkpoint is near enough, or there are too few devices.
     """
     start = start_of_replay(run, steps)
-    aligned = data.align(run.manifest, absent=_absent(run, members), names=run.code.names)
     splits = Splits.build(aligned, run.code)
     state, differences = None, []
     for first, last, place in _segments(run, start):
@@ -76,12 +74,6 @@ def replay(run: Run, data: Dataset, members: list[int], steps: int) -> tuple[int
                 "the bits are those of the place of training only, and this is another: " + "; ".join(other)
             )
     return start, differences
-
-
-def _absent(run: Run, members: list[int]) -> list[int]:
-    """Units that none of the members saw."""
-    rows = run.code.matrix()[:, members]
-    return np.flatnonzero(~rows.any(1)).tolist()
 
 
 def _segments(run: Run, start: int) -> Iterator[tuple[int, int, dict[str, Any]]]:
@@ -120,20 +112,8 @@ def _state(run: Run, step: int, mesh: Mesh) -> TrainState:
 
 
 def read_state(run: Run, step: int) -> TrainState:
-    """The whole training state of the held members, NumPy arrays.
-
-    Raises:
-        ValueError: it cannot be read.
-    """
-    K = len(run.held)
-    shapes = jax.eval_shape(lambda: init_state(run.ensemble.model, run.ensemble.image_shape, K, run.config))
-    tree = {"params": shapes.params, "opt_state": shapes.opt_state}
-    tree |= {} if shapes.ema is None else {"ema": shapes.ema}
-    abstract = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), tree)
-    try:
-        found = ocp.load(run.folder(step), abstract)
-    except Exception as error:  # what a damaged checkpoint raises is not limited
-        raise ValueError(f"checkpoints/{step} cannot be read: {first_line(error)}") from error
+    """The whole training state of the held members, NumPy arrays; raises what `Run.arrays` does."""
+    found = run.arrays(step)
     return TrainState(found["params"], found["opt_state"], found.get("ema"))
 
 

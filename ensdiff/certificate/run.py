@@ -11,18 +11,15 @@ from typing import Any
 
 import jax
 import numpy as np
-from orbax.checkpoint import v1 as ocp
 
-from ensdiff.checkpoint import from_description
 from ensdiff.codes import Code
 from ensdiff.data.manifest import NAME as MANIFEST
 from ensdiff.data.manifest import Manifest
 from ensdiff.ensemble import Ensemble
-from ensdiff.files import read_json
-from ensdiff.train import TrainConfig
-
-FILES = ("run.json", "config.json", MANIFEST, "environment.jsonl")
-"""What is certified beside the checkpoints; ``config.json`` is there when experiments.train wrote the run."""
+from ensdiff.integrity import read_sealed
+from ensdiff.stored import Metadata, folder_of, from_description, read_arrays, read_metadata, steps_of
+from ensdiff.train_step import TrainConfig, init_state
+from ensdiff.unet import UNetConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +35,7 @@ class Run:
         code: the code over all members that were trained.
         held: the numbers of the members that the run holds.
         forgotten: units that were forgotten before.
+        unchecked_before: checkpoints that had no checksums in the run that these units were forgotten from.
         ensemble: what `ensdiff.load` gives, without parameters; its code is that of the held members.
         config: how it was trained.
         environments: where, see `ensdiff.environment`; each with its first step.
@@ -48,6 +46,7 @@ class Run:
     code: Code
     held: tuple[int, ...]
     forgotten: tuple[int, ...]
+    unchecked_before: tuple[int, ...]
     ensemble: Ensemble
     config: TrainConfig
     environments: tuple[dict[str, Any], ...]
@@ -64,7 +63,7 @@ class Run:
         path = pathlib.Path(path)
         file = path / "run.json"
         description = _read_description(file)
-        if "data" not in description or "train" not in description:
+        if not all(isinstance(description.get(name), dict) for name in ("data", "train")):
             raise ValueError(
                 f"{file} does not say what the members were trained on: only runs that ensdiff.train wrote can be "
                 "certified, not ensembles that were saved or converted"
@@ -76,21 +75,20 @@ class Run:
             held = tuple(range(code.members) if origin is None else map(operator.index, origin["members"]))
             forgotten = () if origin is None else tuple(map(operator.index, origin["forgotten"]))
             code.rows(np.array(forgotten, np.int64))
+            unchecked = () if origin is None else tuple(map(operator.index, origin.get("unchecked", ())))
             config = TrainConfig(**description["train"])
             part = code if origin is None else code.only(held)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise ValueError(f"{file} is not the description of a run: {error}") from error
         if part.to_dict() != ensemble.code.to_dict():
             raise ValueError(f"{file}: the code is not that of members {list(held)} of the origin's code")
         environments = _read_lines(path / "environment.jsonl")
-        return cls(path, description, code, held, forgotten, ensemble, config, environments)
+        return cls(path, description, code, held, forgotten, unchecked, ensemble, config, environments)
 
     @functools.cached_property
     def steps(self) -> tuple[int, ...]:
         """The finished checkpoints, ascending."""
-        folder = self.path / "checkpoints"
-        found = folder.iterdir() if folder.is_dir() else ()
-        return tuple(sorted(int(p.name) for p in found if p.name.isdigit() and p.is_dir()))
+        return tuple(steps_of(self.path))
 
     @property
     def last(self) -> int:
@@ -123,75 +121,73 @@ class Run:
             raise ValueError(f"{file} has units up to {units - 1}, the code has {self.code.units}")
         return manifest
 
-    def folder(self, step: int) -> pathlib.Path:
-        """Of a checkpoint, absolute."""
-        return (self.path / "checkpoints" / str(step)).resolve()
-
     @functools.cached_property
-    def metadata(self) -> Any:
-        """Orbax's metadata of the newest checkpoint: shapes, and the description it was written with.
+    def metadata(self) -> dict[int, Metadata]:
+        """What each checkpoint says about itself and the shapes of its arrays, by step.
 
         Raises:
-            ValueError: it cannot be read.
+            DamagedError: one cannot be read, is another than was written, or is that of another step.
         """
-        try:
-            return ocp.metadata(self.folder(self.last))
-        except Exception as error:  # what a damaged checkpoint raises is not limited
-            raise ValueError(f"checkpoints/{self.last} cannot be read: {first_line(error)}") from error
+        return {step: read_metadata(folder_of(self.path, step)) for step in self.steps}
 
-    def arrays(self) -> dict[str, Any]:
-        """The newest checkpoint as written: dicts and lists of NumPy arrays, by params, opt_state and ema.
+    @property
+    def unchecked(self) -> list[int]:
+        """Steps whose arrays got no checksums when they were trained: nothing shows whether they were changed since."""
+        found = [step for step, (text, _) in self.metadata.items() if "sums" not in text]
+        return sorted({*self.unchecked_before, *found} & set(self.steps))
+
+    def arrays(self, step: int) -> dict[str, Any]:
+        """A checkpoint as NumPy arrays: params, opt_state and, where the run keeps an average, ema.
 
         Raises:
-            ValueError: it cannot be read.
+            DamagedError: it cannot be read, or does not match its checksums.
+            ValueError: it holds anything but the state of the held members after that many steps; says what.
         """
-        try:
-            shapes = dict(self.metadata.metadata)
-            return ocp.load(self.folder(self.last), jax.tree.map(lambda a: np.empty(a.shape, a.dtype), shapes))
-        except Exception as error:
-            raise ValueError(f"checkpoints/{self.last} cannot be read: {first_line(error)}") from error
+        text, shapes = self.metadata[step]
+        expected = _state_shapes(self.ensemble.model, self.ensemble.image_shape, len(self.held), self.config)
+        wrong = _differences(shapes, expected)
+        if wrong:
+            raise ValueError(
+                f"checkpoints/{step} is not the state of {len(self.held)} members alone: {'; '.join(wrong[:3])}"
+                + (f"; and {len(wrong) - 3} more" if len(wrong) > 3 else "")
+            )
+        wanted = jax.tree.map(lambda _: np.ndarray, expected)
+        tree = read_arrays(folder_of(self.path, step), wanted, text)
+        for name, leaf in jax.tree.leaves_with_path(tree["opt_state"]):
+            if jax.tree_util.keystr(name).endswith("count") and (leaf != step).any():
+                raise ValueError(f"checkpoints/{step} is that of another step: its optimiser took {leaf.max()} steps")
+        return tree
 
 
-def file_hashes(path: pathlib.Path) -> dict[str, str]:
-    """SHA-256 of the certified files of a run directory: `FILES`, and all in finished checkpoints."""
-    files = [path / name for name in FILES]
-    for folder in sorted((path / "checkpoints").glob("*")):
-        if folder.name.isdigit():
-            files += sorted(file for file in folder.rglob("*") if file.is_file())
-    out = {}
-    for file in files:
-        if file.is_file():
-            with open(file, "rb") as stream:
-                out[file.relative_to(path).as_posix()] = hashlib.file_digest(stream, "sha256").hexdigest()
-    return out
+@functools.cache
+def _state_shapes(model: UNetConfig, image_shape: tuple[int, int, int], members: int, config: TrainConfig) -> Any:
+    """Of the training state of some members, by the parts that a checkpoint holds."""
+    state = jax.eval_shape(lambda: init_state(model, image_shape, members, config))
+    tree = {"params": state.params, "opt_state": state.opt_state}
+    return tree if state.ema is None else {**tree, "ema": state.ema}
 
 
-def member_hashes(tree: Any, members: int) -> list[str]:
-    """SHA-256 of each member's part of a tree of stacked arrays: names, shapes, types and bytes."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    states = [hashlib.sha256() for _ in range(members)]
-    for name, leaf in leaves:
-        if leaf.shape[:1] != (members,):
-            raise ValueError(f"{jax.tree_util.keystr(name)} has shape {leaf.shape}: expected {members} members")
-        for k, state in enumerate(states):
-            state.update(f"{jax.tree_util.keystr(name)} {leaf.shape[1:]} {leaf.dtype.str}\n".encode())
-            state.update(np.ascontiguousarray(leaf[k]).tobytes())
-    return [state.hexdigest() for state in states]
-
-
-def first_line(error: Exception) -> str:
-    """Of its message, which may be long."""
-    return (str(error).strip().splitlines() or [repr(error)])[0]
+def _differences(found: Any, expected: Any) -> list[str]:
+    """A line for each array of a checkpoint that has another name, shape or type than in a training state."""
+    here, there = (
+        {
+            jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype} {leaf.shape}"
+            for path, leaf in jax.tree.leaves_with_path(tree)
+        }
+        for tree in (found, expected)
+    )
+    return [
+        f"{name} is {here.get(name, 'missing')}, expected {there.get(name, 'nothing of that name')}"
+        for name in sorted({*here, *there})
+        if here.get(name) != there.get(name)
+    ]
 
 
 def _read_description(file: pathlib.Path) -> dict[str, Any]:
     if not file.is_file():
         what = "holds no run.json" if file.parent.is_dir() else "does not exist"
         raise FileNotFoundError(f"{file.parent} {what}; train with python -m experiments.train --config=... first")
-    values = read_json(file)
-    if not isinstance(values, dict):
-        raise ValueError(f"{file} is not the description of a run: it holds a {type(values).__name__}")
-    return values
+    return read_sealed(file)
 
 
 def _read_lines(file: pathlib.Path) -> tuple[dict[str, Any], ...]:

@@ -1,19 +1,25 @@
 """The content of a certificate, section by section, computed from a run.
 
-Making a certificate and checking one are the same computation: to check, every section is computed anew and compared.
+Making a certificate and checking one are the same computation: to check, every section is recomputed and compared.
 """
 
+import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from ensdiff.certificate.run import Run, member_hashes
+from ensdiff.certificate.files import Files, strangers
+from ensdiff.certificate.run import Run
 from ensdiff.certificate.streams import Streams, read_streams
 from ensdiff.codes import NoSurvivorError
 from ensdiff.codes.capacity import remaining_capacity
+from ensdiff.files import printable
+from ensdiff.integrity import member_sums
+from ensdiff.stored import describe, from_description
+from ensdiff.train_step import TrainConfig
 
 LIMITS = (
     "It is about these members of this run. Other copies of the models, other runs and samples that were drawn before "
@@ -22,6 +28,8 @@ LIMITS = (
     "steps that --replay trains anew, on this machine's build of the libraries.",
     "It is about the units' own items. Pictures that look the same, other crops or edits of them, and what others "
     "wrote or drew after them, belong to other units; of these only copies that agree in every byte are found.",
+    "Members are looked for where ensdiff would read them, and as files that do not belong to a run. What somebody hid "
+    "inside the run's own files, such as a block that no array refers to, is not found.",
     "What was chosen by looking at all the data, such as the architecture and the learning rate, may depend on the "
     "units.",
     "It is not signed: who can change the run and the certificate together can make both agree. Keep the "
@@ -35,6 +43,7 @@ class Facts:
 
     Args:
         run: the run.
+        files: what lies in its directory.
         units: ids.
 
     Raises:
@@ -42,8 +51,9 @@ class Facts:
         NoSurvivorError: every member of the run saw some of them.
     """
 
-    def __init__(self, run: Run, units: Sequence[int]):
+    def __init__(self, run: Run, files: Files, units: Sequence[int]):
         self.run = run
+        self.files = files
         if not len(units):
             raise ValueError("no units given: expected the ids of the units to be forgotten, such as units=[3]")
         saw_K = run.code.rows(list(units)).sum(0)
@@ -75,13 +85,30 @@ class Facts:
 
 def claim(facts: Facts) -> str:
     """What is certified, in words."""
-    run = facts.run
-    gone = "the run holds no other member" if set(run.held) == set(facts.survivors) else "the run holds others too"
+    run, beside = facts.run, others(facts)
+    if set(run.held) != set(facts.survivors):
+        gone = "the run holds others too"
+    elif beside:
+        gone = "its checkpoints hold no other member, and nobody looked into what else lies in the run: "
+        gone += ", ".join(map(printable, beside))
+    else:
+        gone = "the run holds no other member"
     members, units = (", ".join(map(str, ids)) for ids in (facts.survivors, facts.units))
-    return (
+    text = (
         f"Members {members} were trained for {run.last} steps of {run.config.batch_size} draws each, and no draw is "
         f"an item of units {units}; {gone}."
     )
+    if run.unchecked:
+        steps = ", ".join(map(str, run.unchecked))
+        text += f" The checkpoints of steps {steps} were written without checksums: damage since cannot be seen."
+    return text
+
+
+def others(facts: Facts) -> list[str]:
+    """Files in the run that may hold other members; none are listed where the run holds others anyway."""
+    if set(facts.run.held) != set(facts.survivors):
+        return []
+    return strangers(facts.run.path, facts.files, len(facts.run.held), FIELDS)
 
 
 def units(facts: Facts) -> list[dict[str, Any]]:
@@ -114,20 +141,41 @@ def members(facts: Facts) -> dict[str, Any]:
 
 
 def config(facts: Facts) -> dict[str, Any]:
-    """How the members were trained, the same in ``run.json`` and in the checkpoint.
+    """How the members were trained, the same in ``run.json`` and in every checkpoint.
+
+    Older checkpoints may differ in what decides no parameters, because a run may be resumed with another.
 
     Raises:
         ValueError: they differ; names the fields.
     """
     run = facts.run
     names = ("format", "model", "schedule", "code", "image_shape", "value_range", "train", "data", "origin")
-    inside = run.metadata.custom_metadata or {}
-    here, there = ({name: d[name] for name in names if name in d} for d in (run.description, inside))
-    differences = compare(here, there, ("run.json", f"checkpoints/{run.last}"))
+    differences = []
+    for step, (text, _) in run.metadata.items():
+        here, there = ({name: d[name] for name in names if name in d} for d in (run.description, text))
+        if step != run.last:
+            try:
+                here, there = (_decisive(values) for values in (here, there))
+            except (KeyError, TypeError, AttributeError) as error:
+                raise ValueError(f"checkpoints/{step} does not say how it was trained: {error!r}") from error
+        differences += compare(here, there, ("run.json", f"checkpoints/{step}"))
+        if bool(text.get("average")) != bool(run.config.ema):
+            differences.append(f"checkpoints/{step}: average is {text.get('average')!r}, train.ema {run.config.ema}")
     if differences:
         raise ValueError("; ".join(differences))
     chosen = ("format", "ensdiff", "model", "schedule", "image_shape", "value_range", "train")
     return {name: run.description[name] for name in chosen}
+
+
+def _decisive(text: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the parameters at a step, with the defaults of fields that older versions did not have."""
+    train = dataclasses.asdict(TrainConfig(**text["train"]))
+    free = {"log_every", "checkpoint_every", "sample_every", "keep", "keep_every"}
+    if train["decay"] == "constant":
+        free.add("steps")
+    train = {name: value for name, value in train.items() if name not in free}
+    values = {**describe(from_description(text, None)), "train": train, "data": text["data"].get("digest")}
+    return {**values, "format": None, "ensdiff": None, "origin": text.get("origin")}
 
 
 def data(facts: Facts) -> dict[str, Any]:
@@ -160,13 +208,23 @@ def streams(facts: Facts) -> dict[str, Any]:
 
 
 def parameters(facts: Facts) -> dict[str, Any]:
-    """Hashes of every survivor's parameters, average and optimiser state at the newest checkpoint."""
+    """Hashes of every survivor's parameters, average and optimiser state at the newest checkpoint.
+
+    Every checkpoint is read, and compared with the checksums that were computed while it was trained.
+
+    Raises:
+        DamagedError: one is damaged.
+        ValueError: one holds anything but the state of the held members at its step.
+    """
     run = facts.run
+    newest: dict[str, Any] = {}
+    for step in run.steps:
+        newest = run.arrays(step)
     sha256: dict[str, dict[str, str]] = {str(k): {} for k in facts.survivors}
-    for part, tree in sorted(run.arrays().items()):
-        hashes = dict(zip(run.held, member_hashes(tree, len(run.held)), strict=True))
+    for part, tree in sorted(newest.items()):
+        sums = member_sums(tree)
         for k in facts.survivors:
-            sha256[str(k)][part] = hashes[k]
+            sha256[str(k)][part] = sums[run.held.index(k)]
     return {"step": run.last, "sha256": sha256}
 
 
@@ -192,9 +250,13 @@ def limits(facts: Facts) -> list[str]:
 SECTIONS: dict[str, Callable[[Facts], Any]] = {
     section.__name__: section
     for section in (
-        claim, units, code, members, config, data, copies, streams, parameters, trained_on, capacity, limits
+        claim, units, code, members, config, data, copies, streams, parameters, trained_on, capacity, others, limits,
     )
 }  # fmt: skip
+
+
+FIELDS = ("kind", "format", *SECTIONS, "files", "digest")
+"""Of a certificate."""
 
 
 def compare(one: Any, other: Any, names: tuple[str, str], place: str = "") -> list[str]:

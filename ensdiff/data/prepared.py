@@ -107,4 +107,6 @@ def _prepared(name: str, root: pathlib.Path) -> pathlib.Path:
 def _version(folder: pathlib.Path) -> tuple[int, ...] | None:
     """(3, 0, 2) of a folder ``3.0.2``; None of any other folder."""
     parts: Any = folder.name.split(".")
-    return tuple(map(int, parts)) if len(parts) == 3 and all(part.isdigit() for part in parts) else None
+    return (
+        tuple(map(int, parts)) if len(parts) == 3 and all(part.isascii() and part.isdigit() for part in parts) else None
+    )
