@@ -187,7 +187,7 @@ LIBRARY = [
     ("more units than words", lambda h: ensdiff.Code.balanced(4, 7), B, ["7 units", "only 6 code words", "is 5"]),
     ("code of other data", lambda h: ensdiff.train(h.data, ensdiff.Code.balanced(4, 5), TINY), B, ["5 units", "has 6"]),
     # data: files
-    ("npz not there", lambda h: data.npz(h.root / "none.npz"), F, ["none.npz does not exist"]),
+    ("npz not there", lambda h: data.npz(h.root / "none.npz"), F, ["none.json does not exist"]),
     ("npz without the array", lambda h: data.npz(h.root / "good.npz", "pictures"), B, ["'pictures'", "images, names"]),
     ("npz cut short", lambda h: data.npz(h.root / "bad.npz"), B, ["bad.npz is not a readable .npz"]),
     ("npz of text", lambda h: data.npz(h.root / "text.npz"), B, ["text.npz is not a readable .npz"]),
@@ -223,7 +223,7 @@ LIBRARY = [
     ("universe not there", lambda h: ctf.read(h.root / "none.ctf"), F, ["none.ctf does not exist"]),
     ("universe no tar", lambda h: ctf.read(h.root / "no.ctf"), B, ["no.ctf is not a plain tar file"]),
     ("universe empty", lambda h: ctf.read(h.root / "empty.ctf"), B, ["config.json is missing"]),
-    ("attribution not there", lambda h: ensdiff.Attribution.load(h.root / "none"), F, ["none.npz does not exist"]),
+    ("attribution not there", lambda h: ensdiff.Attribution.load(h.root / "none"), F, ["none.json does not exist"]),
     # code matrices
     ("halves", lambda h: read_code(h.root / "halves.npy"), B, ["code[0, 0] is 0.5", "expected 0 or 1"]),
     ("cube", lambda h: read_code(h.root / "cube.npy"), B, ["(4, 4, 4)", "(units, members)"]),

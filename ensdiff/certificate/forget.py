@@ -14,8 +14,7 @@ from ensdiff.certificate.replay import read_state
 from ensdiff.certificate.run import FILES, Run
 from ensdiff.certificate.sections import Facts
 from ensdiff.checkpoint import RunDirectory, read_metrics
-from ensdiff.integrity import seal_line
-from ensdiff.storage import write_atomically
+from ensdiff.logs import METRICS, write_lines
 from ensdiff.train_step import TrainState
 
 
@@ -88,4 +87,4 @@ def _write(old: Run, facts: Facts, path: pathlib.Path) -> None:
         for line in read_metrics(old.path)
     ]
     if lines:
-        write_atomically(path / "metrics.jsonl", "".join(seal_line(line) + "\n" for line in lines))
+        write_lines(path / METRICS, lines)
