@@ -32,6 +32,7 @@ import numpy as np
 from ensdiff import hosts
 from ensdiff.data.manifest import NAME as MANIFEST
 from ensdiff.ensemble import Ensemble, abstract_params, make_mesh, on_mesh
+from ensdiff.files import read_json
 from ensdiff.integrity import DamagedError, check_beside, damage, read_lines, read_sealed
 from ensdiff.logs import ENVIRONMENTS, METRICS, read_environments, read_metrics
 from ensdiff.rundir import RunDirectory
@@ -166,13 +167,22 @@ def check_run(path: str | os.PathLike) -> list[str]:
             found.append(f"{path / name} is damaged: {wrong}")
     for file in sorted((path / "attribution").glob("*.json")):
         with _noted(found):
-            check_beside(file, read_sealed(file))
+            _check_result(file)
     for step in steps_of(path):
         folder = folder_of(path, step)
         with _noted(found):
             text = read_description(folder)
             read_arrays(folder, placeholders(folder, np.ndarray), text)
     return found
+
+
+def _check_result(file: pathlib.Path) -> None:
+    try:
+        sealed = isinstance(read_json(file), dict)  # programs write lists too
+    except ValueError as error:
+        raise DamagedError(str(error)) from error
+    if sealed:
+        check_beside(file, read_sealed(file))
 
 
 def _check_manifest(file: pathlib.Path, description: Any) -> None:

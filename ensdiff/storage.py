@@ -16,6 +16,8 @@ import filelock
 
 _LOW = 2**20
 """Bytes below which a disk counts as full, whatever the error said."""
+LOCK = ".lock"
+"""Name of the file that is locked in place of its folder."""
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}
 """What a file system answers that cannot lock."""
 _DOOMED = ".deleted."
@@ -50,11 +52,11 @@ def write_atomically(path: str | os.PathLike, content: bytes | str) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
-def _sync_folder(folder: pathlib.Path) -> None:
-    """Make a rename last; not every system can."""
+def sync_folder(folder: pathlib.Path) -> None:
+    """Make a rename in a folder last, also after a loss of power; not every system can."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -122,7 +124,7 @@ def lock(folder: str | os.PathLike) -> Iterator[None]:
         FolderInUseError: another process (or another run in this one) holds it; says which.
         OSError: the folder cannot be written to.
     """
-    path = pathlib.Path(folder) / ".lock"
+    path = pathlib.Path(folder) / LOCK
     # filelock's own way out, a file that is there while the lock is held, stays behind a process that is killed
     held = filelock.FileLock(path, fallback_to_soft=False)
     try:

@@ -163,6 +163,7 @@ def contrast(params: Any, data: Any) -> None:
 def values(params: Any, samples: Any, method: str, code: Any, kind: Any) -> None:
     """Shapley or Banzhaf values of groups of units."""
     import ensdiff
+    from ensdiff.integrity import write_sealed
 
     if not UNITS.value and not GROUPS.value:
         raise ValueError("--values needs players: give --units=1+2,3+4,... or --groups")
@@ -185,7 +186,7 @@ def values(params: Any, samples: Any, method: str, code: Any, kind: Any) -> None
         print(f"  sample {b}: " + ", ".join(cells))
     path = runs.output_folder("attribution") / f"{result.kind}_{method}_seed{seed}.json"
     values = {"labels": labels, "value": result.value_BG.tolist(), "standard_error": result.standard_error_BG.tolist()}
-    path.write_text(json.dumps(values, indent=1) + "\n")
+    write_sealed(path, values)
     print(f"wrote {path}")
 
 

@@ -68,7 +68,7 @@ def test_layout_is_the_documented_one(whole):
 
 def test_colour_images_and_a_prime_number_of_tiles(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (7, 4, 6, 3), dtype=np.uint8)
-    ctf._write_picture(tmp_path / "x.png", images)
+    (tmp_path / "x.png").write_bytes(ctf._picture(images))
     assert np.asarray(Image.open(tmp_path / "x.png")).shape == (28, 6, 3)
 
 
