@@ -182,23 +182,24 @@ def explain(error: BaseException, path: str | os.PathLike) -> str:
 
 
 class _RaisedLater(logging.Filter):
-    """Leaves out the tracebacks that Orbax logs in each thread through which an error passes: it raises the error too.
+    """Leaves out the tracebacks that Orbax logs in each thread and task that an error passes: it raises the error too.
 
     They are shown where the logger shows debugging messages.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
-        of_orbax = f"{os.sep}orbax{os.sep}" in record.pathname
-        return not (of_orbax and record.levelno >= logging.ERROR) or logging.getLogger("absl").isEnabledFor(
+        # asyncio speaks for tasks of Orbax, wherever they are collected; these fail in TensorStore
+        failed = str(record.exc_info[1]) if record.exc_info else ""
+        of_orbax = f"{os.sep}orbax{os.sep}" in record.pathname or "tensorstore_spec" in failed
+        return not (of_orbax and record.levelno >= logging.ERROR) or logging.getLogger(record.name).isEnabledFor(
             logging.DEBUG
         )
 
 
 def log_errors_once() -> None:
     """Keep Orbax from logging errors that it raises: a full disk is a thousand lines otherwise."""
-    logger = logging.getLogger("absl")
-    if not any(isinstance(known, _RaisedLater) for known in logger.filters):
-        logger.addFilter(_RaisedLater())
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(_RaisedLater())
 
 
 def let_go(error: BaseException) -> None:
