@@ -187,7 +187,7 @@ LIBRARY = [
     ("more units than words", lambda h: ensdiff.Code.balanced(4, 7), B, ["7 units", "only 6 code words", "is 5"]),
     ("code of other data", lambda h: ensdiff.train(h.data, ensdiff.Code.balanced(4, 5), TINY), B, ["5 units", "has 6"]),
     # data: files
-    ("npz not there", lambda h: data.npz(h.root / "none.npz"), F, ["none.json does not exist"]),
+    ("npz not there", lambda h: data.npz(h.root / "none.npz"), F, ["none.npz does not exist"]),
     ("npz without the array", lambda h: data.npz(h.root / "good.npz", "pictures"), B, ["'pictures'", "images, names"]),
     ("npz cut short", lambda h: data.npz(h.root / "bad.npz"), B, ["bad.npz is not a readable .npz"]),
     ("npz of text", lambda h: data.npz(h.root / "text.npz"), B, ["text.npz is not a readable .npz"]),
