@@ -277,8 +277,8 @@ class RunDirectory:
         return "the newest checkpoint" if self._writing is None else f"checkpoint {self._writing}"
 
     def _prune(self) -> None:
-        """Delete the checkpoints that are not kept. Orbax would do it file by file under the checkpoint's name."""
-        if self.path is None or not hosts.is_writer():
+        """Once one was written, delete those that are not kept (Orbax does it file by file, under the step's name)."""
+        if self.path is None or self._writing is None or not hosts.is_writer():
             return
         steps = steps_of(self.path)
         for step in steps[: -self._keep]:

@@ -13,7 +13,6 @@ Examples:
   python -m experiments.attribute --run=runs/digits --contrast --draws=32               # memorization, membership
 """
 
-import json
 import pathlib
 from typing import Any
 
@@ -61,6 +60,7 @@ COMPARE = flags.DEFINE_bool("compare", False, "Compare all methods with exact ab
 def main() -> None:
     """Attribute, print a table, and write the result and a report."""
     import ensdiff
+    from ensdiff.integrity import write_sealed
     from ensdiff.report import HOW_TO_READ, Page, attribution_sections, write_page
 
     null, loss = null_count(), loss_config()
@@ -109,7 +109,7 @@ def main() -> None:
         att.save(out / stem)
     print(f"wrote {out / stem}.json and .npz")
     if names is not None and writes:
-        (out / f"{stem}_names.json").write_text(json.dumps(names, indent=1) + "\n")
+        write_sealed(out / f"{stem}_names.json", {"names": names})
     if data is None or GROUPS.value:
         print("no report: it shows units of the training data; give --data=... and no --groups for one")
         return

@@ -201,7 +201,7 @@ class Killed(BaseException):
     """In the place of SIGKILL."""
 
 
-def test_a_kill_while_a_checkpoint_is_deleted(whole, states, tmp_path, monkeypatch):
+def test_a_kill_while_a_checkpoint_is_deleted(whole, tmp_path, monkeypatch):
     """Nothing is left under its step's name, and what is left is gone after the next start."""
     folder = copied(whole[0], tmp_path / "run")
 
@@ -209,15 +209,19 @@ def test_a_kill_while_a_checkpoint_is_deleted(whole, states, tmp_path, monkeypat
         next(file for file in pathlib.Path(path).rglob("*") if file.is_file()).unlink()
         raise Killed
 
-    with RunDirectory.open(folder, keep=1, resume=True) as run, monkeypatch.context() as patch:
-        patch.setattr(shutil, "rmtree", killed)
-        with pytest.raises(Killed):
-            run.wait()
-    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == [".deleted.2", "4"]
-    step, state, said = restore(folder, new_state())
-    assert (step, said) == (4, [])
-    assert is_stored(state, states[4])
-    assert [p.name for p in (folder / "checkpoints").iterdir()] == ["4"]
+    with RunDirectory.open(folder, keep=1, resume=True) as run:
+        run.wait()
+        assert stored.steps_of(folder) == [2, 4]  # nothing is deleted before something was written
+        run.adopt(integrity.read_sealed(folder / "run.json"))
+        run.save(5, new_state())
+        with monkeypatch.context() as patch:
+            patch.setattr(shutil, "rmtree", killed)
+            with pytest.raises(Killed):
+                run.wait()
+    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == [".deleted.2", "5"]
+    step, _, said = restore(folder, new_state())
+    assert (step, said) == (5, [])
+    assert [p.name for p in (folder / "checkpoints").iterdir()] == ["5"]
     assert not (folder / "damaged").exists()
 
 
