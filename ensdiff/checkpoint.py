@@ -4,9 +4,9 @@
 runs/digits/
   run.json               version, model, schedule, code, data and training settings
   data.manifest          unit and content hash of every training item; its SHA-256 is run.json's data.digest
-  environment.jsonl      devices and versions, one line a start; each holds from its step to the next line's
+  environment.jsonl      devices and versions, one line per start; each holds from its step to the next line's
   checkpoints/<step>/    Orbax: parameters, optimiser state and average; run.json's content and checksums beside them
-  metrics.jsonl          one line a logged step: loss and gradient norm of each member
+  metrics.jsonl          one line per logged step: each member's mean loss since the line before, and gradient norm
   tensorboard/           the same for TensorBoard
   samples/step_<n>.png   sample grids
   damaged/               checkpoints that did not match their checksums when the run was resumed
@@ -20,6 +20,7 @@ the folder must be on a file system that all of them share. One run at a time ma
 
 import contextlib
 import dataclasses
+import hashlib
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -29,9 +30,11 @@ import jax
 import numpy as np
 
 from ensdiff import hosts
+from ensdiff.data.manifest import NAME as MANIFEST
 from ensdiff.ensemble import Ensemble, abstract_params, make_mesh, on_mesh
-from ensdiff.integrity import DamagedError, read_sealed
-from ensdiff.logs import read_metrics
+from ensdiff.files import read_json
+from ensdiff.integrity import DamagedError, check_beside, damage, read_lines, read_sealed
+from ensdiff.logs import ENVIRONMENTS, METRICS, read_environments, read_metrics
 from ensdiff.rundir import RunDirectory
 from ensdiff.stored import (
     describe,
@@ -132,19 +135,39 @@ def save(params: Ensemble, path: str | os.PathLike, step: int = 0) -> None:
 
 
 def check_run(path: str | os.PathLike) -> list[str]:
-    """Read everything that has a checksum in a run directory; say what is damaged, one line each, or nothing.
+    """Read everything that has a checksum or a digest in a run directory, and return what is damaged.
 
-    Every checkpoint is loaded whole, one at a time.
+    These are the checkpoints, which are loaded whole, one at a time; ``run.json``, ``config.json``, the data manifest,
+    every line of ``environment.jsonl`` and ``metrics.jsonl``, and attributions with their arrays. Pictures, pages and
+    TensorBoard's files are not read.
+
+    Returns:
+        A line for each damaged or missing file, which names it; nothing where all are good.
+
+    Raises:
+        FileNotFoundError: no such folder.
 
     >>> ensdiff.check_run("runs/tiny")
     []
     """
     path = pathlib.Path(path)
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path} is no run directory: {'it is a file' if path.exists() else 'it is not there'}")
     found: list[str] = []
-    for name in ("run.json", "config.json"):
-        if (path / name).exists():
-            with _noted(found):
-                read_sealed(path / name)
+    description: dict[str, Any] = {}
+    with _noted(found):
+        description = read_sealed(path / "run.json")
+    with _noted(found):
+        _check_manifest(path / MANIFEST, description)
+    if (path / "config.json").exists():
+        with _noted(found):
+            read_sealed(path / "config.json")
+    for name, read in ((METRICS, lambda run: read_lines(run / METRICS)), (ENVIRONMENTS, read_environments)):
+        if (path / name).exists() and (wrong := damage(read(path))):
+            found.append(f"{path / name} is damaged: {wrong}")
+    for file in sorted((path / "attribution").glob("*.json")):
+        with _noted(found):
+            _check_result(file)
     for step in steps_of(path):
         folder = folder_of(path, step)
         with _noted(found):
@@ -153,9 +176,28 @@ def check_run(path: str | os.PathLike) -> list[str]:
     return found
 
 
+def _check_result(file: pathlib.Path) -> None:
+    try:
+        sealed = isinstance(read_json(file), dict)  # programs write lists too
+    except ValueError as error:
+        raise DamagedError(str(error)) from error
+    if sealed:
+        check_beside(file, read_sealed(file))
+
+
+def _check_manifest(file: pathlib.Path, description: Any) -> None:
+    expected = (description.get("data") or {}).get("digest")
+    if expected is None:
+        return
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is missing: run.json has its checksum")
+    if hashlib.sha256(file.read_bytes()).hexdigest() != expected:
+        raise DamagedError(f"{file} is damaged: it does not match its checksum in {file.parent / 'run.json'}")
+
+
 @contextlib.contextmanager
 def _noted(found: list[str]) -> Iterator[None]:
     try:
         yield
-    except DamagedError as error:
+    except (DamagedError, FileNotFoundError) as error:
         found.append(str(error))

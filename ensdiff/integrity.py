@@ -1,6 +1,7 @@
 """Checksums: whether what is read is bit for bit what was written.
 
 - A *sealed* JSON value holds the SHA-256 of its other content, so that one atomic write makes both.
+- A sealed JSON file may hold the SHA-256 of files beside it, under ``files``.
 - A *sealed line* is a JSON object whose last field is the CRC-32 of the others: for files that grow.
 - `member_sums` gives one SHA-256 for each member of a stacked pytree, so that a part of an ensemble can be checked
   without reading the rest.
@@ -14,7 +15,7 @@ import json
 import os
 import warnings
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -27,6 +28,7 @@ from ensdiff.storage import write_atomically
 SEAL = "sha256"
 """Name of the checksum in a sealed value; the same in all formats to come."""
 _SEALED = "sealed"
+_FILES = "files"
 _MARK = ', "crc32": '
 
 
@@ -88,15 +90,51 @@ def check_seal(values: Mapping[str, Any], where: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name != SEAL}
 
 
-def write_sealed(path: str | os.PathLike, values: Mapping[str, Any]) -> None:
-    """A sealed JSON file, atomically."""
+def write_sealed(
+    path: str | os.PathLike, values: Mapping[str, Any], *, beside: Mapping[str, bytes] | None = None
+) -> None:
+    """Write a sealed JSON file, atomically.
+
+    Args:
+        path: the file.
+        values: what it holds, JSON-able.
+        beside: the content of other files in its folder, by name, which are written first.
+    """
+    for name, content in (beside or {}).items():
+        write_atomically(pathlib.Path(path).with_name(name), content)
+    files = {name: hashlib.sha256(content).hexdigest() for name, content in (beside or {}).items()}
+    values = {**values, **({_FILES: files} if files else {})}
     write_atomically(path, json.dumps(seal({**values, _SEALED: True}), indent=1) + "\n")
+
+
+def check_beside(path: str | os.PathLike, values: Mapping[str, Any]) -> None:
+    """Compare the files beside a sealed one with their checksums; one that has none (of an older version) is taken.
+
+    Args:
+        path: the sealed file.
+        values: what `read_sealed` returned.
+
+    Raises:
+        DamagedError: one is missing or changed; names it.
+    """
+    files = values.get(_FILES, {})
+    if not isinstance(files, dict):
+        raise DamagedError(f"{path} is damaged: {_FILES} are not files with their checksums")
+    for name, expected in files.items():
+        file = pathlib.Path(path).parent / pathlib.PurePath(name).name
+        if not file.is_file():
+            raise DamagedError(f"{file} is missing: {path} was written with it")
+        with open(file, "rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        if found != expected:
+            raise DamagedError(f"{file} is damaged: it does not match its checksum in {path}")
 
 
 def read_sealed(path: str | os.PathLike) -> dict[str, Any]:
     """What `write_sealed` wrote. A JSON object without a seal (of an older version) is taken as it is.
 
     Raises:
+        FileNotFoundError: no such file.
         DamagedError: cut short or changed.
     """
     values = _object(_content(path), path)
@@ -117,7 +155,7 @@ def _object(content: bytes, where: Any) -> dict[str, Any]:
     try:
         values = parse_json(content)
     except ValueError as error:
-        raise DamagedError(f"{where} is damaged: it is no JSON ({error})") from None
+        raise DamagedError(f"{where} is damaged: it is not a JSON file ({error})") from None
     if not isinstance(values, dict):
         raise DamagedError(f"{where} is damaged: it is no JSON object")
     return values
@@ -133,8 +171,8 @@ def seal_line(values: Mapping[str, Any]) -> str:
     return f"{text[:-1]}{_MARK}{zlib.crc32(text.encode())}}}"
 
 
-def read_lines(path: str | os.PathLike) -> tuple[list[dict[str, Any]], list[int]]:
-    """The sealed lines of a file, and the numbers (from 1) of the lines that were changed.
+def read_lines(path: str | os.PathLike) -> list[dict[str, Any] | None]:
+    """The sealed lines of a file; None in the place of each that was changed.
 
     A last line without an end, which is still being written or was interrupted, is left out. A file without sealed
     lines (of an older version) is taken as it is.
@@ -142,13 +180,19 @@ def read_lines(path: str | os.PathLike) -> tuple[list[dict[str, Any]], list[int]
     lines = _content(path).split(b"\n")[:-1]
     checked = [_check_line(line) for line in lines]
     sealed = any(found is not None and found[1] for found in checked)
-    good, damaged = [], []
-    for number, found in enumerate(checked, start=1):
-        if found is None or found[1] != sealed:
-            damaged.append(number)
-        else:
-            good.append(found[0])
-    return good, damaged
+    return [None if found is None or found[1] != sealed else found[0] for found in checked]
+
+
+def damage(lines: Sequence[Any]) -> str:
+    """Which of the lines that `read_lines` gave are damaged, in words; nothing where all are good.
+
+    >>> damage([None, {}, None])
+    'lines 1, 3 do not match their checksums'
+    """
+    numbers = [str(number) for number, line in enumerate(lines, start=1) if line is None]
+    if len(numbers) < 2:
+        return f"line {numbers[0]} does not match its checksum" if numbers else ""
+    return f"lines {', '.join(numbers)} do not match their checksums"
 
 
 def _check_line(line: bytes) -> tuple[dict[str, Any], bool] | None:
@@ -156,13 +200,15 @@ def _check_line(line: bytes) -> tuple[dict[str, Any], bool] | None:
     try:
         text = line.decode()
         values = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(values, dict):
         return None
     found = values.pop("crc32", None)
     if found is None:
-        return values, False
+        head, _, last = text.rpartition(', "')
+        hidden = last.rpartition(": ")[2] == f"{zlib.crc32(f'{head}}}'.encode())}}}"  # the name of the sum was changed
+        return None if hidden else (values, False)
     head, mark, _ = text.rpartition(_MARK)
     return (values, True) if mark and zlib.crc32(f"{head}}}".encode()) == found else None
 

@@ -1,22 +1,35 @@
-"""The metrics of a run: ``metrics.jsonl``, one sealed line a logged step, and the same for TensorBoard."""
+"""What a run writes line by line.
+
+- ``metrics.jsonl``: one sealed line per logged step, and the same for TensorBoard.
+- ``environment.jsonl``: one sealed line per start, where the steps from its own to the next line's were trained.
+"""
 
 import contextlib
 import os
 import pathlib
 import time
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from ensdiff.integrity import read_lines, seal_line, warn
-from ensdiff.storage import write_atomically
+from ensdiff.integrity import damage, read_lines, seal_line, warn
+from ensdiff.storage import make_folder, write_atomically
+
+METRICS = "metrics.jsonl"
+ENVIRONMENTS = "environment.jsonl"
+
+
+def write_lines(path: pathlib.Path, lines: Iterable[Mapping[str, Any]]) -> None:
+    """Write a whole file of sealed lines, atomically."""
+    write_atomically(path, "".join(seal_line(line) + "\n" for line in lines))
 
 
 class MetricsLog:
     """Writes the metrics of a run directory. Of several processes, one has it."""
 
     def __init__(self, run: pathlib.Path):
-        self.path = run / "metrics.jsonl"
+        self.path = run / METRICS
         self._board: Any = None
 
     def write(self, step: int, **values_K: np.ndarray) -> None:
@@ -33,8 +46,7 @@ class MetricsLog:
         from tensorboardX.proto.summary_pb2 import Summary
 
         if self._board is None:
-            folder = self.path.parent / "tensorboard"
-            folder.mkdir(exist_ok=True)
+            folder = make_folder(self.path.parent / "tensorboard")
             self._board = EventsWriter(str(folder / "events"))
         values = []
         for name, value_K in values_K.items():
@@ -48,8 +60,7 @@ class MetricsLog:
     def drop_after(self, step: int) -> None:
         """Leave out steps that will be taken again (a killed run may have logged them), and damaged lines."""
         if self.path.exists():
-            lines = [line for line in read_metrics(self.path.parent) if line["step"] <= step]
-            write_atomically(self.path, "".join(seal_line(line) + "\n" for line in lines))
+            write_lines(self.path, (line for line in read_metrics(self.path.parent) if line["step"] <= step))
 
     def close(self) -> None:
         """Close TensorBoard's file. Every line has been written to it, or its error raised."""
@@ -70,10 +81,43 @@ def read_metrics(path: str | os.PathLike) -> list[dict]:
     >>> [line["step"] for line in ensdiff.read_metrics("runs/tiny")]
     [4]
     """
-    file = pathlib.Path(path) / "metrics.jsonl"
+    file = pathlib.Path(path) / METRICS
     if not file.exists():
         return []
-    lines, damaged = read_lines(file)
-    if damaged:
-        warn(f"{file} is damaged: lines {', '.join(map(str, damaged))} do not match their checksums and are left out")
-    return lines
+    lines = read_lines(file)
+    if wrong := damage(lines):
+        warn(f"{file} is damaged: {wrong}; what is damaged is left out")
+    return [line for line in lines if line is not None]
+
+
+def read_environments(run: pathlib.Path) -> list[dict[str, Any] | None]:
+    """The lines of a run's ``environment.jsonl``; None in the place of a damaged one.
+
+    A line has its first ``step``, and what `ensdiff.environment` gives; or ``unknown``, why that is not known.
+
+    Raises:
+        FileNotFoundError: the run has no such file.
+    """
+    file = run / ENVIRONMENTS
+    lines = read_lines(file)
+    whole = file.read_bytes().endswith(b"\n")  # it is always written as a whole
+    return [line if line is None or _is_place(line) else None for line in lines] + ([] if whole else [None])
+
+
+def _is_place(line: Mapping[str, Any]) -> bool:
+    mesh = line.get("mesh")
+    known = isinstance(mesh, dict) and all(type(mesh.get(axis)) is int for axis in ("member", "data"))
+    return type(line.get("step")) is int and (known or "unknown" in line)
+
+
+def known_environments(lines: Sequence[dict[str, Any] | None]) -> list[dict[str, Any]]:
+    """The good lines, and where others were damaged a line that says from which step on nothing is known."""
+    found: list[dict[str, Any]] = []
+    gap = False
+    for line in [*lines, {"step": np.inf}]:
+        first = found[-1]["step"] + 1 if found else 0
+        if gap and line is not None and first < line["step"]:
+            found.append({"step": first, "unknown": f"no good line of {ENVIRONMENTS} was about these steps"})
+        gap = line is None
+        found += [] if line is None else [line]
+    return found[:-1]

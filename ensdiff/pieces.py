@@ -9,7 +9,7 @@ import hashlib
 import io
 import os
 import pathlib
-import shutil
+import re
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,9 +19,10 @@ import numpy as np
 from ensdiff import hosts
 from ensdiff.digest import digest
 from ensdiff.integrity import warn
-from ensdiff.storage import lock, write_atomically
+from ensdiff.storage import LOCK, lock, make_folder, write_atomically
 
 _SUM = hashlib.sha256().digest_size
+_NAME = r"[0-9a-f]{64}\.npz"
 
 
 class Pieces:
@@ -71,10 +72,13 @@ class Pieces:
 
 @contextlib.contextmanager
 def pieces(folder: str | os.PathLike | None, *of: Any) -> Iterator[Pieces]:
-    """Pieces of a computation on ``of`` (pytrees), in a folder that is removed when the block ends without an error.
+    """Pieces of a computation on ``of`` (pytrees), in a folder; they are removed when the block ends without an error.
+
+    So is the folder, unless it holds other files.
 
     Raises:
         FolderInUseError: another process keeps its pieces there.
+        NotADirectoryError: the folder is a file.
     """
     if folder is None:
         yield Pieces(None, "")
@@ -84,12 +88,21 @@ def pieces(folder: str | os.PathLike | None, *of: Any) -> Iterator[Pieces]:
     with contextlib.ExitStack() as stack:
 
         def begin() -> None:
-            path.mkdir(parents=True, exist_ok=True)
+            make_folder(path)
             stack.enter_context(lock(path))
 
         hosts.decide(begin)
         yield Pieces(path, ours)
-        hosts.decide(lambda: shutil.rmtree(path))
+        hosts.decide(lambda: _remove(path))
+
+
+def _remove(folder: pathlib.Path) -> None:
+    for file in folder.iterdir():
+        # the last is what a killed process was writing
+        if file.name == LOCK or re.fullmatch(rf"{_NAME}|\.{_NAME}\.\d+", file.name):
+            file.unlink()
+    with contextlib.suppress(OSError):  # not empty
+        folder.rmdir()
 
 
 def _write(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:

@@ -19,10 +19,26 @@ from orbax.checkpoint import v1 as ocp
 from ensdiff import hosts
 from ensdiff.data.manifest import NAME as MANIFEST
 from ensdiff.ensemble import Ensemble
-from ensdiff.integrity import SEAL, DamagedError, all_sums, read_sealed, seal, warn, write_sealed
-from ensdiff.logs import MetricsLog
-from ensdiff.storage import FolderInUseError, explain, lock, write_atomically
+from ensdiff.integrity import SEAL, DamagedError, all_sums, damage, read_sealed, seal, warn, write_sealed
+from ensdiff.logs import ENVIRONMENTS, MetricsLog, known_environments, read_environments, write_lines
+from ensdiff.storage import (
+    FolderInUseError,
+    check_folder,
+    explain,
+    let_go,
+    lock,
+    log_errors_once,
+    make_folder,
+    remove_folder,
+    sweep,
+    write_atomically,
+)
 from ensdiff.stored import describe, folder_of, read_arrays, read_description, steps_of
+
+FOLDERS = ("checkpoints", "damaged", "samples", "tensorboard")
+"""That a run directory may hold."""
+
+log_errors_once()
 
 
 def _tree(state: Any) -> dict[str, Any]:
@@ -34,13 +50,17 @@ def _tree(state: Any) -> dict[str, Any]:
 class RunDirectory:
     """The files of one run. ``RunDirectory.open(None)`` writes nothing and is otherwise the same."""
 
-    def __init__(self, path: pathlib.Path | None):
+    def __init__(self, path: pathlib.Path | None, keep: int = 1, keep_every: int = 0):
         self.path = path
+        self._keep, self._keep_every = keep, keep_every
         self._open = contextlib.ExitStack()
         self._checkpointer: Any = None
         self._log: MetricsLog | None = None
         self._description: dict[str, Any] = {}
         self._damaged = False
+        self._writing: int | None = None
+        self.unlogged: dict[str, Any] | None = None
+        """What `save` was given beside the state that `restore` returned."""
 
     @classmethod
     def open(
@@ -58,14 +78,17 @@ class RunDirectory:
             FileExistsError: it holds checkpoints, and ``resume`` is not set.
             FolderInUseError: another run writes into it.
             DamagedError: it holds checkpoints, and none is good.
+            NotADirectoryError: it, or what must be a folder in it, is a file.
             OSError: it cannot be made or written to.
         """
         if path is None:
             return cls(None)
         path = pathlib.Path(path)
-        run = cls(path)
+        run = cls(path, keep, keep_every)
 
         def make() -> None:
+            for name in FOLDERS:
+                check_folder(path / name)
             steps = steps_of(path)
             if steps and not resume:
                 raise FileExistsError(
@@ -73,8 +96,9 @@ class RunDirectory:
                     "or choose another folder"
                 )
             try:
-                path.mkdir(parents=True, exist_ok=True)
+                make_folder(path)
                 run._open.enter_context(lock(path))
+                sweep(path / "checkpoints")
             except FolderInUseError:
                 raise
             except OSError as error:
@@ -94,11 +118,8 @@ class RunDirectory:
         try:
             hosts.decide(make)
             hosts.together(check)
-            policies = ocp.training.preservation_policies
-            kept: list[Any] = [policies.LatestN(keep)] + ([policies.EveryNSteps(keep_every)] if keep_every else [])
-            run._checkpointer = ocp.training.Checkpointer(
+            run._checkpointer = ocp.training.Checkpointer(  # it keeps all checkpoints, see `_prune`
                 (path / "checkpoints").resolve(),
-                preservation_policy=policies.AnyPreservationPolicy(kept),
                 cleanup_tmp_directories=True,  # what a killed run had begun to write
             )
         except BaseException:
@@ -113,8 +134,9 @@ class RunDirectory:
         with self._open:
             # closing waits for the other processes, and they do not come where only this one failed
             if self._checkpointer is not None and (kind is None or jax.process_count() == 1):
-                with self._explained("the newest checkpoint") if kind is None else contextlib.suppress(Exception):
+                with self._explained(self._written()) if kind is None else contextlib.suppress(Exception):
                     self._checkpointer.close()
+                    self._prune()
 
     @property
     def latest(self) -> int | None:
@@ -147,7 +169,7 @@ class RunDirectory:
             self._description = json.loads(json.dumps(text))
             steps = steps_of(path)
             if steps:
-                self._check_same(read_description(folder_of(path, steps[-1])))
+                self._check_same(steps[-1], read_description(folder_of(path, steps[-1])))
             elif self._log is not None:
                 self._log.drop_after(0)  # of an attempt that was ended before its first checkpoint
             with self._explained("run.json"):
@@ -171,14 +193,20 @@ class RunDirectory:
         """Keep what the steps from ``step`` on are trained on, in ``environment.jsonl``."""
         if self.path is None or not hosts.is_writer():
             return
-        file = self.path / "environment.jsonl"
-        lines = file.read_text().splitlines(keepends=True) if file.exists() else []
-        kept = [line for line in lines if json.loads(line)["step"] < step]  # later ones are trained again
+        file = self.path / ENVIRONMENTS
+        lines = read_environments(self.path) if file.exists() else [None] * (step > 0)
+        if wrong := damage(lines):
+            what = f"is damaged: {wrong}" if file.exists() else "is missing"
+            warn(f"{file} {what}; it is written again, and says that where those steps were trained is unknown")
+        kept = [line for line in known_environments(lines) if line["step"] < step]  # later ones are trained again
         with self._explained(file.name):
-            write_atomically(file, "".join([*kept, json.dumps({"step": step, **values}) + "\n"]))
+            write_lines(file, [*kept, {"step": step, **values}])
 
-    def _check_same(self, before: Mapping[str, Any]) -> None:
-        """Everything that decides the parameters at a step must be as it was; what is logged may change."""
+    def _check_same(self, step: int, before: Mapping[str, Any]) -> None:
+        """Compare a checkpoint's description with the run's: everything that decides the parameters must be as it was.
+
+        What is logged and kept may change.
+        """
         if "origin" in before:
             raise ValueError(
                 f"{self.path} was made by forgetting units and holds some members only: it cannot be trained on. "
@@ -187,30 +215,33 @@ class RunDirectory:
         pairs = {
             name: (before.get(name), self._description.get(name)) for name in ("model", "schedule", "code", "data")
         }
-        old, new = before.get("train") or {}, self._description.get("train") or {}
-        free = {"log_every", "checkpoint_every", "sample_every", "keep", "keep_every"}
-        if old.get("decay") == new.get("decay") == "constant":
-            free.add("steps")  # with cosine decay the number of steps shapes the learning rate
-        pairs.update({f"train.{name}": (old.get(name), new.get(name)) for name in {*old, *new} - free})
+        old, new = (decisive(text.get("train") or {}) for text in (before, self._description))
+        pairs.update({f"train.{name}": (old.get(name), new.get(name)) for name in {*old, *new}})
         changed = {name: pair for name, pair in sorted(pairs.items()) if pair[0] != pair[1]}
         if changed:
             lines = [f"{name}: was {was!r}, is {now!r}" for name, (was, now) in changed.items()]
             raise ValueError(
-                f"{self.path} cannot be resumed with other settings. "
+                f"{self.path} cannot be resumed with other settings than those of checkpoint {step}. "
                 + "; ".join(lines)
                 + ". Use the same, or another folder"
             )
 
-    def save(self, step: int, state: Any) -> None:
+    def save(self, step: int, state: Any, unlogged: Mapping[str, Any] | None = None) -> None:
         """Write a checkpoint of the whole training state (of `begin`'s run). It goes on while training does.
 
+        Args:
+            step: number of steps done.
+            state: the training state.
+            unlogged: what the next line of the metrics needs of the steps before, JSON-able (see `restore`).
+
         Raises:
-            OSError: this or the one before could not be written; says why, and which checkpoint is the newest good one.
+            OSError: this or the one before could not be written; says which and why, and which checkpoint is the
+                newest good one.
         """
         if self.path is not None:
-            self.save_tree(step, _tree(state))
+            self.save_tree(step, _tree(state), unlogged)
 
-    def save_tree(self, step: int, tree: dict[str, Any]) -> None:
+    def save_tree(self, step: int, tree: dict[str, Any], unlogged: Mapping[str, Any] | None = None) -> None:
         """`save` of any parts of a state, by name."""
         assert self.path is not None
         path = self.path
@@ -219,21 +250,37 @@ class RunDirectory:
             if not (path / "run.json").exists():  # Orbax would make the folder again, without the rest of the run
                 raise FileNotFoundError(f"{path / 'run.json'} is gone")
 
+        sums = {part: all_sums(some) for part, some in tree.items()}  # while the one before may be under way
+        self.wait()
         with self._explained(f"checkpoint {step}"):
             hosts.decide(check)
-            sums = {part: all_sums(some) for part, some in tree.items()}
-            text = seal({**self._description, "step": step, "average": "ema" in tree, "sums": sums})
+            text = {**self._description, "step": step, "average": "ema" in tree, "sums": sums}
+            text = seal(text if unlogged is None else {**text, "unlogged": unlogged})
+            self._writing = step
             self._checkpointer.save_async(step, tree, force=True, custom_metadata=text)
 
     def wait(self) -> None:
-        """Until the newest checkpoint is on the disk.
+        """Until the newest checkpoint is on the disk, and those that are not kept are gone.
 
         Raises:
             OSError: it could not be written, see `save`.
         """
         if self._checkpointer is not None:
-            with self._explained("the newest checkpoint"):
+            with self._explained(self._written()):
                 self._checkpointer.wait()
+                self._prune()
+
+    def _written(self) -> str:
+        return "the newest checkpoint" if self._writing is None else f"checkpoint {self._writing}"
+
+    def _prune(self) -> None:
+        """Once one was written, delete those that are not kept (Orbax does it file by file, under the step's name)."""
+        if self.path is None or self._writing is None or not hosts.is_writer():
+            return
+        steps = steps_of(self.path)
+        for step in steps[: -self._keep]:
+            if not self._keep_every or step % self._keep_every:
+                remove_folder(folder_of(self.path, step))
 
     @contextlib.contextmanager
     def _explained(self, what: str) -> Iterator[None]:
@@ -244,15 +291,19 @@ class RunDirectory:
             assert self.path is not None
             steps = steps_of(self.path) if self.path.exists() else []
             kept = f"checkpoint {steps[-1]} is kept; set resume to go on there" if steps else "no checkpoint is kept"
-            raise OSError(f"{what} of {self.path} could not be written: {explain(error, self.path)}; {kept}") from error
+            why = explain(error, self.path)
+            let_go(error)
+            raise OSError(f"{what} of {self.path} could not be written: {why}; {kept}") from error
 
     def restore(self, state: Any) -> tuple[int, Any]:
         """The newest good checkpoint's step and state, onto the shardings of ``state``.
 
-        Newer ones that are damaged are moved to ``damaged/``, with a warning, and their steps are taken again.
+        Newer ones that are damaged are moved to ``damaged/``, with a warning, and their steps are taken again. What
+        `save` was given beside the state is then ``unlogged``; None where it was given nothing.
 
         Raises:
             DamagedError: no checkpoint is good; names each, and leaves them where they are.
+            ValueError: the newest good one is of another run than `begin` was told; all are left where they are.
         """
         path = self.path
         assert path is not None
@@ -266,6 +317,8 @@ class RunDirectory:
             except DamagedError as error:
                 failures[step] = str(error)
                 continue
+            if self._description:
+                self._check_same(step, text)
             if failures:
                 hosts.decide(lambda: self._set_aside(failures))
                 self._checkpointer.reload()
@@ -273,6 +326,7 @@ class RunDirectory:
                 warn(f"resuming at checkpoint {step}, the newest good one")
             if self._log is not None:
                 self._log.drop_after(step)
+            self.unlogged = text.get("unlogged")
             return step, type(state)(tree["params"], tree["opt_state"], tree.get("ema"))
         raise _none_good(path, failures)
 
@@ -282,8 +336,7 @@ class RunDirectory:
         if failures and not set(steps_of(self.path)) - set(failures):
             raise _none_good(self.path, failures)
         for step, failure in failures.items():
-            place = self.path / "damaged" / str(step)
-            place.parent.mkdir(exist_ok=True)
+            place = make_folder(self.path / "damaged") / str(step)
             count = 1
             while place.exists():
                 count += 1
@@ -304,8 +357,20 @@ class RunDirectory:
             return
         with self._explained(name):
             path = self.path / name
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             write_atomically(path, content)
+
+
+def decisive(train: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the fields of a `TrainConfig`, those that decide the parameters at a step; the others may change in resuming.
+
+    >>> sorted(decisive({"seed": 0, "keep": 3, "steps": 40, "decay": "constant"}))
+    ['decay', 'seed']
+    """
+    free = {"log_every", "checkpoint_every", "sample_every", "keep", "keep_every"}
+    if train.get("decay") == "constant":
+        free.add("steps")  # with cosine decay the number of steps shapes the learning rate
+    return {name: value for name, value in train.items() if name not in free}
 
 
 def _unreadable(run: pathlib.Path) -> dict[int, str]:

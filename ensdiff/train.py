@@ -4,6 +4,7 @@ import dataclasses
 import os
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -186,7 +187,7 @@ def train(
         if on_open is not None:
             on_open()
         call = stepper(data, splits, model, schedule, config, mesh)
-        watch = _Watch(run, config, start, progress)
+        watch = _Watch(run, config, start, progress, run.unlogged)
         with watch:
             done = start
             while done < config.steps:
@@ -196,7 +197,7 @@ def train(
                 stopping = stop is not None and stop(done) and done < config.steps
                 if stopping or done % config.checkpoint_every == 0 or done == config.steps:
                     watch.settle()
-                    run.save(done, state)
+                    run.save(done, state, watch.unlogged())
                 if stopping:
                     run.wait()
                     kept = "nothing is kept" if run_dir is None else f"{run_dir} has it; set resume to go on"
@@ -215,10 +216,13 @@ def sample_grid(params: Ensemble, n: int = 36) -> bytes:
 class _Watch:
     """Reads losses one call late (so that the device is never waited for), checks, logs and shows them."""
 
-    def __init__(self, run: RunDirectory, config: TrainConfig, start: int, progress: bool):
+    def __init__(
+        self, run: RunDirectory, config: TrainConfig, start: int, progress: bool, unlogged: dict[str, Any] | None
+    ):
         self.run, self.config = run, config
         self.waiting: tuple[int, StepMetrics] | None = None
-        self.recent: list[np.ndarray] = []
+        before = unlogged or {"steps": 0, "loss_K": 0.0}
+        self.steps, self.loss_K = before["steps"], np.asarray(before["loss_K"], np.float64)
         self.bar = tqdm(
             total=config.steps, initial=start, desc="train", unit="step", disable=not (progress and hosts.is_writer())
         )
@@ -241,6 +245,10 @@ class _Watch:
         for step, (loss_K, norm_K) in enumerate(zip(losses, norms, strict=True), first):
             self.check(step, loss_K, norm_K)
 
+    def unlogged(self) -> dict[str, Any] | None:
+        """The steps since the last logged one: how many, and the sums of their losses. None for no step."""
+        return {"steps": self.steps, "loss_K": self.loss_K.tolist()} if self.steps else None
+
     def check(self, step: int, loss_K: np.ndarray, norm_K: np.ndarray) -> None:
         bad = np.flatnonzero(~(np.isfinite(loss_K) & np.isfinite(norm_K)))
         if len(bad):
@@ -250,10 +258,10 @@ class _Watch:
                 f"member {bad[0]} diverged at step {step}: loss {loss_K[bad[0]]}, gradient norm {norm_K[bad[0]]} "
                 f"({len(bad)} of {len(loss_K)} members; {kept}). Lower learning_rate, raise warmup or lower clip"
             )
-        self.recent.append(loss_K)
+        self.steps, self.loss_K = self.steps + 1, self.loss_K + loss_K
         self.bar.update(1)
         if (step + 1) % self.config.log_every == 0 or step + 1 == self.config.steps:
-            mean_K = np.mean(self.recent, axis=0)
-            self.recent.clear()
+            mean_K = self.loss_K / self.steps
+            self.steps, self.loss_K = 0, np.zeros(())
             self.bar.set_postfix(loss=f"{mean_K.mean():.4f}", refresh=False)
             self.run.write_metrics(step + 1, loss_K=mean_K, grad_norm_K=norm_K)

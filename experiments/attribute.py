@@ -13,7 +13,6 @@ Examples:
   python -m experiments.attribute --run=runs/digits --contrast --draws=32               # memorization, membership
 """
 
-import json
 import pathlib
 from typing import Any
 
@@ -61,6 +60,7 @@ COMPARE = flags.DEFINE_bool("compare", False, "Compare all methods with exact ab
 def main() -> None:
     """Attribute, print a table, and write the result and a report."""
     import ensdiff
+    from ensdiff.integrity import write_sealed
     from ensdiff.report import HOW_TO_READ, Page, attribution_sections, write_page
 
     null, loss = null_count(), loss_config()
@@ -114,7 +114,7 @@ def main() -> None:
         att.save(out / stem)
     print(f"wrote {out / stem}.json and .npz")
     if names is not None and writes:
-        (out / f"{stem}_names.json").write_text(json.dumps(names, indent=1) + "\n")
+        write_sealed(out / f"{stem}_names.json", {"names": names})
     if data is None or GROUPS.value:
         print("no report: it shows units of the training data; give --data=... and no --groups for one")
         return
@@ -162,6 +162,7 @@ def contrast(params: Any, data: Any) -> None:
 def values(params: Any, samples: Any, method: str, code: Any, kind: Any) -> None:
     """Shapley or Banzhaf values of groups of units."""
     import ensdiff
+    from ensdiff.integrity import write_sealed
 
     if not UNITS.value and not GROUPS.value:
         raise ValueError("--values needs players: give --units=1+2,3+4,... or --groups")
@@ -184,7 +185,7 @@ def values(params: Any, samples: Any, method: str, code: Any, kind: Any) -> None
         print(f"  sample {b}: " + ", ".join(cells))
     path = runs.output_folder("attribution") / f"{result.kind}_{method}_seed{seed}.json"
     values = {"labels": labels, "value": result.value_BG.tolist(), "standard_error": result.standard_error_BG.tolist()}
-    path.write_text(json.dumps(values, indent=1) + "\n")
+    write_sealed(path, values)
     print(f"wrote {path}")
 
 

@@ -168,9 +168,11 @@ def _data_flag() -> Any:
 
 def output_folder(name: str) -> pathlib.Path:
     """--out, or a folder in the run directory; made by process 0, which alone writes into it."""
+    from ensdiff.storage import make_folder
+
     out = pathlib.Path(flags.FLAGS.out) if flags.FLAGS.out else run_folder() / name
     if is_writer():
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
     return out
 
 

@@ -1,7 +1,6 @@
 """What the fault tests share: damage to files, and runs that are small enough to copy often."""
 
 import json
-import logging
 import shutil
 import warnings
 
@@ -16,7 +15,7 @@ from tests.helpers import CODE, SHORT, blobs
 
 MODEL = ensdiff.UNetConfig(channels=4, norm_groups=2, multipliers=(1,), middle_attention=False)
 CONFIG = TrainConfig(
-    steps=4, batch_size=4, learning_rate=1e-2, warmup=1, ema=0.9, log_every=1, checkpoint_every=2, keep=3
+    steps=4, batch_size=4, learning_rate=1e-2, warmup=1, ema=0.9, log_every=3, checkpoint_every=2, keep=3
 )
 
 
@@ -31,14 +30,10 @@ def new_state(mesh=None):
 
 
 def restore(folder, state):
-    """Step, state and warnings of resuming in a folder, without Orbax's own pages of errors about a damaged one."""
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(record=True) as caught, RunDirectory.open(folder, keep=3, resume=True) as run:
-            warnings.simplefilter("always")
-            step, found = run.restore(state)
-    finally:
-        logging.disable(logging.NOTSET)
+    """Step, state and warnings of resuming in a folder."""
+    with warnings.catch_warnings(record=True) as caught, RunDirectory.open(folder, keep=3, resume=True) as run:
+        warnings.simplefilter("always")
+        step, found = run.restore(state)
     return step, found, [str(w.message) for w in caught if issubclass(w.category, ensdiff.DamageWarning)]
 
 

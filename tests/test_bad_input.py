@@ -233,7 +233,7 @@ LIBRARY = [
     ("universe not there", lambda h: ctf.read(h.root / "none.ctf"), F, ["none.ctf does not exist"]),
     ("universe no tar", lambda h: ctf.read(h.root / "no.ctf"), B, ["no.ctf is not a plain tar file"]),
     ("universe empty", lambda h: ctf.read(h.root / "empty.ctf"), B, ["config.json is missing"]),
-    ("attribution not there", lambda h: ensdiff.Attribution.load(h.root / "none"), F, ["none.npz does not exist"]),
+    ("attribution not there", lambda h: ensdiff.Attribution.load(h.root / "none"), F, ["none.json does not exist"]),
     # code matrices
     ("halves", lambda h: read_code(h.root / "halves.npy"), B, ["code[0, 0] is 0.5", "expected 0 or 1"]),
     ("cube", lambda h: read_code(h.root / "cube.npy"), B, ["(4, 4, 4)", "(units, members)"]),

@@ -21,6 +21,7 @@ from ensdiff.certificate.certificate import _seal
 from ensdiff.certificate.run import Run
 from ensdiff.data import batch_indices
 from ensdiff.integrity import read_sealed, write_sealed
+from ensdiff.logs import read_environments
 from tests.faults import reseal
 from tests.helpers import CODE, SHORT, blobs, random_ensemble
 
@@ -678,7 +679,7 @@ def test_replay_needs_what_it_needs(copied):
     (line,) = again.verify(path, data=DATA, replay=2).failures
     assert line == "--replay=2: the run keeps checkpoints 2, 5, so at least 3 steps must be trained anew"
     file = path / "environment.jsonl"
-    place = json.loads(file.read_text())
+    (place,) = read_environments(path)
     file.write_text(json.dumps({**place, "mesh": {"member": 8, "data": 1}}) + "\n")
     (line,) = ensdiff.certify(path, [UNIT]).verify(path, data=DATA, replay=5).failures
     assert "trained on 8 devices" in line
@@ -690,7 +691,7 @@ def test_a_replay_elsewhere_says_so_when_bits_differ(copied):
     """Bits are those of one program on one kind of device: a difference on another is not called a leak alone."""
     path, _ = copied
     file = path / "environment.jsonl"
-    place = json.loads(file.read_text())
+    (place,) = read_environments(path)
     file.write_text(json.dumps({**place, "cpu": "another", "mesh": {"member": 1, "data": 2}}) + "\n")
     lines = ensdiff.certify(path, [UNIT]).verify(path, data=DATA, replay=5).failures
     if lines:  # two data shards sum gradients in another order

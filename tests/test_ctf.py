@@ -11,6 +11,7 @@ from PIL import Image
 import ensdiff
 from ensdiff.images import to_uint8
 from ensdiff.interop import ctf
+from tests.faults import flip
 from tests.helpers import blobs
 
 GROUPS = ["b", "a", "a", "c", "d", "d", "d", "e", "f"]
@@ -68,7 +69,7 @@ def test_layout_is_the_documented_one(whole):
 
 def test_colour_images_and_a_prime_number_of_tiles(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (7, 4, 6, 3), dtype=np.uint8)
-    ctf._write_picture(tmp_path / "x.png", images)
+    (tmp_path / "x.png").write_bytes(ctf._picture(images))
     assert np.asarray(Image.open(tmp_path / "x.png")).shape == (28, 6, 3)
 
 
@@ -100,6 +101,75 @@ def test_an_interrupted_write_goes_on(landscape, whole, tmp_path, monkeypatch):
     with ctf.read(path) as a, ctf.read(whole) as b:
         for x, y in zip(a.counterfactuals(), b.counterfactuals(), strict=True):
             np.testing.assert_array_equal(x, y)
+
+
+def parts_of(path):
+    with ctf.read(path) as universe:
+        return [universe.config, universe.factual, *universe.counterfactuals(), *map(universe.training, range(6))]
+
+
+def never(*_, **__):
+    raise AssertionError("nothing is computed again")
+
+
+@pytest.mark.parametrize("groups", [None, GROUPS])
+def test_damage_to_an_unfinished_file_is_not_packed(landscape, tmp_path, monkeypatch, groups):
+    """Every part is compared with its checksum, whatever it is; the parts go when the file has been read."""
+    params, samples, _ = landscape
+    data = ensdiff.data.arrays(blobs(6 if groups is None else len(groups)), groups)
+    path, folder = tmp_path / "x.ctf", tmp_path / "x.ctf.partial"
+
+    def unreadable(_):
+        raise ensdiff.DamagedError("packed is damaged")
+
+    def another(_):
+        path.write_bytes(b"a good one")
+
+    def write():
+        ctf.write(path, params, samples, data).close()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ctf.Universe, "check", unreadable)
+        with pytest.raises(ensdiff.DamagedError, match="packed is damaged"):
+            write()
+        assert not path.exists()
+        patch.setattr(ctf, "ablated", never)
+        patch.setattr(ctf.Universe, "check", another)
+        with pytest.raises(FileExistsError, match="appeared while it was computed"):
+            write()
+        assert path.read_bytes() == b"a good one"
+        path.unlink()
+    training = sorted(folder.glob("train*.png"))
+    assert len(training) == (1 if groups is None else 6)
+    flip(folder / "factual.png", 60)
+    flip(folder / "config.json", 30)
+    training[0].unlink()
+    (folder / "a note.txt").write_text("of the user")
+    with monkeypatch.context() as patch:
+        patch.setattr(ctf, "ablated", never)
+        with pytest.warns(ensdiff.DamageWarning, match="is made again") as caught:
+            write()
+    assert len(caught) == 3
+    assert list(tmp_path.iterdir()) == [path]
+    good = tmp_path / "good.ctf"
+    ctf.write(good, params, samples, data).close()
+    for found, expected in zip(parts_of(path), parts_of(good), strict=True):
+        assert np.array_equal(found, expected)
+    with tarfile.open(path) as a, tarfile.open(good) as b:
+        assert a.getnames() == b.getnames()
+
+
+def test_check_reads_every_part(whole, tmp_path):
+    """Also those that `DamagedError` names when they are asked for."""
+    path = tmp_path / "x.ctf"
+    with ctf.read(whole) as universe:
+        universe.check()
+        places = {member.name: member.offset_data for member in universe._members.values()}
+    for name in ("factual.png", "leave_6_out.png", "training_set.png"):
+        path.write_bytes(whole.read_bytes())
+        flip(path, places[name] + 50)
+        with ctf.read(path) as universe, pytest.raises(ensdiff.DamagedError, match=f"{name} does not match its check"):
+            universe.check()
 
 
 def test_other_data_are_refused(landscape, tmp_path):

@@ -1,21 +1,28 @@
 """Files that were cut or changed, disks that fill up or vanish, two writers, signals: named, and nothing lost."""
 
 import contextlib
+import dataclasses
+import errno
 import json
+import logging
 import os
+import pathlib
 import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import types
 
 import jax
 import numpy as np
 import pytest
 
 import ensdiff
-from ensdiff import integrity, preempt, storage, stored
+from ensdiff import integrity, logs, preempt, rundir, storage, stored
+from ensdiff.certificate.replay import _segments
+from ensdiff.certificate.run import _read_lines as read_places
 from ensdiff.rundir import RunDirectory
 from tests.faults import CONFIG, copied, cut, flip, flips, new_state, reseal, restore, same, train
 from tests.helpers import CODE, ROOT
@@ -127,23 +134,184 @@ def test_no_good_checkpoint_stops_the_run(whole, tmp_path):
         ]
 
 
-def test_training_goes_on_over_a_damaged_checkpoint(whole, tmp_path):
+def without_time(folder):
+    return [{name: value for name, value in line.items() if name != "time"} for line in ensdiff.read_metrics(folder)]
+
+
+def test_training_goes_on_over_a_damaged_checkpoint(whole, tmp_path, caplog):
     """The damaged one's step is taken and written again; the end is bit for bit the same."""
     folder = copied(whole[0], tmp_path / "run")
     cut(folder / "checkpoints" / "4" / "state" / "manifest.ocdbt")
     for name in ("run.json", "config.json"):
         cut(folder / name)
-    flip(folder / "metrics.jsonl", 30)
-    assert len(ensdiff.check_run(folder)) == 3
+    for name in ("metrics.jsonl", "environment.jsonl"):
+        flip(folder / name, 30)
+    assert len(ensdiff.check_run(folder)) == 5
+    with pytest.raises(ensdiff.DamagedError, match=r"environment\.jsonl is damaged: line 1 does.*or resume the run"):
+        read_places(folder / "environment.jsonl")
     with pytest.warns(ensdiff.DamageWarning) as caught:
         params = train(folder, resume=True)
     said = " | ".join(str(w.message) for w in caught)
-    for part in ("checkpoints/4 is damaged", "run.json is damaged", "metrics.jsonl is damaged: lines 1 do not"):
+    for part in (
+        "checkpoints/4 is damaged", "run.json is damaged", "metrics.jsonl is damaged: line 1 does not",
+        "environment.jsonl is damaged: line 1 does not match its checksum; it is written again, and says that where",
+    ):  # fmt: skip
         assert part in said, said
     assert same(params.params, whole[1])
-    assert [line["step"] for line in ensdiff.read_metrics(folder)] == [2, 3, 4]
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
+    # steps that were not logged yet when checkpoint 2 was written count in the next line
+    assert [line["step"] for line in ensdiff.read_metrics(folder)] == [3, 4]
+    assert without_time(folder) == without_time(whole[0])
     (folder / "config.json").unlink()
     assert ensdiff.check_run(folder) == []
+    # the certificate knows that the first steps were trained nobody knows where
+    places = read_places(folder / "environment.jsonl")
+    assert [(place["step"], "unknown" in place, "mesh" in place) for place in places] == [
+        (0, True, False),
+        (2, False, True),
+    ]
+    run = types.SimpleNamespace(environments=places, last=4)
+    assert [segment[:2] for segment in _segments(run, 2)] == [(2, 4)]
+    with pytest.raises(ValueError, match="steps 0 to 2 cannot be trained anew, because it is unknown where"):
+        list(_segments(run, 0))
+
+
+def test_where_nothing_is_known():
+    """Between the first step after the last good line and the next good line."""
+    mesh = {"mesh": {"member": 1, "data": 1}}
+    lines = [{"step": 0, **mesh}, None, None, {"step": 7, **mesh}, {"step": 9, **mesh}, None]
+    assert [line["step"] for line in logs.known_environments(lines)] == [0, 1, 7, 9, 10]
+    assert ["unknown" in line for line in logs.known_environments(lines)] == [False, True, False, False, True]
+    assert [line["step"] for line in logs.known_environments([None, {"step": 3, **mesh}])] == [0, 3]
+    assert logs.known_environments(lines[:1]) == lines[:1]
+
+
+def test_an_older_checkpoint_of_another_run_is_not_taken(whole, tmp_path):
+    """The settings are compared with the checkpoint that is resumed from, not with the newest."""
+    folder = copied(whole[0], tmp_path / "run")
+    reseal(folder / "checkpoints" / "2", lambda text: text["train"].update(seed=7))
+    cut(folder / "checkpoints" / "4" / "state" / "manifest.ocdbt")
+    before = files_of(folder / "checkpoints")
+    with pytest.raises(ValueError, match=r"other settings than those of checkpoint 2\. train\.seed: was 7, is 0"):
+        train(folder, resume=True)
+    assert files_of(folder / "checkpoints") == before
+
+
+class Killed(BaseException):
+    """In the place of SIGKILL."""
+
+
+def test_a_kill_while_a_checkpoint_is_deleted(whole, tmp_path, monkeypatch):
+    """Nothing is left under its step's name, and what is left is gone after the next start."""
+    folder = copied(whole[0], tmp_path / "run")
+
+    def killed(path, **_):
+        next(file for file in pathlib.Path(path).rglob("*") if file.is_file()).unlink()
+        raise Killed
+
+    with RunDirectory.open(folder, keep=1, resume=True) as run:
+        run.wait()
+        assert stored.steps_of(folder) == [2, 4]  # nothing is deleted before something was written
+        run.adopt(integrity.read_sealed(folder / "run.json"))
+        run.save(5, new_state())
+        with monkeypatch.context() as patch:
+            patch.setattr(shutil, "rmtree", killed)
+            with pytest.raises(Killed):
+                run.wait()
+    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == [".deleted.2", "5"]
+    step, _, said = restore(folder, new_state())
+    assert (step, said) == (5, [])
+    assert [p.name for p in (folder / "checkpoints").iterdir()] == ["5"]
+    assert not (folder / "damaged").exists()
+
+
+@pytest.mark.parametrize("code", ["ENOLCK", "EOPNOTSUPP", "ENOSYS"])
+def test_a_file_system_without_locks(tmp_path, monkeypatch, code):
+    import fcntl
+
+    def flock(*_):
+        raise OSError(getattr(errno, code), os.strerror(getattr(errno, code)))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    for _ in range(2):  # nothing stays behind that would stop the next
+        with pytest.warns(UserWarning, match="has no locks") as caught, storage.lock(tmp_path):
+            pass
+        assert len(caught) == 1
+    code = "EIO"
+    with pytest.raises(OSError, match="Input/output error"), storage.lock(tmp_path):
+        pass
+
+
+def test_files_in_the_place_of_folders(tmp_path):
+    for name in (*rundir.FOLDERS, "."):
+        file = tmp_path / name / "run" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file = file if name != "." else tmp_path / "file"
+        file.write_text("")
+        run = file if name == "." else file.parent
+        with pytest.raises(NotADirectoryError, match=rf"{file} is no folder, but a folder is needed there: rename"):
+            RunDirectory.open(run, keep=1, resume=True)
+        assert not (run / ".lock").exists()
+    for name in ("file", "file/inside/it"):
+        with pytest.raises(NotADirectoryError, match="file is no folder"):
+            storage.make_folder(tmp_path / name)
+
+
+def test_check_run_names_every_damaged_file(whole, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(whole[0], folder, ignore=lambda *_: ["checkpoints"])
+    (folder / "attribution").mkdir()
+    numbers = np.arange(2.0)[:, None]
+    att = ensdiff.Attribution(numbers.astype(int), numbers, None, None, "loss", "loss")
+    att.save(folder / "attribution" / "loss")
+    (folder / "attribution" / "names.json").write_text('["a"]')
+    assert ensdiff.check_run(folder) == []
+    names = [
+        "run.json", "config.json", "data.manifest", "environment.jsonl", "metrics.jsonl", "attribution/loss.json",
+        "attribution/loss.npz",
+    ]  # fmt: skip
+    for name in names:
+        content = (folder / name).read_bytes()
+        flip(folder / name, len(content) // 3, 1)
+        (line,) = ensdiff.check_run(folder)
+        assert line.startswith(f"{folder / name} is "), line
+        (folder / name).write_bytes(content)
+    for name in ("run.json", "data.manifest", "attribution/loss.npz"):
+        content = (folder / name).read_bytes()
+        (folder / name).unlink()
+        (line,) = ensdiff.check_run(folder)
+        assert str(folder / name) in line
+        (folder / name).write_bytes(content)
+    with pytest.raises(FileNotFoundError, match="is no run directory: it is not there"):
+        ensdiff.check_run(tmp_path / "typo")
+
+
+def test_every_bit_of_a_saved_attribution(tmp_path, record_property):
+    numbers = np.linspace(0, 1, 3)[:, None]
+    att = ensdiff.Attribution(np.array([[3], [0], [5]]), numbers, numbers, numbers, "loss", "loss", {"candidates": 6})
+    att.save(tmp_path / "att")
+    detected = 0
+    for suffix, step in ((".json", 3), (".npz", 16)):
+        file = tmp_path / f"att{suffix}"
+        content = file.read_bytes()
+        for place in range(0, len(content), step):
+            file.write_bytes(content)
+            flip(file, place, place % 7)
+            try:
+                found = ensdiff.Attribution.load(tmp_path / "att")
+            except ensdiff.DamagedError as error:
+                detected += str(file) in str(error)
+            else:
+                assert (found.method, found.level, found.settings) == (att.method, att.level, att.settings)
+        file.write_bytes(content)
+    assert detected > 200
+    record_property("count", ("corruptions detected", detected))
+    # as an older version wrote it
+    values = json.loads((tmp_path / "att.json").read_text())
+    for name in ("sha256", "sealed", "files"):
+        del values[name]
+    (tmp_path / "att.json").write_text(json.dumps(values))
+    np.testing.assert_array_equal(ensdiff.Attribution.load(tmp_path / "att").influence, numbers)
 
 
 def test_load_refuses_damage_and_says_what_else_there_is(whole, tmp_path):
@@ -262,10 +430,18 @@ def test_every_bit_of_the_small_files(whole, tmp_path, record_property):
     for place in range(len(content)):
         path.write_bytes(content)
         flip(path, place, place % 7)
-        lines, damaged = integrity.read_lines(path)
-        assert all(line in expected for line in lines)
-        assert len(lines) == len(expected) or damaged or place == len(content) - 1
-        detected += bool(damaged)
+        lines = integrity.read_lines(path)
+        assert all(line is None or line in expected for line in lines)
+        assert len(lines) == len(expected) or None in lines or place == len(content) - 1
+        detected += None in lines
+    (expected,) = logs.read_environments(whole[0])
+    path = tmp_path / "environment.jsonl"
+    content = (whole[0] / path.name).read_bytes()
+    for place in range(len(content)):
+        path.write_bytes(content)
+        flip(path, place, place % 7)
+        assert logs.read_environments(tmp_path)[0] is None, place
+        detected += 1
     record_property("count", ("corruptions detected", detected))
 
 
@@ -360,7 +536,8 @@ def small_disk(folder, size):
         subprocess.run(["umount", folder], check=True)
 
 
-def test_a_full_disk(whole, tmp_path):
+def test_a_full_disk(whole, tmp_path, caplog, capfd):
+    """One error that names the checkpoint, and not the thousand lines of the threads that it went through."""
     with small_disk(tmp_path / "disk", 8 * 2**20) as disk:
 
         def fill():
@@ -368,8 +545,10 @@ def test_a_full_disk(whole, tmp_path):
                 while True:
                     file.write(bytes(4096))
 
-        with pytest.raises(OSError, match=r"could not be written: the disk is full \(0\.0 MiB.*checkpoint 2 is kept"):
-            train(disk / "run", stop=at_step(3, disk / "run", fill))
+        with pytest.raises(OSError, match=r"^checkpoint 4 of .* the disk is full \(0\.0 MiB.*checkpoint 2 is kept"):
+            train(disk / "run", config=dataclasses.replace(CONFIG, log_every=1), stop=at_step(3, disk / "run", fill))
+        assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
+        assert capfd.readouterr().err == ""
         (disk / "filler").unlink()
         goes_on(disk / "run", whole[1])
 
@@ -424,8 +603,6 @@ def test_atomic_writes_leave_the_old_file(tmp_path, monkeypatch):
 
 
 def test_every_mth_checkpoint_is_kept(tmp_path):
-    import dataclasses
-
     config = dataclasses.replace(CONFIG, checkpoint_every=1, keep=2, keep_every=3)
     train(tmp_path / "run", config=config, steps=8)
     assert sorted(int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir()) == [3, 6, 7, 8]

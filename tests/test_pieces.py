@@ -73,6 +73,17 @@ def test_exact_ablation_goes_on(five, samples, tmp_path, monkeypatch):
     np.testing.assert_allclose(at_once.influence, expected.influence, rtol=1e-5)  # batches of another size
 
 
+def test_other_files_in_the_folder_stay(tmp_path):
+    (tmp_path / "notes.txt").write_text("of the user")
+    with pieces(tmp_path, 1) as kept:
+        kept.get(lambda: np.ones(2), "a")
+        next(tmp_path.glob("*.npz")).rename(tmp_path / f".{'0' * 64}.npz.123")  # as a killed process leaves it
+        kept.get(lambda: np.ones(2), "b")
+    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+    with pytest.raises(NotADirectoryError, match=r"notes\.txt is no folder"), pieces(tmp_path / "notes.txt", 1):
+        pass
+
+
 def test_pieces_of_other_things_are_not_taken(five, samples, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         interrupt(patch, ranking, "exact_influence", 1)

@@ -88,8 +88,8 @@ def attribute(
         memory_budget: bytes of activations a device may hold.
         progress: show progress bars.
         partial: a folder for what is finished. After an interruption the same call goes on there, and gives bit for
-            bit what it would have given without one; at the end the folder is removed. Features,
-            distances and samplers that are functions are told apart by their names only.
+            bit what it would have given without one; at the end what it kept is removed, and the folder unless it
+            holds other files. Features, distances and samplers that are functions are told apart by their names only.
 
     Returns:
         `Attribution`, arrays of shape (B, top). Distances are >= 0, changes of loss have a sign; for both, larger

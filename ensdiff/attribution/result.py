@@ -1,7 +1,7 @@
 """`Attribution`: the most influential units of each sample, and whether they mean something."""
 
 import dataclasses
-import json
+import io
 import os
 import pathlib
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ensdiff.attribution.audit import Audit, Recall
-from ensdiff.files import read_json
+from ensdiff.integrity import check_beside, read_sealed, write_sealed
 from ensdiff.metrics.arrays import at_most
 from ensdiff.npyfiles import read_npz
 from ensdiff.typing import ArrayLike
@@ -151,11 +151,14 @@ class Attribution:
         return pandas.DataFrame(columns)
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write ``path.npz`` (the arrays) and ``path.json`` (all else; readable by itself)."""
-        stem = pathlib.Path(path)
+        """Write ``path.npz`` (the arrays) and ``path.json`` (all else; readable by itself, with checksums of both).
+
+        Raises:
+            OSError: they cannot be written.
+        """
+        stem, arrays = pathlib.Path(path), io.BytesIO()
         np.savez_compressed(
-            _with(stem, ".npz"),
-            **{name: getattr(self, name) for name in _ARRAYS if getattr(self, name) is not None},
+            arrays, **{name: getattr(self, name) for name in _ARRAYS if getattr(self, name) is not None}
         )
         values: dict[str, Any] = {
             "method": self.method,
@@ -167,7 +170,7 @@ class Attribution:
             "verdict": self.verdict,
             **{name: _jsonable(getattr(self, name)) for name in _ARRAYS if name != "null_BL"},
         }
-        _with(stem, ".json").write_text(json.dumps(values, indent=1) + "\n")
+        write_sealed(_with(stem, ".json"), values, beside={f"{stem.name}.npz": arrays.getvalue()})
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Attribution":
@@ -175,10 +178,13 @@ class Attribution:
 
         Raises:
             FileNotFoundError: one of the two files is missing.
-            ValueError: one is damaged, or was not written by `save`.
+            DamagedError: one is not what was written; names it. Files of older versions have no checksums.
+            ValueError: one was not written by `save`.
         """
         stem = pathlib.Path(path)
-        file, values = read_npz(_with(stem, ".npz")), read_json(_with(stem, ".json"))
+        values = read_sealed(_with(stem, ".json"))
+        check_beside(_with(stem, ".json"), values)
+        file = read_npz(_with(stem, ".npz"))
         arrays: dict[str, Any] = {name: file.get(name) for name in _ARRAYS}
         try:
             return cls._from_values(values, arrays)

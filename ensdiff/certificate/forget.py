@@ -14,8 +14,7 @@ from ensdiff.certificate.files import FILES, NAME, check_files
 from ensdiff.certificate.run import Run
 from ensdiff.certificate.sections import Facts, config
 from ensdiff.checkpoint import RunDirectory, read_metrics
-from ensdiff.integrity import seal_line
-from ensdiff.storage import write_atomically
+from ensdiff.logs import METRICS, write_lines
 
 
 def forget(run: str | os.PathLike, units: Collection[int], out: str | os.PathLike) -> Certificate:
@@ -91,4 +90,4 @@ def _write(old: Run, facts: Facts, path: pathlib.Path) -> None:
         for line in read_metrics(old.path)
     ]
     if lines:
-        write_atomically(path / "metrics.jsonl", "".join(seal_line(line) + "\n" for line in lines))
+        write_lines(path / METRICS, lines)

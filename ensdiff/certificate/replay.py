@@ -82,6 +82,11 @@ def _segments(run: Run, start: int) -> Iterator[tuple[int, int, dict[str, Any]]]
     for place, end in zip(run.environments, bounds, strict=True):
         first, last = max(start, place["step"]), min(end, run.last)
         if first < last:
+            if "unknown" in place:
+                raise ValueError(
+                    f"steps {first} to {last} cannot be trained anew, because it is unknown where they were trained: "
+                    f"{place['unknown']}"
+                )
             yield first, last, place
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import hashlib
-import json
 import operator
 import os
 import pathlib
@@ -16,7 +15,8 @@ from ensdiff.codes import Code
 from ensdiff.data.manifest import NAME as MANIFEST
 from ensdiff.data.manifest import Manifest
 from ensdiff.ensemble import Ensemble
-from ensdiff.integrity import read_sealed
+from ensdiff.integrity import DamagedError, damage, read_sealed
+from ensdiff.logs import read_environments
 from ensdiff.stored import Metadata, folder_of, from_description, read_arrays, read_metadata, steps_of
 from ensdiff.train_step import TrainConfig, init_state
 from ensdiff.unet import UNetConfig
@@ -193,13 +193,14 @@ def _read_description(file: pathlib.Path) -> dict[str, Any]:
 def _read_lines(file: pathlib.Path) -> tuple[dict[str, Any], ...]:
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist: runs have one since ensdiff.train writes it; train again")
-    try:
-        lines = tuple(json.loads(line) for line in file.read_text().splitlines())
-        steps = [operator.index(line["step"]) for line in lines]
-        if steps[:1] != [0] or steps != sorted(set(steps)):
-            raise ValueError(f"its lines are about steps {steps}: expected 0, and then larger ones")
-        if any(type(line["mesh"][axis]) is not int for line in lines for axis in ("member", "data")):
-            raise ValueError("a mesh without its member and data axes")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"{file} is damaged: {error}") from error
-    return lines
+    lines = read_environments(file.parent)
+    if wrong := damage(lines):
+        raise DamagedError(
+            f"{file} is damaged: {wrong}. Put back a copy, or resume the run: it then says from which step on it is "
+            "unknown where the members were trained"
+        )
+    places = tuple(line for line in lines if line is not None)
+    steps = [line["step"] for line in places]
+    if steps[:1] != [0] or steps != sorted(set(steps)):
+        raise ValueError(f"{file} is damaged: its lines are about steps {steps}: expected 0, and then larger ones")
+    return places

@@ -18,6 +18,7 @@ from ensdiff.codes import NoSurvivorError
 from ensdiff.codes.capacity import remaining_capacity
 from ensdiff.files import printable
 from ensdiff.integrity import member_sums
+from ensdiff.rundir import decisive
 from ensdiff.stored import describe, from_description
 from ensdiff.train_step import TrainConfig
 
@@ -169,11 +170,7 @@ def config(facts: Facts) -> dict[str, Any]:
 
 def _decisive(text: Mapping[str, Any]) -> dict[str, Any]:
     """What decides the parameters at a step, with the defaults of fields that older versions did not have."""
-    train = dataclasses.asdict(TrainConfig(**text["train"]))
-    free = {"log_every", "checkpoint_every", "sample_every", "keep", "keep_every"}
-    if train["decay"] == "constant":
-        free.add("steps")
-    train = {name: value for name, value in train.items() if name not in free}
+    train = decisive(dataclasses.asdict(TrainConfig(**text["train"])))
     values = {**describe(from_description(text, None)), "train": train, "data": text["data"].get("digest")}
     return {**values, "format": None, "ensdiff": None, "origin": text.get("origin")}
 

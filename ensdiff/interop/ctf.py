@@ -21,9 +21,8 @@ import math
 import os
 import pathlib
 import re
-import shutil
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -34,9 +33,9 @@ from ensdiff.data import Dataset
 from ensdiff.digest import digest
 from ensdiff.ensemble import Ensemble
 from ensdiff.identity import check_data
-from ensdiff.integrity import DamagedError, warn
+from ensdiff.integrity import SEAL, DamagedError, read_lines, seal_line, warn
 from ensdiff.sample import Samples, ablated, check_samples
-from ensdiff.storage import explain, lock, write_atomically
+from ensdiff.storage import explain, lock, make_folder, remove_folder, sync_folder, write_atomically
 
 ONE, MANY = "ONEFILE", "MULTIFILE"
 _SIZES = ("Height", "Width", "Channel")
@@ -141,6 +140,18 @@ class Universe:
             return self._training_set()[unit : unit + 1]
         return self._tiles(*_swap(self._train[unit], self.train_shape))
 
+    def check(self) -> None:
+        """Read every part.
+
+        Raises:
+            ValueError: one cannot be read; names it.
+            DamagedError: one is not what was written; names it.
+        """
+        _ = self.factual
+        for unit in range(self.units):
+            self.counterfactual(unit)
+            self.training(unit)
+
     def _training_set(self) -> np.ndarray:
         if not hasattr(self, "_training"):
             self._training = self._tiles("training_set.png", self.train_shape, self.units)
@@ -194,6 +205,8 @@ class Universe:
                 if picture.mode != _MODES.get(C):
                     raise ValueError(f"a picture of mode {picture.mode}: expected {C} channels of 8 bits")
                 pixels = np.asarray(picture)
+        except DamagedError:
+            raise
         except Exception as error:  # what a damaged picture raises is not limited
             raise ValueError(f"{self.path}: {name} cannot be used: {error}") from error
         tiles = pixels.reshape(height // H, H, width // W, W, C).transpose(0, 2, 1, 3, 4)
@@ -224,8 +237,9 @@ def write(
 ) -> Universe:
     """Compute the whole landscape, every sample without every unit (4), into a counterfactual universe file.
 
-    Pictures are written as they are computed into the folder ``PATH.partial``. A write that was interrupted goes on
-    there when it is called again with the same arguments; the file itself appears only when it is whole.
+    Pictures are written as they are computed into the folder ``PATH.partial``, with their checksums. A write that was
+    interrupted goes on there when it is called again with the same arguments; what is missing or damaged is made again.
+    The file itself appears only when it is whole, and has been opened and read again.
 
     Args:
         path: the file, such as ``"digits.ctf"``.
@@ -240,6 +254,8 @@ def write(
         FileExistsError: the file exists.
         ValueError: the data are not what the ensemble was trained on (`ensdiff.check_data`); ``PATH.partial`` belongs
             to another landscape.
+        DamagedError: a part changed on the disk while the others were computed; the same call makes it again.
+        OSError: it cannot be written; what is there is kept.
     """
     from tqdm import tqdm
 
@@ -251,16 +267,17 @@ def write(
 
     with contextlib.ExitStack() as stack:
 
-        def begin() -> list[int]:
-            if path.exists():
+        def begin() -> tuple[Parts, list[int]]:
+            if os.path.lexists(path):
                 raise FileExistsError(f"{path} exists already; choose another name, or remove it")
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             stack.enter_context(lock(folder))
             with _explained(folder):
-                _begin(folder, params, samples, data, ours)
-            return [i for i in range(data.units) if not _whole(folder / f"leave_{i + 1}_out.png")]
+                parts = Parts(folder, ours)
+                _write_fixed(parts, params, samples, data)
+            return parts, [i for i in range(data.units) if not parts.has(_leave(i))]
 
-        missing = hosts.decide(begin)
+        parts, missing = hosts.decide(begin)
         B = len(samples)
         block = -(-STATES // B)
         shown = progress and hosts.is_writer()
@@ -273,9 +290,9 @@ def write(
                 ).reshape(len(units), B, *params.image_shape)
                 with _explained(folder):
                     for unit, images_B in zip(units, images, strict=True) if hosts.is_writer() else ():
-                        _write_picture(folder / f"leave_{unit + 1}_out.png", images_B)
+                        parts.write(_leave(unit), _picture(images_B))
                 bar.update(len(units))
-        hosts.decide(lambda: _pack(folder, path))
+        hosts.decide(lambda: _pack(parts, path))
     return Universe(path)
 
 
@@ -290,31 +307,76 @@ def _explained(folder: pathlib.Path) -> Iterator[None]:
         ) from error
 
 
-def _whole(path: pathlib.Path) -> bool:
-    """Whether a picture of an interrupted write is there and good; a damaged one is drawn again."""
-    from PIL import Image
+class Parts:
+    """Files of a universe that is being written, each with its checksum, in a folder that `lock` holds.
 
-    if not path.exists():
-        return False
-    try:
-        with Image.open(path, formats=["PNG"]) as picture:
-            picture.verify()  # the checksum of each chunk
-    except (OSError, SyntaxError, ValueError):
-        warn(f"{path} is damaged, and is drawn again")
-        return False
-    return True
+    Args:
+        folder: where they are.
+        of: digest of what they are computed from.
 
+    Raises:
+        ValueError: the folder has parts of another universe.
+    """
 
-def _begin(folder: pathlib.Path, params: Ensemble, samples: Samples, data: Dataset, ours: str) -> None:
-    """Make the working folder with everything but the counterfactuals; check it when it is there already."""
-    mark = folder / "digest"
-    if mark.exists():
-        if mark.read_text() != ours:
+    def __init__(self, folder: pathlib.Path, of: str):
+        self.folder = folder
+        mark, self._log = folder / "digest", folder / "checksums"
+        begun = mark.exists()
+        if begun and mark.read_bytes() != of.encode():
             raise ValueError(
-                f"{folder} holds the unfinished universe of another ensemble, other samples or other data; remove it, "
-                "or choose another name"
+                f"{folder} holds the unfinished universe of another ensemble, other samples or other data (or its file "
+                f"{mark.name} is damaged); remove it, or choose another name"
             )
-        return
+        write_atomically(mark, of)
+        lines = read_lines(self._log) if begun and self._log.exists() else []
+        self._sums: dict[str, str] = {line["name"]: line[SEAL] for line in lines if line is not None}
+        for name in list(self._sums):
+            if self._read(name) is None:
+                warn(f"{folder / name} is damaged or missing, and is made again")
+                del self._sums[name]
+        write_atomically(self._log, "".join(map(self._line, self._sums)))
+
+    def _line(self, name: str) -> str:
+        return seal_line({"name": name, SEAL: self._sums[name]}) + "\n"
+
+    def _read(self, name: str) -> bytes | None:
+        """The content of a part; None where it is not what was written."""
+        path = self.folder / pathlib.PurePath(name).name
+        content = path.read_bytes() if path.is_file() else b""
+        return content if hashlib.sha256(content).hexdigest() == self._sums[name] else None
+
+    def has(self, name: str) -> bool:
+        """Whether a part was finished."""
+        return name in self._sums
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a part, and then its checksum."""
+        write_atomically(self.folder / name, content)
+        self._sums[name] = hashlib.sha256(content).hexdigest()
+        with open(self._log, "a") as file:
+            file.write(self._line(name))
+
+    def items(self) -> Iterator[tuple[str, bytes, str]]:
+        """Name, content and checksum of all parts.
+
+        Raises:
+            DamagedError: one is not what was written.
+        """
+        for name in sorted(self._sums, key=lambda name: (pathlib.PurePath(name).suffix, name)):
+            content = self._read(name)
+            if content is None:
+                raise DamagedError(
+                    f"{self.folder / name} was changed since it was written; the same call makes it again"
+                )
+            yield name, content, self._sums[name]
+
+
+def _leave(unit: int) -> str:
+    return f"leave_{unit + 1}_out.png"
+
+
+def _write_fixed(parts: Parts, params: Ensemble, samples: Samples, data: Dataset) -> None:
+    """Write everything but the counterfactuals, where it is not there already."""
     single = data.units == data.items
     for count, (H, W, _), what in (
         (len(samples), params.image_shape, "samples"),
@@ -333,15 +395,23 @@ def _begin(folder: pathlib.Path, params: Ensemble, samples: Samples, data: Datas
         "NumberGenerated": len(samples),
         **sizes,
     }
-    write_atomically(folder / "config.json", json.dumps(config, indent=1) + "\n")
-    _write_picture(folder / "factual.png", samples.images)
+
+    def training(items: np.ndarray) -> Callable[[], bytes]:
+        return lambda: _picture(data.images[items])
+
+    fixed: dict[str, Callable[[], bytes]] = {
+        "config.json": lambda: (json.dumps(config, indent=1) + "\n").encode(),
+        "factual.png": lambda: _picture(samples.images),
+    }
     if single:
-        _write_picture(folder / "training_set.png", data.images[np.argsort(data.unit_of_item)])
+        fixed["training_set.png"] = training(np.argsort(data.unit_of_item))
     else:
         for unit in range(data.units):
             items = data.items_of(unit)
-            _write_picture(folder / f"train_{unit + 1}_{len(items)}.png", data.images[items])
-    write_atomically(mark, ours)  # last: a folder without it is begun again
+            fixed[f"train_{unit + 1}_{len(items)}.png"] = training(items)
+    for name, make in fixed.items():
+        if not parts.has(name):
+            parts.write(name, make())
 
 
 def _columns(count: int) -> int:
@@ -349,23 +419,29 @@ def _columns(count: int) -> int:
     return max(n for n in range(1, math.isqrt(count) + 1) if count % n == 0)
 
 
-def _write_picture(path: pathlib.Path, images_BHWC: Any) -> None:
+def _picture(images_BHWC: Any) -> bytes:
     from ensdiff.images import grid, to_png
 
-    write_atomically(path, to_png(grid(images_BHWC, _columns(len(images_BHWC)), pad=0)))
+    return to_png(grid(images_BHWC, _columns(len(images_BHWC)), pad=0))
 
 
-def _pack(folder: pathlib.Path, path: pathlib.Path) -> None:
-    temporary = folder / "packed"
-    with _explained(folder):
+def _pack(parts: Parts, path: pathlib.Path) -> None:
+    """Make the file of its parts; they are deleted when it is there, and has been opened and read again."""
+    temporary = parts.folder / "packed"
+    with _explained(parts.folder):
         with tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar:
-            for file in sorted(folder.glob("*.*"), key=lambda file: (file.suffix, file.name)):
-                if not file.name.startswith("."):
-                    content = file.read_bytes()
-                    info = tar.gettarinfo(file, arcname=file.name)
-                    info.pax_headers = {_SUM: hashlib.sha256(content).hexdigest()}
-                    tar.addfile(info, io.BytesIO(content))
+            for name, content, sum_ in parts.items():
+                info = tar.gettarinfo(parts.folder / name, arcname=name)
+                info.size = len(content)
+                info.pax_headers = {_SUM: sum_}
+                tar.addfile(info, io.BytesIO(content))
         with open(temporary, "rb") as file_to_sync:
             os.fsync(file_to_sync.fileno())
+        with Universe(temporary) as packed:
+            packed.check()
+    if os.path.lexists(path):
+        raise FileExistsError(f"{path} appeared while it was computed: move it away, and the same call goes on")
+    with _explained(parts.folder):
         os.replace(temporary, path)
-    shutil.rmtree(folder)
+        sync_folder(path.parent)
+    remove_folder(parts.folder)
