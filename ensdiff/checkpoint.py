@@ -163,8 +163,9 @@ def check_run(path: str | os.PathLike) -> list[str]:
         with _noted(found):
             read_sealed(path / "config.json")
     for name, read in ((METRICS, lambda run: read_lines(run / METRICS)), (ENVIRONMENTS, read_environments)):
-        if (path / name).exists() and (wrong := damage(read(path))):
-            found.append(f"{path / name} is damaged: {wrong}")
+        with _noted(found):
+            if (path / name).exists() and (wrong := damage(read(path))):
+                raise DamagedError(f"{path / name} is damaged: {wrong}")
     for file in sorted((path / "attribution").glob("*.json")):
         with _noted(found):
             _check_result(file)
@@ -178,16 +179,17 @@ def check_run(path: str | os.PathLike) -> list[str]:
 
 def _check_result(file: pathlib.Path) -> None:
     try:
-        sealed = isinstance(read_json(file), dict)  # programs write lists too
+        is_object = isinstance(read_json(file), dict)  # older versions wrote lists too
     except ValueError as error:
         raise DamagedError(str(error)) from error
-    if sealed:
+    if is_object:
         check_beside(file, read_sealed(file))
 
 
 def _check_manifest(file: pathlib.Path, description: Any) -> None:
-    expected = (description.get("data") or {}).get("digest")
-    if expected is None:
+    data = description.get("data") or {}
+    expected = data.get("digest")
+    if expected is None or "items" not in data:  # `save` keeps the digest alone
         return
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing: run.json has its checksum")

@@ -13,6 +13,7 @@ import concurrent.futures
 import hashlib
 import json
 import os
+import pathlib
 import warnings
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -98,17 +99,17 @@ def write_sealed(
     Args:
         path: the file.
         values: what it holds, JSON-able.
-        beside: the content of other files in its folder, by name, which are written first.
+        beside: the content of files of the same name with other suffixes (``".npz"``), which are written first.
     """
-    for name, content in (beside or {}).items():
-        write_atomically(pathlib.Path(path).with_name(name), content)
-    files = {name: hashlib.sha256(content).hexdigest() for name, content in (beside or {}).items()}
+    for suffix, content in (beside or {}).items():
+        write_atomically(pathlib.Path(path).with_suffix(suffix), content)
+    files = {suffix: hashlib.sha256(content).hexdigest() for suffix, content in (beside or {}).items()}
     values = {**values, **({_FILES: files} if files else {})}
     write_atomically(path, json.dumps(seal({**values, _SEALED: True}), indent=1) + "\n")
 
 
 def check_beside(path: str | os.PathLike, values: Mapping[str, Any]) -> None:
-    """Compare the files beside a sealed one with their checksums; one that has none (of an older version) is taken.
+    """Compare the files beside a sealed one with their checksums; those without one (of older versions) are accepted.
 
     Args:
         path: the sealed file.
@@ -120,8 +121,8 @@ def check_beside(path: str | os.PathLike, values: Mapping[str, Any]) -> None:
     files = values.get(_FILES, {})
     if not isinstance(files, dict):
         raise DamagedError(f"{path} is damaged: {_FILES} are not files with their checksums")
-    for name, expected in files.items():
-        file = pathlib.Path(path).parent / pathlib.PurePath(name).name
+    for suffix, expected in files.items():
+        file = pathlib.Path(path).with_suffix(suffix)
         if not file.is_file():
             raise DamagedError(f"{file} is missing: {path} was written with it")
         with open(file, "rb") as stream:
@@ -147,6 +148,8 @@ def read_sealed(path: str | os.PathLike) -> dict[str, Any]:
 def _content(path: str | os.PathLike) -> bytes:
     try:
         return read_bytes(path)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} does not exist") from None
     except ValueError as error:  # a pipe in the file's place, say
         raise DamagedError(f"{path} is damaged: {error}") from None
 
@@ -199,8 +202,8 @@ def _check_line(line: bytes) -> tuple[dict[str, Any], bool] | None:
     """What `seal_line` was given, and whether the line has a sum; None where they do not fit."""
     try:
         text = line.decode()
-        values = json.loads(text)
-    except (ValueError, RecursionError):
+        values = parse_json(line)
+    except ValueError:
         return None
     if not isinstance(values, dict):
         return None

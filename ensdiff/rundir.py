@@ -10,7 +10,7 @@ import json
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -34,17 +34,30 @@ from ensdiff.storage import (
     write_atomically,
 )
 from ensdiff.stored import describe, folder_of, read_arrays, read_description, steps_of
+from ensdiff.train_step import decisive
 
 FOLDERS = ("checkpoints", "damaged", "samples", "tensorboard")
 """That a run directory may hold."""
-
-log_errors_once()
 
 
 def _tree(state: Any) -> dict[str, Any]:
     """What a checkpoint holds of a training state."""
     tree = {"params": state.params, "opt_state": state.opt_state}
     return tree if state.ema is None else {**tree, "ema": state.ema}
+
+
+class Restored(NamedTuple):
+    """What `RunDirectory.restore` read.
+
+    Args:
+        step: number of steps done.
+        state: the training state.
+        unlogged: what `RunDirectory.save` was given beside it; None where it was given nothing.
+    """
+
+    step: int
+    state: Any
+    unlogged: dict[str, Any] | None
 
 
 class RunDirectory:
@@ -59,7 +72,6 @@ class RunDirectory:
         self._description: dict[str, Any] = {}
         self._damaged = False
         self._writing: int | None = None
-        self.unlogged: dict[str, Any] | None = None
         """What `save` was given beside the state that `restore` returned."""
 
     @classmethod
@@ -118,6 +130,7 @@ class RunDirectory:
         try:
             hosts.decide(make)
             hosts.together(check)
+            log_errors_once()
             run._checkpointer = ocp.training.Checkpointer(  # it keeps all checkpoints, see `_prune`
                 (path / "checkpoints").resolve(),
                 cleanup_tmp_directories=True,  # what a killed run had begun to write
@@ -136,7 +149,7 @@ class RunDirectory:
             if self._checkpointer is not None and (kind is None or jax.process_count() == 1):
                 with self._explained(self._written()) if kind is None else contextlib.suppress(Exception):
                     self._checkpointer.close()
-                    self._prune()
+                self._prune()
 
     @property
     def latest(self) -> int | None:
@@ -197,7 +210,7 @@ class RunDirectory:
         lines = read_environments(self.path) if file.exists() else [None] * (step > 0)
         if wrong := damage(lines):
             what = f"is damaged: {wrong}" if file.exists() else "is missing"
-            warn(f"{file} {what}; it is written again, and says that where those steps were trained is unknown")
+            warn(f"{file} {what}; it is rewritten, with the place of training of those steps recorded as unknown")
         kept = [line for line in known_environments(lines) if line["step"] < step]  # later ones are trained again
         with self._explained(file.name):
             write_lines(file, [*kept, {"step": step, **values}])
@@ -268,7 +281,7 @@ class RunDirectory:
         if self._checkpointer is not None:
             with self._explained(self._written()):
                 self._checkpointer.wait()
-                self._prune()
+            self._prune()
 
     def _written(self) -> str:
         return "the newest checkpoint" if self._writing is None else f"checkpoint {self._writing}"
@@ -280,7 +293,10 @@ class RunDirectory:
         steps = steps_of(self.path)
         for step in steps[: -self._keep]:
             if not self._keep_every or step % self._keep_every:
-                remove_folder(folder_of(self.path, step))
+                try:
+                    remove_folder(folder_of(self.path, step))
+                except OSError as error:  # nothing is lost by it
+                    warn(f"checkpoint {step} of {self.path}, which is no longer kept, could not be deleted: {error}")
 
     @contextlib.contextmanager
     def _explained(self, what: str) -> Iterator[None]:
@@ -295,11 +311,10 @@ class RunDirectory:
             let_go(error)
             raise OSError(f"{what} of {self.path} could not be written: {why}; {kept}") from error
 
-    def restore(self, state: Any) -> tuple[int, Any]:
-        """The newest good checkpoint's step and state, onto the shardings of ``state``.
+    def restore(self, state: Any) -> Restored:
+        """Read the newest good checkpoint, onto the shardings of ``state``.
 
-        Newer ones that are damaged are moved to ``damaged/``, with a warning, and their steps are taken again. What
-        `save` was given beside the state is then ``unlogged``; None where it was given nothing.
+        Newer ones that are damaged are moved to ``damaged/``, with a warning, and their steps are taken again.
 
         Raises:
             DamagedError: no checkpoint is good; names each, and leaves them where they are.
@@ -326,8 +341,7 @@ class RunDirectory:
                 warn(f"resuming at checkpoint {step}, the newest good one")
             if self._log is not None:
                 self._log.drop_after(step)
-            self.unlogged = text.get("unlogged")
-            return step, type(state)(tree["params"], tree["opt_state"], tree.get("ema"))
+            return Restored(step, type(state)(tree["params"], tree["opt_state"], tree.get("ema")), text.get("unlogged"))
         raise _none_good(path, failures)
 
     def _set_aside(self, failures: Mapping[int, str]) -> None:
@@ -359,18 +373,6 @@ class RunDirectory:
             path = self.path / name
             make_folder(path.parent)
             write_atomically(path, content)
-
-
-def decisive(train: Mapping[str, Any]) -> dict[str, Any]:
-    """Of the fields of a `TrainConfig`, those that decide the parameters at a step; the others may change in resuming.
-
-    >>> sorted(decisive({"seed": 0, "keep": 3, "steps": 40, "decay": "constant"}))
-    ['decay', 'seed']
-    """
-    free = {"log_every", "checkpoint_every", "sample_every", "keep", "keep_every"}
-    if train.get("decay") == "constant":
-        free.add("steps")  # with cosine decay the number of steps shapes the learning rate
-    return {name: value for name, value in train.items() if name not in free}
 
 
 def _unreadable(run: pathlib.Path) -> dict[int, str]:

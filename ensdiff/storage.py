@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import gc
+import glob
 import logging
 import os
 import pathlib
@@ -108,9 +109,9 @@ def remove_folder(folder: str | os.PathLike) -> None:
     shutil.rmtree(doomed)
 
 
-def sweep(folder: str | os.PathLike) -> None:
-    """Delete what an interrupted `remove_folder` left in a folder."""
-    for doomed in pathlib.Path(folder).glob(f"{_DOOMED}*"):
+def sweep(folder: str | os.PathLike, name: str = "*") -> None:
+    """Delete what an interrupted `remove_folder` of a folder of that name, by default of any, left in ``folder``."""
+    for doomed in pathlib.Path(folder).glob(_DOOMED + (name if name == "*" else glob.escape(name))):
         shutil.rmtree(doomed)
 
 
@@ -140,10 +141,9 @@ def lock(folder: str | os.PathLike) -> Iterator[None]:
             f"the file system of {folder} has no locks ({error}): nothing keeps another process from writing there too",
             stacklevel=3,
         )
-        yield
-        return
-    with contextlib.suppress(OSError):  # where a locked file cannot be written to, the message names no process
-        path.write_text(f"{os.getpid()} {socket.gethostname()}")
+    if held.is_locked:
+        with contextlib.suppress(OSError):  # where a locked file cannot be written to, the message names no process
+            path.write_text(f"{os.getpid()} {socket.gethostname()}")
     try:
         yield
     finally:
@@ -188,7 +188,7 @@ class _RaisedLater(logging.Filter):
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
-        # asyncio speaks for tasks of Orbax, wherever they are collected; these fail in TensorStore
+        # asyncio logs errors of Orbax's tasks, which fail in TensorStore, when they are garbage-collected
         failed = str(record.exc_info[1]) if record.exc_info else ""
         of_orbax = f"{os.sep}orbax{os.sep}" in record.pathname or "tensorstore_spec" in failed
         return not (of_orbax and record.levelno >= logging.ERROR) or logging.getLogger(record.name).isEnabledFor(
@@ -196,10 +196,13 @@ class _RaisedLater(logging.Filter):
         )
 
 
+_RAISED_LATER = _RaisedLater()
+
+
 def log_errors_once() -> None:
     """Keep Orbax from logging errors that it raises: a full disk is a thousand lines otherwise."""
     for name in ("absl", "asyncio"):
-        logging.getLogger(name).addFilter(_RaisedLater())
+        logging.getLogger(name).addFilter(_RAISED_LATER)  # the same one again changes nothing
 
 
 def let_go(error: BaseException) -> None:

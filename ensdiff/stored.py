@@ -9,7 +9,7 @@ what is loaded is compared with what was in memory when it was saved: a flaw of 
 import dataclasses
 import datetime
 import pathlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,9 +20,10 @@ from ensdiff import hosts
 from ensdiff._version import __version__
 from ensdiff.codes import Code
 from ensdiff.ensemble import Ensemble
-from ensdiff.files import parse_json, whole_number
+from ensdiff.files import parse_json, read_bytes, whole_number
 from ensdiff.integrity import SEAL, DamagedError, check_seal, member_sums
 from ensdiff.schedule import Schedule
+from ensdiff.storage import log_errors_once
 from ensdiff.typing import Params
 from ensdiff.unet import UNetConfig
 
@@ -118,12 +119,7 @@ class Metadata(NamedTuple):
 
 
 def read_description(folder: pathlib.Path) -> dict[str, Any]:
-    """What a checkpoint says about itself, see `read_metadata`."""
-    return read_metadata(folder).description
-
-
-def read_metadata(folder: pathlib.Path) -> Metadata:
-    """Read what a checkpoint says about itself, and the shapes of its arrays.
+    """Read what a checkpoint says about itself; its arrays may be damaged.
 
     Args:
         folder: of the checkpoint, whose name is its step (see `folder_of`).
@@ -132,13 +128,36 @@ def read_metadata(folder: pathlib.Path) -> Metadata:
         DamagedError: it cannot be read, is not what was written, or was written as that of another step.
         ValueError: written by a newer version.
     """
+    return _read(folder)[0]
+
+
+def read_metadata(folder: pathlib.Path) -> Metadata:
+    """Read what a checkpoint says about itself, and the shapes of its arrays.
+
+    Raises:
+        DamagedError: as of `read_description`; or the shapes cannot be read, or not all arrays have checksums.
+        ValueError: written by a newer version.
+    """
+    text, found = _read(folder)
     try:
-        parse_json((folder / METADATA).read_bytes())  # Orbax takes the last of fields with one name
+        shapes = _shapes(found)
+    except Exception as error:  # as in `_read`
+        raise DamagedError(f"{folder} is damaged: its shapes cannot be read ({_brief(error)})") from error
+    if "sums" in text and set(text["sums"]) != set(shapes):
+        raise DamagedError(
+            f"{folder} is damaged: it holds {', '.join(shapes)}, and there are checksums of {', '.join(text['sums'])}"
+        )
+    return Metadata(text, shapes)
+
+
+def _read(folder: pathlib.Path) -> tuple[dict[str, Any], Any]:
+    """A checkpoint's description, and Orbax's metadata."""
+    try:
+        parse_json(read_bytes(folder / METADATA))  # Orbax takes the last of fields with one name
         found = ocp.metadata(folder)
         text = dict(found.custom_metadata or {})
         # Orbax will want it as a date
         datetime.datetime.fromtimestamp((found.commit_timestamp_nsecs or 0) / 1e9)
-        shapes = _shapes(found)
     except Exception as error:  # whatever a reader makes of bytes that are not what was written
         raise DamagedError(f"{folder} is damaged: its metadata cannot be read ({_brief(error)})") from error
     sealed = SEAL in text
@@ -151,33 +170,30 @@ def read_metadata(folder: pathlib.Path) -> Metadata:
             f"{folder} is damaged: its description or its checksum is missing (or it was not written by ensdiff)"
         )
     if "sums" in text:
-        _check_sums(folder, text, shapes)
+        _check_sums(folder, text)
     step = text.get("step")  # ensembles that were saved in format 1 have none
     if step is not None and repr(step) != folder.name:
         raise DamagedError(
             f"{folder} is damaged: it holds step {step!r}, the folder says {folder.name}. A checkpoint is not renamed: "
             f"call the folder {step!r} again, or put back the one of step {folder.name}"
         )
-    return Metadata(text, shapes)
-
-
-def _check_sums(folder: pathlib.Path, text: Mapping[str, Any], parts: Collection[str]) -> None:
-    """Raise DamagedError unless a checkpoint has a checksum for each member of each part that it holds."""
-    try:
-        members = text["code"]["members"]
-        found = {str(part): len(sums) for part, sums in text["sums"].items()}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise DamagedError(f"{folder} is damaged: its description is none of an ensemble ({error!r})") from error
-    if found != dict.fromkeys(parts, members):
-        raise DamagedError(
-            f"{folder} is damaged: it holds {', '.join(parts)} of {members} members, and the numbers of checksums are "
-            f"{found}"
-        )
+    return text, found
 
 
 def _shapes(found: Any) -> dict[str, Any]:
     """Of Orbax's metadata."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), dict(found.metadata))
+
+
+def _check_sums(folder: pathlib.Path, text: Mapping[str, Any]) -> None:
+    """Raise DamagedError unless a description has a checksum for each member of each part."""
+    try:
+        members = text["code"]["members"]
+        found = {str(part): len(sums) for part, sums in text["sums"].items()}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DamagedError(f"{folder} is damaged: its description is none of an ensemble ({error!r})") from error
+    if "params" not in found or set(found.values()) != {members}:
+        raise DamagedError(f"{folder} is damaged: it holds {members} members, and the numbers of checksums are {found}")
 
 
 def _brief(error: BaseException) -> str:
@@ -215,7 +231,7 @@ def read_arrays(folder: pathlib.Path, abstract: dict[str, Any], text: Mapping[st
     failure = None
     try:
         tree = _load_alone(folder, abstract)
-        failure = _difference(tree, text.get("sums", {}))
+        failure = _difference(tree, text)
     except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):
         raise
     except Exception as error:  # whatever a reader makes of bytes that are not what was written
@@ -228,6 +244,7 @@ def read_arrays(folder: pathlib.Path, abstract: dict[str, Any], text: Mapping[st
 
 def _load_alone(folder: pathlib.Path, abstract: Any) -> Any:
     """Orbax's load, in which no process waits for one that fails."""
+    log_errors_once()
     me = jax.process_index()
     context = ocp.Context()
     context.multiprocessing.primary_host = me
@@ -237,15 +254,26 @@ def _load_alone(folder: pathlib.Path, abstract: Any) -> Any:
         return ocp.load(folder, abstract)
 
 
-def _difference(tree: Mapping[str, Any], sums: Mapping[str, Sequence[str]]) -> str | None:
-    for part, expected in sums.items():
-        leaves = jax.tree.leaves(tree.get(part), is_leaf=lambda leaf: leaf is ocp.PLACEHOLDER)
+def _difference(tree: Mapping[str, Any], text: Mapping[str, Any]) -> str | None:
+    """What is wrong with the parts of a checkpoint that were read."""
+    for part, arrays in tree.items():
+        leaves = jax.tree.leaves(arrays, is_leaf=lambda leaf: leaf is ocp.PLACEHOLDER)
         if any(leaf is ocp.PLACEHOLDER for leaf in leaves) or not leaves:
             continue
-        wrong = [k for k, found in sorted(member_sums(tree[part]).items()) if found != expected[k]]
-        if wrong:
-            return f"{part} of members {', '.join(map(str, wrong))} do not match their checksums"
+        if failure := _wrong_members(part, member_sums(arrays), text):
+            return failure
     return None
+
+
+def _wrong_members(part: str, found: Mapping[int, str], text: Mapping[str, Any]) -> str | None:
+    """Which members' checksums are not those of a description; it has none in format 1."""
+    if "sums" not in text:
+        return None
+    expected = text["sums"].get(part)
+    if expected is None:
+        return f"{part} have no checksums"
+    wrong = [k for k, value in sorted(found.items()) if value != expected[k]]
+    return f"{part} of members {', '.join(map(str, wrong))} do not match their checksums" if wrong else None
 
 
 def _in_groups(sizes: Sequence[int], limit: int) -> Iterator[slice]:
@@ -284,11 +312,7 @@ def read_members(
     except Exception as error:
         raise _unreadable(folder, error) from error
     params = jax.tree.unflatten(tree, taken)
-    expected = text.get("sums", {}).get(part)
-    found = member_sums(params).values()
-    wrong = [k for k, value in zip(rows, found, strict=True) if expected and value != expected[k]]
-    if wrong:
-        raise DamagedError(
-            f"{folder} is damaged: {part} of members {', '.join(map(str, wrong))} do not match their checksums"
-        )
+    found = dict(zip(rows, member_sums(params).values(), strict=True))
+    if failure := _wrong_members(part, found, text):
+        raise DamagedError(f"{folder} is damaged: {failure}")
     return params

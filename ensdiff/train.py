@@ -182,12 +182,12 @@ def train(
 
     with RunDirectory.open(run_dir, keep=config.keep, keep_every=config.keep_every, resume=resume) as run:
         run.begin(ensemble(state), train=config, data=data)
-        start, state = run.restore(state) if run.latest is not None else (0, state)
+        start, state, unlogged = run.restore(state) if run.latest is not None else (0, state, None)
         run.note_environment(start, environment(mesh))
         if on_open is not None:
             on_open()
         call = stepper(data, splits, model, schedule, config, mesh)
-        watch = _Watch(run, config, start, progress, run.unlogged)
+        watch = _Watch(run, config, start, progress, unlogged)
         with watch:
             done = start
             while done < config.steps:

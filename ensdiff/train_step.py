@@ -8,7 +8,7 @@ unit has bit for bit the parameters it would have without the unit.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -119,6 +119,18 @@ class TrainConfig:
         if self.sample_every:
             stops.append(self.sample_every - done % self.sample_every)
         return min(self.steps_per_call, *stops)
+
+
+def decisive(train: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the fields of a `TrainConfig`, those that decide the parameters at a step; the others may change in resuming.
+
+    >>> sorted(decisive({"seed": 0, "keep": 3, "steps": 40, "decay": "constant"}))
+    ['decay', 'seed']
+    """
+    free = {"log_every", "checkpoint_every", "sample_every", "keep", "keep_every"}
+    if train.get("decay") == "constant":
+        free.add("steps")  # with cosine decay the number of steps shapes the learning rate
+    return {name: value for name, value in train.items() if name not in free}
 
 
 class TrainState(NamedTuple):

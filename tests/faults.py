@@ -33,7 +33,7 @@ def restore(folder, state):
     """Step, state and warnings of resuming in a folder."""
     with warnings.catch_warnings(record=True) as caught, RunDirectory.open(folder, keep=3, resume=True) as run:
         warnings.simplefilter("always")
-        step, found = run.restore(state)
+        step, found, _ = run.restore(state)
     return step, found, [str(w.message) for w in caught if issubclass(w.category, ensdiff.DamageWarning)]
 
 

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 import types
+import zlib
 
 import jax
 import numpy as np
@@ -154,7 +155,7 @@ def test_training_goes_on_over_a_damaged_checkpoint(whole, tmp_path, caplog):
     said = " | ".join(str(w.message) for w in caught)
     for part in (
         "checkpoints/4 is damaged", "run.json is damaged", "metrics.jsonl is damaged: line 1 does not",
-        "environment.jsonl is damaged: line 1 does not match its checksum; it is written again, and says that where",
+        "environment.jsonl is damaged: line 1 does not match its checksum; it is rewritten, with the place of training",
     ):  # fmt: skip
         assert part in said, said
     assert same(params.params, whole[1])
@@ -225,6 +226,23 @@ def test_a_kill_while_a_checkpoint_is_deleted(whole, tmp_path, monkeypatch):
     assert not (folder / "damaged").exists()
 
 
+def test_a_checkpoint_that_cannot_be_deleted_is_no_failed_write(whole, tmp_path, monkeypatch):
+    folder = copied(whole[0], tmp_path / "run")
+
+    def busy(*_, **__):
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+    with RunDirectory.open(folder, keep=1, resume=True) as run:
+        run.adopt(integrity.read_sealed(folder / "run.json"))
+        run.save(5, new_state())
+        monkeypatch.setattr(os, "replace", busy)
+        with pytest.warns(ensdiff.DamageWarning, match="could not be deleted") as caught:
+            run.wait()
+        monkeypatch.undo()
+        assert [str(warning.message).split(" of ")[0] for warning in caught] == ["checkpoint 2", "checkpoint 4"]
+    assert stored.steps_of(folder) == [5]  # deleted when the run ends
+
+
 @pytest.mark.parametrize("code", ["ENOLCK", "EOPNOTSUPP", "ENOSYS"])
 def test_a_file_system_without_locks(tmp_path, monkeypatch, code):
     import fcntl
@@ -257,6 +275,14 @@ def test_files_in_the_place_of_folders(tmp_path):
             storage.make_folder(tmp_path / name)
 
 
+def test_a_line_says_a_thing_once(tmp_path):
+    """Of a field that is given twice, readers may take the one or the other."""
+    twice = integrity.seal_line({"step": 0, "stop": 5}).replace("stop", "step")
+    text = twice[: twice.index(', "crc32"')] + "}"
+    (tmp_path / "lines").write_text(f'{text[:-1]}, "crc32": {zlib.crc32(text.encode())}}}\n')
+    assert integrity.read_lines(tmp_path / "lines") == [None]
+
+
 def test_check_run_names_every_damaged_file(whole, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(whole[0], folder, ignore=lambda *_: ["checkpoints"])
@@ -282,6 +308,9 @@ def test_check_run_names_every_damaged_file(whole, tmp_path):
         (line,) = ensdiff.check_run(folder)
         assert str(folder / name) in line
         (folder / name).write_bytes(content)
+    (folder / "metrics.jsonl").unlink()
+    (folder / "metrics.jsonl").mkdir()
+    assert "metrics.jsonl is a folder" in "".join(ensdiff.check_run(folder))
     with pytest.raises(FileNotFoundError, match="is no run directory: it is not there"):
         ensdiff.check_run(tmp_path / "typo")
 
@@ -302,10 +331,15 @@ def test_every_bit_of_a_saved_attribution(tmp_path, record_property):
             except ensdiff.DamagedError as error:
                 detected += str(file) in str(error)
             else:
+                assert suffix == ".json"  # where a letter of a name that is not looked for was changed
                 assert (found.method, found.level, found.settings) == (att.method, att.level, att.settings)
+                np.testing.assert_array_equal(found.influence, att.influence)
         file.write_bytes(content)
     assert detected > 200
     record_property("count", ("corruptions detected", detected))
+    for suffix in (".json", ".npz"):  # the two may be renamed together
+        shutil.copyfile(tmp_path / f"att{suffix}", tmp_path / f"b.1{suffix}")
+    np.testing.assert_array_equal(ensdiff.Attribution.load(tmp_path / "b.1").influence, numbers)
     # as an older version wrote it
     values = json.loads((tmp_path / "att.json").read_text())
     for name in ("sha256", "sealed", "files"):

@@ -311,7 +311,10 @@ def test_sample_grids(tmp_path):
 
 
 def test_save_and_load_without_training(tmp_path, tiny):
-    ensdiff.save(tiny, tmp_path / "saved")
+    known = dataclasses.replace(tiny, data_digest="0" * 64)
+    ensdiff.save(known, tmp_path / "saved")
+    assert ensdiff.check_run(tmp_path / "saved") == []
+    assert ensdiff.load(tmp_path / "saved").data_digest == known.data_digest
     loaded = ensdiff.load(tmp_path / "saved")
     assert same_members(loaded.params, tiny.params).all()
     assert loaded.fingerprint == tiny.fingerprint  # on four devices, and on one

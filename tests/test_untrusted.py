@@ -26,6 +26,7 @@ from ensdiff.interop.matrices import read_code
 from ensdiff.interop.tensors import read_state_dict
 from ensdiff.npyfiles import most_bytes, read_npy, read_npz
 from ensdiff.report import Page, attribution_sections, write_page
+from ensdiff.stored import read_description
 from tests.helpers import ROOT, blobs
 
 pytestmark = pytest.mark.bad_input
@@ -359,6 +360,7 @@ def test_nobody_waits_for_a_pipe(tmp_path):
         "a.json": read_code, "a.pt": read_state_dict, "a.safetensors": read_state_dict, "a.ctf": ctf.read,
         "pictures/b.png": lambda path: ensdiff.data.folder(path.parent), "run.json": read_sealed,
         "idx/train-images-idx3-ubyte.gz": lambda path: ensdiff.data.fashion_mnist(path.parent), "lines": read_lines,
+        "4/_CHECKPOINT_METADATA": lambda path: read_description(path.parent),
         "certificate.json": ensdiff.Certificate.load, "any": open_regular,
     }  # fmt: skip
     pipe("idx/train-labels-idx1-ubyte.gz")

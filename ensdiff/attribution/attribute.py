@@ -94,8 +94,8 @@ def attribute(
     Returns:
         `Attribution`, arrays of shape (B, top). Distances are >= 0, changes of loss have a sign; for both, larger
         means that the sample depends more on the unit. Of equal influences the unit with the lower id comes first (of
-        sets, the one given first); of influences that differ by their rounding alone, as by (6) those of a word and
-        its complement, the one that was rounded up.
+        sets, the one given first). Influences that should be equal but differ by rounding (in (6), those of a word and
+        its complement) are ordered by the rounded values.
 
     Raises:
         ValueError: unknown method or units, units given twice, ``top`` larger than the number of candidates, too few

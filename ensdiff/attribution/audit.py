@@ -65,7 +65,8 @@ def audit_recall(
         confidence: of the intervals.
     """
     B, checked = influence_BA.shape
-    exceeding_B = (influence_BA > least_B[:, None] * (1 + TIE)).sum(1)  # more than by rounding
+    rounding_B = TIE * np.maximum(influence_BA.max(1, initial=0.0), least_B)
+    exceeding_B = (influence_BA > (least_B + rounding_B)[:, None]).sum(1)
     rows = np.array([_recall(int(x), checked, outside, top, confidence) for x in exceeding_B])
     pooled = _recall(int(exceeding_B.sum()), B * checked, outside, top, confidence)
     return Audit(checked, exceeding_B, rows[:, 0], rows[:, 1], rows[:, 2], pooled, confidence)

@@ -19,7 +19,7 @@ class MethodResult(NamedTuple):
     Args:
         method: its name.
         spearman_B: rank correlation of its influences with the exact ones over all units; NaN where it has not all.
-        top1: share of samples of which it names a most influential unit first.
+        top1: share of samples for which its first unit is a most influential one.
         top10: mean share of its first ten that are among the ten most influential units. Units whose exact influences
             differ by rounding only are equally influential.
         calls: evaluations of one member's U-Net on one image. A tangent through a member counts as one.

@@ -170,7 +170,7 @@ class Attribution:
             "verdict": self.verdict,
             **{name: _jsonable(getattr(self, name)) for name in _ARRAYS if name != "null_BL"},
         }
-        write_sealed(_with(stem, ".json"), values, beside={f"{stem.name}.npz": arrays.getvalue()})
+        write_sealed(_with(stem, ".json"), values, beside={".npz": arrays.getvalue()})
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Attribution":

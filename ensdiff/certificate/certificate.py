@@ -134,6 +134,9 @@ class Certificate:
             checked.append("every byte of the run's description, config, data manifest and checkpoints")
             if found.facts is not None:
                 failures += self._verify_streams(found.facts, checked)
+                if "parameters" in found.sections:
+                    checked.append(f"the parameters of these members at step {found.facts.run.last}")
+                    checked.append("every checkpoint against its checksums")
                 failures += _verify_data(found.facts, data, replay, checked)
         except (ValueError, OSError) as error:
             failures.append(str(error))
@@ -156,9 +159,6 @@ class Certificate:
         failures = [f"streams: {line}" for line in (*facts.streams.violations, *self._claimed(facts))]
         draws = facts.run.last * facts.run.config.batch_size * len(facts.survivors)
         checked.append(f"{draws:,} draws of {len(facts.survivors)} members, none of them of units {facts.units}")
-        checked.append(
-            f"the parameters of these members at step {facts.run.last}, and every checkpoint against its checksums"
-        )
         return failures
 
     def _claimed(self, facts: Facts) -> list[str]:
@@ -252,8 +252,8 @@ def certify(run: str | os.PathLike, units: Collection[int]) -> Certificate:
     """Certify that the members of a run that never saw some units did not: see `Certificate.verify`.
 
     The members that did see them are still in the run; `ensdiff.forget` writes a run without them. That the run holds
-    no other member is certified only where nothing lies in its directory but what training and forgetting write: else
-    the claim names the files that nobody looked into.
+    no other member is certified only where nothing lies in its directory but what training and forgetting write;
+    otherwise the claim lists the files that were not examined.
 
     Args:
         run: the directory of a finished run that `ensdiff.train` wrote.

@@ -18,9 +18,8 @@ from ensdiff.codes import NoSurvivorError
 from ensdiff.codes.capacity import remaining_capacity
 from ensdiff.files import printable
 from ensdiff.integrity import member_sums
-from ensdiff.rundir import decisive
 from ensdiff.stored import describe, from_description
-from ensdiff.train_step import TrainConfig
+from ensdiff.train_step import TrainConfig, decisive
 
 LIMITS = (
     "It is about these members of this run. Other copies of the models, other runs and samples that were drawn before "
@@ -90,7 +89,7 @@ def claim(facts: Facts) -> str:
     if set(run.held) != set(facts.survivors):
         gone = "the run holds others too"
     elif beside:
-        gone = "its checkpoints hold no other member, and nobody looked into what else lies in the run: "
+        gone = "its checkpoints hold no other member, and these other files in the run were not examined: "
         gone += ", ".join(map(printable, beside))
     else:
         gone = "the run holds no other member"
@@ -214,11 +213,11 @@ def parameters(facts: Facts) -> dict[str, Any]:
         ValueError: one holds anything but the state of the held members at its step.
     """
     run = facts.run
-    newest: dict[str, Any] = {}
     for step in run.steps:
-        newest = run.arrays(step)
+        if step != run.last:
+            run.arrays(step)  # checked, and let go before the next is read
     sha256: dict[str, dict[str, str]] = {str(k): {} for k in facts.survivors}
-    for part, tree in sorted(newest.items()):
+    for part, tree in sorted(run.arrays(run.last).items()):
         sums = member_sums(tree)
         for k in facts.survivors:
             sha256[str(k)][part] = sums[run.held.index(k)]

@@ -35,7 +35,7 @@ from ensdiff.ensemble import Ensemble
 from ensdiff.identity import check_data
 from ensdiff.integrity import SEAL, DamagedError, read_lines, seal_line, warn
 from ensdiff.sample import Samples, ablated, check_samples
-from ensdiff.storage import explain, lock, make_folder, remove_folder, sync_folder, write_atomically
+from ensdiff.storage import explain, lock, make_folder, remove_folder, sweep, sync_folder, write_atomically
 
 ONE, MANY = "ONEFILE", "MULTIFILE"
 _SIZES = ("Height", "Width", "Channel")
@@ -260,8 +260,8 @@ def write(
     from tqdm import tqdm
 
     path = pathlib.Path(path)
-    check_data(params, data)
     check_samples(params, samples, "a counterfactual universe")
+    check_data(params, data)
     folder = path.with_name(path.name + ".partial")
     ours = digest(params, samples, data.digest())
 
@@ -320,12 +320,13 @@ class Parts:
 
     def __init__(self, folder: pathlib.Path, of: str):
         self.folder = folder
+        sweep(folder.parent, folder.name)
         mark, self._log = folder / "digest", folder / "checksums"
         begun = mark.exists()
         if begun and mark.read_bytes() != of.encode():
             raise ValueError(
-                f"{folder} holds the unfinished universe of another ensemble, other samples or other data (or its file "
-                f"{mark.name} is damaged); remove it, or choose another name"
+                f"{folder} holds the unfinished universe of another ensemble, other samples or other data, or one by "
+                f"another version of ensdiff (or its file {mark.name} is damaged); remove it, or choose another name"
             )
         write_atomically(mark, of)
         lines = read_lines(self._log) if begun and self._log.exists() else []

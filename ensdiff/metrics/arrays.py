@@ -85,7 +85,7 @@ def tied(values_BM: np.ndarray, relative: float) -> Float[np.ndarray, "B M"]:
 
 
 def merged(values_BM: np.ndarray, tolerance_B: np.ndarray, relative: float = 0.0) -> Float[np.ndarray, "B M"]:
-    """The values, from the least one on each taken for equal to the least that is within a tolerance below it.
+    """Return the values with near-ties made equal: in ascending order, each takes the least value within its tolerance.
 
     The tolerance is that of the row and ``relative`` times the larger of the two values. No value moves further than
     that, however densely the values lie.
@@ -93,16 +93,16 @@ def merged(values_BM: np.ndarray, tolerance_B: np.ndarray, relative: float = 0.0
     >>> merged(np.array([[0.3, 0.1, 0.1 + 0.2]]), np.array([1e-12])).tolist()
     [[0.3, 0.1, 0.3]]
     """
-    order_BM = np.argsort(values_BM, axis=1, kind="stable")
-    sorted_BM = np.take_along_axis(values_BM, order_BM, axis=1)
-    size_BM = np.abs(sorted_BM)
-    tolerance_BM = tolerance_B[:, None] + relative * np.maximum(size_BM[:, 1:], size_BM[:, :-1])
-    for b, m in np.argwhere(np.diff(sorted_BM, axis=1) <= tolerance_BM):  # in order, so that m is merged already
-        least, value = sorted_BM[b, m], sorted_BM[b, m + 1]
-        if value - least <= tolerance_B[b] + relative * max(abs(least), abs(value)):
-            sorted_BM[b, m + 1] = least
-    out_BM = np.empty_like(sorted_BM)
-    np.put_along_axis(out_BM, order_BM, sorted_BM, axis=1)
+    out_BM = np.empty_like(values_BM)
+    for b, (values_M, tolerance) in enumerate(zip(values_BM, tolerance_B, strict=True)):
+        values_U, place_M = np.unique(values_M, return_inverse=True)
+        size_U = np.abs(values_U)
+        near = np.diff(values_U) <= tolerance + relative * np.maximum(size_U[1:], size_U[:-1])
+        for u in np.flatnonzero(near):  # in order, so that u is merged already
+            least, value = values_U[u], values_U[u + 1]
+            if value - least <= tolerance + relative * max(abs(least), abs(value)):
+                values_U[u + 1] = least
+        out_BM[b] = values_U[place_M]
     return out_BM
 
 
