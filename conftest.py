@@ -17,6 +17,8 @@ CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / "
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "4")
 # tiny programs spend their time in the compiler: let it optimise less
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+# threads of linear algebra that wait for each other on busy cores made small fits six times as slow
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # what is compiled is kept outside of the clone, for every later run and for the programs that tests start
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
