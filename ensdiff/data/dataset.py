@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, Shaped, UInt8
 
-from ensdiff.data.categories import categories, check_distinct
+from ensdiff.codes.names import check_distinct
+from ensdiff.data.categories import categories
 from ensdiff.data.manifest import Manifest, hash_item
 from ensdiff.data.matching import match_items
 
@@ -308,7 +309,7 @@ def from_images(
     unit_of_item, unit_names = _units(len(images), groups)
     if names is not None:
         if groups is not None or len(names) != len(images):
-            raise ValueError(f"{len(names)} names for {len(images)} images: expected one an image, and no groups")
+            raise ValueError(f"{len(names)} names for {len(images)} images: expected one per image, and no groups")
         unit_names = [str(name) for name in names]
         check_distinct(unit_names, "units")
     if labels is not None:
