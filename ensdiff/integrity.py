@@ -13,7 +13,6 @@ import concurrent.futures
 import hashlib
 import json
 import os
-import warnings
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -58,9 +57,8 @@ class DamageWarning(UserWarning):
 
 
 def warn(message: str) -> None:
-    """Say it once, of several processes."""
-    if hosts.is_writer():
-        warnings.warn(message, DamageWarning, stacklevel=3)
+    """A `DamageWarning` at the caller of the function that warns, once of several processes."""
+    hosts.warn(message, DamageWarning, stacklevel=3)
 
 
 def _text_sum(values: Mapping[str, Any]) -> str:

@@ -576,7 +576,7 @@ def test_units_of_the_data_are_compared(small, copied, examined_once):
     ("run.json", {"train": {"seed": 1}}, "train.seed: run.json says 1, checkpoints/5 says 0"),
     ("run.json", {"code": {"units": 7}}, "run.json is not the description of a run"),
     ("run.json", {"origin": {"members": [0, 1]}}, "the code is not that of members [0, 1]"),
-    ("run.json", {"data": {"digest": "0" * 64}}, "run.json says " + "0" * 64),
+    ("run.json", {"data": {"digest": "0" * 64}}, "description says " + "0" * 64),
     ("run.json", {"model": {"dropout": 0.5}}, "model.dropout: run.json says 0.5, checkpoints/5 says 0.0"),
     ("run.json", {"schedule": {"timesteps": 21}}, "schedule.timesteps: run.json says 21"),
 ])  # fmt: skip

@@ -11,11 +11,14 @@ from absl import flags
 from PIL import Image
 
 import ensdiff
-from ensdiff.attribution.plot import check_attributed
+from ensdiff.data import from_images
+from ensdiff.identity import check_attributed
 from ensdiff.integrity import write_sealed
 from ensdiff.interop import ctf
-from ensdiff.report import attribution_sections
+from ensdiff.report import Page, attribution_sections, write_page
 from ensdiff.report.explorer import explore
+from ensdiff.report.explorer.layer import _classes
+from ensdiff.report.explorer.write import _units
 from ensdiff.rundir import RunDirectory
 from experiments import building, runs
 from tests.helpers import blobs, random_ensemble
@@ -90,14 +93,19 @@ def test_items_that_the_run_never_saw_are_left_out_and_counted(place):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert found_in(place, held_out=1).items == 12
-    with pytest.warns(ensdiff.DataWarning, match="1 of the 13 items given are none that .*mine was trained on"):
+    with pytest.warns(ensdiff.DataWarning, match="1 of the 13 items given were not used to train .*mine and"):
         np.testing.assert_array_equal(found_in(place).images, blobs(12))
 
 
 def test_pictures_that_were_other_units_are_said_to_be(place):
     data = folder(place / "images").regroup(["x", "x", *map(str, range(10))])
-    with pytest.warns(ensdiff.DataWarning, match=r"x holds pictures that were different units .* \(0, 1\)"):
+    with pytest.warns(ensdiff.DataWarning, match="units of the data are other .* of another, 'x', in the data given"):
         assert ensdiff.training_data(place / "runs" / "mine", data).units == 12
+    pairs = folder(place / "images").regroup(np.arange(12) // 2)
+    params = dataclasses.replace(random_ensemble(ensdiff.Code.balanced(6, 6)), data_digest=pairs.digest())
+    run = write_run(place / "runs" / "pairs", params, pairs, {})
+    with pytest.warns(ensdiff.DataWarning, match="item [01] is of unit 0 in the run's manifest, and of another"):
+        assert ensdiff.training_data(run, folder(place / "images")).units == 6
 
 
 @pytest.mark.parametrize("known", [True, False])
@@ -143,8 +151,34 @@ def test_forgotten_pictures_may_be_gone(place):
     assert found.unit_names[3] == "unit 3"
     ensdiff.check_data(ensdiff.load(run), found)
     assert found.subset([0, 3]).absent.tolist() == [1]
-    with pytest.raises(ValueError, match="1 items of the data are absent"):
-        ensdiff.train(found, CODE, steps=1)
+    params = ensdiff.load(run)
+    for call in (
+        lambda: ensdiff.train(found, CODE, steps=1),
+        lambda: ensdiff.baselines.baseline_scores(blobs(1), found, params, ["pixel"]),
+        lambda: ctf.write(place / "x.ctf", params, ensdiff.sample(params, 0, 1, steps=1), found),
+    ):
+        with pytest.raises(ValueError, match="1 items of the data are absent, the first of unit 3"):
+            call()
+
+
+def test_pictures_of_deleted_items_are_said_to_be_deleted(tiny, tmp_path):
+    """What stands for them is shown nowhere."""
+    whole = from_images(blobs(9), [0, 0, 1, 2, 3, 4, 5, 5, 5], labels=[7, 7, 8, 8, 8, 9, 5, 6, 5])
+    data = whole.subset([1, 3, 4, 5, 6, 7, 8]).align(whole.manifest(), absent=[0, 1], names=whole.unit_names)
+    samples = ensdiff.sample(tiny, 0, 1, steps=2)
+    att = ensdiff.attribute(tiny, samples, "exact", top=6, null=0)
+    names = [axes.get_title() for axes in att.plot(samples.images, data).axes[1:]]
+    assert [name.endswith("deleted") for name in names] == (att.units[0] == 1).tolist()
+    (section,) = attribution_sections(tiny, data, samples, att)
+    cards = {card.name: card for card in section.units}
+    assert [(len(cards[name].images), cards[name].deleted) for name in "012"] == [(1, 1), (0, 1), (1, 0)]
+    assert ["class" in cards[name].extra for name in "012"] == [False, False, True]
+    page = write_page(tmp_path / "page.html", Page("x", [], samples=[section])).read_text()
+    assert page.count("trained on, 1 deleted") == 2
+    assert page.count('alt="training image') == 1 + 0 + 1 + 1 + 1 + 3
+    layer = explore(tiny, data, samples, att, combined=0, null=0)
+    assert {unit: len(entry[4]) for unit, entry in _units(layer, np.arange(3)).items()} == {"0": 1, "1": 0, "2": 1}
+    assert _classes(data, None) == ["7", "unknown", "8", "8", "9", "mixed"]
 
 
 def test_every_function_of_an_ensemble_and_data_compares_them(place):
@@ -252,7 +286,7 @@ def test_held_out_items_stay_held_out_when_files_are_renamed(place, given):
         warnings.simplefilter("error")
         np.testing.assert_array_equal(runs.training_data().images, data.images)
     add(place, "new.png")
-    with pytest.warns(ensdiff.DataWarning, match="5 of the 13 items given, where 4 were held out, are none"):
+    with pytest.warns(ensdiff.DataWarning, match="5 of the 13 items given, where 4 were held out, were not used"):
         np.testing.assert_array_equal(runs.training_data().images, data.images)
 
 

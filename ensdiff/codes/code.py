@@ -149,7 +149,8 @@ class Code:
             group_names: of the G groups, the names of `group_code`'s units.
 
         Raises:
-            ValueError: out of range, not one distinct name per group, or too few words for the groups or for a group's items.
+            ValueError: out of range, not one name per group, all distinct, or too few words for the groups or for a
+                group's items.
 
         >>> code = Code.hierarchical(8, np.arange(30) // 10, group_weight=6)
         >>> bool((code.rows(range(10)) <= code.group_code().rows(0)).all())
