@@ -205,7 +205,10 @@ def test_forgetting_again_keeps_what_was_forgotten_before(copied, tmp_path):
         del text["sums"]
 
     reseal(path / "checkpoints" / "4", old)
+    config = {"data": {"name": "folder", "path": "images"}, "run_dir": "runs/mine"}
+    write_sealed(path / "config.json", {**config, "working_directory": "/home/ada/secret"})
     certificate = ensdiff.forget(path, [unit], tmp_path / "two")
+    assert read_sealed(tmp_path / "two" / "config.json") == config  # not where training was, for it may be published
     assert certificate.units == tuple(sorted([UNIT, unit]))
     assert certificate.survivors == tuple(k for k in SURVIVORS if not CODE.rows(unit)[0][k])
     assert Run.open(tmp_path / "two").forgotten == certificate.units

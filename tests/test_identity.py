@@ -8,6 +8,7 @@ import warnings
 import numpy as np
 import pytest
 from absl import flags
+from ml_collections import ConfigDict
 from PIL import Image
 
 import ensdiff
@@ -244,14 +245,20 @@ def test_programs_find_data_that_moved_with_the_run(place, given, monkeypatch):
     monkeypatch.chdir(elsewhere)
     given(run=str(place / "runs" / "mine"))
     rename(place, "p11.png", "a.png")
-    assert runs.training_data().unit_names[11] in ("a.png", "p11.png")  # here, or in the first place
     config = ensdiff.integrity.read_sealed(place / "runs" / "mine" / "config.json")
     write_sealed(place / "runs" / "mine" / "config.json", {**config, "working_directory": str(place / "gone")})
     assert runs.training_data().unit_names[11] == "a.png"
     shutil.copytree(place / "images", elsewhere / "images")
+    (elsewhere / "images" / "a.png").rename(elsewhere / "images" / "here.png")
+    assert runs.training_data().unit_names[11] == "here.png"
+    assert runs.all_data().unit_names[0] == "here.png"
     # other data under the same name do not hide the right ones
     (elsewhere / "images" / "p00.png").unlink()
-    assert runs.training_data().unit_names[11] == "a.png"
+    assert runs.training_data().unit_names[11] == runs.all_data().unit_names[0] == "a.png"
+    assert runs.all_data(absent=[0]).unit_names[0] == "here.png"  # what may be missing hides nothing
+    (place / "images" / "p01.png").rename(place / "p01.png")
+    assert runs.all_data().unit_names[0] == "here.png"  # the first, where none has all
+    (place / "p01.png").rename(place / "images" / "p01.png")
     shutil.rmtree(elsewhere / "images")
     (place / "images").rename(place / "pictures")
     with pytest.raises(FileNotFoundError) as caught:
@@ -290,14 +297,87 @@ def test_held_out_items_stay_held_out_when_files_are_renamed(place, given):
         np.testing.assert_array_equal(runs.training_data().images, data.images)
 
 
-def test_what_is_about_to_be_forgotten_is_named(place, given, capsys):
+def test_what_is_about_to_be_forgotten_is_named(place, given, capsys, monkeypatch):
     rename(place, "p11.png", "a.png")
     given(run=str(place / "runs" / "mine"), data=f"folder,path={place / 'images'},mode=L")
     runs.announce_units([11, 0])
     assert capsys.readouterr().out == "unit 11 is a.png, 1 picture\nunit 0 is p00.png, 1 picture\n"
     given(run=str(place / "runs" / "mine"), data=f"folder,path={place / 'nowhere'},mode=L")
     runs.announce_units([11])
-    assert "which pictures units 11 are cannot be said" in capsys.readouterr().out
+    assert "cannot tell which pictures units 11 are: " in capsys.readouterr().out
+
+    def lacks(**_):
+        raise ImportError("no \x1b[2J")
+
+    monkeypatch.setattr(runs, "training_data", lacks)
+    runs.announce_units([11])
+    assert "cannot tell which pictures units 11 are: no \\x1b[2J" in capsys.readouterr().out
+    monkeypatch.setattr(runs, "training_data", lambda: pytest.fail("read all data for units that cannot be removed"))
+    with pytest.raises(ValueError, match="unit 12 does not exist"):
+        runs.announce_units([12])
+    params = ensdiff.load(place / "runs" / "mine")
+    code = ensdiff.Code.from_matrix(CODE.matrix(), names=[f"\x1b{i}" for i in range(12)])
+    run = write_run(place / "runs" / "named", dataclasses.replace(params, code=code), folder(place / "images"), {})
+    given(run=str(run))
+    runs.announce_units([11])
+    assert capsys.readouterr().out == "unit 11 is \\x1b11, 1 picture\n"
+
+
+def test_a_run_made_by_forgetting_takes_no_other_files(place, given):
+    run = place / "runs" / "mine"
+    flags_of = flags.FLAGS
+    if "out" not in flags_of:
+        runs.define_sampling_flags(n=1)
+    given(run=str(run))
+    assert runs.output_folder("attribution") == run / "attribution"
+    (run / "attribution").rmdir()
+    description = ensdiff.integrity.read_sealed(run / "run.json")
+    write_sealed(run / "run.json", {**description, "origin": {"members": [0], "forgotten": [3]}})
+    with pytest.raises(ValueError, match=r"mine was made by forgetting units, .* give --out=FOLDER"):
+        runs.output_folder("attribution")
+    assert not (run / "attribution").exists()
+    flags_of["out"].value = str(place / "out")
+    try:
+        assert runs.output_folder("attribution") == place / "out"
+    finally:
+        flags_of["out"].value = None
+
+
+def test_a_run_is_resumed_with_its_pictures_whatever_they_are_called(place):
+    """In another order, under other names, in a renamed folder; anything else is named."""
+    run, before = place / "runs" / "mine", folder(place / "images")
+    params = ensdiff.load(run)
+    config = ConfigDict({"run_dir": str(run), "resume": True})
+    config.data = ConfigDict({"name": "folder", "path": str(place / "images"), "mode": "L"})
+
+    def begin(data):
+        with RunDirectory.open(run, keep=1, resume=True) as directory:
+            directory.begin(params, data=data)
+
+    rename(place, "p11.png", "a.png")
+    with pytest.raises(ValueError, match=r"data: items are in another order .*ensdiff\.training_data\(run, data\)"):
+        begin(folder(place / "images"))
+    begin(building.run_data(config))
+    (place / "images").rename(place / "other")
+    config.data.path = str(place / "other")
+    found = building.run_data(config)
+    np.testing.assert_array_equal(found.images, before.images)
+    assert found.name != before.name
+    begin(found)
+    assert ensdiff.integrity.read_sealed(run / "run.json")["data"]["name"] == before.name  # as in the checkpoint
+    Image.fromarray(blobs(1, 9)[0, ..., 0]).save(place / "other" / "new.png")
+    with pytest.raises(ValueError, match="cannot be resumed with other data: 1 of the items were not used to train it"):
+        building.run_data(config)
+    config.data.held_out = 2
+    with pytest.raises(ValueError, match="1 of the items were not used .* config.data.held_out=2"):
+        building.run_data(config)
+    config.data.held_out = 1
+    np.testing.assert_array_equal(building.run_data(config).images, before.images)
+    config.resume = False
+    assert building.run_data(config).items == 12  # a new run: a random one is held out
+    (place / "other" / "p03.png").unlink()
+    with pytest.raises(ValueError, match="data: 1 of 12 training items are not among the data: item 3 of unit 3; 1 of"):
+        begin(folder(place / "other"))
 
 
 def test_options_of_data_are_numbers_where_the_reader_takes_numbers(tmp_path, given, monkeypatch):

@@ -223,9 +223,8 @@ def contrast_table(result: Contrast, names: Sequence[str], top: int = 10) -> str
         )
     for i in order:
         memorization = _with_error(result.memorization_N[i], result.memorization_error_N[i], 3)
-        lines.append(
-            f"  {printable(names[i])}: {memorization}, {_with_error(result.separation_N[i], result.separation_error_N[i], 2)}"
-        )
+        separation = _with_error(result.separation_N[i], result.separation_error_N[i], 2)
+        lines.append(f"  {printable(names[i])}: {memorization}, {separation}")
     return "\n".join(lines)
 
 
