@@ -177,7 +177,7 @@ def build_code(values: dict[str, Any], data: Any) -> Any:
     if values["groups"] != "label":
         raise ValueError(f"config.code.groups={values['groups']!r}: expected 'label', the class of each item")
     if data.labels is None or data.units != data.items:
-        raise ValueError("config.code.groups='label': the data need a label an item, and units that are items")
+        raise ValueError("config.code.groups='label': the data need one label per item, and units that are items")
     labels, group_of_item = np.unique(data.labels, return_inverse=True)
     if labels.dtype.kind == "i" and labels[0] == -1:  # as TensorFlow Datasets and scikit-learn have it
         items = np.flatnonzero(data.labels == -1)

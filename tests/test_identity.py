@@ -116,6 +116,7 @@ def test_runs_without_a_manifest(place, known):
     params = ensdiff.load(place / "runs" / "mine")
     named = ensdiff.Code.from_matrix(CODE.matrix(), names=data.unit_names)
     ensdiff.save(params if known else dataclasses.replace(params, code=named, data_digest=None), place / "saved")
+    assert ensdiff.check_run(place / "saved") == []
     rename(place, "p11.png", "a.png")
     other = folder(place / "images")
     if known:
