@@ -6,6 +6,7 @@ everything here is the ordinary `jax.device_put`, `numpy.asarray` and function c
 """
 
 import pickle
+import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -22,6 +23,12 @@ Block = tuple[slice, ...]
 def is_writer() -> bool:
     """Whether this process writes files and prints: process 0 does."""
     return jax.process_index() == 0
+
+
+def warn(message: str, category: type[Warning] = UserWarning, stacklevel: int = 1) -> None:
+    """`warnings.warn`, of several processes by the one that prints."""
+    if is_writer():
+        warnings.warn(message, category, stacklevel=stacklevel + 1)
 
 
 def place(tree: Any, mesh: Mesh, spec: P) -> Any:

@@ -4,26 +4,37 @@ A unit is known by the content of its items, never by the place or the name of a
 unit 11 in training. A run keeps the content hash of every item (`ensdiff.data.manifest`), an ensemble their digest.
 """
 
-import hashlib
 import os
 import pathlib
-import warnings
-from collections.abc import Mapping
-from typing import Any
-
-import numpy as np
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
 
 from ensdiff import hosts
 from ensdiff.codes import check_names
-from ensdiff.data import Dataset, DataWarning, Manifest
-from ensdiff.data.manifest import NAME
+from ensdiff.data import Dataset, DataWarning
+from ensdiff.data.matching import unit_differences
 from ensdiff.ensemble import Ensemble
-from ensdiff.integrity import DamagedError, read_sealed
-from ensdiff.stored import folder_of, from_description, read_description, steps_of
+from ensdiff.stored import from_description, read_manifest, run_description
+
+
+class Found(NamedTuple):
+    """What `find_training_data` found.
+
+    Args:
+        data: the training data, in the run's order and with its units.
+        others: number of items given that the run was not trained on.
+        differences: a line for each item whose unit holds other items than in the run.
+        compared: whether the run keeps anything that tells its data from others of the same number of units.
+    """
+
+    data: Dataset
+    others: int = 0
+    differences: tuple[str, ...] = ()
+    compared: bool = True
 
 
 def training_data(run: str | os.PathLike, data: Dataset, *, held_out: int = 0) -> Dataset:
-    """The training data of a run, found among ``data`` by their content: in the run's order and with its units.
+    """Return the training data of a run, found among ``data`` by content, in the run's order and with its units.
 
     Of units that the run has forgotten, items may be missing: they are black images, see `Dataset.absent`. Items that
     the run never saw are left out.
@@ -31,7 +42,7 @@ def training_data(run: str | os.PathLike, data: Dataset, *, held_out: int = 0) -
     Args:
         run: the run directory.
         data: the same pictures in any order and under any names, and perhaps others.
-        held_out: how many others there are because training left them out.
+        held_out: number of items of ``data`` that were held out of training; they cause no warning.
 
     Returns:
         Data with which everything that takes an ensemble and its training data agrees. Units have the names that the
@@ -44,47 +55,69 @@ def training_data(run: str | os.PathLike, data: Dataset, *, held_out: int = 0) -
             data have another digest, other names or another number of units.
 
     Warns:
-        DataWarning: there are more other items than ``held_out``; pictures of different units are one unit now; or the
-            run keeps nothing that their content could be compared with.
+        DataWarning: there are more other items than ``held_out``; items that are one unit here were several in
+            training, or the other way round; or the run keeps nothing that their content could be compared with.
 
     >>> digits = ensdiff.data.digits().subset(range(40))
     >>> found = ensdiff.training_data("runs/tiny", digits.subset(range(40)[::-1]))
     >>> bool((found.images == digits.images).all())
     True
     """
+    found = find_training_data(run, data)
+    if not found.compared:
+        hosts.warn(
+            f"{run} keeps no hashes of its training data, so only the number of units ({data.units}) could be compared",
+            DataWarning,
+            stacklevel=2,
+        )
+    if found.others > held_out:
+        known = f", where {held_out} were held out," if held_out else ""
+        hosts.warn(
+            f"{found.others} of the {data.items} items given{known} were not used to train {run} and are left out",
+            DataWarning,
+            stacklevel=2,
+        )
+    if found.differences:
+        hosts.warn(
+            f"units of the data are other than in the training of {run}, whose units are taken: "
+            + "; ".join(found.differences),
+            DataWarning,
+            stacklevel=2,
+        )
+    return found.data
+
+
+def find_training_data(run: str | os.PathLike, data: Dataset, absent: Collection[int] = ()) -> Found:
+    """Find what `training_data` returns, with all that it warns of.
+
+    Args:
+        run: the run directory.
+        data: where to look.
+        absent: units whose items may be missing, beside those that the run has forgotten.
+
+    Raises:
+        FileNotFoundError, DamagedError, ValueError: as `training_data`.
+    """
     path = pathlib.Path(run)
-    text, manifest = hosts.decide(lambda: _read(path))
+
+    def read() -> Any:
+        text = run_description(path)
+        return text, read_manifest(path, text)
+
+    text, manifest = hosts.decide(read)
     params = from_description(text, None)
     origin = text.get("origin")
-    forgotten = origin["forgotten"] if isinstance(origin, Mapping) else []
+    gone = [*absent, *(origin["forgotten"] if isinstance(origin, Mapping) else ())]
     try:
         if manifest is None:
             check_data(params, data)
-            if params.data_digest is None:
-                _warn(
-                    f"{path} keeps no hashes of its training data: that the {data.units} units given are those that "
-                    "it was trained on could not be compared, but by their number"
-                )
-            return data
-        out = data.align(manifest, absent=forgotten, names=params.code.names)
+            return Found(data, compared=params.data_digest is not None)
+        places = data.places(manifest, absent=gone)
+        out = data.align(manifest, absent=gone, names=params.code.names, found=places)
     except ValueError as error:
         raise ValueError(f"these are not the data of {path}: {error}") from error
-    found = data.places(manifest, absent=forgotten)
-    used = found[found >= 0]
-    other = data.items - len(used)
-    if other > held_out:
-        known = f", where {held_out} were held out," if held_out else ""
-        _warn(f"{other} of the {data.items} items given{known} are none that {path} was trained on: they are left out")
-    pairs = np.unique(np.stack([data.unit_of_item[used], manifest.unit_of_item[found >= 0]], 1), axis=0)
-    units, counts = np.unique(pairs[:, 0], return_counts=True)
-    if (counts > 1).any():
-        unit = units[counts > 1][0]
-        theirs = ", ".join(map(str, pairs[pairs[:, 0] == unit, 1][:5]))
-        _warn(
-            f"{data.unit_names[int(unit)]} holds pictures that were different units in the training of {path} "
-            f"({theirs}): units are those of the training"
-        )
-    return out
+    others = data.items - int((places >= 0).sum())
+    return Found(out, others, tuple(unit_differences(manifest, places, data.unit_of_item, data.unit_names)))
 
 
 def check_data(params: Ensemble, data: Dataset) -> None:
@@ -107,33 +140,27 @@ def check_data(params: Ensemble, data: Dataset) -> None:
     if params.data_digest is None:
         check_names(params.code.names, data.unit_names)
     elif data.digest() != params.data_digest:
+        raise ValueError(_another_digest(data, "the ensemble was trained on", params.data_digest))
+
+
+def check_attributed(att: Any, data: Dataset) -> None:
+    """Check that an attribution's units are those of data, as far as it says which they are.
+
+    Raises:
+        ValueError: another number of units, or the data are not those that the ensemble was trained on.
+    """
+    units, digest = att.settings.get("units", data.units), att.settings.get("data")
+    if data.units != units:
         raise ValueError(
-            f"the data have the digest {data.digest()[:12]}..., the ensemble was trained on {params.data_digest[:12]}"
-            "...: they are other images or units, or in another order. ensdiff.training_data(run, data) finds the "
-            "training data of a run among them, by content"
+            f"the data have {data.units} units, the attribution is to {units}: give the training data; for groups of a "
+            "hierarchical code, data.regroup(code.group_of_unit())"
         )
+    if digest is not None and data.digest() != digest:
+        raise ValueError(_another_digest(data, "the attribution is to units of", digest))
 
 
-def _read(path: pathlib.Path) -> tuple[dict[str, Any], Manifest | None]:
-    """A run's description, and its manifest if it has one."""
-    file = path / "run.json"
-    if file.is_file():
-        text = read_sealed(file)
-    else:
-        steps = steps_of(path)
-        if not steps:
-            raise FileNotFoundError(f"{path} holds no run: expected run.json or a finished checkpoint")
-        text = read_description(folder_of(path, steps[-1]))
-    manifest = path / NAME
-    if not manifest.is_file():
-        return text, None
-    content = manifest.read_bytes()
-    said = text["data"].get("digest") if isinstance(text.get("data"), Mapping) else None
-    if hashlib.sha256(content).hexdigest() != said:
-        raise DamagedError(f"{manifest} is damaged: its SHA-256 is not the digest of the data in the run's description")
-    return text, Manifest.from_bytes(content)
-
-
-def _warn(message: str) -> None:
-    if hosts.is_writer():
-        warnings.warn(message, DataWarning, stacklevel=3)
+def _another_digest(data: Dataset, of: str, digest: str) -> str:
+    return (
+        f"the data have the digest {data.digest()[:12]}..., {of} {digest[:12]}...: they are other images or units, or "
+        "in another order. ensdiff.training_data(run, data) finds the training data of a run among them, by content"
+    )

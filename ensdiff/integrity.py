@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import pathlib
-import warnings
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -59,9 +58,8 @@ class DamageWarning(UserWarning):
 
 
 def warn(message: str) -> None:
-    """Say it once, of several processes."""
-    if hosts.is_writer():
-        warnings.warn(message, DamageWarning, stacklevel=3)
+    """A `DamageWarning` at the caller of the function that warns, once of several processes."""
+    hosts.warn(message, DamageWarning, stacklevel=3)
 
 
 def _text_sum(values: Mapping[str, Any]) -> str:

@@ -33,7 +33,7 @@ from ensdiff.storage import (
     sweep,
     write_atomically,
 )
-from ensdiff.stored import describe, folder_of, read_arrays, read_description, steps_of
+from ensdiff.stored import describe, folder_of, read_arrays, read_description, read_manifest, steps_of
 from ensdiff.train_step import decisive
 
 FOLDERS = ("checkpoints", "damaged", "samples", "tensorboard")
@@ -164,7 +164,8 @@ class RunDirectory:
         """Say what is trained; write ``run.json``. When resuming, check first that it is the same run.
 
         Raises:
-            ValueError: the newest checkpoint is of another model, code, data set or way of training.
+            ValueError: the newest checkpoint is of another model, code, way of training or other data; names items that
+                differ.
         """
         path = self.path
         if path is None:
@@ -182,7 +183,11 @@ class RunDirectory:
             self._description = json.loads(json.dumps(text))
             steps = steps_of(path)
             if steps:
-                self._check_same(steps[-1], read_description(folder_of(path, steps[-1])))
+                before = read_description(folder_of(path, steps[-1]))
+                self._check_same(steps[-1], before, data)
+                if data is not None:  # they may be called otherwise; run.json and the checkpoints must agree
+                    name = before["data"].get("name", data.name)
+                    text["data"]["name"] = self._description["data"]["name"] = name
             elif self._log is not None:
                 self._log.drop_after(0)  # of an attempt that was ended before its first checkpoint
             with self._explained("run.json"):
@@ -215,29 +220,45 @@ class RunDirectory:
         with self._explained(file.name):
             write_lines(file, [*kept, {"step": step, **values}])
 
-    def _check_same(self, step: int, before: Mapping[str, Any]) -> None:
+    def _check_same(self, step: int, before: Mapping[str, Any], data: Any = None) -> None:
         """Compare a checkpoint's description with the run's: everything that decides the parameters must be as it was.
 
-        What is logged and kept may change.
+        What is logged and kept may change, and what the data are called. Items of ``data`` that differ are named.
         """
         if "origin" in before:
             raise ValueError(
                 f"{self.path} was made by forgetting units and holds some members only: it cannot be trained on. "
                 "Train a run in another folder"
             )
-        pairs = {
-            name: (before.get(name), self._description.get(name)) for name in ("model", "schedule", "code", "data")
-        }
+        pairs = {name: (before.get(name), self._description.get(name)) for name in ("model", "schedule", "code")}
         old, new = (decisive(text.get("train") or {}) for text in (before, self._description))
         pairs.update({f"train.{name}": (old.get(name), new.get(name)) for name in {*old, *new}})
         changed = {name: pair for name, pair in sorted(pairs.items()) if pair[0] != pair[1]}
-        if changed:
-            lines = [f"{name}: was {was!r}, is {now!r}" for name, (was, now) in changed.items()]
+        lines = [f"{name}: was {was!r}, is {now!r}" for name, (was, now) in changed.items()]
+        was, now = (_content_of(text.get("data")) for text in (before, self._description))
+        if was != now:
+            lines.append(f"data: {self._data_difference(before, data) or f'was {was!r}, is {now!r}'}")
+        if lines:
             raise ValueError(
                 f"{self.path} cannot be resumed with other settings than those of checkpoint {step}. "
                 + "; ".join(lines)
                 + ". Use the same, or another folder"
             )
+
+    def _data_difference(self, before: Mapping[str, Any], data: Any) -> str | None:
+        """Which items of the run's data are others, where its manifest is there to say so."""
+        assert self.path is not None
+        try:
+            manifest = None if data is None else read_manifest(self.path, before)
+            if manifest is None:
+                return None
+            data.align(manifest)
+        except ValueError as error:
+            return str(error)
+        return (
+            "items are in another order or in other units, or there are more of them; ensdiff.training_data(run, data) "
+            "finds the training data of a run among them, by content"
+        )
 
     def save(self, step: int, state: Any, unlogged: Mapping[str, Any] | None = None) -> None:
         """Write a checkpoint of the whole training state (of `begin`'s run). It goes on while training does.
@@ -373,6 +394,12 @@ class RunDirectory:
             path = self.path / name
             make_folder(path.parent)
             write_atomically(path, content)
+
+
+def _content_of(data: Any) -> Any:
+    """What a description says of the content of the data, whatever they are called."""
+    values = data if isinstance(data, Mapping) else {}
+    return values.get("digest") or {name: value for name, value in values.items() if name != "name"}
 
 
 def _unreadable(run: pathlib.Path) -> dict[int, str]:

@@ -8,6 +8,7 @@ what is loaded is compared with what was in memory when it was saved: a flaw of 
 
 import dataclasses
 import datetime
+import hashlib
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -19,9 +20,11 @@ from orbax.checkpoint import v1 as ocp
 from ensdiff import hosts
 from ensdiff._version import __version__
 from ensdiff.codes import Code
+from ensdiff.data.manifest import NAME as MANIFEST
+from ensdiff.data.manifest import Manifest
 from ensdiff.ensemble import Ensemble
 from ensdiff.files import parse_json, read_bytes, whole_number
-from ensdiff.integrity import SEAL, DamagedError, check_seal, member_sums
+from ensdiff.integrity import SEAL, DamagedError, check_seal, member_sums, read_sealed
 from ensdiff.schedule import Schedule
 from ensdiff.storage import log_errors_once
 from ensdiff.typing import Params
@@ -99,6 +102,41 @@ def steps_of(run: pathlib.Path) -> list[int]:
         return []
     numbers = (whole_number(p.name) for p in folder.iterdir() if p.is_dir())
     return sorted(number for number in numbers if number is not None)
+
+
+def run_description(run: pathlib.Path) -> dict[str, Any]:
+    """What a run says about itself: ``run.json``, or without one its newest checkpoint.
+
+    Raises:
+        FileNotFoundError: there is neither.
+        DamagedError: it is not what was written.
+    """
+    file = run / "run.json"
+    if file.is_file():
+        return read_sealed(file)
+    steps = steps_of(run)
+    if not steps:
+        raise FileNotFoundError(f"{run} holds no run: expected run.json or a finished checkpoint")
+    return read_description(folder_of(run, steps[-1]))
+
+
+def read_manifest(run: pathlib.Path, description: Mapping[str, Any]) -> Manifest | None:
+    """The manifest of a run's training data, compared with the digest in its description; None where it has none.
+
+    Raises:
+        DamagedError: it is another than the description says.
+    """
+    file = run / MANIFEST
+    if not file.is_file():
+        return None
+    content = read_bytes(file)
+    found, said = hashlib.sha256(content).hexdigest(), _digest_of(description.get("data"))
+    if found != said:
+        raise DamagedError(f"{file} is damaged: its SHA-256 is {found}, the run's description says {said}")
+    try:
+        return Manifest.from_bytes(content)
+    except ValueError as error:
+        raise DamagedError(f"{file} is damaged: {error}") from error
 
 
 def folder_of(run: pathlib.Path, step: int) -> pathlib.Path:

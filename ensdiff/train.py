@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -159,19 +158,15 @@ def train(
         names = ", ".join(field.name for field in dataclasses.fields(TrainConfig))
         raise ValueError(f"unknown option {unknown[0]!r}: expected fields of TrainConfig, {names}")
     config = dataclasses.replace(config or TrainConfig(), **options)
-    for text in config.unreached() if hosts.is_writer() else ():
-        warnings.warn(text, stacklevel=2)
+    for text in config.unreached():
+        hosts.warn(text, stacklevel=2)
     model = UNetConfig(image_channels=data.shape[-1]) if model is None else model
     schedule = Schedule() if schedule is None else schedule
     mesh = make_mesh(code.members, config.batch_size) if mesh is None else mesh
     if config.batch_size % mesh.shape["data"]:
         raise ValueError(f"batch_size={config.batch_size} does not divide over {mesh.shape['data']} data shards")
 
-    if len(data.absent):
-        raise ValueError(
-            f"{len(data.absent)} items of the data are absent, and black images stand for them: train on data.subset "
-            "of the others, or on data that have them"
-        )
+    data.check_present("training", "give data that have them, or data.subset of the others")
     splits = Splits.build(data, code, hosts.local_members(mesh, code.members))
     state = init_state(model, data.shape, code.members, config, mesh)
     digest = hosts.decide(data.digest)  # only process 0 reads all the data

@@ -1,7 +1,7 @@
 """Which training units do generated samples, or any images, depend on?
 
-The result and a report go to RUN/attribution, or to --out. After an interruption the same command goes on with what it
-had finished.
+The result and a report go to RUN/attribution, or to --out, which a run that experiments.forget wrote needs. After an
+interruption the same command goes on with what it had finished.
 
 Examples:
   python -m experiments.attribute --run=runs/digits --n=8
@@ -70,8 +70,9 @@ def main() -> None:
         compare(params)
         return
     data = runs.training_data()
+    out = runs.output_folder("attribution")
     if CONTRAST.value:
-        contrast(params, data)
+        contrast(params, data, out)
         return
     names = None
     samples: Any
@@ -87,9 +88,8 @@ def main() -> None:
         samples, method = runs.draw_samples(params), METHOD.value
     code = params.code.group_code() if GROUPS.value else params.code
     if VALUES.value:
-        values(params, samples, method, code, VALUES.value)
+        values(params, samples, method, code, VALUES.value, out)
         return
-    out = runs.output_folder("attribution")
     stem = f"{method}_images" if IMAGES.value else f"{method}_seed{flags.FLAGS.seed}"
     stem += "_groups" if GROUPS.value else ""
     att = ensdiff.attribute(
@@ -145,7 +145,7 @@ def compare(params: Any) -> None:
     print(comparison_table(results))
 
 
-def contrast(params: Any, data: Any) -> None:
+def contrast(params: Any, data: Any, out: pathlib.Path) -> None:
     """Memorization (Feldman-Zhang) and membership (likelihood ratio) of every unit."""
     import ensdiff
     from ensdiff.attribution.contrast import contrast_table
@@ -154,12 +154,12 @@ def contrast(params: Any, data: Any) -> None:
         raise ValueError("--contrast needs the training data, which the run does not name: give --data=...")
     result = ensdiff.contrast(params, data, flags.FLAGS.seed, loss_config(), progress=True)
     print(contrast_table(result, data.unit_names, TOP.value))
-    path = runs.output_folder("attribution") / f"contrast_seed{flags.FLAGS.seed}.npz"
+    path = out / f"contrast_seed{flags.FLAGS.seed}.npz"
     np.savez_compressed(path, **{**result._asdict(), "notes": np.array(result.notes, str)})
     print(f"wrote {path}")
 
 
-def values(params: Any, samples: Any, method: str, code: Any, kind: Any) -> None:
+def values(params: Any, samples: Any, method: str, code: Any, kind: Any, out: pathlib.Path) -> None:
     """Shapley or Banzhaf values of groups of units."""
     import ensdiff
     from ensdiff.integrity import write_sealed
@@ -183,7 +183,7 @@ def values(params: Any, samples: Any, method: str, code: Any, kind: Any) -> None
     for b, (row, errors) in enumerate(zip(result.value_BG, result.standard_error_BG, strict=True)):
         cells = [f"{labels[g]}: {row[g]:.4g} +- {errors[g]:.2g}" for g in np.argsort(-row)]
         print(f"  sample {b}: " + ", ".join(cells))
-    path = runs.output_folder("attribution") / f"{result.kind}_{method}_seed{seed}.json"
+    path = out / f"{result.kind}_{method}_seed{seed}.json"
     values = {"labels": labels, "value": result.value_BG.tolist(), "standard_error": result.standard_error_BG.tolist()}
     write_sealed(path, values)
     print(f"wrote {path}")
@@ -192,12 +192,13 @@ def values(params: Any, samples: Any, method: str, code: Any, kind: Any) -> None
 def outside_images(params: Any, folder: str) -> tuple[np.ndarray, list[str]]:
     """The pictures of --images at the ensemble's size, and their names."""
     from ensdiff.data.pictures import read_pictures
+    from ensdiff.files import printable
 
     H, W, C = params.image_shape
     if H != W:
         raise ValueError(f"--images crops to squares, but the ensemble makes {H}x{W} images: use the library")
     images, names = read_pictures(pathlib.Path(folder), size=H, mode="L" if C == 1 else "RGB")
-    print(f"{len(names)} pictures: " + ", ".join(f"{b} = {name}" for b, name in enumerate(names[:20])))
+    print(f"{len(names)} pictures: " + ", ".join(f"{b} = {printable(name)}" for b, name in enumerate(names[:20])))
     return images, names
 
 

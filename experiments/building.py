@@ -58,6 +58,35 @@ def load_data(values: dict[str, Any]) -> Any:
     return everything.subset(_split(everything.items, held_out)[0]) if held_out else everything
 
 
+def run_data(config: ConfigDict) -> Any:
+    """The data of a config; of a run that is resumed, those that it was started with, whatever files are called now.
+
+    Raises:
+        ValueError: the run was trained on other items or units, or held out another number of items.
+    """
+    from ensdiff.data.manifest import NAME
+    from ensdiff.identity import find_training_data
+    from ensdiff.integrity import DamagedError
+    from ensdiff.stored import steps_of
+
+    values, run = section(config, "data"), pathlib.Path(config.run_dir)
+    if not config.get("resume", False) or not (run / NAME).exists() or not steps_of(run):
+        return load_data(values)
+    held_out = values.get("held_out", 0)
+    try:
+        found = find_training_data(run, load_data({**values, "held_out": 0}))
+    except DamagedError:
+        return load_data(values)  # resuming says what is damaged, and goes on where it can
+    wrong = list(found.differences)
+    if found.others != held_out:
+        wrong.append(f"{found.others} of the items were not used to train it, where config.data.held_out={held_out}")
+    if wrong:
+        raise ValueError(
+            f"{run} cannot be resumed with other data: {'; '.join(wrong)}. Use the same, or another folder"
+        )
+    return found.data
+
+
 def held_out_data(values: dict[str, Any]) -> Any:
     """The items that `load_data` left out."""
     everything, held_out = _read_all(values)
@@ -148,7 +177,7 @@ def build_code(values: dict[str, Any], data: Any) -> Any:
     if values["groups"] != "label":
         raise ValueError(f"config.code.groups={values['groups']!r}: expected 'label', the class of each item")
     if data.labels is None or data.units != data.items:
-        raise ValueError("config.code.groups='label': the data need a label an item, and units that are items")
+        raise ValueError("config.code.groups='label': the data need one label per item, and units that are items")
     labels, group_of_item = np.unique(data.labels, return_inverse=True)
     if labels.dtype.kind == "i" and labels[0] == -1:  # as TensorFlow Datasets and scikit-learn have it
         items = np.flatnonzero(data.labels == -1)
@@ -173,7 +202,7 @@ def train_from_config(config: ConfigDict) -> Any:
     from ensdiff.preempt import on_signals
 
     check_config(config)
-    data = load_data(section(config, "data"))
+    data = run_data(config)
     code = build_code(section(config, "code"), data)
     model, schedule, train_config = settings(config, data)
     shares = code.shares()

@@ -76,7 +76,7 @@ def verify(path: pathlib.Path) -> None:
         )
     data = None
     if REPLAY.value or flags.FLAGS.data:
-        data = runs.all_data()
+        data = runs.all_data(certificate.units)
         if data is None:
             raise ValueError(f"{runs.run_folder()} does not say what it was trained on: give --data=...")
     result = certificate.verify(runs.run_folder(), data=data, replay=REPLAY.value)

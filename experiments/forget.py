@@ -5,8 +5,8 @@ Examples:
   python -m experiments.forget --run=runs/digits_without_3 --units=5,8 --out=runs/digits_without_3_5_8
   python -m experiments.certify verify --run=runs/digits_without_3
 
-The new run loads, samples and attributes like any other, and holds its deletion certificate. Let other programs write
-elsewhere (--out): the certificate holds only while nothing else lies in the new run.
+The new run loads, samples and attributes like any other, and holds its deletion certificate. Send the output of other
+programs elsewhere (--out=FOLDER): verification fails if the new run holds any other file.
 """
 
 from absl import flags

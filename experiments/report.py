@@ -49,11 +49,11 @@ def main(run: str | None = None) -> None:
     data = runs.training_data()
     if data is None:
         raise ValueError("the explorer shows training images, which the run does not name: give --data=...")
+    out = runs.output_folder("report")
     samples = runs.draw_samples(params)
     layers = [layer(params, data, samples, groups=False)]
     if params.code.groups is not None:
         layers.append(layer(params, data, samples, groups=True))
-    out = runs.output_folder("report")
     if not runs.is_writer():
         return
     folder = runs.run_folder()

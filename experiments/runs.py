@@ -2,7 +2,7 @@
 
 import pathlib
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from absl import flags
@@ -26,7 +26,12 @@ def define_sampling_flags(n: int) -> None:
         "counterfactualuniverses' diffusers: 50), which fix the steps.",
     )
     flags.DEFINE_float("eta", 0.0, "Noise of DDIM, 0 to 1.")
-    flags.DEFINE_string("out", None, "Folder to write to; by default one inside the run directory.")
+    flags.DEFINE_string(
+        "out",
+        None,
+        "Folder to write to; by default one inside the run directory. A run that experiments.forget wrote needs one, "
+        "because its certificate allows no other files in it.",
+    )
 
 
 def set_run(folder: str) -> None:
@@ -105,8 +110,23 @@ def training_data() -> Any:
     return _accepted(lambda found, held_out: ensdiff.training_data(run_folder(), found, held_out=held_out))
 
 
-def all_data() -> Any:
-    """The data of --data, or of the config of --run with all that it holds out; None where neither says."""
+def all_data(absent: Collection[int] = ()) -> Any:
+    """All data of --data, or of the config of --run with all that it holds out; None where neither says.
+
+    Of the places where the config's data may be, it is the first that holds the items of the run (but for those of the
+    units in ``absent``); where none does, the first that can be read.
+    """
+    from ensdiff.identity import find_training_data
+
+    def with_items(found: Any, _: int) -> Any:
+        find_training_data(run_folder(), found, absent)
+        return found
+
+    if not flags.FLAGS.data:
+        try:
+            return _accepted(with_items)
+        except ValueError:
+            pass  # what differs is for the caller to say
     return _accepted(lambda found, _: found)
 
 
@@ -142,18 +162,31 @@ def _accepted(accept: Callable[[Any, int], Any]) -> Any:
 
 
 def announce_units(units: Sequence[int]) -> None:
-    """Say which pictures are about to be forgotten, where the training data are known."""
+    """Say which pictures are about to be forgotten, by the names of the code's units or else of the training data.
+
+    Raises:
+        ValueError: there are no such units, or no member survives their removal.
+    """
+    from ensdiff.files import printable
+    from ensdiff.stored import from_description, read_manifest, run_description
+
+    description = run_description(run_folder())
+    code = from_description(description, None).code
+    code.ablate([list(units)])  # all data are read for names only where the units can be removed
     try:
-        data = training_data()
-    except (ValueError, OSError) as error:
-        print(f"warning: which pictures units {', '.join(map(str, units))} are cannot be said: {error}")
-        return
-    if data is None:
-        print(f"{run_folder()} does not name its training data: --data=... would say which pictures the units are")
+        names, manifest = code.names, read_manifest(run_folder(), description)
+        if names is None or manifest is None:
+            data = training_data()
+            if data is None:
+                print(f"{run_folder()} does not name its training data: --data=... would say which pictures units are")
+                return
+            names, manifest = data.unit_names, data.manifest()
+    except (ValueError, OSError, ImportError) as error:
+        print(f"warning: cannot tell which pictures units {', '.join(map(str, units))} are: {printable(error)}")
         return
     for unit in units:
-        count = len(data.items_of(unit))
-        print(f"unit {unit} is {data.unit_names[unit]}, {count} picture{'' if count == 1 else 's'}", flush=True)
+        count = int((manifest.unit_of_item == unit).sum())
+        print(f"unit {unit} is {printable(names[unit])}, {count} picture{'' if count == 1 else 's'}", flush=True)
 
 
 def _data_flag() -> Any:
@@ -167,9 +200,19 @@ def _data_flag() -> Any:
 
 
 def output_folder(name: str) -> pathlib.Path:
-    """--out, or a folder in the run directory; made by process 0, which alone writes into it."""
-    from ensdiff.storage import make_folder
+    """--out, or a folder in the run directory; made by process 0, which alone writes into it.
 
+    Raises:
+        ValueError: the run was made by forgetting units, and no --out is given.
+    """
+    from ensdiff.storage import make_folder
+    from ensdiff.stored import run_description
+
+    if not flags.FLAGS.out and "origin" in run_description(run_folder()):
+        raise ValueError(
+            f"{run_folder()} was made by forgetting units, and its certificate allows no other files in it: give "
+            "--out=FOLDER"
+        )
     out = pathlib.Path(flags.FLAGS.out) if flags.FLAGS.out else run_folder() / name
     if is_writer():
         make_folder(out)

@@ -33,8 +33,8 @@ def main() -> None:
     code = params.code.group_code() if GROUPS.value else params.code
     if units:
         code.ablate(units)  # refuses what cannot be removed before anything is sampled
-    samples = runs.draw_samples(params)
     out = runs.output_folder("samples")
+    samples = runs.draw_samples(params)
     scale = max(1, 64 // params.image_shape[0])
     arrays: dict[str, Any] = {"images": np.asarray(samples.images)}
     pictures = {f"samples_seed{flags.FLAGS.seed}": samples.images}

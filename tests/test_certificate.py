@@ -205,7 +205,10 @@ def test_forgetting_again_keeps_what_was_forgotten_before(copied, tmp_path):
         del text["sums"]
 
     reseal(path / "checkpoints" / "4", old)
+    config = {"data": {"name": "folder", "path": "images"}, "run_dir": "runs/mine"}
+    write_sealed(path / "config.json", {**config, "working_directory": "/home/ada/secret"})
     certificate = ensdiff.forget(path, [unit], tmp_path / "two")
+    assert read_sealed(tmp_path / "two" / "config.json") == config  # not where training was, for it may be published
     assert certificate.units == tuple(sorted([UNIT, unit]))
     assert certificate.survivors == tuple(k for k in SURVIVORS if not CODE.rows(unit)[0][k])
     assert Run.open(tmp_path / "two").forgotten == certificate.units
@@ -440,9 +443,8 @@ def test_no_other_member_is_certified_only_where_nothing_else_is(run_dir, copied
     named = [line.split(":")[0] for line in result.failures if "may hold other members; move it out" in line]
     assert sorted(named) == sorted(names)
     again = ensdiff.certify(path, [UNIT])
-    assert again.values["claim"].endswith(
-        f"; its checkpoints hold no other member, and these other files in the run were not examined: {', '.join(names)}."
-    )
+    said = f"these other files in the run were not examined: {', '.join(names)}."
+    assert again.values["claim"].endswith(f"; its checkpoints hold no other member, and {said}")
     assert again.verify(path).ok
     # a claim that is forged to say nothing of them
     values = {**again.values, "claim": certificate.values["claim"], "others": []}
@@ -576,7 +578,7 @@ def test_units_of_the_data_are_compared(small, copied, examined_once):
     ("run.json", {"train": {"seed": 1}}, "train.seed: run.json says 1, checkpoints/5 says 0"),
     ("run.json", {"code": {"units": 7}}, "run.json is not the description of a run"),
     ("run.json", {"origin": {"members": [0, 1]}}, "the code is not that of members [0, 1]"),
-    ("run.json", {"data": {"digest": "0" * 64}}, "run.json says " + "0" * 64),
+    ("run.json", {"data": {"digest": "0" * 64}}, "description says " + "0" * 64),
     ("run.json", {"model": {"dropout": 0.5}}, "model.dropout: run.json says 0.5, checkpoints/5 says 0.0"),
     ("run.json", {"schedule": {"timesteps": 21}}, "schedule.timesteps: run.json says 21"),
 ])  # fmt: skip

@@ -169,10 +169,13 @@ def test_hierarchical_words_lie_inside_their_groups():
     ([0, 0, 1, 1], dict(group_weight=8), "group_weight < 8"),
     ([0, 0, 2], {}, "groups 1 have no unit"),
     ([0, 0], {}, "one group"),
-    ([0.5, 1], {}, "one integer a unit"),
+    ([0.5, 1], {}, "one integer per unit"),
     ([-1, 0], {}, "group -1"),
     ([0] * 7 + [1], dict(group_weight=4, weight=2), "larger weight"),
-    ([0, 0, 1, 1], dict(group_names=["a", "a"]), "1 different names for 2 groups"),
+    ([0, 0, 1, 1], dict(group_names=["a", "a"]), "two groups are shown alike, 'a' and 'a'"),
+    ([0, 0, 1, 1, 2, 2], dict(group_names=["a", "a", "b", "c"]), "two groups are shown alike"),
+    ([0, 0, 1, 1], dict(group_names=["a", "b", "c"]), "3 names for 2 groups: expected one per group"),
+    ([0, 0, 1, 1], dict(group_names="ab"), "one name per group"),
 ])  # fmt: skip
 def test_bad_hierarchies(groups, options, message):
     with pytest.raises(ValueError, match=message):
@@ -190,6 +193,7 @@ def test_groups_have_names():
     values["groups"]["names"] = ["ada"]
     with pytest.raises(ValueError, match="1 names for 3 groups"):
         Code.from_dict(values)
+    assert Code.hierarchical(8, [0, 0, 1, 1], group_names=[7, b"bob"]).group_code().names == ("7", "bob")
 
 
 def test_antichain():
@@ -267,15 +271,20 @@ def test_names_are_those_of_the_data_in_order():
     with pytest.raises(ValueError, match="unit 1 is 'bob' in the code and 'item 0' .* give the code the names"):
         check_names(["ada", "bob"], ["ada", "item 0"])
     for of_data in (["item 1", "item 0"], ["1", "0"]):  # numbers of other units
-        with pytest.raises(ValueError, match="name other units"):
+        with pytest.raises(ValueError, match="name different units"):
             check_names(["ada", "bob"], of_data)
+    for of_code, of_data in ((["1", "0"], ["0", "1"]), (("2", "0", "1"), range(3)), (["0", "1"], ["1", "0"])):
+        with pytest.raises(ValueError, match="the same names in another order"):  # of artists, say, and no places
+            check_names(of_code, of_data)
+    check_names(["5", "7"], range(2))
 
 
 @pytest.mark.parametrize(("names", "message"), [
-    (["ada", "bob", "ada"], "names of several units: 'ada'"),
-    (["1", "2", 1], "names of several units: '1'"),
+    (["ada", "bob", "ada"], "two units are shown alike, 'ada' and 'ada'"),
+    (["ada", "bob", "ada "], "two units are shown alike, 'ada' and 'ada '"),
+    (["1", "2", 1], "two units are shown alike, '1' and '1'"),
     (["ada", "bob"], "2 names for 3 units"),
-    ("abc", "expected one name a unit, in a list"),
+    ("abc", "expected a list with one name per unit"),
 ])  # fmt: skip
 def test_bad_names(names, message):
     with pytest.raises(ValueError, match=message):

@@ -121,6 +121,24 @@ def test_equal_members_say_nothing_of_membership(rng):
     assert contrast_losses(losses(rng, code, 0.5), code).notes == ()
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_a_unit_of_unknown_loss_changes_no_other(rng):
+    code = Code.balanced(8, 12, 4)
+    loss = losses(rng, code, 0.5)
+    loss[5] = np.nan
+    found = contrast_losses(loss, code)
+    rest = np.delete(np.arange(12), 5)
+    without = contrast_losses(loss[rest], Code.from_matrix(code.matrix()[rest]))
+    for name in ("loss_NK", "memorization_N", "memorization_error_N", "membership_NK", "separation_N"):
+        np.testing.assert_allclose(getattr(found, name)[rest], getattr(without, name), err_msg=name)
+        assert np.isnan(getattr(found, name)[5]).all()
+    assert found.auc == without.auc
+    assert found.notes == ("Everything is NaN for 1 of 12 units of which items are absent: their loss is unknown.",)
+    loss[6, 0] = np.nan
+    with pytest.raises(ValueError, match="expected finite losses .* or rows of NaN for some"):
+        contrast_losses(loss, code)
+
+
 def test_losses_that_do_not_fit_the_code(rng):
     code = Code.balanced(8, 12, 4)
     for loss in (rng.random((12, 7)), rng.random(12), np.full((12, 8), np.nan)):
@@ -141,5 +159,9 @@ def test_losses_of_units_are_diagonals_of_r(tiny):
     result = ensdiff.contrast(tiny, data, 3, config)
     np.testing.assert_array_equal(result.loss_NK, loss)
     assert CODE.units == len(result.memorization_N)
+    gone = data.subset([0, 2, 3, 4, 5, 6, 7, 8]).align(data.manifest(), absent=[0])
+    without = unit_losses(tiny, gone, 3, config)
+    assert np.isnan(without[0]).all()
+    np.testing.assert_array_equal(without[1:], loss[1:])
     with pytest.raises(ValueError, match="9 units"):
         unit_losses(tiny, ensdiff.data.arrays(blobs(9)), 3)

@@ -19,6 +19,7 @@ from PIL import Image
 
 from ensdiff import data
 from ensdiff.data import DataWarning
+from ensdiff.data.matching import unit_differences
 from experiments.building import build_code, load_data
 
 
@@ -711,6 +712,41 @@ def test_what_may_be_missing_is_all_that_is(case, choose):
     there = np.setdiff1d(np.arange(whole.items), found.absent)
     np.testing.assert_array_equal(found.images[there], whole.images[there])
     assert found.digest() == whole.digest()
+
+
+def test_aligned_images_are_copied_only_where_they_move():
+    whole = painted([0, 7, 2, 7], [0, 1, 2, 3])
+    assert whole.align(whole.manifest()).images is whole.images
+    turned = whole.subset([3, 2, 1, 0])
+    assert turned.align(whole.manifest(), found=np.array([3, 2, 1, 0])).labels.tolist() == [0, 1, 2, 3]
+
+
+def test_units_of_which_items_are_absent():
+    whole = painted([5, 6, 7, 8], [0, 0, 1, 2])
+    found = whole.subset([1, 3]).align(whole.manifest(), absent=[0, 1])
+    assert found.absent_units.tolist() == [0, 1]
+    assert [found.pictures_of(unit).ravel().tolist() for unit in range(3)] == [[6], [], [8]]
+    pairs = found.regroup([0, 0, 1, 1], names=["x", "y"])
+    assert pairs.unit_names == ["x", "y"]
+    assert [pairs.pictures_of(unit).ravel().tolist() for unit in range(2)] == [[6], [8]]
+    with pytest.raises(ValueError, match="1 names for 2 units"):
+        found.regroup([0, 0, 1, 1], names=["x"])
+    with pytest.raises(ValueError, match="2 items of the data are absent, the first of unit 0, .* this needs the pict"):
+        found.check_present("this")
+    whole.check_present("this")
+
+
+def test_units_differ_where_items_are_together_with_others():
+    whole = painted([0, 1, 2, 3], [0, 0, 1, 2])
+    said, found = whole.manifest(), np.arange(4)
+    assert unit_differences(said, found, np.array([2, 2, 0, 1]), list("xyz")) == []  # other numbers, the same units
+    for units, either in (([0, 1, 2, 3], (0, 1)), ([0, 0, 1, 1], (2, 3)), ([0, 0, 0, 1], (2,))):
+        (line,) = unit_differences(said, found, np.array(units), list("wxyz"))
+        assert int(line.split()[1]) in either
+    gone = unit_differences(said, np.array([0, -1, 2, 3]), np.arange(4), list("wxyz"))
+    assert gone == []
+    lines = unit_differences(painted(range(24), range(24)).manifest(), np.arange(24), np.arange(24) // 2, ["x"] * 12)
+    assert lines[-1] == "so are 2 more items"
 
 
 def test_default_names_are_those_of_the_new_places():

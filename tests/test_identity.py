@@ -5,17 +5,23 @@ import pathlib
 import shutil
 import warnings
 
+import jax
 import numpy as np
 import pytest
 from absl import flags
+from ml_collections import ConfigDict
 from PIL import Image
 
 import ensdiff
-from ensdiff.attribution.plot import check_attributed
+from ensdiff.data import from_images
+from ensdiff.denoise import Noise
+from ensdiff.identity import check_attributed
 from ensdiff.integrity import write_sealed
 from ensdiff.interop import ctf
-from ensdiff.report import attribution_sections
+from ensdiff.report import Page, attribution_sections, write_page
 from ensdiff.report.explorer import explore
+from ensdiff.report.explorer.layer import _classes
+from ensdiff.report.explorer.write import _units
 from ensdiff.rundir import RunDirectory
 from experiments import building, runs
 from tests.helpers import blobs, random_ensemble
@@ -90,14 +96,19 @@ def test_items_that_the_run_never_saw_are_left_out_and_counted(place):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert found_in(place, held_out=1).items == 12
-    with pytest.warns(ensdiff.DataWarning, match="1 of the 13 items given are none that .*mine was trained on"):
+    with pytest.warns(ensdiff.DataWarning, match="1 of the 13 items given were not used to train .*mine and"):
         np.testing.assert_array_equal(found_in(place).images, blobs(12))
 
 
 def test_pictures_that_were_other_units_are_said_to_be(place):
     data = folder(place / "images").regroup(["x", "x", *map(str, range(10))])
-    with pytest.warns(ensdiff.DataWarning, match=r"x holds pictures that were different units .* \(0, 1\)"):
+    with pytest.warns(ensdiff.DataWarning, match="units of the data are other .* of another, 'x', in the data given"):
         assert ensdiff.training_data(place / "runs" / "mine", data).units == 12
+    pairs = folder(place / "images").regroup(np.arange(12) // 2)
+    params = dataclasses.replace(random_ensemble(ensdiff.Code.balanced(6, 6)), data_digest=pairs.digest())
+    run = write_run(place / "runs" / "pairs", params, pairs, {})
+    with pytest.warns(ensdiff.DataWarning, match="item [01] is of unit 0 in the run's manifest, and of another"):
+        assert ensdiff.training_data(run, folder(place / "images")).units == 6
 
 
 @pytest.mark.parametrize("known", [True, False])
@@ -107,6 +118,7 @@ def test_runs_without_a_manifest(place, known):
     params = ensdiff.load(place / "runs" / "mine")
     named = ensdiff.Code.from_matrix(CODE.matrix(), names=data.unit_names)
     ensdiff.save(params if known else dataclasses.replace(params, code=named, data_digest=None), place / "saved")
+    assert ensdiff.check_run(place / "saved") == []
     rename(place, "p11.png", "a.png")
     other = folder(place / "images")
     if known:
@@ -143,8 +155,34 @@ def test_forgotten_pictures_may_be_gone(place):
     assert found.unit_names[3] == "unit 3"
     ensdiff.check_data(ensdiff.load(run), found)
     assert found.subset([0, 3]).absent.tolist() == [1]
-    with pytest.raises(ValueError, match="1 items of the data are absent"):
-        ensdiff.train(found, CODE, steps=1)
+    params = ensdiff.load(run)
+    for call in (
+        lambda: ensdiff.train(found, CODE, steps=1),
+        lambda: ensdiff.baselines.baseline_scores(blobs(1), found, params, ["pixel"]),
+        lambda: ctf.write(place / "x.ctf", params, ensdiff.sample(params, 0, 1, steps=1), found),
+    ):
+        with pytest.raises(ValueError, match="1 items of the data are absent, the first of unit 3"):
+            call()
+
+
+def test_pictures_of_deleted_items_are_said_to_be_deleted(tiny, tmp_path):
+    """What stands for them is shown nowhere."""
+    whole = from_images(blobs(9), [0, 0, 1, 2, 3, 4, 5, 5, 5], labels=[7, 7, 8, 8, 8, 9, 5, 6, 5])
+    data = whole.subset([1, 3, 4, 5, 6, 7, 8]).align(whole.manifest(), absent=[0, 1], names=whole.unit_names)
+    samples = ensdiff.sample(tiny, 0, 1, steps=2)
+    att = ensdiff.attribute(tiny, samples, "exact", top=6, null=0)
+    names = [axes.get_title() for axes in att.plot(samples.images, data).axes[1:]]
+    assert [name.endswith("deleted") for name in names] == (att.units[0] == 1).tolist()
+    (section,) = attribution_sections(tiny, data, samples, att)
+    cards = {card.name: card for card in section.units}
+    assert [(len(cards[name].images), cards[name].deleted) for name in "012"] == [(1, 1), (0, 1), (1, 0)]
+    assert ["class" in cards[name].extra for name in "012"] == [False, False, True]
+    page = write_page(tmp_path / "page.html", Page("x", [], samples=[section])).read_text()
+    assert page.count("trained on, 1 deleted") == 2
+    assert page.count('alt="training image') == 1 + 0 + 1 + 1 + 1 + 3
+    layer = explore(tiny, data, samples, att, combined=0, null=0)
+    assert {unit: len(entry[4]) for unit, entry in _units(layer, np.arange(3)).items()} == {"0": 1, "1": 0, "2": 1}
+    assert _classes(data, None) == ["7", "unknown", "8", "8", "9", "mixed"]
 
 
 def test_every_function_of_an_ensemble_and_data_compares_them(place):
@@ -156,11 +194,15 @@ def test_every_function_of_an_ensemble_and_data_compares_them(place):
         np.array([[3]]), np.array([[1.0]]), None, None, "exact", "l2", {"units": 12, "data": data.digest()}
     )
     check_attributed(att, data)
+    K = params.members
+    samples = ensdiff.Samples(
+        images, Noise(np.arange(1), key=jax.random.key(0)), np.full(K, 1 / K), ensdiff.SamplerConfig()
+    )
     for call in (
         lambda: ensdiff.contrast(params, other),
         lambda: explore(params, other, None),
         lambda: attribution_sections(params, other, None, att),
-        lambda: ctf.write(place / "x.ctf", params, None, other),
+        lambda: ctf.write(place / "x.ctf", params, samples, other),
         lambda: ensdiff.baselines.baseline_scores(images, other, params, ["pixel"]),
         lambda: att.plot(images, other),
     ):
@@ -210,14 +252,20 @@ def test_programs_find_data_that_moved_with_the_run(place, given, monkeypatch):
     monkeypatch.chdir(elsewhere)
     given(run=str(place / "runs" / "mine"))
     rename(place, "p11.png", "a.png")
-    assert runs.training_data().unit_names[11] in ("a.png", "p11.png")  # here, or in the first place
     config = ensdiff.integrity.read_sealed(place / "runs" / "mine" / "config.json")
     write_sealed(place / "runs" / "mine" / "config.json", {**config, "working_directory": str(place / "gone")})
     assert runs.training_data().unit_names[11] == "a.png"
     shutil.copytree(place / "images", elsewhere / "images")
+    (elsewhere / "images" / "a.png").rename(elsewhere / "images" / "here.png")
+    assert runs.training_data().unit_names[11] == "here.png"
+    assert runs.all_data().unit_names[0] == "here.png"
     # other data under the same name do not hide the right ones
     (elsewhere / "images" / "p00.png").unlink()
-    assert runs.training_data().unit_names[11] == "a.png"
+    assert runs.training_data().unit_names[11] == runs.all_data().unit_names[0] == "a.png"
+    assert runs.all_data(absent=[0]).unit_names[0] == "here.png"  # what may be missing hides nothing
+    (place / "images" / "p01.png").rename(place / "p01.png")
+    assert runs.all_data().unit_names[0] == "here.png"  # the first, where none has all
+    (place / "p01.png").rename(place / "images" / "p01.png")
     shutil.rmtree(elsewhere / "images")
     (place / "images").rename(place / "pictures")
     with pytest.raises(FileNotFoundError) as caught:
@@ -252,18 +300,91 @@ def test_held_out_items_stay_held_out_when_files_are_renamed(place, given):
         warnings.simplefilter("error")
         np.testing.assert_array_equal(runs.training_data().images, data.images)
     add(place, "new.png")
-    with pytest.warns(ensdiff.DataWarning, match="5 of the 13 items given, where 4 were held out, are none"):
+    with pytest.warns(ensdiff.DataWarning, match="5 of the 13 items given, where 4 were held out, were not used"):
         np.testing.assert_array_equal(runs.training_data().images, data.images)
 
 
-def test_what_is_about_to_be_forgotten_is_named(place, given, capsys):
+def test_what_is_about_to_be_forgotten_is_named(place, given, capsys, monkeypatch):
     rename(place, "p11.png", "a.png")
     given(run=str(place / "runs" / "mine"), data=f"folder,path={place / 'images'},mode=L")
     runs.announce_units([11, 0])
     assert capsys.readouterr().out == "unit 11 is a.png, 1 picture\nunit 0 is p00.png, 1 picture\n"
     given(run=str(place / "runs" / "mine"), data=f"folder,path={place / 'nowhere'},mode=L")
     runs.announce_units([11])
-    assert "which pictures units 11 are cannot be said" in capsys.readouterr().out
+    assert "cannot tell which pictures units 11 are: " in capsys.readouterr().out
+
+    def lacks(**_):
+        raise ImportError("no \x1b[2J")
+
+    monkeypatch.setattr(runs, "training_data", lacks)
+    runs.announce_units([11])
+    assert "cannot tell which pictures units 11 are: no \\x1b[2J" in capsys.readouterr().out
+    monkeypatch.setattr(runs, "training_data", lambda: pytest.fail("read all data for units that cannot be removed"))
+    with pytest.raises(ValueError, match="unit 12 does not exist"):
+        runs.announce_units([12])
+    params = ensdiff.load(place / "runs" / "mine")
+    code = ensdiff.Code.from_matrix(CODE.matrix(), names=[f"\x1b{i}" for i in range(12)])
+    run = write_run(place / "runs" / "named", dataclasses.replace(params, code=code), folder(place / "images"), {})
+    given(run=str(run))
+    runs.announce_units([11])
+    assert capsys.readouterr().out == "unit 11 is \\x1b11, 1 picture\n"
+
+
+def test_a_run_made_by_forgetting_takes_no_other_files(place, given):
+    run = place / "runs" / "mine"
+    flags_of = flags.FLAGS
+    if "out" not in flags_of:
+        runs.define_sampling_flags(n=1)
+    given(run=str(run))
+    assert runs.output_folder("attribution") == run / "attribution"
+    (run / "attribution").rmdir()
+    description = ensdiff.integrity.read_sealed(run / "run.json")
+    write_sealed(run / "run.json", {**description, "origin": {"members": [0], "forgotten": [3]}})
+    with pytest.raises(ValueError, match=r"mine was made by forgetting units, .* give --out=FOLDER"):
+        runs.output_folder("attribution")
+    assert not (run / "attribution").exists()
+    flags_of["out"].value = str(place / "out")
+    try:
+        assert runs.output_folder("attribution") == place / "out"
+    finally:
+        flags_of["out"].value = None
+
+
+def test_a_run_is_resumed_with_its_pictures_whatever_they_are_called(place):
+    """In another order, under other names, in a renamed folder; anything else is named."""
+    run, before = place / "runs" / "mine", folder(place / "images")
+    params = ensdiff.load(run)
+    config = ConfigDict({"run_dir": str(run), "resume": True})
+    config.data = ConfigDict({"name": "folder", "path": str(place / "images"), "mode": "L"})
+
+    def begin(data):
+        with RunDirectory.open(run, keep=1, resume=True) as directory:
+            directory.begin(params, data=data)
+
+    rename(place, "p11.png", "a.png")
+    with pytest.raises(ValueError, match=r"data: items are in another order .*ensdiff\.training_data\(run, data\)"):
+        begin(folder(place / "images"))
+    begin(building.run_data(config))
+    (place / "images").rename(place / "other")
+    config.data.path = str(place / "other")
+    found = building.run_data(config)
+    np.testing.assert_array_equal(found.images, before.images)
+    assert found.name != before.name
+    begin(found)
+    assert ensdiff.integrity.read_sealed(run / "run.json")["data"]["name"] == before.name  # as in the checkpoint
+    Image.fromarray(blobs(1, 9)[0, ..., 0]).save(place / "other" / "new.png")
+    with pytest.raises(ValueError, match="cannot be resumed with other data: 1 of the items were not used to train it"):
+        building.run_data(config)
+    config.data.held_out = 2
+    with pytest.raises(ValueError, match="1 of the items were not used .* config.data.held_out=2"):
+        building.run_data(config)
+    config.data.held_out = 1
+    np.testing.assert_array_equal(building.run_data(config).images, before.images)
+    config.resume = False
+    assert building.run_data(config).items == 12  # a new run: a random one is held out
+    (place / "other" / "p03.png").unlink()
+    with pytest.raises(ValueError, match="data: 1 of 12 training items are not among the data: item 3 of unit 3; 1 of"):
+        begin(folder(place / "other"))
 
 
 def test_options_of_data_are_numbers_where_the_reader_takes_numbers(tmp_path, given, monkeypatch):

@@ -35,6 +35,7 @@ from ensdiff.codes import Code
 from ensdiff.data import Dataset
 from ensdiff.denoise import memory_budget_default
 from ensdiff.ensemble import Ensemble, images_at_once, least_bytes, make_mesh, on_mesh, to_model
+from ensdiff.files import printable
 from ensdiff.identity import check_data
 from ensdiff.metrics.arrays import precision, tied
 from ensdiff.schedule import Schedule
@@ -46,8 +47,8 @@ class Contrast(NamedTuple):
     """What members that saw a unit do otherwise than those that did not.
 
     Args:
-        loss_NK: mean loss of each unit under each member.
-        memorization_N: (f1), in units of the loss; NaN where all or no members saw the unit.
+        loss_NK: mean loss of each unit under each member; NaN for units of which items are absent.
+        memorization_N: (f1), in units of the loss; NaN where all or no members saw the unit, or the loss is NaN.
         memorization_error_N: its standard error; NaN where one member or none saw the unit, or did not.
         membership_NK: (f2), log likelihood ratio that member k saw unit i; positive speaks for it; NaN where a unit
             has fewer than two members of a kind.
@@ -82,7 +83,7 @@ def contrast(
 
     Args:
         params: the ensemble.
-        data: what it was trained on.
+        data: what it was trained on. Units of which items are absent (`Dataset.absent`) are NaN, and change no other.
         key: int seed or JAX key of the draws, which are the same for all items and members.
         config: draws, levels and weighting; by default 32 draws an item. A target error is not used.
         memory_budget: bytes of activations a device may hold.
@@ -108,7 +109,7 @@ def unit_losses(
     memory_budget: int | None = None,
     progress: bool = False,
 ) -> Float[np.ndarray, "N K"]:
-    """Mean loss of every unit under every member; arguments are those of `contrast`."""
+    """Mean loss of every unit under every member, NaN where items are absent; arguments are those of `contrast`."""
     check_data(params, data)
     config = LossConfig(draws=32, block=16) if config is None else config
     key, K = as_key(key), params.members
@@ -142,6 +143,7 @@ def unit_losses(
             total_KB = np.sum([hosts.fetch(step(stacked, x, noise_key, *draw)) for draw in draws], axis=0, dtype=float)
             np.add.at(loss_NK, data.unit_of_item[items], total_KB[:, : len(items)].T)
             bar.update(len(items))
+    loss_NK[data.absent_units] = np.nan
     return loss_NK / np.bincount(data.unit_of_item, minlength=data.units)[:, None]
 
 
@@ -175,28 +177,30 @@ def contrast_losses(loss_NK: ArrayLike, code: Code) -> Contrast:
     """The contrasts (f1) and (f2) of given losses.
 
     Args:
-        loss_NK: (N, K) loss of each unit under each member.
+        loss_NK: (N, K) loss of each unit under each member. A row of NaN is a unit whose loss is unknown: all of its
+            contrasts are NaN, and those of other units are what they are without it.
         code: which member saw which unit.
 
     Raises:
-        ValueError: losses of another shape than the code's, or not finite.
+        ValueError: losses of another shape than the code's, or not finite (but for whole rows of NaN, not all).
 
     >>> found = contrast_losses([[1, 2, 3], [4, 1, 4], [5, 5, 2]], ensdiff.Code.from_matrix(np.eye(3)))
     >>> found.memorization_N.tolist(), found.auc, found.notes[-1]
     ([1.5, 3.0, 3.0], nan, 'The AUC is NaN: there is no unit whose membership is known.')
     """
     seen_NK = code.matrix().astype(bool)
-    if np.shape(loss_NK) != seen_NK.shape or not np.isfinite(loss_NK).all():
+    loss_NK = np.asarray(loss_NK, np.float64)
+    known_N = ~np.isnan(loss_NK).all(1) if loss_NK.shape == seen_NK.shape else np.zeros(0, bool)
+    if not known_N.any() or not np.isfinite(loss_NK[known_N]).all():
         raise ValueError(
             f"loss_NK has shape {np.shape(loss_NK)}: expected finite losses of {code.units} units under {code.members} "
-            "members"
+            "members, or rows of NaN for some of the units"
         )
-    loss_NK = np.asarray(loss_NK, np.float64)
     memorization_N, error_N = _difference(loss_NK, ~seen_NK, seen_NK)
-    membership_NK = _membership(loss_NK - loss_NK.mean(0), seen_NK)
+    membership_NK = _membership(loss_NK - loss_NK[known_N].mean(0), seen_NK)
     separation_N, separation_error_N = _difference(membership_NK, seen_NK, ~seen_NK)
     auc = _auc(membership_NK, seen_NK)
-    notes = _notes(seen_NK, membership_NK)
+    notes = _notes(seen_NK, membership_NK, known_N)
     return Contrast(loss_NK, memorization_N, error_N, membership_NK, separation_N, separation_error_N, auc, notes)
 
 
@@ -219,9 +223,8 @@ def contrast_table(result: Contrast, names: Sequence[str], top: int = 10) -> str
         )
     for i in order:
         memorization = _with_error(result.memorization_N[i], result.memorization_error_N[i], 3)
-        lines.append(
-            f"  {names[i]}: {memorization}, {_with_error(result.separation_N[i], result.separation_error_N[i], 2)}"
-        )
+        separation = _with_error(result.separation_N[i], result.separation_error_N[i], 2)
+        lines.append(f"  {printable(names[i])}: {memorization}, {separation}")
     return "\n".join(lines)
 
 
@@ -231,12 +234,14 @@ def _with_error(value: float, error: float, digits: int) -> str:
     return f"{value:.{digits}f} " + (f"+- {error:.{digits}f}" if np.isfinite(error) else "(error unknown)")
 
 
-def _notes(seen_NK: np.ndarray, membership_NK: np.ndarray) -> tuple[str, ...]:
+def _notes(seen_NK: np.ndarray, membership_NK: np.ndarray, known_N: np.ndarray) -> tuple[str, ...]:
     """Why what is NaN is NaN."""
-    few_N = np.minimum(seen_NK.sum(1), (~seen_NK).sum(1))  # the members of the rarer kind
-    N = len(few_N)
-    unknown_N = np.isnan(membership_NK).any(1)
+    N = len(known_N)
+    few_N = np.minimum(seen_NK.sum(1), (~seen_NK).sum(1))[known_N]  # the members of the rarer kind
+    unknown_N = np.isnan(membership_NK).any(1)[known_N]
     notes = []
+    if lost := int((~known_N).sum()):
+        notes.append(f"Everything is NaN for {lost} of {N} units of which items are absent: their loss is unknown.")
     if none := int((few_N == 0).sum()):
         notes.append(
             f"Memorization and membership are NaN for {none} of {N} units that all members or no member saw: there is "
@@ -283,11 +288,11 @@ def _membership(value_NK: np.ndarray, seen_NK: np.ndarray) -> np.ndarray:
     score_NK = np.zeros(value_NK.shape)
     for chosen_NK, sign in ((seen_NK, 1.0), (~seen_NK, -1.0)):
         moments = _moments(value_NK, chosen_NK)
-        usable_N = moments.count_N > 1
+        usable_N = (moments.count_N > 1) & np.isfinite(moments.mean_N)
         # pooled within units, so divided by the sum of (count - 1)
         freedom_N = moments.count_N[usable_N] - 1
         variance = (moments.variance_N[usable_N] * freedom_N).sum() / freedom_N.sum() if usable_N.any() else np.nan
-        if not variance > (precision(1.0) * np.abs(value_NK).max()) ** 2:  # none, or of rounding only
+        if not variance > (precision(1.0) * np.nanmax(np.abs(value_NK))) ** 2:  # none, or of rounding only
             return np.full(value_NK.shape, np.nan)
         with np.errstate(invalid="ignore", divide="ignore"):
             total_N1, count_N1 = (moments.mean_N * moments.count_N)[:, None], moments.count_N[:, None]

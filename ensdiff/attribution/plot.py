@@ -4,6 +4,8 @@ from typing import Any
 
 import numpy as np
 
+from ensdiff.identity import check_attributed
+
 
 def plot_attribution(att: Any, images_BHWC: np.ndarray, data: Any, top: int) -> Any:
     """Each sample beside its top units, as `Attribution.plot` says."""
@@ -24,31 +26,13 @@ def plot_attribution(att: Any, images_BHWC: np.ndarray, data: Any, top: int) -> 
             label = f"{att._name(att.units[b, t])}\n{att.influence[b, t]:.3g}"
             if att.q_value is not None:
                 label += f", q={att.q_value[b, t]:.2g}"
-            picture = None
+            pictures: Any = ()
             if data is not None:
                 unit = int(att.units[b, t]) if att.sets is None else att.sets[int(att.units[b, t])][0]
-                picture = data.images[data.items_of(unit)[0]]
-            _show(axes[b, t + 1], picture, label)
+                pictures = data.pictures_of(unit)
+                label += "" if len(pictures) else "\ndeleted"
+            _show(axes[b, t + 1], pictures[0] if len(pictures) else None, label)
     return figure
-
-
-def check_attributed(att: Any, data: Any) -> None:
-    """Check that an attribution's units are those of data, as far as it says which they are.
-
-    Raises:
-        ValueError: another number of units, or the data are not those that the ensemble was trained on.
-    """
-    units, digest = att.settings.get("units", data.units), att.settings.get("data")
-    if data.units != units:
-        raise ValueError(
-            f"the data have {data.units} units, the attribution is to {units}: give the training data; for groups of a "
-            "hierarchical code, data.regroup(code.group_of_unit())"
-        )
-    if digest is not None and data.digest() != digest:
-        raise ValueError(
-            f"the data have the digest {data.digest()[:12]}..., the attribution is to units of {digest[:12]}...: "
-            "ensdiff.training_data(run, data) finds the training data of a run, by content"
-        )
 
 
 def _show(axes: Any, picture: np.ndarray | None, label: str) -> None:

@@ -91,7 +91,7 @@ def baseline_scores(
 
     Raises:
         ValueError: an unknown baseline, one without what it needs, images of another shape or range, or data that are
-            not what the ensemble was trained on.
+            not what the ensemble was trained on, or of which items are absent (`Dataset.absent`).
 
     >>> import ensdiff
     >>> digits = ensdiff.data.digits().subset(range(40))
@@ -110,6 +110,7 @@ def baseline_scores(
             raise ValueError(f"the baseline {name!r} needs {missing}: give it, or leave the baseline out")
     if params is not None and data.units == params.code.units:
         check_data(params, data)
+    data.check_present("a baseline", "give data that have them, or data.subset of the others")
     query, train = _pixels(images), _pixels(data.images)
     if query.shape[1:] != train.shape[1:]:
         raise ValueError(f"the images are {query.shape[1:]}, the training data {train.shape[1:]}")

@@ -15,6 +15,7 @@ from ensdiff.certificate.replay import replay as train_anew
 from ensdiff.certificate.run import Run
 from ensdiff.certificate.sections import FIELDS, LIMITS, SECTIONS, Facts, compare
 from ensdiff.data import Dataset
+from ensdiff.data.matching import unit_differences
 from ensdiff.files import printable, read_json
 from ensdiff.storage import write_atomically
 
@@ -64,8 +65,12 @@ class Certificate:
 
     @property
     def units(self) -> tuple[int, ...]:
-        """The units that no survivor drew."""
-        return tuple(unit["id"] for unit in self.values["units"])
+        """The units that no survivor drew.
+
+        Raises:
+            ValueError: a forged certificate lists something else.
+        """
+        return tuple(_unit_ids(self.values.get("units")))
 
     @property
     def survivors(self) -> tuple[int, ...]:
@@ -129,7 +134,7 @@ class Certificate:
         failures += [f"{name}: missing from the certificate" for name in FIELDS if name not in self.values]
         checked = ["the certificate's own digest"]
         try:
-            found = _examine(pathlib.Path(run), tuple(_unit_ids(self.values.get("units"))))
+            found = _examine(pathlib.Path(run), self.units)
             failures += self._compare(found.sections) + found.failures
             checked.append("every byte of the run's description, config, data manifest and checkpoints")
             if found.facts is not None:
@@ -211,41 +216,15 @@ def _verify_data(facts: Facts, data: Dataset | None, replay: int, checked: list[
         return ["replay: it needs the training data, give data="] if replay else []
     manifest = facts.run.manifest
     unseen = np.flatnonzero(~facts.run.code.matrix()[:, facts.survivors].any(1)).tolist()
-    aligned = data.align(manifest, absent=unseen, names=facts.run.code.names)
-    places = data.places(manifest, absent=unseen)
-    failures = _moved_items(manifest.unit_of_item, np.where(places >= 0, data.unit_of_item[places], -1), data)
+    found = data.places(manifest, absent=unseen)
+    aligned = data.align(manifest, absent=unseen, names=facts.run.code.names, found=found)
+    failures = [f"data: {line}" for line in unit_differences(manifest, found, data.unit_of_item, data.unit_names)]
     checked.append("that the data hold every item of units that these members saw, in the manifest's units")
     if replay:
         start, differences = train_anew(facts.run, aligned, facts.survivors, replay)
         checked.append(f"steps {start} to {facts.run.last} of these members, trained anew, bit for bit")
         failures += differences
     return failures
-
-
-_SHOWN = 10
-"""Items that are named where units differ."""
-
-
-def _moved_items(said: np.ndarray, given: np.ndarray, data: Dataset) -> list[str]:
-    """A line for each item that is in one unit with others in the manifest and with others again in the data.
-
-    Args:
-        said: (N_items,) the manifest's units.
-        given: (N_items,) the data's units of the same items, -1 for items that are missing there.
-        data: whose units have names.
-    """
-    here = np.flatnonzero(given >= 0)
-    pairs, counts = np.unique(np.stack([said[here], given[here]], 1), axis=0, return_counts=True)
-    of_said, of_given = {}, {}  # the most frequent partner of each unit
-    for (m, d), _ in sorted(zip(pairs.tolist(), counts.tolist(), strict=True), key=lambda pair: pair[1]):
-        of_said[m], of_given[d] = d, m
-    wrong = [int(i) for i in here if of_said[said[i]] != given[i] or of_given[given[i]] != said[i]]
-    lines = [
-        f"data: item {i} is of unit {said[i]} in the run's manifest, and of another, "
-        f"{data.unit_names[int(given[i])]!r}, in the data given"
-        for i in wrong[:_SHOWN]
-    ]
-    return lines + ([f"data: so are {len(wrong) - _SHOWN} more items"] if len(wrong) > _SHOWN else [])
 
 
 def certify(run: str | os.PathLike, units: Collection[int]) -> Certificate:

@@ -14,6 +14,7 @@ from ensdiff.certificate.files import FILES, NAME, check_files
 from ensdiff.certificate.run import Run
 from ensdiff.certificate.sections import Facts, config
 from ensdiff.checkpoint import RunDirectory, read_metrics
+from ensdiff.integrity import read_sealed, write_sealed
 from ensdiff.logs import METRICS, write_lines
 
 
@@ -23,8 +24,9 @@ def forget(run: str | os.PathLike, units: Collection[int], out: str | os.PathLik
     The new run loads, samples and attributes like any other. It keeps the numbers that its members were trained under,
     and the code over all members, so that their training can still be checked and replayed. Its own code is that code
     without the columns of the members that are gone; units keep their ids. Sample grids, reports and TensorBoard files
-    are not taken over, because all members made them. Let other programs write elsewhere (``--out=``): what they leave
-    in the new run may hold members as far as its certificate can tell, and does not pass `Certificate.verify`.
+    are not taken over, because all members made them, and neither is the working directory of the training, because the
+    new run may be published. Send the output of other programs elsewhere (``--out=``): what they leave in the new run
+    may hold members as far as its certificate can tell, and does not pass `Certificate.verify`.
 
     Args:
         run: a run that `ensdiff.train` wrote, or one that has forgotten units already.
@@ -85,6 +87,10 @@ def _write(old: Run, facts: Facts, path: pathlib.Path) -> None:
     for name in FILES:
         if name != "run.json" and (old.path / name).is_file():
             shutil.copyfile(old.path / name, path / name)
+    if (path / "config.json").is_file():
+        values = read_sealed(path / "config.json")
+        if values.pop("working_directory", None) is not None:
+            write_sealed(path / "config.json", values)
     lines = [
         {name: [value[i] for i in place] if name.endswith("_K") else value for name, value in line.items()}
         for line in read_metrics(old.path)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
 import operator
 import os
 import pathlib
@@ -17,7 +16,7 @@ from ensdiff.data.manifest import Manifest
 from ensdiff.ensemble import Ensemble
 from ensdiff.integrity import DamagedError, damage, read_sealed
 from ensdiff.logs import read_environments
-from ensdiff.stored import Metadata, folder_of, from_description, read_arrays, read_metadata, steps_of
+from ensdiff.stored import Metadata, folder_of, from_description, read_arrays, read_manifest, read_metadata, steps_of
 from ensdiff.train_step import TrainConfig, init_state
 from ensdiff.unet import UNetConfig
 
@@ -103,19 +102,13 @@ class Run:
 
         Raises:
             FileNotFoundError: the run has none.
-            ValueError: damaged, or another one than ``run.json`` says.
+            DamagedError: damaged, or another one than ``run.json`` says.
+            ValueError: it has more units than the code.
         """
         file = self.path / MANIFEST
-        if not file.is_file():
+        manifest = read_manifest(self.path, self.description)
+        if manifest is None:
             raise FileNotFoundError(f"{file} does not exist: runs have one since ensdiff.train writes it; train again")
-        content = file.read_bytes()
-        try:
-            manifest = Manifest.from_bytes(content)
-        except ValueError as error:
-            raise ValueError(f"{file} is damaged: {error}") from error
-        found, said = hashlib.sha256(content).hexdigest(), self.description["data"].get("digest")
-        if found != said:
-            raise ValueError(f"{file} has SHA-256 {found}, run.json says {said}")
         units = int(manifest.unit_of_item.max()) + 1
         if units > self.code.units:
             raise ValueError(f"{file} has units up to {units - 1}, the code has {self.code.units}")

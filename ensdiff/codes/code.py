@@ -149,13 +149,15 @@ class Code:
             group_names: of the G groups, the names of `group_code`'s units.
 
         Raises:
-            ValueError: out of range, not one name per group, or too few words for the groups or for a group's items.
+            ValueError: out of range, not one name per group, all distinct, or too few words for the groups or for a
+                group's items.
 
         >>> code = Code.hierarchical(8, np.arange(30) // 10, group_weight=6)
         >>> bool((code.rows(range(10)) <= code.group_code().rows(0)).all())
         True
         """
-        group_of_unit = check_groups(groups, group_names)
+        names = None if group_names is None else as_names(group_names, "groups")
+        group_of_unit = check_groups(groups, names)
         count = int(group_of_unit.max()) + 1
         group_weight = max(1, 3 * members // 4) if group_weight is None else operator.index(group_weight)
         weight = max(1, group_weight // 2) if weight is None else operator.index(weight)
@@ -178,7 +180,7 @@ class Code:
                 group_weight,
                 group_of_unit.astype("<i4").tobytes(),
                 np.packbits(group_GK, axis=1).tobytes(),
-                None if group_names is None else tuple(group_names),
+                names,
             ),
         )
 

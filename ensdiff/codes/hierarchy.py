@@ -80,7 +80,7 @@ def check_groups(group_of_unit: Any, names: Sequence[str] | None = None) -> np.n
     """
     groups = np.asarray(group_of_unit)
     if groups.ndim != 1 or not len(groups) or groups.dtype.kind not in "iu":
-        raise ValueError(f"groups have shape {groups.shape}, dtype {groups.dtype}: expected one integer a unit")
+        raise ValueError(f"groups have shape {groups.shape}, dtype {groups.dtype}: expected one integer per unit")
     if groups.min() < 0:
         raise ValueError(f"group {groups.min()}: expected numbers from 0")
     empty = np.flatnonzero(np.bincount(groups) == 0)
@@ -88,6 +88,6 @@ def check_groups(group_of_unit: Any, names: Sequence[str] | None = None) -> np.n
         raise ValueError(f"groups {some(empty)} have no unit: number groups 0 .. G - 1, each with units")
     if groups.max() < 1:
         raise ValueError("all units are in one group: expected at least two groups")
-    if names is not None and len(set(names)) != groups.max() + 1:
-        raise ValueError(f"{len(set(names))} different names for {groups.max() + 1} groups: expected one per group")
+    if names is not None and len(names) != groups.max() + 1:
+        raise ValueError(f"{len(names)} names for {groups.max() + 1} groups: expected one per group")
     return groups.astype(np.int32)

@@ -1,12 +1,13 @@
 """Groups and classes as people keep them: lists, NumPy arrays, columns of pandas, bytes from files."""
 
 import reprlib
-import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Shaped
+
+from ensdiff.codes.names import check_distinct
 
 MISSING = ("nan", "NaN", "NaT", "None", "<NA>")
 """How NumPy and pandas write a missing value when they turn a column into text."""
@@ -92,27 +93,6 @@ def categories(
                 ) from None
     check_distinct(dict.fromkeys(entries), f"{what}s")
     return np.array(entries, str)
-
-
-def check_distinct(names: Any, what: str) -> None:
-    """Refuse names of which two are equal, or look equal.
-
-    Args:
-        names: of units.
-        what: plural of what they name, for the message.
-
-    Raises:
-        ValueError: two names are the same, or differ only in surrounding blanks or in how Unicode writes a letter.
-    """
-    seen: dict[str, str] = {}
-    for name in names:
-        shown = unicodedata.normalize("NFC", name).strip(" \t\r\n\0")
-        if shown in seen:
-            raise ValueError(
-                f"two {what} are shown alike, {reprlib.repr(seen[shown])} and {reprlib.repr(name)}: give them "
-                "different names, or the same one if they are the same"
-            )
-        seen[shown] = name
 
 
 def _is_missing(entry: Any) -> bool:

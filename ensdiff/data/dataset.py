@@ -8,9 +8,30 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, Shaped, UInt8
 
-from ensdiff.data.categories import categories, check_distinct
+from ensdiff.codes.names import check_distinct
+from ensdiff.data.categories import categories
 from ensdiff.data.manifest import Manifest, hash_item
 from ensdiff.data.matching import match_items
+from ensdiff.files import printable
+
+
+class DataWarning(UserWarning):
+    """Data were read or found, but not all of them, or not exactly what was expected; says what.
+
+    Files of a folder were left out, or a run's training data could not be compared or came with others.
+
+    >>> import pathlib, warnings
+    >>> from PIL import Image
+    >>> pathlib.Path("sketches").mkdir()
+    >>> for name in ("0.png", "1.png"):
+    ...     Image.new("L", (8, 8)).save(f"sketches/{name}")
+    >>> _ = pathlib.Path("sketches", "2.heic").write_bytes(b"...")
+    >>> with warnings.catch_warnings(record=True) as caught:
+    ...     warnings.simplefilter("always")
+    ...     data = ensdiff.data.folder("sketches")
+    >>> print(caught[0].category.__name__, caught[0].message)
+    DataWarning sketches: left out 1 file: 1 .heic (such as 2.heic). ...
+    """
 
 
 class ItemNames(Sequence[str]):
@@ -86,13 +107,20 @@ class Dataset:
         order, starts = self._by_unit
         return order[starts[unit] : starts[unit + 1]]
 
-    def regroup(self, groups: Sequence[Any] | np.ndarray | None) -> "Dataset":
+    def regroup(self, groups: Sequence[Any] | np.ndarray | None, names: Sequence[str] | None = None) -> "Dataset":
         """The same images with other units: one per item (None), or per value of ``groups`` as in `from_images`.
 
+        Args:
+            groups: one value per item, or None.
+            names: of the new units, in the sorted order of their values; by default the values.
+
         Raises:
-            ValueError: an image without a group, or what else `from_images` refuses.
+            ValueError: an image without a group, or what else `from_images` refuses; another number of names.
         """
-        unit_of_item, names = _units(self.items, groups)
+        unit_of_item, own = _units(self.items, groups)
+        names = own if names is None else names
+        if len(names) != len(own):
+            raise ValueError(f"{len(names)} names for {len(own)} units: expected one per unit")
         return self._hand_on(dataclasses.replace(self, unit_of_item=unit_of_item, unit_names=names), slice(None))
 
     def subset(self, items: Any) -> "Dataset":
@@ -125,6 +153,33 @@ class Dataset:
     def absent(self) -> Int[np.ndarray, " n"]:
         """Indices of items that `align` did not find, for which black images stand."""
         return np.flatnonzero(self._is_absent)
+
+    @property
+    def absent_units(self) -> Int[np.ndarray, " n"]:
+        """Ids of the units of which items are absent."""
+        return np.unique(self.unit_of_item[self.absent])
+
+    def pictures_of(self, unit: int) -> UInt8[np.ndarray, "n H W C"]:
+        """The images of one unit without those that are absent: none of a unit that was deleted."""
+        items = self.items_of(unit)
+        return self.images[items[~self._is_absent[items]]]
+
+    def check_present(self, use: str, fix: str = "give data that have them") -> None:
+        """Check that no item is absent, where black images would be taken for data.
+
+        Args:
+            use: what needs all items, for the message.
+            fix: what to do, for the message.
+
+        Raises:
+            ValueError: items are absent; says how many, and of which unit the first is.
+        """
+        if len(self.absent):
+            unit = int(self.unit_of_item[self.absent[0]])
+            raise ValueError(
+                f"{len(self.absent)} items of the data are absent, the first of unit {unit}, and black images stand "
+                f"for them: {use} needs the pictures; {fix}"
+            )
 
     def _hand_on(self, other: "Dataset", items: Any) -> "Dataset":
         """Give what is known of some items to the data set of these items."""
@@ -163,7 +218,14 @@ class Dataset:
         """SHA-256 of the manifest, so of the images and their units, as hexadecimal digits. Computed once."""
         return self._digest
 
-    def align(self, manifest: Manifest, absent: Collection[int] = (), names: Sequence[str] | None = None) -> "Dataset":
+    def align(
+        self,
+        manifest: Manifest,
+        absent: Collection[int] = (),
+        names: Sequence[str] | None = None,
+        *,
+        found: Int[np.ndarray, " n"] | None = None,
+    ) -> "Dataset":
         """The items of a manifest, in its order, found here by their content: whatever their order and names here.
 
         Of items that are equal in every byte, a unit gets those of one unit here where that is possible, and otherwise
@@ -175,22 +237,28 @@ class Dataset:
             absent: units whose items may be missing, because they were deleted; they become black images.
             names: of the manifest's units, where they are known; by default the names that their items' units have
                 here.
+            found: what `places` returned for the same manifest and ``absent``, where it is known already.
 
         Returns:
-            A data set with the manifest's items and units, whose own manifest is the given one. Labels are kept, and
+            A data set with the manifest's items and units, whose own manifest is the given one. Its images are this
+            one's, not copied, where all are in their places. Labels are kept, and
             -1 (or an empty string) for what is missing. A unit whose items are in several units here has the first
             one's name "and n more".
 
         Raises:
             ValueError: items of other units are missing (names some), or the images are of another size.
         """
-        found = self.places(manifest, absent)
+        found = self.places(manifest, absent) if found is None else found
         lost = np.flatnonzero((found < 0) & ~np.isin(manifest.unit_of_item, list(absent)))
         if len(lost):
             raise ValueError(
                 f"{self._lacking(manifest, found, lost, names)}: give the data that the run was trained on"
             )
-        images = np.where((found >= 0)[:, None, None, None], self.images[found], np.uint8(0))
+        if np.array_equal(found, np.arange(self.items)):
+            images = self.images
+        else:
+            images = self.images[found]
+            images[found < 0] = 0
         labels = None
         if self.labels is not None:
             unknown = np.array("" if self.labels.dtype.kind == "U" else -1)
@@ -241,7 +309,7 @@ class Dataset:
 
     def __repr__(self) -> str:
         H, W, C = self.shape
-        return f"Dataset({self.name}: {self.items} images of {H}x{W}x{C} in {self.units} units)"
+        return f"Dataset({printable(self.name)}: {self.items} images of {H}x{W}x{C} in {self.units} units)"
 
 
 def _joined(names: Sequence[str]) -> str:
@@ -308,7 +376,7 @@ def from_images(
     unit_of_item, unit_names = _units(len(images), groups)
     if names is not None:
         if groups is not None or len(names) != len(images):
-            raise ValueError(f"{len(names)} names for {len(images)} images: expected one an image, and no groups")
+            raise ValueError(f"{len(names)} names for {len(images)} images: expected one per image, and no groups")
         unit_names = [str(name) for name in names]
         check_distinct(unit_names, "units")
     if labels is not None:

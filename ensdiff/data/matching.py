@@ -1,7 +1,7 @@
 """Finding a manifest's items among others by their content, where several may be equal in every byte."""
 
 from collections import Counter, deque
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from jaxtyping import Int
@@ -47,6 +47,49 @@ def match_items(
                 for item in items[found[items] < 0].tolist():
                     found[item] = choose(int(manifest.unit_of_item[item]), int(theirs[item]))
     return found
+
+
+SHOWN = 10
+"""Items that are named where units differ."""
+
+
+def unit_differences(
+    manifest: Manifest, found: Int[np.ndarray, " N"], unit_of_item: Int[np.ndarray, " n"], names: Sequence[str]
+) -> list[str]:
+    """A line for each item that belongs together with others in the manifest and with others again here.
+
+    Numbers and names of units may differ; which items are of one unit may not. Of more than `SHOWN` items, the last
+    line says how many.
+
+    Args:
+        manifest: whose units are compared.
+        found: what `match_items` returned: the index here of each of the manifest's items, or -1.
+        unit_of_item: unit of each item here.
+        names: of the units here.
+
+    >>> manifest = Manifest((1, 1, 1), np.array([0, 1]), np.array([b"a", b"b"], "S64"))
+    >>> unit_differences(manifest, np.array([0, 1]), np.array([1, 0]), ["ada", "bob"])
+    []
+    >>> unit_differences(manifest, np.array([0, 1]), np.array([0, 0]), ["ada"])
+    ["item 0 is of unit 0 in the run's manifest, and of another, 'ada', in the data given"]
+    """
+    here = np.flatnonzero(found >= 0)
+    said, given = manifest.unit_of_item[here], unit_of_item[found[here]]
+    pairs, counts = np.unique(np.stack([said, given], 1), axis=0, return_counts=True)
+    of_said, of_given = {}, {}  # the most frequent partner of each unit
+    for (m, d), _ in sorted(zip(pairs.tolist(), counts.tolist(), strict=True), key=lambda pair: pair[1]):
+        of_said[m], of_given[d] = d, m
+    agree = [of_said[m] == d and of_given[d] == m for m, d in pairs.tolist()]
+    if all(agree):
+        return []
+    wrong_pairs = {tuple(pair) for pair, good in zip(pairs.tolist(), agree, strict=True) if not good}
+    wrong = [i for i, pair in enumerate(zip(said.tolist(), given.tolist(), strict=True)) if pair in wrong_pairs]
+    lines = [
+        f"item {here[i]} is of unit {said[i]} in the run's manifest, and of another, {str(names[int(given[i])])!r}, in "
+        "the data given"
+        for i in wrong[:SHOWN]
+    ]
+    return lines + ([f"so are {len(wrong) - SHOWN} more items"] if len(wrong) > SHOWN else [])
 
 
 class _Stock:

@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from ensdiff.data.categories import categories
-from ensdiff.data.dataset import Dataset, from_images
-from ensdiff.files import open_regular
+from ensdiff.data.dataset import Dataset, DataWarning, from_images
+from ensdiff.files import open_regular, printable
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM", "QOI")
 """What is decoded, whatever a file is called: formats that Pillow decodes itself and knows by their first bytes. It
@@ -28,25 +28,6 @@ BITS, PHOTOMETRIC, SAMPLE_FORMAT, WHITE_IS_ZERO = 258, 262, 339, 0
 LINK = "link"
 NO_DATA = ("thumbs.db", "desktop.ini")
 """Files that a system leaves behind, which are not worth a warning; hidden ones are not either."""
-
-
-class DataWarning(UserWarning):
-    """Data were read or found, but not all of them, or not exactly what was expected; says what.
-
-    Files of a folder were left out, or a run's training data could not be compared or came with others.
-
-    >>> import warnings
-    >>> from PIL import Image
-    >>> pathlib.Path("sketches").mkdir()
-    >>> for name in ("0.png", "1.png"):
-    ...     Image.new("L", (8, 8)).save(f"sketches/{name}")
-    >>> _ = pathlib.Path("sketches", "2.heic").write_bytes(b"...")
-    >>> with warnings.catch_warnings(record=True) as caught:
-    ...     warnings.simplefilter("always")
-    ...     data = folder("sketches")
-    >>> print(caught[0].category.__name__, caught[0].message)
-    DataWarning sketches: left out 1 file: 1 .heic (such as 2.heic). ...
-    """
 
 
 class Readable(NamedTuple):
@@ -245,7 +226,7 @@ def _warn(root: pathlib.Path, left_out: dict[pathlib.PurePath, str], several: li
             "each frame or page as a file if all are meant"
         )
     if parts:
-        warnings.warn(f"{root}: {'; '.join(parts)}", DataWarning, stacklevel=4)
+        warnings.warn(printable(f"{root}: {'; '.join(parts)}"), DataWarning, stacklevel=4)
 
 
 def _shown(place: pathlib.PurePath) -> str:

@@ -252,8 +252,8 @@ def write(
 
     Raises:
         FileExistsError: the file exists.
-        ValueError: the data are not what the ensemble was trained on (`ensdiff.check_data`); ``PATH.partial`` belongs
-            to another landscape.
+        ValueError: the data are not what the ensemble was trained on (`ensdiff.check_data`), or items are absent
+            (`Dataset.absent`); ``PATH.partial`` belongs to another landscape.
         DamagedError: a part changed on the disk while the others were computed; the same call makes it again.
         OSError: it cannot be written; what is there is kept.
     """
@@ -262,6 +262,7 @@ def write(
     path = pathlib.Path(path)
     check_samples(params, samples, "a counterfactual universe")
     check_data(params, data)
+    data.check_present("a counterfactual universe, which holds them,")
     folder = path.with_name(path.name + ".partial")
     ours = digest(params, samples, data.digest())
 

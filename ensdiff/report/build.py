@@ -5,10 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from ensdiff.attribution import Attribution
-from ensdiff.attribution.plot import check_attributed
 from ensdiff.data import Dataset
 from ensdiff.ensemble import Ensemble
-from ensdiff.identity import check_data
+from ensdiff.identity import check_attributed, check_data
 from ensdiff.report.figures import null_figure
 from ensdiff.report.page import Figure, SampleSection, UnitCard
 from ensdiff.sample import Samples, ablated
@@ -65,16 +64,18 @@ def attribution_sections(
             extra = {} if att.p_value is None else {"p": f"{att.p_value[b, t]:.3g}"}
             if att.q_value is not None:
                 extra["q"] = f"{att.q_value[b, t]:.2g}"
-            if data.labels is not None and len(items) == 1:
+            pictures = data.pictures_of(unit)
+            if data.labels is not None and len(items) == len(pictures) == 1:
                 extra["class"] = str(data.labels[items[0]])
             cards.append(
                 UnitCard(
                     data.unit_names[unit],
-                    data.images[items],
+                    pictures,
                     counterfactual_BT[b, t],
                     float(att.influence[b, t]),
                     words_RK[b * T + t],
                     extra,
+                    len(items) - len(pictures),
                 )
             )
         figure = None

@@ -34,11 +34,12 @@ class UnitCard(NamedTuple):
 
     Args:
         name: of the unit.
-        images: (n, H, W, C) its training images.
+        images: (n, H, W, C) its training images, without deleted ones.
         counterfactual: (H, W, C) in [0, 1], the sample without the unit.
         influence: how far the sample moves.
         members: (K,) 1 for each member that saw the unit.
         extra: more figures, such as a p-value.
+        deleted: number of its training images that are deleted.
     """
 
     name: str
@@ -47,6 +48,7 @@ class UnitCard(NamedTuple):
     influence: float
     members: Int[np.ndarray, " K"]
     extra: Mapping[str, str] = {}
+    deleted: int = 0
 
 
 class SampleSection(NamedTuple):

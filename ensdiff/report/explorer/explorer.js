@@ -60,8 +60,9 @@ const explorer = (() => {
     if (layer().verified > sample().rows.length) await load(`more-${state.layer}-${state.sample}`);
     return rowsKept();
   }
+  const pictures = (u, alt) => (u.pictures.length ? u.pictures.map((uri, i) => picture(uri, i ? "" : alt)) : ["deleted"]);
   const thumbnails = (u) => {
-    const some = u.pictures.map((uri, i) => picture(uri, i ? "" : `${u.name}, ${plural(u.count, "training image")}`));
+    const some = pictures(u, `${u.name}, ${plural(u.count, "training image")}`);
     return make("span", { className: "pictures" }, ...some);
   };
   const failed = (error) => say(error.message, true);
@@ -429,7 +430,7 @@ const explorer = (() => {
     else text += `predicted influence ${show(influence[j])}` + (row ? `, exact ${show(row[1])}` : ", not removed exactly");
     if (row && row[2] !== null) text += `, p ${show(row[2])}`;
     $("cursor-text").textContent = text;
-    fill($("cursor-pictures"), ...u.pictures.map((uri, i) => picture(uri, i ? "" : u.name)));
+    fill($("cursor-pictures"), ...pictures(u, u.name));
     for (const [button, what] of [["only", "alone"], ["add", "too"]]) $(button).setAttribute("aria-label", `Remove ${u.name} ${what}`);
     state.field.at = id;
   }

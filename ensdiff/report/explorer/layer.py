@@ -3,7 +3,6 @@
 A run with a hierarchical code has two layers, its items and its groups; every other run has one.
 """
 
-import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
@@ -111,9 +110,7 @@ def explore(
         raise ValueError(f"top={top}, landscape={landscape}: expected at least 1 unit")
     code = params.code.group_code() if groups else params.code
     check_data(params, data)
-    shown = data.regroup(params.code.group_of_unit()[data.unit_of_item]) if groups else data
-    if groups and code.names is not None:
-        shown = dataclasses.replace(shown, unit_names=code.names)
+    shown = data.regroup(params.code.group_of_unit()[data.unit_of_item], code.names) if groups else data
     resources = dict(code=code, level=level, seed=seed, memory_budget=memory_budget, progress=progress)
     whole = all_units(code)
     if att is None:
@@ -212,11 +209,14 @@ def _subsets(
 def _classes(data: Dataset, group_of_unit: np.ndarray | None) -> list[str] | None:
     """The class of each unit, by the labels of its items (or its group); None where that says nothing new."""
     if data.labels is not None:
-        item, mixed = np.zeros(data.units, np.int64), np.zeros(data.units, bool)
-        item[data.unit_of_item] = np.arange(data.items)
+        present = np.setdiff1d(np.arange(data.items), data.absent)
+        units, labels = data.unit_of_item[present], data.labels[present]
+        item, mixed = np.full(data.units, -1), np.zeros(data.units, bool)
+        item[units] = present
         first = data.labels[item]
-        mixed[data.unit_of_item[first[data.unit_of_item] != data.labels]] = True
+        mixed[units[first[units] != labels]] = True
         names = ["mixed" if m else str(label) for label, m in zip(first, mixed, strict=True)]
+        names = [name if i >= 0 else "unknown" for name, i in zip(names, item, strict=True)]
     elif group_of_unit is not None:
         names = [f"group {g}" for g in group_of_unit]
     else:

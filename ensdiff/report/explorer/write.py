@@ -198,17 +198,16 @@ def _rows(layer: Layer, b: int, part: slice) -> list[list[Any]]:
 
 
 def _units(layer: Layer, ids: np.ndarray) -> dict[str, list[Any]]:
-    """By id: name, class, code word, number of training images and some of them."""
+    """By id: name, class, code word, number of training images and some of those that are not deleted."""
     out = {}
     for unit, word in zip(ids.tolist(), layer.code.rows(ids), strict=True):
-        items = layer.data.items_of(unit)
         name = str(layer.data.unit_names[unit])
         out[str(unit)] = [
             f"{layer.name} {name}" if name.isdigit() else name,
             None if layer.classes is None else layer.classes[unit],
             "".join(map(str, word.tolist())),
-            len(items),
-            [_thumbnail(layer.data.images[i]) for i in items[:PICTURES]],
+            len(layer.data.items_of(unit)),
+            [_thumbnail(image) for image in layer.data.pictures_of(unit)[:PICTURES]],
         ]
     return out
 
