@@ -130,7 +130,7 @@ def attribute(
             )
     else:
         check_samples(params, samples, f"method={method!r}")
-    candidates = Candidates.of(params.candidate_code(code), units)
+    candidates = Candidates.of(params.candidate_code(code), units).by_id()  # of equals, the lower id first
     N = len(candidates)
     if not _whole(top) or not 1 <= top <= N:
         raise ValueError(f"top={top}: expected 1 .. {N}, the number of candidate units")

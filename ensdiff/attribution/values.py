@@ -67,7 +67,8 @@ def group_values(
     Args:
         estimate: R of images, from `loss_matrix`; or G of samples, from `gram`.
         code: whose units the groups are made of.
-        groups: unit ids, or sets of ids, one a group; by default every unit is a group.
+        groups: a list of unit ids, or of sets of ids, one for each group; by default every unit is a group. Values
+            are in the order of this list.
         kind: ``"shapley"`` (v1) or ``"banzhaf"`` (v2).
         removed: r of (v2).
         on_empty: ``"baseline"``: no member predicts nothing; ``"skip"``: leave such coalitions out.

@@ -13,7 +13,7 @@ import dataclasses
 import hashlib
 import math
 import operator
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -311,11 +311,16 @@ class Code:
 
         Raises:
             NoSurvivorError: every member saw some unit of a set.
-            ValueError: unknown ids; a set, which has no order, where the sequence of entries belongs.
+            ValueError: unknown ids; a mapping; a set, which has no order, where the sequence of entries belongs.
         """
         entries: Any = units
-        if isinstance(units, set | frozenset):
-            raise ValueError(f"ablate got a set: give ablate([{units}]) to remove its units together, else a list")
+        if isinstance(units, set | frozenset | Mapping):
+            kind = "a mapping" if isinstance(units, Mapping) else "a set"
+            together = set(units) if isinstance(units, Mapping) else units
+            raise ValueError(
+                f"ablate got {kind}, which has no order of entries: give ablate([{together}]) to remove these units "
+                "together, else a list"
+            )
         if not (isinstance(units, np.ndarray) and units.ndim == 1):
             entries = list(units) if isinstance(units, Collection) and not isinstance(units, str) else [units]
         if not len(entries):
@@ -378,6 +383,8 @@ class Code:
 
 def _members_of(units: Any) -> np.ndarray:
     """The ids of one entry of `Code.ablate`: an id, or a collection of ids."""
+    if isinstance(units, Mapping):
+        raise ValueError(f"units {units!r} are a mapping: expected a unit id, or a list or set of unit ids")
     if isinstance(units, (set, frozenset)):
         units = sorted(units)
     ids = np.atleast_1d(np.asarray(units))
