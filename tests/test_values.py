@@ -131,3 +131,13 @@ def test_a_group_that_does_nothing_has_no_value(rng):
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):
         group_values(np.eye(8)[None], CODE, **options)
+
+
+def test_matrices_that_are_refused(rng):
+    for value, message in ((np.nan, r"Gram matrices holds NaN or infinity at \(1, 3, 4\)"), (np.ma.masked, "1 of 128")):
+        gram = np.ma.array(rng.normal(size=(2, 8, 8)))
+        gram[1, 3, 4] = value
+        with pytest.raises(ValueError, match=message):
+            group_values(gram, CODE)
+    with pytest.raises(ValueError, match=r"\(2, 4, 4\): expected \(B, 8, 8\)"):
+        group_values(np.zeros((2, 4, 4)), CODE)

@@ -67,10 +67,10 @@ def attribute(
             by (6) and verifies the best ``verify`` of them by (4); ``"loss"`` scores images by how much their
             denoising loss rises (7), one pass for any number of units. Or a function of your own, which is given the
             weight rows (3) of M ablations, (M, K), and returns their scores (B, M), larger where a sample depends more
-            on what was removed; candidates and null are scored by it alike.
+            on what was removed; candidates and null are scored by it alike, and ranked in the precision of its dtype.
         top: units returned a sample.
-        units: the candidates: unit ids, or sets of ids that are removed together, each once; by default all units
-            one by one (of a run that has forgotten members: all that can still be removed).
+        units: the candidates: a list of unit ids, or of sets of ids that are removed together, each once; by default
+            all units one by one (of a run that has forgotten members: all that can still be removed).
         code: another code over the same members whose units are the candidates, such as ``code.group_code()`` of a
             hierarchical code.
         features: a function of images (B, H, W, C) in [0, 1] to features; distances are L2 between features. By

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from ensdiff.codes import Code, NoSurvivorError
+from ensdiff.typing import unmasked
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -132,7 +133,7 @@ def _ids(code: Code, units: Any) -> np.ndarray:
         raise ValueError(f"units={units!r} holds booleans: give unit ids, such as np.flatnonzero of a mask")
     if isinstance(units, Mapping):
         raise ValueError(f"units={units!r} is a mapping: give a list or a set of unit ids")
-    ids = np.asarray(sorted(units) if isinstance(units, set | frozenset) else units)
+    ids = np.asarray(sorted(units) if isinstance(units, set | frozenset) else unmasked(units, "units"))
     if ids.ndim != 1 or not len(ids) or ids.dtype.kind not in "iu":
         raise ValueError(f"units={units!r}: expected a list of unit ids, 0 .. {code.units - 1}, or of sets of them")
     if ids.min() < 0 or ids.max() >= code.units:

@@ -38,7 +38,7 @@ from ensdiff.ensemble import Ensemble, images_at_once, least_bytes, make_mesh, o
 from ensdiff.identity import check_data
 from ensdiff.metrics.arrays import precision, tied
 from ensdiff.schedule import Schedule
-from ensdiff.typing import Key, as_key
+from ensdiff.typing import Key, as_key, unmasked
 from ensdiff.unet import UNetConfig
 
 
@@ -186,6 +186,7 @@ def contrast_losses(loss_NK: ArrayLike, code: Code) -> Contrast:
     ([1.5, 3.0, 3.0], nan, 'The AUC is NaN: there is no unit whose membership is known.')
     """
     seen_NK = code.matrix().astype(bool)
+    unmasked(loss_NK, "loss_NK")
     if np.shape(loss_NK) != seen_NK.shape or not np.isfinite(loss_NK).all():
         raise ValueError(
             f"loss_NK has shape {np.shape(loss_NK)}: expected finite losses of {code.units} units under {code.members} "

@@ -40,7 +40,7 @@ from ensdiff.ensemble import (
 from ensdiff.pieces import Pieces
 from ensdiff.schedule import Schedule, add_noise
 from ensdiff.settings import check_fields
-from ensdiff.typing import Array, ArrayLike, Key, as_key
+from ensdiff.typing import Array, ArrayLike, Key, as_key, unmasked
 from ensdiff.unet import UNetConfig
 
 Levels = Literal["stratified", "antithetic", "uniform"]
@@ -290,7 +290,7 @@ def model_images(params: Ensemble, images: ArrayLike) -> Float[Array, "B H W C"]
     Raises:
         ValueError: another shape than the ensemble's, or values outside of [0, 1].
     """
-    array = np.asarray(images)
+    array = np.asarray(unmasked(images, "the images"))
     if array.ndim != 4 or array.shape[1:] != tuple(params.image_shape) or not len(array):
         raise ValueError(
             f"the images have shape {array.shape}: expected (B, {', '.join(map(str, params.image_shape))}), "

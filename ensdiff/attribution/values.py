@@ -28,6 +28,7 @@ from ensdiff.attribution.loss import LossMatrix
 from ensdiff.attribution.score import evaluate, gram_forms, loss_forms
 from ensdiff.codes import Code
 from ensdiff.ensemble import member_weights
+from ensdiff.metrics.arrays import table
 
 EXACT_GROUPS = 12
 
@@ -77,7 +78,8 @@ def group_values(
         seed: of the draws.
 
     Raises:
-        ValueError: unknown options; a group whose removal alone leaves no member, with ``"skip"``.
+        ValueError: unknown options; a matrix of another shape or that is not finite; a group whose removal alone leaves
+            no member, with ``"skip"``.
 
     >>> values = ensdiff.group_values(ensdiff.gram(params, samples), code, groups=[0, 1, {2, 3}])
     >>> values.value_BG.shape, values.exact
@@ -130,11 +132,13 @@ class _Game:
         self.skip = skip
         if isinstance(estimate, LossMatrix):
             J, B = estimate.blocks_JBKK.shape[:2]
-            blocks = estimate.blocks_JBKK.reshape(J * B, K, K).astype(np.float64)
+            blocks = table(estimate.blocks_JBKK, "the loss matrices", "JBKK").reshape(J * B, K, K)
             self.form = loss_forms(blocks, w)
             self.empty_F = estimate.empty_JB.reshape(-1) - np.einsum("k,fkl,l->f", w, blocks, w)
         else:
-            grams = np.asarray(estimate, np.float64)
+            grams = table(estimate, "the Gram matrices", "BKK")
+            if grams.shape[1:] != (K, K):
+                raise ValueError(f"the Gram matrices have shape {grams.shape}: expected (B, {K}, {K}), as the code")
             J, B = 1, len(grams)
             self.form = gram_forms(grams, w)
             self.empty_F = np.sqrt(np.maximum(np.einsum("k,fkl,l->f", w, grams, w), 0))

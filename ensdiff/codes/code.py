@@ -29,6 +29,7 @@ from ensdiff.codes.serial import MAX_MEMBERS, from_dict, to_dict
 from ensdiff.codes.unowned import unowned_words
 from ensdiff.combinations import EXACT, unrank
 from ensdiff.permute import derive_key, permute
+from ensdiff.typing import unmasked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -364,7 +365,7 @@ class Code:
         return from_dict(cls, values)
 
     def _check(self, ids: Any) -> Int[np.ndarray, " M"]:
-        array = np.atleast_1d(np.asarray(ids))
+        array = np.atleast_1d(np.asarray(unmasked(ids, "unit ids")))
         if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
             raise ValueError(f"unit ids {ids!r}: expected integers, 0 .. {self.units - 1}")
         outside = array[(array < 0) | (array >= self.units)]
@@ -387,7 +388,7 @@ def _members_of(units: Any) -> np.ndarray:
         raise ValueError(f"units {units!r} are a mapping: expected a unit id, or a list or set of unit ids")
     if isinstance(units, (set, frozenset)):
         units = sorted(units)
-    ids = np.atleast_1d(np.asarray(units))
+    ids = np.atleast_1d(np.asarray(unmasked(units, "unit ids")))
     if not ids.size:
         raise ValueError("an empty set of units: expected at least one unit to remove")
     return ids

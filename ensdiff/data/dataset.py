@@ -11,6 +11,7 @@ from jaxtyping import Int, Shaped, UInt8
 from ensdiff.data.categories import categories, check_distinct
 from ensdiff.data.manifest import Manifest, hash_item
 from ensdiff.data.matching import match_items
+from ensdiff.typing import unmasked
 
 
 class ItemNames(Sequence[str]):
@@ -135,7 +136,7 @@ class Dataset:
 
     def _indices(self, items: Any) -> np.ndarray:
         """What `subset` was given, as indices."""
-        given = np.asarray(items)
+        given = np.asarray(unmasked(items, "items"))
         if given.dtype == np.bool_ and given.ndim == 1:
             if len(given) != self.items:
                 raise ValueError(f"a mask of {len(given)} booleans: expected {self.items}, one per image")
@@ -275,8 +276,9 @@ def from_images(
     >>> from_images(images, groups=["ada", "ada", "bob", "eve"], name="sketches").unit_names
     ['ada', 'bob', 'eve']
     """
+    unmasked(images, "images")
     try:
-        images = np.asanyarray(images)
+        images = np.asanyarray(np.ma.getdata(images))
     except ValueError as error:
         raise ValueError(f"the images are not one array, perhaps because their sizes differ: {error}") from error
     if images.ndim == 3:
