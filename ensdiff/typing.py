@@ -52,7 +52,10 @@ def as_key(key: Key) -> Any:
     ()
     """
     if isinstance(key, (int, np.integer)) and not isinstance(key, bool):
-        return jax.random.key(int(key))
+        try:
+            return jax.random.key(int(key))
+        except OverflowError:
+            raise ValueError(f"seed {key}: expected an integer of at most 64 bits") from None
     if isinstance(key, (jax.Array, np.ndarray)):
         if jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape == ():
             return key

@@ -133,6 +133,13 @@ def test_of_equal_influences_the_lower_id_comes_first(tiny, samples):
         np.testing.assert_array_equal(att.units, [[2, 3]] * 3)
 
 
+def test_numbers_of_numpy_are_numbers(tiny, samples, tmp_path):
+    one, five = np.int64(1), np.uint8(5)
+    att = ensdiff.attribute(tiny, samples, top=one, verify=five, null=np.int32(0), seed=five, level=np.float32(0.5))
+    att.save(tmp_path / "att")
+    assert ensdiff.Attribution.load(tmp_path / "att").settings == att.settings
+
+
 def test_chosen_units_only(tiny, samples):
     att = ensdiff.attribute(tiny, samples, "exact", top=2, units=[4, 1])
     assert {tuple(sorted(row)) for row in att.units.tolist()} == {(1, 4)}
@@ -378,6 +385,7 @@ def test_bad_calls(tiny, samples):
         ("verify is for method='screen', not 'differential'", dict(top=1, verify=9, method="differential")),
         ("loss is for method='loss', not 'screen'", dict(top=1, loss=FEW)),
         ("list of unit ids", dict(units=[0.5], top=1)),
+        ("seed=1.5", dict(top=1, seed=1.5)),
         ("a set has no order", dict(units={3, 5}, top=1)),
         ("a dict has no order", dict(units={3: 1}, top=1)),
     ):

@@ -119,7 +119,8 @@ def test_a_group_that_does_nothing_has_no_value(rng):
 @pytest.mark.parametrize(("options", "message"), [
     (dict(kind="owen"), "'shapley' or 'banzhaf'"),
     (dict(on_empty="zero"), "'baseline' or 'skip'"),
-    (dict(removed=1.0), "between 0 and 1"),
+    (dict(removed=1.0, kind="banzhaf"), "between 0 and 1"),
+    (dict(removed=0.5), "for kind='banzhaf', not 'shapley'"),
     (dict(coalitions=1), "at least 2"),
     (dict(groups=[0, 0, 1]), "unit 0 is given 2 times"),
     (dict(groups=[{0, 1}, [1, 0]]), "is given 2 times"),

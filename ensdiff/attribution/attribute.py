@@ -143,8 +143,13 @@ def attribute(
         raise ValueError(f"null={null!r}: expected the number of null ablations, 0 for none, or 'all'")
     if not _whole(audit) or audit < 0 or (audit and method != "screen"):
         raise ValueError(f"audit={audit}: expected 0, or with method='screen' a number of units")
-    if not 0 < level < 1:
+    if not isinstance(level, numbers.Real) or not 0 < level < 1:
         raise ValueError(f"level={level}: expected a q-value between 0 and 1")
+    if not _whole(seed):
+        raise ValueError(f"seed={seed!r}: expected an integer")
+    # Python's own numbers, which JSON can write
+    top, verify, audit, seed, level = int(top), int(verify), int(audit), int(seed), float(level)
+    null = null if null == "all" else int(null)
     words = null_ablations(candidates, null, seed) if null else None
     config = LossConfig() if loss is None else loss
     measured = "l2" if distance is None else _name(distance)

@@ -57,7 +57,7 @@ def group_values(
     groups: Sequence[Any] | None = None,
     *,
     kind: Literal["shapley", "banzhaf"] = "shapley",
-    removed: float = 0.5,
+    removed: float | None = None,
     on_empty: Literal["baseline", "skip"] = "baseline",
     weights_K: Float[np.ndarray, " K"] | None = None,
     coalitions: int = 2000,
@@ -71,7 +71,7 @@ def group_values(
         groups: a list of unit ids, or of sets of ids, one for each group; by default every unit is a group. Values
             are in the order of this list.
         kind: ``"shapley"`` (v1) or ``"banzhaf"`` (v2).
-        removed: r of (v2).
+        removed: r of (v2), by default 1/2; for ``"banzhaf"`` alone.
         on_empty: ``"baseline"``: no member predicts nothing; ``"skip"``: leave such coalitions out.
         weights_K: the weights that the samples were generated with, for G; by default 1/K.
         coalitions: drawn a group (Banzhaf), or orders of all groups (Shapley), where there are too many groups for all.
@@ -89,6 +89,9 @@ def group_values(
         raise ValueError(f"kind={kind!r}: expected 'shapley' or 'banzhaf'")
     if on_empty not in ("baseline", "skip"):
         raise ValueError(f"on_empty={on_empty!r}: expected 'baseline' or 'skip'")
+    if removed is not None and kind != "banzhaf":
+        raise ValueError(f"removed={removed} is for kind='banzhaf', not {kind!r}: leave it out")
+    removed = 0.5 if removed is None else removed
     if not 0 < removed < 1:
         raise ValueError(f"removed={removed}: expected a probability between 0 and 1")
     if coalitions < 2:

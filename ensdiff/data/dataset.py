@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -311,7 +311,9 @@ def from_images(
     if names is not None:
         if groups is not None or len(names) != len(images):
             raise ValueError(f"{len(names)} names for {len(images)} images: expected one an image, and no groups")
-        unit_names = [str(name) for name in names]
+        if isinstance(names, Set | Mapping):
+            raise ValueError(f"the names are a {type(names).__name__}, without an order of images: give a list")
+        unit_names = [str(name) for name in categories(names, len(images), "name").tolist()]
         check_distinct(unit_names, "units")
     if labels is not None:
         labels = categories(labels, len(images), "label")
