@@ -301,7 +301,8 @@ def test_order_of_units_does_not_matter(tiny, samples, method):
 
 
 def test_sets_and_groups_are_removed_together(tiny):
-    code = ensdiff.Code.hierarchical(6, [0, 0, 0, 1, 1, 1, 2, 2, 2], group_weight=4, weight=2)
+    names = ("cyd", "ada", "bob")
+    code = ensdiff.Code.hierarchical(6, [0, 0, 0, 1, 1, 1, 2, 2, 2], group_weight=4, weight=2, group_names=names)
     params = random_ensemble(code)
     samples = ensdiff.sample(params, 0, 2, steps=STEPS)
     members = [np.flatnonzero(code.group_of_unit() == g).tolist() for g in range(3)]
@@ -311,6 +312,10 @@ def test_sets_and_groups_are_removed_together(tiny):
     for b in range(2):
         np.testing.assert_allclose(groups.influence[b], distance[b, groups.units[b]], rtol=1e-3)
     assert groups.null_BL.shape == (2, 8)
+    data = ensdiff.data.arrays(np.zeros((9, 8, 8, 1), np.uint8), np.repeat(names, 3))  # its units are in sorted order
+    with pytest.raises(ValueError, match="same names in another order"):
+        groups.plot(samples.images, data)
+    assert len(groups.plot(samples.images, dataclasses.replace(data, unit_names=names)).axes) == 8
     together = ensdiff.attribute(params, samples, "differential", top=3, units=members)
     distance = quadratic_influence(gram, code.ablate(members), np.full(6, 1 / 6))
     for b in range(2):

@@ -162,6 +162,8 @@ def attribute(
         settings: dict[str, Any] = dict(top=top, candidates=N, units=candidates.code.units, null=null, seed=seed)
         if params.data_digest is not None and candidates.code == params.code:
             settings["data"] = params.data_digest
+        elif candidates.code.names is not None:
+            settings["names"] = list(candidates.code.names)
         return _attribute(run, method, settings, verify, audit, level, config, measured)
 
 

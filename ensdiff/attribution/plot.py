@@ -4,6 +4,8 @@ from typing import Any
 
 import numpy as np
 
+from ensdiff.codes import check_names
+
 
 def plot_attribution(att: Any, images_BHWC: np.ndarray, data: Any, top: int) -> Any:
     """Each sample beside its top units, as `Attribution.plot` says."""
@@ -36,7 +38,8 @@ def check_attributed(att: Any, data: Any) -> None:
     """Check that an attribution's units are those of data, as far as it says which they are.
 
     Raises:
-        ValueError: another number of units, or the data are not those that the ensemble was trained on.
+        ValueError: another number of units, units of other names or in another order, or the data are not those that
+            the ensemble was trained on.
     """
     units, digest = att.settings.get("units", data.units), att.settings.get("data")
     if data.units != units:
@@ -44,6 +47,7 @@ def check_attributed(att: Any, data: Any) -> None:
             f"the data have {data.units} units, the attribution is to {units}: give the training data; for groups of a "
             "hierarchical code, data.regroup(code.group_of_unit())"
         )
+    check_names(att.settings.get("names"), data.unit_names)
     if digest is not None and data.digest() != digest:
         raise ValueError(
             f"the data have the digest {data.digest()[:12]}..., the attribution is to units of {digest[:12]}...: "
