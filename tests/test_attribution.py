@@ -398,6 +398,8 @@ def test_bad_calls(tiny, samples):
             ensdiff.attribute(tiny, samples, **options)
     with pytest.raises(ValueError, match="what ensdiff.sample returned"):
         ensdiff.attribute(tiny, np.zeros((2, 8, 8, 1)), "exact")
+    with pytest.raises(ValueError, match=r"samples is a Dataset: expected .* such as data\.images"):
+        ensdiff.attribute(tiny, ensdiff.data.arrays(np.zeros((2, 8, 8, 1))), "loss", top=1)
 
 
 def test_the_primal_is_computed_once_a_member(tiny):

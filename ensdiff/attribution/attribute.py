@@ -128,6 +128,11 @@ def attribute(
             raise ValueError(
                 f"features have no meaning for method={_name(method)!r}, which measures no distance: leave them out"
             )
+        if not isinstance(samples, Samples) and np.ndim(samples) == 0:
+            raise ValueError(
+                f"samples is a {type(samples).__name__}: expected what ensdiff.sample returned, or images (B, H, W, "
+                "C), such as data.images"
+            )
     else:
         check_samples(params, samples, f"method={method!r}")
     candidates = Candidates.of(params.candidate_code(code), units).by_id()  # of equals, the lower id first
