@@ -26,7 +26,7 @@ from ensdiff.codes import Code
 from ensdiff.conv import one_by_one, resolve
 from ensdiff.digest import stacked_sums
 from ensdiff.schedule import Schedule
-from ensdiff.typing import Array, ArrayLike, Key, Params, as_key
+from ensdiff.typing import Array, ArrayLike, Key, Params, as_key, unmasked
 from ensdiff.unet import UNet, UNetConfig
 
 
@@ -155,7 +155,7 @@ def member_weights(weights: Any, members: int, name: str = "weights") -> Float[n
     >>> member_weights([True, False, True, False], 4).tolist()
     [0.5, 0.0, 0.5, 0.0]
     """
-    given = np.asarray(weights)
+    given = np.asarray(unmasked(weights, name))
     try:
         values = given.astype(np.float64)
     except (TypeError, ValueError):

@@ -147,7 +147,8 @@ def check_attributed(att: Any, data: Dataset) -> None:
     """Check that an attribution's units are those of data, as far as it says which they are.
 
     Raises:
-        ValueError: another number of units, or the data are not those that the ensemble was trained on.
+        ValueError: another number of units, units of other names or in another order, or the data are not those that
+            the ensemble was trained on.
     """
     units, digest = att.settings.get("units", data.units), att.settings.get("data")
     if data.units != units:
@@ -155,6 +156,7 @@ def check_attributed(att: Any, data: Dataset) -> None:
             f"the data have {data.units} units, the attribution is to {units}: give the training data; for groups of a "
             "hierarchical code, data.regroup(code.group_of_unit())"
         )
+    check_names(att.settings.get("names"), data.unit_names)
     if digest is not None and data.digest() != digest:
         raise ValueError(_another_digest(data, "the attribution is to units of", digest))
 

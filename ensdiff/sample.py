@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import numbers
 from collections.abc import Sequence
 
 import jax
@@ -13,7 +14,7 @@ from ensdiff.codes import Code
 from ensdiff.denoise import Noise, run_states
 from ensdiff.ensemble import WEIGHT_SUM, Ensemble, member_weights
 from ensdiff.schedule import SamplerConfig, StepFunction, step_arguments
-from ensdiff.typing import Array, ArrayLike, Key, as_key
+from ensdiff.typing import Array, ArrayLike, Key, as_key, unmasked
 
 
 @functools.partial(
@@ -165,15 +166,17 @@ def _make_noise(
     if (key is None) == (noise is None):
         raise ValueError("give either key and n, or noise (an array of shape (steps + 1, B, H, W, C))")
     if noise is None:
-        if n is None or n < 1:
-            raise ValueError(f"n={n}: expected the number of images to generate, at least 1")
-        return Noise(jnp.arange(n, dtype=jnp.int32), key=as_key(key))
-    array = jnp.asarray(noise, jnp.float32)
+        if not isinstance(n, numbers.Integral) or isinstance(n, bool) or n < 1:
+            raise ValueError(f"n={n}: expected the number of images to generate, an integer of at least 1")
+        return Noise(jnp.arange(int(n), dtype=jnp.int32), key=as_key(key))
+    array = jnp.asarray(unmasked(noise, "noise"), jnp.float32)
     expected = (config.steps + 1, array.shape[1] if array.ndim == 5 else "B", *params.image_shape)
     if array.shape != expected:
         raise ValueError(f"noise has shape {array.shape}: expected {expected}, x_T first, channels last")
     if n is not None and n != array.shape[1]:
         raise ValueError(f"n={n}, but noise holds {array.shape[1]} images; leave n out")
+    if not jnp.isfinite(array).all():
+        raise ValueError("noise holds NaN or infinity: expected independent normal numbers")
     return Noise(jnp.arange(array.shape[1], dtype=jnp.int32), array=array)
 
 

@@ -22,6 +22,29 @@ Key: TypeAlias = Any
 """An int seed or a JAX key (typed or raw); `as_key` turns either into a typed key."""
 
 
+def unmasked(values: Any, name: str) -> Any:
+    """Return what was given, unless it is a masked array (or a list of these) with masked entries.
+
+    NumPy drops a mask without a word, and takes what is below it for numbers.
+
+    Raises:
+        ValueError: entries are masked; says how many.
+
+    >>> unmasked(np.ma.masked_array([1, 2], mask=[False, True]), "scores")
+    Traceback (most recent call last):
+    ValueError: scores: 1 of 2 entries are masked, and what is missing has no value: leave them out, or fill them
+    """
+    parts = values if isinstance(values, list | tuple) else [values]
+    masked = sum(int(np.ma.getmaskarray(part).sum()) for part in parts if np.ma.is_masked(part))
+    if masked:
+        count = sum(np.size(part) for part in parts)
+        raise ValueError(
+            f"{name}: {masked} of {count} entries are masked, and what is missing has no value: leave them out, or "
+            "fill them"
+        )
+    return values
+
+
 def as_key(key: Key) -> Any:
     """Return a typed JAX key for an int seed, a raw ``uint32`` key or a typed key.
 
@@ -29,7 +52,10 @@ def as_key(key: Key) -> Any:
     ()
     """
     if isinstance(key, (int, np.integer)) and not isinstance(key, bool):
-        return jax.random.key(int(key))
+        try:
+            return jax.random.key(int(key))
+        except OverflowError:
+            raise ValueError(f"seed {key}: expected an integer of at most 64 bits") from None
     if isinstance(key, (jax.Array, np.ndarray)):
         if jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape == ():
             return key

@@ -63,13 +63,15 @@ def main() -> None:
     from ensdiff.integrity import write_sealed
     from ensdiff.report import HOW_TO_READ, Page, attribution_sections, write_page
 
+    method = "loss" if IMAGES.value else METHOD.value
+    check_flags(method)
     null, loss = null_count(), loss_config()
     units = runs.unit_sets(UNITS.value) if UNITS.value else None
     params = runs.load_run()
     if COMPARE.value:
         compare(params)
         return
-    data = runs.training_data()
+    data = None if VALUES.value else runs.training_data()
     out = runs.output_folder("attribution")
     if CONTRAST.value:
         contrast(params, data, out)
@@ -77,15 +79,9 @@ def main() -> None:
     names = None
     samples: Any
     if IMAGES.value:
-        if flags.FLAGS["method"].present and METHOD.value != "loss":
-            raise ValueError(
-                f"--method={METHOD.value}: pictures that were not generated here have no known noise, so --images are "
-                "scored by loss; leave --method out"
-            )
         samples, names = outside_images(params, IMAGES.value)
-        method = "loss"
     else:
-        samples, method = runs.draw_samples(params), METHOD.value
+        samples = runs.draw_samples(params)
     code = params.code.group_code() if GROUPS.value else params.code
     if VALUES.value:
         values(params, samples, method, code, VALUES.value, out)
@@ -96,10 +92,10 @@ def main() -> None:
         params,
         samples,
         method,
-        top=min(TOP.value, code.units if not UNITS.value else len(UNITS.value.split(","))),
+        top=TOP.value if given("top") else min(TOP.value, code.units if units is None else len(units)),
         units=units,
         code=code,
-        verify=max(VERIFY.value, TOP.value) if method == "screen" else None,
+        verify=VERIFY.value if given("verify") else None,
         audit=AUDIT.value,
         null=null,
         level=LEVEL.value,
@@ -131,6 +127,51 @@ def main() -> None:
     title = f"What {len(samples)} samples of {data.name} depend on"
     page = write_page(out / f"{stem}.html", Page(title, HOW_TO_READ, runs.facts(params, data), samples=sections))
     print(f"report: {page}")
+
+
+def given(name: str) -> bool:
+    """Whether a flag was given, and did not only keep its default."""
+    return flags.FLAGS[name].present > 0
+
+
+def check_flags(method: str) -> None:
+    """Refuse flags that were given and that what is asked for would not look at."""
+    actions = [name for name in ("compare", "contrast", "values") if flags.FLAGS[name].value]
+    if len(actions) > 1:
+        raise ValueError(f"--{actions[0]} and --{actions[1]} are two requests: give one of them")
+    action = actions[0] if actions else "ranking"
+    if IMAGES.value and given("method") and METHOD.value != "loss":
+        raise ValueError(
+            f"--method={METHOD.value}: pictures that were not generated here have no known noise, so --images are "
+            "scored by loss; leave --method out"
+        )
+    ranking, screens = action == "ranking", action == "ranking" and method == "screen"
+    of_gram = action == "values" and method in ("differential", "loss")
+    for names, used, where in (
+        (
+            "n steps sampler eta",
+            action != "contrast" and not IMAGES.value,
+            "samples, and not for --images or --contrast",
+        ),
+        ("images units groups", ranking or action == "values", "rankings and --values"),
+        ("method", ranking or of_gram, "rankings; --values are of the Gram matrix (differential) or of the loss"),
+        ("top", ranking or action == "contrast", "rankings and --contrast"),
+        ("verify", screens or action == "compare", "--method=screen and --compare"),
+        ("audit", screens, "--method=screen"),
+        ("null level", ranking, "rankings"),
+        (
+            "draws target_error weighting levels first_level last_level",
+            method == "loss" or action in ("compare", "contrast"),
+            "--method=loss, --images, --compare and --contrast",
+        ),
+        ("removed", VALUES.value == "banzhaf", "--values=banzhaf"),
+        ("skip_empty", action == "values", "--values"),
+        ("data", ranking or action == "contrast", "rankings and --contrast"),
+        ("out", action != "compare", "what writes files, and --compare only prints"),
+    ):
+        for name in names.split():
+            if given(name) and not used:
+                raise ValueError(f"--{name}={flags.FLAGS[name].value} is for {where}: leave it out")
 
 
 def compare(params: Any) -> None:
@@ -174,8 +215,9 @@ def values(params: Any, samples: Any, method: str, code: Any, kind: Any, out: pa
     else:
         estimate, weights = ensdiff.gram(params, samples, progress=True), np.asarray(samples.weights_K)
     groups = runs.unit_sets(UNITS.value) if UNITS.value else None
+    removed = REMOVED.value if kind == "banzhaf" else None
     result = ensdiff.group_values(
-        estimate, code, groups, kind=kind, removed=REMOVED.value, weights_K=weights, seed=seed,
+        estimate, code, groups, kind=kind, removed=removed, weights_K=weights, seed=seed,
         on_empty="skip" if SKIP.value else "baseline",
     )  # fmt: skip
     labels = UNITS.value.split(",") if UNITS.value else [f"group {g}" for g in range(code.units)]

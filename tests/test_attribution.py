@@ -128,9 +128,16 @@ def test_of_equal_influences_the_lower_id_comes_first(tiny, samples):
     def constant(weights_MK):
         return np.ones((3, len(weights_MK)))
 
-    for units in ([5, 2, 3], [3, 2, 5], {5, 3, 2}):
+    for units in ([5, 2, 3], [3, 2, 5]):
         att = ensdiff.attribute(tiny, samples, constant, top=2, units=units)
         np.testing.assert_array_equal(att.units, [[2, 3]] * 3)
+
+
+def test_numbers_of_numpy_are_numbers(tiny, samples, tmp_path):
+    one, five = np.int64(1), np.uint8(5)
+    att = ensdiff.attribute(tiny, samples, top=one, verify=five, null=np.int32(0), seed=five, level=np.float32(0.5))
+    att.save(tmp_path / "att")
+    assert ensdiff.Attribution.load(tmp_path / "att").settings == att.settings
 
 
 def test_chosen_units_only(tiny, samples):
@@ -294,7 +301,8 @@ def test_order_of_units_does_not_matter(tiny, samples, method):
 
 
 def test_sets_and_groups_are_removed_together(tiny):
-    code = ensdiff.Code.hierarchical(6, [0, 0, 0, 1, 1, 1, 2, 2, 2], group_weight=4, weight=2)
+    names = ("cyd", "ada", "bob")
+    code = ensdiff.Code.hierarchical(6, [0, 0, 0, 1, 1, 1, 2, 2, 2], group_weight=4, weight=2, group_names=names)
     params = random_ensemble(code)
     samples = ensdiff.sample(params, 0, 2, steps=STEPS)
     members = [np.flatnonzero(code.group_of_unit() == g).tolist() for g in range(3)]
@@ -304,6 +312,10 @@ def test_sets_and_groups_are_removed_together(tiny):
     for b in range(2):
         np.testing.assert_allclose(groups.influence[b], distance[b, groups.units[b]], rtol=1e-3)
     assert groups.null_BL.shape == (2, 8)
+    data = ensdiff.data.arrays(np.zeros((9, 8, 8, 1), np.uint8), np.repeat(names, 3))  # its units are in sorted order
+    with pytest.raises(ValueError, match="same names in another order"):
+        groups.plot(samples.images, data)
+    assert len(groups.plot(samples.images, dataclasses.replace(data, unit_names=names)).axes) == 8
     together = ensdiff.attribute(params, samples, "differential", top=3, units=members)
     distance = quadratic_influence(gram, code.ablate(members), np.full(6, 1 / 6))
     for b in range(2):
@@ -378,11 +390,16 @@ def test_bad_calls(tiny, samples):
         ("verify is for method='screen', not 'differential'", dict(top=1, verify=9, method="differential")),
         ("loss is for method='loss', not 'screen'", dict(top=1, loss=FEW)),
         ("list of unit ids", dict(units=[0.5], top=1)),
+        ("seed=1.5", dict(top=1, seed=1.5)),
+        ("a set has no order", dict(units={3, 5}, top=1)),
+        ("a dict has no order", dict(units={3: 1}, top=1)),
     ):
         with pytest.raises(ValueError, match=message):
             ensdiff.attribute(tiny, samples, **options)
     with pytest.raises(ValueError, match="what ensdiff.sample returned"):
         ensdiff.attribute(tiny, np.zeros((2, 8, 8, 1)), "exact")
+    with pytest.raises(ValueError, match=r"samples is a Dataset: expected .* such as data\.images"):
+        ensdiff.attribute(tiny, ensdiff.data.arrays(np.zeros((2, 8, 8, 1))), "loss", top=1)
 
 
 def test_the_primal_is_computed_once_a_member(tiny):

@@ -16,6 +16,7 @@ from PIL import Image
 
 import ensdiff
 from ensdiff import data
+from ensdiff.attribution.contrast import contrast_losses
 from ensdiff.interop import ctf, diffusers, genens
 from ensdiff.interop.matrices import read_code
 from tests.helpers import CODE, SHORT, TINY, blobs, random_ensemble
@@ -23,6 +24,11 @@ from tests.helpers import CODE, SHORT, TINY, blobs, random_ensemble
 pytestmark = pytest.mark.bad_input
 
 FOLDER_OF = 2000
+
+
+def hidden(values):
+    """The same with one masked entry."""
+    return np.ma.masked_array(values, np.arange(values.size).reshape(values.shape) == 1)
 
 
 def png_header(width, height):
@@ -264,7 +270,25 @@ LIBRARY = [
     ("images NaN", lambda h: ensdiff.attribute(h.params, nan_image(), "loss", top=1, null=0), B, ["image 1 holds NaN"]),
     ("images of integers", lambda h: ensdiff.loss_matrix(h.params, images().astype(int)), B, ["int64", "uint8"]),
     ("noise level out of range", lambda h: ensdiff.predict(h.params, images(), 20), B, ["t_B=20", "0 .. 19"]),
+    # what is masked is missing
+    ("masked code", lambda h: ensdiff.Code.from_matrix(hidden(CODE.matrix())), B, ["the code: 1 of", "masked"]),
+    ("masked groups", lambda h: ensdiff.Code.hierarchical(8, hidden(np.arange(30) // 10)), B, ["groups: 1 of 30"]),
+    ("masked pictures", lambda h: data.from_images(hidden(np.zeros((3, 8, 8), np.uint8))), B, ["images: 1 of 192"]),
+    ("masked pictures in a list", lambda h: data.from_images([hidden(np.zeros((8, 8)))] * 2), B, ["images: 2 of 128"]),
+    ("masked items", lambda h: h.data.subset(hidden(np.arange(3))), B, ["items: 1 of 3"]),
+    ("masked images", lambda h: ensdiff.attribute(h.params, hidden(images()), "loss", top=1), B,
+     ["the images: 1 of"]),
+    ("masked weights", lambda h: ensdiff.sample(h.params, 0, 1, steps=2, weights=hidden(np.full(4, 0.25))), B,
+     ["weights: 1 of 4"]),
+    ("masked query", lambda h: ensdiff.baselines.baseline_scores(hidden(images()), h.data), B, ["the images: 1 of"]),
+    ("masked losses", lambda h: contrast_losses(hidden(np.zeros((6, 4))), CODE), B, ["loss_NK: 1 of 24"]),
+    ("masked distances", lambda h: ensdiff.metrics.radius(hidden(np.ones((2, 6)))), B, ["1 of 12 entries are masked"]),
+    ("masked features", lambda h: ensdiff.metrics.frechet_distance(hidden(np.eye(4)), np.eye(4)), B, ["1 of 16"]),
+    ("masked units", lambda h: CODE.ablate(hidden(np.arange(3))), B, ["unit ids: 1 of 3"]),
     # requests
+    ("members by a mask", lambda h: CODE.only([True, False]), B, ["are booleans", "flatnonzero"]),
+    ("seed too large", lambda h: ensdiff.sample(h.params, 2**70, 1, steps=2), B, ["seed 1180591620717411303424"]),
+    ("degree between", lambda h: ensdiff.metrics.kernel_distance(np.eye(4), np.eye(4), degree=2.5), B, ["degree=2.5"]),
     ("method unknown", lambda h: attribute(h, "shapley"), B, ["'shapley'", "'screen'"]),
     ("unit unknown", lambda h: ensdiff.counterfactuals(h.params, h.samples, [6]), B, ["unit 6", "0 .. 5"]),
     ("unit negative", lambda h: attribute(h, units=[-1]), B, ["unit -1", "0 .. 5"]),
@@ -363,6 +387,12 @@ PROGRAMS = [
     ("attribute", ["--run={root}/run", "--data=npz,good.npz"], 1, ["expected a reader and options"]),
     ("attribute", ["--run={root}/run", "--data=digits"], 1, ["1797 units", "the ensemble 6"]),
     ("attribute", ["--run={root}/run", "--contrast"], 1, ["needs the training data", "--data="]),
+    ("attribute", ["--run={root}/run", "--method=exact", "--verify=10"], 1, ["--verify=10 is for --method=screen"]),
+    ("attribute", ["--run={root}/run", "--method=differential", "--draws=8"], 1, ["--draws=8 is for --method=loss"]),
+    ("attribute", ["--run={root}/run", "--values=shapley", "--removed=0.9"], 1, ["--removed=0.9", "=banzhaf"]),
+    ("attribute", ["--run={root}/run", "--compare", "--images=x"], 1, ["--images=x is for rankings and --values"]),
+    ("attribute", ["--run={root}/run", "--images=x", "--sampler=ddpm"], 1, ["--sampler=ddpm is for samples"]),
+    ("attribute", ["--run={root}/run", "--contrast", "--compare"], 1, ["are two requests"]),
     ("score", ["--units=100", "--members=4"], 1, ["smallest number of members"]),
     ("score", ["--units=0"], 1, ["units=0"]),
     ("score", ["--units=1000", "--chunk=0"], 1, ["chunk=0"]),
@@ -395,6 +425,8 @@ PROGRAMS = [
 AFTER_LOADING = [  # of a run, which takes seconds
     ("train", [DIGITS, "--config.run_dir={root}/good.png", "--config.train.steps=1"], 1, ["good.png"]),
     ("attribute", ["--run={root}/run", "--n=1", "--steps=1", "--top=0"], 1, ["top=0", "1 .. 6"]),
+    ("attribute", ["--run={root}/run", "--n=1", "--steps=1", "--top=9"], 1, ["top=9", "1 .. 6"]),
+    ("attribute", ["--run={root}/run", "--n=1", "--steps=1", "--verify=1", "--top=3"], 1, ["verify=1 is less than"]),
     ("sample", ["--run={root}/run", "--n=1", "--steps=1", "--remove=ada"], 1, ["'ada'", "3 or 5,8"]),
     ("sample", ["--run={root}/run", "--n=1", "--steps=1", "--remove=6"], 1, ["unit 6 does not exist"]),
     ("sample", ["--run={root}/run", "--n=1", "--steps=1", "--remove=0,1,2,3,4,5"], 1, ["no member survives"]),

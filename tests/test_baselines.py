@@ -158,6 +158,10 @@ def test_only_what_the_arguments_allow(tiny, grouped):
     for methods, message in ((["trak"], "needs the ensemble"), (["feature"], "feature function"), (["x"], "'x'")):
         with pytest.raises(ValueError, match=message):
             baselines.baseline_scores(blobs(2), grouped, methods=methods)
+    for value, message in ((np.nan, "NaN or infinity at"), (-1.0, "are masked")):
+        row = np.ma.masked_less([value, 1.0], 0)
+        with pytest.raises(ValueError, match=f"features of the images.*{message}"):
+            baselines.baseline_scores(blobs(2), grouped, features=lambda x, row=row: np.ma.stack([row] * len(x)))
     with pytest.raises(ValueError, match="0 .. 3"):
         baselines.baseline_scores(blobs(2), grouped, tiny, methods=["trak"], members=[4])
     with pytest.raises(ValueError, match="training data"):

@@ -215,6 +215,8 @@ def test_ablation_rows():
     np.testing.assert_array_equal(code.survivors({0, 1}), [False, False, False, True])
     for units, message in (
         (set(), "got a set"),
+        ({0: [1, 2]}, "got a mapping"),
+        ([{0: 1}], "are a mapping"),
         ({0, 1}, r"ablate\(\[\{0, 1\}\]\)"),
         ([], "no units"),
         ([[]], "empty"),

@@ -449,6 +449,10 @@ def test_names_belong_to_items():
     assert data.from_images(images, names=["a", "b"]).unit_names == ["a", "b"]
     with pytest.raises(ValueError, match="1 names for 2 images"):
         data.from_images(images, names=["a"])
+    with pytest.raises(ValueError, match="names are a set, without an order"):
+        data.from_images(images, names={"a", "b"})
+    with pytest.raises(ValueError, match="1 of 2 images have no name"):
+        data.from_images(images, names=["a", float("nan")])
 
 
 SUFFIXES = {  # that Pillow reads, and in which format it writes them here
@@ -495,6 +499,10 @@ def test_what_pillow_reads_is_read_and_the_rest_is_named(tmp_path):
 def test_a_folder_of_pictures_alone_warns_of_nothing(tmp_path):
     write_pictures(tmp_path)
     (tmp_path / ".git").mkdir()
+    for left in ("__MACOSX/ada", "@eaDir", "ada/@eaDir"):
+        (tmp_path / left).mkdir(parents=True)
+        (tmp_path / left / "._a.png").write_bytes(b"")
+        (tmp_path / left / "a.png").write_bytes(b"a thumbnail")
     (tmp_path / ".DS_Store").write_bytes(b"")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -502,7 +510,8 @@ def test_a_folder_of_pictures_alone_warns_of_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "holds"), [
-    ("2.heic", r"but 1 \.heic"), (None, "but nothing"), ("deep/.a.png", "but nothing"), ("link", "but 1 link")
+    ("2.heic", r"only 1 \.heic"), (None, "it is empty"), ("deep/.a.png", "it is empty, or holds hidden"),
+    ("link", "only 1 link"),
 ])  # fmt: skip
 def test_a_unit_does_not_vanish_with_its_pictures(tmp_path, name, holds):
     write_pictures(tmp_path)
@@ -512,7 +521,7 @@ def test_a_unit_does_not_vanish_with_its_pictures(tmp_path, name, holds):
         (tmp_path / "cyd" / (name or "x")).parent.mkdir(parents=True)
         if name:
             (tmp_path / "cyd" / name).write_bytes(b"?")
-    with pytest.raises(ValueError, match=rf"cyd is or holds no picture that is read, {holds}: with groups='folder'"):
+    with pytest.raises(ValueError, match=rf"cyd has no picture that is read \({holds}.*: with groups='folder'"):
         data.folder(tmp_path, groups="folder")
 
 

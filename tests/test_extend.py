@@ -119,6 +119,9 @@ def test_own_method_of_any_images(tiny, rng):
     att = ensdiff.attribute(tiny, images, lambda weights_MK: np.tile(weights_MK[:, 0], (3, 1)), top=2, null=0)
     without_member_0 = 1 - tiny.code.matrix()[:, 0]
     assert set(att.units[0]) <= set(np.flatnonzero(without_member_0))
+    place = 1e-5 * 2.0 ** np.arange(tiny.members)  # doubles that float32 could not tell apart
+    exact = ensdiff.attribute(tiny, images, lambda weights_MK: 1234.5 + np.tile(weights_MK @ place, (3, 1)), top=6)
+    np.testing.assert_array_equal(exact.units[0], np.argsort(-(tiny.code.ablate(range(6)) @ place)))
 
 
 @pytest.mark.parametrize(
@@ -135,6 +138,8 @@ def test_own_method_of_any_images(tiny, rng):
         (lambda p, s: ensdiff.attribute(p, s, lambda w: w, top=1), "one row a sample and one column an ablation"),
         (lambda p, s: ensdiff.attribute(p, s, lambda w: np.full((1, len(w)), np.nan), top=1), "NaN or infinity"),
         (lambda p, s: ensdiff.attribute(p, s, lambda w: w, audit=3, top=1), "audit=3"),
+        (lambda p, s: ensdiff.attribute(p, s, lambda w: np.zeros((1, len(w)), complex), top=1), "returned complex128"),
+        (lambda p, s: ensdiff.attribute(p, s, lambda w: np.ma.masked_less(np.zeros((1, len(w))), 1), top=1), "masked"),
     ],
 )
 def test_what_is_refused(tiny, call, words):

@@ -51,7 +51,7 @@ def state_of(config, style, seed):
 def test_diffusers_options():
     config = diffusers.unet_config(SMALL)
     assert config.widths == (8, 16)
-    assert config.attention_levels == config.attention_levels_up == (1,)
+    assert (config.attention_levels, config.attention_levels_up) == ((1,), None)
     assert config.time_layout == "cos_sin"
     assert config.head_channels == 8
     for change, message in (
@@ -448,10 +448,67 @@ def test_saved_ensembles_predict_the_same_in_torch_and_come_back(tiny, tmp_path,
     np.testing.assert_allclose(schedule.alphas_cumprod.numpy(), params.schedule.abar_T, rtol=1e-5)
     back = diffusers.load(tmp_path / "out")
     assert (back.code, back.schedule, back.image_shape) == (params.code, params.schedule, params.image_shape)
-    assert back.data_digest == params.data_digest
+    assert (back.data_digest, back.model, back.fingerprint) == (params.data_digest, params.model, params.fingerprint)
     assert diffusers.load(tmp_path / "out", params.code).data_digest is None
     jax.tree.map(np.testing.assert_array_equal, back.params, params.params)
     np.testing.assert_array_equal(np.load(tmp_path / "out" / "code.npy"), params.code.matrix())
+
+
+@pytest.mark.torch
+def test_a_saved_folder_holds_what_was_saved(tiny, tmp_path):
+    """Its code is used for the members that it describes, in their places, and for no others."""
+    pytest.importorskip("safetensors")
+    diffusers.save(tiny, tmp_path)
+    zero, two, away = (tmp_path / name for name in ("Shard0", "Shard2", "away"))
+
+    def swap():
+        zero.rename(away)
+        two.rename(zero)
+        away.rename(two)
+
+    swap()
+    with pytest.raises(ensdiff.DamagedError, match="Shard0 holds what was Shard2; Shard2 holds what was Shard0.*code="):
+        diffusers.load(tmp_path)
+    assert diffusers.load(tmp_path, tiny.code).code == tiny.code  # a code for the members as they are
+    swap()
+    weights = two / diffusers.FILES[0]
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:])
+    with pytest.raises(ensdiff.DamagedError, match="Shard2 differs"):
+        diffusers.load(tmp_path)
+    weights.write_bytes(whole)
+    file = tmp_path / "ensdiff.json"
+    text = file.read_text()
+    file.write_text(text.replace(f'"units": {tiny.code.units}', f'"units": {tiny.code.units - 1}'))
+    with pytest.raises(ensdiff.DamagedError, match="ensdiff.json is damaged"):
+        diffusers.load(tmp_path)
+    file.write_text(text)
+    matrix = np.load(tmp_path / "code.npy")
+    np.save(tmp_path / "code.npy", matrix[::-1])
+    with pytest.raises(ensdiff.DamagedError, match="code.npy holds another code than .*ensdiff.json"):
+        diffusers.load(tmp_path)
+    file.unlink()
+    np.testing.assert_array_equal(diffusers.load(tmp_path).code.matrix(), matrix[::-1])
+
+
+def test_two_files_of_one_member_are_refused(tmp_path):
+    for name, message in (("Shard00", "Shard00: expected"), ("Shard\N{ARABIC-INDIC DIGIT ONE}", "expected shards")):
+        folder = tmp_path / name
+        for shard in ("Shard0", name):
+            (folder / shard).mkdir(parents=True)
+        with pytest.raises(ValueError, match=message):
+            diffusers.load(folder)
+    for names_of, message in (
+        (("epoch10_split0", "epoch10_split1", "epoch20_split0"), "epoch10_split0.* and .*epoch20_split0.* different"),
+        (("epoch10_split0", "epoch20_split1"), "epoch10_split0.* and .*epoch20_split1.* of different epochs or runs"),
+        (("a_split0", "a_split00"), "split '00' is no number"),
+    ):
+        folder = tmp_path / "-".join(names_of)
+        folder.mkdir()
+        for name in names_of:
+            (folder / f"{name}_ckpt.pt").touch()
+        with pytest.raises(ValueError, match=message):
+            genens.load(folder)
 
 
 @pytest.mark.torch

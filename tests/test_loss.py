@@ -9,7 +9,7 @@ import pytest
 
 import ensdiff
 from ensdiff.attribution import LossConfig, loss_matrix
-from ensdiff.attribution.loss import draw_noise
+from ensdiff.attribution.loss import draw_noise, model_images
 from ensdiff.ensemble import activation_bytes
 from ensdiff.schedule import add_noise
 from ensdiff.typing import as_key
@@ -235,3 +235,10 @@ def test_whole_pipeline_on_other_members():
         for unit, influence in zip(att.units[0], att.influence[0], strict=True):
             loss = estimate.loss(code.ablate([int(unit)])) - estimate.loss(code.factual())
             assert influence == pytest.approx(loss[0, 0], rel=1e-3, abs=1e-3)
+
+
+def test_rounding_beyond_the_range_is_cut_off(tiny):
+    images = np.ones((1, 8, 8, 1), np.float32)
+    np.testing.assert_array_equal(model_images(tiny, images + np.float32(3e-7)), model_images(tiny, images))
+    with pytest.raises(ValueError, match=r"image 0 holds values outside of \[0, 1\]"):
+        model_images(tiny, images + np.float32(1e-4))

@@ -172,6 +172,8 @@ def test_other_errors(tmp_path):
     np.save(tmp_path / "code.npy", np.array([[1, 2]]))
     with pytest.raises(ValueError, match=r"code.npy: code\[0, 1\] is 2"):
         read_code(tmp_path / "code.npy")
+    with pytest.raises(ValueError, match="key='b': .*code.npy holds one code"):
+        read_code(tmp_path / "code.npy", "b")
     (tmp_path / "code.txt").write_text("1 0")
     with pytest.raises(ValueError, match=r"expected a code matrix in a file of type .npy"):
         read_code(tmp_path / "code.txt")

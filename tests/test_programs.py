@@ -131,11 +131,11 @@ def test_attribute_contrast_and_values(run, trained, tmp_path):
     assert np.load(tmp_path / "contrast_seed0.npz")["membership_NK"].shape == (1400, 16)
     done = run(
         "attribute", f"--run={trained}", "--n=1", "--steps=2", "--method=loss", "--draws=8", "--values=shapley",
-        "--units=1,2,3+4", f"--out={tmp_path}",
+        "--units=2,1,3+4", f"--out={tmp_path}",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     values = json.loads((tmp_path / "shapley_loss_seed0.json").read_text())
-    assert values["labels"] == ["1", "2", "3+4"]
+    assert values["labels"] == ["2", "1", "3+4"]
     assert np.shape(values["value"]) == (1, 3)
 
 

@@ -294,11 +294,21 @@ def test_samples_can_be_taken_apart(tiny):
     assert "4 images" in repr(samples)
 
 
+def _first(noise):
+    mask = np.zeros(noise.shape, bool)
+    mask[0, 0] = True
+    return mask
+
+
 def bad_calls(tiny):
     noise = np.zeros((STEPS + 1, 2, 8, 8, 1), np.float32)
     yield "either key and n, or noise", lambda: ensdiff.sample(tiny, steps=STEPS)
     yield "either key and n, or noise", lambda: ensdiff.sample(tiny, 0, 2, noise=noise, steps=STEPS)
     yield "at least 1", lambda: ensdiff.sample(tiny, 0, 0, steps=STEPS)
+    yield "n=2.5: expected", lambda: ensdiff.sample(tiny, 0, 2.5, steps=STEPS)
+    yield "n=True: expected", lambda: ensdiff.sample(tiny, 0, True, steps=STEPS)
+    yield "noise holds NaN", lambda: ensdiff.sample(tiny, noise=noise * np.nan, steps=STEPS)
+    yield "noise: 64 of ", lambda: ensdiff.sample(tiny, noise=np.ma.masked_array(noise, _first(noise)), steps=STEPS)
     yield "int seed", lambda: ensdiff.sample(tiny, "0", 2, steps=STEPS)
     yield r"expected \(4, 2, 8, 8, 1\)", lambda: ensdiff.sample(tiny, noise=noise, steps=3)
     yield "leave n out", lambda: ensdiff.sample(tiny, n=3, noise=noise, steps=STEPS)

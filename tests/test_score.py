@@ -120,7 +120,9 @@ def test_candidates():
     np.testing.assert_array_equal(sets.words(np.arange(3)), [[1, 1, 1, 0, 0], [0, 0, 0, 0, 1], [0, 0, 1, 1, 0]])
     np.testing.assert_array_equal(sets.kinds(), [2, 1, 1])
     some = Candidates.of(code, [2, 0])
-    np.testing.assert_array_equal(some.units(np.array([[1, 0]])), [[2, 0]])  # in the order of ids
+    np.testing.assert_array_equal(some.units(np.array([[1, 0]])), [[0, 2]])  # in the given order
+    some = some.by_id()
+    np.testing.assert_array_equal(some.units(np.array([[1, 0]])), [[2, 0]])
     np.testing.assert_array_equal(some.kinds(), [2, 2])
     np.testing.assert_allclose(some.weights(np.array([1])), [[1 / 3, 1 / 3, 0, 0, 1 / 3]])
     with pytest.raises(ensdiff.NoSurvivorError, match="units 0, 2, 3"):

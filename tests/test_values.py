@@ -71,6 +71,15 @@ def test_exact_values_against_their_definitions(rng, groups):
         assert shapley.value_BG[b].sum() == pytest.approx(v(range(n)), rel=1e-5)  # efficiency
 
 
+def test_values_are_in_the_order_of_the_groups(rng):
+    gram = estimate_of(rng).mean_BKK
+    given = group_values(gram, CODE, [4, 0, 3])
+    np.testing.assert_array_equal(given.value_BG, group_values(gram, CODE, [{4}, {0}, {3}]).value_BG)
+    in_order = group_values(gram, CODE, [0, 3, 4])
+    np.testing.assert_allclose(given.value_BG, in_order.value_BG[:, [2, 0, 1]], rtol=1e-9)
+    assert (np.diff(np.sort(given.value_BG)) != 0).all()  # so that an order can be seen
+
+
 def test_error_is_that_of_the_blocks_where_all_coalitions_are_used(rng):
     estimate = estimate_of(rng)
     single = [
@@ -110,12 +119,26 @@ def test_a_group_that_does_nothing_has_no_value(rng):
 @pytest.mark.parametrize(("options", "message"), [
     (dict(kind="owen"), "'shapley' or 'banzhaf'"),
     (dict(on_empty="zero"), "'baseline' or 'skip'"),
-    (dict(removed=1.0), "between 0 and 1"),
+    (dict(removed=1.0, kind="banzhaf"), "between 0 and 1"),
+    (dict(removed=0.5), "for kind='banzhaf', not 'shapley'"),
     (dict(coalitions=1), "at least 2"),
     (dict(groups=[0, 0, 1]), "unit 0 is given 2 times"),
     (dict(groups=[{0, 1}, [1, 0]]), "is given 2 times"),
+    (dict(groups={0: [1, 2], 1: [3, 4]}), "a dict has no order of candidates"),
+    (dict(groups={0, 3}), "a set has no order of candidates"),
+    (dict(groups=[{0: 1}, 3]), "is a mapping"),
     (dict(weights_K=np.ones(8)), "weights_K sum to 8"),
 ])  # fmt: skip
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):
         group_values(np.eye(8)[None], CODE, **options)
+
+
+def test_matrices_that_are_refused(rng):
+    for value, message in ((np.nan, r"Gram matrices holds NaN or infinity at \(1, 3, 4\)"), (np.ma.masked, "1 of 128")):
+        gram = np.ma.array(rng.normal(size=(2, 8, 8)))
+        gram[1, 3, 4] = value
+        with pytest.raises(ValueError, match=message):
+            group_values(gram, CODE)
+    with pytest.raises(ValueError, match=r"\(2, 4, 4\): expected \(B, 8, 8\)"):
+        group_values(np.zeros((2, 4, 4)), CODE)

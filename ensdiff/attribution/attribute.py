@@ -67,10 +67,10 @@ def attribute(
             by (6) and verifies the best ``verify`` of them by (4); ``"loss"`` scores images by how much their
             denoising loss rises (7), one pass for any number of units. Or a function of your own, which is given the
             weight rows (3) of M ablations, (M, K), and returns their scores (B, M), larger where a sample depends more
-            on what was removed; candidates and null are scored by it alike.
+            on what was removed; candidates and null are scored by it alike, and ranked in the precision of its dtype.
         top: units returned a sample.
-        units: the candidates: unit ids, or sets of ids that are removed together, each once; by default all units
-            one by one (of a run that has forgotten members: all that can still be removed).
+        units: the candidates: a list of unit ids, or of sets of ids that are removed together, each once; by default
+            all units one by one (of a run that has forgotten members: all that can still be removed).
         code: another code over the same members whose units are the candidates, such as ``code.group_code()`` of a
             hierarchical code.
         features: a function of images (B, H, W, C) in [0, 1] to features; distances are L2 between features. By
@@ -128,9 +128,14 @@ def attribute(
             raise ValueError(
                 f"features have no meaning for method={_name(method)!r}, which measures no distance: leave them out"
             )
+        if not isinstance(samples, Samples) and np.ndim(samples) == 0:
+            raise ValueError(
+                f"samples is a {type(samples).__name__}: expected what ensdiff.sample returned, or images (B, H, W, "
+                "C), such as data.images"
+            )
     else:
         check_samples(params, samples, f"method={method!r}")
-    candidates = Candidates.of(params.candidate_code(code), units)
+    candidates = Candidates.of(params.candidate_code(code), units).by_id()  # of equals, the lower id first
     N = len(candidates)
     if not _whole(top) or not 1 <= top <= N:
         raise ValueError(f"top={top}: expected 1 .. {N}, the number of candidate units")
@@ -143,8 +148,13 @@ def attribute(
         raise ValueError(f"null={null!r}: expected the number of null ablations, 0 for none, or 'all'")
     if not _whole(audit) or audit < 0 or (audit and method != "screen"):
         raise ValueError(f"audit={audit}: expected 0, or with method='screen' a number of units")
-    if not 0 < level < 1:
+    if not isinstance(level, numbers.Real) or not 0 < level < 1:
         raise ValueError(f"level={level}: expected a q-value between 0 and 1")
+    if not _whole(seed):
+        raise ValueError(f"seed={seed!r}: expected an integer")
+    # Python's own numbers, which JSON can write
+    top, verify, audit, seed, level = int(top), int(verify), int(audit), int(seed), float(level)
+    null = null if null == "all" else int(null)
     words = null_ablations(candidates, null, seed) if null else None
     config = LossConfig() if loss is None else loss
     measured = "l2" if distance is None else _name(distance)
@@ -157,6 +167,8 @@ def attribute(
         settings: dict[str, Any] = dict(top=top, candidates=N, units=candidates.code.units, null=null, seed=seed)
         if params.data_digest is not None and candidates.code == params.code:
             settings["data"] = params.data_digest
+        elif candidates.code.names is not None:
+            settings["names"] = list(candidates.code.names)
         return _attribute(run, method, settings, verify, audit, level, config, measured)
 
 

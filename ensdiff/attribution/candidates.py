@@ -2,13 +2,14 @@
 
 import collections
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from ensdiff.codes import Code, NoSurvivorError
+from ensdiff.typing import unmasked
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -17,7 +18,7 @@ class Candidates:
 
     Args:
         code: the code that they are units of.
-        ids: the units; None is all of the code's, in order.
+        ids: the units, in the order of the candidates; None is all of the code's, in order.
         sets: instead of ``ids``, sets of units that are removed together.
     """
 
@@ -30,11 +31,12 @@ class Candidates:
         """Candidates from a user's ``units``: None, unit ids, or entries of which some are collections of ids.
 
         None is all units whose removal is defined and changes anything: of a code that some members were taken from,
-        units that all of the others saw or that none of them saw are left out. Units are numbered by their ids, in
-        whatever order they are given; sets keep their order.
+        units that all of the others saw or that none of them saw are left out. Candidates have the order in which
+        they are given (see `by_id`).
 
         Raises:
-            ValueError: not unit ids, or a candidate that is given twice, which would count twice among all.
+            ValueError: not unit ids, a set or a mapping in the place of the list of entries, or a candidate that is
+                given twice, which would count twice among all.
             NoSurvivorError: every member saw some unit of a candidate.
         """
         if units is None:
@@ -45,6 +47,11 @@ class Candidates:
             if not len(possible):
                 raise NoSurvivorError(f"no unit can be removed from {code}: each was seen by all members, or by none")
             return cls(code) if len(possible) == code.units else cls(code, possible)
+        if isinstance(units, set | frozenset | Mapping):
+            raise ValueError(
+                f"a {type(units).__name__} has no order of candidates: give a list of unit ids, or of sets of units "
+                f"that are removed together, not {units!r}"
+            )
         entries = list(units) if isinstance(units, Collection) and not isinstance(units, str) else [units]
         if entries and any(isinstance(entry, Collection) and not isinstance(entry, str) for entry in entries):
             sets = tuple(
@@ -54,9 +61,13 @@ class Candidates:
             _check_distinct(sets, "set")
             code.ablate(sets)
             return cls(code, sets=sets)
-        ids = np.sort(_ids(code, entries))
+        ids = _ids(code, entries)
         _check_distinct(ids.tolist(), "unit")
         return cls(code, ids)
+
+    def by_id(self) -> "Candidates":
+        """The same units in the order of their ids, so that a lower id is a lower number; sets keep their order."""
+        return self if self.ids is None else dataclasses.replace(self, ids=np.sort(self.ids))
 
     def __len__(self) -> int:
         if self.sets is not None:
@@ -120,7 +131,9 @@ def _check_distinct(entries: Sequence[Any], what: str) -> None:
 def _ids(code: Code, units: Any) -> np.ndarray:
     if isinstance(units, Sequence) and any(isinstance(unit, bool | np.bool_) for unit in units):
         raise ValueError(f"units={units!r} holds booleans: give unit ids, such as np.flatnonzero of a mask")
-    ids = np.asarray(sorted(units) if isinstance(units, set | frozenset) else units)
+    if isinstance(units, Mapping):
+        raise ValueError(f"units={units!r} is a mapping: give a list or a set of unit ids")
+    ids = np.asarray(sorted(units) if isinstance(units, set | frozenset) else unmasked(units, "units"))
     if ids.ndim != 1 or not len(ids) or ids.dtype.kind not in "iu":
         raise ValueError(f"units={units!r}: expected a list of unit ids, 0 .. {code.units - 1}, or of sets of them")
     if ids.min() < 0 or ids.max() >= code.units:

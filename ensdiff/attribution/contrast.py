@@ -39,7 +39,7 @@ from ensdiff.files import printable
 from ensdiff.identity import check_data
 from ensdiff.metrics.arrays import precision, tied
 from ensdiff.schedule import Schedule
-from ensdiff.typing import Key, as_key
+from ensdiff.typing import Key, as_key, unmasked
 from ensdiff.unet import UNetConfig
 
 
@@ -189,6 +189,7 @@ def contrast_losses(loss_NK: ArrayLike, code: Code) -> Contrast:
     ([1.5, 3.0, 3.0], nan, 'The AUC is NaN: there is no unit whose membership is known.')
     """
     seen_NK = code.matrix().astype(bool)
+    unmasked(loss_NK, "loss_NK")
     loss_NK = np.asarray(loss_NK, np.float64)
     known_N = ~np.isnan(loss_NK).all(1) if loss_NK.shape == seen_NK.shape else np.zeros(0, bool)
     if not known_N.any() or not np.isfinite(loss_NK[known_N]).all():

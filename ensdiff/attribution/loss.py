@@ -40,7 +40,7 @@ from ensdiff.ensemble import (
 from ensdiff.pieces import Pieces
 from ensdiff.schedule import Schedule, add_noise
 from ensdiff.settings import check_fields
-from ensdiff.typing import Array, ArrayLike, Key, as_key
+from ensdiff.typing import Array, ArrayLike, Key, as_key, unmasked
 from ensdiff.unet import UNetConfig
 
 Levels = Literal["stratified", "antithetic", "uniform"]
@@ -288,9 +288,9 @@ def model_images(params: Ensemble, images: ArrayLike) -> Float[Array, "B H W C"]
     """Images from anywhere, checked and in model space.
 
     Raises:
-        ValueError: another shape than the ensemble's, or values outside of [0, 1].
+        ValueError: another shape than the ensemble's, or values further outside of [0, 1] than rounding explains.
     """
-    array = np.asarray(images)
+    array = np.asarray(unmasked(images, "the images"))
     if array.ndim != 4 or array.shape[1:] != tuple(params.image_shape) or not len(array):
         raise ValueError(
             f"the images have shape {array.shape}: expected (B, {', '.join(map(str, params.image_shape))}), "
@@ -298,12 +298,15 @@ def model_images(params: Ensemble, images: ArrayLike) -> Float[Array, "B H W C"]
         )
     if array.dtype != np.uint8 and array.dtype.kind != "f":
         raise ValueError(f"the images have dtype {array.dtype}: expected uint8, or floats in [0, 1]")
-    if array.dtype != np.uint8 and not (array.min() >= 0 and array.max() <= 1):  # true of NaN too
-        wrong = np.flatnonzero(~((array >= 0) & (array <= 1)).reshape(len(array), -1).all(1))[0]
+    rounding = 0 if array.dtype == np.uint8 else 1e-6 + 2 * float(np.finfo(array.dtype).eps)
+    if array.dtype != np.uint8 and not (array.min() >= -rounding and array.max() <= 1 + rounding):  # true of NaN too
+        within = (array >= -rounding) & (array <= 1 + rounding)
+        wrong = np.flatnonzero(~within.reshape(len(array), -1).all(1))[0]
         raise ValueError(
             f"image {wrong} holds {'NaN' if np.isnan(array[wrong]).any() else 'values outside of [0, 1]'}: expected "
             "floats in [0, 1], or uint8"
         )
+    array = array if array.dtype == np.uint8 else np.clip(array, 0, 1)
     return to_model(jnp.asarray(array), params.value_range)
 
 

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -16,6 +17,7 @@ from ensdiff.attribution.exact import Distance, exact_influence
 from ensdiff.attribution.score import Forms, Top, score_words, stream
 from ensdiff.permute import derive_key
 from ensdiff.pieces import Pieces
+from ensdiff.typing import unmasked
 
 EXACT_CHUNK = 1024
 """Candidates whose exact influences are computed at a time, of all samples."""
@@ -97,12 +99,17 @@ class Ranking:
         Raises:
             ValueError: it returned something else than one finite number a sample and ablation.
         """
-        found = np.asarray(score(uniform(word_MK)), np.float32)
+        name = getattr(score, "__name__", score)
+        found = np.asarray(unmasked(score(uniform(word_MK)), f"scores of the method {name}"))
+        if found.dtype.kind not in "buif" and not jnp.issubdtype(found.dtype, jnp.floating):
+            raise ValueError(f"the method {name} returned {found.dtype}: expected real numbers")
+        # as exact as they are: integers are doubles, numbers of 16 bits are widened
+        found = found.astype(np.float64 if found.dtype.kind in "biu" or found.itemsize > 4 else np.float32)
         expected = (self.B, len(word_MK))
         if found.shape != expected or not np.isfinite(found).all():
             what = f"shape {found.shape}" if found.shape != expected else "NaN or infinity"
             raise ValueError(
-                f"the method {getattr(score, '__name__', score)} returned {what} for weights of shape "
+                f"the method {name} returned {what} for weights of shape "
                 f"{word_MK.shape}: expected {expected} finite scores, one row a sample and one column an ablation"
             )
         return found

@@ -28,6 +28,7 @@ from ensdiff.attribution.loss import LossMatrix
 from ensdiff.attribution.score import evaluate, gram_forms, loss_forms
 from ensdiff.codes import Code
 from ensdiff.ensemble import member_weights
+from ensdiff.metrics.arrays import table
 
 EXACT_GROUPS = 12
 
@@ -56,7 +57,7 @@ def group_values(
     groups: Sequence[Any] | None = None,
     *,
     kind: Literal["shapley", "banzhaf"] = "shapley",
-    removed: float = 0.5,
+    removed: float | None = None,
     on_empty: Literal["baseline", "skip"] = "baseline",
     weights_K: Float[np.ndarray, " K"] | None = None,
     coalitions: int = 2000,
@@ -67,16 +68,18 @@ def group_values(
     Args:
         estimate: R of images, from `loss_matrix`; or G of samples, from `gram`.
         code: whose units the groups are made of.
-        groups: unit ids, or sets of ids, one a group; by default every unit is a group.
+        groups: a list of unit ids, or of sets of ids, one for each group; by default every unit is a group. Values
+            are in the order of this list.
         kind: ``"shapley"`` (v1) or ``"banzhaf"`` (v2).
-        removed: r of (v2).
+        removed: r of (v2), by default 1/2; for ``"banzhaf"`` alone.
         on_empty: ``"baseline"``: no member predicts nothing; ``"skip"``: leave such coalitions out.
         weights_K: the weights that the samples were generated with, for G; by default 1/K.
         coalitions: drawn a group (Banzhaf), or orders of all groups (Shapley), where there are too many groups for all.
         seed: of the draws.
 
     Raises:
-        ValueError: unknown options; a group whose removal alone leaves no member, with ``"skip"``.
+        ValueError: unknown options; a matrix of another shape or that is not finite; a group whose removal alone leaves
+            no member, with ``"skip"``.
 
     >>> values = ensdiff.group_values(ensdiff.gram(params, samples), code, groups=[0, 1, {2, 3}])
     >>> values.value_BG.shape, values.exact
@@ -86,6 +89,9 @@ def group_values(
         raise ValueError(f"kind={kind!r}: expected 'shapley' or 'banzhaf'")
     if on_empty not in ("baseline", "skip"):
         raise ValueError(f"on_empty={on_empty!r}: expected 'baseline' or 'skip'")
+    if removed is not None and kind != "banzhaf":
+        raise ValueError(f"removed={removed} is for kind='banzhaf', not {kind!r}: leave it out")
+    removed = 0.5 if removed is None else removed
     if not 0 < removed < 1:
         raise ValueError(f"removed={removed}: expected a probability between 0 and 1")
     if coalitions < 2:
@@ -129,11 +135,13 @@ class _Game:
         self.skip = skip
         if isinstance(estimate, LossMatrix):
             J, B = estimate.blocks_JBKK.shape[:2]
-            blocks = estimate.blocks_JBKK.reshape(J * B, K, K).astype(np.float64)
+            blocks = table(estimate.blocks_JBKK, "the loss matrices", "JBKK").reshape(J * B, K, K)
             self.form = loss_forms(blocks, w)
             self.empty_F = estimate.empty_JB.reshape(-1) - np.einsum("k,fkl,l->f", w, blocks, w)
         else:
-            grams = np.asarray(estimate, np.float64)
+            grams = table(estimate, "the Gram matrices", "BKK")
+            if grams.shape[1:] != (K, K):
+                raise ValueError(f"the Gram matrices have shape {grams.shape}: expected (B, {K}, {K}), as the code")
             J, B = 1, len(grams)
             self.form = gram_forms(grams, w)
             self.empty_F = np.sqrt(np.maximum(np.einsum("k,fkl,l->f", w, grams, w), 0))

@@ -15,8 +15,9 @@ from ensdiff.baselines.trak import cosine_scores, trak_scores
 from ensdiff.data import Dataset
 from ensdiff.ensemble import Ensemble
 from ensdiff.identity import check_data
+from ensdiff.metrics.arrays import table
 from ensdiff.settings import check_fields
-from ensdiff.typing import ArrayLike
+from ensdiff.typing import ArrayLike, unmasked
 
 BASELINES = {
     "random": "independent normal numbers",
@@ -90,8 +91,9 @@ def baseline_scores(
         Scores (B, N) by name; larger means that the unit matters more.
 
     Raises:
-        ValueError: an unknown baseline, one without what it needs, images of another shape or range, or data that are
-            not what the ensemble was trained on, or of which items are absent (`Dataset.absent`).
+        ValueError: an unknown baseline, one without what it needs, images of another shape or range, features that are
+            not finite, or data that are not what the ensemble was trained on, or of which items are absent
+            (`Dataset.absent`).
 
     >>> import ensdiff
     >>> digits = ensdiff.data.digits().subset(range(40))
@@ -137,7 +139,10 @@ def baseline_scores(
             return _over_items(-_distances(query, train), data, np.maximum)
         if name == "feature":
             assert features is not None
-            rows = [np.asarray(features(x), np.float64)[None] for x in (query, train)]
+            rows = [
+                table(features(x), f"features of the {what}", "NF")[None]
+                for x, what in ((query, "images"), (train, "training data"))
+            ]
             return _over_items(cosine_scores(*rows), data, np.maximum)
         if name == "gradient":
             return _over_items(cosine_scores(*of("loss")), data, np.add)
@@ -155,7 +160,7 @@ def _missing(name: str, params: Any, features: Any) -> str | None:
 
 
 def _pixels(images: ArrayLike) -> Float[np.ndarray, "B H W C"]:
-    array = np.asarray(images)
+    array = np.asarray(unmasked(images, "the images"))
     if array.ndim != 4 or not len(array):
         raise ValueError(f"the images have shape {array.shape}: expected (B, H, W, C), channels last")
     if array.dtype == np.uint8:

@@ -13,7 +13,7 @@ import dataclasses
 import hashlib
 import math
 import operator
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ from ensdiff.codes.serial import MAX_MEMBERS, from_dict, to_dict
 from ensdiff.codes.unowned import unowned_words
 from ensdiff.combinations import EXACT, unrank
 from ensdiff.permute import derive_key, permute
+from ensdiff.typing import unmasked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -313,11 +314,16 @@ class Code:
 
         Raises:
             NoSurvivorError: every member saw some unit of a set.
-            ValueError: unknown ids; a set, which has no order, where the sequence of entries belongs.
+            ValueError: unknown ids; a mapping; a set, which has no order, where the sequence of entries belongs.
         """
         entries: Any = units
-        if isinstance(units, set | frozenset):
-            raise ValueError(f"ablate got a set: give ablate([{units}]) to remove its units together, else a list")
+        if isinstance(units, set | frozenset | Mapping):
+            kind = "a mapping" if isinstance(units, Mapping) else "a set"
+            together = set(units) if isinstance(units, Mapping) else units
+            raise ValueError(
+                f"ablate got {kind}, which has no order of entries: give ablate([{together}]) to remove these units "
+                "together, else a list"
+            )
         if not (isinstance(units, np.ndarray) and units.ndim == 1):
             entries = list(units) if isinstance(units, Collection) and not isinstance(units, str) else [units]
         if not len(entries):
@@ -361,7 +367,7 @@ class Code:
         return from_dict(cls, values)
 
     def _check(self, ids: Any) -> Int[np.ndarray, " M"]:
-        array = np.atleast_1d(np.asarray(ids))
+        array = np.atleast_1d(np.asarray(unmasked(ids, "unit ids")))
         if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
             raise ValueError(f"unit ids {ids!r}: expected integers, 0 .. {self.units - 1}")
         outside = array[(array < 0) | (array >= self.units)]
@@ -380,9 +386,11 @@ class Code:
 
 def _members_of(units: Any) -> np.ndarray:
     """The ids of one entry of `Code.ablate`: an id, or a collection of ids."""
+    if isinstance(units, Mapping):
+        raise ValueError(f"units {units!r} are a mapping: expected a unit id, or a list or set of unit ids")
     if isinstance(units, (set, frozenset)):
         units = sorted(units)
-    ids = np.atleast_1d(np.asarray(units))
+    ids = np.atleast_1d(np.asarray(unmasked(units, "unit ids")))
     if not ids.size:
         raise ValueError("an empty set of units: expected at least one unit to remove")
     return ids

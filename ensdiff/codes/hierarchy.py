@@ -16,6 +16,7 @@ from jaxtyping import UInt8
 from ensdiff.codes.errors import some
 from ensdiff.combinations import unrank
 from ensdiff.permute import derive_key, permute
+from ensdiff.typing import unmasked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +79,7 @@ def check_groups(group_of_unit: Any, names: Sequence[str] | None = None) -> np.n
     Raises:
         ValueError: not integers, fewer than two groups, a number without units, or not one name per group.
     """
-    groups = np.asarray(group_of_unit)
+    groups = np.asarray(unmasked(group_of_unit, "groups"))
     if groups.ndim != 1 or not len(groups) or groups.dtype.kind not in "iu":
         raise ValueError(f"groups have shape {groups.shape}, dtype {groups.dtype}: expected one integer per unit")
     if groups.min() < 0:

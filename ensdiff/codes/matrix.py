@@ -7,11 +7,12 @@ import numpy as np
 from jaxtyping import UInt8
 
 from ensdiff.codes.errors import some, warn
+from ensdiff.typing import unmasked
 
 
 def check_matrix(code_NK: Any, names: Sequence[str] | None) -> UInt8[np.ndarray, "N K"]:
     """The matrix as uint8, checked as `Code.from_matrix` says."""
-    matrix = np.asarray(code_NK)
+    matrix = np.asarray(unmasked(code_NK, "the code"))
     if matrix.ndim != 2 or 0 in matrix.shape:
         raise ValueError(f"the code has shape {matrix.shape}: expected (units, members), both at least 1")
     if matrix.dtype.kind not in "buif":

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 def only(code: "Code", members: Sequence[int]) -> "Code":
     """What `Code.only` does."""
+    members = list(members)
+    if any(isinstance(k, bool | np.bool_) for k in members):
+        raise ValueError(f"members {members!r} are booleans: give their numbers, such as np.flatnonzero of a mask")
     chosen = [operator.index(k) for k in members]
     wrong = [k for k in chosen if not 0 <= k < code.members]
     if not chosen or wrong or len(set(chosen)) < len(chosen):

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from ensdiff.data.categories import categories
 from ensdiff.data.manifest import Manifest, hash_item
 from ensdiff.data.matching import match_items
 from ensdiff.files import printable
+from ensdiff.typing import unmasked
 
 
 class DataWarning(UserWarning):
@@ -190,7 +191,7 @@ class Dataset:
 
     def _indices(self, items: Any) -> np.ndarray:
         """What `subset` was given, as indices."""
-        given = np.asarray(items)
+        given = np.asarray(unmasked(items, "items"))
         if given.dtype == np.bool_ and given.ndim == 1:
             if len(given) != self.items:
                 raise ValueError(f"a mask of {len(given)} booleans: expected {self.items}, one per image")
@@ -343,8 +344,9 @@ def from_images(
     >>> from_images(images, groups=["ada", "ada", "bob", "eve"], name="sketches").unit_names
     ['ada', 'bob', 'eve']
     """
+    unmasked(images, "images")
     try:
-        images = np.asanyarray(images)
+        images = np.asanyarray(np.ma.getdata(images))
     except ValueError as error:
         raise ValueError(f"the images are not one array, perhaps because their sizes differ: {error}") from error
     if images.ndim == 3:
@@ -377,7 +379,9 @@ def from_images(
     if names is not None:
         if groups is not None or len(names) != len(images):
             raise ValueError(f"{len(names)} names for {len(images)} images: expected one per image, and no groups")
-        unit_names = [str(name) for name in names]
+        if isinstance(names, Set | Mapping):
+            raise ValueError(f"the names are a {type(names).__name__}, without an order of images: give a list")
+        unit_names = [str(name) for name in categories(names, len(images), "name").tolist()]
         check_distinct(unit_names, "units")
     if labels is not None:
         labels = categories(labels, len(images), "label")

@@ -26,8 +26,8 @@ MAX_PIXELS = 2**26
 BITS, PHOTOMETRIC, SAMPLE_FORMAT, WHITE_IS_ZERO = 258, 262, 339, 0
 """Tags of TIFF."""
 LINK = "link"
-NO_DATA = ("thumbs.db", "desktop.ini")
-"""Files that a system leaves behind, which are not worth a warning; hidden ones are not either."""
+NO_DATA, NO_DATA_FOLDERS = ("thumbs.db", "desktop.ini"), ("__macosx", "@eadir")
+"""Files and folders that a system leaves behind, which are not worth a warning; hidden ones are not either."""
 
 
 class Readable(NamedTuple):
@@ -73,7 +73,8 @@ def folder(
 
     PNG, JPEG, BMP, GIF, TIFF, WebP, AVIF, JPEG 2000, PPM and QOI files are read, by any suffix that Pillow knows for
     them (AVIF where Pillow can). Other files and links (to files or to folders) are left out, and one `DataWarning`
-    says how many of which suffix; hidden files and folders are left out without a word. Of an animation and of a file
+    says how many of which suffix; hidden files and folders, and those that
+    systems leave behind, are left out without a word. Of an animation and of a file
     of several pages the first picture is taken, which the same warning says; pictures that a JPEG carries besides its
     own (previews, depth) do not count.
 
@@ -117,9 +118,10 @@ def folder(
     for name in found.first_level:
         if name not in first_level:
             kinds = [kind for place, kind in found.left_out.items() if place.parts[0] == name]
+            inside = f"only {_count(kinds)}" if kinds else "it is empty, or holds hidden files only"
             raise ValueError(
-                f"{root / name} is or holds no picture that is read, but {_count(kinds) or 'nothing'}: with "
-                "groups='folder' each subfolder is a unit. Convert its files, copy what is linked, or move it elsewhere"
+                f"{root / name} has no picture that is read ({inside}): with groups='folder' each subfolder is a unit. "
+                "Convert its files, copy what is linked, or move it elsewhere"
             )
     return from_images(_read(root, found, size, mode), first_level, name=title)
 
@@ -148,7 +150,7 @@ def _find(path: str | os.PathLike, size: int | None, mode: str) -> Found:
     first_level: list[str] = []
     suffixes = readable().suffixes
     for parent, folders, names in os.walk(root, followlinks=False, onerror=_raise):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in folders if not name.startswith(".") and name.lower() not in NO_DATA_FOLDERS]
         place = pathlib.PurePath(parent).relative_to(root)
         if not place.parts:
             first_level = sorted(folders)

@@ -13,12 +13,18 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import jax
 import numpy as np
 
+from ensdiff.codes import Code
 from ensdiff.ensemble import Ensemble
 from ensdiff.files import read_json as read_file
+from ensdiff.files import whole_number
+from ensdiff.integrity import DamagedError, all_sums, read_sealed, write_sealed
+from ensdiff.interop.matrices import read_code
 from ensdiff.interop.options import SCHEDULER, UNET, check_options
 from ensdiff.interop.tensors import CodeLike, Style, read_state_dict, stack, unstack, write_state_dict
+from ensdiff.npyfiles import read_npy
 from ensdiff.schedule import SamplerConfig, Schedule
 from ensdiff.stored import describe, from_description
 from ensdiff.unet import UNetConfig
@@ -26,8 +32,10 @@ from ensdiff.unet import UNetConfig
 SAMPLER = SamplerConfig("ddpm", steps=50, clip=False)
 FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin", "pytorch_model.bin", "model.safetensors")
 CONFIG, NOISE = "config.json", "scheduler_config.json"
-DESCRIPTION = "ensdiff.json"
-"""What `save` adds, so that `load` finds the code and the schedule again."""
+DESCRIPTION, MATRIX = "ensdiff.json", "code.npy"
+"""What `save` adds, so that `load` finds the code, the schedule and the network again, and knows the members."""
+MATRIX_LIMIT = 2**28
+"""Bytes of the largest code matrix that is written."""
 
 DEFAULTS: dict[str, Any] = {
     "sample_size": None, "in_channels": 3, "out_channels": 3, "layers_per_block": 2,
@@ -58,7 +66,8 @@ def load(
         directory: a folder of ``Shard0``, ``Shard1``, ... with one checkpoint each; or the members' own folders (or
             files), in the order of the code's columns.
         code: the code, its (N, K) matrix, 1 = trained on, or a file of it (see `read_code`). Without it, the one that
-            `save` wrote; else unit k stands for member k's own data.
+            `save` wrote to ``ensdiff.json`` (or, where that is missing, ``code.npy``), for which the shards must be
+            those that it wrote, in their order; else unit k stands for member k's own data.
         config: `UNet2DModel`'s arguments, in the place of every ``config.json``; needed where there is none in the
             folder or with each member.
         image_size: height and width, where the config has no ``sample_size``.
@@ -73,6 +82,8 @@ def load(
         FileNotFoundError, ImportError, ValueError: see `ensdiff.interop.tensors`; a field of a configuration that
             ensdiff does not know, or a value that it does not have, is named; members of different networks or
             schedules are named with the fields in which they differ.
+        DamagedError: without ``code``, shards are not those that `save` wrote (names them), ``code.npy`` holds another
+            code than ``ensdiff.json``, or ``ensdiff.json`` was changed.
     """
     root = pathlib.Path(directory) if isinstance(directory, str | os.PathLike) else None
     members = _shards(root) if root is not None else [pathlib.Path(path) for path in directory]  # type: ignore[union-attr]
@@ -84,17 +95,25 @@ def load(
     if size is None:
         raise ValueError("the config has no sample_size: give image_size=")
     found: list[tuple[str, Schedule]] = []
-    digest = None
+    digest, sums = None, None
     if root is not None and (root / DESCRIPTION).exists():
-        described = from_description(read_json(root / DESCRIPTION), None)
-        code, digest = (described.code, described.data_digest) if code is None else (code, None)
+        text = read_sealed(root / DESCRIPTION)
+        described = from_description(text, None)
+        if code is None:
+            _check_matrix(root, described.code)
+            code, digest, sums = described.code, described.data_digest, text.get("sums")
         found.append((str(root / DESCRIPTION), described.schedule))
         if config is None:
             _same([(str(root / DESCRIPTION), unet_config(model_options(described))), (str(files[0].parent), unet)])
+            unet = described.model
+    elif code is None and root is not None and len(members) > 1 and (root / MATRIX).exists():
+        code = read_code(root / MATRIX)
     schedule = _common_schedule(root, files, found) if schedule is None else schedule
     states = [_rename_old(read_state_dict(file)) for file in files]
     shape = (*_height_and_width(size), unet.image_channels)
     params = stack(states, [str(f) for f in files], unet, _style(unet), shape, code, schedule=schedule)
+    if sums is not None and root is not None:
+        _check_members(root / DESCRIPTION, members, sums["params"], all_sums(params.params))
     return dataclasses.replace(params, data_digest=digest)
 
 
@@ -108,7 +127,8 @@ def save(
 
     ``Shard{k}`` gets ``config.json`` and the weights: ``UNet2DModel.from_pretrained("DIR/Shard0")`` opens them. Beside
     the shards go ``config.json``, ``scheduler_config.json`` (for `DDPMScheduler`), the code matrix as ``code.npy``
-    (up to 256 MiB) and ``ensdiff.json``, from which `load` takes code, schedule and the digest of the training data.
+    (up to 256 MiB) and ``ensdiff.json``, from which `load` takes the code, the network, the schedule, the digest of the
+    training data and a checksum of each member.
 
     Args:
         params: the ensemble; its values must be those of diffusers, [-1, 1].
@@ -135,9 +155,38 @@ def save(
         (shard / CONFIG).write_text(text)
     (root / CONFIG).write_text(text)
     (root / NOISE).write_text(json.dumps(_scheduler(params.schedule), indent=2) + "\n")
-    if params.code.units * params.members <= 2**28:
-        np.save(root / "code.npy", params.code.matrix())
-    (root / DESCRIPTION).write_text(json.dumps(describe(params)) + "\n")
+    if params.code.units * params.members <= MATRIX_LIMIT:
+        np.save(root / MATRIX, params.code.matrix())
+    written = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params.params)
+    write_sealed(root / DESCRIPTION, describe(params) | {"sums": {"params": all_sums(written)}})
+
+
+def _check_matrix(root: pathlib.Path, code: Code) -> None:
+    """Raise DamagedError where there is a matrix beside the description, and it is another code."""
+    file = root / MATRIX
+    if code.units * code.members > MATRIX_LIMIT or not file.exists():
+        return
+    if not np.array_equal(read_npy(file), code.matrix()):
+        raise DamagedError(
+            f"{file} holds another code than {root / DESCRIPTION}: one of them was changed. Give code= with the one "
+            f"that is right for the shards, such as code={str(file)!r}"
+        )
+
+
+def _check_members(
+    where: pathlib.Path, members: Sequence[pathlib.Path], expected: Sequence[str], found: Sequence[str]
+) -> None:
+    """Raise DamagedError where members are not those that `save` wrote, or are in another order."""
+    different = [
+        f"{path.name} holds what was {members[expected.index(now)].name}" if now in expected else f"{path.name} differs"
+        for path, then, now in zip(members, expected, found, strict=True)
+        if then != now
+    ]
+    if different:
+        raise DamagedError(
+            f"{where} describes other members: {'; '.join(different)}. Its code says who saw what, and may be "
+            "wrong for these. Put the shards back, or give code= for the members as they are"
+        )
 
 
 def model_options(params: Ensemble) -> dict[str, Any]:
@@ -215,13 +264,15 @@ def _unet_config(config: Mapping[str, Any]) -> UNetConfig:
         for kind in kinds:
             if kind not in allowed:
                 raise ValueError(f"block {kind!r} is not supported: expected {' or '.join(allowed)}")
+    attended = tuple(i for i, kind in enumerate(down) if kind.startswith("Attn"))
+    attended_up = tuple(sorted(len(up) - 1 - i for i, kind in enumerate(up) if kind.startswith("Attn")))
     return UNetConfig(
         image_channels=known["in_channels"],
         channels=widths[0],
         multipliers=tuple(width / widths[0] for width in widths),
         blocks=known["layers_per_block"],
-        attention_levels=tuple(i for i, kind in enumerate(down) if kind.startswith("Attn")),
-        attention_levels_up=tuple(sorted(len(up) - 1 - i for i, kind in enumerate(up) if kind.startswith("Attn"))),
+        attention_levels=attended,
+        attention_levels_up=None if attended_up == attended else attended_up,
         middle_attention=known["add_attention"],
         head_channels=known["attention_head_dim"],
         norm_groups=known["norm_num_groups"],
@@ -302,7 +353,16 @@ def _height_and_width(size: Any) -> tuple[int, int]:
 
 
 def _shards(root: pathlib.Path) -> list[pathlib.Path]:
-    shards = {int(m[1]): p for p in root.glob("Shard*") if (m := re.fullmatch(r"Shard(\d+)", p.name))}
+    shards = {}
+    for path in sorted(root.glob("Shard*")):
+        if match := re.fullmatch(r"Shard(\d+)", path.name):
+            k = whole_number(match[1])
+            if k is None:
+                raise ValueError(
+                    f"{path}: expected shards to be named Shard0, Shard1, ..., without leading zeros: rename it, or "
+                    "give a list of the members' folders"
+                )
+            shards[k] = path
     if not shards or sorted(shards) != list(range(len(shards))):
         raise FileNotFoundError(
             f"{root} holds shards {sorted(shards)}: expected folders Shard0, Shard1, ...; or give a list of the "

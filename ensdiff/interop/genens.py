@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ensdiff.ensemble import Ensemble
+from ensdiff.files import whole_number
 from ensdiff.interop.options import GENENS
 from ensdiff.interop.tensors import CodeLike, Style, read_state_dict, stack
 from ensdiff.schedule import SamplerConfig, Schedule
@@ -34,12 +35,13 @@ def load(
     Args:
         paths: the members' files in the order of the code's columns, or a folder of ``*_split{k}_ckpt.pt``.
         code: the code, its (N, K) matrix, 1 = trained on, or a file of it (see `read_code`); without it unit k stands
-            for member k's own data.
+            for member k's own data. Files of a folder must have one name but for k.
         image_size: height and width; by default 28 for one channel (MNIST) and 32 for three (CIFAR-10).
 
     Raises:
         FileNotFoundError, ImportError, ValueError: see `ensdiff.interop.tensors`; also an entry of a checkpoint that
-            `ensdiff.interop.options` does not list, or another table of noise levels than GenEns's 1,000.
+            `ensdiff.interop.options` does not list, another table of noise levels than GenEns's 1,000, or a folder
+            with checkpoints of several epochs or runs (names two of them).
     """
     files = _files(paths)
     states = [read_state_dict(file, "model_state_dict", GENENS) for file in files]
@@ -56,7 +58,21 @@ def load(
 def _files(paths: Sequence[str | os.PathLike] | str | os.PathLike) -> list[pathlib.Path]:
     if isinstance(paths, (str, os.PathLike)):
         folder = pathlib.Path(paths)
-        found = {int(m[1]): p for p in folder.glob("*_split*_ckpt.pt") if (m := re.search(r"_split(\d+)_ckpt", p.name))}
+        found: dict[int, pathlib.Path] = {}
+        one = None
+        for path in sorted(folder.glob("*_split*_ckpt.pt")):
+            match = re.fullmatch(r"(.*)_split(.*?)_ckpt\.pt", path.name, re.DOTALL)
+            assert match is not None
+            k = whole_number(match[2])
+            if k is None:
+                raise ValueError(f"{path}: split {match[2]!r} is no number as 0, 1, 2, ...: rename it, or give a list")
+            one = one or (match[1], path)
+            if match[1] != one[0]:
+                raise ValueError(
+                    f"{one[1]} and {path} are checkpoints of different epochs or runs: give a list of the files of one "
+                    "ensemble, in the order of the code's columns"
+                )
+            found[k] = path
         if sorted(found) != list(range(len(found))) or not found:
             raise FileNotFoundError(
                 f"{folder} holds splits {sorted(found)} of *_split{{k}}_ckpt.pt: expected 0, 1, ..."

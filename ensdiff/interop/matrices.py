@@ -40,6 +40,10 @@ def read_code(path: str | os.PathLike, key: str | None = None) -> Code:
         raise FileNotFoundError(f"{path} does not exist")
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{path}: expected a code matrix in a file of type {', '.join(SUFFIXES)}")
+    if key is not None and path.suffix != ".npz":
+        raise ValueError(
+            f"key={key!r}: {path} holds one code without a name, only .npz files have names; leave key out"
+        )
     if path.suffix == ".json":
         try:
             return Code.from_dict(read_json(path))

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from ensdiff.typing import unmasked
+
 
 def table(values: Any, name: str, axes: str, like: np.ndarray | None = None) -> np.ndarray:
     """A float64 array with as many axes as ``axes`` has letters, all finite and none empty.
@@ -16,7 +18,7 @@ def table(values: Any, name: str, axes: str, like: np.ndarray | None = None) -> 
     Raises:
         ValueError: says the name, what was given and what was expected.
     """
-    array = np.asarray(values)
+    array = np.asarray(unmasked(values, name))
     expected = f"({', '.join(axes)})"
     if array.dtype.kind not in "buif":
         raise ValueError(f"{name} has dtype {array.dtype}: expected numbers of shape {expected}")

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 
 from ensdiff.metrics.arrays import at_most, table
 from ensdiff.metrics.bootstrap import RESAMPLES, Estimate, bootstrap_counts, mean, proportion
+from ensdiff.typing import unmasked
 
 
 class Radius(NamedTuple):
@@ -228,7 +229,7 @@ def _triple(arrays: tuple, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarra
         raise ValueError(
             f"{len(arrays)} {name}: expected those of the samples, without the top, and without random units"
         )
-    image, top, random = (np.asarray(array, np.float64) for array in arrays)
+    image, top, random = (np.asarray(unmasked(array, name), np.float64) for array in arrays)
     if image.ndim < 2 or top.shape != image.shape or random.shape[1:] != image.shape or not random.size:
         raise ValueError(
             f"{name} of shapes {image.shape}, {top.shape}, {random.shape}: expected (B, ...), (B, ...), (R, B, ...)"

@@ -12,6 +12,7 @@ from jaxtyping import Float
 
 from ensdiff.metrics.bootstrap import Estimate
 from ensdiff.metrics.bootstrap import bootstrap as resampled
+from ensdiff.typing import unmasked
 
 
 def frechet_distance(
@@ -71,7 +72,7 @@ def frechet_floor(
 
 
 def _features(features: np.ndarray, name: str) -> np.ndarray:
-    array = np.asarray(features, np.float64)
+    array = np.asarray(unmasked(features, name), np.float64)
     if array.ndim != 2 or len(array) < 2 or not array.shape[1]:
         raise ValueError(f"{name} has shape {array.shape}: expected (N, F) with at least two rows")
     if not np.isfinite(array).all():

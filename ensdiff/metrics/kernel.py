@@ -5,6 +5,8 @@ With the kernel ``k(a, b) = (a . b / F + 1)^3`` and Inception features it is the
 sets of equal size, can be below 0, and is 0 on average for sets from one distribution.
 """
 
+import numbers
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -32,7 +34,9 @@ def kernel_distance(a_NF: ArrayLike, b_MF: ArrayLike, *, degree: int = 3) -> Est
     """
     a, b = table(a_NF, "the first set", "NF"), table(b_MF, "the second set", "NF")
     (N, F), M = a.shape, len(b)
-    if min(N, M) < 3 or b.shape[1] != F or degree < 1:
+    if not isinstance(degree, numbers.Integral) or isinstance(degree, bool) or degree < 1:
+        raise ValueError(f"degree={degree}: expected an integer of at least 1")
+    if min(N, M) < 3 or b.shape[1] != F:
         raise ValueError(f"sets of shapes {a.shape} and {b.shape}: expected three rows or more and the same features")
     aa, bb, ab = ((x @ y.T / F + 1) ** degree for x, y in ((a, a), (b, b), (a, b)))
     for within in (aa, bb):
