@@ -374,7 +374,7 @@ def test_lines_of_a_run_are_in_order(whole, tmp_path):
 
 
 @pytest.mark.parametrize("change", [
-    {"image_shape": ["8", 8, 1]}, {"value_range": [0, 0]}, {"value_range": [float("nan"), 1]},
+    {"image_shape": [0, 8, 1]}, {"value_range": [0.0, 0.0]}, {"value_range": [float("nan"), 1.0]},
     {"origin": {"members": [0], "forgotten": None}},
 ])  # fmt: skip
 def test_a_description_of_no_ensemble(whole, tmp_path, change):
