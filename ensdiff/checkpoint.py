@@ -22,7 +22,7 @@ import contextlib
 import dataclasses
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -32,7 +32,7 @@ from ensdiff import hosts
 from ensdiff.data.manifest import NAME as MANIFEST
 from ensdiff.ensemble import Ensemble, abstract_params, make_mesh, on_mesh
 from ensdiff.files import read_json
-from ensdiff.integrity import DamagedError, check_beside, damage, read_lines, read_sealed
+from ensdiff.integrity import DamagedError, check_beside, damage, read_lines, read_sealed, warn
 from ensdiff.logs import ENVIRONMENTS, METRICS, read_environments, read_metrics
 from ensdiff.rundir import RunDirectory
 from ensdiff.stored import (
@@ -44,8 +44,11 @@ from ensdiff.stored import (
     read_description,
     read_manifest,
     read_members,
+    read_metadata,
+    read_on_host,
     steps_of,
 )
+from ensdiff.train_step import TrainConfig, decisive
 
 __all__ = ["RunDirectory", "check_run", "describe", "from_description", "load", "read_metrics", "save"]
 
@@ -69,6 +72,9 @@ def load(
         DamagedError: the checkpoint is not what was written; says which others there are.
         ValueError: the run was written by a newer version, or there are no such members.
 
+    Warns:
+        DamageWarning: ``run.json`` is damaged, or the checkpoint is of another run than it says; names the fields.
+
     >>> ensdiff.load("runs/tiny")
     Ensemble(8 members, 40 units, 8x8x1 images, ... parameters a member)
     >>> ensdiff.load("runs/tiny", members=[0, 3]).members
@@ -85,6 +91,8 @@ def load(
     folder = folder_of(path, step)
     try:
         text = hosts.decide(lambda: read_description(folder))
+        if wrong := hosts.decide(lambda: _not_of(path, folder, text)):
+            warn(wrong)
         params = from_description(text, None)
         shapes = abstract_params(params.model, params.image_shape, params.members)
         part = "ema" if average and text.get("average") else "params"
@@ -134,12 +142,59 @@ def save(params: Ensemble, path: str | os.PathLike, step: int = 0) -> None:
         run.save_tree(step, {"params": members})
 
 
+def decided(text: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what decides the parameters at a step, of a run's or a checkpoint's description.
+
+    Fields that older versions did not write have their defaults, so that two versions' descriptions can be compared.
+
+    Raises:
+        ValueError: it is not what `describe` gives, or written by a newer version.
+        TypeError: the training settings are none.
+    """
+    static = describe(from_description(text, None))
+    train = text.get("train")
+    return {
+        **{name: value for name, value in static.items() if name not in ("format", "ensdiff", "data")},
+        "train": None if train is None else decisive(dataclasses.asdict(TrainConfig(**train))),
+        "data": static.get("data", {}).get("digest"),
+        "origin": text.get("origin"),
+    }
+
+
+def _foreign(folder: pathlib.Path, text: Mapping[str, Any], said: Mapping[str, Any]) -> str:
+    """How a checkpoint's description differs from that of its run, in words; nothing where it does not."""
+    try:
+        here, there = decided(text), decided(said)
+    except (TypeError, ValueError) as error:
+        return f"{folder} cannot be compared with run.json: {error}"
+    names = []
+    for name in here:
+        one, other = here[name], there[name]
+        if isinstance(one, dict) and isinstance(other, dict):
+            inside = sorted(key for key in {*one, *other} if one.get(key) != other.get(key))
+            names += [f"{name}.{key}" for key in inside]
+        elif one != other:
+            names.append(name)
+    return f"{folder} is of another run than run.json says: other {', '.join(names)}" if names else ""
+
+
+def _not_of(path: pathlib.Path, folder: pathlib.Path, text: Mapping[str, Any]) -> str:
+    """`_foreign`, of a run that may have no ``run.json``: a checkpoint alone can be loaded."""
+    if not (path / "run.json").is_file():
+        return ""
+    try:
+        return _foreign(folder, text, read_sealed(path / "run.json"))
+    except DamagedError as error:
+        return f"{error}; so {folder} could not be compared with it"
+
+
 def check_run(path: str | os.PathLike) -> list[str]:
     """Read everything that has a checksum or a digest in a run directory, and return what is damaged.
 
     These are the checkpoints, which are loaded whole, one at a time; ``run.json``, ``config.json``, the data manifest,
     every line of ``environment.jsonl`` and ``metrics.jsonl``, and attributions with their arrays. Pictures, pages and
-    TensorBoard's files are not read.
+    TensorBoard's files are not read. A checkpoint must be of the run that ``run.json`` describes. What is good here can
+    be loaded.
 
     Returns:
         A line for each damaged or missing file, which names it; nothing where all are good.
@@ -164,17 +219,42 @@ def check_run(path: str | os.PathLike) -> list[str]:
             read_sealed(path / "config.json")
     for name, read in ((METRICS, lambda run: read_lines(run / METRICS)), (ENVIRONMENTS, read_environments)):
         with _noted(found):
-            if (path / name).exists() and (wrong := damage(read(path))):
+            if not (path / name).exists():
+                continue
+            lines = read(path)
+            if wrong := damage(lines) or _disorder(lines):
                 raise DamagedError(f"{path / name} is damaged: {wrong}")
+    if "train" in description and not (path / ENVIRONMENTS).exists():
+        found.append(f"{path / ENVIRONMENTS} is missing: training writes one")
     for file in sorted((path / "attribution").glob("*.json")):
         with _noted(found):
             _check_result(file)
     for step in steps_of(path):
         folder = folder_of(path, step)
         with _noted(found):
-            text = read_description(folder)
-            read_arrays(folder, placeholders(folder, np.ndarray), text)
+            _check_checkpoint(folder, description)
     return found
+
+
+def _check_checkpoint(folder: pathlib.Path, description: Mapping[str, Any]) -> None:
+    text, shapes = read_metadata(folder)
+    try:
+        params = from_description(text, None)
+        expected = abstract_params(params.model, params.image_shape, params.members)
+    except ValueError as error:
+        raise DamagedError(f"{folder} is damaged: {error}") from error
+    read_on_host(folder, {**shapes, **{part: expected for part in ("params", "ema") if part in shapes}}, text)
+    if description and (wrong := _foreign(folder, text, description)):
+        raise DamagedError(wrong)
+
+
+def _disorder(lines: Sequence[Any]) -> str:
+    """Which of a file's lines is not about a later step than the one before, in words; nothing where all are."""
+    steps = [line.get("step") for line in lines]
+    for number, step in enumerate(steps, start=1):
+        if type(step) is not int or (number > 1 and step <= steps[number - 2]):
+            return f"its steps are not ascending at line {number}, which is of step {step}"
+    return ""
 
 
 def _check_result(file: pathlib.Path) -> None:

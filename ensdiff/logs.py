@@ -106,8 +106,10 @@ def read_environments(run: pathlib.Path) -> list[dict[str, Any] | None]:
 
 def _is_place(line: Mapping[str, Any]) -> bool:
     mesh = line.get("mesh")
-    known = isinstance(mesh, dict) and all(type(mesh.get(axis)) is int for axis in ("member", "data"))
-    return type(line.get("step")) is int and (known or "unknown" in line)
+    known = isinstance(mesh, dict) and all(
+        type(mesh.get(axis)) is int and mesh[axis] > 0 for axis in ("member", "data")
+    )
+    return type(line.get("step")) is int and line["step"] >= 0 and (known or "unknown" in line)
 
 
 def known_environments(lines: Sequence[dict[str, Any] | None]) -> list[dict[str, Any]]:

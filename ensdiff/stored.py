@@ -9,6 +9,8 @@ what is loaded is compared with what was in memory when it was saved: a flaw of 
 import dataclasses
 import datetime
 import hashlib
+import math
+import numbers
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -61,19 +63,48 @@ def from_description(text: Mapping[str, Any], params: Params) -> Ensemble:
     check_format(text)
     try:
         model: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in text["model"].items()}
-        H, W, C = text["image_shape"]
-        low, high = text["value_range"]
+        _check_origin(text.get("origin"))
         return Ensemble(
             params,
             Code.from_dict(text["code"]),
             UNetConfig(**model),
             Schedule(**text["schedule"]),
-            (H, W, C),
-            (low, high),
+            _image_shape(text["image_shape"]),
+            _value_range(text["value_range"]),
             _digest_of(text.get("data")),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"not the description of an ensemble: {error!r}; expected what `describe` gives") from error
+
+
+def _image_shape(value: Any) -> tuple[int, int, int]:
+    if not isinstance(value, list) or len(value) != 3 or not all(_is_whole(size) and size > 0 for size in value):
+        raise ValueError(f"image_shape={value!r}: expected height, width and channels, three positive integers")
+    return value[0], value[1], value[2]
+
+
+def _value_range(value: Any) -> tuple[float, float]:
+    if (
+        not isinstance(value, list)
+        or len(value) != 2
+        or not all(isinstance(end, numbers.Real) and not isinstance(end, bool) and math.isfinite(end) for end in value)
+        or not value[0] < value[1]
+    ):
+        raise ValueError(f"value_range={value!r}: expected the values of black and white, two finite ascending numbers")
+    return value[0], value[1]
+
+
+def _check_origin(origin: Any) -> None:
+    """Raise ValueError unless it is None, of a trained run, or lists what forgetting kept and took."""
+    if origin is None:
+        return
+    lists = [origin.get(name) for name in ("members", "forgotten")] if isinstance(origin, Mapping) else [None]
+    if not all(isinstance(ids, list) and all(map(_is_whole, ids)) for ids in lists):
+        raise ValueError(f"origin: expected lists of numbers called members and forgotten, found {str(origin)[:100]}")
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def _digest_of(data: Any) -> str | None:
@@ -278,6 +309,29 @@ def read_arrays(folder: pathlib.Path, abstract: dict[str, Any], text: Mapping[st
     if failures:
         raise DamagedError(f"{folder} is damaged: {failures[0]}")
     return tree
+
+
+def read_on_host(folder: pathlib.Path, shapes: dict[str, Any], text: Mapping[str, Any]) -> dict[str, Any]:
+    """Read all arrays of a checkpoint into the host's memory, as NumPy arrays.
+
+    They are read the way `ensdiff.load` reads them, which needs files of a checkpoint that Orbax's reader of NumPy
+    arrays does not open. What can be read here can be loaded.
+
+    Args:
+        folder: of the checkpoint.
+        shapes: of all arrays, as `jax.ShapeDtypeStruct`.
+        text: its description.
+
+    Raises:
+        DamagedError: as `read_arrays`.
+    """
+    try:
+        device = jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # where JAX was told to use an accelerator alone
+        device = jax.local_devices()[0]
+    sharding = jax.sharding.SingleDeviceSharding(device)
+    abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), shapes)
+    return jax.tree.map(np.asarray, read_arrays(folder, abstract, text))
 
 
 def _load_alone(folder: pathlib.Path, abstract: Any) -> Any:

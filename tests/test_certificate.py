@@ -15,13 +15,16 @@ import pytest
 
 import ensdiff
 from ensdiff import stored
-from ensdiff.certificate import LIMITS, Certificate
+from ensdiff.certificate import LIMITS, Certificate, sections
 from ensdiff.certificate import certificate as certificates
 from ensdiff.certificate.certificate import _seal
+from ensdiff.certificate.files import find_files, strangers
 from ensdiff.certificate.run import Run
+from ensdiff.certificate.sections import FIELDS
 from ensdiff.data import batch_indices
-from ensdiff.integrity import read_sealed, write_sealed
+from ensdiff.integrity import read_sealed, seal_line, write_sealed
 from ensdiff.logs import read_environments
+from ensdiff.rundir import RunDirectory
 from tests.faults import reseal
 from tests.helpers import CODE, SHORT, blobs, random_ensemble
 
@@ -434,25 +437,117 @@ def test_no_other_member_is_certified_only_where_nothing_else_is(run_dir, copied
     (path / "samples").mkdir()
     (path / "samples" / "all").symlink_to(run_dir)
     (path / "\x1b[2K").write_text("all is well")
+    said = 'no file". Looked at again: the run holds no other member'
+    (path / said).write_text("all is well")
     (path / ".lock").write_bytes(bytes(1000))
     names = [
         "\\x1b[2K", ".lock", "checkpoints/060/x.npz", "checkpoints/5/extra/x.npz", "checkpoints/keep/x.npz",
-        "damaged/60/x.npz", "metrics.jsonl", "samples/all",
+        "damaged/60/x.npz", "metrics.jsonl", said, "samples/all",
     ]  # fmt: skip
     result = certificate.verify(path)
-    named = [line.split(":")[0] for line in result.failures if "may hold other members; move it out" in line]
+    named = [line.split(": it is not")[0] for line in result.failures if "may hold other members; move it out" in line]
     assert sorted(named) == sorted(names)
     again = ensdiff.certify(path, [UNIT])
-    said = f"these other files in the run were not examined: {', '.join(names)}."
-    assert again.values["claim"].endswith(f"; its checkpoints hold no other member, and {said}")
+    quoted = [json.dumps(name.replace("\\x1b", "\x1b")) for name in names]
+    assert again.values["claim"].endswith(
+        "; its checkpoints hold no other member, but other files lie in the run, which were not examined and may hold "
+        f"some ({len(names)}): {', '.join(quoted)}."
+    )
     assert again.verify(path).ok
     # a claim that is forged to say nothing of them
     values = {**again.values, "claim": certificate.values["claim"], "others": []}
     assert len(Certificate({**values, "digest": _seal(values)}).verify(path).failures) == 1 + len(names)
 
 
+def test_a_checkpoint_of_step_0(run_dir, copied, tmp_path):
+    """Training writes none and replay compares none: members that saw the unit could lie in it."""
+    path, certificate = copied
+
+    def of_others(name, leaf):
+        rows = np.ascontiguousarray(leaf[SEEN])
+        return np.zeros_like(rows) if jax.tree_util.keystr(name).endswith("count") else rows
+
+    tree = jax.tree.map_with_path(of_others, Run.open(run_dir).arrays(5))
+    with RunDirectory.open(path, keep=9, resume=True) as small:
+        small.adopt(read_sealed(path / "run.json"))
+        small.save_tree(0, tree)
+    words = "checkpoints/0 was not written by training"
+    for refused in (lambda: ensdiff.certify(path, [UNIT]), lambda: ensdiff.forget(path, [0], tmp_path / "out")):
+        with pytest.raises(ValueError, match=words):
+            refused()
+    assert any(words in line for line in certificate.verify(path).failures)
+
+
+def test_no_streams_of_as_many_steps_as_a_folder_says(copied, monkeypatch):
+    """An empty folder with a large number, and a checkpoint that was sealed with it."""
+    path, certificate = copied
+    monkeypatch.setattr(sections, "read_streams", lambda *_, **__: pytest.fail("streams of 10^12 steps"))
+    large = path / "checkpoints" / "999999999999"
+    large.mkdir()
+    assert any("checkpoints/999999999999 is damaged" in line for line in certificate.verify(path).failures)
+    shutil.copytree(path / "checkpoints" / "5", large, dirs_exist_ok=True)
+    reseal(large, lambda text: text.update(step=999999999999))
+    for found in (certificate.verify(path, data=DATA, replay=10**13).failures, [str(refusal(path))]):
+        assert any("999999999999 is that of another step: its optimiser took 5 steps" in line for line in found), found
+
+
+def refusal(path):
+    with pytest.raises(ValueError) as caught:
+        ensdiff.certify(path, [UNIT])
+    return caught.value
+
+
+def test_a_damaged_config_is_not_certified(copied, tmp_path):
+    path, _ = copied
+    write_sealed(path / "config.json", {"data": {"name": "digits"}})
+    certificate = ensdiff.certify(path, [UNIT])
+    text = (path / "config.json").read_text()
+    (path / "config.json").write_text(text.replace("digits", "digitz"))
+    words = "config.json is damaged: it does not match its checksum"
+    assert words in str(refusal(path))
+    with pytest.raises(ensdiff.DamagedError, match=words):
+        ensdiff.forget(path, [0], tmp_path / "out")
+    assert any(words in line for line in certificate.verify(path).failures)
+
+
+def test_metrics_hold_nothing_but_what_training_logs(small, tmp_path):
+    """Other fields, more lines or longer numbers could be the parameters of another member."""
+    (tmp_path / "metrics.jsonl").write_text((small / "metrics.jsonl").read_text())
+    (line,) = ensdiff.read_metrics(small)
+    assert line["step"] == 5
+
+    def unknown(*lines):
+        content = [text if isinstance(text, str) else seal_line(text) for text in lines]
+        (tmp_path / "metrics.jsonl").write_text("".join(f"{text}\n" for text in content))
+        return strangers(tmp_path, find_files(tmp_path), 2, 5, FIELDS)
+
+    assert unknown(line) == unknown({**line, "step": 4}, line) == unknown(json.dumps(line)) == []
+    text = seal_line(line)
+    for lines in (
+        [{**line, "weights_K": [0.5, 0.5]}], [{**line, "loss_K": [0.5]}], [{**line, "loss_K": [0.5, float("nan")]}],
+        [{**line, "loss_K": [1, 10**400]}], [{**line, "time": "now"}], [{**line, "step": 6}], [{**line, "step": 0}],
+        [line, line], [line, {**line, "step": 4}], [{name: line[name] for name in ("step", "time")}], ["[]"],
+        [text.replace(", ", ",  ", 1)], [json.dumps({**line, "time": 1.5}).replace("1.5,", "1.50000,")],
+    ):  # fmt: skip
+        assert unknown(*lines) == ["metrics.jsonl"], lines
+
+
+def test_a_mesh_of_no_devices_is_damage(copied):
+    path, certificate = copied
+    (place,) = read_environments(path)
+    for mesh in ({"member": 0, "data": 0}, {"member": -1, "data": 1}):
+        (path / "environment.jsonl").write_text(json.dumps({**place, "mesh": mesh}) + "\n")
+        failures = certificate.verify(path, data=DATA, replay=5).failures
+        assert any("environment.jsonl is damaged: line 1" in line for line in failures), failures
+
+
 @pytest.mark.parametrize("change", [
     {"data": None}, {"train": 3}, {"model": []}, {"code": 3}, {"image_shape": [8]}, {"origin": "all"},
+    {"image_shape": ["8", 8, 1]}, {"image_shape": [0, 8, 1]}, {"image_shape": [8, 8, True]},
+    {"value_range": [0.0, 0.0]}, {"value_range": [1.0, -1.0]}, {"value_range": ["a", "b"]},
+    {"value_range": [float("nan"), 1.0]},
+    {"value_range": None},
+    {"origin": {"members": [0, 2], "forgotten": None, "code": CODE.to_dict()}},
     {"origin": {"members": [-1], "forgotten": [], "code": CODE.to_dict()}},
     {"origin": {"members": [0, 2], "forgotten": [10**30], "code": CODE.to_dict()}},
     {"origin": {"members": [0, 2], "forgotten": [3], "code": CODE.to_dict(), "unchecked": "4"}},

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 import types
+import warnings
 import zlib
 
 import jax
@@ -23,10 +24,11 @@ import pytest
 import ensdiff
 from ensdiff import integrity, logs, preempt, rundir, storage, stored
 from ensdiff.certificate.replay import _segments
+from ensdiff.certificate.run import Run as CertifiedRun
 from ensdiff.certificate.run import _read_lines as read_places
 from ensdiff.rundir import RunDirectory
 from tests.faults import CONFIG, copied, cut, flip, flips, new_state, reseal, restore, same, train
-from tests.helpers import CODE, ROOT
+from tests.helpers import CODE, ROOT, blobs
 
 pytestmark = [
     pytest.mark.faults,
@@ -313,6 +315,77 @@ def test_check_run_names_every_damaged_file(whole, tmp_path):
     assert "metrics.jsonl is a folder" in "".join(ensdiff.check_run(folder))
     with pytest.raises(FileNotFoundError, match="is no run directory: it is not there"):
         ensdiff.check_run(tmp_path / "typo")
+
+
+def test_what_check_run_calls_good_can_be_loaded(whole, tmp_path):
+    """It reads checkpoints the way load does, which opens files that a reader of NumPy arrays does not need."""
+    folder = copied(whole[0], tmp_path / "run")
+    file = folder / "checkpoints" / "4" / "state" / "array_metadatas" / "process_0"
+    cut(file)
+    (line,) = ensdiff.check_run(folder)
+    assert f"{folder / 'checkpoints' / '4'} is damaged: it cannot be read" in line
+    for read in (lambda: ensdiff.load(folder), lambda: CertifiedRun.open(folder).arrays(4)):
+        with pytest.raises(ensdiff.DamagedError, match="checkpoints/4 is damaged: it cannot be read"):
+            read()
+    file.unlink()  # neither needs it
+    assert ensdiff.check_run(folder) == []
+    assert same(ensdiff.load(folder).params, whole[1])
+
+
+def test_checkpoints_are_compared_with_what_the_run_says(whole, tmp_path):
+    folder = copied(whole[0], tmp_path / "run")
+    other = ensdiff.Code.balanced(members=4, units=6, seed=1).to_dict()
+
+    def change(text):
+        text["train"].update(seed=7, log_every=9)  # the second decides nothing
+        text["data"].update(digest="0" * 64)
+        text.update(code=other, value_range=[0.0, 1.0])
+
+    reseal(folder / "checkpoints" / "2", change)
+    (line,) = ensdiff.check_run(folder)
+    assert line.startswith(f"{folder / 'checkpoints' / '2'} is of another run than run.json says: other ")
+    for name in ("train.seed", "data", "value_range", "code."):
+        assert name in line
+    assert "log_every" not in line
+    with pytest.warns(ensdiff.DamageWarning, match=r"2 is of another run than run\.json says: other .*train\.seed"):
+        ensdiff.load(folder, 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ensdiff.load(folder)
+    cut(folder / "run.json")
+    with pytest.warns(ensdiff.DamageWarning, match=r"run\.json is damaged.* could not be compared with it"):
+        ensdiff.load(folder)
+    (folder / "run.json").unlink()
+    assert ensdiff.check_run(folder) == [f"{folder / 'run.json'} does not exist"]
+
+
+def test_lines_of_a_run_are_in_order(whole, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(whole[0], folder, ignore=lambda *_: ["checkpoints"])
+    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    assert len(lines) == 2
+    for wrong, number in ((lines[::-1], 2), ([*lines, lines[1]], 3)):
+        (folder / "metrics.jsonl").write_text("".join(wrong))
+        (line,) = ensdiff.check_run(folder)
+        assert f"metrics.jsonl is damaged: its steps are not ascending at line {number}, which is of step" in line
+    (folder / "metrics.jsonl").write_text("".join(lines))
+    (folder / "environment.jsonl").unlink()
+    assert ensdiff.check_run(folder) == [f"{folder / 'environment.jsonl'} is missing: training writes one"]
+
+
+@pytest.mark.parametrize("change", [
+    {"image_shape": [0, 8, 1]}, {"value_range": [0.0, 0.0]}, {"value_range": [float("nan"), 1.0]},
+    {"origin": {"members": [0], "forgotten": None}},
+])  # fmt: skip
+def test_a_description_of_no_ensemble(whole, tmp_path, change):
+    """An error that names the field, where a run is loaded and where its data are looked for."""
+    values = {**integrity.read_sealed(whole[0] / "run.json"), **change}
+    (name,) = change
+    with pytest.raises(ValueError, match=name):
+        stored.from_description(values, None)
+    integrity.write_sealed(tmp_path / "run.json", values)
+    with pytest.raises(ValueError, match=name):
+        ensdiff.training_data(tmp_path, ensdiff.data.arrays(blobs()))
 
 
 def test_every_bit_of_a_saved_attribution(tmp_path, record_property):

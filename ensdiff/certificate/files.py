@@ -1,15 +1,19 @@
 """The files of a run: which are certified, and what else lies in its directory."""
 
 import hashlib
+import itertools
+import json
+import math
 import os
 import pathlib
 import re
 import stat
 from collections.abc import Collection, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ensdiff.data.manifest import NAME as MANIFEST
 from ensdiff.files import parse_json, read_json, whole_number
+from ensdiff.integrity import seal_line
 
 FILES = ("run.json", "config.json", MANIFEST, "environment.jsonl")
 """What is certified beside the checkpoints; ``config.json`` is there when experiments.train wrote the run."""
@@ -107,7 +111,7 @@ def hashes(path: pathlib.Path, files: Files) -> dict[str, str]:
     return out
 
 
-def strangers(path: pathlib.Path, files: Files, members: int, fields: Collection[str]) -> list[str]:
+def strangers(path: pathlib.Path, files: Files, members: int, last: int, fields: Collection[str]) -> list[str]:
     """Of the other files, those that may hold anything, such as members that the run says it does not hold.
 
     Known are the run's lock, a certificate, and metrics.
@@ -115,13 +119,14 @@ def strangers(path: pathlib.Path, files: Files, members: int, fields: Collection
     Args:
         path: the run directory.
         files: what lies in it.
-        members: that the metrics may be of.
+        members: number of members that the metrics are of.
+        last: the last step that they may be of.
         fields: that a certificate may have.
     """
     known = {
         ".lock": _is_lock,
         NAME: lambda file: _is_certificate(file, fields),
-        "metrics.jsonl": lambda file: _is_log(file, members),
+        "metrics.jsonl": lambda file: _is_log(file, members, last),
     }
 
     def is_known(name: str) -> bool:
@@ -143,23 +148,37 @@ def _is_certificate(file: pathlib.Path, fields: Collection[str]) -> bool:
     return isinstance(values, dict) and values.get("kind") == KIND and set(values) <= set(fields)
 
 
-def _is_log(file: pathlib.Path, members: int) -> bool:
-    """Whether every line holds a step, a time, and lists of one number per member."""
+_LOGGED = {"step", "time", "loss_K", "grad_norm_K"}
+"""Fields of a line of the metrics."""
+
+
+def _is_log(file: pathlib.Path, members: int, last: int) -> bool:
+    """Whether a file is the metrics of so many members up to a step, and nothing but them.
+
+    Every line must be written as training writes it, to the character: a number may not have more digits than it needs.
+    """
     *lines, rest = file.read_bytes().split(b"\n")
-    try:
-        values = [parse_json(line) for line in lines]
-    except ValueError:
-        return False
-    if rest or not all(isinstance(line, dict) for line in values):
-        return False
-    return all(
-        _is_number(value)
-        if name in ("step", "time", "crc32")
-        else name.endswith("_K") and isinstance(value, list) and len(value) == members and all(map(_is_number, value))
-        for line in values
-        for name, value in line.items()
+    steps = [0]
+    for line in lines:
+        try:
+            values = parse_json(line)
+            text = line.decode()
+        except ValueError:
+            return False
+        if not isinstance(values, dict):
+            return False
+        sealed = values.pop("crc32", None) is not None
+        if not _is_logged(values, members) or text != (seal_line(values) if sealed else json.dumps(values)):
+            return False
+        steps.append(values["step"])
+    return not rest and all(a < b for a, b in itertools.pairwise(steps)) and steps[-1] <= last
+
+
+def _is_logged(values: dict[str, Any], members: int) -> bool:
+    lists = [value for name, value in values.items() if name.endswith("_K")]
+    return (
+        set(values) == _LOGGED
+        and type(values["step"]) is int
+        and all(isinstance(value, list) and len(value) == members for value in lists)
+        and all(type(x) is float and math.isfinite(x) for x in [values["time"], *itertools.chain(*lists)])
     )
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, float | int)

@@ -16,7 +16,15 @@ from ensdiff.data.manifest import Manifest
 from ensdiff.ensemble import Ensemble
 from ensdiff.integrity import DamagedError, damage, read_sealed
 from ensdiff.logs import read_environments
-from ensdiff.stored import Metadata, folder_of, from_description, read_arrays, read_manifest, read_metadata, steps_of
+from ensdiff.stored import (
+    Metadata,
+    folder_of,
+    from_description,
+    read_manifest,
+    read_metadata,
+    read_on_host,
+    steps_of,
+)
 from ensdiff.train_step import TrainConfig, init_state
 from ensdiff.unet import UNetConfig
 
@@ -82,6 +90,13 @@ class Run:
         if part.to_dict() != ensemble.code.to_dict():
             raise ValueError(f"{file}: the code is not that of members {list(held)} of the origin's code")
         environments = _read_lines(path / "environment.jsonl")
+        if (path / "config.json").exists():
+            read_sealed(path / "config.json")  # its seal is all that says whether it is what was written
+        if 0 in steps_of(path):
+            raise ValueError(
+                f"{path / 'checkpoints' / '0'} was not written by training, which keeps nothing before its first step, "
+                "so no replay can compare it: move it out of the run"
+            )
         return cls(path, description, code, held, forgotten, unchecked, ensemble, config, environments)
 
     @functools.cached_property
@@ -144,8 +159,7 @@ class Run:
                 f"checkpoints/{step} is not the state of {len(self.held)} members alone: {'; '.join(wrong[:3])}"
                 + (f"; and {len(wrong) - 3} more" if len(wrong) > 3 else "")
             )
-        wanted = jax.tree.map(lambda _: np.ndarray, expected)
-        tree = read_arrays(folder_of(self.path, step), wanted, text)
+        tree = read_on_host(folder_of(self.path, step), expected, text)
         for name, leaf in jax.tree.leaves_with_path(tree["opt_state"]):
             if jax.tree_util.keystr(name).endswith("count") and (leaf != step).any():
                 raise ValueError(f"checkpoints/{step} is that of another step: its optimiser took {leaf.max()} steps")

@@ -3,10 +3,10 @@
 Making a certificate and checking one are the same computation: to check, every section is recomputed and compared.
 """
 
-import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,12 +14,11 @@ import numpy as np
 from ensdiff.certificate.files import Files, strangers
 from ensdiff.certificate.run import Run
 from ensdiff.certificate.streams import Streams, read_streams
+from ensdiff.checkpoint import decided
 from ensdiff.codes import NoSurvivorError
 from ensdiff.codes.capacity import remaining_capacity
 from ensdiff.files import printable
 from ensdiff.integrity import member_sums
-from ensdiff.stored import describe, from_description
-from ensdiff.train_step import TrainConfig, decisive
 
 LIMITS = (
     "It is about these members of this run. Other copies of the models, other runs and samples that were drawn before "
@@ -89,8 +88,8 @@ def claim(facts: Facts) -> str:
     if set(run.held) != set(facts.survivors):
         gone = "the run holds others too"
     elif beside:
-        gone = "its checkpoints hold no other member, and these other files in the run were not examined: "
-        gone += ", ".join(map(printable, beside))
+        gone = "its checkpoints hold no other member, but other files lie in the run, which were not examined and may "
+        gone += f"hold some ({len(beside)}): {', '.join(map(_quoted, beside))}"
     else:
         gone = "the run holds no other member"
     members, units = (", ".join(map(str, ids)) for ids in (facts.survivors, facts.units))
@@ -104,11 +103,16 @@ def claim(facts: Facts) -> str:
     return text
 
 
+def _quoted(name: str) -> str:
+    """The name of a file as a JSON string, so that no name can be read as words of the sentence that names it."""
+    return printable(json.dumps(name, ensure_ascii=False))
+
+
 def others(facts: Facts) -> list[str]:
     """Files in the run that may hold other members; none are listed where the run holds others anyway."""
     if set(facts.run.held) != set(facts.survivors):
         return []
-    return strangers(facts.run.path, facts.files, len(facts.run.held), FIELDS)
+    return strangers(facts.run.path, facts.files, len(facts.run.held), facts.run.last, FIELDS)
 
 
 def units(facts: Facts) -> list[dict[str, Any]]:
@@ -155,8 +159,8 @@ def config(facts: Facts) -> dict[str, Any]:
         here, there = ({name: d[name] for name in names if name in d} for d in (run.description, text))
         if step != run.last:
             try:
-                here, there = (_decisive(values) for values in (here, there))
-            except (KeyError, TypeError, AttributeError) as error:
+                here, there = (decided(values) for values in (here, there))
+            except TypeError as error:
                 raise ValueError(f"checkpoints/{step} does not say how it was trained: {error!r}") from error
         differences += compare(here, there, ("run.json", f"checkpoints/{step}"))
         if bool(text.get("average")) != bool(run.config.ema):
@@ -165,13 +169,6 @@ def config(facts: Facts) -> dict[str, Any]:
         raise ValueError("; ".join(differences))
     chosen = ("format", "ensdiff", "model", "schedule", "image_shape", "value_range", "train")
     return {name: run.description[name] for name in chosen}
-
-
-def _decisive(text: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides the parameters at a step, with the defaults of fields that older versions did not have."""
-    train = decisive(dataclasses.asdict(TrainConfig(**text["train"])))
-    values = {**describe(from_description(text, None)), "train": train, "data": text["data"].get("digest")}
-    return {**values, "format": None, "ensdiff": None, "origin": text.get("origin")}
 
 
 def data(facts: Facts) -> dict[str, Any]:
@@ -246,7 +243,7 @@ def limits(facts: Facts) -> list[str]:
 SECTIONS: dict[str, Callable[[Facts], Any]] = {
     section.__name__: section
     for section in (
-        claim, units, code, members, config, data, copies, streams, parameters, trained_on, capacity, others, limits,
+        claim, units, code, members, config, data, copies, parameters, streams, trained_on, capacity, others, limits,
     )
 }  # fmt: skip
 
