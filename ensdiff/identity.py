@@ -23,12 +23,14 @@ class Found(NamedTuple):
     Args:
         data: the training data, in the run's order and with its units.
         others: number of items given that the run was not trained on.
+        copies: of these, how many equal training items in every byte.
         differences: a line for each item whose unit holds other items than in the run.
         compared: whether the run keeps anything that tells its data from others of the same number of units.
     """
 
     data: Dataset
     others: int = 0
+    copies: int = 0
     differences: tuple[str, ...] = ()
     compared: bool = True
 
@@ -55,8 +57,8 @@ def training_data(run: str | os.PathLike, data: Dataset, *, held_out: int = 0) -
             data have another digest, other names or another number of units.
 
     Warns:
-        DataWarning: there are more other items than ``held_out``; items that are one unit here were several in
-            training, or the other way round; or the run keeps nothing that their content could be compared with.
+        DataWarning: there are more other items than ``held_out``, or further copies of training items; items that are
+            one unit here were several in training, or the other way round; or the run keeps nothing that their content could be compared with.
 
     >>> digits = ensdiff.data.digits().subset(range(40))
     >>> found = ensdiff.training_data("runs/tiny", digits.subset(range(40)[::-1]))
@@ -74,6 +76,13 @@ def training_data(run: str | os.PathLike, data: Dataset, *, held_out: int = 0) -
         known = f", where {held_out} were held out," if held_out else ""
         hosts.warn(
             f"{found.others} of the {data.items} items given{known} were not used to train {run} and are left out",
+            DataWarning,
+            stacklevel=2,
+        )
+    if found.copies:
+        hosts.warn(
+            f"{found.copies} of the {data.items} items given are further copies of training items of {run}: nothing "
+            "tells which copy was trained on, so a unit has the names of all of them",
             DataWarning,
             stacklevel=2,
         )
@@ -117,7 +126,8 @@ def find_training_data(run: str | os.PathLike, data: Dataset, absent: Collection
     except ValueError as error:
         raise ValueError(f"these are not the data of {path}: {error}") from error
     others = data.items - int((places >= 0).sum())
-    return Found(out, others, tuple(unit_differences(manifest, places, data.unit_of_item, data.unit_names)))
+    copies = len(data.spare_copies(manifest, places))
+    return Found(out, others, copies, tuple(unit_differences(manifest, places, data.unit_of_item, data.unit_names)))
 
 
 def check_data(params: Ensemble, data: Dataset) -> None:

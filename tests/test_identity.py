@@ -100,6 +100,23 @@ def test_items_that_the_run_never_saw_are_left_out_and_counted(place):
         np.testing.assert_array_equal(found_in(place).images, blobs(12))
 
 
+def test_a_copy_of_a_training_picture_does_not_take_its_name(place):
+    """Of equal pictures nothing tells which was trained on, whichever name comes first."""
+    pictures = place / "images"
+    shutil.copyfile(pictures / "p03.png", pictures / "a_copy.png")
+    shutil.copyfile(pictures / "p05.png", pictures / "z_copy.png")
+    with pytest.warns(ensdiff.DataWarning, match="2 of the 14 items given are further copies of training items"):
+        found = found_in(place, held_out=2)
+    assert [found.unit_names[unit] for unit in (3, 4, 5)] == [
+        "a_copy.png or p03.png",
+        "p04.png",
+        "p05.png or z_copy.png",
+    ]
+    (pictures / "p04.png").unlink()
+    with pytest.raises(ValueError, match=r"item 4 of unit 4; 2 of the 13 items given are further copies .*p03\.png, z"):
+        found_in(place)
+
+
 def test_pictures_that_were_other_units_are_said_to_be(place):
     data = folder(place / "images").regroup(["x", "x", *map(str, range(10))])
     with pytest.warns(ensdiff.DataWarning, match="units of the data are other .* of another, 'x', in the data given"):

@@ -289,12 +289,23 @@ class Dataset:
 
         text = f"{len(lost)} of {manifest.items} training items are not among the data: "
         text += ", ".join(unit_name(int(item)) for item in lost[:5]) + (", ..." if len(lost) > 5 else "")
-        other = np.setdiff1d(np.arange(self.items), found)
-        if len(other):
-            kept = dict.fromkeys(str(self.unit_names[int(unit)]) for unit in self.unit_of_item[other[:1000]])
-            text += f"; {len(other)} of the {self.items} items given are no training items, such as "
-            text += ", ".join(list(kept)[:5])
+        copies = self.spare_copies(manifest, found)
+        other = np.setdiff1d(np.arange(self.items), [*found, *copies])
+        for which, what in ((other, "are no training items"), (copies, "are further copies of training items")):
+            if len(which):
+                kept = dict.fromkeys(str(self.unit_names[int(unit)]) for unit in self.unit_of_item[which[:1000]])
+                text += f"; {len(which)} of the {self.items} items given {what}, such as {', '.join(list(kept)[:5])}"
         return text
+
+    def spare_copies(self, manifest: Manifest, found: Int[np.ndarray, " N"]) -> Int[np.ndarray, " n"]:
+        """Items here that equal items of a manifest in every byte, beside those that were taken for them.
+
+        Args:
+            manifest: of the data that a run was trained on.
+            found: what `places` returned.
+        """
+        other = np.setdiff1d(np.arange(self.items), found)
+        return other[np.isin(self._sha256[other], manifest.sha256)]
 
     def _names_of(self, manifest: Manifest, found: np.ndarray) -> Sequence[str]:
         """The names that the items of a manifest's units have here."""
@@ -306,7 +317,25 @@ class Dataset:
         pairs = zip(manifest.unit_of_item[there].tolist(), self.unit_of_item[found[there]].tolist(), strict=True)
         for unit, ours in pairs:
             here[unit][ours] = None
-        return [_joined([self.unit_names[i] for i in ours]) if ours else f"unit {u}" for u, ours in enumerate(here)]
+        names = [_joined([self.unit_names[i] for i in ours]) if ours else f"unit {u}" for u, ours in enumerate(here)]
+        return self._with_alternatives(names, manifest, found)
+
+    def _with_alternatives(self, names: list[str], manifest: Manifest, found: np.ndarray) -> list[str]:
+        """Names of units; where items have spare copies in other units here, nothing tells which copy was meant."""
+        holders: dict[bytes, set[int]] = {}
+        copies = self.spare_copies(manifest, found)
+        if len(copies):
+            for unit, content in zip(manifest.unit_of_item.tolist(), manifest.sha256.tolist(), strict=True):
+                holders.setdefault(content, set()).add(unit)
+        others: dict[int, dict[str, None]] = {}
+        for item in copies.tolist():
+            for unit in holders[self._sha256[item]]:
+                others.setdefault(unit, {})[str(self.unit_names[int(self.unit_of_item[item])])] = None
+        for unit, more in others.items():
+            alternatives = [name for name in more if name != names[unit]]
+            if alternatives:
+                names[unit] = f"{names[unit]} or {_joined(alternatives)}"
+        return names
 
     def __repr__(self) -> str:
         H, W, C = self.shape
