@@ -58,7 +58,8 @@ def training_data(run: str | os.PathLike, data: Dataset, *, held_out: int = 0) -
 
     Warns:
         DataWarning: there are more other items than ``held_out``, or further copies of training items; items that are
-            one unit here were several in training, or the other way round; or the run keeps nothing that their content could be compared with.
+            one unit here were several in training, or the other way round; or the run keeps nothing that their content
+            could be compared with.
 
     >>> digits = ensdiff.data.digits().subset(range(40))
     >>> found = ensdiff.training_data("runs/tiny", digits.subset(range(40)[::-1]))
