@@ -55,7 +55,7 @@ def stacked_sums(leaves: list[Any]) -> UInt32[np.ndarray, "K leaves 2"]:
     ((2, 1, 2), True)
     """
     if all(map(_near, leaves)):
-        return np.stack([_sums_on_host(np.asarray(leaf)) for leaf in leaves], axis=1)
+        return np.stack([_sums_on_host(leaf) for leaf in leaves], axis=1)
     return hosts.fetch(_stack([_sums_on_devices(leaf) for leaf in leaves]))  # few shapes, so few small programs
 
 
@@ -77,7 +77,15 @@ def _mix(x: Any) -> Any:
     return x ^ (x >> np.uint32(16))
 
 
-def _sums_on_host(leaf: np.ndarray) -> UInt32[np.ndarray, "K 2"]:
+def _sums_on_host(leaf: Any) -> UInt32[np.ndarray, "K 2"]:
+    """Block by block of a sharded array, so that the host holds no second copy of it."""
+    blocks = hosts.member_blocks(leaf)
+    if sum(map(len, blocks.values())) != len(leaf) or any(b.shape[1:] != leaf.shape[1:] for b in blocks.values()):
+        blocks = {0: np.asarray(leaf)}  # divided along other axes
+    return np.concatenate([_sums_of_block(blocks[first]) for first in sorted(blocks)])
+
+
+def _sums_of_block(leaf: np.ndarray) -> UInt32[np.ndarray, "K 2"]:
     flat = np.ascontiguousarray(leaf).reshape(len(leaf), -1)
     words = flat.view(f"u{min(4, leaf.itemsize)}")
     out = np.zeros((len(leaf), len(_LANES)), np.uint32)

@@ -210,3 +210,17 @@ def _settle(act: Callable[[], Any], deciding: Any) -> list[Any]:
         if failure is not None:
             raise failure
     return [value for value, _ in outcomes]
+
+
+def member_blocks(leaf: Any) -> dict[int, np.ndarray]:
+    """The distinct blocks of members that this process holds of a stacked array, by their first member.
+
+    Each is a view of what its device holds where that is the CPU: JAX keeps no copy of the whole array.
+
+    Args:
+        leaf: an array whose leading axis alone is divided over devices.
+    """
+    if not isinstance(leaf, jax.Array):
+        return {0: np.asarray(leaf)}
+    shards = {shard.index[0].start or 0: shard.data for shard in leaf.addressable_shards}  # one of equal ones
+    return {first: np.asarray(data) for first, data in shards.items()}

@@ -228,20 +228,12 @@ def member_sums(tree: Any) -> dict[int, str]:
     for path, leaf in jax.tree.leaves_with_path(tree):
         # a tuple with names is read back as a dictionary
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        for first, block in _blocks(leaf).items():
+        for first, block in hosts.member_blocks(leaf).items():
             for k, row in enumerate(block, start=first):
                 rows.setdefault(k, []).append((name, row))
     # hashing releases Python's lock: as fast as there are cores
     with concurrent.futures.ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
         return dict(zip(rows, pool.map(_sum_rows, rows.values()), strict=True))
-
-
-def _blocks(leaf: Any) -> dict[int, np.ndarray]:
-    """The distinct blocks of members that this process holds, by their first member."""
-    if not isinstance(leaf, jax.Array):
-        return {0: np.asarray(leaf)}
-    shards = {shard.index[0].start or 0: shard.data for shard in leaf.addressable_shards}  # one of equal ones
-    return {first: np.asarray(data) for first, data in shards.items()}
 
 
 def _sum_rows(rows: Iterable[tuple[str, np.ndarray]]) -> str:

@@ -101,6 +101,8 @@ def test_sums_of_parameters_are_the_same_everywhere(rng, monkeypatch):
         placed = on_mesh(leaves, make_mesh(4, devices=jax.devices()[:devices]))
         np.testing.assert_array_equal(stacked_sums(placed), expected)
         np.testing.assert_array_equal(_stack([_sums_on_devices(leaf) for leaf in placed]), expected)
+    across = jax.sharding.NamedSharding(jax.make_mesh((3,), ("x",)), jax.sharding.PartitionSpec(None, "x"))
+    np.testing.assert_array_equal(stacked_sums([jax.device_put(leaves[0], across)])[:, 0], expected[:, 0])
     np.testing.assert_array_equal(stacked_sums([normal])[:, 0], sums_by_loop(normal))  # float64, on the host alone
     flipped = leaves[0].copy()
     flipped[1, 0, :2] *= -1
