@@ -40,7 +40,7 @@ def mappings():
     """
     yield
     maps = pathlib.Path("/proc/self/maps")  # of Linux
-    if maps.exists() and len(maps.read_bytes().splitlines()) > 30_000:
+    if maps.exists() and len(maps.read_bytes().splitlines()) > 16_000:
         jax.clear_caches()
         gc.collect()
 
