@@ -14,6 +14,7 @@ from ensdiff.codes import check_names
 from ensdiff.data import Dataset, DataWarning
 from ensdiff.data.matching import unit_differences
 from ensdiff.ensemble import Ensemble
+from ensdiff.files import printable
 from ensdiff.stored import from_description, read_manifest, run_description
 
 
@@ -23,14 +24,14 @@ class Found(NamedTuple):
     Args:
         data: the training data, in the run's order and with its units.
         others: number of items given that the run was not trained on.
-        copies: of these, how many equal training items in every byte.
+        copies: of these, the names of those that equal training items in every byte.
         differences: a line for each item whose unit holds other items than in the run.
         compared: whether the run keeps anything that tells its data from others of the same number of units.
     """
 
     data: Dataset
     others: int = 0
-    copies: int = 0
+    copies: tuple[str, ...] = ()
     differences: tuple[str, ...] = ()
     compared: bool = True
 
@@ -73,20 +74,7 @@ def training_data(run: str | os.PathLike, data: Dataset, *, held_out: int = 0) -
             DataWarning,
             stacklevel=2,
         )
-    if found.others > held_out:
-        known = f", where {held_out} were held out," if held_out else ""
-        hosts.warn(
-            f"{found.others} of the {data.items} items given{known} were not used to train {run} and are left out",
-            DataWarning,
-            stacklevel=2,
-        )
-    if found.copies:
-        hosts.warn(
-            f"{found.copies} of the {data.items} items given are further copies of training items of {run}: nothing "
-            "tells which copy was trained on, so a unit has the names of all of them",
-            DataWarning,
-            stacklevel=2,
-        )
+    say_what_was_left_out(found, run, data.items, held_out)
     if found.differences:
         hosts.warn(
             f"units of the data are other than in the training of {run}, whose units are taken: "
@@ -95,6 +83,31 @@ def training_data(run: str | os.PathLike, data: Dataset, *, held_out: int = 0) -
             stacklevel=2,
         )
     return found.data
+
+
+def say_what_was_left_out(found: Found, run: str | os.PathLike, items: int, held_out: int = 0) -> None:
+    """Warn of items that a run was not trained on, unless they are the number that was held out of training.
+
+    Args:
+        found: what `find_training_data` returned.
+        run: the run directory.
+        items: number of items that were given.
+        held_out: number of items that were held out.
+
+    Warns:
+        DataWarning: there are more, or some of them are further copies of training items.
+    """
+    parts = []
+    if found.others > held_out:
+        known = f", where {held_out} were held out," if held_out else ""
+        parts.append(f"{found.others} of the {items} items given{known} were not used to train {run} and are left out")
+    if found.copies:
+        parts.append(
+            f"{len(found.copies)} of the {items} items given are further copies of training items of {run} (such as "
+            f"{found.copies[0]}): nothing tells which copy was trained on, so a unit has the names of all of them"
+        )
+    if parts:
+        hosts.warn(printable("; ".join(parts)), DataWarning, stacklevel=3)
 
 
 def find_training_data(run: str | os.PathLike, data: Dataset, absent: Collection[int] = ()) -> Found:
@@ -127,7 +140,7 @@ def find_training_data(run: str | os.PathLike, data: Dataset, absent: Collection
     except ValueError as error:
         raise ValueError(f"these are not the data of {path}: {error}") from error
     others = data.items - int((places >= 0).sum())
-    copies = len(data.spare_copies(manifest, places))
+    copies = tuple(str(data.unit_names[unit]) for unit in data.unit_of_item[data.spare_copies(manifest, places)])
     return Found(out, others, copies, tuple(unit_differences(manifest, places, data.unit_of_item, data.unit_names)))
 
 

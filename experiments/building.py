@@ -62,10 +62,13 @@ def run_data(config: ConfigDict) -> Any:
     """The data of a config; of a run that is resumed, those that it was started with, whatever files are called now.
 
     Raises:
-        ValueError: the run was trained on other items or units, or held out another number of items.
+        ValueError: the run was trained on other items or units, or held out fewer items.
+
+    Warns:
+        DataWarning: there are items that the run was not trained on.
     """
     from ensdiff.data.manifest import NAME
-    from ensdiff.identity import find_training_data
+    from ensdiff.identity import find_training_data, say_what_was_left_out
     from ensdiff.integrity import DamagedError
     from ensdiff.stored import steps_of
 
@@ -73,17 +76,19 @@ def run_data(config: ConfigDict) -> Any:
     if not config.get("resume", False) or not (run / NAME).exists() or not steps_of(run):
         return load_data(values)
     held_out = values.get("held_out", 0)
+    everything = load_data({**values, "held_out": 0})
     try:
-        found = find_training_data(run, load_data({**values, "held_out": 0}))
+        found = find_training_data(run, everything)
     except DamagedError:
         return load_data(values)  # resuming says what is damaged, and goes on where it can
     wrong = list(found.differences)
-    if found.others != held_out:
+    if found.others < held_out:
         wrong.append(f"{found.others} of the items were not used to train it, where config.data.held_out={held_out}")
     if wrong:
         raise ValueError(
             f"{run} cannot be resumed with other data: {'; '.join(wrong)}. Use the same, or another folder"
         )
+    say_what_was_left_out(found, run, everything.items, held_out)
     return found.data
 
 

@@ -5,7 +5,9 @@ import os
 import pathlib
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from absl import app, flags, logging
 
@@ -66,6 +68,7 @@ def run(
             (`ensdiff.preempt.on_signals`); else the signal ends it.
     """
     sys.modules["__main__"].__doc__ = description
+    warnings.formatwarning = _one_line
     flags.FLAGS.set_gnu_getopt(True)  # options may follow the command
 
     def parse(argv: list[str]) -> list[str]:
@@ -120,6 +123,13 @@ def _end_if_asked(error: RuntimeError) -> None:
         print(f"stopped: {error}", file=sys.stderr)
         processes.end()
         raise SystemExit(EXIT_CODE)
+
+
+def _one_line(message: Warning | str, *_: Any, **__: Any) -> str:
+    """A warning as programs print it: what it says, without the line of code that gave it."""
+    from ensdiff.files import printable  # as in `_fail`
+
+    return f"warning: {printable(' '.join(str(message).split()))}\n"
 
 
 def _fail(code: int, message: str, hint: str) -> None:

@@ -219,7 +219,7 @@ def _warn(root: pathlib.Path, left_out: dict[pathlib.PurePath, str], several: li
         things = f"file{plural}" + (f" or link{plural}" if LINK in left_out.values() else "")
         parts.append(
             f"left out {len(left_out)} {things}: {_count(left_out.values())} (such as {_shown(next(iter(left_out)))}). "
-            f"Only files of {', '.join(readable().suffixes)} are read; convert other pictures, and copy what is linked"
+            f"Only {', '.join(readable().formats)} are read; convert other pictures, and copy what is linked"
         )
     if several:
         kinds = _count(file.suffix.lower() for file in several)
