@@ -357,7 +357,8 @@ def test_items_and_groups_are_both_removed(tab, pages, nested):
     assert tab.text("landscape-note") == "All 4 groups, each by exact ablation."
     assert not tab.one("#classes").is_displayed()
     first = int(outer.att.units[0, 0])
-    tab.until(lambda: f"Without group {first} the sample moves by" in tab.text("message"))
+    name = params.code.group_code().names[first]
+    tab.until(lambda: f"Without {name} the sample moves by" in tab.text("message"))
     assert len(tab.all(f"#pick-{first} img")) == 4
     tab.click("#gallery label:nth-child(2) input")
     tab.until(lambda: units_shown(tab) == outer.att.units[1].tolist())
