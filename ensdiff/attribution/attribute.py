@@ -78,8 +78,8 @@ def attribute(
         distance: a function of counterfactuals and samples, both (P, H, W, C) in [0, 1], to P distances >= 0, in place
             of L2; with ``features``, a function of both's features. For ``"exact"``, and for what ``"screen"``
             verifies (it still screens by L2).
-        verify: units a sample that ``"screen"`` verifies exactly; by default 50, or ``top`` where that is more.
-        audit: unverified units a sample that are verified too, at random, to estimate what ``"screen"`` missed.
+        verify: units per sample that ``"screen"`` verifies exactly; by default 50, or ``top`` where that is more.
+        audit: unverified units per sample that are verified too, at random, to estimate what ``"screen"`` missed.
         null: number of null ablations (of each kind) for p- and q-values; ``"all"`` that there are; 0 is none.
         level: q-value up to which a verdict attributes.
         loss: draws, levels and weighting, for ``"loss"`` alone.

@@ -217,7 +217,7 @@ def _examine(path: pathlib.Path, units: tuple[int, ...]) -> _Found:
 
 
 def _verify_data(facts: Facts, data: Dataset | None, replay: int, checked: list[str]) -> list[str]:
-    """Compare the data with the manifest, and train the last steps anew on them."""
+    """Compare the data with the manifest, and train the last steps again on them."""
     if replay < 0:
         raise ValueError(f"replay={replay}: expected a number of steps, 0 for none")
     if data is None:

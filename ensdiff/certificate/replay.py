@@ -84,7 +84,7 @@ def _segments(run: Run, start: int) -> Iterator[tuple[int, int, dict[str, Any]]]
         if first < last:
             if "unknown" in place:
                 raise ValueError(
-                    f"steps {first} to {last} cannot be trained anew, because it is unknown where they were trained: "
+                    f"steps {first} to {last} cannot be trained again, because it is unknown where they were trained: "
                     f"{place['unknown']}"
                 )
             yield first, last, place
