@@ -6,7 +6,6 @@ would have been made had the unit never existed (Dai & Gifford, arXiv 2306.02174
 """
 
 from ensdiff import baselines, data, metrics
-from ensdiff._version import __version__
 from ensdiff.attribution import (
     Attribution,
     LossConfig,
@@ -19,18 +18,22 @@ from ensdiff.attribution import (
     predicted_counterfactuals,
 )
 from ensdiff.certificate import Certificate, Verification, certify, forget
-from ensdiff.checkpoint import check_run, load, read_metrics, save
 from ensdiff.codes import Code, CodeWarning, NoSurvivorError
 from ensdiff.data import DataWarning
-from ensdiff.ensemble import Ensemble, make_mesh, predict
-from ensdiff.identity import check_data, training_data
-from ensdiff.integrity import DamagedError, DamageWarning
-from ensdiff.preempt import Preempted
-from ensdiff.sample import Samples, counterfactuals, sample
-from ensdiff.schedule import SamplerConfig, Schedule
-from ensdiff.storage import FolderInUseError
-from ensdiff.train import DivergedError, TrainConfig, train
-from ensdiff.unet import UNet, UNetConfig
+from ensdiff.diffusion.samplers import SamplerConfig
+from ensdiff.diffusion.schedule import Schedule
+from ensdiff.ensemble.ensemble import Ensemble
+from ensdiff.ensemble.members import predict
+from ensdiff.ensemble.mesh import make_mesh
+from ensdiff.files.checksums import DamagedError, DamageWarning
+from ensdiff.files.version import __version__
+from ensdiff.files.writing import FolderInUseError
+from ensdiff.models.unet import UNet, UNetConfig
+from ensdiff.runs.identity import check_data, training_data
+from ensdiff.runs.loading import check_run, load, read_metrics, save
+from ensdiff.sampling.sample import Samples, counterfactuals, sample
+from ensdiff.training.loop import DivergedError, TrainConfig, train
+from ensdiff.training.preemption import Preempted
 
 __all__ = [
     "Attribution",

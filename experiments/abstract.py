@@ -16,11 +16,12 @@ from jax.sharding import PartitionSpec as P
 from ensdiff import Code, Ensemble, Schedule, TrainConfig, UNetConfig
 from ensdiff.attribution import differential
 from ensdiff.attribution.loss import block_step
-from ensdiff.denoise import STATES_AT_ONCE, Noise, plan, sampling_step
-from ensdiff.ensemble import abstract_params, mesh_shape
-from ensdiff.flops import jacobian_step_flops, landscape_step_flops, train_step_flops
-from ensdiff.packing import Batches
-from ensdiff.train_step import Batch, init_state, make_train_step
+from ensdiff.ensemble.members import abstract_params
+from ensdiff.ensemble.mesh import mesh_shape
+from ensdiff.planning.flops import jacobian_step_flops, landscape_step_flops, train_step_flops
+from ensdiff.sampling.denoise import STATES_AT_ONCE, Noise, plan, sampling_step
+from ensdiff.sampling.packing import Batches
+from ensdiff.training.step import Batch, init_state, make_train_step
 
 GIB = 2**30
 
@@ -37,7 +38,7 @@ class Case:
         schedule: the noise schedule.
         train: the training settings; the batch size matters.
         mesh: ('member', 'data'), of topology devices or abstract.
-        states: states that one landscape step holds; None is as many as `ensdiff.denoise.STATES_AT_ONCE` a data shard.
+        states: states that one landscape step holds; None is `ensdiff.sampling.denoise.STATES_AT_ONCE` per data shard.
         samples: samples that one Jacobian step holds; None is one a data shard.
         memory: bytes of a device.
     """

@@ -8,8 +8,9 @@ Examples:
     (lowered for GPUs, not compiled; nothing but JAX is needed)
 
 Compiling for TPUs needs libtpu: pip install -e '.[aot]'. Figures are those of one device (a chip; on v4 half of
-one). FLOPs are those of convolutions and matrix products: `analytic` from the architecture (ensdiff.flops), `lowered`
-counted in the program, loops as often as they run (the compiler's own count takes a loop's body once).
+one). FLOPs are those of convolutions and matrix products: `analytic` from the architecture
+(ensdiff.planning.flops), `lowered` counted in the program, loops as often as they run (the compiler's own count takes
+a loop's body once).
 """
 
 import dataclasses
@@ -29,9 +30,9 @@ from jax.sharding import AbstractMesh, AxisType, Mesh
 from tabulate import tabulate
 
 from ensdiff import Schedule, TrainConfig, UNetConfig
-from ensdiff.conv import resolve
-from ensdiff.lowering import Program, read_compiled, read_lowered
-from ensdiff.unet import resolve_attention
+from ensdiff.models.conv import resolve
+from ensdiff.models.unet import resolve_attention
+from ensdiff.planning.lowering import Program, read_compiled, read_lowered
 from experiments import building, common
 from experiments.abstract import GIB, STEPS, Case, Step, abstract_mesh, lower
 from experiments.config import define_config

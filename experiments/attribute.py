@@ -60,7 +60,7 @@ COMPARE = flags.DEFINE_bool("compare", False, "Compare all methods with exact ab
 def main() -> None:
     """Attribute, print a table, and write the result and a report."""
     import ensdiff
-    from ensdiff.integrity import write_sealed
+    from ensdiff.files.checksums import write_sealed
     from ensdiff.report import HOW_TO_READ, Page, attribution_sections, write_page
 
     method = "loss" if IMAGES.value else METHOD.value
@@ -176,7 +176,7 @@ def check_flags(method: str) -> None:
 
 def compare(params: Any) -> None:
     """Every method on the same samples, over all units."""
-    from ensdiff.attribution.compare import compare_methods, comparison_table
+    from experiments.comparison import compare_methods, comparison_table
 
     samples = runs.draw_samples(params)
     results = compare_methods(
@@ -203,7 +203,7 @@ def contrast(params: Any, data: Any, out: pathlib.Path) -> None:
 def values(params: Any, samples: Any, method: str, code: Any, kind: Any, out: pathlib.Path) -> None:
     """Shapley or Banzhaf values of groups of units."""
     import ensdiff
-    from ensdiff.integrity import write_sealed
+    from ensdiff.files.checksums import write_sealed
 
     if not UNITS.value and not GROUPS.value:
         raise ValueError("--values needs players: give --units=1+2,3+4,... or --groups")
@@ -234,7 +234,7 @@ def values(params: Any, samples: Any, method: str, code: Any, kind: Any, out: pa
 def outside_images(params: Any, folder: str) -> tuple[np.ndarray, list[str]]:
     """The pictures of --images at the ensemble's size, and their names."""
     from ensdiff.data.pictures import read_pictures
-    from ensdiff.files import printable
+    from ensdiff.files.reading import printable
 
     H, W, C = params.image_shape
     if H != W:

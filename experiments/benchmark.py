@@ -29,9 +29,9 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 import ensdiff
-from ensdiff import winograd
-from ensdiff.conv import conv2d
-from ensdiff.ensemble import make_mesh, on_mesh
+from ensdiff.ensemble.mesh import make_mesh, on_mesh
+from ensdiff.models import winograd
+from ensdiff.models.conv import conv2d
 from experiments import common
 from experiments.abstract import STEPS, Case
 from experiments.benchmarks import jobs
@@ -248,7 +248,7 @@ def layers(effort: Effort) -> Table:
 
 def batch_sizes(effort: Effort) -> Table:
     """Predictions of one member on one device, by the images of one application."""
-    from ensdiff.ensemble import apply_member
+    from ensdiff.ensemble.members import apply_member
 
     setting = dataclasses.replace(effort.setting, members=2)
     params = jax.tree.map(lambda a: a[0], jobs.ensemble(setting).params)

@@ -68,9 +68,9 @@ def run_data(config: ConfigDict) -> Any:
         DataWarning: there are items that the run was not trained on.
     """
     from ensdiff.data.manifest import NAME
-    from ensdiff.identity import find_training_data, say_what_was_left_out
-    from ensdiff.integrity import DamagedError
-    from ensdiff.stored import steps_of
+    from ensdiff.files.checksums import DamagedError
+    from ensdiff.runs.identity import find_training_data, say_what_was_left_out
+    from ensdiff.runs.stored import steps_of
 
     values, run = section(config, "data"), pathlib.Path(config.run_dir)
     if not config.get("resume", False) or not (run / NAME).exists() or not steps_of(run):
@@ -148,7 +148,7 @@ def read_run_config(run: str | os.PathLike) -> dict[str, Any]:
     path = pathlib.Path(run) / "config.json"
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: {run} was not written by experiments.train")
-    from ensdiff.integrity import read_sealed
+    from ensdiff.files.checksums import read_sealed
 
     values = read_sealed(path)
     if not isinstance(values.get("data"), dict) or "name" not in values["data"]:
@@ -203,8 +203,8 @@ def train_from_config(config: ConfigDict) -> Any:
     """
     import ensdiff
     from ensdiff import hosts
-    from ensdiff.integrity import write_sealed
-    from ensdiff.preempt import on_signals
+    from ensdiff.files.checksums import write_sealed
+    from ensdiff.training.preemption import on_signals
 
     check_config(config)
     data = run_data(config)

@@ -65,7 +65,7 @@ def run(
         commands: words of which the command line must hold one.
         optional: what one argument that is no flag means; without it there may be none.
         preemptible: whether one of several processes may pass a SIGTERM on to all, which then save at the same step
-            (`ensdiff.preempt.on_signals`); else the signal ends it.
+            (`ensdiff.training.preemption.on_signals`); else the signal ends it.
     """
     sys.modules["__main__"].__doc__ = description
     warnings.formatwarning = _one_line
@@ -117,7 +117,7 @@ def run(
 
 def _end_if_asked(error: RuntimeError) -> None:
     """Where the program stopped because a signal asked it to: say so, and end with the code for that."""
-    from ensdiff.preempt import EXIT_CODE, Preempted
+    from ensdiff.training.preemption import EXIT_CODE, Preempted
 
     if isinstance(error, Preempted):
         print(f"stopped: {error}", file=sys.stderr)
@@ -127,13 +127,13 @@ def _end_if_asked(error: RuntimeError) -> None:
 
 def _one_line(message: Warning | str, *_: Any, **__: Any) -> str:
     """A warning as programs print it: what it says, without the line of code that gave it."""
-    from ensdiff.files import printable  # as in `_fail`
+    from ensdiff.files.reading import printable  # as in `_fail`
 
     return f"warning: {printable(' '.join(str(message).split()))}\n"
 
 
 def _fail(code: int, message: str, hint: str) -> None:
-    from ensdiff.files import printable  # names in files may hold escape sequences
+    from ensdiff.files.reading import printable  # names in files may hold escape sequences
 
     message = printable(" ".join(message.split()))
     print(f"error: {message}" + (f" ({hint})" if hint else ""), file=sys.stderr)

@@ -47,9 +47,9 @@ def main() -> None:
     """Run the studies one after another; each is written when it is there."""
     import time
 
-    from ensdiff.ensemble import make_mesh
-    from ensdiff.environment import environment
-    from ensdiff.storage import lock, write_atomically
+    from ensdiff.ensemble.mesh import make_mesh
+    from ensdiff.files.writing import lock, write_atomically
+    from ensdiff.runs.environment import environment
     from experiments.studies import STUDIES
     from experiments.studies.workshop import Workshop
 

@@ -20,8 +20,8 @@ from ml_collections import ConfigDict
 from tabulate import tabulate
 
 from ensdiff import Schedule, TrainConfig, UNetConfig
-from ensdiff.ensemble import mesh_shape
-from ensdiff.estimates import (
+from ensdiff.ensemble.mesh import mesh_shape
+from ensdiff.planning.estimates import (
     ACCELERATORS,
     GIB,
     Accelerator,

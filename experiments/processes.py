@@ -72,7 +72,7 @@ def start(preemptible: bool = False) -> None:
     """Meet the other processes. Must run before any other JAX operation.
 
     Args:
-        preemptible: whether the program asks `ensdiff.preempt.on_signals`'s question.
+        preemptible: whether the program asks `ensdiff.training.preemption.on_signals`'s question.
 
     Raises:
         ValueError: flags that do not fit together, or no cluster that says what they leave out.

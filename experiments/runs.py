@@ -116,7 +116,7 @@ def all_data(absent: Collection[int] = ()) -> Any:
     Of the places where the config's data may be, it is the first that holds the items of the run (but for those of the
     units in ``absent``); where none does, the first that can be read.
     """
-    from ensdiff.identity import find_training_data
+    from ensdiff.runs.identity import find_training_data
 
     def with_items(found: Any, _: int) -> Any:
         find_training_data(run_folder(), found, absent)
@@ -167,8 +167,8 @@ def announce_units(units: Sequence[int]) -> None:
     Raises:
         ValueError: there are no such units, or no member survives their removal.
     """
-    from ensdiff.files import printable
-    from ensdiff.stored import from_description, read_manifest, run_description
+    from ensdiff.files.reading import printable
+    from ensdiff.runs.stored import from_description, read_manifest, run_description
 
     description = run_description(run_folder())
     code = from_description(description, None).code
@@ -205,8 +205,8 @@ def output_folder(name: str) -> pathlib.Path:
     Raises:
         ValueError: the run was made by forgetting units, and no --out is given.
     """
-    from ensdiff.storage import make_folder
-    from ensdiff.stored import run_description
+    from ensdiff.files.writing import make_folder
+    from ensdiff.runs.stored import run_description
 
     if not flags.FLAGS.out and "origin" in run_description(run_folder()):
         raise ValueError(
@@ -228,7 +228,7 @@ def is_writer() -> bool:
 
 def unit_ids(text: str) -> list[int]:
     """Unit ids joined by commas."""
-    from ensdiff.files import whole_number
+    from ensdiff.files.reading import whole_number
 
     ids = [whole_number(part.strip(" ")) for part in text.split(",")]
     if None in ids:
@@ -244,7 +244,7 @@ def unit_sets(text: str) -> list[Any]:
 
 def describe_certificate(certificate: Any) -> None:
     """What a deletion certificate says, and what to keep."""
-    from ensdiff.files import printable
+    from ensdiff.files.reading import printable
 
     print(printable(certificate.values["claim"]))
     for copy in certificate.values["copies"]:

@@ -26,7 +26,7 @@ GROUPS = flags.DEFINE_bool("groups", False, "--remove names groups of a hierarch
 def main() -> None:
     """Sample, write a grid and an .npz, and say where they are."""
     import ensdiff
-    from ensdiff.images import grid, to_png
+    from ensdiff.data.images import grid, to_png
 
     units = [runs.unit_ids(text) for text in REMOVE.value]
     params = runs.load_run()

@@ -23,7 +23,7 @@ CHUNK = flags.DEFINE_integer("chunk", None, "Units at a time; by default 131,072
 def main() -> None:
     """Score, and print what it took."""
     import ensdiff
-    from ensdiff.attribution.benchmark import benchmark_scoring
+    from experiments.benchmarks.scoring import benchmark_scoring
 
     code = ensdiff.Code.balanced(MEMBERS.value, UNITS.value, WEIGHT.value)
     result = benchmark_scoring(code, SAMPLES.value, TOP.value, CHUNK.value, progress=True)

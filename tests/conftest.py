@@ -9,11 +9,11 @@ from jaxtyping import install_import_hook
 
 # modules that compute with arrays; in the others a type check would come before the error that a user sees
 HOOKED = [
-    "ensemble",
+    "ensemble.members",
     "attribution.differential",
     "attribution.exact",
     "attribution.score",
-    "images",
+    "data.images",
     "report.figures",
 ]
 with install_import_hook([f"ensdiff.{name}" for name in HOOKED], "beartype.beartype"):

@@ -161,8 +161,8 @@ def primitives(apart):
     from jax.sharding import PartitionSpec as P
 
     from ensdiff import hosts
-    from ensdiff.checkpoint import RunDirectory
-    from ensdiff.ensemble import make_mesh
+    from ensdiff.ensemble.mesh import make_mesh
+    from ensdiff.runs.loading import RunDirectory
 
     me = jax.process_index()
     found = {}

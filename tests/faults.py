@@ -8,9 +8,9 @@ import jax
 import numpy as np
 
 import ensdiff
-from ensdiff import integrity
-from ensdiff.rundir import RunDirectory
-from ensdiff.train import TrainConfig, init_state
+from ensdiff.files.reading import checksums as integrity
+from ensdiff.runs.directory import RunDirectory
+from ensdiff.training.loop import TrainConfig, init_state
 from tests.helpers import CODE, SHORT, blobs
 
 MODEL = ensdiff.UNetConfig(channels=4, norm_groups=2, multipliers=(1,), middle_attention=False)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import ensdiff
-from ensdiff.images import to_png
+from ensdiff.data.images import to_png
 from tests.helpers import ROOT, command, environment
 
 PUBLIC = {

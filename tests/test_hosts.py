@@ -14,8 +14,8 @@ from jax.sharding import PartitionSpec as P
 import ensdiff
 from ensdiff import hosts
 from ensdiff.data import Splits, batch_indices
-from ensdiff.ensemble import make_mesh
-from ensdiff.train import TrainConfig, init_state, make_batch
+from ensdiff.ensemble.mesh import make_mesh
+from ensdiff.training.loop import TrainConfig, init_state, make_batch
 from experiments import processes
 from tests.helpers import CODE, TINY, blobs
 

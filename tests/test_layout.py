@@ -1,4 +1,4 @@
-"""Imports go strictly downward, and the library pulls in nothing that belongs to the programs."""
+"""Imports go strictly downward, from room to room and from module to module."""
 
 import ast
 import pathlib
@@ -7,50 +7,98 @@ import sys
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parent.parent / "ensdiff"
-LEVELS = {
-    "_version": 0, "typing": -1, "permute": 0, "combinations": 0, "images": 0, "hosts": 0, "storage": 0, "files": 0,
-    "settings": 0, "npyfiles": 0, "environment": 1, "digest": 1, "integrity": 1, "preempt": 1, "pieces": 2, "codes": 1,
-    "winograd": 0, "lowering": 1, "schedule": 1, "conv": 1, "packing": 1, "metrics": 1, "unet": 2, "data": 2,
-    "flops": 3, "ensemble": 3, "denoise": 4, "train_step": 4, "estimates": 5, "sample": 5, "logs": 2, "stored": 4,
-    "rundir": 5, "identity": 5, "checkpoint": 6, "attribution": 6, "baselines": 7, "interop": 6, "report": 7,
-    "train": 8, "certificate": 9, "__init__": 10,
-}  # fmt: skip
-FILES = sorted(ROOT.rglob("*.py"))
+from tests.helpers import ROOT
+
+PACKAGE = ROOT / "ensdiff"
+FLOORS = (
+    "typing",
+    "settings hosts",
+    "files",
+    "codes models diffusion metrics",
+    "data ensemble",
+    "sampling training.config",  # what a run says of its training lies below the runs, and the loop above them
+    "runs",
+    "training attribution",
+    "baselines certificate interop planning",
+    "report",
+    "__init__",
+)
+"""The rooms of the package from the lowest floor up. A room imports from lower floors only."""
+LEVEL = {name: level for level, floor in enumerate(FLOORS) for name in floor.split()}
+FILES = sorted(PACKAGE.rglob("*.py"))
 
 
-def imports(tree, *, top_level=False):
-    for node in tree.body if top_level else ast.walk(tree):
+def module_of(path: pathlib.Path) -> str:
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__") or "__init__"
+
+
+MODULES = {module_of(path): ast.parse(path.read_text()) for path in FILES}
+
+
+def imported(tree: ast.AST):
+    """Names of what is imported anywhere in a module, inside of functions and for type checkers too."""
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            yield node.module or ""
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            yield from (f"{node.module or ''}.{alias.name}" for alias in node.names)
 
 
-def part(path):
-    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+def own_modules(module: str) -> set[str]:
+    """Modules of the package that a module imports."""
+    found = set()
+    for name in imported(MODULES[module]):
+        inside = name.removeprefix("ensdiff.") if name.startswith("ensdiff.") else ""
+        while inside and inside not in MODULES:
+            inside = inside.rpartition(".")[0]
+        found |= {inside} - {""}
+    return found
 
 
-@pytest.mark.parametrize("path", FILES, ids=[str(p.relative_to(ROOT)) for p in FILES])
-def test_imports_go_downward(path):
-    own = part(path)
-    for name in imports(ast.parse(path.read_text())):
-        pieces = name.split(".")
-        if pieces[0] == "ensdiff" and len(pieces) > 1 and pieces[1] in LEVELS and pieces[1] != own:
-            assert LEVELS[pieces[1]] < LEVELS[own], f"{own} imports {name}"
-        assert pieces[0] not in (
-            "absl",
-            "ml_collections",
-            "tensorflow",
-            "diffusers",
-            "experiments",
-        ), name
-        assert pieces[0] not in ("torch", "safetensors") or own == "interop", name
+def level(module: str) -> int:
+    return LEVEL.get(module, LEVEL[module.partition(".")[0]])
 
 
-def test_every_part_has_a_level():
-    assert {part(path) for path in FILES} == set(LEVELS)
+def room(module: str) -> str:
+    return module if module in LEVEL else module.partition(".")[0]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_rooms_import_from_lower_floors(module):
+    for other in own_modules(module):
+        assert room(other) == room(module) or level(other) < level(module), f"{module} imports {other}"
+
+
+def test_modules_import_in_no_circle():
+    done: set[str] = set()
+
+    def visit(module, path=()):
+        assert module not in path, " imports ".join((*path, module))
+        if module not in done:
+            for other in own_modules(module) - {module}:
+                visit(other, (*path, module))
+            done.add(module)
+
+    for module in MODULES:
+        visit(module)
+
+
+def test_every_entry_of_the_package_is_a_room_with_a_floor():
+    assert {module.partition(".")[0] for module in MODULES} == {name.partition(".")[0] for name in LEVEL}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_the_library_imports_nothing_of_the_programs(module):
+    top = {name.partition(".")[0] for name in imported(MODULES[module])}
+    assert not top & {"absl", "ml_collections", "tensorflow", "diffusers", "experiments"}
+    assert room(module) == "interop" or not top & {"torch", "safetensors"}
+
+
+def test_tests_mirror_the_package():
+    """A folder of tests is a room, or the programs; what is about several rooms lies beside the folders."""
+    folders = {path.parent.relative_to(ROOT / "tests") for path in (ROOT / "tests").rglob("test_*.py")}
+    rooms = {path.name for path in PACKAGE.iterdir() if path.is_dir()}
+    assert {str(folder) for folder in folders} <= rooms | {".", "experiments"}
 
 
 def test_settings_start_no_backend():
@@ -60,4 +108,4 @@ def test_settings_start_no_backend():
         "ensdiff.UNetConfig(); ensdiff.TrainConfig(); ensdiff.Schedule(); ensdiff.Code.balanced(4, 6); "
         "raise SystemExit(bridge.backends_are_initialized())"
     )
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT.parent, check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import ensdiff
-from ensdiff.preempt import EXIT_CODE
-from ensdiff.stored import steps_of
+from ensdiff.runs.stored import steps_of
+from ensdiff.training.preemption import EXIT_CODE
 from tests.distributed import Run, free_port, work
 from tests.test_programs import TINY
 

@@ -19,14 +19,14 @@ import pytest
 from PIL import Image
 
 import ensdiff
-from ensdiff.files import open_regular
-from ensdiff.integrity import read_lines, read_sealed
+from ensdiff.files.checksums import read_lines, read_sealed
+from ensdiff.files.npy import most_bytes, read_npy, read_npz
+from ensdiff.files.reading import open_regular
 from ensdiff.interop import ctf
 from ensdiff.interop.matrices import read_code
 from ensdiff.interop.tensors import read_state_dict
-from ensdiff.npyfiles import most_bytes, read_npy, read_npz
 from ensdiff.report import Page, attribution_sections, write_page
-from ensdiff.stored import read_description
+from ensdiff.runs.stored import read_description
 from tests.helpers import ROOT, blobs
 
 pytestmark = pytest.mark.bad_input
@@ -41,7 +41,7 @@ def calls(tree):
             yield ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}, node
 
 
-ALLOWED = {("ensdiff/hosts.py", "pickle.loads"), ("ensdiff/pieces.py", "np.load")}
+ALLOWED = {("ensdiff/hosts.py", "pickle.loads"), ("ensdiff/runs/pieces.py", "np.load")}
 """What this program's own processes send each other, and what it wrote itself and has compared with its checksum."""
 
 
@@ -53,7 +53,7 @@ def test_sources_read_nothing_unguarded(path):
         if (place, name) in ALLOWED:
             continue
         assert name not in ("eval", "exec", "pickle.load", "pickle.loads", "pickle.Unpickler", "joblib.load"), name
-        assert name not in ("np.load", "numpy.load", "np.fromfile", "pandas.read_pickle"), "use ensdiff.npyfiles"
+        assert name not in ("np.load", "numpy.load", "np.fromfile", "pandas.read_pickle"), "use ensdiff.files.npy"
         assert not name.startswith(("yaml.", "marshal.", "shelve.", "dill.")), name
         assert not name.endswith((".extractall", ".unpack_archive")), name
         if name == "torch.load":
@@ -163,7 +163,7 @@ import resource, sys
 resource.setrlimit(resource.RLIMIT_AS, (6 * 2**30, 6 * 2**30))
 import ensdiff
 from ensdiff.interop import ctf
-from ensdiff.npyfiles import read_npy, read_npz
+from ensdiff.files.npy import read_npy, read_npz
 for read, path in ((read_npy, "a.npy"), (read_npz, "b.npz"), (ctf.read, "c.ctf"), (ctf.read, "d.ctf")):
     try:
         read(sys.argv[1] + "/" + path)

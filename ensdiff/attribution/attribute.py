@@ -15,7 +15,6 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from ensdiff._version import __version__
 from ensdiff.attribution.audit import Audit
 from ensdiff.attribution.calibration import null_ablations
 from ensdiff.attribution.candidates import Candidates
@@ -25,10 +24,11 @@ from ensdiff.attribution.ranking import Ranking, Score
 from ensdiff.attribution.result import Attribution
 from ensdiff.attribution.score import gram_forms, loss_forms
 from ensdiff.codes import Code
-from ensdiff.conv import resolve
-from ensdiff.ensemble import Ensemble
-from ensdiff.pieces import pieces
-from ensdiff.sample import Samples, check_samples
+from ensdiff.ensemble.ensemble import Ensemble
+from ensdiff.files.version import __version__
+from ensdiff.models.conv import resolve
+from ensdiff.runs.pieces import pieces
+from ensdiff.sampling.sample import Samples, check_samples
 from ensdiff.typing import Array, ArrayLike
 
 Method = Literal["exact", "differential", "screen", "loss"]

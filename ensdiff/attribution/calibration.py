@@ -23,8 +23,8 @@ from jaxtyping import Float, Int, UInt8
 
 from ensdiff.attribution.candidates import Candidates
 from ensdiff.codes import Code
+from ensdiff.codes.permute import derive_key
 from ensdiff.codes.unowned import within
-from ensdiff.permute import derive_key
 
 TIE = 1e-5
 """Influences that differ by less than this share of a sample's largest null influence (of their kind) are equal:

@@ -33,14 +33,16 @@ from ensdiff import hosts
 from ensdiff.attribution.loss import LossConfig, draw_noise, member_errors
 from ensdiff.codes import Code
 from ensdiff.data import Dataset
-from ensdiff.denoise import memory_budget_default
-from ensdiff.ensemble import Ensemble, images_at_once, least_bytes, make_mesh, on_mesh, to_model
-from ensdiff.files import printable
-from ensdiff.identity import check_data
+from ensdiff.diffusion.schedule import Schedule
+from ensdiff.ensemble.ensemble import Ensemble, to_model
+from ensdiff.ensemble.memory import images_at_once, least_bytes
+from ensdiff.ensemble.mesh import make_mesh, on_mesh
+from ensdiff.files.reading import printable
 from ensdiff.metrics.arrays import precision, tied
-from ensdiff.schedule import Schedule
+from ensdiff.models.unet import UNetConfig
+from ensdiff.runs.identity import check_data
+from ensdiff.sampling.denoise import memory_budget_default
 from ensdiff.typing import Key, as_key, unmasked
-from ensdiff.unet import UNetConfig
 
 
 class Contrast(NamedTuple):

@@ -21,22 +21,15 @@ from jaxtyping import Float
 from tqdm import tqdm
 
 from ensdiff import hosts
-from ensdiff.denoise import Noise, memory_budget_default
-from ensdiff.ensemble import (
-    Ensemble,
-    apply_member,
-    images_at_once,
-    make_mesh,
-    member_weights,
-    on_mesh,
-    pace,
-    sum_over_members,
-    to_images,
-)
-from ensdiff.sample import Samples, check_samples
-from ensdiff.schedule import StepFunction, advance, rule_of, step_arguments
+from ensdiff.diffusion.samplers import StepFunction, advance, rule_of, step_arguments
+from ensdiff.ensemble.ensemble import Ensemble, member_weights, to_images
+from ensdiff.ensemble.members import apply_member, sum_over_members
+from ensdiff.ensemble.memory import images_at_once
+from ensdiff.ensemble.mesh import make_mesh, on_mesh, pace
+from ensdiff.models.unet import UNetConfig
+from ensdiff.sampling.denoise import Noise, memory_budget_default
+from ensdiff.sampling.sample import Samples, check_samples
 from ensdiff.typing import Array
-from ensdiff.unet import UNetConfig
 
 Features = Callable[[Array], Array]
 """Images (B, H, W, C) in [0, 1] to features with a leading B."""

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from ensdiff.denoise import run_states
-from ensdiff.ensemble import Ensemble
-from ensdiff.sample import Samples, check_samples
+from ensdiff.ensemble.ensemble import Ensemble
+from ensdiff.sampling.denoise import run_states
+from ensdiff.sampling.sample import Samples, check_samples
 from ensdiff.typing import Array
 
 Distance = Callable[[Array, Array], Array]

@@ -24,24 +24,16 @@ from tqdm import tqdm
 
 from ensdiff import hosts
 from ensdiff.codes import Code
-from ensdiff.denoise import memory_budget_default
-from ensdiff.ensemble import (
-    Ensemble,
-    apply_member,
-    images_at_once,
-    least_bytes,
-    make_mesh,
-    member_weights,
-    on_mesh,
-    over_members,
-    pace,
-    to_model,
-)
-from ensdiff.pieces import Pieces
-from ensdiff.schedule import Schedule, add_noise
+from ensdiff.diffusion.schedule import Schedule, add_noise
+from ensdiff.ensemble.ensemble import Ensemble, member_weights, to_model
+from ensdiff.ensemble.members import apply_member, over_members
+from ensdiff.ensemble.memory import images_at_once, least_bytes
+from ensdiff.ensemble.mesh import make_mesh, on_mesh, pace
+from ensdiff.models.unet import UNetConfig
+from ensdiff.runs.pieces import Pieces
+from ensdiff.sampling.denoise import memory_budget_default
 from ensdiff.settings import check_fields
 from ensdiff.typing import Array, ArrayLike, Key, as_key, unmasked
-from ensdiff.unet import UNetConfig
 
 Levels = Literal["stratified", "antithetic", "uniform"]
 Weighting = Literal["simple", "snr"]

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from ensdiff.identity import check_attributed
+from ensdiff.runs.identity import check_attributed
 
 
 def plot_attribution(att: Any, images_BHWC: np.ndarray, data: Any, top: int) -> Any:

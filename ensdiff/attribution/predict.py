@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import Float
 
 from ensdiff.attribution.differential import linearize
-from ensdiff.ensemble import Ensemble
-from ensdiff.sample import Samples, check_samples
+from ensdiff.ensemble.ensemble import Ensemble
+from ensdiff.sampling.sample import Samples, check_samples
 
 
 def predicted_counterfactuals(

@@ -15,8 +15,8 @@ from ensdiff.attribution.candidates import Candidates, uniform
 from ensdiff.attribution.differential import gram
 from ensdiff.attribution.exact import Distance, exact_influence
 from ensdiff.attribution.score import Forms, Top, score_words, stream
-from ensdiff.permute import derive_key
-from ensdiff.pieces import Pieces
+from ensdiff.codes.permute import derive_key
+from ensdiff.runs.pieces import Pieces
 from ensdiff.typing import unmasked
 
 EXACT_CHUNK = 1024

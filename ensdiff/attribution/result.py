@@ -11,9 +11,9 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ensdiff.attribution.audit import Audit, Recall
-from ensdiff.integrity import check_beside, read_sealed, write_sealed
+from ensdiff.files.checksums import check_beside, read_sealed, write_sealed
+from ensdiff.files.npy import read_npz
 from ensdiff.metrics.arrays import at_most
-from ensdiff.npyfiles import read_npz
 from ensdiff.typing import ArrayLike
 
 _ARRAYS = ("units", "influence", "p_value", "q_value", "standard_error", "null_BL")

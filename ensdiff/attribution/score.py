@@ -29,7 +29,8 @@ from tqdm import tqdm
 from ensdiff import hosts
 from ensdiff.attribution.words import MAX_MEMBERS, compilable, look, word_fn
 from ensdiff.codes import Code
-from ensdiff.ensemble import member_weights, on_mesh
+from ensdiff.ensemble.ensemble import member_weights
+from ensdiff.ensemble.mesh import on_mesh
 from ensdiff.typing import Array
 
 COMPILED = 2**16

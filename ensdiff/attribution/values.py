@@ -27,7 +27,7 @@ from ensdiff.attribution.candidates import Candidates
 from ensdiff.attribution.loss import LossMatrix
 from ensdiff.attribution.score import evaluate, gram_forms, loss_forms
 from ensdiff.codes import Code
-from ensdiff.ensemble import member_weights
+from ensdiff.ensemble.ensemble import member_weights
 from ensdiff.metrics.arrays import table
 
 EXACT_GROUPS = 12

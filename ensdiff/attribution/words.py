@@ -1,4 +1,4 @@
-"""Code words of a balanced code as 64-bit integers, compiled: `ensdiff.permute` and `combinations.unrank` in JAX.
+"""Code words of a balanced code as 64-bit integers, compiled: `ensdiff.codes.permute` and `combinations.unrank` in JAX.
 
 Member 0 is the highest of the K bits. A word of one weight with lexicographic number n is unranked in pieces of at
 most 16 members: the words are sorted, so the first piece is found by a binary search in the cumulative counts of its
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ensdiff.codes import Code
-from ensdiff.permute import GOLDEN, ROUNDS, feistel_sides, mix
+from ensdiff.codes.permute import GOLDEN, ROUNDS, feistel_sides, mix
 from ensdiff.typing import Array
 
 PIECE = 16

@@ -25,13 +25,16 @@ from tqdm import tqdm
 from ensdiff import hosts
 from ensdiff.attribution import LossConfig
 from ensdiff.attribution.loss import draw_noise, model_images
-from ensdiff.conv import resolve
-from ensdiff.denoise import memory_budget_default
-from ensdiff.ensemble import Ensemble, apply_member, count_pieces, make_mesh, on_mesh, over_members, sum_over_pieces
-from ensdiff.packing import round_up
-from ensdiff.schedule import Schedule, add_noise
+from ensdiff.diffusion.schedule import Schedule, add_noise
+from ensdiff.ensemble.ensemble import Ensemble
+from ensdiff.ensemble.members import apply_member, over_members, sum_over_pieces
+from ensdiff.ensemble.memory import count_pieces
+from ensdiff.ensemble.mesh import make_mesh, on_mesh
+from ensdiff.models.conv import resolve
+from ensdiff.models.unet import UNetConfig
+from ensdiff.sampling.denoise import memory_budget_default
+from ensdiff.sampling.packing import round_up
 from ensdiff.typing import Array, ArrayLike, Key, as_key
-from ensdiff.unet import UNetConfig
 
 Output = Literal["loss", "square"]
 ROWS = 8192
@@ -70,7 +73,7 @@ def projected_gradients(
 
     >>> import ensdiff
     >>> model, code = ensdiff.UNetConfig(channels=4, norm_groups=2), ensdiff.Code.balanced(members=4, units=6)
-    >>> stacked = ensdiff.ensemble.init_params(model, (8, 8, 1), 4, jax.random.key(0))
+    >>> stacked = ensdiff.ensemble.members.init_params(model, (8, 8, 1), 4, jax.random.key(0))
     >>> params = ensdiff.Ensemble(stacked, code, model, ensdiff.Schedule(), (8, 8, 1))
     >>> projected_gradients(params, np.zeros((2, 8, 8, 1)), draws=2, dimension=5, members=[0, 3]).shape
     (2, 2, 5)

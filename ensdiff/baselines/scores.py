@@ -13,9 +13,9 @@ from jaxtyping import Float
 from ensdiff.baselines.gradients import projected_gradients
 from ensdiff.baselines.trak import cosine_scores, trak_scores
 from ensdiff.data import Dataset
-from ensdiff.ensemble import Ensemble
-from ensdiff.identity import check_data
+from ensdiff.ensemble.ensemble import Ensemble
 from ensdiff.metrics.arrays import table
+from ensdiff.runs.identity import check_data
 from ensdiff.settings import check_fields
 from ensdiff.typing import ArrayLike, unmasked
 

@@ -16,8 +16,8 @@ from ensdiff.certificate.run import Run
 from ensdiff.certificate.sections import FIELDS, LIMITS, SECTIONS, Facts, compare
 from ensdiff.data import Dataset
 from ensdiff.data.matching import unit_differences
-from ensdiff.files import printable, read_json
-from ensdiff.storage import write_atomically
+from ensdiff.files.reading import printable, read_json
+from ensdiff.files.writing import write_atomically
 
 __all__ = ["LIMITS", "NAME", "Certificate", "Verification", "certify"]
 
@@ -96,7 +96,7 @@ class Certificate:
         Raises:
             FileNotFoundError: no such file.
             ValueError: not a certificate, or one of another version; not JSON that every reader understands in the
-                same way (see `ensdiff.files.parse_json`).
+                same way (see `ensdiff.files.reading.parse_json`).
         """
         values = read_json(path, finite=True)
         if not isinstance(values, dict) or values.get("kind") != KIND:

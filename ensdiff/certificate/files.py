@@ -12,8 +12,8 @@ from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
 from ensdiff.data.manifest import NAME as MANIFEST
-from ensdiff.files import parse_json, read_json, whole_number
-from ensdiff.integrity import seal_line
+from ensdiff.files.checksums import seal_line
+from ensdiff.files.reading import parse_json, read_json, whole_number
 
 FILES = ("run.json", "config.json", MANIFEST, "environment.jsonl")
 """What is certified beside the checkpoints; ``config.json`` is there when experiments.train wrote the run."""

@@ -13,9 +13,9 @@ from ensdiff.certificate.certificate import Certificate, _given, certify
 from ensdiff.certificate.files import FILES, NAME, check_files
 from ensdiff.certificate.run import Run
 from ensdiff.certificate.sections import Facts, config
-from ensdiff.checkpoint import RunDirectory, read_metrics
-from ensdiff.integrity import read_sealed, write_sealed
-from ensdiff.logs import METRICS, write_lines
+from ensdiff.files.checksums import read_sealed, write_sealed
+from ensdiff.runs.loading import RunDirectory, read_metrics
+from ensdiff.runs.logs import METRICS, write_lines
 
 
 def forget(run: str | os.PathLike, units: Collection[int], out: str | os.PathLike) -> Certificate:

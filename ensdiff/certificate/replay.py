@@ -15,10 +15,10 @@ from jax.sharding import AxisType, Mesh
 
 from ensdiff.certificate.run import Run
 from ensdiff.data import Dataset, Splits
-from ensdiff.ensemble import on_mesh
-from ensdiff.environment import environment
-from ensdiff.train import stepper
-from ensdiff.train_step import TrainState, init_state
+from ensdiff.ensemble.mesh import on_mesh
+from ensdiff.runs.environment import environment
+from ensdiff.training.loop import stepper
+from ensdiff.training.step import TrainState, init_state
 
 
 def start_of_replay(run: Run, steps: int) -> int:

@@ -13,10 +13,11 @@ import numpy as np
 from ensdiff.codes import Code
 from ensdiff.data.manifest import NAME as MANIFEST
 from ensdiff.data.manifest import Manifest
-from ensdiff.ensemble import Ensemble
-from ensdiff.integrity import DamagedError, damage, read_sealed
-from ensdiff.logs import read_environments
-from ensdiff.stored import (
+from ensdiff.ensemble.ensemble import Ensemble
+from ensdiff.files.checksums import DamagedError, damage, read_sealed
+from ensdiff.models.unet import UNetConfig
+from ensdiff.runs.logs import read_environments
+from ensdiff.runs.stored import (
     Metadata,
     folder_of,
     from_description,
@@ -25,8 +26,8 @@ from ensdiff.stored import (
     read_on_host,
     steps_of,
 )
-from ensdiff.train_step import TrainConfig, init_state
-from ensdiff.unet import UNetConfig
+from ensdiff.training.config import TrainConfig
+from ensdiff.training.step import init_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Run:
         unchecked_before: checkpoints that had no checksums in the run that these units were forgotten from.
         ensemble: what `ensdiff.load` gives, without parameters; its code is that of the held members.
         config: how it was trained.
-        environments: where, see `ensdiff.environment`; each with its first step.
+        environments: where, see `ensdiff.runs.environment`; each with its first step.
     """
 
     path: pathlib.Path

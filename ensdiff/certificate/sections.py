@@ -14,11 +14,11 @@ import numpy as np
 from ensdiff.certificate.files import Files, strangers
 from ensdiff.certificate.run import Run
 from ensdiff.certificate.streams import Streams, read_streams
-from ensdiff.checkpoint import decided
 from ensdiff.codes import NoSurvivorError
 from ensdiff.codes.capacity import remaining_capacity
-from ensdiff.files import printable
-from ensdiff.integrity import member_sums
+from ensdiff.files.checksums import member_sums
+from ensdiff.files.reading import printable
+from ensdiff.runs.loading import decided
 
 LIMITS = (
     "It is about these members of this run. Other copies of the models, other runs and samples that were drawn before "

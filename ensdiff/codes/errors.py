@@ -2,12 +2,7 @@
 
 import math
 import warnings
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-
-if TYPE_CHECKING:
-    from ensdiff.codes.code import Code
+from typing import Any
 
 
 class CodeWarning(UserWarning):
@@ -53,23 +48,6 @@ def some(things: Any) -> str:
     things = list(things)
     text = ", ".join(str(thing) for thing in things[:5])
     return text + (f" and {len(things) - 5} more" if len(things) > 5 else "")
-
-
-def no_survivor(code: "Code", ids: np.ndarray) -> str:
-    """The message of a `NoSurvivorError`: the units, and how many members would survive without some of them."""
-
-    def name(i: int) -> str:
-        return code.names[i] if code.names else str(i)
-
-    shown = list(dict.fromkeys(int(i) for i in np.atleast_1d(ids)))
-    text = f"no member survives the removal of units {some([name(i) for i in shown])}"
-    if len(shown) > 1:
-        more = f" and {len(shown) - 8} more" if len(shown) > 8 else ""
-        left = [f"{name(i)}: {int(code.survivors([j for j in shown if j != i]).sum())}" for i in shown[:8]]
-        alone = [f"{name(i)}: {int(code.survivors(i).sum())}" for i in shown[:8]]
-        text += f"; survivors when one of them is kept: {', '.join(left)}{more}; when one alone is removed: "
-        text += ", ".join(alone) + more
-    return text + ". Remove fewer units together, or train with more members or a smaller weight"
 
 
 def warn(message: str) -> None:

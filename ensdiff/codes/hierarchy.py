@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from ensdiff.codes.combinations import unrank
 from ensdiff.codes.errors import some
-from ensdiff.combinations import unrank
-from ensdiff.permute import derive_key, permute
+from ensdiff.codes.permute import derive_key, permute
 from ensdiff.typing import unmasked
 
 

@@ -3,18 +3,18 @@
 import dataclasses
 import operator
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TypeVar
 
 import numpy as np
 
 from ensdiff.codes.errors import some
 from ensdiff.codes.names import as_names
+from ensdiff.codes.words import CodeWords
 
-if TYPE_CHECKING:
-    from ensdiff.codes.code import Code
+T = TypeVar("T", bound=CodeWords)
 
 
-def only(code: "Code", members: Sequence[int]) -> "Code":
+def only(code: T, members: Sequence[int]) -> T:
     """What `Code.only` does."""
     members = list(members)
     if any(isinstance(k, bool | np.bool_) for k in members):
@@ -37,7 +37,7 @@ def only(code: "Code", members: Sequence[int]) -> "Code":
     return type(code)(len(chosen), code.units, _one(weights), 0, packed, code.names, groups)
 
 
-def reordered(code: "Code", names: Sequence[str]) -> "Code":
+def reordered(code: T, names: Sequence[str]) -> T:
     """What `Code.reordered` does."""
     if code.names is None:
         raise ValueError("this code has no names to order its units by: give them to Code.from_matrix(..., names=...)")

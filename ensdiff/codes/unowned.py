@@ -1,23 +1,20 @@
 """Words that no unit owns: ablations of nothing, the null that influences are compared with."""
 
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import UInt8
 
+from ensdiff.codes.combinations import unrank
 from ensdiff.codes.errors import fitting_weights, smallest_members
-from ensdiff.combinations import unrank
-from ensdiff.permute import derive_key
-
-if TYPE_CHECKING:
-    from ensdiff.codes.code import Code
+from ensdiff.codes.permute import derive_key
+from ensdiff.codes.words import CodeWords
 
 ENUMERATED = 2**21
 """A stored matrix of words that are at most so many is compared with all of them; past it, words are drawn."""
 
 
-def unowned_words(code: "Code", n: int | None, seed: int, weight: int | None) -> UInt8[np.ndarray, "n K"]:
+def unowned_words(code: CodeWords, n: int | None, seed: int, weight: int | None) -> UInt8[np.ndarray, "n K"]:
     """What `Code.unowned` does."""
     if n is not None and n < 0:
         raise ValueError(f"{n} unowned code words asked for: expected 0 or more")
@@ -60,7 +57,7 @@ def within(
     return words[order[:n]]
 
 
-def _beside_a_matrix(code: "Code", n: int | None, rng: np.random.Generator, weight: int | None) -> np.ndarray:
+def _beside_a_matrix(code: CodeWords, n: int | None, rng: np.random.Generator, weight: int | None) -> np.ndarray:
     owned_NK = code.matrix()
     if weight is not None and math.comb(code.members, weight) <= ENUMERATED:
         words = unrank(np.arange(math.comb(code.members, weight)), code.members, weight)
@@ -86,7 +83,7 @@ def _beside_a_matrix(code: "Code", n: int | None, rng: np.random.Generator, weig
     return np.array([np.frombuffer(word, np.uint8) for word in found], np.uint8).reshape(n, code.members)
 
 
-def _count(code: "Code", n: int | None, free: int, owned: int, weight: int | None) -> int:
+def _count(code: CodeWords, n: int | None, free: int, owned: int, weight: int | None) -> int:
     if n is None:
         if free > 2**24:
             raise ValueError(f"{free} words are unowned, too many to list: say how many")

@@ -12,7 +12,7 @@ from ensdiff.codes.names import check_distinct
 from ensdiff.data.categories import categories
 from ensdiff.data.manifest import Manifest, hash_item
 from ensdiff.data.matching import match_items
-from ensdiff.files import printable
+from ensdiff.files.reading import printable
 from ensdiff.typing import unmasked
 
 

@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 
 from ensdiff.data.categories import categories
 from ensdiff.data.dataset import Dataset, DataWarning, from_images
-from ensdiff.files import open_regular, printable
+from ensdiff.files.reading import open_regular, printable
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM", "QOI")
 """What is decoded, whatever a file is called: formats that Pillow decodes itself and knows by their first bytes. It

@@ -19,8 +19,8 @@ from jaxtyping import UInt8
 from ensdiff.data.dataset import Dataset, from_images
 from ensdiff.data.pictures import folder
 from ensdiff.data.prepared import tfds
-from ensdiff.files import open_regular
-from ensdiff.npyfiles import most_bytes, read_npz
+from ensdiff.files.npy import most_bytes, read_npz
+from ensdiff.files.reading import open_regular
 
 FASHION_FOLDER = "/usr/share/datasets/fashion-mnist"
 MOST_TEXT = 2**26

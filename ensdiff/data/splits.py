@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from ensdiff.codes import Code, check_names
+from ensdiff.codes.permute import derive_key, permute
 from ensdiff.data.dataset import Dataset
-from ensdiff.permute import derive_key, permute
 
 KEPT_BYTES = 2**28
 """A code matrix of at most this size is computed once for masks; of a larger one, the rows that a batch needs."""

@@ -30,12 +30,12 @@ from jaxtyping import UInt8
 
 from ensdiff import hosts
 from ensdiff.data import Dataset
-from ensdiff.digest import digest
-from ensdiff.ensemble import Ensemble
-from ensdiff.identity import check_data
-from ensdiff.integrity import SEAL, DamagedError, read_lines, seal_line, warn
-from ensdiff.sample import Samples, ablated, check_samples
-from ensdiff.storage import explain, lock, make_folder, remove_folder, sweep, sync_folder, write_atomically
+from ensdiff.ensemble.digest import digest
+from ensdiff.ensemble.ensemble import Ensemble
+from ensdiff.files.checksums import SEAL, DamagedError, read_lines, seal_line, warn
+from ensdiff.files.writing import explain, lock, make_folder, remove_folder, sweep, sync_folder, write_atomically
+from ensdiff.runs.identity import check_data
+from ensdiff.sampling.sample import Samples, ablated, check_samples
 
 ONE, MANY = "ONEFILE", "MULTIFILE"
 _SIZES = ("Height", "Width", "Channel")
@@ -422,7 +422,7 @@ def _columns(count: int) -> int:
 
 
 def _picture(images_BHWC: Any) -> bytes:
-    from ensdiff.images import grid, to_png
+    from ensdiff.data.images import grid, to_png
 
     return to_png(grid(images_BHWC, _columns(len(images_BHWC)), pad=0))
 

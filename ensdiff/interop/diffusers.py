@@ -17,17 +17,18 @@ import jax
 import numpy as np
 
 from ensdiff.codes import Code
-from ensdiff.ensemble import Ensemble
-from ensdiff.files import read_json as read_file
-from ensdiff.files import whole_number
-from ensdiff.integrity import DamagedError, all_sums, read_sealed, write_sealed
+from ensdiff.diffusion.samplers import SamplerConfig
+from ensdiff.diffusion.schedule import Schedule
+from ensdiff.ensemble.ensemble import Ensemble
+from ensdiff.files.checksums import DamagedError, all_sums, read_sealed, write_sealed
+from ensdiff.files.npy import read_npy
+from ensdiff.files.reading import read_json as read_file
+from ensdiff.files.reading import whole_number
 from ensdiff.interop.matrices import read_code
 from ensdiff.interop.options import SCHEDULER, UNET, check_options
 from ensdiff.interop.tensors import CodeLike, Style, read_state_dict, stack, unstack, write_state_dict
-from ensdiff.npyfiles import read_npy
-from ensdiff.schedule import SamplerConfig, Schedule
-from ensdiff.stored import describe, from_description
-from ensdiff.unet import UNetConfig
+from ensdiff.models.unet import UNetConfig
+from ensdiff.runs.stored import describe, from_description
 
 SAMPLER = SamplerConfig("ddpm", steps=50, clip=False)
 FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin", "pytorch_model.bin", "model.safetensors")

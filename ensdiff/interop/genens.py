@@ -12,12 +12,13 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 
-from ensdiff.ensemble import Ensemble
-from ensdiff.files import whole_number
+from ensdiff.diffusion.samplers import SamplerConfig
+from ensdiff.diffusion.schedule import Schedule
+from ensdiff.ensemble.ensemble import Ensemble
+from ensdiff.files.reading import whole_number
 from ensdiff.interop.options import GENENS
 from ensdiff.interop.tensors import CodeLike, Style, read_state_dict, stack
-from ensdiff.schedule import SamplerConfig, Schedule
-from ensdiff.unet import UNetConfig, timestep_embedding
+from ensdiff.models.unet import UNetConfig, timestep_embedding
 
 SAMPLER = SamplerConfig("ddpm", steps=1000, variance="alpha_beta", clip=False)
 TABLE = "time_embedding.timembedding.0.weight"

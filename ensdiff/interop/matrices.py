@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from ensdiff.codes import Code
-from ensdiff.files import read_json
-from ensdiff.npyfiles import npz_names, read_npy, read_npz
+from ensdiff.files.npy import npz_names, read_npy, read_npz
+from ensdiff.files.reading import read_json
 
 SUFFIXES = (".npy", ".npz", ".pkl", ".pickle", ".json")
 

@@ -16,11 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from ensdiff.codes import Code
-from ensdiff.ensemble import Ensemble, abstract_params
+from ensdiff.diffusion.schedule import Schedule
+from ensdiff.ensemble.ensemble import Ensemble
+from ensdiff.ensemble.members import abstract_params
 from ensdiff.interop.matrices import read_code
 from ensdiff.interop.options import Option, check_options
-from ensdiff.schedule import Schedule
-from ensdiff.unet import UNetConfig
+from ensdiff.models.unet import UNetConfig
 
 CodeLike = Code | np.ndarray | str | os.PathLike | None
 _NUMBERS = ("float16", "bfloat16", "float32", "float64", "bool", "uint8", "int8", "int16", "int32", "int64")

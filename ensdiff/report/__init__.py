@@ -1,6 +1,6 @@
 """Figures and the HTML report."""
 
-from ensdiff.images import grid, to_png
+from ensdiff.data.images import grid, to_png
 from ensdiff.report.build import HOW_TO_READ, attribution_sections
 from ensdiff.report.figures import capacity_figure, data_uri, loss_figure, null_figure
 from ensdiff.report.page import Figure, Page, SampleSection, Table, UnitCard, picture, write_page

@@ -6,11 +6,11 @@ import numpy as np
 
 from ensdiff.attribution import Attribution
 from ensdiff.data import Dataset
-from ensdiff.ensemble import Ensemble
-from ensdiff.identity import check_attributed, check_data
+from ensdiff.ensemble.ensemble import Ensemble
 from ensdiff.report.figures import null_figure
 from ensdiff.report.page import Figure, SampleSection, UnitCard
-from ensdiff.sample import Samples, ablated
+from ensdiff.runs.identity import check_attributed, check_data
+from ensdiff.sampling.sample import Samples, ablated
 
 HOW_TO_READ = (
     "Each training unit was seen by only some members of the ensemble. Each sample below is shown with the units "

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from ensdiff.images import to_png
+from ensdiff.data.images import to_png
 from ensdiff.report.figures import data_uri
 
 

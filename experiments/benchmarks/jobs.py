@@ -12,10 +12,12 @@ from jax.sharding import PartitionSpec as P
 
 import ensdiff
 from ensdiff.attribution import differential
-from ensdiff.denoise import Noise, plan, run_states
-from ensdiff.ensemble import init_params, make_mesh, on_mesh
-from ensdiff.flops import jacobian_step_flops, landscape_step_flops, train_step_flops
-from ensdiff.train_step import Batch, init_state, make_train_step, seed_of
+from ensdiff.ensemble.members import init_params
+from ensdiff.ensemble.mesh import make_mesh, on_mesh
+from ensdiff.planning.flops import jacobian_step_flops, landscape_step_flops, train_step_flops
+from ensdiff.sampling.denoise import Noise, plan, run_states
+from ensdiff.training.config import seed_of
+from ensdiff.training.step import Batch, init_state, make_train_step
 
 LEVELS = 1000
 

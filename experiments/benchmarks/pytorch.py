@@ -14,9 +14,9 @@ from diffusers.models.attention_processor import Attention, AttnProcessor
 from torch.autograd import forward_ad
 
 import ensdiff
+from ensdiff.diffusion.samplers import sampler_steps
 from ensdiff.interop import channels_last
 from ensdiff.interop import diffusers as converter
-from ensdiff.schedule import sampler_steps
 from experiments.benchmarks.jobs import Job, Setting, start_noise
 
 

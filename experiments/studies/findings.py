@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ensdiff.storage import write_atomically
+from ensdiff.files.writing import write_atomically
 from experiments.tables import Table
 
 

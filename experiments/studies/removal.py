@@ -5,7 +5,7 @@ import numpy as np
 import ensdiff
 from ensdiff import metrics
 from ensdiff.metrics.arrays import rankable
-from ensdiff.sample import ablated
+from ensdiff.sampling.sample import ablated
 from experiments.studies.workshop import Workshop
 from experiments.tables import Table, interval
 

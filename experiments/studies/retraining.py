@@ -6,7 +6,7 @@ import numpy as np
 
 import ensdiff
 from ensdiff import metrics
-from ensdiff.attribution import compare
+from experiments import comparison
 from experiments.studies import size
 from experiments.studies.figures import scatter_figure
 from experiments.studies.findings import Findings
@@ -76,7 +76,9 @@ def study(shop: Workshop) -> Findings:
     )
 
     def rank_correlation(rows: np.ndarray) -> float:
-        return float(compare.agreement(by_ablation[:, rows].reshape(1, -1), by_retraining[:, rows].reshape(1, -1))[0])
+        return float(
+            comparison.agreement(by_ablation[:, rows].reshape(1, -1), by_retraining[:, rows].reshape(1, -1))[0]
+        )
 
     rank = metrics.bootstrap(rank_correlation, B)
     rows = {

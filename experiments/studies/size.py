@@ -8,9 +8,9 @@ import numpy as np
 import ensdiff
 from ensdiff import metrics
 from ensdiff.attribution import quadratic_influence
-from ensdiff.attribution.compare import agreement, named_first
 from ensdiff.baselines import baseline_scores
 from ensdiff.report import radius_figure
+from experiments.comparison import agreement, named_first
 from experiments.studies.figures import svg
 from experiments.studies.findings import Findings
 from experiments.studies.workshop import Workshop, distances

@@ -14,12 +14,12 @@ from ml_collections import ConfigDict
 
 import ensdiff
 from ensdiff.data import Dataset
-from ensdiff.denoise import Noise
-from ensdiff.files import read_json
+from ensdiff.files.reading import read_json
+from ensdiff.files.writing import write_atomically
 from ensdiff.metrics import Classifier, fit_classifier
-from ensdiff.pieces import Pieces
-from ensdiff.sample import ablated, sampler_config
-from ensdiff.storage import write_atomically
+from ensdiff.runs.pieces import Pieces
+from ensdiff.sampling.denoise import Noise
+from ensdiff.sampling.sample import ablated, sampler_config
 from ensdiff.typing import as_key
 from experiments import building
 

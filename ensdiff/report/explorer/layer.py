@@ -13,10 +13,10 @@ from jaxtyping import Float, Int
 from ensdiff.attribution import Attribution, attribute
 from ensdiff.codes import Code
 from ensdiff.data import Dataset
-from ensdiff.ensemble import Ensemble
-from ensdiff.identity import check_data
+from ensdiff.ensemble.ensemble import Ensemble
 from ensdiff.metrics import radius
-from ensdiff.sample import Samples, ablated
+from ensdiff.runs.identity import check_data
+from ensdiff.sampling.sample import Samples, ablated
 
 TOLERANCE = 0.01
 """Relative difference of two computations of the same influence, on whatever devices, that is put down to rounding."""

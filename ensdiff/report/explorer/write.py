@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ensdiff.images import to_png, to_uint8
+from ensdiff.data.images import to_png, to_uint8
 from ensdiff.metrics.arrays import at_most
 from ensdiff.report.explorer.drawings import distribution, training
 from ensdiff.report.explorer.layer import Layer
 from ensdiff.report.figures import data_uri
-from ensdiff.sample import Samples
+from ensdiff.sampling.sample import Samples
 
 FIRST = 8
 """Units of a sample that are in the page from the start; the others are loaded when they are asked for."""

@@ -1,0 +1,180 @@
+"""The encoded ensemble: one stacked parameter pytree, and the weights of its members.
+
+(2) ``eps_w(x, t) = sum_k w_k eps_k(x, t)``, factual ``w = 1/K``.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from ensdiff.codes import Code
+from ensdiff.diffusion.schedule import Schedule
+from ensdiff.ensemble.digest import stacked_sums
+from ensdiff.models.unet import UNetConfig
+from ensdiff.typing import Array, Params, unmasked
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["params"],
+    meta_fields=["code", "model", "schedule", "image_shape", "value_range", "data_digest"],
+)
+@dataclasses.dataclass(frozen=True)
+class Ensemble:
+    """K trained members. A pytree: the array leaves are ``params``, everything else is static.
+
+    Args:
+        params: linen parameters of `UNet`, every leaf with a leading member axis of length K.
+        code: which member trained on which unit.
+        model: the U-Net of one member.
+        schedule: the noise schedule (1) it was trained with.
+        image_shape: (H, W, C).
+        value_range: the model-space values of black and white; images in [0, 1] are scaled to it.
+        data_digest: `Dataset.digest` of the training data, in hexadecimal digits; None where it is not known, as of
+            members that were trained elsewhere.
+
+    >>> params
+    Ensemble(8 members, 40 units, 8x8x1 images, ... parameters a member)
+    >>> {leaf.shape[0] for leaf in jax.tree.leaves(params.params)}
+    {8}
+    """
+
+    params: Params
+    code: Code
+    model: UNetConfig
+    schedule: Schedule
+    image_shape: tuple[int, int, int]
+    value_range: tuple[float, float] = (-1.0, 1.0)
+    data_digest: str | None = None
+
+    @property
+    def members(self) -> int:
+        """K."""
+        return self.code.members
+
+    @property
+    def fingerprint(self) -> str:
+        """64 hexadecimal digits of what decides a sample: all bits of all members' parameters, in order, and settings.
+
+        Settings are the network's (not how it is computed: ``conv``, ``attention``, ``remat``, ``dropout``), the
+        schedule, the shape of images and the value range. The code is no part of it: images, noise and derivatives do
+        not depend on it, and an ensemble may be asked about other units by another code. Nor are devices, shards and
+        processes. It is computed once for parameters that are JAX arrays, whose values cannot change; of several
+        processes all must ask for it together.
+
+        >>> params.fingerprint == ensdiff.sample(params, 0, 1, steps=2).fingerprint
+        True
+        """
+        found = self.__dict__.get("_fingerprint")
+        if found is None:
+            found = _fingerprint(self)
+            if all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(self.params)):
+                object.__setattr__(self, "_fingerprint", found)
+        return found
+
+    def candidate_code(self, code: Code | None = None) -> Code:
+        """The code whose units are asked about: the ensemble's own, or another over the same members.
+
+        Raises:
+            ValueError: it is for another number of members.
+        """
+        code = self.code if code is None else code
+        if code.members != self.members:
+            raise ValueError(f"the code is for {code.members} members, the ensemble has {self.members}")
+        return code
+
+    def __repr__(self) -> str:
+        try:
+            size = sum(int(np.prod(leaf.shape[1:])) for leaf in jax.tree.leaves(self.params))
+            parameters = f"{size:,} parameters a member"
+        except (AttributeError, TypeError):
+            parameters = "abstract parameters"
+        H, W, C = self.image_shape
+        return f"Ensemble({self.members} members, {self.code.units} units, {H}x{W}x{C} images, {parameters})"
+
+
+_COMPUTED = ("conv", "attention", "remat", "dropout")
+"""Fields of `UNetConfig` that change no prediction of a trained network but for rounding."""
+
+
+def _fingerprint(params: Ensemble) -> str:
+    model = {name: value for name, value in dataclasses.asdict(params.model).items() if name not in _COMPUTED}
+    named = jax.tree.leaves_with_path(params.params)
+    arrays = [(jax.tree_util.keystr(path), leaf.shape, str(leaf.dtype)) for path, leaf in named]
+    settings = [model, dataclasses.asdict(params.schedule), params.image_shape, params.value_range, arrays]
+    state = hashlib.sha256(json.dumps(_as_floats(settings)).encode())
+    for sums in stacked_sums([leaf for _, leaf in named]):
+        state.update(hashlib.sha256(sums.astype("<u4").tobytes()).digest())
+    return state.hexdigest()
+
+
+def _as_floats(value: Any) -> Any:
+    """Settings with every number as a float: 1, 1.0 and a NumPy scalar are one setting."""
+    if isinstance(value, dict):
+        return {name: _as_floats(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_floats(entry) for entry in value]
+    return value if value is None or isinstance(value, str | bool) else float(value)
+
+
+WEIGHT_SUM = 1e-5
+"""How far a sum of weights may be from 1: many times the rounding of float32."""
+
+
+def member_weights(weights: Any, members: int, name: str = "weights") -> Float[np.ndarray, "*rows K"]:
+    """Weights of members as (2) needs them: rows that sum to 1.
+
+    Args:
+        weights: (..., K). Booleans, and integers that are all 0 or 1, are masks of the members that are kept: each row
+            becomes equal weights of these. Other numbers are weights themselves; they may be negative.
+        members: K.
+        name: of the argument, for the error.
+
+    Returns:
+        Float64, each row with a sum of 1 within `WEIGHT_SUM`.
+
+    Raises:
+        ValueError: another shape, numbers that are not finite, a mask that keeps no member, or weights of another sum.
+
+    >>> member_weights([True, False, True, False], 4).tolist()
+    [0.5, 0.0, 0.5, 0.0]
+    """
+    given = np.asarray(unmasked(weights, name))
+    try:
+        values = given.astype(np.float64)
+    except (TypeError, ValueError):
+        values = np.full(given.shape, np.nan)
+    if given.shape[-1:] != (members,) or not np.isfinite(values).all():
+        raise ValueError(f"{name} has shape {given.shape}: expected {members} finite numbers, not all 0")
+    total = values.sum(-1, keepdims=True)
+    if given.dtype.kind == "b" or (given.dtype.kind in "iu" and np.isin(given, (0, 1)).all()):
+        if not total.all():
+            raise ValueError(f"{name} is a mask that keeps none of the {members} members: keep at least one")
+        return values / total
+    wrong = total[np.abs(total - 1) > WEIGHT_SUM]
+    if len(wrong):
+        raise ValueError(
+            f"{name} sum to {wrong[0]:.6g}: expected 1 (within {WEIGHT_SUM:g}), so that predictions are averaged; give "
+            f"{name} / {name}.sum(-1, keepdims=True), or a boolean mask of the members that are kept"
+        )
+    return values
+
+
+def to_model(images: Array, value_range: tuple[float, float]) -> Float[Array, "..."]:
+    """Images in [0, 1], or uint8, to model space, float32."""
+    x = images.astype(jnp.float32) / 255.0 if images.dtype == jnp.uint8 else images.astype(jnp.float32)
+    low, high = value_range
+    return low + (high - low) * x
+
+
+def to_images(x: Array, value_range: tuple[float, float]) -> Float[Array, "..."]:
+    """Model space to images: clipped to the value range, then scaled to [0, 1]."""
+    low, high = value_range
+    return (jnp.clip(x, low, high) - low) / (high - low)

@@ -1,0 +1,186 @@
+"""The encoded ensemble: one stacked parameter pytree, its device mesh, and what applies all members at once.
+
+(2) ``eps_w(x, t) = sum_k w_k eps_k(x, t)``, factual ``w = 1/K``.
+
+Members are stacked along the leading axis of every parameter, and only `over_members`, `sum_over_members` and
+`update_members` know how. Everything that computes with members runs inside `jax.shard_map` over the mesh axes
+``'member'`` and ``'data'``, so that no collective is needed unless a result is a sum over members.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Float, Int
+
+from ensdiff.ensemble.ensemble import Ensemble
+from ensdiff.ensemble.mesh import make_mesh, on_mesh
+from ensdiff.models.conv import one_by_one, resolve
+from ensdiff.models.unet import UNet, UNetConfig
+from ensdiff.typing import Array, ArrayLike, Key, Params, as_key
+
+
+def init_params(
+    model: UNetConfig, image_shape: tuple[int, int, int], members: int, key: Key, mesh: Mesh | None = None
+) -> Params:
+    """Initial parameters of all members, each from its own key ``fold_in(key, member)``.
+
+    On a mesh every device computes its own members, so that no host holds all of them.
+    """
+    H, W, C = image_shape
+    model.check_image(H, W)
+    if model.image_channels != C:
+        raise ValueError(f"the images have {C} channels and the U-Net {model.image_channels}: set image_channels={C}")
+    key = as_key(key)
+    return _init_fn(model, image_shape, members, mesh)(key if mesh is None else on_mesh(key, mesh, P()))
+
+
+@functools.lru_cache(maxsize=32)
+def _init_fn(model: UNetConfig, image_shape: tuple[int, int, int], members: int, mesh: Mesh | None):
+    net = UNet(model)
+
+    def init(key, member_K):
+        x, t = jnp.zeros((1, *image_shape)), jnp.zeros((1,), jnp.int32)
+        keys_K = jax.vmap(lambda k: jax.random.fold_in(key, k))(member_K)
+        return jax.vmap(lambda key: net.init(key, x, t)["params"])(keys_K)
+
+    if mesh is None:
+        return jit_once(lambda key: init(key, jnp.arange(members)))
+    count = members // mesh.shape["member"]
+
+    def local_init(key):
+        return init(key, jax.lax.axis_index("member") * count + jnp.arange(count))
+
+    return jit_once(jax.shard_map(local_init, mesh=mesh, in_specs=P(), out_specs=P("member"), check_vma=False))
+
+
+def jit_once(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`jax.jit` of a program that runs once, such as draws of noise: on a CPU it is compiled with little optimisation.
+
+    That takes a quarter of the time, and the bits of the draws are the same. Inside of another program (or of
+    `jax.eval_shape`) it is the function itself.
+    """
+    effort = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+    compiled = jax.jit(function, compiler_options=effort)
+
+    def call(*args):
+        traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(args))
+        return function(*args) if traced else compiled(*args)
+
+    return call
+
+
+def abstract_params(model: UNetConfig, image_shape: tuple[int, int, int], members: int) -> Params:
+    """Shapes and dtypes of `init_params`, without computing anything."""
+    return jax.eval_shape(lambda: init_params(model, image_shape, members, 0))
+
+
+def apply_member(model: UNetConfig, params: Params, x_BHWC: Array, t_B: Array) -> Float[Array, "B H W C"]:
+    """Noise prediction of one member; no dropout."""
+    model = dataclasses.replace(model, conv=resolve(model.conv, predicting=True))
+    predicted: Any = UNet(model).apply({"params": params}, x_BHWC, t_B)
+    return predicted
+
+
+def sum_over_pieces(function: Callable, pieces: int, *arrays_B: Array) -> Any:
+    """``function`` of a batch that is a sum over it, as the sum over pieces that are worked off one after another."""
+    if pieces == 1:
+        return function(*arrays_B)
+    return _add_up(function, tuple(a.reshape(pieces, len(a) // pieces, *a.shape[1:]) for a in arrays_B))
+
+
+def _add_up(function: Callable, parts: tuple) -> Any:
+    """The sum of ``function`` over a leading axis of its arguments, in a loop."""
+    one = jax.eval_shape(function, *jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), parts))
+    zero = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), one)
+    return jax.lax.scan(lambda sums, part: (jax.tree.map(jnp.add, sums, function(*part)), None), zero, parts)[0]
+
+
+def over_members(model: UNetConfig, function: Callable, *stacked_K: Any) -> Any:
+    """``function`` of every member's own part of the arguments, stacked again: `jax.vmap`, or its loop.
+
+    ``model.conv`` says how, see `ensdiff.models.conv`.
+    """
+    if one_by_one(model.conv):
+        return jax.lax.map(lambda parts: function(*parts), stacked_K)
+    return jax.vmap(function)(*stacked_K)
+
+
+def sum_over_members(model: UNetConfig, function: Callable, *stacked_K: Any) -> Any:
+    """The sum of ``function`` of every member's part; in a loop it is added up as it comes."""
+    if not one_by_one(model.conv):
+        return jax.tree.map(lambda a: a.sum(0), jax.vmap(function)(*stacked_K))
+    return _add_up(function, stacked_K)
+
+
+def update_members(model: UNetConfig, function: Callable, state_K: Any, *stacked_K: Any) -> tuple[Any, Any]:
+    """`over_members` of a function that returns a new state of its member and something else.
+
+    In a loop every member's state is replaced where it lies, so that a donated state is never there twice.
+    """
+    if not one_by_one(model.conv):
+        return jax.vmap(function)(state_K, *stacked_K)
+
+    def member(state_K, numbered):
+        k, parts = numbered
+        old = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, k, keepdims=False), state_K)
+        new, rest = function(old, *parts)
+        return jax.tree.map(lambda a, b: jax.lax.dynamic_update_index_in_dim(a, b, k, 0), state_K, new), rest
+
+    members = jax.tree.leaves(state_K)[0].shape[0]
+    return jax.lax.scan(member, state_K, (jnp.arange(members), stacked_K))
+
+
+@functools.lru_cache(maxsize=32)
+def _predict_fn(model: UNetConfig, mesh: Mesh):
+    def predict(params_K, x_BHWC, t_B):
+        return over_members(model, lambda params: apply_member(model, params, x_BHWC, t_B), params_K)
+
+    return jax.jit(
+        jax.shard_map(
+            predict,
+            mesh=mesh,
+            in_specs=(P("member"), P("data"), P("data")),
+            out_specs=P("member", "data"),
+            check_vma=False,
+        )
+    )
+
+
+def predict(
+    params: Ensemble, x_BHWC: Float[ArrayLike, "..."], t_B: Int[ArrayLike, " B"] | np.integer | int
+) -> Float[Array, "K B H W C"]:
+    """Every member's noise prediction ``eps_KBHWC`` for noisy images in model space.
+
+    Args:
+        params: the ensemble.
+        x_BHWC: noisy images in model space (data in [-1, 1], plus noise), channels last.
+        t_B: noise level of each image, 0 .. T - 1; one integer stands for all.
+
+    Raises:
+        ValueError: the images have another shape than the ensemble's, or a level is out of range.
+
+    >>> x_BHWC = np.random.default_rng(0).normal(size=(3, 8, 8, 1)).astype(np.float32)
+    >>> ensdiff.predict(params, x_BHWC, np.array([10, 500, 999])).shape
+    (8, 3, 8, 8, 1)
+    """
+    x_BHWC = jnp.asarray(x_BHWC, jnp.float32)
+    if x_BHWC.ndim != 4 or x_BHWC.shape[1:] != tuple(params.image_shape):
+        raise ValueError(
+            f"x_BHWC has shape {x_BHWC.shape}: expected (B, {', '.join(map(str, params.image_shape))}), channels last"
+        )
+    levels = np.broadcast_to(np.asarray(t_B), (len(x_BHWC),))
+    if not np.issubdtype(levels.dtype, np.integer) or levels.min() < 0 or levels.max() >= params.schedule.timesteps:
+        raise ValueError(f"t_B={np.asarray(t_B)}: expected integers in 0 .. {params.schedule.timesteps - 1}")
+    mesh = make_mesh(params.members, len(x_BHWC))
+    return _predict_fn(params.model, mesh)(
+        on_mesh(params.params, mesh),
+        on_mesh(x_BHWC, mesh, P("data")),
+        on_mesh(levels.astype(np.int32), mesh, P("data")),
+    )

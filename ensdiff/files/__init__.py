@@ -1,0 +1,1 @@
+"""Files: atomic writes, locks, checksums, and reading what others may have changed."""

@@ -1,0 +1,253 @@
+"""Checksums: whether what is read is bit for bit what was written.
+
+- A *sealed* JSON value holds the SHA-256 of its other content, so that one atomic write makes both.
+- A sealed JSON file may hold the SHA-256 of files beside it, under ``files``.
+- A *sealed line* is a JSON object whose last field is the CRC-32 of the others: for files that grow.
+- `member_sums` gives one SHA-256 for each member of a stacked pytree, so that a part of an ensemble can be checked
+  without reading the rest.
+
+They find accidents. Whoever can write the files can also write new sums: `ensdiff.certify` is for that.
+"""
+
+import concurrent.futures
+import hashlib
+import json
+import os
+import pathlib
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from ensdiff import hosts
+from ensdiff.files.reading import parse_json, read_bytes
+from ensdiff.files.writing import write_atomically
+
+SEAL = "sha256"
+"""Name of the checksum in a sealed value; the same in all formats to come."""
+_SEALED = "sealed"
+_FILES = "files"
+_MARK = ', "crc32": '
+
+
+class DamagedError(ValueError):
+    """A file is not what was written: cut short, or changed since.
+
+    >>> import pathlib
+    >>> file = pathlib.Path("runs/tiny/run.json")
+    >>> _ = file.write_text(file.read_text().replace("digits", "digitz"))
+    >>> ensdiff.check_run("runs/tiny")
+    ['runs/tiny/run.json ...']
+    """
+
+
+class DamageWarning(UserWarning):
+    """Something damaged was found, and could be done without.
+
+    >>> import pathlib, warnings
+    >>> file = pathlib.Path("runs/tiny/metrics.jsonl")
+    >>> _ = file.write_text(file.read_text().replace("loss", "boss"))
+    >>> with warnings.catch_warnings(record=True) as caught:
+    ...     warnings.simplefilter("always")
+    ...     lines = ensdiff.read_metrics("runs/tiny")
+    >>> caught[0].category.__name__, lines
+    ('DamageWarning', [])
+    """
+
+
+def warn(message: str) -> None:
+    """A `DamageWarning` at the caller of the function that warns, once of several processes."""
+    hosts.warn(message, DamageWarning, stacklevel=3)
+
+
+def _text_sum(values: Mapping[str, Any]) -> str:
+    text = json.dumps({name: value for name, value in values.items() if name != SEAL}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def seal(values: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON-able values with their checksum.
+
+    >>> check_seal(seal({"a": 1}), "here")
+    {'a': 1}
+    """
+    values = json.loads(json.dumps(values))  # as it will be read: tuples are lists, keys are strings
+    return {**values, SEAL: _text_sum(values)}
+
+
+def check_seal(values: Mapping[str, Any], where: Any) -> dict[str, Any]:
+    """What was sealed.
+
+    Raises:
+        DamagedError: the values are not those that were sealed, or have no seal; names ``where``.
+    """
+    if not isinstance(values, Mapping) or values.get(SEAL) != _text_sum(values):
+        what = "has no checksum" if SEAL not in values else "does not match its checksum"
+        raise DamagedError(f"{where} is damaged: it {what}")
+    return {name: value for name, value in values.items() if name != SEAL}
+
+
+def write_sealed(
+    path: str | os.PathLike, values: Mapping[str, Any], *, beside: Mapping[str, bytes] | None = None
+) -> None:
+    """Write a sealed JSON file, atomically.
+
+    Args:
+        path: the file.
+        values: what it holds, JSON-able.
+        beside: the content of files of the same name with other suffixes (``".npz"``), which are written first.
+    """
+    for suffix, content in (beside or {}).items():
+        write_atomically(pathlib.Path(path).with_suffix(suffix), content)
+    files = {suffix: hashlib.sha256(content).hexdigest() for suffix, content in (beside or {}).items()}
+    values = {**values, **({_FILES: files} if files else {})}
+    write_atomically(path, json.dumps(seal({**values, _SEALED: True}), indent=1) + "\n")
+
+
+def check_beside(path: str | os.PathLike, values: Mapping[str, Any]) -> None:
+    """Compare the files beside a sealed one with their checksums; those without one (of older versions) are accepted.
+
+    Args:
+        path: the sealed file.
+        values: what `read_sealed` returned.
+
+    Raises:
+        DamagedError: one is missing or changed; names it.
+    """
+    files = values.get(_FILES, {})
+    if not isinstance(files, dict):
+        raise DamagedError(f"{path} is damaged: {_FILES} are not files with their checksums")
+    for suffix, expected in files.items():
+        file = pathlib.Path(path).with_suffix(suffix)
+        if not file.is_file():
+            raise DamagedError(f"{file} is missing: {path} was written with it")
+        with open(file, "rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        if found != expected:
+            raise DamagedError(f"{file} is damaged: it does not match its checksum in {path}")
+
+
+def read_sealed(path: str | os.PathLike) -> dict[str, Any]:
+    """What `write_sealed` wrote. A JSON object without a seal (of an older version) is taken as it is.
+
+    Raises:
+        FileNotFoundError: no such file.
+        DamagedError: cut short or changed.
+    """
+    values = _object(_content(path), path)
+    if SEAL in values or _SEALED in values:  # one changed bit does not hide both
+        values = check_seal(values, path)
+        values.pop(_SEALED, None)
+    return values
+
+
+def _content(path: str | os.PathLike) -> bytes:
+    try:
+        return read_bytes(path)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} does not exist") from None
+    except ValueError as error:  # a pipe in the file's place, say
+        raise DamagedError(f"{path} is damaged: {error}") from None
+
+
+def _object(content: bytes, where: Any) -> dict[str, Any]:
+    try:
+        values = parse_json(content)
+    except ValueError as error:
+        raise DamagedError(f"{where} is damaged: it is not a JSON file ({error})") from None
+    if not isinstance(values, dict):
+        raise DamagedError(f"{where} is damaged: it is no JSON object")
+    return values
+
+
+def seal_line(values: Mapping[str, Any]) -> str:
+    """One line of JSON that ends with its CRC-32.
+
+    >>> seal_line({"step": 3})
+    '{"step": 3, "crc32": 145879999}'
+    """
+    text = json.dumps(values)
+    return f"{text[:-1]}{_MARK}{zlib.crc32(text.encode())}}}"
+
+
+def read_lines(path: str | os.PathLike) -> list[dict[str, Any] | None]:
+    """The sealed lines of a file; None in the place of each that was changed.
+
+    A last line without an end, which is still being written or was interrupted, is left out. A file without sealed
+    lines (of an older version) is taken as it is.
+    """
+    lines = _content(path).split(b"\n")[:-1]
+    checked = [_check_line(line) for line in lines]
+    sealed = any(found is not None and found[1] for found in checked)
+    return [None if found is None or found[1] != sealed else found[0] for found in checked]
+
+
+def damage(lines: Sequence[Any]) -> str:
+    """Which of the lines that `read_lines` gave are damaged, in words; nothing where all are good.
+
+    >>> damage([None, {}, None])
+    'lines 1, 3 do not match their checksums'
+    """
+    numbers = [str(number) for number, line in enumerate(lines, start=1) if line is None]
+    if len(numbers) < 2:
+        return f"line {numbers[0]} does not match its checksum" if numbers else ""
+    return f"lines {', '.join(numbers)} do not match their checksums"
+
+
+def _check_line(line: bytes) -> tuple[dict[str, Any], bool] | None:
+    """What `seal_line` was given, and whether the line has a sum; None where they do not fit."""
+    try:
+        text = line.decode()
+        values = parse_json(line)
+    except ValueError:
+        return None
+    if not isinstance(values, dict):
+        return None
+    found = values.pop("crc32", None)
+    if found is None:
+        head, _, last = text.rpartition(', "')
+        hidden = last.rpartition(": ")[2] == f"{zlib.crc32(f'{head}}}'.encode())}}}"  # the name of the sum was changed
+        return None if hidden else (values, False)
+    head, mark, _ = text.rpartition(_MARK)
+    return (values, True) if mark and zlib.crc32(f"{head}}}".encode()) == found else None
+
+
+def member_sums(tree: Any) -> dict[int, str]:
+    """SHA-256 of each member's part of a stacked pytree: names, shapes, types and bytes of all leaves, by name.
+
+    Args:
+        tree: arrays with a leading member axis: on this host, or on devices. Of a global array, the members that this
+            process holds (see `all_sums`).
+
+    Returns:
+        Hexadecimal digits by member.
+    """
+    rows: dict[int, list[tuple[str, np.ndarray]]] = {}
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        # a tuple with names is read back as a dictionary
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        for first, block in hosts.member_blocks(leaf).items():
+            for k, row in enumerate(block, start=first):
+                rows.setdefault(k, []).append((name, row))
+    # hashing releases Python's lock: as fast as there are cores
+    with concurrent.futures.ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
+        return dict(zip(rows, pool.map(_sum_rows, rows.values()), strict=True))
+
+
+def _sum_rows(rows: Iterable[tuple[str, np.ndarray]]) -> str:
+    state = hashlib.sha256()
+    for name, row in sorted(rows, key=lambda named: named[0]):
+        row = np.ascontiguousarray(row)
+        state.update(f"{name} {row.shape} {row.dtype.str} ".encode())
+        state.update(row.reshape(-1).view(np.uint8).data)
+    return state.hexdigest()
+
+
+def all_sums(tree: Any) -> list[str]:
+    """`member_sums` of all members, whichever process holds them, in order. All processes must call it."""
+    found: dict[int, str] = {}
+    for part in hosts.exchange(member_sums(tree)):
+        found |= part
+    return [found[k] for k in sorted(found)]

@@ -1,0 +1,1 @@
+"""The denoising network of one member, and the convolution that it is made of."""

@@ -1,0 +1,298 @@
+"""What a study will need, from shapes alone: parameters, memory of a chip, floating-point operations, hours.
+
+Nothing is allocated and no device is asked.
+
+(p1) training:           ``steps * K * batch * train``
+(p2) sampling:           ``B * S * K * forward``
+(p3) an exact landscape: ``N * B * S * (K - w) * forward``, every unit removed from every sample
+(p4) the Jacobian:       ``B * S * K * (forward + recompute + K * tangent)``
+
+with ``forward``, ``train``, ``recompute`` and ``tangent`` of `ensdiff.planning.flops`, K members, N units, B samples,
+S sampling steps and code words of weight w. Hours are operations over a rate: measured for ``cpu2``, and for
+accelerators, none of which was timed, a data sheet's peak times a share that the caller assumes.
+"""
+
+import dataclasses
+import math
+import re
+from typing import Literal, NamedTuple
+
+import jax
+import numpy as np
+
+from ensdiff.codes.errors import fitting_weights, smallest_members
+from ensdiff.ensemble.members import abstract_params
+from ensdiff.ensemble.memory import activation_bytes
+from ensdiff.ensemble.mesh import mesh_shape
+from ensdiff.models.conv import one_by_one, resolve
+from ensdiff.models.unet import UNetConfig, resolve_attention
+from ensdiff.planning.flops import jacobian_step_flops, landscape_step_flops, train_step_flops, unet_layers
+from ensdiff.training.config import TrainConfig
+from ensdiff.training.step import init_state
+from ensdiff.typing import Params
+
+JobName = Literal["training", "sampling", "landscape", "jacobian"]
+GIB = 2**30
+
+
+class Accelerator(NamedTuple):
+    """A chip to plan for.
+
+    Args:
+        platform: ``"cpu"``, ``"gpu"`` or ``"tpu"``.
+        memory: bytes of a chip; None where the machine's memory is not a property of the name.
+        peak: FLOP/s of the data sheet, by compute dtype; empty where ``measured`` is given.
+        measured: FLOP/s of each job that `experiments.benchmark` measured.
+        note: what it is.
+    """
+
+    platform: str
+    memory: int | None
+    peak: dict[str, float]
+    measured: dict[JobName, float]
+    note: str
+
+    def rate(self, job: JobName, compute_dtype: str, share: float) -> float:
+        """FLOP/s of one chip: as measured, or ``share`` of the data sheet's peak."""
+        return self.measured[job] if self.measured else share * self.peak[compute_dtype]
+
+
+def _chip(platform: str, memory: int, bfloat16: float, float32: float, note: str) -> Accelerator:
+    peak = {"bfloat16": bfloat16 * 1e12, "float32": float32 * 1e12}
+    return Accelerator(platform, memory * GIB, peak, {}, note)
+
+
+ACCELERATORS: dict[str, Accelerator] = {
+    "cpu2": Accelerator(
+        "cpu",
+        None,
+        {},
+        {"training": 161e9, "sampling": 234e9, "landscape": 234e9, "jacobian": 140e9},
+        "2 CPU cores on a fast day, 28x28 images and 32 channels in float32 (python -m experiments.benchmark); 8x8 "
+        "images and 16 channels trained at a quarter of that rate",
+    ),
+    "t4": _chip("gpu", 15, 8.1, 8.1, "NVIDIA T4; it has no bfloat16 units: float32's peak"),
+    "a100": _chip("gpu", 80, 312, 156, "NVIDIA A100 80 GB; float32 as TF32"),
+    "h100": _chip("gpu", 80, 989, 494, "NVIDIA H100 SXM; float32 as TF32"),
+    # TPUs multiply float32 in bfloat16 at JAX's default precision
+    "v4": _chip("tpu", 32, 275, 275, "TPU v4"),
+    "v5e": _chip("tpu", 16, 197, 197, "TPU v5e"),
+    "v5p": _chip("tpu", 95, 459, 459, "TPU v5p"),
+    "v6e": _chip("tpu", 32, 918, 918, "TPU v6e"),
+}
+"""By name: data-sheet memory and peaks (dense), or measured rates. No accelerator in this table was timed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """What is planned.
+
+    Args:
+        model: the U-Net.
+        image_shape: (H, W, C).
+        members: K.
+        units: N.
+        weight: w, members that see a unit.
+        train: training settings; steps, batch size and average matter.
+        samples: B, images that are sampled and attributed.
+        sampling_steps: S.
+    """
+
+    model: UNetConfig
+    image_shape: tuple[int, int, int]
+    members: int
+    units: int
+    weight: int
+    train: TrainConfig
+    samples: int = 16
+    sampling_steps: int = 50
+
+    def __post_init__(self) -> None:
+        for name in ("members", "units", "samples", "sampling_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
+        if self.members < 2 or not 1 <= self.weight < self.members:
+            raise ValueError(
+                f"members={self.members}, weight={self.weight}: expected at least 2 members and a weight of 1 .. K - 1"
+            )
+        if self.image_shape[-1] != self.model.image_channels:
+            raise ValueError(
+                f"image_shape={self.image_shape} and a U-Net of {self.model.image_channels} image channels: expected "
+                "the same number"
+            )
+        self.model.check_image(*self.image_shape[:2])
+
+    def on(self, platform: str) -> "Study":
+        """The same, with what is ``"auto"`` in the model as it is in training on this platform.
+
+        Predictions may be computed in fewer products (`ensdiff.models.conv.AUTO_PREDICTING`); counts do not see that,
+        but measured rates do.
+        """
+        conv, attention = resolve(self.model.conv, platform), resolve_attention(self.model.attention, platform)
+        return dataclasses.replace(self, model=dataclasses.replace(self.model, conv=conv, attention=attention))
+
+
+def parameter_count(model: UNetConfig, image_shape: tuple[int, int, int]) -> int:
+    """Parameters of one member.
+
+    >>> parameter_count(UNetConfig(channels=8, multipliers=(1,), middle_attention=False), (8, 8, 1))
+    10289
+    """
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_params(model, image_shape, 1)))
+
+
+class TrainingMemory(NamedTuple):
+    """Bytes of one chip while training.
+
+    Args:
+        params: of its members.
+        optimizer: Adam's two moments of its members, and step counts.
+        average: the moving average of its members; 0 without one.
+        gradients: of the members that are computed together: one, where they go one after another.
+        activations: the outputs of all layers, and attention's weights, of the images of a member's batch on the
+            chip. A compiler that fuses keeps less, and so does ``remat``, which is not counted.
+    """
+
+    params: int
+    optimizer: int
+    average: int
+    gradients: int
+    activations: int
+
+    @property
+    def state(self) -> int:
+        """What lies there between steps: parameters, optimiser and average."""
+        return self.params + self.optimizer + self.average
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(self)
+
+
+def training_memory(study: Study, chips: int = 1) -> TrainingMemory:
+    """Memory of one of ``chips`` chips that train the study, on the mesh that `ensdiff.make_mesh` makes.
+
+    Raises:
+        ValueError: fewer than one chip.
+    """
+    _check_chips(chips)
+    model, shape, config = study.model, study.image_shape, study.train
+    state = jax.eval_shape(lambda: init_state(model, shape, 1, config))
+    members, data = mesh_shape(study.members, config.batch_size, chips)
+    local, images = study.members // members, config.batch_size // data
+    together = 1 if one_by_one(model.conv) else local
+    params = _bytes(state.params)
+    return TrainingMemory(
+        local * params,
+        local * _bytes(state.opt_state),
+        local * _bytes(state.ema),
+        together * params,
+        together * images * (activation_bytes(model, shape) + attention_bytes(model, shape)),
+    )
+
+
+def attention_bytes(model: UNetConfig, image_shape: tuple[int, int, int]) -> int:
+    """Bytes of attention's weights of one image in one member: P^2 a head, of all layers, or of one head at a time."""
+    H, W, _ = image_shape
+    sizes = []
+    for layer in unet_layers(model, image_shape):
+        if layer.name.endswith("/logits"):
+            found = re.match(r"(?:up|down)(\d+)_", layer.name)
+            level = int(found[1]) if found else len(model.widths) - 1
+            pixels, width = (H >> level) * (W >> level), model.widths[level]
+            heads = width // (model.head_channels or width)
+            sizes.append((pixels**2 * model.dtype.itemsize, heads))
+    if model.attention == "image":
+        return max((size for size, _ in sizes), default=0)
+    return sum(size * heads for size, heads in sizes)
+
+
+def _check_chips(chips: int) -> None:
+    if chips < 1:
+        raise ValueError(f"chips={chips}: expected at least one chip")
+
+
+def _bytes(tree: Params) -> int:
+    return sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree))
+
+
+def job_flops(study: Study) -> dict[JobName, int]:
+    """Floating-point operations of the whole of each job, (p1) to (p4), on all chips together."""
+    model, shape, K = study.model, study.image_shape, study.members
+    runs = study.samples * study.sampling_steps
+    return {
+        "training": study.train.steps * train_step_flops(model, shape, K, study.train.batch_size),
+        "sampling": landscape_step_flops(model, shape, runs * K),
+        "landscape": landscape_step_flops(model, shape, study.units * runs * (K - study.weight)),
+        "jacobian": jacobian_step_flops(model, shape, K, K, runs),
+    }
+
+
+def job_hours(study: Study, accelerator: Accelerator, chips: int = 1, share: float = 0.2) -> dict[JobName, float]:
+    """Expected hours of each job: operations over the rate of the chips that the work divides over.
+
+    Args:
+        study: what is planned.
+        accelerator: one of `ACCELERATORS`.
+        chips: how many; the work of ``cpu2`` is always one machine's.
+        share: of the data sheet's peak that is assumed to be reached; measured rates are used as they are.
+
+    Raises:
+        ValueError: fewer than one chip, or a share outside of (0, 1].
+    """
+    _check_chips(chips)
+    if not 0 < share <= 1:
+        raise ValueError(f"share={share}: expected a share of the peak in (0, 1]")
+    study = study.on(accelerator.platform)
+    batch: dict[JobName, int | None] = {"training": study.train.batch_size, "jacobian": study.samples}
+    hours: dict[JobName, float] = {}
+    for job, flops in job_flops(study).items():
+        used = 1 if accelerator.platform == "cpu" else math.prod(mesh_shape(study.members, batch.get(job), chips))
+        hours[job] = flops / (used * accelerator.rate(job, study.model.compute_dtype, share)) / 3600
+    return hours
+
+
+class CodeEstimate(NamedTuple):
+    """What a balanced code can say.
+
+    Args:
+        words: distinct code words, C(K, w): the most units.
+        survivors: members that are left when one unit is removed, K - w.
+        null: words that no unit owns, the null ablations that there can be.
+        p: smallest p-value of a unit that exceeds all of them, 1 / (1 + null).
+        q: the smallest q-value that a single such unit can reach among all N, min(1, N p).
+        warning: what is wrong with the choice; None where nothing is.
+    """
+
+    words: int
+    survivors: int
+    null: int
+    p: float
+    q: float
+    warning: str | None
+
+
+def code_estimate(members: int, weight: int, units: int, level: float = 0.1) -> CodeEstimate:
+    """What K members, weight w and N units allow, before anything is trained.
+
+    >>> code_estimate(16, 8, 1400).q  # no single digit of 1,400 can be attributed at level 0.1
+    0.12204690088048122
+    """
+    words = math.comb(members, weight)
+    null = max(0, words - units)
+    p = 1 / (1 + null)
+    q = min(1.0, units * p)
+    warning = None
+    if units > words:
+        warning = (
+            f"{units} units, but {members} members of weight {weight} have only {words} code words; the smallest "
+            f"number of members that fits is {smallest_members(units)}" + fitting_weights(members, units)
+        )
+    elif q > level:
+        K = smallest_members(math.ceil(units / level) + units)
+        warning = (
+            f"one unit alone cannot be attributed at level {level:g}: its q is at least {q:.2g} with the {null:,} "
+            f"words that no unit owns. {K} members would do, or larger units (groups)"
+        )
+    return CodeEstimate(words, members - weight, null, p, q, warning)

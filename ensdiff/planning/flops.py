@@ -1,0 +1,172 @@
+"""Floating-point operations of the U-Net and of the ensemble's steps, from the architecture alone.
+
+Counted is what XLA calls convolutions and dots: a convolution costs 2 h w C D a pixel of its output, a dense layer
+2 C D a row, attention over P pixels 4 P^2 C beside its four dense layers. Element-wise work (normalisation, swish,
+the optimiser, sums over members) is left out. Wide layers of predictions on CPUs execute 16 products where 36 are
+counted (`ensdiff.models.winograd`): counts are those of the plain convolutions. Then, per layer:
+
+- backward: one more forward for the gradient of its weights and one for that of its input. The first convolution and
+  the first time layer have no input gradient; attention's two products have two input gradients each.
+- tangent (forward mode with respect to the image): one forward; two for attention's products, which are bilinear;
+  none for the layers of the time.
+- attention of one image after another: its two products run again in the backward pass.
+- rematerialised: the first convolution and the time layer of each residual block run again; what comes after the
+  last value that the backward pass needs does not.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from ensdiff.models.unet import UNetConfig, resolve_attention
+
+
+class Layer(NamedTuple):
+    """FLOPs of one layer for one image: of the forward pass, and what the other passes add to it."""
+
+    name: str
+    forward: int
+    backward: int
+    tangent: int
+    recompute: int
+
+
+class UNetFlops(NamedTuple):
+    """FLOPs of one member for one image.
+
+    Args:
+        forward: the noise prediction.
+        train: forward and backward, and the recomputed part of the forward.
+        tangent: one directional derivative of the prediction, beside the prediction.
+        recompute: what runs again in the backward pass; part of ``train``.
+    """
+
+    forward: int
+    train: int
+    tangent: int
+    recompute: int
+
+
+def unet_flops(model: UNetConfig, image_shape: tuple[int, int, int], *, padding: bool = True) -> UNetFlops:
+    """FLOPs of one member's U-Net for one image; multiply it by members and images.
+
+    Args:
+        model: the U-Net.
+        image_shape: (H, W, C).
+        padding: count products with the zeros around an image, as a dense kernel computes them; False counts as
+            XLA's cost analysis does.
+
+    Raises:
+        ValueError: the image does not fit the U-Net.
+
+    >>> flops = unet_flops(UNetConfig(channels=8, multipliers=(1,), middle_attention=False), (8, 8, 1))
+    >>> flops.train < 3 * flops.forward  # the first layers have no input gradient
+    True
+    """
+    model.check_image(*image_shape[:2])
+    layers = list(unet_layers(model, image_shape, padding=padding))
+    forward = sum(layer.forward for layer in layers)
+    recompute = sum(layer.recompute for layer in layers)
+    return UNetFlops(
+        forward=forward,
+        train=forward + sum(layer.backward for layer in layers) + recompute,
+        tangent=sum(layer.tangent for layer in layers),
+        recompute=recompute,
+    )
+
+
+def unet_layers(model: UNetConfig, image_shape: tuple[int, int, int], *, padding: bool = True) -> Iterator[Layer]:
+    """Every layer that multiplies, in the order in which they run."""
+    H, W, C = image_shape
+    embedding = 4 * model.channels
+    up_levels = model.attention_levels if model.attention_levels_up is None else model.attention_levels_up
+
+    def conv(name, size, c, d, *, side=3, stride=1, before=1, again=False, first=False) -> Layer:
+        taps = [_taps(n, side, stride, before, 1, padding) for n in size]
+        flops = 2 * c * d * taps[0] * taps[1]
+        return Layer(name, flops, flops if first else 2 * flops, flops, flops if again else 0)
+
+    def dense(name, rows, c, d, *, backward=2, tangent=1, again=False) -> Layer:
+        flops = 2 * rows * c * d
+        return Layer(name, flops, backward * flops, tangent * flops, flops if again else 0)
+
+    def block(name: str, level: int, c: int, d: int, attend: bool) -> Iterator[Layer]:
+        h, w = H >> level, W >> level
+        yield conv(f"{name}/conv1", (h, w), c, d, again=model.remat)
+        yield dense(f"{name}/time", 1, embedding, d, tangent=0, again=model.remat)
+        yield conv(f"{name}/conv2", (h, w), d, d)
+        if c != d:
+            yield dense(f"{name}/skip", h * w, c, d)
+        if attend:
+            pixels = h * w
+            for part in ("query", "key", "value", "out"):
+                yield dense(f"{name}_attention/{part}", pixels, d, d)
+            again = resolve_attention(model.attention) == "image"
+            for part in ("logits", "mix"):
+                yield dense(f"{name}_attention/{part}", pixels, pixels, d, tangent=2, again=again)
+
+    yield dense("time1", 1, model.channels, embedding, backward=1, tangent=0)
+    yield dense("time2", 1, embedding, embedding, tangent=0)
+    yield conv("head", (H, W), C, model.channels, first=True)
+    width, skips, last = model.channels, [model.channels], len(model.widths) - 1
+    for level, d in enumerate(model.widths):
+        for i in range(model.blocks):
+            yield from block(f"down{level}_block{i}", level, width, d, level in model.attention_levels)
+            width = d
+            skips.append(width)
+        if level < last:
+            if model.downsample != "pool":
+                before = 0 if model.downsample == "conv_end" else 1
+                yield conv(f"down{level}_sample", (H >> level, W >> level), d, d, stride=2, before=before)
+            skips.append(width)
+    yield from block("middle_block0", last, width, width, model.middle_attention)
+    yield from block("middle_block1", last, width, width, False)
+    for level, d in reversed(list(enumerate(model.widths))):
+        for i in range(model.blocks + 1):
+            yield from block(f"up{level}_block{i}", level, width + skips.pop(), d, level in up_levels)
+            width = d
+        if level > 0 and model.upsample == "conv":  # at the lower resolution, see conv.upsampled_conv2d
+            yield conv(f"up{level}_sample", (H >> level, W >> level), d, 4 * d, side=2)
+    yield conv("tail", (H, W), width, C)
+
+
+def _taps(n: int, side: int, stride: int, before: int, after: int, padding: bool) -> int:
+    """Pairs of an output and a weight along one axis of n inputs; without padding only those that meet an input."""
+    outputs = (n + before + after - side) // stride + 1
+    if padding:
+        return outputs * side
+    return sum(0 <= o * stride + tap - before < n for o in range(outputs) for tap in range(side))
+
+
+def train_step_flops(
+    model: UNetConfig, image_shape: tuple[int, int, int], members: int, batch: int, *, padding: bool = True
+) -> int:
+    """FLOPs of a training step of ``members`` members with ``batch`` images each (a device's share, for a device's)."""
+    return members * batch * unet_flops(model, image_shape, padding=padding).train
+
+
+def landscape_step_flops(
+    model: UNetConfig, image_shape: tuple[int, int, int], evaluations: int, *, padding: bool = True
+) -> int:
+    """FLOPs of a sampling step in which members are applied ``evaluations`` times in all.
+
+    Without places that only pad, that is the sum over states of the members that each keeps.
+    """
+    return evaluations * unet_flops(model, image_shape, padding=padding).forward
+
+
+def jacobian_step_flops(
+    model: UNetConfig,
+    image_shape: tuple[int, int, int],
+    members: int,
+    tangents: int,
+    samples: int,
+    *,
+    padding: bool = True,
+) -> int:
+    """FLOPs of a sampling step of ``samples`` states that carry ``tangents`` tangents through ``members`` members.
+
+    On one device all K tangents pass through its own members: ``tangents`` is K, ``members`` the device's share.
+    What is recomputed, is so once for all tangents together.
+    """
+    flops = unet_flops(model, image_shape, padding=padding)
+    return members * samples * (flops.forward + flops.recompute + tangents * flops.tangent)

@@ -1,0 +1,1 @@
+"""Run directories: checkpoints and their checksums, writing, loading, and finished pieces of long computations."""

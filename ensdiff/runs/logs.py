@@ -1,0 +1,125 @@
+"""What a run writes line by line.
+
+- ``metrics.jsonl``: one sealed line per logged step, and the same for TensorBoard.
+- ``environment.jsonl``: one sealed line per start, where the steps from its own to the next line's were trained.
+"""
+
+import contextlib
+import os
+import pathlib
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ensdiff.files.checksums import damage, read_lines, seal_line, warn
+from ensdiff.files.writing import make_folder, write_atomically
+
+METRICS = "metrics.jsonl"
+ENVIRONMENTS = "environment.jsonl"
+
+
+def write_lines(path: pathlib.Path, lines: Iterable[Mapping[str, Any]]) -> None:
+    """Write a whole file of sealed lines, atomically."""
+    write_atomically(path, "".join(seal_line(line) + "\n" for line in lines))
+
+
+class MetricsLog:
+    """Writes the metrics of a run directory. Of several processes, one has it."""
+
+    def __init__(self, run: pathlib.Path):
+        self.path = run / METRICS
+        self._board: Any = None
+
+    def write(self, step: int, **values_K: np.ndarray) -> None:
+        """Append one line to ``metrics.jsonl`` and to TensorBoard; each value has one number a member."""
+        line = {"step": step, "time": time.time(), **{k: [float(x) for x in v] for k, v in values_K.items()}}
+        with open(self.path, "a") as file:
+            file.write(seal_line(line) + "\n")
+        self._write_board(step, values_K)
+
+    def _write_board(self, step: int, values_K: dict[str, np.ndarray]) -> None:
+        # tensorboardX's own writers without its SummaryWriter, whose thread fails where no one sees it
+        from tensorboardX.event_file_writer import EventsWriter  # slow to import
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        if self._board is None:
+            folder = make_folder(self.path.parent / "tensorboard")
+            self._board = EventsWriter(str(folder / "events"))
+        values = []
+        for name, value_K in values_K.items():
+            tag = name.removesuffix("_K")
+            values.append(Summary.Value(tag=f"{tag}/mean", simple_value=float(np.mean(value_K))))
+            for k, value in enumerate(value_K):
+                values.append(Summary.Value(tag=f"{tag}/member_{k:03d}", simple_value=float(value)))
+        self._board.write_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+        self._board.flush()
+
+    def drop_after(self, step: int) -> None:
+        """Leave out steps that will be taken again (a killed run may have logged them), and damaged lines."""
+        if self.path.exists():
+            write_lines(self.path, (line for line in read_metrics(self.path.parent) if line["step"] <= step))
+
+    def close(self) -> None:
+        """Close TensorBoard's file. Every line has been written to it, or its error raised."""
+        if self._board is not None:
+            with contextlib.suppress(OSError):
+                self._board.close()
+
+
+def read_metrics(path: str | os.PathLike) -> list[dict]:
+    """The lines of a run's ``metrics.jsonl``, oldest first; an unfinished last line is left out.
+
+    Args:
+        path: the run directory.
+
+    Warns:
+        DamageWarning: lines that do not match their checksum are left out; says which.
+
+    >>> [line["step"] for line in ensdiff.read_metrics("runs/tiny")]
+    [4]
+    """
+    file = pathlib.Path(path) / METRICS
+    if not file.exists():
+        return []
+    lines = read_lines(file)
+    if wrong := damage(lines):
+        warn(f"{file} is damaged: {wrong}; what is damaged is left out")
+    return [line for line in lines if line is not None]
+
+
+def read_environments(run: pathlib.Path) -> list[dict[str, Any] | None]:
+    """The lines of a run's ``environment.jsonl``; None in the place of a damaged one.
+
+    A line has its first ``step``, and what `ensdiff.runs.environment` gives; or ``unknown``, why that is not known.
+
+    Raises:
+        FileNotFoundError: the run has no such file.
+    """
+    file = run / ENVIRONMENTS
+    lines = read_lines(file)
+    whole = file.read_bytes().endswith(b"\n")  # it is always written as a whole
+    return [line if line is None or _is_place(line) else None for line in lines] + ([] if whole else [None])
+
+
+def _is_place(line: Mapping[str, Any]) -> bool:
+    mesh = line.get("mesh")
+    known = isinstance(mesh, dict) and all(
+        type(mesh.get(axis)) is int and mesh[axis] > 0 for axis in ("member", "data")
+    )
+    return type(line.get("step")) is int and line["step"] >= 0 and (known or "unknown" in line)
+
+
+def known_environments(lines: Sequence[dict[str, Any] | None]) -> list[dict[str, Any]]:
+    """The good lines, and where others were damaged a line that says from which step on nothing is known."""
+    found: list[dict[str, Any]] = []
+    gap = False
+    for line in [*lines, {"step": np.inf}]:
+        first = found[-1]["step"] + 1 if found else 0
+        if gap and line is not None and first < line["step"]:
+            found.append({"step": first, "unknown": f"no good line of {ENVIRONMENTS} was about these steps"})
+        gap = line is None
+        found += [] if line is None else [line]
+    return found[:-1]

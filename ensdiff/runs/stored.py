@@ -1,0 +1,411 @@
+"""One stored checkpoint: what it says about itself, and reading all or some of it with its checksums compared.
+
+Orbax writes the arrays, and renames the folder to its number when it is whole. Beside them it keeps our description: a
+sealed value (`ensdiff.files.checksums`) with everything static about the ensemble, and one SHA-256 for each member's
+part of the parameters, of the optimiser state and of the average. Description and arrays appear together or not at all,
+and what is loaded is compared with what was in memory when it was saved: a flaw of disk, network or file format is
+found.
+"""
+
+import dataclasses
+import datetime
+import hashlib
+import math
+import numbers
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from ensdiff import hosts
+from ensdiff.codes import Code
+from ensdiff.data.manifest import NAME as MANIFEST
+from ensdiff.data.manifest import Manifest
+from ensdiff.diffusion.schedule import Schedule
+from ensdiff.ensemble.ensemble import Ensemble
+from ensdiff.files.checksums import SEAL, DamagedError, check_seal, member_sums, read_sealed
+from ensdiff.files.reading import parse_json, read_bytes, whole_number
+from ensdiff.files.version import __version__
+from ensdiff.files.writing import log_errors_once
+from ensdiff.models.unet import UNetConfig
+from ensdiff.typing import Params
+
+FORMAT = 2
+"""Of a description. 1 had no checksums, and is read without them."""
+METADATA = "_CHECKPOINT_METADATA"
+"""Orbax's file of a checkpoint, which holds our description."""
+GROUP = 2**28
+"""Bytes of arrays that are read together where only some members of each are wanted."""
+
+
+def describe(params: Ensemble) -> dict[str, Any]:
+    """Everything static about an ensemble, as JSON-able values; `from_description` reads it."""
+    return {
+        "format": FORMAT,
+        "ensdiff": __version__,
+        "model": dataclasses.asdict(params.model),
+        "schedule": dataclasses.asdict(params.schedule),
+        "code": params.code.to_dict(),
+        "image_shape": list(params.image_shape),
+        "value_range": list(params.value_range),
+        **({} if params.data_digest is None else {"data": {"digest": params.data_digest}}),
+    }
+
+
+def from_description(text: Mapping[str, Any], params: Params) -> Ensemble:
+    """An ensemble from `describe`'s values and a parameter pytree (or its shapes).
+
+    Raises:
+        ValueError: written by a newer version, or not what `describe` gives.
+    """
+    check_format(text)
+    try:
+        model: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in text["model"].items()}
+        _check_origin(text.get("origin"))
+        return Ensemble(
+            params,
+            Code.from_dict(text["code"]),
+            UNetConfig(**model),
+            Schedule(**text["schedule"]),
+            _image_shape(text["image_shape"]),
+            _value_range(text["value_range"]),
+            _digest_of(text.get("data")),
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"not the description of an ensemble: {error!r}; expected what `describe` gives") from error
+
+
+def _image_shape(value: Any) -> tuple[int, int, int]:
+    if not isinstance(value, list) or len(value) != 3 or not all(_is_whole(size) and size > 0 for size in value):
+        raise ValueError(f"image_shape={value!r}: expected height, width and channels, three positive integers")
+    return value[0], value[1], value[2]
+
+
+def _value_range(value: Any) -> tuple[float, float]:
+    if (
+        not isinstance(value, list)
+        or len(value) != 2
+        or not all(isinstance(end, numbers.Real) and not isinstance(end, bool) and math.isfinite(end) for end in value)
+        or not value[0] < value[1]
+    ):
+        raise ValueError(f"value_range={value!r}: expected the values of black and white, two finite ascending numbers")
+    return value[0], value[1]
+
+
+def _check_origin(origin: Any) -> None:
+    """Raise ValueError unless it is None, of a trained run, or lists what forgetting kept and took."""
+    if origin is None:
+        return
+    lists = [origin.get(name) for name in ("members", "forgotten")] if isinstance(origin, Mapping) else [None]
+    if not all(isinstance(ids, list) and all(map(_is_whole, ids)) for ids in lists):
+        raise ValueError(f"origin: expected lists of numbers called members and forgotten, found {str(origin)[:100]}")
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def _digest_of(data: Any) -> str | None:
+    """The digest of the training data in a description's section of them; versions of before had no digest."""
+    digest = data.get("digest") if isinstance(data, Mapping) else None
+    return digest if isinstance(digest, str) else None
+
+
+def check_format(text: Mapping[str, Any]) -> None:
+    """Raise ValueError unless this version reads a description's format."""
+    found, version = text.get("format"), text.get("ensdiff", "unknown")
+    if type(found) is int and 1 <= found <= FORMAT:
+        return
+    if type(found) is int and found > FORMAT:
+        raise ValueError(
+            f"this run was written by a newer ensdiff ({version}, format {found}); this is {__version__}, which reads "
+            f"formats up to {FORMAT}. Upgrade: pip install --upgrade ensdiff"
+        )
+    raise ValueError(f"this run has format {found!r} (ensdiff {version}): expected 1 .. {FORMAT}; write the run again")
+
+
+def steps_of(run: pathlib.Path) -> list[int]:
+    """Numbers of a run's finished checkpoints, ascending."""
+    folder = run / "checkpoints"
+    if not folder.is_dir():
+        return []
+    numbers = (whole_number(p.name) for p in folder.iterdir() if p.is_dir())
+    return sorted(number for number in numbers if number is not None)
+
+
+def run_description(run: pathlib.Path) -> dict[str, Any]:
+    """What a run says about itself: ``run.json``, or without one its newest checkpoint.
+
+    Raises:
+        FileNotFoundError: there is neither.
+        DamagedError: it is not what was written.
+    """
+    file = run / "run.json"
+    if file.is_file():
+        return read_sealed(file)
+    steps = steps_of(run)
+    if not steps:
+        raise FileNotFoundError(f"{run} holds no run: expected run.json or a finished checkpoint")
+    return read_description(folder_of(run, steps[-1]))
+
+
+def read_manifest(run: pathlib.Path, description: Mapping[str, Any]) -> Manifest | None:
+    """The manifest of a run's training data, compared with the digest in its description; None where it has none.
+
+    Raises:
+        DamagedError: it is another than the description says.
+    """
+    file = run / MANIFEST
+    if not file.is_file():
+        return None
+    content = read_bytes(file)
+    found, said = hashlib.sha256(content).hexdigest(), _digest_of(description.get("data"))
+    if found != said:
+        raise DamagedError(f"{file} is damaged: its SHA-256 is {found}, the run's description says {said}")
+    try:
+        return Manifest.from_bytes(content)
+    except ValueError as error:
+        raise DamagedError(f"{file} is damaged: {error}") from error
+
+
+def folder_of(run: pathlib.Path, step: int) -> pathlib.Path:
+    """Where a checkpoint is; Orbax wants absolute paths. Its name is the step, whatever it may link to."""
+    return (run / "checkpoints").resolve() / str(step)
+
+
+class Metadata(NamedTuple):
+    """A checkpoint without its arrays.
+
+    Args:
+        description: what it says about itself.
+        shapes: the tree of its arrays, as `jax.ShapeDtypeStruct`.
+    """
+
+    description: dict[str, Any]
+    shapes: dict[str, Any]
+
+
+def read_description(folder: pathlib.Path) -> dict[str, Any]:
+    """Read what a checkpoint says about itself; its arrays may be damaged.
+
+    Args:
+        folder: of the checkpoint, whose name is its step (see `folder_of`).
+
+    Raises:
+        DamagedError: it cannot be read, is not what was written, or was written as that of another step.
+        ValueError: written by a newer version.
+    """
+    return _read(folder)[0]
+
+
+def read_metadata(folder: pathlib.Path) -> Metadata:
+    """Read what a checkpoint says about itself, and the shapes of its arrays.
+
+    Raises:
+        DamagedError: as of `read_description`; or the shapes cannot be read, or not all arrays have checksums.
+        ValueError: written by a newer version.
+    """
+    text, found = _read(folder)
+    try:
+        shapes = _shapes(found)
+    except Exception as error:  # as in `_read`
+        raise DamagedError(f"{folder} is damaged: its shapes cannot be read ({_brief(error)})") from error
+    if "sums" in text and set(text["sums"]) != set(shapes):
+        raise DamagedError(
+            f"{folder} is damaged: it holds {', '.join(shapes)}, and there are checksums of {', '.join(text['sums'])}"
+        )
+    return Metadata(text, shapes)
+
+
+def _read(folder: pathlib.Path) -> tuple[dict[str, Any], Any]:
+    """A checkpoint's description, and Orbax's metadata."""
+    try:
+        parse_json(read_bytes(folder / METADATA))  # Orbax takes the last of fields with one name
+        found = ocp.metadata(folder)
+        text = dict(found.custom_metadata or {})
+        # Orbax will want it as a date
+        datetime.datetime.fromtimestamp((found.commit_timestamp_nsecs or 0) / 1e9)
+    except Exception as error:  # whatever a reader makes of bytes that are not what was written
+        raise DamagedError(f"{folder} is damaged: its metadata cannot be read ({_brief(error)})") from error
+    sealed = SEAL in text
+    if sealed:
+        text = check_seal(text, folder)
+    if text:
+        check_format(text)
+    if not text or (text["format"] > 1 and not (sealed and "sums" in text and "step" in text)):
+        raise DamagedError(
+            f"{folder} is damaged: its description or its checksum is missing (or it was not written by ensdiff)"
+        )
+    if "sums" in text:
+        _check_sums(folder, text)
+    step = text.get("step")  # ensembles that were saved in format 1 have none
+    if step is not None and repr(step) != folder.name:
+        raise DamagedError(
+            f"{folder} is damaged: it holds step {step!r}, the folder says {folder.name}. A checkpoint is not renamed: "
+            f"call the folder {step!r} again, or put back the one of step {folder.name}"
+        )
+    return text, found
+
+
+def _shapes(found: Any) -> dict[str, Any]:
+    """Of Orbax's metadata."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), dict(found.metadata))
+
+
+def _check_sums(folder: pathlib.Path, text: Mapping[str, Any]) -> None:
+    """Raise DamagedError unless a description has a checksum for each member of each part."""
+    try:
+        members = text["code"]["members"]
+        found = {str(part): len(sums) for part, sums in text["sums"].items()}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DamagedError(f"{folder} is damaged: its description is none of an ensemble ({error!r})") from error
+    if "params" not in found or set(found.values()) != {members}:
+        raise DamagedError(f"{folder} is damaged: it holds {members} members, and the numbers of checksums are {found}")
+
+
+def _brief(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def placeholders(folder: pathlib.Path, mark: Any = ocp.PLACEHOLDER) -> dict[str, Any]:
+    """The tree of a checkpoint's arrays with a mark in their places; by default: leave this on the disk.
+
+    Raises:
+        DamagedError: it cannot be read.
+    """
+    try:
+        return jax.tree.map(lambda _: mark, _shapes(ocp.metadata(folder)))
+    except Exception as error:
+        raise _unreadable(folder, error) from error
+
+
+def _unreadable(folder: pathlib.Path, error: BaseException) -> DamagedError:
+    return DamagedError(f"{folder} is damaged: it cannot be read ({_brief(error)})")
+
+
+def read_arrays(folder: pathlib.Path, abstract: dict[str, Any], text: Mapping[str, Any]) -> dict[str, Any]:
+    """Arrays of a checkpoint, compared with their checksums. All processes must call it, each reads its own part.
+
+    Args:
+        folder: of the checkpoint.
+        abstract: shapes with shardings (`jax.ShapeDtypeStruct`), and placeholders for what is not to be read.
+        text: its description.
+
+    Raises:
+        DamagedError: on every process, where one could not read its part, or found other values than were saved.
+    """
+    tree: Any = None
+    failure = None
+    try:
+        tree = _load_alone(folder, abstract)
+        failure = _difference(tree, text)
+    except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):
+        raise
+    except Exception as error:  # whatever a reader makes of bytes that are not what was written
+        failure = f"it cannot be read ({_brief(error)})"
+    failures = [found for found in hosts.exchange(failure) if found]
+    if failures:
+        raise DamagedError(f"{folder} is damaged: {failures[0]}")
+    return tree
+
+
+def read_on_host(folder: pathlib.Path, shapes: dict[str, Any], text: Mapping[str, Any]) -> dict[str, Any]:
+    """Read all arrays of a checkpoint into the host's memory, as NumPy arrays.
+
+    They are read the way `ensdiff.load` reads them, which needs files of a checkpoint that Orbax's reader of NumPy
+    arrays does not open. What can be read here can be loaded.
+
+    Args:
+        folder: of the checkpoint.
+        shapes: of all arrays, as `jax.ShapeDtypeStruct`.
+        text: its description.
+
+    Raises:
+        DamagedError: as `read_arrays`.
+    """
+    try:
+        device = jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # where JAX was told to use an accelerator alone
+        device = jax.local_devices()[0]
+    sharding = jax.sharding.SingleDeviceSharding(device)
+    abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), shapes)
+    return jax.tree.map(np.asarray, read_arrays(folder, abstract, text))
+
+
+def _load_alone(folder: pathlib.Path, abstract: Any) -> Any:
+    """Orbax's load, in which no process waits for one that fails."""
+    log_errors_once()
+    me = jax.process_index()
+    context = ocp.Context()
+    context.multiprocessing.primary_host = me
+    context.multiprocessing.active_processes = {me}
+    context.multiprocessing.barrier_sync_key_prefix = f"process{me}"
+    with context:
+        return ocp.load(folder, abstract)
+
+
+def _difference(tree: Mapping[str, Any], text: Mapping[str, Any]) -> str | None:
+    """What is wrong with the parts of a checkpoint that were read."""
+    for part, arrays in tree.items():
+        leaves = jax.tree.leaves(arrays, is_leaf=lambda leaf: leaf is ocp.PLACEHOLDER)
+        if any(leaf is ocp.PLACEHOLDER for leaf in leaves) or not leaves:
+            continue
+        if failure := _wrong_members(part, member_sums(arrays), text):
+            return failure
+    return None
+
+
+def _wrong_members(part: str, found: Mapping[int, str], text: Mapping[str, Any]) -> str | None:
+    """Which members' checksums are not those of a description; it has none in format 1."""
+    if "sums" not in text:
+        return None
+    expected = text["sums"].get(part)
+    if expected is None:
+        return f"{part} have no checksums"
+    wrong = [k for k, value in sorted(found.items()) if value != expected[k]]
+    return f"{part} of members {', '.join(map(str, wrong))} do not match their checksums" if wrong else None
+
+
+def _in_groups(sizes: Sequence[int], limit: int) -> Iterator[slice]:
+    """Neighbours whose sizes add up to at most a limit, or one alone."""
+    first, total = 0, 0
+    for i, size in enumerate(sizes):
+        if i > first and total + size > limit:
+            yield slice(first, i)
+            first, total = i, 0
+        total += size
+    yield slice(first, len(sizes))
+
+
+def read_members(
+    folder: pathlib.Path, part: str, shapes: Params, members: Sequence[int], text: Mapping[str, Any]
+) -> Params:
+    """One part of some members, as NumPy arrays stacked in the order of ``members``.
+
+    A few arrays are read at a time, `GROUP` bytes or a single one, and only the members' rows are kept.
+
+    Raises:
+        DamagedError: it cannot be read, or some of these members have other values than were saved.
+    """
+    rows = list(members)
+    left = placeholders(folder)
+    abstract, tree = jax.tree.flatten(shapes)
+    taken: list[np.ndarray] = []
+    try:
+        for some in _in_groups([leaf.size * leaf.dtype.itemsize for leaf in abstract], GROUP):
+            leaves: list[Any] = [ocp.PLACEHOLDER] * len(abstract)
+            leaves[some] = [np.ndarray] * (some.stop - some.start)
+            loaded = _load_alone(folder, {**left, part: jax.tree.unflatten(tree, leaves)})
+            taken += [np.array(leaf[rows]) for leaf in jax.tree.leaves(loaded[part])[some]]
+    except (MemoryError, PermissionError):
+        raise
+    except Exception as error:
+        raise _unreadable(folder, error) from error
+    params = jax.tree.unflatten(tree, taken)
+    found = dict(zip(rows, member_sums(params).values(), strict=True))
+    if failure := _wrong_members(part, found, text):
+        raise DamagedError(f"{folder} is damaged: {failure}")
+    return params

@@ -1,0 +1,1 @@
+"""Samples and counterfactuals: states under any weight rows, denoised in batches."""

@@ -1,0 +1,295 @@
+"""Sampling, factual and ablated, of many weight rows at once.
+
+A *state* is one image being denoised under one row of weights. The states of all ablations and samples form one flat
+axis R, so that the factual samples (one row), a landscape (every unit for every sample) and a verification (another
+choice of units for every sample) are the same computation:
+
+(2) ``eps_r = sum_k w_rk eps_k(x_r, t)``, and then the sampler's step (s1), (s2) of `ensdiff.diffusion.schedule`.
+
+Member k is applied only to the states that keep it (w_rk != 0): their indices are gathered into batches of one member
+each, so that a step is a loop over batches and its work the number of survivors of all states.
+States share the noise of their sample, so that a counterfactual differs from its sample by the weights alone; and
+nothing reduces over R, so that chunks of any size give the same images.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AbstractMesh, Mesh
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Float, Int
+from tqdm import tqdm
+
+from ensdiff import hosts
+from ensdiff.diffusion.samplers import SamplerConfig, StepFunction, advance, rule_of, step_arguments
+from ensdiff.ensemble.ensemble import Ensemble, to_images
+from ensdiff.ensemble.members import apply_member, jit_once, over_members
+from ensdiff.ensemble.memory import images_at_once, least_bytes
+from ensdiff.ensemble.mesh import make_mesh, on_mesh, pace, platform
+from ensdiff.models.conv import one_by_one
+from ensdiff.models.unet import UNetConfig
+from ensdiff.sampling.packing import Batches, batch_numbers, choose_places, gather_batches, kept_counts, round_up
+from ensdiff.typing import Array, ArrayLike
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["index_B", "key", "array"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class Noise:
+    """The exogenous noise of samples: drawn from a key when needed, or given as an array.
+
+    Args:
+        index_B: the number of each sample under the key, or its place on the array's second axis.
+        key: a JAX key; sample b at step j gets ``normal(fold_in(fold_in(key, b), j))``, whatever the batch.
+        array: (S + 1, B, H, W, C): x_T, then the noise of each step.
+    """
+
+    index_B: Int[Array, " B"]
+    key: Array | None = None
+    array: Float[Array, "S+1 B H W C"] | None = None
+
+    def at(self, step: int | Array, image_shape: tuple[int, int, int]) -> Float[Array, "B H W C"]:
+        """Standard normal noise number ``step``; 0 is x_T, j + 1 belongs to sampling step j."""
+        if self.array is not None:
+            return self.array[step][self.index_B]
+
+        def draw(index):
+            return jax.random.normal(jax.random.fold_in(jax.random.fold_in(self.key, index), step), image_shape)
+
+        return jax.vmap(draw)(self.index_B)
+
+    @staticmethod
+    def specs() -> Any:
+        """How it lies on a mesh whose data axis splits the samples: a pytree prefix of `PartitionSpec`."""
+        place: Any = P
+        return Noise(place("data"), place(), place())
+
+    def on_mesh(self, mesh: Mesh) -> "Noise":
+        """The same noise, placed as `specs` says."""
+        return Noise(
+            on_mesh(jnp.asarray(self.index_B), mesh, P("data")),
+            None if self.key is None else on_mesh(self.key, mesh, P()),
+            None if self.array is None else on_mesh(self.array, mesh, P()),
+        )
+
+    def take(self, index) -> "Noise":
+        """The noise of some of the samples."""
+        return dataclasses.replace(self, index_B=jnp.asarray(self.index_B)[index])
+
+
+@functools.lru_cache(maxsize=64)
+def sampling_step(
+    model: UNetConfig, image_shape: tuple[int, int, int], rule: bool | StepFunction, mesh: Mesh
+) -> Callable:
+    """One compiled sampling step of all states: ``(params_K, x_R, noise, batches, j, coefficients) -> x_R``.
+
+    ``x_R`` is donated; ``rule`` and ``coefficients`` are those of `ensdiff.diffusion.samplers.advance`. Only the sum
+    over members crosses devices.
+    """
+    summed = mesh.shape["member"] > 1
+
+    def weighted(params, x_R, index_P, weight_P, t):
+        eps_P = apply_member(model, params, x_R[index_P], jnp.full(index_P.shape, t, jnp.int32))
+        return weight_P[:, None, None, None] * eps_P
+
+    def unless_empty(params_K, x_R, member, index_P, weight_P, t):
+        def predict():
+            return weighted(jax.tree.map(lambda a: a[member], params_K), x_R, index_P, weight_P, t)
+
+        def nothing():
+            return jnp.zeros((len(index_P), *x_R.shape[1:]))
+
+        return jax.lax.cond(weight_P.any(), predict, nothing)
+
+    def mean(params_K, x_R, batches, t):
+        if one_by_one(model.conv):
+
+            def add(eps_R, batch):
+                return eps_R.at[batch[1]].add(unless_empty(params_K, x_R, *batch, t)), None
+
+            return jax.lax.scan(add, jnp.zeros_like(x_R), batches)[0]
+        index_NP, weight_NP = batches[1:]  # one batch a member, of equal length: all members at once
+        eps_NP = over_members(model, lambda *args: weighted(args[0], x_R, *args[1:], t), params_K, index_NP, weight_NP)
+        return jnp.zeros_like(x_R).at[index_NP.reshape(-1)].add(eps_NP.reshape(-1, *x_R.shape[1:]))
+
+    def step(params_K, x_R, noise, batches, j, coefficients):
+        eps_R = mean(params_K, x_R, jax.tree.map(lambda a: a[0, 0], batches), coefficients[0])
+        if summed:
+            eps_R = jax.lax.psum(eps_R, "member")
+        return advance(rule, x_R, eps_R, noise.at(j + 1, image_shape), coefficients)
+
+    mapped = jax.shard_map(
+        step,
+        mesh=mesh,
+        in_specs=(P("member"), P("data"), Noise.specs(), P("data", "member"), P(), P()),
+        out_specs=P("data"),
+        check_vma=False,
+    )
+    return jax.jit(mapped, donate_argnums=1)
+
+
+class Chunks(NamedTuple):
+    """How R states are worked off: chunks of ``states``, in batches of ``places``, ``number`` a step and device."""
+
+    states: int
+    places: int
+    number: int
+
+
+def plan(
+    params: Ensemble,
+    weights_RK: Float[np.ndarray, "R K"],
+    mesh: Mesh | AbstractMesh,
+    chunk: int | None,
+    memory_budget: int | None,
+) -> Chunks:
+    """Equal chunks that fit in memory, and batches that all of them share (so that one program does for all).
+
+    Args:
+        params: the ensemble.
+        weights_RK: the weights of all states.
+        mesh: the devices.
+        chunk: states at a time; None is as many as a budget and `STATES_AT_ONCE` allow.
+        memory_budget: bytes that a device may use for states and activations; None is `memory_budget_default`.
+
+    Raises:
+        ValueError: not even one state fits in the budget.
+    """
+    R, K = weights_RK.shape
+    shards, member_shards = mesh.shape["data"], mesh.shape["member"]
+    budget = memory_budget_default() if memory_budget is None else memory_budget
+    # a state: its image, noise, prediction, next image and what the compiler keeps of them; its places in the lists
+    state = 4 * 8 * int(np.prod(params.image_shape)) + 8 * K
+    least = least_bytes(params.model, params.image_shape, mesh, K)
+    if budget < state + least:
+        raise ValueError(
+            f"memory_budget={budget} bytes: one state needs up to {state + least} bytes on a device; give at least that"
+        )
+    most = min(max(1, min(budget // 2, budget - least) // state), STATES_AT_ONCE) * shards if chunk is None else chunk
+    parts = -(-R // most)
+    states = -(-R // (parts * shards)) * shards  # equal chunks, a multiple of the data shards
+    if parts == 1 and shards == 1:
+        states = max(states, min(round_up(R, FEW_STATES), most))  # more states without weight, for the sake of the size
+    counts_CDK = np.stack([kept_counts(weights, shards) for _, weights in _padded(weights_RK, states)])
+    if not one_by_one(params.model.conv):
+        return Chunks(states, max(1, int(counts_CDK.max())), K // member_shards)
+    at_once = max(1, images_at_once(params.model, params.image_shape, mesh, K, budget - states // shards * state))
+    overhead = BATCH_OVERHEAD.get(platform(mesh), 32.0)
+    places = choose_places(counts_CDK, member_shards, at_once, overhead)
+    return Chunks(states, places, batch_numbers(counts_CDK, places, member_shards))
+
+
+STATES_AT_ONCE = 1024
+"""States of a chunk and data shard: enough to fill batches, few enough to see progress."""
+
+FEW_STATES, FEW_BATCHES = 32, 16
+"""Smaller numbers are rounded up to these, and others to powers of two, where that costs nothing: a state without
+weight is in no batch, and an empty batch is skipped. So many calls share one compiled program."""
+
+BATCH_OVERHEAD = {"cpu": 0.5}
+"""What a batch costs beside its images, in images."""
+
+
+def _padded(weights_RK: np.ndarray, states: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """State numbers and weights of each chunk; the last one repeats its first state with no weight."""
+    for start in range(0, len(weights_RK), states):
+        rows = np.arange(start, min(start + states, len(weights_RK)))
+        index = np.concatenate([rows, np.full(states - len(rows), rows[0])])
+        yield index, np.where(np.arange(states)[:, None] < len(rows), weights_RK[index], 0)
+
+
+def denoise(
+    params: Ensemble,
+    config: SamplerConfig,
+    noise: Noise,
+    weights_RK: Float[np.ndarray, "R K"],
+    *,
+    chunks: Chunks | None = None,
+    mesh: Mesh | None = None,
+) -> Float[Array, "R H W C"]:
+    """Run the sampler for R states at once and return them in model space, not clipped.
+
+    Args:
+        params: the ensemble.
+        config: the sampler.
+        noise: the noise of each state: ``noise.index_B`` has R entries.
+        weights_RK: the weights of each state; a member is evaluated only where its weight is not 0.
+        chunks: sizes of the batches, so that several calls share one compilation.
+        mesh: the devices; by default all that can share the work.
+    """
+    R = len(weights_RK)
+    weights_RK = np.asarray(weights_RK, np.float32)
+    mesh = make_mesh(params.members, R) if mesh is None else mesh
+    shards = mesh.shape["data"]
+    if R % shards:
+        raise ValueError(f"{R} states cannot be split over {shards} data shards; choose a multiple of {shards}")
+    chunks = plan(params, weights_RK, mesh, R, None) if chunks is None else chunks
+    number = round_up(chunks.number, FEW_BATCHES) if one_by_one(params.model.conv) else chunks.number
+    batches = gather_batches(weights_RK, shards, mesh.shape["member"], chunks.places, number)
+    step = sampling_step(params.model, params.image_shape, rule_of(config), mesh)
+    stacked = on_mesh(params.params, mesh)
+    placed = Batches(*(on_mesh(a, mesh, P("data", "member")) for a in batches))
+    noise = noise.on_mesh(mesh)
+    x_R = _first_noise(params.image_shape)(noise)
+    x_R = on_mesh(x_R, mesh, P("data"))
+    for j, coefficients in enumerate(step_arguments(params.schedule, config)):
+        x_R = pace(step(stacked, x_R, noise, placed, np.int32(j), coefficients), mesh)
+    return x_R
+
+
+@functools.lru_cache(maxsize=16)
+def _first_noise(image_shape: tuple[int, int, int]) -> Callable[[Noise], Array]:
+    return jit_once(lambda noise: noise.at(0, image_shape))
+
+
+def memory_budget_default() -> int:
+    """Bytes that sampling may use: half of what an accelerator has, 1 GiB on a CPU."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    # the least of all processes: their chunks must be the same
+    return min(hosts.exchange(stats.get("bytes_limit", 2 * 2**30) // 2))
+
+
+def run_states(
+    params: Ensemble,
+    config: SamplerConfig,
+    noise: Noise,
+    weights_RK: ArrayLike,
+    *,
+    chunk: int | None = None,
+    memory_budget: int | None = None,
+    progress: bool = False,
+    what: str = "denoise",
+) -> Iterator[tuple[slice, Array]]:
+    """Denoise any number of states in chunks that fit in memory.
+
+    Args:
+        params: the ensemble.
+        config: the sampler.
+        noise: ``noise.index_B`` names the noise of each state, R entries.
+        weights_RK: weights of each state.
+        chunk: states at a time; by default from the memory budget.
+        memory_budget: bytes that a device may use for states and activations, see `plan`.
+        progress: show a progress bar.
+        what: its label.
+
+    Yields:
+        The slice of R and the images, (rows, H, W, C) in [0, 1] and still on the device (of every process), of each
+        chunk in order.
+    """
+    weights_RK = np.asarray(weights_RK, np.float32)
+    R = len(weights_RK)
+    mesh = make_mesh(params.members)
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"chunk={chunk}: expected at least 1 state at a time")
+    chunks = plan(params, weights_RK, mesh, chunk, memory_budget)
+    with tqdm(total=R, desc=what, unit="image", disable=not (progress and hosts.is_writer())) as bar:
+        for number, (index, weights) in enumerate(_padded(weights_RK, chunks.states)):
+            x = hosts.local(denoise(params, config, noise.take(index), weights, chunks=chunks, mesh=mesh))
+            start = number * chunks.states
+            count = min(chunks.states, R - start)
+            yield slice(start, start + count), to_images(x, params.value_range)[:count]
+            bar.update(count)

@@ -1,0 +1,290 @@
+"""Samples, and their counterfactuals: what `ensdiff.sample` and `ensdiff.counterfactuals` do."""
+
+import dataclasses
+import functools
+import numbers
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+
+from ensdiff.codes import Code
+from ensdiff.diffusion.samplers import SamplerConfig, StepFunction, step_arguments
+from ensdiff.ensemble.ensemble import WEIGHT_SUM, Ensemble, member_weights
+from ensdiff.sampling.denoise import Noise, run_states
+from ensdiff.typing import Array, ArrayLike, Key, as_key, unmasked
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["images", "noise", "weights_K"],
+    meta_fields=["config", "fingerprint"],
+)
+@dataclasses.dataclass(frozen=True)
+class Samples:
+    """Generated images with all that is needed to generate their counterfactuals. ``samples[2:5]`` takes some.
+
+    Args:
+        images: (B, H, W, C) float32 in [0, 1].
+        noise: the exogenous noise they came from.
+        weights_K: the member weights they were generated with.
+        config: the sampler.
+        fingerprint: `Ensemble.fingerprint` of the ensemble that made them. What regenerates or differentiates them
+            refuses another ensemble; None (by `unbound`, or in samples made by hand) lets them be used with any of
+            as many members and the same images.
+
+    >>> len(samples), samples.images.shape
+    (2, (2, 8, 8, 1))
+    >>> samples[1:].images.shape
+    (1, 8, 8, 1)
+    """
+
+    images: Float[Array, "B H W C"]
+    noise: Noise
+    weights_K: Float[Array, " K"]
+    config: SamplerConfig
+    fingerprint: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index) -> "Samples":
+        index = np.arange(len(self))[index]
+        if np.ndim(index) == 0:
+            index = index[None]
+        return dataclasses.replace(self, images=self.images[index], noise=self.noise.take(index))
+
+    def unbound(self) -> "Samples":
+        """The same samples, to be used with another ensemble than the one that made them.
+
+        Its counterfactuals then start from the same noise, but a distance between them and these images mixes what
+        removing a unit changes with what the other ensemble changes.
+
+        >>> samples.unbound().fingerprint is None
+        True
+        """
+        return dataclasses.replace(self, fingerprint=None)
+
+    def __repr__(self) -> str:
+        source = "a noise array" if self.noise.key is None else "a key"
+        return f"Samples({len(self)} images of {self.images.shape[1:]}, {self.config}, noise from {source})"
+
+
+def sampler_config(
+    params: Ensemble, steps: int | None, sampler: str | StepFunction | SamplerConfig, **options
+) -> SamplerConfig:
+    """A `SamplerConfig` from `sample`'s arguments, checked against the ensemble's schedule.
+
+    Raises:
+        ValueError: unknown options, options or other steps beside a whole `SamplerConfig`, or more steps than the
+            schedule has levels.
+    """
+    if isinstance(sampler, SamplerConfig):
+        if options:
+            raise ValueError(f"sampler is a SamplerConfig already: put {sorted(options)} into it")
+        if steps is not None and steps != sampler.steps:
+            raise ValueError(
+                f"steps={steps}, but the sampler is a SamplerConfig of {sampler.steps} steps: leave steps out, or give "
+                f"dataclasses.replace(sampler, steps={steps})"
+            )
+        config = sampler
+    else:
+        names = {field.name for field in dataclasses.fields(SamplerConfig)}
+        unknown = sorted(set(options) - names)
+        if unknown:
+            raise ValueError(f"unknown sampler options {unknown}: expected some of {sorted(names)}")
+        steps = SamplerConfig().steps if steps is None else steps
+        config = SamplerConfig(sampler=sampler, steps=steps, **options)  # type: ignore[arg-type]
+    step_arguments(params.schedule, config)
+    return config
+
+
+def sample(
+    params: Ensemble,
+    key: Key | None = None,
+    n: int | None = None,
+    *,
+    steps: int | None = None,
+    sampler: str | StepFunction | SamplerConfig = "ddpm",
+    noise: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    chunk: int | None = None,
+    progress: bool = False,
+    **options,
+) -> Samples:
+    """Generate images with the ensemble (2).
+
+    Args:
+        params: the ensemble.
+        key: int seed or JAX key of the noise; nothing of the noise is stored.
+        n: number of images.
+        steps: sampling steps S; by default 50, or those of a `SamplerConfig`.
+        sampler: ``"ddpm"``, ``"ddim"``, a step function of your own (see `SamplerConfig`), or a whole `SamplerConfig`.
+        noise: instead of ``key`` and ``n``: a (S + 1, B, H, W, C) array, x_T first.
+        weights: (K,) member weights, by default 1/K each: a mask of the members that are kept (booleans, or integers
+            that are all 0 or 1), which become equal weights of these; or numbers that sum to 1 within 1e-5.
+        chunk: images at a time; by default as many as fit in memory.
+        progress: show a progress bar.
+        **options: other fields of `SamplerConfig`, such as ``eta`` or ``clip``.
+
+    Returns:
+        `Samples`; ``.images`` is (n, H, W, C), float32 in [0, 1].
+
+    Raises:
+        ValueError: neither or both of key and noise, shapes that do not fit, weights that do not sum to 1, unknown
+            options, or ``steps`` that a `SamplerConfig` contradicts.
+
+    >>> ensdiff.sample(params, 0, 4, steps=3, sampler="ddim").images.shape
+    (4, 8, 8, 1)
+    >>> noise = np.zeros((4, 2, 8, 8, 1), np.float32)  # x_T, and the noise of each of 3 steps
+    >>> ensdiff.sample(params, noise=noise, steps=3)
+    Samples(2 images of (8, 8, 1), ..., noise from a noise array)
+    >>> without_3 = ensdiff.sample(params, 0, 4, steps=3, weights=code.rows(3)[0] == 0)  # who did not see unit 3
+    >>> images = ensdiff.counterfactuals(params, ensdiff.sample(params, 0, 4, steps=3), [3])
+    >>> bool((without_3.images == images[0]).all())
+    True
+    """
+    config = sampler_config(params, steps, sampler, **options)
+    given = _make_noise(params, config, key, n, noise)
+    K = params.members
+    if weights is not None and np.ndim(weights) != 1:
+        raise ValueError(f"weights has shape {np.shape(weights)}: expected {K} finite numbers, one row for all samples")
+    weights_K = np.full((K,), 1.0 / K) if weights is None else member_weights(weights, K)
+    weights_K = weights_K.astype(np.float32)
+    count = len(given.index_B)
+    rows = np.broadcast_to(weights_K, (count, K))
+    parts = run_states(params, config, given, rows, chunk=chunk, progress=progress, what="sample")
+    images = np.concatenate([np.asarray(part) for _, part in parts])
+    return Samples(jnp.asarray(images), given, jnp.asarray(weights_K), config, params.fingerprint)
+
+
+def _make_noise(
+    params: Ensemble, config: SamplerConfig, key: Key | None, n: int | None, noise: ArrayLike | None
+) -> Noise:
+    if (key is None) == (noise is None):
+        raise ValueError("give either key and n, or noise (an array of shape (steps + 1, B, H, W, C))")
+    if noise is None:
+        if not isinstance(n, numbers.Integral) or isinstance(n, bool) or n < 1:
+            raise ValueError(f"n={n}: expected the number of images to generate, an integer of at least 1")
+        return Noise(jnp.arange(int(n), dtype=jnp.int32), key=as_key(key))
+    array = jnp.asarray(unmasked(noise, "noise"), jnp.float32)
+    expected = (config.steps + 1, array.shape[1] if array.ndim == 5 else "B", *params.image_shape)
+    if array.shape != expected:
+        raise ValueError(f"noise has shape {array.shape}: expected {expected}, x_T first, channels last")
+    if n is not None and n != array.shape[1]:
+        raise ValueError(f"n={n}, but noise holds {array.shape[1]} images; leave n out")
+    if not jnp.isfinite(array).all():
+        raise ValueError("noise holds NaN or infinity: expected independent normal numbers")
+    return Noise(jnp.arange(array.shape[1], dtype=jnp.int32), array=array)
+
+
+def check_samples(params: Ensemble, samples: Samples | ArrayLike, what: str, *, factual: bool = True) -> None:
+    """Raise a helpful error unless these are `Samples` that this ensemble made.
+
+    Args:
+        params: the ensemble.
+        samples: what a caller gave.
+        what: needs them, for the error.
+        factual: whether they must have been made with the weights 1/K, from which (3) ablates.
+
+    Raises:
+        ValueError: images without their noise; samples of another ensemble, or of other weights than 1/K.
+    """
+    if not isinstance(samples, Samples):
+        raise ValueError(
+            f"{what} needs the noise of the samples: give what ensdiff.sample returned, not {type(samples).__name__}. "
+            "Images that were not generated here have no known noise; attribute(..., method='loss') scores any image"
+        )
+    if tuple(samples.images.shape[1:]) != tuple(params.image_shape):
+        raise ValueError(
+            f"the samples are {tuple(samples.images.shape[1:])} images, the ensemble makes {params.image_shape}"
+        )
+    K = params.members
+    weights_K = np.asarray(samples.weights_K)
+    if weights_K.shape != (K,):
+        raise ValueError(
+            f"the samples were made by an ensemble of {len(weights_K)} members, this one has {K}: give the ensemble "
+            "that made them, or sample from this one"
+        )
+    if samples.fingerprint is not None and samples.fingerprint != params.fingerprint:
+        raise ValueError(
+            f"the samples were made by another ensemble, with fingerprint {samples.fingerprint[:12]}; this one has "
+            f"{params.fingerprint[:12]}. Give the ensemble that made them (ensdiff.load of the same run with the same "
+            "step, members and average), sample from this one, or give samples.unbound() if the difference is meant"
+        )
+    if factual and not np.allclose(weights_K * K, 1.0, rtol=0, atol=WEIGHT_SUM):
+        raise ValueError(
+            f"the samples were made with other weights than 1/{K} each, and {what} removes units from the whole "
+            "ensemble: load the members that made them (ensdiff.load(..., members=...)) and sample from these, or "
+            "sample without weights"
+        )
+
+
+def counterfactuals(
+    params: Ensemble,
+    samples: Samples,
+    units: Sequence,
+    *,
+    code: Code | None = None,
+    chunk: int | None = None,
+    memory_budget: int | None = None,
+    progress: bool = False,
+) -> Float[np.ndarray, "M B H W C"]:
+    """What each sample would have been had a unit (or a set of units) never existed (3), (4).
+
+    Args:
+        params: the ensemble.
+        samples: what `sample` returned.
+        units: M entries, each a unit id or a collection of ids that are removed together.
+        code: another code over the same members whose units these are, such as ``code.group_code()`` of a hierarchical
+            code.
+        chunk: images at a time; by default as many as the memory budget allows.
+        memory_budget: bytes of activations a device may hold.
+        progress: show a progress bar.
+
+    Returns:
+        (M, B, H, W, C) float32 in [0, 1], on the host.
+
+    Raises:
+        NoSurvivorError: every member has seen some unit of a set.
+        ValueError: an unknown unit, a code of another number of members, or samples that another ensemble made or
+            that were made with weights.
+
+    >>> without = ensdiff.counterfactuals(params, samples, [3, {4, 7}])
+    >>> without.shape  # without unit 3; without 4 and 7 together
+    (2, 2, 8, 8, 1)
+    """
+    check_samples(params, samples, "a counterfactual")
+    weights_MK = params.candidate_code(code).ablate(units)
+    M, B = len(weights_MK), len(samples)
+    images = ablated(
+        params,
+        samples,
+        np.repeat(weights_MK, B, axis=0),
+        np.tile(np.arange(B), M),
+        chunk=chunk,
+        memory_budget=memory_budget,
+        progress=progress,
+    )
+    return images.reshape(M, B, *params.image_shape)
+
+
+def ablated(
+    params: Ensemble,
+    samples: Samples,
+    weights_RK: Float[np.ndarray, "R K"],
+    sample_R: Int[np.ndarray, " R"],
+    **resources,
+) -> Float[np.ndarray, "R H W C"]:
+    """Sample ``sample_R[r]`` regenerated from its own noise under the weights ``weights_RK[r]``, for any pairs.
+
+    ``resources`` are `run_states`'s ``chunk``, ``memory_budget`` and ``progress``. Returns images in [0, 1].
+    """
+    check_samples(params, samples, "a counterfactual", factual=False)
+    out = np.empty((len(weights_RK), *params.image_shape), np.float32)
+    noise = samples.noise.take(sample_R)
+    for rows, images in run_states(params, samples.config, noise, weights_RK, what="counterfactuals", **resources):
+        out[rows] = images
+    return out

@@ -1,0 +1,121 @@
+"""How to train: the settings, and which of them decide the parameters."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+
+from ensdiff.settings import check_fields
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How to train.
+
+    Args:
+        steps: optimiser steps.
+        batch_size: images a member a step.
+        learning_rate: peak rate of Adam.
+        warmup: steps of linear warm-up from 0.
+        decay: ``"constant"`` or ``"cosine"`` (to 0 at the last step).
+        clip: largest norm of one member's gradient; 0 is no clipping.
+        ema: decay of the exponential moving average of the parameters; 0 is none. The ensemble uses the average.
+        flip: mirror images left to right at random.
+        seed: of the initial parameters, the batches, the noise and dropout.
+        log_every: steps between lines of metrics.
+        checkpoint_every: steps between checkpoints; the last step is always kept.
+        sample_every: steps between grids of samples; 0 is none.
+        keep: the newest checkpoints that are kept.
+        keep_every: checkpoints at multiples of so many steps are kept as well; 0 is none.
+        steps_per_call: steps that one call of the compiled program makes. More than 1 saves an accelerator the wait
+            for the host between steps; losses are then looked at once a call.
+
+    >>> config = ensdiff.TrainConfig(steps=200, learning_rate=1e-3, decay="cosine")
+    >>> config.steps, config.decay
+    (200, 'cosine')
+    """
+
+    steps: int = 1000
+    batch_size: int = 32
+    learning_rate: float = 2e-4
+    warmup: int = 100
+    decay: Literal["constant", "cosine"] = "constant"
+    clip: float = 1.0
+    ema: float = 0.0
+    flip: bool = False
+    seed: int = 0
+    log_every: int = 20
+    checkpoint_every: int = 500
+    sample_every: int = 0
+    keep: int = 3
+    keep_every: int = 0
+    steps_per_call: int = 1
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep", "steps_per_call"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
+        for name in ("warmup", "sample_every", "clip", "keep_every"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)}: expected 0 (none) or more")
+        if self.keep_every % self.checkpoint_every:
+            raise ValueError(
+                f"keep_every={self.keep_every}: expected a multiple of checkpoint_every={self.checkpoint_every}, "
+                "or 0 for none"
+            )
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate={self.learning_rate}: expected a positive number")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema={self.ema}: expected a decay in [0, 1); 0 is none")
+        if self.decay not in ("constant", "cosine"):
+            raise ValueError(f"decay={self.decay!r}: expected 'constant' or 'cosine'")
+
+    def unreached(self) -> list[str]:
+        """Settings that ``steps`` ends before, a sentence each: `ensdiff.train` warns of them.
+
+        >>> TrainConfig(steps=50).unreached()
+        ['warmup=100 is more than steps=50: the learning rate ends at 0.0001 and never reaches 0.0002; ...']
+        """
+        found = []
+        if self.warmup > self.steps:
+            last = self.learning_rate * self.steps / self.warmup
+            found.append(
+                f"warmup={self.warmup} is more than steps={self.steps}: the learning rate ends at {last:g} and never "
+                f"reaches {self.learning_rate:g}; give a warmup of at most {self.steps}"
+            )
+        if self.sample_every > self.steps:
+            found.append(
+                f"sample_every={self.sample_every} is more than steps={self.steps}: no grid of samples is written; "
+                f"give at most {self.steps}, or 0 for none"
+            )
+        return found
+
+    def steps_to_stop(self, done: int) -> int:
+        """Steps of the next call after ``done`` steps: up to the next checkpoint, grid of samples or end.
+
+        >>> TrainConfig(steps=50, checkpoint_every=20, steps_per_call=8).steps_to_stop(16)
+        4
+        """
+        stops = [self.steps - done, self.checkpoint_every - done % self.checkpoint_every]
+        if self.sample_every:
+            stops.append(self.sample_every - done % self.sample_every)
+        return min(self.steps_per_call, *stops)
+
+
+def decisive(train: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the fields of a `TrainConfig`, those that decide the parameters at a step; the others may change in resuming.
+
+    >>> sorted(decisive({"seed": 0, "keep": 3, "steps": 40, "decay": "constant"}))
+    ['decay', 'seed']
+    """
+    free = {"log_every", "checkpoint_every", "sample_every", "keep", "keep_every"}
+    if train.get("decay") == "constant":
+        free.add("steps")  # with cosine decay the number of steps shapes the learning rate
+    return {name: value for name, value in train.items() if name not in free}
+
+
+def seed_of(config: TrainConfig) -> np.uint32:
+    """The seed as an argument of the compiled steps, so that one program serves all seeds."""
+    return np.uint32(config.seed % 2**32)  # as much of it as a JAX key takes

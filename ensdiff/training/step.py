@@ -1,0 +1,213 @@
+"""One training step of all members, compiled.
+
+Each member minimises the simple loss of Ho et al. 2020, ``E |eps - eps_k(x_t, t)|^2`` (mean over pixels), over its own
+split. Nothing is shared: batches, noise, clip, optimiser and average of a member are functions of its own split, its
+number and the step (`step_keys`, `data.splits`). That is what makes an ablation exact: a member that did not see a
+unit has bit for bit the parameters it would have without the unit.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Float, UInt8
+
+from ensdiff.diffusion.schedule import Schedule, add_noise
+from ensdiff.ensemble.ensemble import to_model
+from ensdiff.ensemble.members import init_params, sum_over_pieces, update_members
+from ensdiff.ensemble.memory import count_pieces
+from ensdiff.models.unet import UNet, UNetConfig
+from ensdiff.training.config import TrainConfig
+from ensdiff.typing import Array, ArrayLike, Params
+
+
+class TrainState(NamedTuple):
+    """What a checkpoint holds. Every array has a leading member axis; ``ema`` is None without averaging."""
+
+    params: Params
+    opt_state: Any
+    ema: Params | None
+
+
+class Batch(NamedTuple):
+    """One step's images and the mask that repeats, from the code alone, which of them may teach their member."""
+
+    images_KBHWC: UInt8[ArrayLike, "K B H W C"]
+    mask_KB: Float[ArrayLike, "K B"]
+
+
+class StepMetrics(NamedTuple):
+    """Loss (mean over pixels and batch) and norm of the gradient before clipping, of each member."""
+
+    loss_K: Float[Array, " K"]
+    grad_norm_K: Float[Array, " K"]
+
+
+def optimizer(config: TrainConfig) -> optax.GradientTransformation:
+    """Adam with warm-up and a clip, for *one* member."""
+    peak = config.learning_rate
+    if config.decay == "cosine":
+        rate = optax.warmup_cosine_decay_schedule(0.0, peak, config.warmup, max(config.steps, config.warmup + 1))
+    else:
+        rate = optax.linear_schedule(0.0 if config.warmup else peak, peak, max(config.warmup, 1))
+    clip = optax.clip_by_global_norm(config.clip) if config.clip else optax.identity()
+    return optax.chain(clip, optax.adam(rate))
+
+
+def init_state(
+    model: UNetConfig, image_shape: tuple[int, int, int], members: int, config: TrainConfig, mesh: Mesh | None = None
+) -> TrainState:
+    """Initial parameters, optimiser state and average of all members; on a mesh, computed where they stay."""
+    params = init_params(model, image_shape, members, jax.random.fold_in(jax.random.key(config.seed), 0), mesh)
+    return TrainState(
+        params, _init_optimizer(config, mesh)(params), jax.tree.map(jnp.copy, params) if config.ema else None
+    )
+
+
+@functools.lru_cache(maxsize=16)
+def _init_optimizer(config: TrainConfig, mesh: Mesh | None) -> Callable[[Params], Any]:
+    placed = None if mesh is None else NamedSharding(mesh, P("member"))
+    return jax.jit(jax.vmap(optimizer(config).init), out_shardings=placed)
+
+
+def step_keys(seed: Array | np.integer, step: Array, member: Array, position: Array) -> Array:
+    """The key of one image in one member's batch: a function of nothing else, so of no other member."""
+    key = jax.random.fold_in(jax.random.key(seed), 1)
+    return jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, member), step), position)
+
+
+def member_loss(
+    model: UNetConfig, schedule: Schedule, value_range, flip: bool, params, images_BHWC, mask_B, keys_B
+) -> Float[Array, ""]:
+    """Sum over the batch of one member's masked loss, mean over pixels."""
+
+    def draw(key):
+        level, noise, dropout, mirror = jax.random.split(key, 4)
+        t = jax.random.randint(level, (), 0, schedule.timesteps)
+        return t, jax.random.normal(noise, images_BHWC.shape[1:]), dropout, jax.random.bernoulli(mirror)
+
+    t_B, eps_BHWC, dropout_B, mirror_B = jax.vmap(draw)(keys_B)
+    if flip:
+        images_BHWC = jnp.where(mirror_B[:, None, None, None], images_BHWC[:, :, ::-1], images_BHWC)
+    x_BHWC = add_noise(schedule, to_model(images_BHWC, value_range), t_B, eps_BHWC)
+    predicted = UNet(model).apply({"params": params}, x_BHWC, t_B, dropout_B if model.dropout else None)
+    error_B = jnp.square(predicted - eps_BHWC).mean((1, 2, 3))
+    return jnp.sum(jnp.where(mask_B > 0, mask_B * error_B, 0.0))
+
+
+def member_update(
+    config: TrainConfig, state: TrainState, grads: Params, step: Array
+) -> tuple[TrainState, Float[Array, ""]]:
+    """One member's optimiser step and average; returns the norm of its gradient too."""
+    updates, opt_state = optimizer(config).update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = state.ema
+    if config.ema:
+        decay = jnp.minimum(config.ema, (1.0 + step) / (10.0 + step))
+        ema = jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new, ema, params)
+    return TrainState(params, opt_state, ema), optax.tree.norm(grads)
+
+
+def _member_step(
+    model: UNetConfig, schedule: Schedule, config: TrainConfig, mesh: Mesh, value_range, update: Callable
+) -> Callable:
+    """One member's step on one device: loss, gradient, sum over the data shards, optimiser."""
+    shards = mesh.shape["data"]
+
+    def member_step(state, member, images_BHWC, mask_B, step, seed):
+        B = len(mask_B)
+        position_B = jax.lax.axis_index("data") * B + jnp.arange(B)
+        keys_B = jax.vmap(lambda position: step_keys(seed, step, member, position))(position_B)
+
+        def loss_of(params, images_BHWC, mask_B, keys_B):
+            loss = member_loss(model, schedule, value_range, config.flip, params, images_BHWC, mask_B, keys_B)
+            return loss / (B * shards)
+
+        pieces = count_pieces(model, images_BHWC.shape[1:], B, mesh)
+        gradient = functools.partial(jax.value_and_grad(loss_of), state.params)
+        loss, grads = sum_over_pieces(gradient, pieces, images_BHWC, mask_B, keys_B)
+        if shards > 1:
+            loss, grads = jax.lax.psum((loss, grads), "data")
+        state, norm = update(config, state, grads, step)
+        return state, StepMetrics(loss, norm)
+
+    return member_step
+
+
+@functools.lru_cache(maxsize=16)
+def make_train_step(
+    model: UNetConfig,
+    schedule: Schedule,
+    config: TrainConfig,
+    mesh: Mesh,
+    value_range: tuple[float, float] = (-1.0, 1.0),
+    update: Callable = member_update,
+) -> Callable[..., tuple[TrainState, StepMetrics]]:
+    """The compiled step of the whole ensemble: ``(state, batch, step, seed) -> (state, metrics)``.
+
+    The state is donated; ``step`` and ``seed`` (`seed_of` the config) are integers.
+
+    Each device works on its own members (and on its share of their batches, where there is a data axis: then the
+    gradients are summed over it; over a pure member mesh there is no collective).
+    """
+    member_step = _member_step(model, schedule, config, mesh, value_range, update)
+    local_step = _local_step(model, member_step)
+    mapped: Any = jax.shard_map(
+        local_step,
+        mesh=mesh,
+        in_specs=(P("member"), P("member", "data"), P("member", "data"), P(), P()),
+        out_specs=(P("member"), P("member")),
+        check_vma=False,
+    )
+    return jax.jit(lambda state, batch, *numbers: mapped(state, *batch, *numbers), donate_argnums=0)
+
+
+def _local_step(model: UNetConfig, member_step: Callable) -> Callable:
+    def local_step(state_K, images_KBHWC, mask_KB, step, seed):
+        members = len(mask_KB)
+        member_K = jax.lax.axis_index("member") * members + jnp.arange(members)
+        one = functools.partial(member_step, step=step, seed=seed)
+        return update_members(model, one, state_K, member_K, images_KBHWC, mask_KB)
+
+    return local_step
+
+
+@functools.lru_cache(maxsize=16)
+def make_train_steps(
+    model: UNetConfig,
+    schedule: Schedule,
+    config: TrainConfig,
+    mesh: Mesh,
+    value_range: tuple[float, float] = (-1.0, 1.0),
+) -> Callable[..., tuple[TrainState, StepMetrics]]:
+    """``config.steps_per_call`` steps in one program: ``(state, batches, step, count, seed) -> (state, metrics)``.
+
+    Batches and metrics have a leading axis of ``steps_per_call`` steps; only the first ``count`` of them are made, so
+    that the program is the same, and gives the same bits, whatever the number.
+    """
+    local_step = _local_step(model, _member_step(model, schedule, config, mesh, value_range, member_update))
+
+    def local_steps(state_K, images_SKBHWC, mask_SKB, first, count, seed):
+        zeros_SK = jnp.zeros(mask_SKB.shape[:2])
+
+        def one(i, carry):
+            state_K, metrics = carry
+            state_K, new = local_step(state_K, images_SKBHWC[i], mask_SKB[i], first + i, seed)
+            return state_K, jax.tree.map(lambda all_S, now: all_S.at[i].set(now), metrics, new)
+
+        return jax.lax.fori_loop(0, count, one, (state_K, StepMetrics(zeros_SK, zeros_SK)))
+
+    mapped: Any = jax.shard_map(
+        local_steps,
+        mesh=mesh,
+        in_specs=(P("member"), P(None, "member", "data"), P(None, "member", "data"), P(), P(), P()),
+        out_specs=(P("member"), P(None, "member")),
+        check_vma=False,
+    )
+    return jax.jit(lambda state, batches, *numbers: mapped(state, *batches, *numbers), donate_argnums=0)

@@ -1,0 +1,97 @@
+"""experiments.aot as a user types it: lowering for GPUs by default, compiling for TPUs where libtpu is installed."""
+
+import json
+
+import jax
+import pytest
+
+from ensdiff.ensemble.mesh import make_mesh
+from experiments.abstract import STEPS, abstract_mesh
+
+TINY = [
+    "--config=experiments/configs/digits.py", "--image=8,8,1", "--units=1400", "--config.model.channels=8",
+    "--config.model.multipliers=(1,2)", "--config.model.norm_groups=4", "--config.train.batch_size=4",
+    "--config.code.members=16",
+]  # fmt: skip
+
+
+def steps_of(done, path, programs=STEPS):
+    assert done.returncode == 0, done.stderr
+    record = json.loads(path.read_text())
+    assert [step["step"] for step in record["steps"]] == list(programs)
+    for step in record["steps"]:
+        assert step["flops"]["lowered"] == pytest.approx(step["flops"]["analytic"], rel=0.05), step["step"]
+        assert step["lowered"]["grouped"] == 0
+    return record, {step["step"]: step for step in record["steps"]}
+
+
+def test_cuda_needs_nothing_but_jax(run, tmp_path):
+    """Sixteen members on eight GPUs, two a GPU: the lowered programs hold the analytic FLOPs."""
+    out = tmp_path / "aot.json"
+    done = run("aot", "--topology=cuda:8", "--states=12", *TINY, f"--out={out}")
+    record, steps = steps_of(done, out)
+    assert record["mesh"] == {"member": 8, "data": 1}
+    assert steps["train"]["lowered"]["collectives"] == {}
+    assert list(steps["landscape"]["lowered"]["collectives"]) == ["all-reduce"]
+    for text in ("2 members of 4 images a chip", "1 all-reduce", f"wrote {out}"):
+        assert text in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("topology", "mesh", "programs"), [
+    ("v5e:2x4", (8, 1), STEPS), ("v4:2x2x1", (8, 1), ["loss"]), ("v6e:2x2", (4, 1), ["loss"]),
+])  # fmt: skip
+def test_tpu_programs_fit_without_a_tpu(run, tmp_path, topology, mesh, programs):
+    pytest.importorskip("libtpu", reason="compiling for TPUs needs libtpu: pip install -e '.[aot]'")
+    out = tmp_path / "aot.json"
+    done = run(
+        "aot", f"--topology={topology}", f"--programs={','.join(programs)}", "--states=12", *TINY, f"--out={out}"
+    )
+    record, steps = steps_of(done, out, programs)
+    assert tuple(record["mesh"].values()) == mesh
+    for step in steps.values():
+        assert step["fits"]
+        assert 0 < step["bytes"]["arguments"] < step["bytes"]["peak"] < 2**30
+    if "train" in steps:
+        assert steps["train"]["compiled"]["collectives"] == {}
+        assert steps["landscape"]["compiled"]["collectives"]["all-reduce"]["number"] >= 1
+        assert steps["train"]["bytes"]["aliased"] > 0.9 * steps["train"]["bytes"]["outputs"]  # the state is donated
+
+
+@pytest.mark.slow
+def test_what_does_not_fit_is_said(run, tmp_path):
+    pytest.importorskip("libtpu", reason="compiling for TPUs needs libtpu: pip install -e '.[aot]'")
+    done = run(
+        "aot", "--topology=v5e:2x2", "--programs=landscape", *TINY, "--config.model.multipliers=(1,)",
+        "--states=4000000", "--config.code.members=4", "--units=6",
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "no room in the 16 GiB of a device for: landscape" in done.stderr
+    assert "too much" in done.stdout
+
+
+@pytest.mark.parametrize(("args", "message"), [
+    (["--topology=v5e"], "v5e:2x4"),
+    (["--topology=v9:2x2"], "chips known here"),
+    (["--topology=cuda:2", "--programs=training"], "expected some of train"),
+    (["--topology=cuda:2", "--mesh=3x1"], "a divisor of 16 members"),
+    (["--topology=cuda:2", "--image=8x8"], "--image=8x8"),
+])  # fmt: skip
+def test_errors_are_one_line(run, args, message):
+    done = run("aot", *TINY, *args)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_data_sizes_must_be_known(run):
+    done = run("aot", "--topology=cuda:2", "--config=experiments/configs/digits.py")
+    assert "--image=H,W,C and --units=N" in done.stderr
+
+
+@pytest.mark.parametrize(("members", "batch", "devices"), [(16, 4, 8), (20, 128, 8), (1, 6, 4), (3, 4, 1)])
+def test_abstract_mesh_is_what_make_mesh_makes(members, batch, devices):
+    shape = dict(abstract_mesh(members, batch, devices).shape)
+    assert shape["member"] * shape["data"] <= devices
+    if devices <= len(jax.devices()):
+        assert shape == dict(make_mesh(members, batch, jax.devices()[:devices]).shape)

@@ -1,0 +1,88 @@
+"""Predictions, samples, counterfactuals and the Jacobian against numbers computed by the reference implementations."""
+
+import pathlib
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ensdiff
+from ensdiff.interop import channels_last, diffusers, genens
+from ensdiff.sampling.denoise import Noise, denoise
+
+PARITY = pathlib.Path(__file__).parents[3] / "shared" / "parity"
+pytestmark = [
+    pytest.mark.torch,
+    pytest.mark.skipif(not PARITY.is_dir(), reason="the reference fixtures (shared/parity) are not beside the project"),
+]
+
+
+@pytest.fixture
+def close(record_property):
+    """Compare with an array of the reference, and show the largest difference at the end of the test run."""
+
+    def check(name, got, want, tolerance, *, measure="absolute"):
+        got, want = np.asarray(got), channels_last(want)
+        error = {
+            "absolute": lambda: np.abs(got - want).max(),
+            "of the standard deviation": lambda: np.abs(got - want).max() / want.std(),
+            "relative L2": lambda: np.linalg.norm(got - want) / np.linalg.norm(want),
+        }[measure]()
+        record_property("largest difference", f"{name} {error:.1e}, {measure} (allowed {tolerance:.0e})")
+        assert error <= tolerance
+
+    return check
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _torch():
+    pytest.importorskip("torch", reason="torch is not installed")
+
+
+@pytest.fixture(scope="module")
+def gen():
+    return genens.load(PARITY / "genens", image_size=8), np.load(PARITY / "genens" / "expected.npz")
+
+
+@pytest.fixture(scope="module")
+def dif():
+    expected = np.load(PARITY / "diffusers" / "expected.npz")
+    return diffusers.load(PARITY / "diffusers", expected["code"]), expected
+
+
+@pytest.mark.parametrize("which", ["gen", "dif"])
+def test_predictions(which, request, close):
+    params, expected = request.getfixturevalue(which)
+    eps_KBHWC = ensdiff.predict(params, channels_last(expected["x"]), expected["t"])
+    close(f"{which} eps", eps_KBHWC, expected["eps"], 2e-5, measure="of the standard deviation")
+
+
+def test_genens_configuration_is_inferred(gen):
+    model = gen[0].model
+    assert (model.channels, model.multipliers, model.blocks, model.attention_levels) == (32, (1, 2), 1, (1,))
+
+
+def test_genens_samples_and_ablations(gen, close):
+    params, expected = gen
+    noise = channels_last(expected["noise"])
+    for name, kept in (("sample_all", [0, 1, 2, 3]), ("sample_01", [0, 1]), ("sample_23", [2, 3]), ("sample_1", [1])):
+        weights = np.zeros(4)
+        weights[kept] = 1 / len(kept)
+        samples = ensdiff.sample(params, noise=noise, sampler=genens.SAMPLER, weights=weights)
+        close(name, samples.images, expected[name], 1e-3)
+
+
+def test_genens_jacobian(gen, close):
+    params, expected = gen
+    samples = ensdiff.sample(params, noise=channels_last(expected["noise"]), sampler=genens.SAMPLER)
+    close("jacobian", ensdiff.jacobian(params, samples), expected["jacobian"], 1e-2, measure="relative L2")
+
+
+def test_diffusers_factual_and_counterfactuals(dif, close):
+    params, expected = dif
+    noise = channels_last(expected["noise"])
+    given = Noise(jnp.tile(jnp.arange(2), 7), array=jnp.asarray(noise))
+    weights = np.concatenate([params.code.factual(), params.code.ablate(range(6))])
+    x = denoise(params, diffusers.SAMPLER, given, np.repeat(weights, 2, 0)).reshape(7, 2, 16, 16, 1)
+    close("factual", x[0], expected["factual"], 1e-3)
+    close("counterfactuals", x[1:], expected["counterfactuals"], 1e-3)

@@ -1,0 +1,220 @@
+"""What a study will need, against real arrays, compiled programs, and the codes themselves."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ensdiff
+from ensdiff.ensemble.members import apply_member
+from ensdiff.planning import estimates
+from ensdiff.planning.estimates import ACCELERATORS, Study
+from ensdiff.planning.lowering import read_lowered
+from ensdiff.training.step import init_state
+from experiments import abstract
+from tests.helpers import random_ensemble
+
+MODEL = ensdiff.UNetConfig(channels=8, norm_groups=4, multipliers=(1, 2), attention_levels=(1,))
+SHAPE = (8, 8, 1)
+TRAIN = ensdiff.TrainConfig(steps=3, batch_size=4, ema=0.9)
+STUDY = Study(MODEL, SHAPE, 4, 6, 2, TRAIN, samples=2, sampling_steps=5)
+
+
+@pytest.mark.parametrize("changes", [{}, {"ema": 0.0}])
+def test_state_is_what_real_arrays_hold(changes):
+    train = dataclasses.replace(TRAIN, **changes)
+    study = dataclasses.replace(STUDY, train=train)
+    state = init_state(MODEL, SHAPE, 4, train)
+    memory = estimates.training_memory(study.on("cpu"))
+
+    def held(tree):
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+
+    assert (memory.params, memory.optimizer, memory.average) == (
+        held(state.params), held(state.opt_state), held(state.ema),
+    )  # fmt: skip
+    assert memory.gradients * 4 == memory.params  # members one after another
+    assert estimates.parameter_count(MODEL, SHAPE) * 4 == sum(leaf.size for leaf in jax.tree.leaves(state.params))
+
+
+def test_chips_share_members_and_then_images():
+    one, two, eight = (estimates.training_memory(STUDY.on("tpu"), chips) for chips in (1, 2, 8))
+    assert one.state == 2 * two.state == 4 * eight.state
+    assert one.activations == two.activations == 2 * eight.activations  # 4 members x 2 data shards
+    stacked = dataclasses.replace(STUDY, model=dataclasses.replace(MODEL, conv="grouped")).on("tpu")
+    assert estimates.training_memory(stacked).gradients == one.params
+    assert one.total == sum(one)
+
+
+@pytest.mark.slow
+def test_activations_bound_what_the_compiler_keeps():
+    """The temporaries of a compiled step grow with the batch by no more than the estimate, and not by far less."""
+
+    def temporaries(batch):
+        train = dataclasses.replace(TRAIN, batch_size=batch)
+        model = dataclasses.replace(MODEL, conv="map", attention="batch")
+        mesh = ensdiff.make_mesh(4, devices=jax.devices()[:1])
+        case = abstract.Case(model, SHAPE, 4, 6, ensdiff.Schedule(), train, mesh)
+        return abstract.lower(abstract.train_step(case), "cpu").compile().memory_analysis().temp_size_in_bytes
+
+    grown = (temporaries(64) - temporaries(32)) / 32
+    study = dataclasses.replace(STUDY.on("tpu"), train=dataclasses.replace(TRAIN, batch_size=1))
+    assert 0.2 < grown / estimates.training_memory(study).activations < 2
+
+
+def test_attention_keeps_its_weights():
+    model = dataclasses.replace(MODEL, attention="batch", head_channels=4)
+    # two levels down and up: 3 attended blocks of 4x4 pixels and the middle one, 4 heads of 16 channels
+    layers = 1 + 2 + 1
+    assert estimates.attention_bytes(model, SHAPE) == layers * 4 * 16**2 * 4
+    assert estimates.attention_bytes(dataclasses.replace(model, attention="image"), SHAPE) == 16**2 * 4
+    none = dataclasses.replace(model, attention_levels=(), middle_attention=False)
+    assert estimates.attention_bytes(none, SHAPE) == 0
+
+
+def test_flops_of_the_jobs_are_those_of_the_compiled_prediction():
+    """Within 5 % of XLA's own count where padding is next to nothing, and of the lowered steps otherwise."""
+    model = ensdiff.UNetConfig(channels=32, multipliers=(1,), norm_groups=4, middle_attention=False, conv="loop")
+    shape = (64, 64, 1)
+    study = Study(model, shape, 4, 6, 2, TRAIN, samples=2, sampling_steps=5)
+    params = jax.eval_shape(
+        lambda: jax.tree.map(lambda a: a[0], ensdiff.ensemble.members.init_params(model, shape, 1, 0))
+    )
+    x, t = jax.ShapeDtypeStruct((1, *shape), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32)
+    compiled = jax.jit(lambda p, x, t: apply_member(model, p, x, t)).lower(params, x, t).compile()
+    one = compiled.cost_analysis()["flops"]
+    flops = estimates.job_flops(study)
+    assert flops["sampling"] == pytest.approx(2 * 5 * 4 * one, rel=0.05)
+    assert flops["landscape"] == pytest.approx(6 * 2 * 5 * (4 - 2) * one, rel=0.05)
+    mesh = ensdiff.make_mesh(4, devices=jax.devices()[:1])
+    case = abstract.Case(STUDY.model, SHAPE, 4, 6, ensdiff.Schedule(), TRAIN, mesh, samples=2)
+    flops = estimates.job_flops(STUDY)
+    for job, step, times in (("training", abstract.train_step, 3), ("jacobian", abstract.jacobian_step, 5)):
+        lowered = read_lowered(abstract.lower(step(case), "cpu")).flops
+        assert flops[job] == pytest.approx(times * lowered, rel=0.05), job
+
+
+def test_hours():
+    flops = estimates.job_flops(STUDY.on("cpu"))
+    cpu = estimates.job_hours(STUDY, ACCELERATORS["cpu2"], chips=8, share=0.01)
+    assert cpu["training"] == pytest.approx(flops["training"] / 161e9 / 3600)  # measured: no chips, no share
+    assert cpu["jacobian"] == pytest.approx(flops["jacobian"] / 140e9 / 3600)
+    v5e = estimates.job_hours(STUDY, ACCELERATORS["v5e"], share=0.5)
+    assert v5e["landscape"] == pytest.approx(estimates.job_flops(STUDY.on("tpu"))["landscape"] / 98.5e12 / 3600)
+    more = estimates.job_hours(STUDY, ACCELERATORS["v5e"], chips=7, share=0.5)
+    assert more["training"] == pytest.approx(v5e["training"] / 4)  # 4 members and batches of 4 leave three chips idle
+    half = dataclasses.replace(STUDY, model=dataclasses.replace(MODEL, compute_dtype="bfloat16"))
+    a100 = ACCELERATORS["a100"]
+    assert estimates.job_hours(half, a100)["sampling"] == pytest.approx(
+        estimates.job_hours(STUDY, a100)["sampling"] / 2
+    )
+    for chips, share in ((0, 0.2), (1, 0.0), (1, 1.5)):
+        with pytest.raises(ValueError, match="expected"):
+            estimates.job_hours(STUDY, a100, chips, share)
+
+
+@pytest.mark.parametrize(("members", "units"), [(4, 4), (5, 6), (8, 60)])
+def test_code_estimate_is_what_the_code_says(members, units):
+    weight = members // 2
+    code = ensdiff.Code.balanced(members, units, weight)
+    e = estimates.code_estimate(members, weight, units)
+    assert e.survivors == int(code.survivors(0).sum())
+    assert e.null == len(code.unowned(None)) if e.null else e.words == units
+    assert e.words == math.comb(members, weight)
+
+
+def test_resolution_is_what_an_attribution_reports():
+    """p, q and resolution of a result with all unowned words."""
+    params = random_ensemble(code=ensdiff.Code.balanced(5, 6, seed=0))
+    samples = ensdiff.sample(params, 0, 1, steps=2)
+    att = ensdiff.attribute(params, samples, "differential", top=6, null="all")
+    e = estimates.code_estimate(5, 2, 6)
+    assert att.resolution == pytest.approx(e.q)
+    assert np.min(att.p_value) >= e.p
+    assert att.null_BL.shape[1] == e.null
+
+
+def test_what_a_choice_of_code_cannot_do_is_said():
+    assert estimates.code_estimate(12, 6, 20).warning is None
+    over = estimates.code_estimate(6, 3, 30)
+    assert over.null == 0
+    assert over.q == 1
+    assert "only 20 code words" in over.warning
+    assert "fits is 7" in over.warning
+    coarse = estimates.code_estimate(16, 8, 1400)
+    assert "17 members would do" in coarse.warning
+    assert estimates.code_estimate(17, 8, 1400).warning is None
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"units": 0}, "units=0"), ({"members": 1}, "at least 2 members"), ({"weight": 4}, "weight of 1"),
+    ({"image_shape": (8, 8, 3)}, "image channels"), ({"image_shape": (7, 8, 1)}, "multiples of 2"),
+    ({"samples": 0}, "samples=0"),
+])  # fmt: skip
+def test_impossible_studies_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(STUDY, **changes)
+
+
+def test_plan_as_typed(run):
+    done = run("plan", "--image=28x28x1", "--units=1400", "--channels=16", "--multipliers=1,2", "--members=16")
+    assert done.returncode == 0, done.stderr
+    model = ensdiff.UNetConfig(channels=16, multipliers=(1, 2))
+    count = estimates.parameter_count(model, (28, 28, 1))
+    for text in (
+        f"{count:,}", f"{16 * count:,}", "cpu2 x 1", "v6e x 1", "no accelerator was timed", "12,870 distinct",
+        "8 members survive", "q >= 0.12 (resolution)", "warning: one unit alone", "exact landscape",
+    ):  # fmt: skip
+        assert text in done.stdout, text
+
+
+def test_plan_reads_a_config_and_flags_go_first(run):
+    done = run(
+        "plan", "--config=experiments/configs/cifar10_paper.py", "--members=256", "--chips=8", "--accelerator=v5e",
+        "--units=1000000", "--weight=2", "--steps=7",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "32x32x3, bfloat16" in done.stdout
+    assert "35,746,307" in done.stdout  # 36 million, as Ho et al. 2020 say
+    assert "19.54 of 16 !" in done.stdout
+    assert "7 steps of 128 images" in done.stdout
+    assert "cpu2 x" not in done.stdout
+    assert "warning: 1000000 units, but 256 members of weight 2 have only 32640 code words" in done.stdout
+
+
+SMALL = ["--image=8x8x1", "--units=60", "--members=8", "--channels=8", "--multipliers=1", "--batch=2"]
+
+
+def test_plan_counts_compiled_steps(run):
+    """For GPUs it lowers, which needs nothing: FLOPs of the lowered steps beside the analytic ones."""
+    done = run("plan", *SMALL, "--compile=cuda:2")
+    assert done.returncode == 0, done.stderr
+    assert "compiling for cuda:2: jacobian, 1 samples, 8 tangents, 4 members a chip" in done.stdout
+    assert "analytic" in done.stdout
+
+
+@pytest.mark.slow
+def test_plan_compiles_for_a_tpu(run):
+    pytest.importorskip("libtpu", reason="compiling for TPUs needs libtpu: pip install -e '.[aot]'")
+    done = run("plan", *SMALL, "--compile=v5e:2x4")
+    assert done.returncode == 0, done.stderr
+    assert "peak GiB" in done.stdout
+
+
+@pytest.mark.parametrize(("args", "message"), [
+    ([], "--image=HxWxC and --units=N"), (["--image=8x8", "--units=6"], "--image=8x8"),
+    (["--image=8x8x1", "--units=6", "--accelerator=v9"], "expected all, or some of cpu2"),
+    (["--image=8x8x1", "--units=6", "--chips=0"], "at least one chip"),
+    (["--image=8x8x1", "--units=6", "--multipliers=a"], "expected numbers"),
+    (["--image=9x8x1", "--units=6"], "multiples of 2"),
+    (["--image=8x8x1", "--units=6", "--steps=0"], "steps=0"),
+    (["--image=8x8x1", "--units=6", "--compile=v9:2x2"], "--compile=v9:2x2"),
+])  # fmt: skip
+def test_plan_errors_are_one_line(run, args, message):
+    done = run("plan", *args)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr

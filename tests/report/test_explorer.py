@@ -1,0 +1,210 @@
+"""The explorer's data and its page: exact, whole, escaped, and with nothing outside."""
+
+import html.parser
+import io
+import itertools
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import ensdiff
+from ensdiff.data.images import to_uint8
+from ensdiff.report.explorer import explore, same_samples, write_explorer
+from ensdiff.report.explorer.layer import _classes
+from tests.explorations import HOSTILE, exploration, groups, items
+
+
+@pytest.fixture(scope="module")
+def flat():
+    return items()
+
+
+@pytest.fixture(scope="module")
+def nested():
+    return groups()
+
+
+@pytest.fixture
+def page(flat, tmp_path):
+    _, _, samples, layer = flat
+    return write_explorer(tmp_path / "explorer.html", exploration(samples, [layer]))
+
+
+class Collector(html.parser.HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.outside, self.ids, self.blocks, self._block = [], [], [], {}, None
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.tags.append(tag)
+        self.ids += [attrs["id"]] if "id" in attrs else []
+        for name in ("src", "href", "srcset", "action", "data", "poster"):
+            if attrs.get(name) and not attrs[name].startswith(("data:", "#")):
+                self.outside.append(attrs[name])
+        self._block = attrs.get("id") if tag == "script" else None
+
+    def handle_data(self, data):
+        if self._block:
+            self.blocks[self._block] = self.blocks.get(self._block, "") + data
+
+    def handle_endtag(self, tag):
+        self._block = None
+
+
+def read_png(uri):
+    import base64
+
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.removeprefix("data:image/png;base64,")))))
+
+
+def test_every_picture_is_the_counterfactual_that_the_library_gives(flat):
+    params, _, samples, layer = flat
+    images = np.asarray(samples.images)
+    for b in range(len(samples)):
+        one = samples[b]
+        for t, unit in enumerate(layer.att.units[b]):
+            expected = ensdiff.counterfactuals(params, one, [int(unit)])[0, 0]
+            np.testing.assert_allclose(layer.image_BTHWC[b, t], expected, atol=1e-5)
+            np.testing.assert_allclose(np.linalg.norm(expected - images[b]), layer.att.influence[b, t], rtol=1e-3)
+        first = sorted(layer.att.units[b, :3].tolist())
+        possible = [s for size in (2, 3) for s in itertools.combinations(first, size)]
+        possible = [s for s in possible if params.code.survivors(list(s)).any()]
+        assert sorted(layer.sets[b]) == sorted(possible)
+        for units, removal in layer.sets[b].items():
+            expected = ensdiff.counterfactuals(params, one, [set(units)])[0, 0]
+            np.testing.assert_allclose(removal.image, expected, atol=1e-5)
+            np.testing.assert_allclose(removal.influence, np.linalg.norm(expected - images[b]), rtol=1e-3)
+    assert any(layer.sets)
+    assert (layer.radius_B == layer.att.influence[:, 0]).all()
+
+
+def test_a_screen_keeps_a_predicted_landscape_of_all_units_and_an_exact_method_its_own():
+    _, _, _, screen = items(top=5)
+    assert (screen.att.method, screen.landscape.method, screen.exact) == ("screen", "differential", False)
+    assert screen.whole
+    assert sorted(screen.landscape.units[0]) == list(range(20))
+    _, _, _, cut = items(top=5, landscape=7)
+    assert not cut.whole
+    np.testing.assert_array_equal(cut.landscape.units, screen.landscape.units[:, :7])
+    _, _, _, exact = items(top=20)
+    assert exact.exact
+    assert exact.landscape is exact.att
+
+
+@pytest.mark.parametrize("labels", [[5, 5, 7, 9, 5], ["bee", "bee", "cat", "ant", "bee"]])
+def test_classes_are_what_the_labels_say(labels):
+    data = ensdiff.data.arrays(np.zeros((5, 2, 2), np.uint8), groups=list("aabbc"), labels=labels)
+    assert _classes(data, None) == [str(labels[0]), "mixed", str(labels[0])]
+    assert _classes(data.regroup(None), None) == list(map(str, labels))
+
+
+def test_groups_are_a_layer_of_their_own_with_all_of_their_images(nested):
+    params, _, _, (inner, outer) = nested
+    assert (inner.name, outer.name) == ("item", "group")
+    assert inner.classes is not None
+    assert outer.classes is None  # each is one class: nothing new
+    assert outer.data.unit_names == ("w", "x", "y", "z")
+    assert outer.data.items_of(2).tolist() == list(range(2, 30, 4))
+    code = params.code.group_code()
+    for t, group in enumerate(outer.att.units[0]):
+        weights = code.ablate([int(group)])[0]
+        expected = ensdiff.sample(params, 0, 1, steps=3, weights=weights).images
+        np.testing.assert_allclose(outer.image_BTHWC[0, t], np.asarray(expected)[0], atol=1e-5)
+
+
+def test_page_holds_the_data_and_nothing_outside(flat, page):
+    _, data, samples, layer = flat
+    text = page.read_text()
+    parts = Collector(text)
+    assert parts.outside == []
+    assert "link" in parts.tags  # the empty icon, so that none is asked for
+    assert not re.search(r"https?:|@import|url\((?!#)", text)
+    assert len(parts.ids) == len(set(parts.ids))
+    assert "A &lt;b&gt;title&lt;/b&gt;" in text
+    values = json.loads(parts.blocks["page-data"])
+    for b, uri in enumerate(values["samples"]):
+        np.testing.assert_array_equal(read_png(uri), to_uint8(np.asarray(samples.images[b]))[..., 0])
+    row = values["layers"][0]["samples"][1]["rows"][2]
+    assert row[0] == layer.att.units[1, 2]
+    np.testing.assert_array_equal(read_png(row[4]), to_uint8(layer.image_BTHWC[1, 2])[..., 0])
+    assert row[1] == pytest.approx(layer.att.influence[1, 2], rel=1e-3)
+    assert row[2] == pytest.approx(layer.att.p_value[1, 2], rel=1e-3)
+    landscape = json.loads(parts.blocks["data-landscape-0-2"])
+    assert landscape["units"] == layer.landscape.units[2].tolist()
+    np.testing.assert_allclose(landscape["influence"], layer.landscape.influence[2], rtol=1e-3)
+    classes = json.loads(parts.blocks["data-classes-0"])
+    assert [classes["names"][i] for i in classes["of"]] == [str(label) for label in data.labels]
+    units = json.loads(parts.blocks["data-units-0-0"])
+    assert units["0"][0] == HOSTILE
+    np.testing.assert_array_equal(read_png(units["7"][4][0]), data.images[7, ..., 0])
+    assert units["7"][2] == "".join(map(str, layer.code.rows(7)[0]))
+    assert [p.name for p in page.parent.iterdir()] == ["explorer.html"]
+
+
+def test_hostile_names_stay_text(page):
+    text = page.read_text()
+    assert "window.hacked" in text
+    assert "<script>window" not in text
+    assert "<img src=x" not in text
+    assert text.count("</script>") == text.count("<script")
+
+
+def test_large_data_lie_beside_the_page_and_go_with_it(flat, tmp_path):
+    _, _, samples, layer = flat
+    path = write_explorer(tmp_path / "explorer.html", exploration(samples, [layer]), inline=0)
+    folder = tmp_path / "explorer_files"
+    names = {p.name for p in folder.iterdir()}
+    assert {"landscape-0-0.js", "more-0-2.js", "classes-0.js", "units-0-0.js"} <= names
+    match = re.fullmatch(r'explorer\.loaded\("units-0-0", (.*)\);\n', (folder / "units-0-0.js").read_text())
+    assert json.loads(match.group(1))["0"][0] == HOSTILE
+    small = path.stat().st_size
+    write_explorer(path, exploration(samples, [layer]))
+    assert not folder.exists()  # what an earlier page left is gone
+    assert path.stat().st_size > small + 1000
+
+
+def test_no_null_gives_no_p_values(tmp_path):
+    _, _, samples, layer = items(null=0, top=20)
+    path = write_explorer(tmp_path / "explorer.html", exploration(samples, [layer]))
+    values = json.loads(Collector(path.read_text()).blocks["page-data"])
+    one = values["layers"][0]["samples"][0]
+    assert (one["verdict"], one["null"], one["rows"][0][2]) == (None, None, None)
+
+
+def test_colour_and_large_pictures_are_reduced_to_thumbnails(tmp_path):
+    from ensdiff.report.explorer.write import _thumbnail
+
+    image = np.random.default_rng(0).integers(0, 256, (160, 80, 3), dtype=np.uint8)
+    assert read_png(_thumbnail(image)).shape == (64, 32, 3)
+
+
+def test_an_attribution_of_other_samples_is_refused(flat):
+    params, data, samples, layer = flat
+    assert same_samples(params, samples, layer.att)
+    others = ensdiff.sample(params, 1, 3, steps=3)
+    assert not same_samples(params, others, layer.att)
+    with pytest.raises(ValueError, match="sample 0 moves by .* it is of other samples"):
+        explore(params, data, others, layer.att)
+    with pytest.raises(ValueError, match="it is of 3 samples, not 2"):
+        explore(params, data, samples[:2], layer.att)
+    loss = ensdiff.attribute(params, samples, "loss", top=2)
+    with pytest.raises(ValueError, match="it is by 'loss'"):
+        explore(params, data, samples, loss)
+
+
+def test_bad_numbers_and_other_data_are_refused(flat, tmp_path):
+    params, data, samples, layer = flat
+    with pytest.raises(ValueError, match=r"combined=9: expected 0 \.\. 8"):
+        explore(params, data, samples, combined=9)
+    with pytest.raises(ValueError, match="top=0"):
+        explore(params, data, samples, top=0)
+    with pytest.raises(ValueError, match="the data have 7 units of .*, the ensemble 20"):
+        explore(params, data.subset(range(7)), samples)
+    with pytest.raises(ValueError, match="the layer of items is of 3 samples, the exploration of 2"):
+        write_explorer(tmp_path / "x.html", exploration(samples[:2], [layer]))
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,362 @@
+"""Training: causal isolation first, then resuming, sharding, compilation and failure."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import ensdiff
+from ensdiff.data import Splits
+from ensdiff.ensemble.members import members as ensemble
+from ensdiff.ensemble.mesh import on_mesh
+from ensdiff.training.config import TrainConfig, seed_of
+from ensdiff.training.loop import make_batch
+from ensdiff.training.step import Batch, init_state, make_train_step, member_update, step_keys
+from tests.helpers import CODE, SHORT, TINY, blobs
+
+CONFIG = TrainConfig(
+    steps=3, batch_size=4, learning_rate=1e-2, warmup=1, clip=0.5, ema=0.9, log_every=1, checkpoint_every=2
+)
+MODEL = ensdiff.UNetConfig(channels=4, norm_groups=2, multipliers=(1,), dropout=0.1)
+
+
+def run(images, *, mesh=None, config=CONFIG, update=member_update, steps=3, code=CODE):
+    """A few steps by hand, so that every test shares one compilation a mesh."""
+    dataset = ensdiff.data.arrays(images)
+    splits = Splits.build(dataset, code)
+    mesh = ensdiff.make_mesh(code.members, devices=jax.devices()[:1]) if mesh is None else mesh
+    step_fn = make_train_step(MODEL, SHORT, config, mesh, update=update)
+    state = on_mesh(init_state(MODEL, dataset.shape, code.members, config), mesh)
+    for step in range(steps):
+        batch = on_mesh(make_batch(dataset, splits, config, step), mesh, jax.sharding.PartitionSpec("member", "data"))
+        state, metrics = step_fn(state, batch, np.int32(step), seed_of(config))
+    return jax.tree.map(np.asarray, state), jax.tree.map(np.asarray, metrics)
+
+
+def same_members(a, b):
+    """For each member: are all its arrays bit for bit the same?"""
+    equal = [np.array([np.array_equal(x[k], y[k]) for k in range(len(x))]) for x, y in
+             zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)]  # fmt: skip
+    return np.all(equal, axis=0)
+
+
+def changed(unit):
+    images = blobs()
+    images[unit] = 255 - images[unit]
+    return images
+
+
+def test_a_batch_in_pieces_trains_like_a_whole_one(monkeypatch):
+    """One image at a time, and two: the loss, the gradient and with them everything else."""
+    mesh = ensdiff.make_mesh(4, devices=jax.devices()[:1])
+    whole = run(blobs(), steps=2)
+    for held, number in ((1, 4), (2 * 8 * 8 * 4 * 4, 2)):
+        monkeypatch.setattr(ensemble, "CACHED", {"cpu": held})
+        make_train_step.cache_clear()
+        try:
+            pieces = run(blobs(), steps=2)
+            assert ensemble.count_pieces(MODEL, (8, 8, 1), 4, mesh) == number
+        finally:
+            make_train_step.cache_clear()
+        for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(pieces), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("unit", [0, 4])
+@pytest.mark.parametrize("devices", [1, 2])
+def test_causal_isolation(unit, devices):
+    """Every pixel of one unit changed: members that did not see it end bit for bit the same, the others do not."""
+    mesh = ensdiff.make_mesh(4, devices=jax.devices()[:devices])
+    before, _ = run(blobs(), mesh=mesh)
+    after, _ = run(changed(unit), mesh=mesh)
+    np.testing.assert_array_equal(same_members(before, after), CODE.rows(unit)[0] == 0)
+
+
+def clipped_together(config, state, grads, step):
+    """What must never be done: one norm over the gradients of all members."""
+    norm = jnp.sqrt(jax.lax.psum(optax.tree.norm(grads, squared=True), "members"))
+    grads = jax.tree.map(lambda g: g * jnp.minimum(1.0, config.clip / norm), grads)
+    return member_update(dataclasses.replace(config, clip=0.0), state, grads, step)
+
+
+def test_isolation_catches_a_global_norm_clip(monkeypatch):
+    """Only a named `vmap` lets members see each other at all."""
+
+    def together(model, function, state_K, *stacked_K):
+        return jax.vmap(function, axis_name="members")(state_K, *stacked_K)
+
+    monkeypatch.setattr("ensdiff.training.step.update_members", together)
+    config = dataclasses.replace(CONFIG, clip=0.01)
+    before, _ = run(blobs(), config=config, update=clipped_together)
+    after, _ = run(changed(0), config=config, update=clipped_together)
+    assert not same_members(before, after)[CODE.rows(0)[0] == 0].any()
+
+
+def test_a_wrong_index_never_teaches():
+    """Batches full of other members' items: the mask keeps every parameter as if the batch were empty."""
+    dataset = ensdiff.data.arrays(blobs())
+    splits = Splits.build(dataset, CODE)
+    mesh = ensdiff.make_mesh(4, devices=jax.devices()[:1])
+    step_fn = make_train_step(MODEL, SHORT, CONFIG, mesh, update=member_update)
+    wrong = np.stack([np.resize(np.flatnonzero(CODE.matrix()[:, k] == 0), 4) for k in range(4)])
+    mask = splits.mask(wrong)
+    assert (mask == 0).all()
+    start = init_state(MODEL, dataset.shape, 4, CONFIG)
+    first = jax.tree.map(np.asarray, start.params)
+    state, metrics = step_fn(on_mesh(start, mesh), Batch(dataset.images[wrong], mask), np.int32(5), seed_of(CONFIG))
+    assert (np.asarray(metrics.loss_K) == 0).all()
+    assert same_members(first, jax.tree.map(np.asarray, state.params)).all()
+
+
+def test_loss_is_the_mean_over_members_own_images(rng):
+    """The step's loss and gradient against a loop over members, with the noise that the step draws."""
+    dataset = ensdiff.data.arrays(blobs())
+    splits = Splits.build(dataset, CODE)
+    model = dataclasses.replace(MODEL, dropout=0.0)
+    mesh = ensdiff.make_mesh(4, devices=jax.devices()[:1])
+    state = init_state(model, dataset.shape, 4, CONFIG)
+    params = jax.tree.map(lambda a: jnp.asarray(0.2 * rng.normal(size=a.shape), a.dtype), state.params)
+    batch = make_batch(dataset, splits, CONFIG, 0)
+    net = ensdiff.UNet(dataclasses.replace(model, conv="grouped"))
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss_of_one(p, images_BHWC, keys_B):
+        def noisy(image, key):
+            level, draw, _, _ = jax.random.split(key, 4)
+            abar = jnp.asarray(SHORT.abar_T, jnp.float32)[jax.random.randint(level, (), 0, SHORT.timesteps)]
+            eps = jax.random.normal(draw, (8, 8, 1))
+            return jnp.sqrt(abar) * (image / 127.5 - 1) + jnp.sqrt(1 - abar) * eps, eps
+
+        x, eps = jax.vmap(noisy)(images_BHWC.astype(jnp.float32), keys_B)
+        t_B = jax.vmap(lambda key: jax.random.randint(jax.random.split(key, 4)[0], (), 0, SHORT.timesteps))(keys_B)
+        return jnp.mean((net.apply({"params": p}, x, t_B) - eps) ** 2)
+
+    losses, norms = [], []
+    for k in range(4):
+        keys_B = jnp.stack([step_keys(CONFIG.seed, 0, k, b) for b in range(4)])
+        value, grad = loss_of_one(jax.tree.map(lambda a, k=k: a[k], params), batch.images_KBHWC[k], keys_B)
+        losses.append(float(value))
+        norms.append(float(optax.tree.norm(grad)))
+    step_fn = make_train_step(model, SHORT, CONFIG, mesh)
+    _, metrics = step_fn(on_mesh(state._replace(params=params), mesh), batch, np.int32(0), seed_of(CONFIG))
+    np.testing.assert_allclose(metrics.loss_K, losses, rtol=1e-4)
+    np.testing.assert_allclose(metrics.grad_norm_K, norms, rtol=1e-3)
+
+
+def test_clip_and_average_are_per_member():
+    grads = {"w": jnp.array([3.0, 4.0])}
+    state = init_state_of_one({"w": jnp.zeros(2)})
+    new, norm = member_update(CONFIG, state, grads, jnp.int32(0))
+    assert norm == 5
+    decay = min(0.9, 1 / 10)
+    np.testing.assert_allclose(new.ema["w"], (1 - decay) * new.params["w"], rtol=1e-6)
+
+
+def init_state_of_one(params):
+    from ensdiff.training.step import TrainState, optimizer
+
+    return TrainState(params, optimizer(CONFIG).init(params), params)
+
+
+@pytest.mark.parametrize("shape", [(2, 1), (4, 1), (2, 2), (1, 4), (1, 2)])
+def test_sharding_gives_the_same_result(shape):
+    devices = np.array(jax.devices()[: shape[0] * shape[1]], object).reshape(shape)
+    mesh = jax.sharding.Mesh(devices, ("member", "data"))
+    one, one_metrics = run(blobs())
+    many, metrics = run(blobs(), mesh=mesh)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), one.params, many.params)
+    np.testing.assert_allclose(one_metrics.loss_K, metrics.loss_K, rtol=1e-5)
+
+
+def test_bfloat16_trains_float32_parameters():
+    dataset = ensdiff.data.arrays(blobs())
+    model = dataclasses.replace(MODEL, compute_dtype="bfloat16")
+    ensemble = ensdiff.train(dataset, CODE, model, CONFIG, schedule=SHORT, progress=False)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(ensemble.params))
+    full, _ = run(blobs())
+    # three steps of a normalised optimiser: the same direction, not the same numbers
+    a, b = (np.concatenate([np.ravel(x) for x in jax.tree.leaves(p)]) for p in (full.ema, ensemble.params))
+    assert 0 < np.abs(a - b).max() < 0.1
+
+
+def test_lowered_step_has_no_collective_and_no_grouped_convolution():
+    mesh = ensdiff.make_mesh(4, devices=jax.devices()[:2])
+    dataset = ensdiff.data.arrays(blobs())
+    step_fn = make_train_step(MODEL, SHORT, CONFIG, mesh, update=member_update)
+    state = on_mesh(init_state(MODEL, dataset.shape, 4, CONFIG), mesh)
+    batch = make_batch(dataset, Splits.build(dataset, CODE), CONFIG, 0)
+    text = step_fn.lower(state, batch, np.int32(0), seed_of(CONFIG)).as_text()
+    for collective in ("all_reduce", "all_gather", "reduce_scatter", "collective_permute", "all_to_all"):
+        assert collective not in text
+    for members in (2, 4):
+        assert f"feature_group_count = {members} " not in text
+        assert f"batch_group_count = {members} " not in text
+
+
+def test_one_compilation():
+    """The step is traced and compiled once, whatever the number of steps."""
+    traces = []
+
+    def counted(*args):
+        traces.append(1)
+        return member_update(*args)
+
+    compiled = []
+
+    def listen(event, duration, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(duration)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    dataset = ensdiff.data.arrays(blobs())
+    splits = Splits.build(dataset, CODE)
+    mesh = ensdiff.make_mesh(4, devices=jax.devices()[:2])
+    step_fn = make_train_step(MODEL, SHORT, CONFIG, mesh, update=counted)
+    state = on_mesh(init_state(MODEL, dataset.shape, 4, CONFIG), mesh)
+    for step in range(4):
+        batch = on_mesh(make_batch(dataset, splits, CONFIG, step), mesh, jax.sharding.PartitionSpec("member", "data"))
+        state, _ = step_fn(state, batch, jnp.int32(step), seed_of(CONFIG))
+        if step == 0:
+            first = len(compiled)
+    assert len(traces) == 1
+    assert len(compiled) == first > 0
+
+
+def test_train_writes_a_run_that_loads_and_resumes_bit_for_bit(tmp_path):
+    data = ensdiff.data.arrays(blobs())
+    options = dict(schedule=SHORT, progress=False)
+    whole = ensdiff.train(data, CODE, MODEL, CONFIG, **options, run_dir=tmp_path / "whole", steps=5)
+    ensdiff.train(data, CODE, MODEL, CONFIG, **options, run_dir=tmp_path / "cut", steps=2)
+    # as if the first two steps' config had asked for five: only the number of steps differs
+    resumed = ensdiff.train(data, CODE, MODEL, CONFIG, **options, run_dir=tmp_path / "cut", steps=5, resume=True)
+    assert same_members(whole.params, resumed.params).all()
+    loaded = ensdiff.load(tmp_path / "cut")
+    assert same_members(whole.params, loaded.params).all()
+    assert loaded.code == CODE
+    assert loaded.model == MODEL
+    assert loaded.schedule == SHORT
+    steps = [line["step"] for line in ensdiff.read_metrics(tmp_path / "cut")]
+    assert steps == [1, 2, 3, 4, 5]
+    lines = ensdiff.read_metrics(tmp_path / "cut"), ensdiff.read_metrics(tmp_path / "whole")
+    assert [line["loss_K"] for line in lines[0]] == [line["loss_K"] for line in lines[1]]
+    assert len(lines[0][0]["loss_K"]) == 4
+    assert list((tmp_path / "cut" / "tensorboard").iterdir())
+    raw = ensdiff.load(tmp_path / "cut", average=False)
+    assert not same_members(raw.params, loaded.params).any()
+    with pytest.raises(FileExistsError, match="set resume"):
+        ensdiff.train(data, CODE, MODEL, CONFIG, **options, run_dir=tmp_path / "cut")
+    other = dataclasses.replace(MODEL, blocks=2)
+    with pytest.raises(ValueError, match=r"cannot be resumed.*model: was"):
+        ensdiff.train(data, CODE, other, CONFIG, **options, run_dir=tmp_path / "cut", resume=True)
+    with pytest.raises(ValueError, match=r"train\.batch_size: was 4, is 3"):
+        ensdiff.train(data, CODE, MODEL, CONFIG, **options, run_dir=tmp_path / "cut", resume=True, batch_size=3)
+    changed_data = ensdiff.data.arrays(changed(0))
+    with pytest.raises(ValueError, match="data: 1 of 6 training items are not among the data: item 0 of unit 0"):
+        ensdiff.train(changed_data, CODE, MODEL, CONFIG, **options, run_dir=tmp_path / "cut", resume=True)
+    with pytest.raises(FileNotFoundError, match="no checkpoint 3; it has 2, 4, 5"):
+        ensdiff.load(tmp_path / "cut", step=3)
+    text = json.loads((tmp_path / "cut" / "run.json").read_text())
+    assert text["train"]["steps"] == 5
+    assert text["data"]["units"] == 6
+
+
+def test_several_steps_a_call_are_the_same_steps(tmp_path):
+    """To rounding; and bit for bit however many of them a call makes, so that a run can stop anywhere."""
+    data = ensdiff.data.arrays(blobs())
+    options = dict(schedule=SHORT, progress=False, steps=5)
+    one = ensdiff.train(data, CODE, MODEL, CONFIG, **options)
+    many = ensdiff.train(data, CODE, MODEL, CONFIG, **options, steps_per_call=3, run_dir=tmp_path, checkpoint_every=4)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), one.params, many.params)
+    assert [line["step"] for line in ensdiff.read_metrics(tmp_path)] == [1, 2, 3, 4, 5]
+    other = ensdiff.train(data, CODE, MODEL, CONFIG, **options, steps_per_call=3, checkpoint_every=1)
+    assert same_members(many.params, other.params).all()
+
+
+def test_old_checkpoints_are_dropped(tmp_path):
+    data = ensdiff.data.arrays(blobs())
+    config = dataclasses.replace(CONFIG, checkpoint_every=1, keep=2)
+    ensdiff.train(data, CODE, MODEL, config, schedule=SHORT, progress=False, run_dir=tmp_path, steps=5)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["4", "5"]
+
+
+def test_divergence_names_member_and_step_and_keeps_the_checkpoint(tmp_path, monkeypatch):
+    data = ensdiff.data.arrays(blobs())
+
+    def poisoned(dataset, splits, config, step, *block):
+        batch = make_batch(dataset, splits, config, step, *block)
+        mask = batch.mask_KB.copy()
+        if step == 3:
+            mask[2, 0] = np.inf
+        return batch._replace(mask_KB=mask)
+
+    import sys
+
+    monkeypatch.setattr(sys.modules["ensdiff.training.loop"], "make_batch", poisoned)
+    with pytest.raises(ensdiff.DivergedError, match=r"member 2 diverged at step 3.*checkpoint is step 2"):
+        ensdiff.train(data, CODE, MODEL, CONFIG, schedule=SHORT, progress=False, run_dir=tmp_path, steps=9)
+    loaded = ensdiff.load(tmp_path)
+    assert all(np.isfinite(a).all() for a in jax.tree.leaves(loaded.params))
+
+
+def test_sample_grids(tmp_path):
+    data = ensdiff.data.arrays(blobs())
+    ensdiff.train(data, CODE, MODEL, CONFIG, schedule=SHORT, progress=False, run_dir=tmp_path, sample_every=2)
+    grids = list((tmp_path / "samples").iterdir())
+    assert [p.name for p in grids] == ["step_0000002.png"]
+    assert grids[0].read_bytes().startswith(b"\x89PNG")
+
+
+def test_save_and_load_without_training(tmp_path, tiny):
+    known = dataclasses.replace(tiny, data_digest="0" * 64)
+    ensdiff.save(known, tmp_path / "saved")
+    assert ensdiff.check_run(tmp_path / "saved") == []
+    assert ensdiff.load(tmp_path / "saved").data_digest == known.data_digest
+    loaded = ensdiff.load(tmp_path / "saved")
+    assert same_members(loaded.params, tiny.params).all()
+    assert loaded.fingerprint == tiny.fingerprint  # on four devices, and on one
+    assert ensdiff.load(tmp_path / "saved", members=[0, 3]).fingerprint != tiny.fingerprint
+    with pytest.raises(FileExistsError):
+        ensdiff.save(tiny, tmp_path / "saved")
+    with pytest.raises(FileNotFoundError, match="does not exist; train with"):
+        ensdiff.load(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    (dict(steps=0), "steps=0"),
+    (dict(learning_rate=0.0), "positive"),
+    (dict(ema=1.0), "decay in"),
+    (dict(decay="linear"), "'constant' or 'cosine'"),
+    (dict(clip=-1.0), "clip=-1.0"),
+])  # fmt: skip
+def test_bad_settings(options, message):
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(**options)
+
+
+def test_settings_that_the_steps_end_before():
+    late, fine = TrainConfig(steps=50, sample_every=51), TrainConfig(steps=100, sample_every=100)
+    assert [text.split(":")[0] for text in late.unreached()] == [
+        "warmup=100 is more than steps=50",
+        "sample_every=51 is more than steps=50",
+    ]
+    assert "ends at 0.0001 and never reaches 0.0002" in late.unreached()[0]
+    assert fine.unreached() == []
+    data = ensdiff.data.arrays(blobs())
+    code = ensdiff.Code.balanced(4, 5)
+    with pytest.warns(UserWarning, match="warmup=9 is more than steps=3"), pytest.raises(ValueError, match="5 units"):
+        ensdiff.train(data, code, TINY, CONFIG, warmup=9)
+
+
+def test_data_and_model_must_fit():
+    data = ensdiff.data.arrays(blobs())
+    with pytest.raises(ValueError, match="the code is for 5 units"):
+        ensdiff.train(data, ensdiff.Code.balanced(4, 5), TINY)
+    with pytest.raises(ValueError, match="set image_channels=1"):
+        ensdiff.train(data, CODE, ensdiff.UNetConfig(image_channels=3))
+    with pytest.raises(ValueError, match="multiples of 16"):
+        ensdiff.train(data, CODE, ensdiff.UNetConfig(multipliers=(1, 1, 1, 1, 1)))
