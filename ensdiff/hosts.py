@@ -70,7 +70,7 @@ def _place(leaf: Any, sharding: NamedSharding) -> jax.Array:
 
 
 def _reshard(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
-    """Split an array otherwise over the same devices; a collective, so on CPUs one at a time (see `ensdiff.ensemble.mesh.pace`)."""
+    """Split an array otherwise over the same devices; a collective, so on CPUs one at a time (see `pace`)."""
     leaf = jax.device_put(leaf, sharding)
     return leaf.block_until_ready() if sharding.mesh.devices.flat[0].platform == "cpu" else leaf
 

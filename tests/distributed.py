@@ -96,7 +96,7 @@ def everything(run_dir, steps, resume=False, train_only=False):
     from ensdiff.attribution.contrast import unit_losses
     from ensdiff.interop import ctf
     from tests.helpers import SHORT, blobs
-    from tests.test_train import CONFIG, MODEL
+    from tests.training.test_train import CONFIG, MODEL
 
     code = ensdiff.Code.balanced(members=4, units=3, seed=0)
     data = ensdiff.data.arrays(blobs(3))
@@ -140,7 +140,7 @@ def odd(batch, n):
     import ensdiff
     from ensdiff import hosts
     from tests.helpers import SHORT, blobs
-    from tests.test_train import CONFIG, MODEL
+    from tests.training.test_train import CONFIG, MODEL
 
     code = ensdiff.Code.balanced(members=3, units=3, weight=2, seed=0)
     data = ensdiff.data.arrays(blobs(3))

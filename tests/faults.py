@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 import ensdiff
-from ensdiff.files.reading import checksums as integrity
+from ensdiff.files import checksums
 from ensdiff.runs.directory import RunDirectory
 from ensdiff.training.loop import TrainConfig, init_state
 from tests.helpers import CODE, SHORT, blobs
@@ -74,7 +74,7 @@ def reseal(checkpoint, change):
     path = checkpoint / "_CHECKPOINT_METADATA"
     values = json.loads(path.read_text())
     text = dict(values["custom_metadata"])
-    text.pop(integrity.SEAL)
+    text.pop(checksums.SEAL)
     change(text)
-    values["custom_metadata"] = integrity.seal(text)
+    values["custom_metadata"] = checksums.seal(text)
     path.write_text(json.dumps(values))

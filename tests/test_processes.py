@@ -12,7 +12,7 @@ import ensdiff
 from ensdiff.runs.stored import steps_of
 from ensdiff.training.preemption import EXIT_CODE
 from tests.distributed import Run, free_port, work
-from tests.test_programs import TINY
+from tests.experiments.test_programs import TINY
 
 pytestmark = pytest.mark.multiprocess
 

@@ -1,8 +1,8 @@
 """The noise predictor of one member: the U-Net of Ho et al. 2020 (arXiv 2006.11239), channels last, in linen.
 
 Its options cover both reference implementations (GenEns and `diffusers.UNet2DModel`). Nothing here knows about the
-ensemble: `ensdiff.ensemble.members` stacks members by `vmap`. Parameters are float32; ``compute_dtype`` is what the layers run in,
-and normalisation statistics and attention weights are float32 always.
+ensemble: `ensdiff.ensemble.members` stacks members. Parameters are float32; ``compute_dtype`` is what the layers run
+in, and normalisation statistics and attention weights are float32 always.
 """
 
 import dataclasses

@@ -37,7 +37,7 @@ def planted(tmp_path_factory):
     """Trained in a process of its own: these tests' compiler settings make long programs slow."""
     folder = tmp_path_factory.mktemp("planted") / "run"
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    command = [sys.executable, "-c", f"from tests.test_planted import train; train({str(folder)!r})"]
+    command = [sys.executable, "-c", f"from tests.attribution.test_planted import train; train({str(folder)!r})"]
     subprocess.run(command, cwd=ROOT, env={**environment, "JAX_NUM_CPU_DEVICES": "2"}, check=True)
     return ensdiff.load(folder), planted_digits()
 

@@ -64,7 +64,7 @@ def test_diffusers_and_back(run, tiny, saved, tmp_path):
 @pytest.mark.torch
 def test_genens(run, tmp_path):
     torch = pytest.importorskip("torch", reason="torch is not installed")
-    from tests.test_interop import DATA
+    from tests.interop.test_interop import DATA
 
     with np.load(DATA / "genens_member1.npz") as file:
         content = dict(file)

@@ -25,12 +25,10 @@ import ensdiff
 from ensdiff.certificate.replay import _segments
 from ensdiff.certificate.run import Run as CertifiedRun
 from ensdiff.certificate.run import _read_lines as read_places
-from ensdiff.files.reading import checksums as integrity
-from ensdiff.files.reading import writing as storage
-from ensdiff.runs import directory as rundir
-from ensdiff.runs import logs, stored
+from ensdiff.files import checksums, writing
+from ensdiff.runs import directory, logs, stored
 from ensdiff.runs.directory import RunDirectory
-from ensdiff.training import preemption as preempt
+from ensdiff.training import preemption
 from tests.faults import CONFIG, copied, cut, flip, flips, new_state, reseal, restore, same, train
 from tests.helpers import CODE, ROOT, blobs
 
@@ -46,7 +44,7 @@ def whole(tmp_path_factory):
     """A run of four steps, checkpoints at 2 and 4, that nothing disturbed."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     params = train(folder)
-    integrity.write_sealed(folder / "config.json", {"data": {"name": "arrays", "seed": 3}})
+    checksums.write_sealed(folder / "config.json", {"data": {"name": "arrays", "seed": 3}})
     assert ensdiff.check_run(folder) == []
     return folder, jax.tree.map(np.asarray, params.params)
 
@@ -219,7 +217,7 @@ def test_a_kill_while_a_checkpoint_is_deleted(whole, tmp_path, monkeypatch):
     with RunDirectory.open(folder, keep=1, resume=True) as run:
         run.wait()
         assert stored.steps_of(folder) == [2, 4]  # nothing is deleted before something was written
-        run.adopt(integrity.read_sealed(folder / "run.json"))
+        run.adopt(checksums.read_sealed(folder / "run.json"))
         run.save(5, new_state())
         with monkeypatch.context() as patch:
             patch.setattr(shutil, "rmtree", killed)
@@ -239,7 +237,7 @@ def test_a_checkpoint_that_cannot_be_deleted_is_no_failed_write(whole, tmp_path,
         raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
 
     with RunDirectory.open(folder, keep=1, resume=True) as run:
-        run.adopt(integrity.read_sealed(folder / "run.json"))
+        run.adopt(checksums.read_sealed(folder / "run.json"))
         run.save(5, new_state())
         monkeypatch.setattr(os, "replace", busy)
         with pytest.warns(ensdiff.DamageWarning, match="could not be deleted") as caught:
@@ -258,16 +256,16 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, code):
 
     monkeypatch.setattr(fcntl, "flock", flock)
     for _ in range(2):  # nothing stays behind that would stop the next
-        with pytest.warns(UserWarning, match="has no locks") as caught, storage.lock(tmp_path):
+        with pytest.warns(UserWarning, match="has no locks") as caught, writing.lock(tmp_path):
             pass
         assert len(caught) == 1
     code = "EIO"
-    with pytest.raises(OSError, match="Input/output error"), storage.lock(tmp_path):
+    with pytest.raises(OSError, match="Input/output error"), writing.lock(tmp_path):
         pass
 
 
 def test_files_in_the_place_of_folders(tmp_path):
-    for name in (*rundir.FOLDERS, "."):
+    for name in (*directory.FOLDERS, "."):
         file = tmp_path / name / "run" / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file = file if name != "." else tmp_path / "file"
@@ -278,15 +276,15 @@ def test_files_in_the_place_of_folders(tmp_path):
         assert not (run / ".lock").exists()
     for name in ("file", "file/inside/it"):
         with pytest.raises(NotADirectoryError, match="file is no folder"):
-            storage.make_folder(tmp_path / name)
+            writing.make_folder(tmp_path / name)
 
 
 def test_a_line_says_a_thing_once(tmp_path):
     """Of a field that is given twice, readers may take the one or the other."""
-    twice = integrity.seal_line({"step": 0, "stop": 5}).replace("stop", "step")
+    twice = checksums.seal_line({"step": 0, "stop": 5}).replace("stop", "step")
     text = twice[: twice.index(', "crc32"')] + "}"
     (tmp_path / "lines").write_text(f'{text[:-1]}, "crc32": {zlib.crc32(text.encode())}}}\n')
-    assert integrity.read_lines(tmp_path / "lines") == [None]
+    assert checksums.read_lines(tmp_path / "lines") == [None]
 
 
 def test_check_run_names_every_damaged_file(whole, tmp_path):
@@ -383,11 +381,11 @@ def test_lines_of_a_run_are_in_order(whole, tmp_path):
 ])  # fmt: skip
 def test_a_description_of_no_ensemble(whole, tmp_path, change):
     """An error that names the field, where a run is loaded and where its data are looked for."""
-    values = {**integrity.read_sealed(whole[0] / "run.json"), **change}
+    values = {**checksums.read_sealed(whole[0] / "run.json"), **change}
     (name,) = change
     with pytest.raises(ValueError, match=name):
         stored.from_description(values, None)
-    integrity.write_sealed(tmp_path / "run.json", values)
+    checksums.write_sealed(tmp_path / "run.json", values)
     with pytest.raises(ValueError, match=name):
         ensdiff.training_data(tmp_path, ensdiff.data.arrays(blobs()))
 
@@ -505,7 +503,7 @@ def test_a_description_without_its_checksum(whole, tmp_path):
     folder = copied(whole[0], tmp_path / "run")
     path = folder / "checkpoints" / "4" / stored.METADATA
     values = json.loads(path.read_text())
-    del values["custom_metadata"][integrity.SEAL]
+    del values["custom_metadata"][checksums.SEAL]
     path.write_text(json.dumps(values))
     with pytest.raises(ensdiff.DamagedError, match="its description or its checksum is missing"):
         ensdiff.load(folder)
@@ -522,18 +520,18 @@ def test_every_bit_of_the_small_files(whole, tmp_path, record_property):
     for name in ("run.json", "config.json"):
         path = tmp_path / name
         content = (whole[0] / name).read_bytes()
-        expected = integrity.read_sealed(whole[0] / name)
+        expected = checksums.read_sealed(whole[0] / name)
         for place in range(len(content)):
             path.write_bytes(content)
             flip(path, place, place % 7)
             try:
-                assert integrity.read_sealed(path) == expected
+                assert checksums.read_sealed(path) == expected
             except ensdiff.DamagedError:
                 detected += 1
         for size in range(0, len(content) - 1, 7):
             path.write_bytes(content[:size])
             with pytest.raises(ensdiff.DamagedError, match=rf"{name} is damaged"):
-                integrity.read_sealed(path)
+                checksums.read_sealed(path)
             detected += 1
     expected = ensdiff.read_metrics(whole[0])
     path = tmp_path / "metrics.jsonl"
@@ -541,7 +539,7 @@ def test_every_bit_of_the_small_files(whole, tmp_path, record_property):
     for place in range(len(content)):
         path.write_bytes(content)
         flip(path, place, place % 7)
-        lines = integrity.read_lines(path)
+        lines = checksums.read_lines(path)
         assert all(line is None or line in expected for line in lines)
         assert len(lines) == len(expected) or None in lines or place == len(content) - 1
         detected += None in lines
@@ -604,12 +602,12 @@ def test_one_writer(whole, tmp_path):
     holder = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE)
     try:
         assert holder.stdout.readline() == b"1\n"
-        with pytest.raises(ensdiff.FolderInUseError, match=f"by process {holder.pid}"), storage.lock(folder):
+        with pytest.raises(ensdiff.FolderInUseError, match=f"by process {holder.pid}"), writing.lock(folder):
             pass
     finally:
         holder.kill()
         holder.wait()
-    with storage.lock(folder):
+    with writing.lock(folder):
         pass
 
 
@@ -703,14 +701,14 @@ def test_a_limit_on_the_size_of_files(whole, tmp_path):
 
 def test_atomic_writes_leave_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "x"
-    storage.write_atomically(path, "old")
+    writing.write_atomically(path, "old")
 
     def fail(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="No space"):
-        storage.write_atomically(path, "new")
+        writing.write_atomically(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -733,10 +731,10 @@ def test_restoring_onto_another_number_of_devices(whole, states, tmp_path, devic
     assert {len(leaf.devices()) for leaf in jax.tree.leaves(state)} == {mesh.size}
 
 
-@pytest.mark.parametrize("number", preempt.SIGNALS)
+@pytest.mark.parametrize("number", preemption.SIGNALS)
 def test_a_signal_saves_and_stops(whole, tmp_path, number):
     before = signal.getsignal(number)
-    with preempt.on_signals() as asked:
+    with preemption.on_signals() as asked:
 
         def stop(done):
             if done == 3:
@@ -751,7 +749,7 @@ def test_a_signal_saves_and_stops(whole, tmp_path, number):
 
 
 def test_a_second_interrupt_does_not_wait():
-    with preempt.on_signals() as asked:
+    with preemption.on_signals() as asked:
         os.kill(os.getpid(), signal.SIGINT)
         assert asked(1)
         with pytest.raises(KeyboardInterrupt):

@@ -11,7 +11,7 @@ import pytest
 
 import ensdiff
 from ensdiff.data import Splits
-from ensdiff.ensemble.members import members as ensemble
+from ensdiff.ensemble import memory
 from ensdiff.ensemble.mesh import on_mesh
 from ensdiff.training.config import TrainConfig, seed_of
 from ensdiff.training.loop import make_batch
@@ -55,11 +55,11 @@ def test_a_batch_in_pieces_trains_like_a_whole_one(monkeypatch):
     mesh = ensdiff.make_mesh(4, devices=jax.devices()[:1])
     whole = run(blobs(), steps=2)
     for held, number in ((1, 4), (2 * 8 * 8 * 4 * 4, 2)):
-        monkeypatch.setattr(ensemble, "CACHED", {"cpu": held})
+        monkeypatch.setattr(memory, "CACHED", {"cpu": held})
         make_train_step.cache_clear()
         try:
             pieces = run(blobs(), steps=2)
-            assert ensemble.count_pieces(MODEL, (8, 8, 1), 4, mesh) == number
+            assert memory.count_pieces(MODEL, (8, 8, 1), 4, mesh) == number
         finally:
             make_train_step.cache_clear()
         for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(pieces), strict=True):
