@@ -202,7 +202,7 @@ def closed_form(monkeypatch, tiny, rng):
         a = abar_T[t_B][:, None, None, None]
         return jnp.sqrt(1 - a) * (x_BHWC - jnp.sqrt(a) * params["mean"]) / (a * spread**2 + 1 - a)
 
-    for module in ("denoise", "attribution.differential"):
+    for module in ("sampling.denoise", "attribution.differential"):
         monkeypatch.setattr(f"ensdiff.{module}.apply_member", apply)
     params = dataclasses.replace(tiny, params={"mean": jnp.asarray(means)})
 
