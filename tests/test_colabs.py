@@ -1,4 +1,4 @@
-"""The notebooks: stored without outputs, opened in Colab by their badges, and executed from first cell to last."""
+"""The notebooks: stored without outputs, linked from the README, and executed from first cell to last."""
 
 import glob
 import importlib.util
@@ -13,9 +13,6 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 NAMES = ("quickstart", "attribute_your_images", "paper")
-OWNER = "OWNER"
-"""Whose repository the badges and the installation name. There is no public repository yet, so it is a placeholder, in
-the notebooks and in README.md; change all of them together."""
 
 
 def read(name):
@@ -24,11 +21,6 @@ def read(name):
 
 def code_cells(name):
     return [cell for cell in read(name).cells if cell.cell_type == "code"]
-
-
-def badge(name):
-    place = f"https://colab.research.google.com/github/{OWNER}/ensdiff/blob/main/colabs/{name}.ipynb"
-    return f"(https://colab.research.google.com/assets/colab-badge.svg)]({place})"
 
 
 def test_these_are_all():
@@ -47,11 +39,13 @@ def test_nothing_is_stored_but_the_cells(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_badge_opens_this_notebook(name):
+def test_is_linked_and_names_no_address_that_does_not_exist(name):
+    """There is no public repository: the README links to the file, and nothing is a placeholder for an address."""
+    assert f"](colabs/{name}.ipynb)" in (ROOT / "README.md").read_text()
     first = read(name).cells[0]
     assert first.cell_type == "markdown"
-    assert badge(name) in first.source
-    assert badge(name) in (ROOT / "README.md").read_text()
+    assert f"jupyter lab colabs/{name}.ipynb" in first.source
+    assert not re.search(r"OWNER|github\.com", "\n".join(cell.source for cell in read(name).cells))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -73,7 +67,7 @@ def test_first_cell_chooses_the_extra(found, monkeypatch):
     source = re.sub(r"%pip (.*)", r"asked.append(f'''\1''')", code_cells("quickstart")[0].source)
     exec(source, {"asked": asked})
     extras = {"gpu": ["[cuda12]"], "tpu": ["[tpu]"], "cpu": [""], "ensdiff": []}[found]
-    assert asked == [f'install -q "ensdiff{extra} @ git+https://github.com/{OWNER}/ensdiff"' for extra in extras]
+    assert asked == [f'install -q "..{extra}"' for extra in extras]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -29,6 +29,25 @@ def test_every_public_callable_has_an_example(name):
     assert any(e.want for e in run), f"the example of {name} shows no result"
 
 
+@pytest.mark.parametrize("page", ["README.md", "BUILD.md"])
+def test_links_and_paths_of_the_front_pages_lead_somewhere(page):
+    """Relative links, and every folder/ and file.py between backquotes inside the project's own folders."""
+    text = (ROOT / page).read_text()
+    links = re.findall(r"\]\(([^):#]+)\)", text)
+    paths = re.findall(r"`((?:ensdiff|experiments|tests|docs|colabs)/(?:[\w./-]*(?:/|\.\w+))?)`", text)
+    assert len(links) + len(paths) > 3
+    assert not [path for path in links + paths if not (ROOT / path).exists()]
+    assert "OWNER" not in text
+
+
+def test_the_readme_finds_what_it_names():
+    """The functions that the README says are in a file are there."""
+    named = re.findall(r"`(\w+)` in `(ensdiff/[\w/]+\.py)`", (ROOT / "README.md").read_text())
+    assert len(named) > 1
+    for function, file in named:
+        assert f"\ndef {function}(" in (ROOT / file).read_text(), f"{file} has no {function}"
+
+
 def test_every_page_is_in_the_index_and_every_link_leads_somewhere():
     pages = {page.stem for page in (ROOT / "docs").glob("*.md")}
     index = (ROOT / "docs" / "index.md").read_text()

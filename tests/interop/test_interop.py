@@ -226,7 +226,7 @@ def test_the_page_shows_the_tables():
     """docs/interop.md is written from the code: each table is what this makes of it."""
     page = (ROOT / "docs" / "interop.md").read_text()
     for table in (UNET, SCHEDULER, GENENS):
-        rows = ["| Field | | Accepted | What it says |", "|---|---|---|---|"]
+        rows = ["| Field | | Accepted | Meaning |", "|---|---|---|---|"]
         for name, option in table.items():
             allowed = ", ".join(f"`{json.dumps(value)}`" for value in option.allowed) or "any"
             rows.append(f"| `{name}` | {option.use} | {allowed} | {option.why} |")
