@@ -35,7 +35,7 @@ def test_links_and_paths_of_the_front_pages_lead_somewhere(page):
     text = (ROOT / page).read_text()
     links = re.findall(r"\]\(([^):#]+)\)", text)
     paths = re.findall(r"`((?:ensdiff|experiments|tests|docs|colabs)/(?:[\w./-]*(?:/|\.\w+))?)`", text)
-    assert len(links) + len(paths) > 3
+    assert paths
     assert not [path for path in links + paths if not (ROOT / path).exists()]
     assert "OWNER" not in text
 
@@ -43,7 +43,7 @@ def test_links_and_paths_of_the_front_pages_lead_somewhere(page):
 def test_the_readme_finds_what_it_names():
     """The functions that the README says are in a file are there."""
     named = re.findall(r"`(\w+)` in `(ensdiff/[\w/]+\.py)`", (ROOT / "README.md").read_text())
-    assert len(named) > 1
+    assert named
     for function, file in named:
         assert f"\ndef {function}(" in (ROOT / file).read_text(), f"{file} has no {function}"
 
