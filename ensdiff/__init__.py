@@ -29,8 +29,10 @@ from ensdiff.files.checksums import DamagedError, DamageWarning
 from ensdiff.files.version import __version__
 from ensdiff.files.writing import FolderInUseError
 from ensdiff.models.unet import UNet, UNetConfig
+from ensdiff.runs.checking import check_run
 from ensdiff.runs.identity import check_data, training_data
-from ensdiff.runs.loading import check_run, load, read_metrics, save
+from ensdiff.runs.loading import load, save
+from ensdiff.runs.logs import read_metrics
 from ensdiff.sampling.sample import Samples, counterfactuals, sample
 from ensdiff.training.loop import DivergedError, TrainConfig, train
 from ensdiff.training.preemption import Preempted

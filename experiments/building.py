@@ -69,8 +69,8 @@ def run_data(config: ConfigDict) -> Any:
     """
     from ensdiff.data.manifest import NAME
     from ensdiff.files.checksums import DamagedError
+    from ensdiff.runs.checkpoints import steps_of
     from ensdiff.runs.identity import find_training_data, say_what_was_left_out
-    from ensdiff.runs.stored import steps_of
 
     values, run = section(config, "data"), pathlib.Path(config.run_dir)
     if not config.get("resume", False) or not (run / NAME).exists() or not steps_of(run):

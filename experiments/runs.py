@@ -168,7 +168,8 @@ def announce_units(units: Sequence[int]) -> None:
         ValueError: there are no such units, or no member survives their removal.
     """
     from ensdiff.files.reading import printable
-    from ensdiff.runs.stored import from_description, read_manifest, run_description
+    from ensdiff.runs.checkpoints import run_description
+    from ensdiff.runs.description import from_description, read_manifest
 
     description = run_description(run_folder())
     code = from_description(description, None).code
@@ -206,7 +207,7 @@ def output_folder(name: str) -> pathlib.Path:
         ValueError: the run was made by forgetting units, and no --out is given.
     """
     from ensdiff.files.writing import make_folder
-    from ensdiff.runs.stored import run_description
+    from ensdiff.runs.checkpoints import run_description
 
     if not flags.FLAGS.out and "origin" in run_description(run_folder()):
         raise ValueError(

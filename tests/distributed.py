@@ -162,7 +162,7 @@ def primitives(apart):
 
     from ensdiff import hosts
     from ensdiff.ensemble.mesh import make_mesh
-    from ensdiff.runs.loading import RunDirectory
+    from ensdiff.runs.directory import RunDirectory
 
     me = jax.process_index()
     found = {}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import ensdiff
-from ensdiff.runs.stored import steps_of
+from ensdiff.runs.checkpoints import steps_of
 from ensdiff.training.preemption import EXIT_CODE
 from tests.distributed import Run, free_port, work
 from tests.experiments.test_programs import TINY

@@ -26,7 +26,7 @@ from ensdiff.interop import ctf
 from ensdiff.interop.matrices import read_code
 from ensdiff.interop.tensors import read_state_dict
 from ensdiff.report import Page, attribution_sections, write_page
-from ensdiff.runs.stored import read_description
+from ensdiff.runs.checkpoints import read_description
 from tests.helpers import ROOT, blobs
 
 pytestmark = pytest.mark.bad_input

@@ -14,8 +14,8 @@ from ensdiff.certificate.files import FILES, NAME, check_files
 from ensdiff.certificate.run import Run
 from ensdiff.certificate.sections import Facts, config
 from ensdiff.files.checksums import read_sealed, write_sealed
-from ensdiff.runs.loading import RunDirectory, read_metrics
-from ensdiff.runs.logs import METRICS, write_lines
+from ensdiff.runs.directory import RunDirectory
+from ensdiff.runs.logs import METRICS, read_metrics, write_lines
 
 
 def forget(run: str | os.PathLike, units: Collection[int], out: str | os.PathLike) -> Certificate:

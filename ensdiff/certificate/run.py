@@ -16,16 +16,9 @@ from ensdiff.data.manifest import Manifest
 from ensdiff.ensemble.ensemble import Ensemble
 from ensdiff.files.checksums import DamagedError, damage, read_sealed
 from ensdiff.models.unet import UNetConfig
+from ensdiff.runs.checkpoints import Metadata, folder_of, read_metadata, read_on_host, steps_of
+from ensdiff.runs.description import from_description, read_manifest
 from ensdiff.runs.logs import read_environments
-from ensdiff.runs.stored import (
-    Metadata,
-    folder_of,
-    from_description,
-    read_manifest,
-    read_metadata,
-    read_on_host,
-    steps_of,
-)
 from ensdiff.training.config import TrainConfig
 from ensdiff.training.step import init_state
 

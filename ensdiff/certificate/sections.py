@@ -18,7 +18,7 @@ from ensdiff.codes import NoSurvivorError
 from ensdiff.codes.capacity import remaining_capacity
 from ensdiff.files.checksums import member_sums
 from ensdiff.files.reading import printable
-from ensdiff.runs.loading import decided
+from ensdiff.runs.description import decided
 
 LIMITS = (
     "It is about these members of this run. Other copies of the models, other runs and samples that were drawn before "

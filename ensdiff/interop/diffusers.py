@@ -28,7 +28,7 @@ from ensdiff.interop.matrices import read_code
 from ensdiff.interop.options import SCHEDULER, UNET, check_options
 from ensdiff.interop.tensors import CodeLike, Style, read_state_dict, stack, unstack, write_state_dict
 from ensdiff.models.unet import UNetConfig
-from ensdiff.runs.stored import describe, from_description
+from ensdiff.runs.description import describe, from_description
 
 SAMPLER = SamplerConfig("ddpm", steps=50, clip=False)
 FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin", "pytorch_model.bin", "model.safetensors")

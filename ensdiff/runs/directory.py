@@ -1,6 +1,6 @@
 """A run directory while it is written: one writer, checkpoints in the background, the newest good one on resuming.
 
-What is in it, and how to read it, says `ensdiff.runs.loading`.
+`ensdiff.runs` lists what is in one.
 """
 
 import contextlib
@@ -32,9 +32,10 @@ from ensdiff.files.writing import (
     sweep,
     write_atomically,
 )
+from ensdiff.runs.checkpoints import folder_of, read_arrays, read_description, steps_of
+from ensdiff.runs.description import describe
 from ensdiff.runs.logs import ENVIRONMENTS, MetricsLog, known_environments, read_environments, write_lines
-from ensdiff.runs.stored import describe, folder_of, read_arrays, read_description, read_manifest, steps_of
-from ensdiff.training.config import decisive
+from ensdiff.runs.resuming import check_same, none_good, set_aside, unreadable
 
 FOLDERS = ("checkpoints", "damaged", "samples", "tensorboard")
 """That a run directory may hold."""
@@ -116,7 +117,7 @@ class RunDirectory:
             except OSError as error:
                 why = explain(error, next(parent for parent in (path, *path.absolute().parents) if parent.exists()))
                 raise OSError(f"{path}: {why}; choose a folder that can be written to") from error
-            run._set_aside(_unreadable(path))
+            run._damaged = set_aside(path, unreadable(path))
             run._log = MetricsLog(path)
             run._open.callback(run._log.close)
 
@@ -184,7 +185,7 @@ class RunDirectory:
             steps = steps_of(path)
             if steps:
                 before = read_description(folder_of(path, steps[-1]))
-                self._check_same(steps[-1], before, data)
+                check_same(path, steps[-1], before, self._description, data)
                 if data is not None:  # they may be called otherwise; run.json and the checkpoints must agree
                     name = before["data"].get("name", data.name)
                     text["data"]["name"] = self._description["data"]["name"] = name
@@ -219,46 +220,6 @@ class RunDirectory:
         kept = [line for line in known_environments(lines) if line["step"] < step]  # later ones are trained again
         with self._explained(file.name):
             write_lines(file, [*kept, {"step": step, **values}])
-
-    def _check_same(self, step: int, before: Mapping[str, Any], data: Any = None) -> None:
-        """Compare a checkpoint's description with the run's: everything that decides the parameters must be as it was.
-
-        What is logged and kept may change, and what the data are called. Items of ``data`` that differ are named.
-        """
-        if "origin" in before:
-            raise ValueError(
-                f"{self.path} was made by forgetting units and holds some members only: it cannot be trained on. "
-                "Train a run in another folder"
-            )
-        pairs = {name: (before.get(name), self._description.get(name)) for name in ("model", "schedule", "code")}
-        old, new = (decisive(text.get("train") or {}) for text in (before, self._description))
-        pairs.update({f"train.{name}": (old.get(name), new.get(name)) for name in {*old, *new}})
-        changed = {name: pair for name, pair in sorted(pairs.items()) if pair[0] != pair[1]}
-        lines = [f"{name}: was {was!r}, is {now!r}" for name, (was, now) in changed.items()]
-        was, now = (_content_of(text.get("data")) for text in (before, self._description))
-        if was != now:
-            lines.append(f"data: {self._data_difference(before, data) or f'was {was!r}, is {now!r}'}")
-        if lines:
-            raise ValueError(
-                f"{self.path} cannot be resumed with other settings than those of checkpoint {step}. "
-                + "; ".join(lines)
-                + ". Use the same, or another folder"
-            )
-
-    def _data_difference(self, before: Mapping[str, Any], data: Any) -> str | None:
-        """Which items of the run's data are others, where its manifest is there to say so."""
-        assert self.path is not None
-        try:
-            manifest = None if data is None else read_manifest(self.path, before)
-            if manifest is None:
-                return None
-            data.align(manifest)
-        except ValueError as error:
-            return str(error)
-        return (
-            "items are in another order or in other units, or there are more of them; ensdiff.training_data(run, data) "
-            "finds the training data of a run among them, by content"
-        )
 
     def save(self, step: int, state: Any, unlogged: Mapping[str, Any] | None = None) -> None:
         """Write a checkpoint of the whole training state (of `begin`'s run). It goes on while training does.
@@ -354,31 +315,17 @@ class RunDirectory:
                 failures[step] = str(error)
                 continue
             if self._description:
-                self._check_same(step, text)
+                check_same(path, step, text, self._description)
             if failures:
-                hosts.decide(lambda: self._set_aside(failures))
+                hosts.decide(lambda: set_aside(path, failures))
+                self._damaged = True
                 self._checkpointer.reload()
             if self._damaged:
                 warn(f"resuming at checkpoint {step}, the newest good one")
             if self._log is not None:
                 self._log.drop_after(step)
             return Restored(step, type(state)(tree["params"], tree["opt_state"], tree.get("ema")), text.get("unlogged"))
-        raise _none_good(path, failures)
-
-    def _set_aside(self, failures: Mapping[int, str]) -> None:
-        """Move damaged checkpoints out of the way, so that their steps can be written again."""
-        assert self.path is not None
-        if failures and not set(steps_of(self.path)) - set(failures):
-            raise _none_good(self.path, failures)
-        for step, failure in failures.items():
-            place = make_folder(self.path / "damaged") / str(step)
-            count = 1
-            while place.exists():
-                count += 1
-                place = place.with_name(f"{step}.{count}")
-            os.replace(folder_of(self.path, step), place)
-            warn(f"{failure}; moved to {place}")
-            self._damaged = True
+        raise none_good(path, failures)
 
     def write_metrics(self, step: int, **values_K: np.ndarray) -> None:
         """Append one line to ``metrics.jsonl`` and to TensorBoard; each value has one number a member."""
@@ -394,30 +341,6 @@ class RunDirectory:
             path = self.path / name
             make_folder(path.parent)
             write_atomically(path, content)
-
-
-def _content_of(data: Any) -> Any:
-    """What a description says of the content of the data, whatever they are called."""
-    values = data if isinstance(data, Mapping) else {}
-    return values.get("digest") or {name: value for name, value in values.items() if name != "name"}
-
-
-def _unreadable(run: pathlib.Path) -> dict[int, str]:
-    """Checkpoints whose description is damaged, with what is wrong."""
-    failures = {}
-    for step in steps_of(run):
-        try:
-            read_description(folder_of(run, step))
-        except DamagedError as error:
-            failures[step] = str(error)
-    return failures
-
-
-def _none_good(path: pathlib.Path, failures: Mapping[int, str]) -> DamagedError:
-    return DamagedError(
-        f"{path} has no good checkpoint: {'; '.join(failures.values())}. "
-        "Put back a copy of one, or train anew in another folder"
-    )
 
 
 def _report_damage(path: pathlib.Path) -> None:

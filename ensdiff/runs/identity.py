@@ -15,7 +15,8 @@ from ensdiff.data import Dataset, DataWarning
 from ensdiff.data.matching import unit_differences
 from ensdiff.ensemble.ensemble import Ensemble
 from ensdiff.files.reading import printable
-from ensdiff.runs.stored import from_description, read_manifest, run_description
+from ensdiff.runs.checkpoints import run_description
+from ensdiff.runs.description import from_description, read_manifest
 
 
 class Found(NamedTuple):

@@ -19,7 +19,7 @@ from ensdiff.interop import channels_last, diffusers, genens
 from ensdiff.interop.options import GENENS, SCHEDULER, UNET
 from ensdiff.interop.tensors import names, read_state_dict, stack
 from ensdiff.models.unet import timestep_embedding
-from ensdiff.runs.stored import describe
+from ensdiff.runs.description import describe
 from tests.helpers import ROOT, random_ensemble
 
 DATA = ROOT / "tests" / "data"

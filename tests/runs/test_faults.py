@@ -26,7 +26,7 @@ from ensdiff.certificate.replay import _segments
 from ensdiff.certificate.run import Run as CertifiedRun
 from ensdiff.certificate.run import _read_lines as read_places
 from ensdiff.files import checksums, writing
-from ensdiff.runs import directory, logs, stored
+from ensdiff.runs import checkpoints, description, directory, logs
 from ensdiff.runs.directory import RunDirectory
 from ensdiff.training import preemption
 from tests.faults import CONFIG, copied, cut, flip, flips, new_state, reseal, restore, same, train
@@ -55,9 +55,9 @@ def states(whole):
     found = {}
     for step in (2, 4):
         with RunDirectory.open(None, keep=1):
-            folder = stored.folder_of(whole[0], step)
-            text = stored.read_description(folder)
-            found[step] = stored.read_arrays(folder, stored.placeholders(folder, np.ndarray), text)
+            folder = checkpoints.folder_of(whole[0], step)
+            text = checkpoints.read_description(folder)
+            found[step] = checkpoints.read_arrays(folder, checkpoints.placeholders(folder, np.ndarray), text)
     return found
 
 
@@ -216,7 +216,7 @@ def test_a_kill_while_a_checkpoint_is_deleted(whole, tmp_path, monkeypatch):
 
     with RunDirectory.open(folder, keep=1, resume=True) as run:
         run.wait()
-        assert stored.steps_of(folder) == [2, 4]  # nothing is deleted before something was written
+        assert checkpoints.steps_of(folder) == [2, 4]  # nothing is deleted before something was written
         run.adopt(checksums.read_sealed(folder / "run.json"))
         run.save(5, new_state())
         with monkeypatch.context() as patch:
@@ -244,7 +244,7 @@ def test_a_checkpoint_that_cannot_be_deleted_is_no_failed_write(whole, tmp_path,
             run.wait()
         monkeypatch.undo()
         assert [str(warning.message).split(" of ")[0] for warning in caught] == ["checkpoint 2", "checkpoint 4"]
-    assert stored.steps_of(folder) == [5]  # deleted when the run ends
+    assert checkpoints.steps_of(folder) == [5]  # deleted when the run ends
 
 
 @pytest.mark.parametrize("code", ["ENOLCK", "EOPNOTSUPP", "ENOSYS"])
@@ -384,7 +384,7 @@ def test_a_description_of_no_ensemble(whole, tmp_path, change):
     values = {**checksums.read_sealed(whole[0] / "run.json"), **change}
     (name,) = change
     with pytest.raises(ValueError, match=name):
-        stored.from_description(values, None)
+        description.from_description(values, None)
     checksums.write_sealed(tmp_path / "run.json", values)
     with pytest.raises(ValueError, match=name):
         ensdiff.training_data(tmp_path, ensdiff.data.arrays(blobs()))
@@ -494,20 +494,20 @@ def test_names_that_are_no_steps(whole, tmp_path):
     folder = copied(whole[0], tmp_path / "run")
     for name in ("²", "060", "٤", "９", "+5", " 5", "1_0", "-1", "4.0", "keep"):
         (folder / "checkpoints" / name).mkdir()
-    assert stored.steps_of(folder) == [2, 4]
+    assert checkpoints.steps_of(folder) == [2, 4]
     assert restore(folder, new_state())[::2] == (4, [])
 
 
 def test_a_description_without_its_checksum(whole, tmp_path):
     """Only runs of format 1 have none: without it, neither the step nor the sums can be relied on."""
     folder = copied(whole[0], tmp_path / "run")
-    path = folder / "checkpoints" / "4" / stored.METADATA
+    path = folder / "checkpoints" / "4" / checkpoints.METADATA
     values = json.loads(path.read_text())
     del values["custom_metadata"][checksums.SEAL]
     path.write_text(json.dumps(values))
     with pytest.raises(ensdiff.DamagedError, match="its description or its checksum is missing"):
         ensdiff.load(folder)
-    text = (whole[0] / "checkpoints" / "4" / stored.METADATA).read_text()
+    text = (whole[0] / "checkpoints" / "4" / checkpoints.METADATA).read_text()
     path.write_text(text.replace('"step": 4', '"step": 5, "step": 4'))
     assert path.read_text() != text
     with pytest.raises(ensdiff.DamagedError, match="the field 'step' is given twice"):
@@ -744,7 +744,7 @@ def test_a_signal_saves_and_stops(whole, tmp_path, number):
         with pytest.raises(ensdiff.Preempted, match=r"at step 3 of 4: .*run has it; set resume to go on"):
             train(tmp_path / "run", stop=stop)
     assert signal.getsignal(number) == before
-    assert stored.steps_of(tmp_path / "run") == [2, 3]
+    assert checkpoints.steps_of(tmp_path / "run") == [2, 3]
     assert same(train(tmp_path / "run", resume=True).params, whole[1])
 
 

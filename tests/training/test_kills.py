@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import ensdiff
-from ensdiff.runs.stored import steps_of
+from ensdiff.runs.checkpoints import steps_of
 from ensdiff.training.preemption import EXIT_CODE
 from tests.faults import same
 from tests.helpers import ROOT, blobs, command, environment

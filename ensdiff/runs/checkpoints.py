@@ -1,4 +1,4 @@
-"""One stored checkpoint: what it says about itself, and reading all or some of it with its checksums compared.
+"""Reading a checkpoint: what it says about itself, and all or some of its arrays, compared with their checksums.
 
 Orbax writes the arrays, and renames the folder to its number when it is whole. Beside them it keeps our description: a
 sealed value (`ensdiff.files.checksums`) with everything static about the ensemble, and one SHA-256 for each member's
@@ -7,11 +7,7 @@ and what is loaded is compared with what was in memory when it was saved: a flaw
 found.
 """
 
-import dataclasses
 import datetime
-import hashlib
-import math
-import numbers
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -21,110 +17,18 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from ensdiff import hosts
-from ensdiff.codes import Code
-from ensdiff.data.manifest import NAME as MANIFEST
-from ensdiff.data.manifest import Manifest
-from ensdiff.diffusion.schedule import Schedule
-from ensdiff.ensemble.ensemble import Ensemble
 from ensdiff.files.checksums import SEAL, DamagedError, check_seal, member_sums, read_sealed
 from ensdiff.files.reading import parse_json, read_bytes, whole_number
-from ensdiff.files.version import __version__
 from ensdiff.files.writing import log_errors_once
-from ensdiff.models.unet import UNetConfig
+from ensdiff.runs.description import check_format
 from ensdiff.typing import Params
 
-FORMAT = 2
-"""Of a description. 1 had no checksums, and is read without them."""
 METADATA = "_CHECKPOINT_METADATA"
 """Orbax's file of a checkpoint, which holds our description."""
+
+
 GROUP = 2**28
 """Bytes of arrays that are read together where only some members of each are wanted."""
-
-
-def describe(params: Ensemble) -> dict[str, Any]:
-    """Everything static about an ensemble, as JSON-able values; `from_description` reads it."""
-    return {
-        "format": FORMAT,
-        "ensdiff": __version__,
-        "model": dataclasses.asdict(params.model),
-        "schedule": dataclasses.asdict(params.schedule),
-        "code": params.code.to_dict(),
-        "image_shape": list(params.image_shape),
-        "value_range": list(params.value_range),
-        **({} if params.data_digest is None else {"data": {"digest": params.data_digest}}),
-    }
-
-
-def from_description(text: Mapping[str, Any], params: Params) -> Ensemble:
-    """An ensemble from `describe`'s values and a parameter pytree (or its shapes).
-
-    Raises:
-        ValueError: written by a newer version, or not what `describe` gives.
-    """
-    check_format(text)
-    try:
-        model: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in text["model"].items()}
-        _check_origin(text.get("origin"))
-        return Ensemble(
-            params,
-            Code.from_dict(text["code"]),
-            UNetConfig(**model),
-            Schedule(**text["schedule"]),
-            _image_shape(text["image_shape"]),
-            _value_range(text["value_range"]),
-            _digest_of(text.get("data")),
-        )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"not the description of an ensemble: {error!r}; expected what `describe` gives") from error
-
-
-def _image_shape(value: Any) -> tuple[int, int, int]:
-    if not isinstance(value, list) or len(value) != 3 or not all(_is_whole(size) and size > 0 for size in value):
-        raise ValueError(f"image_shape={value!r}: expected height, width and channels, three positive integers")
-    return value[0], value[1], value[2]
-
-
-def _value_range(value: Any) -> tuple[float, float]:
-    if (
-        not isinstance(value, list)
-        or len(value) != 2
-        or not all(isinstance(end, numbers.Real) and not isinstance(end, bool) and math.isfinite(end) for end in value)
-        or not value[0] < value[1]
-    ):
-        raise ValueError(f"value_range={value!r}: expected the values of black and white, two finite ascending numbers")
-    return value[0], value[1]
-
-
-def _check_origin(origin: Any) -> None:
-    """Raise ValueError unless it is None, of a trained run, or lists what forgetting kept and took."""
-    if origin is None:
-        return
-    lists = [origin.get(name) for name in ("members", "forgotten")] if isinstance(origin, Mapping) else [None]
-    if not all(isinstance(ids, list) and all(map(_is_whole, ids)) for ids in lists):
-        raise ValueError(f"origin: expected lists of numbers called members and forgotten, found {str(origin)[:100]}")
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
-
-
-def _digest_of(data: Any) -> str | None:
-    """The digest of the training data in a description's section of them; versions of before had no digest."""
-    digest = data.get("digest") if isinstance(data, Mapping) else None
-    return digest if isinstance(digest, str) else None
-
-
-def check_format(text: Mapping[str, Any]) -> None:
-    """Raise ValueError unless this version reads a description's format."""
-    found, version = text.get("format"), text.get("ensdiff", "unknown")
-    if type(found) is int and 1 <= found <= FORMAT:
-        return
-    if type(found) is int and found > FORMAT:
-        raise ValueError(
-            f"this run was written by a newer ensdiff ({version}, format {found}); this is {__version__}, which reads "
-            f"formats up to {FORMAT}. Upgrade: pip install --upgrade ensdiff"
-        )
-    raise ValueError(f"this run has format {found!r} (ensdiff {version}): expected 1 .. {FORMAT}; write the run again")
 
 
 def steps_of(run: pathlib.Path) -> list[int]:
@@ -150,25 +54,6 @@ def run_description(run: pathlib.Path) -> dict[str, Any]:
     if not steps:
         raise FileNotFoundError(f"{run} holds no run: expected run.json or a finished checkpoint")
     return read_description(folder_of(run, steps[-1]))
-
-
-def read_manifest(run: pathlib.Path, description: Mapping[str, Any]) -> Manifest | None:
-    """The manifest of a run's training data, compared with the digest in its description; None where it has none.
-
-    Raises:
-        DamagedError: it is another than the description says.
-    """
-    file = run / MANIFEST
-    if not file.is_file():
-        return None
-    content = read_bytes(file)
-    found, said = hashlib.sha256(content).hexdigest(), _digest_of(description.get("data"))
-    if found != said:
-        raise DamagedError(f"{file} is damaged: its SHA-256 is {found}, the run's description says {said}")
-    try:
-        return Manifest.from_bytes(content)
-    except ValueError as error:
-        raise DamagedError(f"{file} is damaged: {error}") from error
 
 
 def folder_of(run: pathlib.Path, step: int) -> pathlib.Path:

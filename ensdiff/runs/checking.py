@@ -1,0 +1,108 @@
+"""`check_run`: whether everything in a run directory is what was written."""
+
+import contextlib
+import os
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ensdiff.data.manifest import NAME as MANIFEST
+from ensdiff.ensemble.members import abstract_params
+from ensdiff.files.checksums import DamagedError, check_beside, damage, read_lines, read_sealed
+from ensdiff.files.reading import read_json
+from ensdiff.runs.checkpoints import folder_of, read_metadata, read_on_host, steps_of
+from ensdiff.runs.description import foreign, from_description, read_manifest
+from ensdiff.runs.logs import ENVIRONMENTS, METRICS, read_environments
+
+
+def check_run(path: str | os.PathLike) -> list[str]:
+    """Read everything that has a checksum or a digest in a run directory, and return what is damaged.
+
+    These are the checkpoints, which are loaded whole, one at a time; ``run.json``, ``config.json``, the data manifest,
+    every line of ``environment.jsonl`` and ``metrics.jsonl``, and attributions with their arrays. Pictures, pages and
+    TensorBoard's files are not read. A checkpoint must be of the run that ``run.json`` describes. What is good here can
+    be loaded.
+
+    Returns:
+        A line for each damaged or missing file, which names it; nothing where all are good.
+
+    Raises:
+        FileNotFoundError: no such folder.
+
+    >>> ensdiff.check_run("runs/tiny")
+    []
+    """
+    path = pathlib.Path(path)
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path} is no run directory: {'it is a file' if path.exists() else 'it is not there'}")
+    found: list[str] = []
+    description: dict[str, Any] = {}
+    with _noted(found):
+        description = read_sealed(path / "run.json")
+    with _noted(found):
+        _check_manifest(path, description)
+    if (path / "config.json").exists():
+        with _noted(found):
+            read_sealed(path / "config.json")
+    for name, read in ((METRICS, lambda run: read_lines(run / METRICS)), (ENVIRONMENTS, read_environments)):
+        with _noted(found):
+            if not (path / name).exists():
+                continue
+            lines = read(path)
+            if wrong := damage(lines) or _disorder(lines):
+                raise DamagedError(f"{path / name} is damaged: {wrong}")
+    if "train" in description and not (path / ENVIRONMENTS).exists():
+        found.append(f"{path / ENVIRONMENTS} is missing: training writes one")
+    for file in sorted((path / "attribution").glob("*.json")):
+        with _noted(found):
+            _check_result(file)
+    for step in steps_of(path):
+        folder = folder_of(path, step)
+        with _noted(found):
+            _check_checkpoint(folder, description)
+    return found
+
+
+def _check_checkpoint(folder: pathlib.Path, description: Mapping[str, Any]) -> None:
+    text, shapes = read_metadata(folder)
+    try:
+        params = from_description(text, None)
+        expected = abstract_params(params.model, params.image_shape, params.members)
+    except ValueError as error:
+        raise DamagedError(f"{folder} is damaged: {error}") from error
+    read_on_host(folder, {**shapes, **{part: expected for part in ("params", "ema") if part in shapes}}, text)
+    if description and (wrong := foreign(folder, text, description)):
+        raise DamagedError(wrong)
+
+
+def _disorder(lines: Sequence[Any]) -> str:
+    """Which of a file's lines is not about a later step than the one before, in words; nothing where all are."""
+    steps = [line.get("step") for line in lines]
+    for number, step in enumerate(steps, start=1):
+        if type(step) is not int or (number > 1 and step <= steps[number - 2]):
+            return f"its steps are not ascending at line {number}, which is of step {step}"
+    return ""
+
+
+def _check_result(file: pathlib.Path) -> None:
+    try:
+        is_object = isinstance(read_json(file), dict)  # older versions wrote lists too
+    except ValueError as error:
+        raise DamagedError(str(error)) from error
+    if is_object:
+        check_beside(file, read_sealed(file))
+
+
+def _check_manifest(path: pathlib.Path, description: Any) -> None:
+    expected = (description.get("data") or {}).get("digest")
+    # an ensemble that was saved knows the digest of its data, and has no manifest
+    if expected is not None and read_manifest(path, description) is None and "train" in description:
+        raise FileNotFoundError(f"{path / MANIFEST} is missing: run.json has its checksum")
+
+
+@contextlib.contextmanager
+def _noted(found: list[str]) -> Iterator[None]:
+    try:
+        yield
+    except (DamagedError, FileNotFoundError) as error:
+        found.append(str(error))
