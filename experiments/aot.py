@@ -1,4 +1,4 @@
-"""Compile the programs of a config for a TPU pod that is not there, and say what they need and hold.
+"""Compile the programs of a config for a TPU pod that you do not have, and report what they need and contain.
 
 Examples:
   python -m experiments.aot --topology=v5e:2x4 --config=cifar10_paper
@@ -7,10 +7,10 @@ Examples:
   python -m experiments.aot --topology=cuda:8 --config=digits --image=8,8,1 --units=1400
     (lowered for GPUs, not compiled; nothing but JAX is needed)
 
-Compiling for TPUs needs libtpu: pip install -e '.[aot]'. Figures are those of one device (a chip; on v4 half of
-one). FLOPs are those of convolutions and matrix products: `analytic` from the architecture
-(ensdiff.planning.flops), `lowered` counted in the program, loops as often as they run (the compiler's own count takes
-a loop's body once).
+Compiling for TPUs needs libtpu: pip install -e '.[aot]'. All figures are per device (a chip, or half a chip on v4).
+FLOPs count convolutions and matrix products: `analytic` is computed from the architecture (ensdiff.planning.flops),
+`lowered` is counted in the program, with each loop as often as it runs (the compiler's own count takes a loop's body
+once).
 """
 
 import dataclasses
@@ -261,13 +261,13 @@ def main() -> None:
 def define_flags() -> None:
     """The command line; in a function because other programs have flags of these names."""
     flags.DEFINE_string("topology", None, "v5e:2x4, v5e:16x16, v4:2x2x2, ...; or cuda:8 to lower only.")
-    flags.DEFINE_list("programs", list(STEPS), f"Which of {', '.join(STEPS)}.")
-    flags.DEFINE_string("image", None, "Height, width and channels, where the config's section aot does not say.")
-    flags.DEFINE_integer("units", None, "Training units, where the config's section aot does not say.")
-    flags.DEFINE_string("mesh", None, "Members x data, such as 4x2; by default as ensdiff.make_mesh chooses.")
-    flags.DEFINE_integer("states", None, "States of a landscape step; by default 1024 a data shard.")
-    flags.DEFINE_integer("samples", None, "Samples of a Jacobian step; by default one a data shard.")
-    flags.DEFINE_string("out", None, "File to write the figures to, JSON.")
+    flags.DEFINE_list("programs", list(STEPS), f"Programs to compile, of {', '.join(STEPS)}.")
+    flags.DEFINE_string("image", None, "Height, width and channels, if the config's section aot does not give them.")
+    flags.DEFINE_integer("units", None, "Training units, if the config's section aot does not give them.")
+    flags.DEFINE_string("mesh", None, "Members x data, such as 4x2; by default what ensdiff.make_mesh chooses.")
+    flags.DEFINE_integer("states", None, "States of a landscape step; by default 1024 per data shard.")
+    flags.DEFINE_integer("samples", None, "Samples of a Jacobian step; by default one per data shard.")
+    flags.DEFINE_string("out", None, "JSON file to write the figures to.")
     define_config()
     flags.declare_key_flag("config")
     flags.mark_flags_as_required(["topology", "config"])

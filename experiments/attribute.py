@@ -1,7 +1,7 @@
-"""Which training units do generated samples, or any images, depend on?
+"""Find out which training units generated samples, or any images, depend on.
 
-The result and a report go to RUN/attribution, or to --out, which a run that experiments.forget wrote needs. After an
-interruption the same command goes on with what it had finished.
+The result and a report go to RUN/attribution, or to --out (required for a run that experiments.forget wrote). After an
+interruption the same command continues from what was finished.
 
 Examples:
   python -m experiments.attribute --run=runs/digits --n=8
@@ -26,35 +26,35 @@ runs.define_data_flag()
 flags.adopt_module_key_flags(common)
 flags.adopt_module_key_flags(runs)
 METHOD = flags.DEFINE_enum("method", "screen", ["exact", "differential", "screen", "loss"], "See ensdiff.attribute.")
-TOP = flags.DEFINE_integer("top", 10, "Units reported a sample.")
-VERIFY = flags.DEFINE_integer("verify", 50, "Units a sample that 'screen' verifies exactly.")
-AUDIT = flags.DEFINE_integer("audit", 0, "Unverified units a sample that 'screen' checks at random, for its recall.")
+TOP = flags.DEFINE_integer("top", 10, "Units to report per sample.")
+VERIFY = flags.DEFINE_integer("verify", 50, "Units per sample that 'screen' verifies exactly.")
+AUDIT = flags.DEFINE_integer("audit", 0, "Unverified units per sample that 'screen' checks, to estimate its recall.")
 NULL = flags.DEFINE_string(
-    "null", "99", "Null ablations a sample, for p- and q-values; 0 is none, 'all' all there are."
+    "null", "99", "Null ablations per sample, for p- and q-values: a number, 0 for none, or 'all'."
 )
 LEVEL = flags.DEFINE_float("level", 0.1, "The q-value up to which a sample is attributed to a unit.")
 UNITS = flags.DEFINE_string(
-    "units", "", "Only these unit ids, joined by commas; ids joined by + are removed together. By default all."
+    "units", "", "Only these unit ids, separated by commas; ids joined by + are removed together. By default all."
 )
 GROUPS = flags.DEFINE_bool("groups", False, "Attribute to the groups of a hierarchical code instead of its items.")
-IMAGES = flags.DEFINE_string("images", None, "A folder of pictures to score instead of samples, by 'loss'.")
-DRAWS = flags.DEFINE_integer("draws", 256, "Draws of noise an image, for 'loss'.")
-TARGET_ERROR = flags.DEFINE_float("target_error", None, "Draw until the scores' standard error is at most this.")
+IMAGES = flags.DEFINE_string("images", None, "A folder of pictures to attribute by 'loss', instead of samples.")
+DRAWS = flags.DEFINE_integer("draws", 256, "Draws of noise per image, for 'loss'.")
+TARGET_ERROR = flags.DEFINE_float("target_error", None, "Draw until the standard error of the scores is at most this.")
 WEIGHTING = flags.DEFINE_enum("weighting", "simple", ["simple", "snr"], "Weights of the noise levels, for 'loss'.")
-LEVELS = flags.DEFINE_enum("levels", "stratified", ["stratified", "antithetic", "uniform"], "How levels are drawn.")
+LEVELS = flags.DEFINE_enum("levels", "stratified", ["stratified", "antithetic", "uniform"], "How to draw noise levels.")
 FIRST = flags.DEFINE_integer("first_level", 0, "The smallest noise level of 'loss'.")
 LAST = flags.DEFINE_integer("last_level", None, "The largest noise level of 'loss'; by default all.")
 VALUES = flags.DEFINE_enum(
     "values",
     None,
     ["shapley", "banzhaf"],
-    "Values of the --units (or --groups) as players of a game, and stop; from the loss with --method=loss or --images, "
-    "else from the Gram matrix.",
+    "Only compute the values of the --units (or --groups) as players of a game: from the loss with --method=loss or "
+    "--images, otherwise from the Gram matrix.",
 )
 REMOVED = flags.DEFINE_float("removed", 0.5, "Chance that another group is removed, for Banzhaf values.")
 SKIP = flags.DEFINE_bool("skip_empty", False, "Leave coalitions without survivors out of the values.")
-CONTRAST = flags.DEFINE_bool("contrast", False, "Memorization and membership of all units of the data, and stop.")
-COMPARE = flags.DEFINE_bool("compare", False, "Compare all methods with exact ablation of every unit, and stop.")
+CONTRAST = flags.DEFINE_bool("contrast", False, "Only measure memorization and membership of all units of the data.")
+COMPARE = flags.DEFINE_bool("compare", False, "Only compare all methods with exact ablation of every unit.")
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """Measure the compute core: time against PyTorch, compile time, memory, FLOP/s, and how cost grows.
 
-Prints tables and, with --out, writes them as Markdown and JSON. Alternatives take turns, and their ratios are medians
-of ratios within a turn. Without PyTorch (and diffusers) the comparison is left out, and said so.
+It prints tables and, with --out, writes them as Markdown and JSON. Alternatives take turns, and a reported ratio is the
+median of the ratios within each turn. Without PyTorch and diffusers the comparison is left out, with a note.
 
 Examples:
   python -m experiments.benchmark --quick
@@ -351,16 +351,17 @@ GROUPS: dict[str, Callable[[Effort], list[Table]]] = {
 def define_flags() -> None:
     """The command line."""
     flags.DEFINE_bool("quick", False, "Under 5 minutes on 2 cores: one width, 8 members, fewer repeats, two tables.")
-    flags.DEFINE_integer("members", None, "K, at least 1; by default 16 (8 with --quick).", lower_bound=1)
-    flags.DEFINE_integer("side", 28, "Side of the images.")
+    flags.DEFINE_integer("members", None, "Members K, at least 1; by default 16 (8 with --quick).", lower_bound=1)
+    flags.DEFINE_integer("side", 28, "Height and width of the images.")
     flags.DEFINE_list("channels", [], "Widths of the U-Net, by default 32,64 (32 with --quick).")
     flags.DEFINE_integer("repeats", None, "Timings of each alternative; by default 7 (3 with --quick).")
     flags.DEFINE_list(
         "tables",
         [],
-        f"Which of {', '.join(GROUPS)}; by default all (--quick: pytorch, or rates without PyTorch, and compilation).",
+        f"Tables, of {', '.join(GROUPS)}; by default all, or with --quick pytorch (rates without PyTorch) and "
+        "compilation.",
     )
-    flags.DEFINE_string("out", None, "Folder for the tables, Markdown and JSON.")
+    flags.DEFINE_string("out", None, "Folder to write the tables to, as Markdown and JSON.")
     flags.adopt_module_key_flags(common)
 
 

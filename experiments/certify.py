@@ -2,17 +2,17 @@
 
 Commands:
   create   compute the certificate of --units from a run, and write it to RUN/certificate.json (or --certificate)
-  verify   check a certificate against a run: its files, its members' parameters, and every draw of every step; where
-           the certificate says that the run holds no other member, every file that does not belong to a run is named
+  verify   check a certificate against a run: its files, its members' parameters, and every draw of every step; if the
+           certificate claims that the run holds no other member, also name every file that does not belong to a run
 
 Examples:
   python -m experiments.certify create --run=runs/digits --units=3,7
   python -m experiments.certify verify --run=runs/digits
-  python -m experiments.certify verify --run=runs/small --replay=500   # and train the last 500 steps anew
+  python -m experiments.certify verify --run=runs/small --replay=500   # and repeat the last 500 steps
   python -m experiments.certify verify --run=runs/small --digest=5f1c...   # the digest that you kept
 
 experiments.forget writes a run without the members that saw the units, with its certificate.
-Exit codes: 0 the certificate holds, 1 it does not (or an error).
+Exit codes: 0 if the certificate holds, 1 if it does not (or after an error).
 """
 
 import pathlib
@@ -24,15 +24,15 @@ from experiments import common, runs
 runs.define_data_flag()
 flags.adopt_module_key_flags(common)
 flags.adopt_module_key_flags(runs)
-UNITS = flags.DEFINE_string("units", None, "The units, ids joined by commas.")
-CERTIFICATE = flags.DEFINE_string("certificate", None, "The certificate's file; by default RUN/certificate.json.")
+UNITS = flags.DEFINE_string("units", None, "Unit ids, separated by commas.")
+CERTIFICATE = flags.DEFINE_string("certificate", None, "The file of the certificate; by default RUN/certificate.json.")
 REPLAY = flags.DEFINE_integer(
     "replay",
     0,
-    "Train up to so many of the last steps anew, from a checkpoint (or the initialisation), and compare bit for bit. "
-    "It needs the training data, of which the units may be gone.",
+    "Repeat up to this many of the last training steps, from a checkpoint (or the initialisation), and compare bit for "
+    "bit. This needs the training data, from which the units may have been deleted.",
 )
-DIGEST = flags.DEFINE_string("digest", None, "The digest that the certificate must have, from where you kept it.")
+DIGEST = flags.DEFINE_string("digest", None, "The digest that the certificate must have, as you recorded it.")
 
 
 def main(command: str) -> None:

@@ -18,7 +18,7 @@ flags.DEFINE_bool("debug", False, "Show the whole traceback of an error.")
 flags.DEFINE_string(
     "cache",
     None,
-    "Folder of JAX's persistent compilation cache; 'off' turns it off. Default: $JAX_COMPILATION_CACHE_DIR, or "
+    "Folder of JAX's persistent compilation cache, or 'off'. Default: $JAX_COMPILATION_CACHE_DIR, or "
     "ensdiff/jax in the user's cache folder.",
 )
 

@@ -49,7 +49,7 @@ class _Parser(flags.ArgumentParser):
 def define_config(default: str | None = None) -> flags.FlagHolder:
     """Define --config, and --config.section.field for each field of what it names."""
     text = (
-        f"{', '.join(names())}, or the path of a Python file with get_config(). Every field of it can be set: "
+        f"{', '.join(names())}, or the path of a Python file with get_config(). Set its fields with "
         "--config.section.field=value."
     )
     holder = config_flags.DEFINE_config_file("config", config_path(default) if default else None, text)

@@ -15,8 +15,8 @@ Examples:
   python -m experiments.convert ctf --run=runs/digits --n=16 --to=digits.ctf
   python -m experiments.convert ctf --from=digits.ctf --to=digits.npz
 
-A code is an (N, K) matrix of 0 and 1, 1 where member k was trained on unit i: .npy, .npz, .pkl or .json.
-A universe that was interrupted goes on when the same command is given again.
+A code is an (N, K) matrix in a .npy, .npz, .pkl or .json file: 1 where member k was trained on unit i, 0 elsewhere.
+If writing a universe was interrupted, the same command continues it.
 """
 
 import pathlib
@@ -30,12 +30,12 @@ runs.define_sampling_flags(n=16)
 runs.define_data_flag()
 flags.adopt_module_key_flags(common)
 flags.adopt_module_key_flags(runs)
-SOURCE = flags.DEFINE_multi_string("from", [], "What to read; repeat it for the members' own folders or files.")
-TO = flags.DEFINE_string("to", None, "What to write: a new run directory, folder or file.")
-CODE = flags.DEFINE_string("code", None, "File of the code matrix; without it, unit k is what member k alone saw.")
-IMAGE_SIZE = flags.DEFINE_integer("image_size", None, "Height and width, where the checkpoints do not say.")
-UNET = flags.DEFINE_string("unet", None, "JSON file of UNet2DModel's arguments, where there is no config.json.")
-FORMAT = flags.DEFINE_enum("format", "safetensors", ["safetensors", "bin"], "Of the weights for diffusers.")
+SOURCE = flags.DEFINE_multi_string("from", [], "Folder or file to read, or one per member")
+TO = flags.DEFINE_string("to", None, "The new run directory, folder or file.")
+CODE = flags.DEFINE_string("code", None, "File of the code matrix; without it, unit k is what only member k saw.")
+IMAGE_SIZE = flags.DEFINE_integer("image_size", None, "Height and width, if the checkpoints do not give them.")
+UNET = flags.DEFINE_string("unet", None, "JSON file of UNet2DModel's arguments, if there is no config.json.")
+FORMAT = flags.DEFINE_enum("format", "safetensors", ["safetensors", "bin"], "Format of the weights for diffusers.")
 
 
 def main(command: str) -> None:

@@ -1,4 +1,4 @@
-"""How many removals a code bears: choose the number of members K and the weight w before training.
+"""Show how many members survive removals, to choose the number of members K and the weight w before training.
 
 Examples:
   python -m experiments.design --members=16,32 --removals=1,2,4,8 --out=design
@@ -16,8 +16,8 @@ flags.adopt_module_key_flags(common)
 MEMBERS = flags.DEFINE_list("members", ["16", "32", "64"], "Numbers of members K.")
 WEIGHTS = flags.DEFINE_list("weights", [], "Weights w; by default 1/8, 1/4, 1/2 and 3/4 of the members.")
 REMOVALS = flags.DEFINE_list("removals", ["1", "2", "4", "8", "16"], "Numbers m of units removed together.")
-UNITS = flags.DEFINE_integer("units", 0, "Leave out codes with fewer words than this.")
-OUT = flags.DEFINE_string("out", None, "Folder for capacity.svg; by default no plot.")
+UNITS = flags.DEFINE_integer("units", 0, "Leave out codes with fewer words than this number of units.")
+OUT = flags.DEFINE_string("out", None, "Folder to write capacity.svg to; by default there is no plot.")
 
 
 def main() -> None:

@@ -1,8 +1,8 @@
 """Evaluate attribution methods against ground truth: train what is needed, compute every method, write tables.
 
-A config names the studies; each trains its models as stacked ensembles, which stay in config.run_dir with all that was
-computed. Stop it at any moment and give the same command again: it goes on. Every study writes NAME.md, NAME.json and
-figures; results.md holds all of them.
+A config names the studies. Each study trains its models as stacked ensembles, which are kept in config.run_dir with
+everything that was computed. You can stop at any moment; the same command continues. Every study writes NAME.md,
+NAME.json and figures; results.md contains them all.
 
 Examples:
   python -m experiments.evaluate --config=evaluate_smoke
@@ -90,7 +90,7 @@ def define_flags() -> None:
     """The command line."""
     define_config()
     flags.declare_key_flag("config")
-    flags.DEFINE_list("only", [], "Studies to run, of those in the config; by default all.")
+    flags.DEFINE_list("only", [], "Studies of the config to run; by default all.")
     flags.DEFINE_string("out", None, "Folder for tables, numbers and figures; by default results in config.run_dir.")
     flags.adopt_module_key_flags(common)
 

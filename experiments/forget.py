@@ -1,4 +1,4 @@
-"""Write a smaller run, without the members that saw some training units: they are gone from its folder.
+"""Write a smaller run without the members that saw some training units.
 
 Examples:
   python -m experiments.forget --run=runs/digits --units=3 --out=runs/digits_without_3
@@ -16,7 +16,7 @@ from experiments import common, runs
 runs.define_data_flag()
 flags.adopt_module_key_flags(common)
 flags.adopt_module_key_flags(runs)
-UNITS = flags.DEFINE_string("units", None, "The units, ids joined by commas; they are forgotten together.")
+UNITS = flags.DEFINE_string("units", None, "Unit ids, separated by commas; they are forgotten together.")
 OUT = flags.DEFINE_string("out", None, "The new run directory.")
 
 

@@ -1,13 +1,13 @@
-"""What a study will need, before anything is trained: parameters, memory of a chip, FLOPs, and expected hours.
+"""Estimate, before training, what a study will need: parameters, memory per chip, FLOPs and hours.
 
 Examples:
   python -m experiments.plan --image=32x32x3 --units=50000 --members=20
   python -m experiments.plan --config=cifar10_paper --members=64 --chips=8 --accelerator=v5e,h100
   python -m experiments.plan --config=cifar10_paper --compile=v5e:2x4
 
-Hours of cpu2 (2 cores) are from rates that were measured. Hours of accelerators are data-sheet peaks times an assumed
-share of them (--utilisation): none was timed, and small U-Nets reach less than large ones. --compile=v5e:2x4 compiles
-the steps for a TPU that is not there (needs libtpu) and prints the memory that the compiler asks for.
+The hours for cpu2 (2 cores) are based on measured rates. Those for accelerators assume a share of the data sheet's peak
+(--utilisation): none was timed, and small U-Nets reach less than large ones. --compile=v5e:2x4 compiles the steps for a
+TPU that you do not have (it needs libtpu) and prints the memory that the compiler requests.
 """
 
 import dataclasses
@@ -198,17 +198,17 @@ def define_flags() -> None:
     """The command line; in a function because other programs have flags of these names."""
     flags.DEFINE_string("image", None, "Height, width and channels, such as 32x32x3.")
     flags.DEFINE_integer("units", None, "Training units N.")
-    flags.DEFINE_integer("members", None, "K; by default the config's, or 16.")
+    flags.DEFINE_integer("members", None, "Members K; by default the config's, or 16.")
     flags.DEFINE_integer("weight", None, "Members that see a unit; by default the config's, or half of them.")
     flags.DEFINE_integer("channels", None, "Width of the U-Net.")
-    flags.DEFINE_list("multipliers", [], "Width of each level as a multiple of it, such as 1,2,2.")
+    flags.DEFINE_list("multipliers", [], "Width of each level as a multiple of --channels, such as 1,2,2.")
     flags.DEFINE_integer("steps", None, "Training steps.")
-    flags.DEFINE_integer("batch", None, "Images a member a step.")
-    flags.DEFINE_integer("samples", 16, "Images that are sampled and attributed.")
+    flags.DEFINE_integer("batch", None, "Images per member and step.")
+    flags.DEFINE_integer("samples", 16, "Images to sample and attribute.")
     flags.DEFINE_integer("sampling_steps", 50, "Steps of the sampler.")
     flags.DEFINE_integer("chips", 1, "Accelerator chips.")
     flags.DEFINE_list("accelerator", ["all"], f"all, or some of {', '.join(ACCELERATORS)}.")
-    flags.DEFINE_float("utilisation", 0.2, "Share of the data sheet's peak that is assumed to be reached.")
+    flags.DEFINE_float("utilisation", 0.2, "Assumed share of the data sheet's peak.")
     flags.DEFINE_string("compile", None, "Also compile for a TPU, such as v5e:2x4 (cuda:8: count FLOPs only).")
     define_config()
     flags.declare_key_flag("config")

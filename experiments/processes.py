@@ -13,12 +13,13 @@ from absl import flags
 flags.DEFINE_bool(
     "distributed",
     None,
-    "Run as one of several processes. Slurm, Open MPI, Cloud TPU and Kubernetes say the rest; elsewhere give the "
-    "three flags below. Default: only where srun or mpirun started several, or --coordinator is given.",
+    "Run as one of several processes. Slurm, Open MPI, Cloud TPU and Kubernetes provide the rest; elsewhere pass "
+    "--coordinator, --num_processes and --process_id. Default: only if srun or mpirun started several, or with "
+    "--coordinator.",
 )
-flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, the same for every process; the port must be free.")
+flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, the same for every process. The port must be free.")
 flags.DEFINE_integer("num_processes", None, "How many processes there are.", lower_bound=1)
-flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", lower_bound=0)
+flags.DEFINE_integer("process_id", None, "Which process this is, counted from 0.", lower_bound=0)
 flags.DEFINE_integer("start_timeout", 300, "Seconds to wait until all processes have started.", lower_bound=1)
 
 HEARTBEAT = 60

@@ -1,7 +1,7 @@
-"""The whole job on 1,400 embedded digits: train, sample, measure, attribute, and write a report.
+"""Do the whole job on 1,400 embedded digits: train, sample, measure, attribute, and write a report.
 
 It trains 16 members, compares their samples with held-out digits, attributes some of them to training digits, and
-writes report.html into the run directory, by default runs/quickstart. Begin here.
+writes report.html into the run directory, by default runs/quickstart. Start here.
 
 Examples:
   python -m experiments.quickstart
@@ -22,9 +22,9 @@ flags.adopt_module_key_flags(common)
 
 CONFIG = define_config("quickstart")
 flags.declare_key_flag("config")
-SAMPLES = flags.DEFINE_integer("samples", 6, "Samples that are attributed.")
+SAMPLES = flags.DEFINE_integer("samples", 6, "Samples to attribute.")
 STEPS = flags.DEFINE_integer("steps", 20, "Steps of the DDIM sampler.")
-EVALUATED = flags.DEFINE_integer("evaluated", 397, "Generated images that are compared with held-out ones.")
+EVALUATED = flags.DEFINE_integer("evaluated", 397, "Generated images to compare with held-out ones.")
 
 
 def main() -> None:

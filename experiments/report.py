@@ -1,8 +1,8 @@
 """Write the explorer of a run: one HTML page in which training units are removed from samples, exactly.
 
-It shows each sample's most influential units, the sample without any one of them and without every combination of the
-first few, the whole landscape of influences with its null, and the training. An attribution of the same samples that
-experiments.attribute saved in the run is used again.
+It shows each sample's most influential units, the sample without each of them and without every combination of the
+first few, the whole landscape of influences with its null, and the training curves. If experiments.attribute saved an
+attribution of the same samples in the run, it is reused.
 
 Examples:
   python -m experiments.report runs/digits
@@ -22,20 +22,25 @@ runs.define_data_flag()
 flags.adopt_module_key_flags(common)
 flags.adopt_module_key_flags(runs)
 TOP = flags.DEFINE_integer(
-    "top", None, "Units a sample that are removed exactly; 32, or what a saved attribution has.", lower_bound=1
+    "top", None, "Units per sample to remove exactly; by default 32, or what a saved attribution has.", lower_bound=1
 )
 COMBINED = flags.DEFINE_integer(
-    "combined", 5, "Every combination of so many first units of a sample is removed too.", 0, 8
+    "combined", 5, "Also remove every combination of each sample's first units, this many of them.", 0, 8
 )
 NULL = flags.DEFINE_integer(
-    "null", None, "Null ablations a sample, for p- and q-values; 99, or what a saved attribution has. 0 is none.", 0
+    "null",
+    None,
+    "Null ablations per sample, for p- and q-values (0: none); by default 99, or a saved attribution's.",
+    0,
 )
 LEVEL = flags.DEFINE_float(
-    "level", None, "The q-value up to which a sample is attributed; 0.1, or that of a saved attribution.", 0, 1
+    "level", None, "The q-value up to which a sample is attributed; by default 0.1, or a saved attribution's.", 0, 1
 )
-LANDSCAPE = flags.DEFINE_integer("landscape", 20_000, "Units a sample in the landscape, the most influential.", 1)
-INLINE = flags.DEFINE_float("inline", 3.0, "MiB of data in the page itself; what is more goes into files beside it.", 0)
-MEMORY = flags.DEFINE_float("memory", None, "GiB of activations that a device may hold.", 0)
+LANDSCAPE = flags.DEFINE_integer("landscape", 20_000, "Most influential units per sample to show in the landscape.", 1)
+INLINE = flags.DEFINE_float(
+    "inline", 3.0, "MiB of data to store in the page itself; more goes into files beside it.", 0
+)
+MEMORY = flags.DEFINE_float("memory", None, "GiB of activations that a device may hold at a time.", 0)
 
 
 def main(run: str | None = None) -> None:

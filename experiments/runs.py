@@ -14,7 +14,7 @@ _RUN = flags.DEFINE_string("run", None, "The run directory, as experiments.train
 
 def define_sampling_flags(n: int) -> None:
     """Flags of the programs that sample from a run."""
-    flags.DEFINE_integer("step", None, "Which checkpoint; by default the newest.")
+    flags.DEFINE_integer("step", None, "Step of the checkpoint to use; by default the newest.")
     flags.DEFINE_integer("n", n, "Samples to generate.")
     flags.DEFINE_integer("seed", 0, "Seed of the samples' noise.")
     flags.DEFINE_integer("steps", 50, "Sampling steps.")
@@ -22,15 +22,15 @@ def define_sampling_flags(n: int) -> None:
         "sampler",
         "ddpm",
         ["ddpm", "ddim", "genens", "diffusers"],
-        "Ancestral, DDIM, or one of the reference implementations' samplers (GenEns: 1,000 steps; "
-        "counterfactualuniverses' diffusers: 50), which fix the steps.",
+        "Ancestral (ddpm), DDIM, or the sampler of a reference implementation, which fixes the number of steps "
+        "(genens: 1,000; diffusers, as in counterfactualuniverses: 50).",
     )
-    flags.DEFINE_float("eta", 0.0, "Noise of DDIM, 0 to 1.")
+    flags.DEFINE_float("eta", 0.0, "Noise of the DDIM sampler, from 0 to 1.")
     flags.DEFINE_string(
         "out",
         None,
-        "Folder to write to; by default one inside the run directory. A run that experiments.forget wrote needs one, "
-        "because its certificate allows no other files in it.",
+        "Folder to write to; by default one inside the run directory. Required for a run that experiments.forget "
+        "wrote, because its certificate allows no other files in the run.",
     )
 
 
@@ -93,7 +93,7 @@ def define_data_flag() -> None:
     flags.DEFINE_string(
         "data",
         None,
-        "The training data, where the run directory does not know them: a reader and its options, such as "
+        "The training data, if the run directory does not record where they are: a reader and its options, such as "
         "npz,path=train.npz or folder,path=images,size=32,groups=folder.",
     )
 

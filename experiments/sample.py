@@ -19,8 +19,8 @@ from experiments import common, runs
 runs.define_sampling_flags(n=36)
 flags.adopt_module_key_flags(common)
 flags.adopt_module_key_flags(runs)
-REMOVE = flags.DEFINE_multi_string("remove", [], "Unit id, or ids joined by commas, to regenerate without; repeatable.")
-GROUPS = flags.DEFINE_bool("groups", False, "--remove names groups of a hierarchical code instead of its items.")
+REMOVE = flags.DEFINE_multi_string("remove", [], "Unit to regenerate without, or units 5,8 to remove together")
+GROUPS = flags.DEFINE_bool("groups", False, "Let --remove name groups of a hierarchical code instead of its items.")
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Seconds and peak memory of scoring very many units, without a trained ensemble.
+"""Measure the seconds and peak memory of scoring very many units, without a trained ensemble.
 
 It prints a table and writes no file.
 
@@ -16,8 +16,8 @@ UNITS = flags.DEFINE_integer("units", 10**8, "Training units.")
 MEMBERS = flags.DEFINE_integer("members", 32, "Members of the ensemble.")
 WEIGHT = flags.DEFINE_integer("weight", None, "Members that see a unit; by default half of them.")
 SAMPLES = flags.DEFINE_integer("samples", 1, "Samples, each with a random Gram matrix.")
-TOP = flags.DEFINE_integer("top", 10, "Units kept a sample.")
-CHUNK = flags.DEFINE_integer("chunk", None, "Units at a time; by default 131,072.")
+TOP = flags.DEFINE_integer("top", 10, "Units to keep per sample.")
+CHUNK = flags.DEFINE_integer("chunk", None, "Units to score at a time; by default 131,072.")
 
 
 def main() -> None:

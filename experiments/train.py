@@ -1,4 +1,4 @@
-"""Train an encoded ensemble: every member of it at once, each on the units that its code word gives it.
+"""Train an encoded ensemble: all members at once, each on the units that the code assigns to it.
 
 Checkpoints, metrics and the config go to the run directory, config.run_dir, which the other programs take as --run.
 
@@ -9,7 +9,7 @@ Examples:
   python -m experiments.train --config=folder --config.data.path=my_images --config.run_dir=runs/mine
   python -m experiments.train --config=experiments/configs/digits.py   # or a config of your own
 
-SIGTERM and Ctrl-C write a checkpoint and end with exit code 75: start again with --config.resume=True.
+SIGTERM and Ctrl-C write a checkpoint and end with exit code 75; --config.resume=True continues from there.
 """
 
 from absl import flags

@@ -1,9 +1,9 @@
-"""The studies of the README on handwritten digits of 8x8 (and Fashion-MNIST at 14x14 as a second data set).
+"""The studies of docs/results.md on handwritten digits of 8x8 (and Fashion-MNIST at 14x14 as a second data set).
 
 Command: python -m experiments.evaluate --config=evaluate_digits
-Hardware and wall time: a CPU with 2 cores; about four hours of one core in all, 11 minutes to 70 minutes a study.
-Expected: the tables of docs/results.md. Fashion-MNIST must be there (Debian: dataset-fashion-mnist); without it take
-the set out of ``generative``.
+Hardware and wall time: a CPU with 2 cores; about four hours of one core in all, 11 to 70 minutes per study.
+Expected: the tables of docs/results.md. Fashion-MNIST must be installed (Debian: dataset-fashion-mnist); without it,
+take the set out of ``generative``.
 """
 
 from ml_collections import ConfigDict
