@@ -1,4 +1,4 @@
-"""Types of the fields of settings, so that a wrong one is named where it is given."""
+"""Types and choices of settings, so that a wrong one is named where it is given."""
 
 import dataclasses
 import functools
@@ -14,14 +14,26 @@ def check_fields(settings: Any) -> None:
     """Check every field of a settings dataclass against its annotation; for ``__post_init__``.
 
     Raises:
-        ValueError: a field of another type, or a number that is not finite; says the field, the value and what was
-            expected.
+        ValueError: see `check_value`.
     """
     kind: Any = type(settings)
     for name, hint in _hints(kind).items():
-        value = getattr(settings, name)
-        if not _fits(value, hint):
-            raise ValueError(f"{name}={value!r}: expected {_words(hint)}")
+        check_value(name, getattr(settings, name), hint)
+
+
+def check_value(name: str, value: Any, hint: Any) -> None:
+    """Check one value against a type annotation.
+
+    Raises:
+        ValueError: the value has another type, is none of a ``Literal``'s choices, or is a number that is not finite.
+            The message gives the name, the value and what was expected.
+
+    >>> check_value("decay", "linear", typing.Literal["constant", "cosine"])
+    Traceback (most recent call last):
+    ValueError: decay='linear': expected one of 'constant', 'cosine'
+    """
+    if not _fits(value, hint):
+        raise ValueError(f"{name}={value!r}: expected {_words(hint)}")
 
 
 @functools.cache
@@ -35,7 +47,7 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, one) for one in inside)
     if origin is typing.Literal:
-        return any(_fits(value, type(one)) for one in inside)  # which of them is the class's own check
+        return any(_fits(value, type(one)) and value == one for one in inside)
     if origin is tuple:
         return isinstance(value, tuple) and all(_fits(one, inside[0]) for one in value)
     if hint is float:
@@ -50,7 +62,7 @@ def _words(hint: Any) -> str:
     if origin in (typing.Union, types.UnionType):
         return " or ".join("None" if one is type(None) else _words(one) for one in inside)
     if origin is typing.Literal:
-        return "one of " + ", ".join(map(repr, inside))
+        return ("one of " if len(inside) > 1 else "") + ", ".join(map(repr, inside))
     if origin is tuple:
         return f"a tuple of {_words(inside[0]).split(' ', 1)[1]}s, such as (1, 2)"
     words = {

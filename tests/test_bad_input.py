@@ -218,7 +218,7 @@ LIBRARY = [
     ("one unreadable of thousands", lambda h: read_picture(h, "many"), B, ["1234.png cannot be read as a picture"]),
     ("mixed sizes", lambda h: read_picture(h, "mixed"), B, ["a.png is 8x8", "b.png is 9x7", "give size="]),
     ("picture in no group", lambda h: read_picture(h, "stray", groups="folder"), B, ["a.png is in no subfolder"]),
-    ("mode unknown", lambda h: read_picture(h, "mixed", mode="CMYK"), B, ["'CMYK'", "'RGB' or 'L'"]),
+    ("mode unknown", lambda h: read_picture(h, "mixed", mode="CMYK"), B, ["'CMYK'", "'RGB', 'L'"]),
     ("size of 0", lambda h: read_picture(h, "mixed", size=0), B, ["size=0", "at least 1 pixel"]),
     ("bomb", lambda h: read_picture(h, "bombs"), B, ["bombs/a.png", "9000x9000 pixels is more than"]),
     ("bomb that Pillow warns of", lambda h: read_picture(h, "large"), B, ["large/a.png", "decompression bomb"]),

@@ -15,6 +15,9 @@ from jaxtyping import UInt8
 from ensdiff.data.categories import categories
 from ensdiff.data.dataset import Dataset, DataWarning, from_images
 from ensdiff.files.reading import open_regular, printable
+from ensdiff.settings import check_value
+
+Mode = Literal["RGB", "L"]
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM", "QOI")
 """What is decoded, whatever a file is called: formats that Pillow decodes itself and knows by their first bytes. It
@@ -67,7 +70,7 @@ def folder(
     *,
     size: int | None = None,
     groups: Literal["folder"] | None = None,
-    mode: Literal["RGB", "L"] = "RGB",
+    mode: Mode = "RGB",
 ) -> Dataset:
     """All pictures below a folder, in sorted order of their paths.
 
@@ -103,8 +106,7 @@ def folder(
     >>> folder("my_images", size=16, groups="folder")
     Dataset(my_images: 6 images of 16x16x3 in 2 units)
     """
-    if groups not in (None, "folder"):
-        raise ValueError(f"groups={groups!r}: expected None or 'folder'")
+    check_value("groups", groups, Literal["folder"] | None)
     found = _find(path, size, mode)
     root = pathlib.Path(path)
     title = root.resolve().name
@@ -127,22 +129,21 @@ def folder(
 
 
 def read_pictures(
-    path: str | os.PathLike, *, size: int | None = None, mode: Literal["RGB", "L"] = "RGB"
+    path: str | os.PathLike, *, size: int | None = None, mode: Mode = "RGB"
 ) -> tuple[UInt8[np.ndarray, "N H W C"], list[str]]:
     """The pictures that `folder` takes, with its arguments, errors and warnings, and their paths; one is enough."""
     found = _find(path, size, mode)
     return _read(pathlib.Path(path), found, size, mode), [str(file) for file in found.files]
 
 
-def _find(path: str | os.PathLike, size: int | None, mode: str) -> Found:
+def _find(path: str | os.PathLike, size: int | None, mode: Mode) -> Found:
     """Look for pictures, after the arguments have been checked."""
     root = pathlib.Path(path)
     if not root.exists():
         raise FileNotFoundError(f"{root} does not exist")
     if not root.is_dir():
         raise ValueError(f"{root} is a file: expected a folder of pictures")
-    if mode not in ("RGB", "L"):
-        raise ValueError(f"mode={mode!r}: expected 'RGB' or 'L'")
+    check_value("mode", mode, Mode)
     if size is not None and size < 1:
         raise ValueError(f"size={size}: expected at least 1 pixel, or None for the pictures as they are")
     files: list[pathlib.PurePath] = []

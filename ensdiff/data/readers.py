@@ -21,6 +21,7 @@ from ensdiff.data.pictures import folder
 from ensdiff.data.prepared import tfds
 from ensdiff.files.npy import most_bytes, read_npz
 from ensdiff.files.reading import open_regular
+from ensdiff.settings import check_value
 
 FASHION_FOLDER = "/usr/share/datasets/fashion-mnist"
 MOST_TEXT = 2**26
@@ -144,10 +145,8 @@ def fashion_mnist(
     >>> fashion_mnist(".", size=14, limit=4)
     Dataset(fashion_mnist: 4 images of 14x14x1 in 4 units)
     """
-    if split not in ("train", "test"):
-        raise ValueError(f"split={split!r}: expected 'train' or 'test'")
-    if size not in (28, 14, 7):
-        raise ValueError(f"size={size}: expected 28, 14 or 7")
+    check_value("split", split, Literal["train", "test"])
+    check_value("size", size, Literal[28, 14, 7])
     if limit is not None and limit < 1:
         raise ValueError(f"limit={limit}: expected at least 1 image, or None for all")
     place = pathlib.Path(FASHION_FOLDER if dir is None else dir)
@@ -188,8 +187,7 @@ def _idx(path: pathlib.Path) -> UInt8[np.ndarray, "..."]:
 
 
 def _groups(groups: str | None, labels: np.ndarray) -> np.ndarray | None:
-    if groups not in (None, "class"):
-        raise ValueError(f"groups={groups!r}: expected None (one unit an image) or 'class'")
+    check_value("groups", groups, Literal["class"] | None)
     return labels if groups == "class" else None
 
 

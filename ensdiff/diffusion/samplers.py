@@ -13,17 +13,8 @@ from ensdiff.settings import check_fields
 from ensdiff.typing import Array
 
 Sampler = Literal["ddpm", "ddim"]
-
-
 Variance = Literal["posterior", "beta", "alpha_beta"]
-
-
 Spacing = Literal["leading", "trailing"]
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name}={value!r}: expected one of {', '.join(map(repr, choices))}")
 
 
 class Level(NamedTuple):
@@ -79,10 +70,6 @@ class SamplerConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if isinstance(self.sampler, str):
-            _check_choice("sampler", self.sampler, ("ddpm", "ddim"))
-        _check_choice("variance", self.variance, ("posterior", "beta", "alpha_beta"))
-        _check_choice("spacing", self.spacing, ("leading", "trailing"))
         if self.steps < 1:
             raise ValueError(f"steps={self.steps}: expected at least 1 sampling step")
         if not 0.0 <= self.eta <= 1.0:

@@ -29,7 +29,9 @@ from ensdiff.interop.options import SCHEDULER, UNET, check_options
 from ensdiff.interop.tensors import CodeLike, Style, read_state_dict, stack, unstack, write_state_dict
 from ensdiff.models.unet import UNetConfig
 from ensdiff.runs.description import describe, from_description
+from ensdiff.settings import check_value
 
+Format = Literal["safetensors", "bin"]
 SAMPLER = SamplerConfig("ddpm", steps=50, clip=False)
 FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin", "pytorch_model.bin", "model.safetensors")
 CONFIG, NOISE = "config.json", "scheduler_config.json"
@@ -122,7 +124,7 @@ def save(
     params: Ensemble,
     directory: str | os.PathLike,
     *,
-    format: Literal["safetensors", "bin"] | str = "safetensors",
+    format: Format | str = "safetensors",
 ) -> None:
     """Write every member as a `UNet2DModel` checkpoint that predicts the same.
 
@@ -141,8 +143,7 @@ def save(
         ImportError: the ``torch`` extra is not installed.
         ValueError: `UNet2DModel` has no such U-Net; says what differs.
     """
-    if format not in ("safetensors", "bin"):
-        raise ValueError(f"format={format!r}: expected 'safetensors' or 'bin'")
+    check_value("format", format, Format)
     options = model_options(params)
     root = pathlib.Path(directory)
     if root.exists() and any(root.iterdir()):

@@ -10,11 +10,16 @@ A score is meant to say that a unit's *presence* raises the output. A method tha
 fits outputs that are minus the loss (``sign=1``), or the loss with ``sign=-1``.
 """
 
+from typing import Literal
+
 import numpy as np
 from numpy.typing import ArrayLike
 
 from ensdiff.metrics.arrays import correlate, merged, precision, rankable, resampled_spearman, spearman, table, tied
 from ensdiff.metrics.bootstrap import RESAMPLES, Estimate, bootstrap_counts, mean
+from ensdiff.settings import check_value
+
+Correlation = Literal["spearman", "pearson"]
 
 
 def lds(
@@ -22,7 +27,7 @@ def lds(
     subsets_NM: ArrayLike,
     outputs_BM: ArrayLike,
     *,
-    sign: int = 1,
+    sign: Literal[1, -1] = 1,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Estimate:
@@ -64,8 +69,7 @@ def lds(
         )
     if M < 3 or not np.isin(subsets, (0, 1)).all():
         raise ValueError(f"subsets_NM holds {M} subsets: expected at least 3, of zeros and ones")
-    if sign not in (1, -1):
-        raise ValueError(f"sign={sign}: expected 1 or -1")
+    check_value("sign", sign, Literal[1, -1])
     # a matrix product may give two like subsets sums that differ by rounding: those are ties, not ranks
     predicted = sign * merged(scores @ subsets, precision(1.0) * np.sqrt(N) * np.abs(scores).sum(1))
 
@@ -112,7 +116,7 @@ def loo(
     scores_BN: ArrayLike,
     effects_BN: ArrayLike,
     *,
-    kind: str = "spearman",
+    kind: Correlation = "spearman",
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Estimate:
@@ -136,8 +140,7 @@ def loo(
     >>> loo(np.exp(effects), effects).value.__round__(9)
     1.0
     """
-    if kind not in ("spearman", "pearson"):
-        raise ValueError(f"kind={kind!r}: expected 'spearman' or 'pearson'")
+    check_value("kind", kind, Correlation)
     effects = rankable(effects_BN, "effects_BN", "BN")
     scores = rankable(scores_BN, "scores_BN", "BN", like=effects)
     rho_B = (spearman if kind == "spearman" else correlate)(scores, effects)

@@ -25,7 +25,7 @@ All compute the same sums but for rounding. Where only the inputs are stacked, t
 """
 
 import functools
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,7 @@ from jax.interpreters import ad, batching, mlir
 from jaxtyping import Float
 
 from ensdiff.models import winograd
+from ensdiff.settings import check_value
 from ensdiff.typing import Array
 
 Strategy = Literal["auto", "map", "winograd", "grouped", "loop", "matmul"]
@@ -51,7 +52,7 @@ AUTO_PREDICTING: dict[str, Strategy] = {**AUTO, "cpu": "winograd"}
 
 def resolve(strategy: Strategy, platform: str | None = None, *, predicting: bool = False) -> Strategy:
     """The strategy that ``"auto"`` stands for on a platform, by default that of the default backend."""
-    check_strategy(strategy)
+    check_value("conv", strategy, Strategy)
     if strategy != "auto":
         return strategy
     return (AUTO_PREDICTING if predicting else AUTO).get(jax.default_backend() if platform is None else platform, "map")
@@ -60,12 +61,6 @@ def resolve(strategy: Strategy, platform: str | None = None, *, predicting: bool
 def one_by_one(strategy: Strategy) -> bool:
     """Whether members are computed one after another, in a loop."""
     return resolve(strategy) in ("map", "winograd")
-
-
-def check_strategy(strategy: str) -> None:
-    """Raise ValueError unless there is such a strategy. Does not start JAX's backend, as `resolve` does."""
-    if strategy not in get_args(Strategy):
-        raise ValueError(f"conv={strategy!r}: expected one of {', '.join(map(repr, get_args(Strategy)))}")
 
 
 def conv2d(

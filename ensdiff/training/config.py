@@ -69,8 +69,6 @@ class TrainConfig:
             raise ValueError(f"learning_rate={self.learning_rate}: expected a positive number")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema={self.ema}: expected a decay in [0, 1); 0 is none")
-        if self.decay not in ("constant", "cosine"):
-            raise ValueError(f"decay={self.decay!r}: expected 'constant' or 'cosine'")
 
     def unreached(self) -> list[str]:
         """Settings that ``steps`` ends before, a sentence each: `ensdiff.train` warns of them.

@@ -410,8 +410,8 @@ def test_prepared_tfds(tmp_path):
     ("digits", {"size": 3}, "no option 'size': expected some of groups"),
     ("digits", {"groups": "artist"}, "expected None"),
     ("npz", {}, "needs path="),
-    ("fashion_mnist", {"split": "all"}, "'train' or 'test'"),
-    ("fashion_mnist", {"size": 13}, "28, 14 or 7"),
+    ("fashion_mnist", {"split": "all"}, "expected one of 'train', 'test'"),
+    ("fashion_mnist", {"size": 13}, "expected one of 28, 14, 7"),
     ("fashion_mnist", {"limit": -5}, "limit=-5: expected at least 1 image"),
 ])  # fmt: skip
 def test_bad_names_and_options(name, options, message):

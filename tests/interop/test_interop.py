@@ -352,7 +352,7 @@ def test_what_diffusers_cannot_represent(tiny, tmp_path):
             diffusers.save(other, tmp_path / "x")
     with pytest.raises(ValueError, match=r"value_range=\(0.0, 1.0\)"):
         diffusers.save(dataclasses.replace(tiny, value_range=(0.0, 1.0)), tmp_path / "x")
-    with pytest.raises(ValueError, match="format='pt': expected 'safetensors' or 'bin'"):
+    with pytest.raises(ValueError, match="format='pt': expected one of 'safetensors', 'bin'"):
         diffusers.save(tiny, tmp_path / "x", format="pt")
     (tmp_path / "file").touch()
     with pytest.raises(FileExistsError, match="holds files already"):
