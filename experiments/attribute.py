@@ -176,14 +176,15 @@ def check_flags(method: str) -> None:
 
 def compare(params: Any) -> None:
     """Every method on the same samples, over all units."""
-    from experiments.comparison import compare_methods, comparison_table
+    from experiments.comparison import compare_methods, methods_table
+    from experiments.tables import markdown
 
     samples = runs.draw_samples(params)
     results = compare_methods(
         params, samples, verify=VERIFY.value, loss=loss_config(), seed=flags.FLAGS.seed, progress=True
     )
     print(f"{len(samples)} samples, {params.code.units} units, {samples.config.steps} sampling steps")
-    print(comparison_table(results))
+    print(markdown(methods_table(results)))
 
 
 def contrast(params: Any, data: Any, out: pathlib.Path) -> None:

@@ -32,12 +32,13 @@ import ensdiff
 from ensdiff.ensemble.mesh import make_mesh, on_mesh
 from ensdiff.models import winograd
 from ensdiff.models.conv import conv2d
+from ensdiff.report import Table
 from experiments import common
 from experiments.abstract import STEPS, Case
 from experiments.benchmarks import jobs
 from experiments.benchmarks.jobs import Setting
 from experiments.benchmarks.timing import interleave, ratio
-from experiments.tables import Table
+from experiments.tables import as_records, markdown, table
 
 GIGA = 1e9
 
@@ -97,7 +98,7 @@ def against_pytorch(effort: Effort) -> Table:
         f"{torch.get_num_threads()} threads; the landscape's batches of ensdiff hold "
         f"{jobs.padding(s, jobs.ensemble(s)):.3f} times the surviving predictions. {describe(rates(effort))} {NOMINAL}"
     )
-    return Table("Against PyTorch, one member after another", rows, note)
+    return table("Against PyTorch, one member after another", rows, note)
 
 
 def rates(effort: Effort) -> dict[str, float]:
@@ -145,7 +146,7 @@ def flop_rates(effort: Effort) -> Table:
         achieved = job.flops / np.median(seconds[name]) / GIGA
         shares = {f"share of the best {kind}": achieved / best for kind, best in machine.items()}
         rows.append({"job": name, "ms": milliseconds(seconds[name]), "GFLOP/s": achieved, **shares})
-    return Table("Achieved rate", rows, f"{describe(machine)} {NOMINAL}")
+    return table("Achieved rate", rows, f"{describe(machine)} {NOMINAL}")
 
 
 def compilation(effort: Effort) -> Table:
@@ -174,7 +175,7 @@ def compilation(effort: Effort) -> Table:
             "arguments MiB": memory.argument_size_in_bytes / 2**20,
         })  # fmt: skip
         print(rows[-1], flush=True)
-    return Table("Compiling a step", rows, "On one device, without the compilation cache.")
+    return table("Compiling a step", rows, "On one device, without the compilation cache.")
 
 
 def growth(effort: Effort, title: str, job: str, settings: Iterable[tuple[dict[str, Any], Setting]]) -> Table:
@@ -188,7 +189,7 @@ def growth(effort: Effort, title: str, job: str, settings: Iterable[tuple[dict[s
             "GFLOP/s": made.flops / np.median(seconds) / GIGA,
         })  # fmt: skip
         print(title, rows[-1], flush=True)
-    return Table(title, rows)
+    return table(title, rows)
 
 
 def growths(effort: Effort) -> list[Table]:
@@ -243,7 +244,7 @@ def layers(effort: Effort) -> Table:
             "map ms": milliseconds(seconds["map"]) / 8, "winograd / map": spread(ratio(seconds, "winograd", "map")),
         })  # fmt: skip
         print(rows[-1], flush=True)
-    return Table("3x3 convolutions", rows)
+    return table("3x3 convolutions", rows)
 
 
 def batch_sizes(effort: Effort) -> Table:
@@ -263,7 +264,7 @@ def batch_sizes(effort: Effort) -> Table:
         calls[str(size)] = lambda compiled=compiled, x=x: jax.block_until_ready(compiled(params, x))
     seconds = interleave(calls, effort.repeats)
     rows = [{"images at once": n, "ms an image": milliseconds(s) / 128} for n, s in seconds.items()]
-    return Table("Predictions against the images of one application", rows)
+    return table("Predictions against the images of one application", rows)
 
 
 def devices(effort: Effort) -> Table:
@@ -278,7 +279,7 @@ def devices(effort: Effort) -> Table:
         {"devices": n, "ms": milliseconds(s), "speed-up": float(np.median(seconds["1"] / s))}
         for n, s in seconds.items()
     ]
-    return Table("Training step against devices", rows)
+    return table("Training step against devices", rows)
 
 
 def machine() -> str:
@@ -325,12 +326,12 @@ def main() -> None:
         tables = GROUPS[name](effort)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         head = f"{machine()}; peak memory of the program so far {peak:.1f} GiB; median of {effort.repeats}\n"
-        text = "\n".join([head, *map(str, tables)])
+        text = "\n".join([head, *map(markdown, tables)])
         print(text, flush=True)
         if f.out:  # each when it is there: the whole takes long
             out = pathlib.Path(f.out)
             out.mkdir(parents=True, exist_ok=True)
-            record = {"machine": machine(), "tables": [dataclasses.asdict(table) for table in tables]}
+            record = {"machine": machine(), "tables": [as_records(table) for table in tables]}
             (out / f"{name}.md").write_text(text)
             (out / f"{name}.json").write_text(json.dumps(record, indent=1, default=float) + "\n")
             print(f"wrote {out / name}.md and .json", flush=True)

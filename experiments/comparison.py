@@ -1,7 +1,7 @@
 """How well the cheap methods agree with exact ablation, and what each costs."""
 
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -10,7 +10,9 @@ from ensdiff.attribution.attribute import attribute
 from ensdiff.attribution.loss import LossConfig
 from ensdiff.ensemble.ensemble import Ensemble
 from ensdiff.metrics.arrays import rankable, spearman
+from ensdiff.report import Table
 from ensdiff.sampling.sample import Samples
+from experiments.tables import table
 
 
 class MethodResult(NamedTuple):
@@ -129,16 +131,21 @@ def named_first(exact_BN: Float[np.ndarray, "B N"], units_BT: Int[np.ndarray, "B
     return NamedFirst(float((named_BT[:, 0] == descending_BN[:, 0]).mean()), float((named_BT >= least_B1).mean()))
 
 
-def comparison_table(results: list[MethodResult]) -> str:
-    """The results as text, one line a method."""
+def methods_table(results: list[MethodResult]) -> Table:
+    """Return the results as a table, one row per method; costs are relative to the first one, exact ablation."""
     exact = results[0]
-    lines = [
-        f"{'method':<13}{'Spearman':>20}{'top-1':>8}{'top-10':>8}{'U-Net calls':>16}{'of exact':>10}{'seconds':>10}"
-    ]
-    for row in results:
-        rho = "" if np.isnan(row.spearman_B).all() else f"{row.spearman_B.mean():.3f} (min {row.spearman_B.min():.3f})"
-        lines.append(
-            f"{row.method:<13}{rho:>20}{row.top1:>8.2f}{row.top10:>8.3f}{row.calls:>16,}"
-            f"{row.calls / exact.calls:>10.2%}{row.seconds:>10.1f}"
+    rows: list[dict[str, Any]] = []
+    for one in results:
+        rho = "" if np.isnan(one.spearman_B).all() else f"{one.spearman_B.mean():.3f} (min {one.spearman_B.min():.3f})"
+        rows.append(
+            {
+                "method": one.method,
+                "Spearman": rho,
+                "top-1": one.top1,
+                "top-10": one.top10,
+                "U-Net calls": f"{one.calls:,}",
+                "of exact": f"{one.calls / exact.calls:.2%}",
+                "seconds": one.seconds,
+            }
         )
-    return "\n".join(lines)
+    return table("Methods against exact ablation", rows)

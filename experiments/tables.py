@@ -1,22 +1,33 @@
-"""Tables of the programs: rows as dictionaries, written as Markdown."""
+"""Tables of the programs: made of rows that name their cells, and written as Markdown."""
 
-import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tabulate import tabulate
 
+from ensdiff.report import Table
 
-@dataclasses.dataclass
-class Table:
-    """One table of a report: every row a dictionary from column to cell."""
 
-    title: str
-    rows: list[dict[str, Any]]
-    note: str = ""
+def table(title: str, rows: Sequence[Mapping[str, Any]], note: str = "") -> Table:
+    """Return a table of rows that map columns to cells; a row may lack columns.
 
-    def __str__(self) -> str:
-        body = tabulate(self.rows, headers="keys", tablefmt="github", floatfmt=".3g")
-        return "\n\n".join(part for part in (f"### {self.title}", self.note, body) if part) + "\n"
+    >>> table("Jobs", [{"job": "train", "ms": 3.0}, {"job": "sample"}]).rows
+    [['train', 3.0], ['sample', None]]
+    """
+    header = list(dict.fromkeys(name for row in rows for name in row))
+    return Table(title, header, [[row.get(name) for name in header] for row in rows], note)
+
+
+def as_records(table: Table) -> dict[str, Any]:
+    """Return a table as `table` takes it, for JSON."""
+    rows = [dict(zip(table.header, row, strict=True)) for row in table.rows]
+    return {"title": table.title, "rows": rows, "note": table.note}
+
+
+def markdown(table: Table) -> str:
+    """Return a table as Markdown, with three significant digits of each number."""
+    body = tabulate(table.rows, headers=table.header, tablefmt="github", floatfmt=".3g")
+    return "\n\n".join(part for part in (f"### {table.title}", table.note, body) if part) + "\n"
 
 
 def interval(estimate: Any, digits: int = 2) -> str:

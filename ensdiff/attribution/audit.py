@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ensdiff.attribution.calibration import TIE
+from ensdiff.metrics.bootstrap import proportion
 
 
 class Recall(NamedTuple):
@@ -73,10 +74,7 @@ def audit_recall(
 
 
 def _recall(exceeding: int, checked: int, outside: int, top: int, confidence: float) -> Recall:
-    from scipy.stats import binomtest
-
     if checked == 0 or outside == 0:
         return Recall(1.0, 1.0, 1.0) if outside == 0 else Recall(np.nan, 0.0, 1.0)
-    interval = binomtest(exceeding, checked).proportion_ci(confidence, method="exact")
-    share, low, high = (top / (top + outside * missed) for missed in (exceeding / checked, interval.high, interval.low))
-    return Recall(share, low, high)
+    missed = proportion(exceeding, checked, confidence)
+    return Recall(*(top / (top + outside * part) for part in (missed.value, missed.high, missed.low)))

@@ -4,22 +4,18 @@ from typing import Any
 
 import numpy as np
 
+from ensdiff.data.drawing import sheet, show
 from ensdiff.runs.identity import check_attributed
 
 
 def plot_attribution(att: Any, images_BHWC: np.ndarray, data: Any, top: int) -> Any:
     """Each sample beside its top units, as `Attribution.plot` says."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     if data is not None:
         check_attributed(att, data)
     B, T = len(att.units), min(top, att.units.shape[1])
     if len(images_BHWC) != B:
         raise ValueError(f"{len(images_BHWC)} images for an attribution of {B} samples: give the same samples")
-    figure = Figure(figsize=(1.3 * (T + 1), 1.6 * B), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(B, T + 1, squeeze=False)
+    figure, axes = sheet(1.3 * (T + 1), 1.6 * B, B, T + 1)
     for b in range(B):
         _show(axes[b, 0], images_BHWC[b], f"sample {b}")
         for t in range(T):
@@ -39,6 +35,4 @@ def _show(axes: Any, picture: np.ndarray | None, label: str) -> None:
     axes.set_axis_off()
     axes.set_title(label, fontsize=7)
     if picture is not None:
-        grey = picture.shape[-1] == 1
-        high = 255 if picture.dtype == np.uint8 else 1.0
-        axes.imshow(picture[..., 0] if grey else picture, cmap="gray" if grey else None, vmin=0, vmax=high)
+        show(axes, picture)

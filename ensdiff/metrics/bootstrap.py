@@ -113,8 +113,8 @@ def mean(values_B: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> Est
     return bootstrap_counts(lambda counts_RB: counts_RB @ values / n, n, resamples=resamples, seed=seed)
 
 
-def proportion(hits: int, trials: int) -> Estimate:
-    """A share of independent trials with its exact (Clopper-Pearson) 95 % interval.
+def proportion(hits: int, trials: int, confidence: float = 0.95) -> Estimate:
+    """A share of independent trials with its exact (Clopper-Pearson) interval, of 95 % by default.
 
     Raises:
         ValueError: no trials, or more hits than trials.
@@ -126,5 +126,5 @@ def proportion(hits: int, trials: int) -> Estimate:
         raise ValueError(f"{hits} of {trials}: expected at least one trial and no more hits than trials")
     from scipy import stats  # takes a second to import
 
-    found = stats.binomtest(int(hits), int(trials)).proportion_ci(0.95, method="exact")
+    found = stats.binomtest(int(hits), int(trials)).proportion_ci(confidence, method="exact")
     return Estimate(hits / trials, float(found.low), float(found.high))

@@ -1,9 +1,10 @@
 """Floating-point operations of the U-Net and of the ensemble's steps, from the architecture alone.
 
-Counted is what XLA calls convolutions and dots: a convolution costs 2 h w C D a pixel of its output, a dense layer
-2 C D a row, attention over P pixels 4 P^2 C beside its four dense layers. Element-wise work (normalisation, swish,
-the optimiser, sums over members) is left out. Wide layers of predictions on CPUs execute 16 products where 36 are
-counted (`ensdiff.models.winograd`): counts are those of the plain convolutions. Then, per layer:
+Counted is what XLA calls convolutions and dots: a convolution costs 2 h w C D a pixel of its output, products with the
+zeros around the image included, a dense layer 2 C D a row, attention over P pixels 4 P^2 C beside its four dense
+layers. Element-wise work (normalisation, swish, the optimiser, sums over members) is left out. Wide layers of
+predictions on CPUs execute 16 products where 36 are counted (`ensdiff.models.winograd`): counts are those of the plain
+convolutions. Then, per layer:
 
 - backward: one more forward for the gradient of its weights and one for that of its input. The first convolution and
   the first time layer have no input gradient; attention's two products have two input gradients each.
@@ -46,14 +47,12 @@ class UNetFlops(NamedTuple):
     recompute: int
 
 
-def unet_flops(model: UNetConfig, image_shape: tuple[int, int, int], *, padding: bool = True) -> UNetFlops:
+def unet_flops(model: UNetConfig, image_shape: tuple[int, int, int]) -> UNetFlops:
     """FLOPs of one member's U-Net for one image; multiply it by members and images.
 
     Args:
         model: the U-Net.
         image_shape: (H, W, C).
-        padding: count products with the zeros around an image, as a dense kernel computes them; False counts as
-            XLA's cost analysis does.
 
     Raises:
         ValueError: the image does not fit the U-Net.
@@ -63,7 +62,7 @@ def unet_flops(model: UNetConfig, image_shape: tuple[int, int, int], *, padding:
     True
     """
     model.check_image(*image_shape[:2])
-    layers = list(unet_layers(model, image_shape, padding=padding))
+    layers = list(unet_layers(model, image_shape))
     forward = sum(layer.forward for layer in layers)
     recompute = sum(layer.recompute for layer in layers)
     return UNetFlops(
@@ -74,14 +73,14 @@ def unet_flops(model: UNetConfig, image_shape: tuple[int, int, int], *, padding:
     )
 
 
-def unet_layers(model: UNetConfig, image_shape: tuple[int, int, int], *, padding: bool = True) -> Iterator[Layer]:
+def unet_layers(model: UNetConfig, image_shape: tuple[int, int, int]) -> Iterator[Layer]:
     """Every layer that multiplies, in the order in which they run."""
     H, W, C = image_shape
     embedding = 4 * model.channels
     up_levels = model.attention_levels if model.attention_levels_up is None else model.attention_levels_up
 
     def conv(name, size, c, d, *, side=3, stride=1, before=1, again=False, first=False) -> Layer:
-        taps = [_taps(n, side, stride, before, 1, padding) for n in size]
+        taps = [((n + before + 1 - side) // stride + 1) * side for n in size]  # outputs and weights along an axis
         flops = 2 * c * d * taps[0] * taps[1]
         return Layer(name, flops, flops if first else 2 * flops, flops, flops if again else 0)
 
@@ -129,29 +128,17 @@ def unet_layers(model: UNetConfig, image_shape: tuple[int, int, int], *, padding
     yield conv("tail", (H, W), width, C)
 
 
-def _taps(n: int, side: int, stride: int, before: int, after: int, padding: bool) -> int:
-    """Pairs of an output and a weight along one axis of n inputs; without padding only those that meet an input."""
-    outputs = (n + before + after - side) // stride + 1
-    if padding:
-        return outputs * side
-    return sum(0 <= o * stride + tap - before < n for o in range(outputs) for tap in range(side))
-
-
-def train_step_flops(
-    model: UNetConfig, image_shape: tuple[int, int, int], members: int, batch: int, *, padding: bool = True
-) -> int:
+def train_step_flops(model: UNetConfig, image_shape: tuple[int, int, int], members: int, batch: int) -> int:
     """FLOPs of a training step of ``members`` members with ``batch`` images each (a device's share, for a device's)."""
-    return members * batch * unet_flops(model, image_shape, padding=padding).train
+    return members * batch * unet_flops(model, image_shape).train
 
 
-def landscape_step_flops(
-    model: UNetConfig, image_shape: tuple[int, int, int], evaluations: int, *, padding: bool = True
-) -> int:
+def landscape_step_flops(model: UNetConfig, image_shape: tuple[int, int, int], evaluations: int) -> int:
     """FLOPs of a sampling step in which members are applied ``evaluations`` times in all.
 
     Without places that only pad, that is the sum over states of the members that each keeps.
     """
-    return evaluations * unet_flops(model, image_shape, padding=padding).forward
+    return evaluations * unet_flops(model, image_shape).forward
 
 
 def jacobian_step_flops(
@@ -160,13 +147,11 @@ def jacobian_step_flops(
     members: int,
     tangents: int,
     samples: int,
-    *,
-    padding: bool = True,
 ) -> int:
     """FLOPs of a sampling step of ``samples`` states that carry ``tangents`` tangents through ``members`` members.
 
     On one device all K tangents pass through its own members: ``tangents`` is K, ``members`` the device's share.
     What is recomputed, is so once for all tangents together.
     """
-    flops = unet_flops(model, image_shape, padding=padding)
+    flops = unet_flops(model, image_shape)
     return members * samples * (flops.forward + flops.recompute + tangents * flops.tangent)

@@ -6,21 +6,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from ensdiff.data.drawing import sheet, show
 from ensdiff.metrics.bootstrap import mean
 from ensdiff.report.page import Table
 from ensdiff.typing import ArrayLike
 
 BLUE, ORANGE, GREY = "#2f6fc4", "#c4561f", "#777777"
-
-
-def sheet(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Any, Any]:
-    """A figure that needs no display, and its (rows, columns) axes."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns, squeeze=False)
 
 
 def radius_figure(
@@ -73,7 +64,6 @@ def radius_figure(
     sizes_G, radii_GB = sizes_G[order], radii_GB[order]
     figure, ((axes,),) = sheet(4.2, 3.0)
     axes.set(xscale="log", yscale="log", xlabel="training units N", ylabel=label)
-    axes.spines[["top", "right"]].set_visible(False)
     axes.set_xticks(sizes_G, [f"{N:,}" for N in sizes_G])
     axes.set_xticks([], minor=True)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
@@ -143,27 +133,18 @@ def landscape_figure(
         cell.set_axis_off()
     for i in range(M):
         if pictures_MHWC is not None:
-            _picture(axes[0, i + 1], pictures_MHWC[i])
+            show(axes[0, i + 1], pictures_MHWC[i])
         axes[0, i + 1].set_title(labels[i], fontsize=7, parse_math=False)
     axes[above, 0].set_title("generated", fontsize=7)
     for b in range(B):
-        _picture(axes[b + above, 0], images[b])
+        show(axes[b + above, 0], images[b])
         for i in range(M):
             cell = axes[b + above, i + 1]
-            _picture(cell, without[i, b])
+            show(cell, without[i, b])
             if influence_MB is not None:
                 cell.text(0.5, -0.04, f"{influence_MB[i, b]:.3g}", transform=cell.transAxes, ha="center", va="top",
                           fontsize=6)  # fmt: skip
     return figure
-
-
-def _picture(axes: Any, image: np.ndarray) -> None:
-    grey = image.shape[-1] == 1
-    high = 255 if image.dtype == np.uint8 else 1.0
-    axes.imshow(
-        image[..., 0] if grey else np.clip(image, 0, high), cmap="gray" if grey else None, vmin=0, vmax=high,
-        interpolation="nearest" if max(image.shape) <= 64 else "antialiased",
-    )  # fmt: skip
 
 
 def comparison_figure(
@@ -202,7 +183,6 @@ def comparison_figure(
         row[1].barh(places, [costs[name] for name in kept], color=GREY, height=0.5)
         row[1].set(xscale="log", xlabel=cost, yticks=[])
     for axes in row:
-        axes.spines[["top", "right"]].set_visible(False)
         axes.set_ylim(len(kept) - 0.5, -0.5)
     return figure
 

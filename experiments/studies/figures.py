@@ -1,31 +1,17 @@
 """Figures of the studies."""
 
-import io
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
+from ensdiff.data.drawing import sheet, svg
 from ensdiff.metrics import Estimate
-
-
-def svg(figure: Any) -> bytes:
-    """A figure as SVG, the same bytes every time."""
-    import matplotlib
-
-    stream = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "ensdiff"}):
-        figure.savefig(stream, format="svg", metadata={"Date": None})
-    return stream.getvalue()
 
 
 def interval_figure(panels: Mapping[str, Mapping[str, Estimate]], label: str, line: float | None = None) -> bytes:
     """Estimates with their intervals, one row a name, one panel a title; a dashed line at ``line``."""
-    from matplotlib.figure import Figure
-
     names = list(next(iter(panels.values())))
-    figure = Figure(figsize=(2.2 + 2.4 * len(panels), 0.6 + 0.28 * len(names)), layout="constrained")
-    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    figure, (axes,) = sheet(2.2 + 2.4 * len(panels), 0.6 + 0.28 * len(names), 1, len(panels), sharey=True)
     for ax, (title, estimates) in zip(axes, panels.items(), strict=True):
         rows = [(y, estimates[name]) for y, name in enumerate(names) if name in estimates]
         values = np.array([e.value for _, e in rows])
@@ -36,20 +22,15 @@ def interval_figure(panels: Mapping[str, Mapping[str, Estimate]], label: str, li
             ax.axvline(line, color="#888888", linewidth=0.8, linestyle="--")
         ax.set(title=title, xlabel=label)
         ax.set_yticks(range(len(names)), names)
-        ax.spines[["top", "right"]].set_visible(False)
     axes[0].invert_yaxis()
     return svg(figure)
 
 
 def scatter_figure(x: np.ndarray, y: np.ndarray, labels: Sequence[str]) -> bytes:
     """Points and the diagonal."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(3.4, 3.2), layout="constrained")
-    ax = figure.add_subplot()
+    figure, ((ax,),) = sheet(3.4, 3.2)
     ax.plot(x, y, ".", markersize=4, alpha=0.6)
     end = 1.05 * max(np.max(x), np.max(y))
     ax.plot([0, end], [0, end], color="#888888", linewidth=0.8, linestyle="--")
     ax.set(xlabel=labels[0], ylabel=labels[1], xlim=(0, end), ylim=(0, end))
-    ax.spines[["top", "right"]].set_visible(False)
     return svg(figure)

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from ensdiff.files.writing import write_atomically
-from experiments.tables import Table
+from ensdiff.report import Table
+from experiments.tables import markdown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Findings:
     def markdown(self) -> str:
         """Title, tables and figures."""
         figures = [f"![{name}]({name}.svg)\n" for name in self.figures]
-        return "\n".join([f"## {self.title}\n", *map(str, self.tables), *figures])
+        return "\n".join([f"## {self.title}\n", *map(markdown, self.tables), *figures])
 
     def write(self, folder: pathlib.Path, name: str, record: dict[str, Any]) -> None:
         """Write ``name.md``, ``name.json`` (with ``record``) and the figures."""

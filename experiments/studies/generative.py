@@ -8,11 +8,12 @@ from ml_collections import ConfigDict
 import ensdiff
 from ensdiff import metrics
 from ensdiff.data import Dataset
+from ensdiff.report import Table
 from experiments import building
 from experiments.studies.figures import interval_figure
 from experiments.studies.findings import Findings
 from experiments.studies.workshop import Workshop
-from experiments.tables import Table, interval
+from experiments.tables import interval, table
 
 NAME = "generative"
 
@@ -108,7 +109,7 @@ def study(shop: Workshop) -> Findings:
             f"{s.sets[name].steps} steps. In brackets: of one model the interval (Frechet: bootstrap, which lifts it; "
             "kernel: jackknife), of several the range."
         )
-        tables.append(Table(f"{name}: {data.items} images of {'x'.join(map(str, data.shape))}", rows, note))
+        tables.append(table(f"{name}: {data.items} images of {'x'.join(map(str, data.shape))}", rows, note))
         numbers[name] = found
         panels[name] = {kind: each[0][1] for kind, each in found.items() if kind != "uniform noise"}
     return Findings(

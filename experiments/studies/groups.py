@@ -11,7 +11,7 @@ from experiments.studies.figures import interval_figure
 from experiments.studies.findings import Findings
 from experiments.studies.scores import all_baselines, loss_scores, member_products, quadratic
 from experiments.studies.workshop import Workshop, distances, quiet_matrix
-from experiments.tables import Table, interval
+from experiments.tables import interval, table
 
 NAME = "groups"
 
@@ -85,8 +85,14 @@ def study(shop: Workshop) -> Findings:
     rankings = {f"retraining, {name}": effect for name, effect in effects["all"].items()} | scores
     own = {name: metrics.group_retrieval(score, class_BG).top_1 for name, score in rankings.items()}
     seconds = shop.seconds_of({name: f"{NAME}/{key}" for name, key in _KEYS.items()})
+    note = (
+        f"{G} classes of {data.items} images, {B} samples of an ensemble of K = {s.members} whose code words of weight "
+        f"{judged.code.weight} are the classes'. Truth: {R} models without each class and {R} with all, averaged as "
+        "an ensemble. 'retraining, another seed' ranks by one seed's models against the others'. By chance top-1 is "
+        f"{1 / G:.2f}. Published for CIFAR-10 classes (other data and models): .727, .677 and .265."
+    )
     tables = [
-        Table(
+        table(
             f"Against the {words}",
             [
                 {
@@ -99,21 +105,15 @@ def study(shop: Workshop) -> Findings:
                 }
                 for name, one in found[truth_name].items()
             ],
+            note if truth_name == "image" else "",
         )
         for truth_name, words in (
             ("image", "distance between what retrained models make of the same noise"),
             ("loss", "rise of the sample's loss under retrained models"),
         )
     ]
-    tables[0].note = (
-        f"{G} classes of {data.items} images, {B} samples of an ensemble of K = {s.members} whose code words of weight "
-        f"{judged.code.weight} are the classes'. Truth: {R} models without each class and {R} with all, averaged as "
-        "an ensemble. 'retraining, "
-        "another seed' ranks by one seed's models against the others'. By chance top-1 is "
-        f"{1 / G:.2f}. Published for CIFAR-10 classes (other data and models): .727, .677 and .265."
-    )
     tables.append(
-        Table(
+        table(
             "How often the first class is the sample's own, by a classifier",
             [{"method": n, "share": interval(e)} for n, e in own.items()],
         )

@@ -11,7 +11,7 @@ from experiments.studies.findings import Findings
 from experiments.studies.removal import removal_effects, removal_table
 from experiments.studies.scores import all_baselines, loss_scores, member_products, quadratic
 from experiments.studies.workshop import Workshop, distances, quiet_matrix
-from experiments.tables import Table, interval
+from experiments.tables import interval, table
 
 NAME = "lds"
 
@@ -101,7 +101,7 @@ def study(shop: Workshop) -> Findings:
     )
     return Findings(
         "Linear datamodeling score",
-        [Table("LDS", rows, note), removal_table(removals, s.removed)],
+        [table("LDS", rows, note), removal_table(removals, s.removed)],
         {
             "lds": value,
             "squared": squared,

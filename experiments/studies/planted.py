@@ -11,7 +11,7 @@ from experiments.studies.figures import interval_figure
 from experiments.studies.findings import Findings
 from experiments.studies.scores import all_baselines, loss_scores
 from experiments.studies.workshop import Workshop
-from experiments.tables import Table, interval
+from experiments.tables import interval, table
 
 NAME = "planted"
 
@@ -114,7 +114,7 @@ def study(shop: Workshop) -> Findings:
     panels = {f"K = {K}": {name: one.mrr for name, one in found.items()} for K, found in numbers.items()}
     return Findings(
         "Planted units",
-        [Table("Retrieval against K", rows, note), Table("Mean reciprocal rank by the number of copies", copies)],
+        [table("Retrieval against K", rows, note), table("Mean reciprocal rank by the number of copies", copies)],
         {"by_members": numbers, "by_copies": by_copies, "chance_mrr": largest["constant"].mrr.value},
         {"planted": interval_figure(panels, "mean reciprocal rank", largest["constant"].mrr.value)},
     )

@@ -5,9 +5,10 @@ import numpy as np
 import ensdiff
 from ensdiff import metrics
 from ensdiff.metrics.arrays import rankable
+from ensdiff.report import Table
 from ensdiff.sampling.sample import ablated
 from experiments.studies.workshop import Workshop
-from experiments.tables import Table, interval
+from experiments.tables import interval, table
 
 RANDOM = 8
 """Random sets of k units."""
@@ -78,4 +79,4 @@ def removal_table(found: dict[str, metrics.RemovalEffect], k: int) -> Table:
         f"Generated images only: the exact counterfactual without the {k} units that a method ranks first, together; "
         f"random: the mean over {RANDOM} random sets of {k}. Cosine in the features of the classifier."
     )
-    return Table(f"Removing the first {k} units", rows, note)
+    return table(f"Removing the first {k} units", rows, note)

@@ -11,7 +11,7 @@ from experiments.studies import size
 from experiments.studies.figures import scatter_figure
 from experiments.studies.findings import Findings
 from experiments.studies.workshop import Workshop, distances, quiet_matrix
-from experiments.tables import Table, interval
+from experiments.tables import interval, table
 
 NAME = "retraining"
 
@@ -100,8 +100,8 @@ def study(shop: Workshop) -> Findings:
     return Findings(
         "Ablation against retraining without the unit",
         [
-            Table("L2 distances, mean over samples and units", _table(rows), note),
-            Table("Agreement a sample and unit", _table(agreement)),
+            table("L2 distances, mean over samples and units", _table(rows), note),
+            table("Agreement a sample and unit", _table(agreement)),
         ],
         {
             "units": trained.units,

@@ -9,12 +9,12 @@ import ensdiff
 from ensdiff import metrics
 from ensdiff.attribution import quadratic_influence
 from ensdiff.baselines import baseline_scores
+from ensdiff.data.drawing import svg
 from ensdiff.report import radius_figure
 from experiments.comparison import agreement, named_first
-from experiments.studies.figures import svg
 from experiments.studies.findings import Findings
 from experiments.studies.workshop import Workshop, distances
-from experiments.tables import Table, interval
+from experiments.tables import interval, table
 
 NAME = "size"
 
@@ -84,7 +84,7 @@ def study(shop: Workshop) -> Findings:
         "another unit is removed; 1 says that the match means nothing. unattributable: samples without a unit with "
         "q <= 0.1 by `differential` against all words that no unit owns."
     )
-    slopes = Table(
+    slopes = table(
         "Slopes of log distance against log N",
         [
             {"distance": "radius", "slope": interval(law.slope, 3)},
@@ -96,9 +96,9 @@ def study(shop: Workshop) -> Findings:
     return Findings(
         "Counterfactual radius, false attribution and differential ablation against the number of units",
         [
-            Table("Against N", rows, note),
+            table("Against N", rows, note),
             slopes,
-            Table("Differential against exact ablation, over all units", agreement),
+            table("Differential against exact ablation, over all units", agreement),
         ],
         {"sizes": sizes, "published_scale": scale, "radius_law": law, "null_law": null_law, "at": found},
         {"radius": svg(figure)},

@@ -17,7 +17,7 @@ from experiments.studies.planted import planting
 from experiments.studies.removal import first_units
 from experiments.studies.scores import quadratic
 from experiments.studies.workshop import Workshop, distances, quiet_matrix
-from experiments.tables import Table, interval
+from experiments.tables import interval, table
 
 STUDY_NAMES = ["generative", "retraining", "size", "groups", "planted", "lds"]
 
@@ -113,9 +113,9 @@ def test_trained_models_are_opened_again(shop):
 
 
 def test_findings_as_files(tmp_path):
-    table = Table("T", [{"method": "a", "value": interval(Estimate(1, 0.5, 2))}], "A note.")
+    made = table("T", [{"method": "a", "value": interval(Estimate(1, 0.5, 2))}], "A note.")
     numbers = {"x": Estimate(1.23456789, float("nan"), np.float32(2)), 3: {"y": np.arange(2)}, "t": (1, [2.0])}
-    Findings("Title", [table], numbers, {"figure": b"<svg/>"}).write(tmp_path, "name", {"seconds": 3})
+    Findings("Title", [made], numbers, {"figure": b"<svg/>"}).write(tmp_path, "name", {"seconds": 3})
     assert (tmp_path / "figure.svg").read_bytes() == b"<svg/>"
     text = (tmp_path / "name.md").read_text()
     assert text.startswith("## Title\n")

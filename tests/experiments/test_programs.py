@@ -162,7 +162,7 @@ def test_attribute_compare(run, trained):
     done = run("attribute", f"--run={trained}", "--n=1", "--steps=2", "--draws=8", "--compare")
     assert done.returncode == 0, done.stderr
     assert "1 samples, 1400 units, 2 sampling steps" in done.stdout
-    rows = {line.split()[0]: line for line in done.stdout.splitlines() if line.strip()}
+    rows = {line.strip("| ").split()[0]: line for line in done.stdout.splitlines() if line.strip("| ")}
     assert "22,400" in rows["exact"]  # 1,400 units, 8 survivors, 2 steps
     assert "544" in rows["differential"]  # 2 steps, 16 members and their 16 tangents
     assert "1,344" in rows["screen"]

@@ -1,13 +1,14 @@
 """Matplotlib's drawings inside the page: their text and axes take the page's colours, light or dark."""
 
 import html
-import io
 import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+
+from ensdiff.data.drawing import sheet, svg, tint
 
 INK, GREY, UNITS, NULL, MARK = "#010203", "#040506", "#0708aa", "#0a0baa", "#0d0eaa"
 """Colours that no other element has; the page's own replace them."""
@@ -22,22 +23,17 @@ _THEME = {
 
 def inline_svg(figure: Any, label: str) -> str:
     """An ``<svg>`` to put into HTML: themed, named for those who do not see it, and without ids that clash."""
-    import matplotlib
-
-    stream = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "ensdiff", "font.family": "sans-serif"}):
-        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(stream, format="svg", transparent=True, metadata=nothing)
-    svg = stream.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg, flags=re.DOTALL)
-    svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg).replace("xlink:href=", "href=")
+    settings = {"svg.fonttype": "none", "font.family": "sans-serif"}
+    text = svg(figure, transparent=True, settings=settings).decode()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.DOTALL)
+    text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text).replace("xlink:href=", "href=")
     for colour, variable in _THEME.items():
-        svg = svg.replace(colour, variable)
-    svg = re.sub(r"font: (\d+(\.\d+)?)px [^;\"]*", r"font: \1px system-ui, sans-serif", svg)
-    used = set(re.findall(r'(?:url\(|href=")#([^")]+)', svg))
-    svg = re.sub(r' id="([^"]*)"', lambda m: _identity(m.group(1), used), svg)
-    return re.sub(r"<svg[^>]*>", lambda m: _opening(m.group(0), label), svg, count=1)
+        text = text.replace(colour, variable)
+    text = re.sub(r"font: (\d+(\.\d+)?)px [^;\"]*", r"font: \1px system-ui, sans-serif", text)
+    used = set(re.findall(r'(?:url\(|href=")#([^")]+)', text))
+    text = re.sub(r' id="([^"]*)"', lambda m: _identity(m.group(1), used), text)
+    return re.sub(r"<svg[^>]*>", lambda m: _opening(m.group(0), label), text, count=1)
 
 
 def _identity(name: str, used: set[str]) -> str:
@@ -54,14 +50,9 @@ def _opening(tag: str, label: str) -> str:
 
 
 def _axes(width: float, height: float) -> tuple[Any, Any]:
-    from ensdiff.report.paper import sheet
-
     figure, ((axes,),) = sheet(width, height)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["bottom", "left"]].set_color(GREY)
-    axes.tick_params(which="both", colors=GREY, labelcolor=INK, labelsize=9)
-    axes.xaxis.label.set_color(INK)
-    axes.yaxis.label.set_color(INK)
+    tint(axes, GREY, INK)
+    axes.tick_params(labelsize=9)
     return figure, axes
 
 
