@@ -29,6 +29,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 import ensdiff
+from ensdiff.ensemble.compiling import per_device
 from ensdiff.ensemble.mesh import make_mesh, on_mesh
 from ensdiff.models import winograd
 from ensdiff.models.conv import conv2d
@@ -110,8 +111,7 @@ def rates(effort: Effort) -> dict[str, float]:
     a = on_mesh(jnp.ones((count, 1024, 1024)), mesh)
 
     def best(function: Callable, *arguments: Any, flops: int) -> float:
-        mapped = jax.shard_map(function, mesh=mesh, in_specs=P("member"), out_specs=P("member"), check_vma=False)
-        compiled = jax.jit(mapped)
+        compiled = per_device(function, mesh, P("member"), P("member"))
         seconds = interleave({"": lambda: jax.block_until_ready(compiled(*arguments))}, 2 * effort.repeats)[""]
         return count * flops / seconds.min() / GIGA
 

@@ -18,7 +18,7 @@ One pass over the data gives both for all units, with the same draws for every m
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,7 @@ from ensdiff.attribution.loss import LossConfig, draw_noise, member_errors
 from ensdiff.codes import Code
 from ensdiff.data import Dataset
 from ensdiff.diffusion.schedule import Schedule
+from ensdiff.ensemble.compiling import per_device
 from ensdiff.ensemble.ensemble import Ensemble, to_model
 from ensdiff.ensemble.memory import images_at_once, least_bytes
 from ensdiff.ensemble.mesh import make_mesh, on_mesh
@@ -165,14 +166,7 @@ def _loss_step(
         error_KBDF = member_errors(model, schedule, params_K, x_BHWC, t_D, eps_DHWC)
         return jnp.einsum("kbdf,kbdf,d->kb", error_KBDF, error_KBDF, weight_D, precision="highest")
 
-    mapped: Any = jax.shard_map(
-        step,
-        mesh=mesh,
-        in_specs=(P("member"), P("data"), P(), P(), P(), P()),
-        out_specs=P("member", "data"),
-        check_vma=False,
-    )
-    return jax.jit(mapped)
+    return per_device(step, mesh, (P("member"), P("data"), P(), P(), P(), P()), P("member", "data"))
 
 
 def contrast_losses(loss_NK: ArrayLike, code: Code) -> Contrast:

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from ensdiff import hosts
 from ensdiff.diffusion.samplers import StepFunction, advance, rule_of, step_arguments
+from ensdiff.ensemble.compiling import per_device
 from ensdiff.ensemble.ensemble import Ensemble, member_weights, to_images
 from ensdiff.ensemble.members import apply_member, sum_over_members
 from ensdiff.ensemble.memory import images_at_once
@@ -87,14 +88,8 @@ def tangent_step(
         x_next, push_update = jax.linearize(update, x_B, eps_B)
         return x_next, jax.vmap(push_update)(dx_IB, through_IB)
 
-    mapped = jax.shard_map(
-        step,
-        mesh=mesh,
-        in_specs=(P("member"), P("data"), P(None, "data"), Noise.specs(), P("member"), P(), P()),
-        out_specs=(P("data"), P(None, "data")),
-        check_vma=False,
-    )
-    return jax.jit(mapped, donate_argnums=(1, 2))
+    in_specs = P("member"), P("data"), P(None, "data"), Noise.specs(), P("member"), P(), P()
+    return per_device(step, mesh, in_specs, (P("data"), P(None, "data")), donate=(1, 2))
 
 
 def _run(params: Ensemble, samples: Samples, mesh: Mesh, together: int) -> tuple[Array, Array]:

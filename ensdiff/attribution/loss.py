@@ -12,7 +12,7 @@ but the image, the seed and the number of draws.
 
 import dataclasses
 import functools
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ from tqdm import tqdm
 from ensdiff import hosts
 from ensdiff.codes import Code
 from ensdiff.diffusion.schedule import Schedule, add_noise
+from ensdiff.ensemble.compiling import per_device
 from ensdiff.ensemble.ensemble import Ensemble, member_weights, to_model
 from ensdiff.ensemble.members import apply_member, over_members
 from ensdiff.ensemble.memory import images_at_once, least_bytes
@@ -317,14 +318,8 @@ def block_step(model: UNetConfig, schedule: Schedule, image_shape: tuple[int, in
             more, nothing = jax.lax.psum((more, nothing), "data")
         return loss_KBK + more, empty + nothing
 
-    mapped: Any = jax.shard_map(
-        step,
-        mesh=mesh,
-        in_specs=(P("member"), P("member"), P(), P(), P(), P("data"), P("data"), P("data")),
-        out_specs=(P("member"), P()),
-        check_vma=False,
-    )
-    return jax.jit(mapped, donate_argnums=(1, 2))
+    in_specs = P("member"), P("member"), P(), P(), P(), P("data"), P("data"), P("data")
+    return per_device(step, mesh, in_specs, (P("member"), P()), donate=(1, 2))
 
 
 def draw_noise(key: Array, number_D: Array, image_shape: tuple[int, int, int]) -> Float[Array, "D H W C"]:

@@ -29,6 +29,7 @@ from tqdm import tqdm
 from ensdiff import hosts
 from ensdiff.attribution.words import MAX_MEMBERS, compilable, look, word_fn
 from ensdiff.codes import Code
+from ensdiff.ensemble.compiling import per_device
 from ensdiff.ensemble.ensemble import member_weights
 from ensdiff.ensemble.mesh import on_mesh
 from ensdiff.typing import Array
@@ -236,8 +237,7 @@ def _score_step(members: int, code: Code | None, local: int, tabled: bool, root:
         return jnp.sqrt(jnp.maximum(score_BM, 0.0)) if root else score_BM
 
     spec = (P(None, "unit"),) if code is None else (P(), P())
-    mapped: Any = jax.shard_map(step, mesh=mesh, in_specs=(P(), *spec), out_specs=P(None, "unit"), check_vma=False)
-    return jax.jit(mapped)
+    return per_device(step, mesh, (P(), *spec), P(None, "unit"))
 
 
 def evaluate(forms: Forms, word_MK: UInt8[np.ndarray, "M K"]) -> Float[np.ndarray, "B M"]:

@@ -11,7 +11,7 @@ All images get the same draws. P is never stored: its rows are made anew, a bloc
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ from ensdiff import hosts
 from ensdiff.attribution import LossConfig
 from ensdiff.attribution.loss import draw_noise, model_images
 from ensdiff.diffusion.schedule import Schedule, add_noise
+from ensdiff.ensemble.compiling import per_device
 from ensdiff.ensemble.ensemble import Ensemble
 from ensdiff.ensemble.members import apply_member, over_members, sum_over_pieces
 from ensdiff.ensemble.memory import count_pieces
@@ -151,10 +152,7 @@ def _step(
 
         return over_members(model, member, params_K)
 
-    mapped: Any = jax.shard_map(
-        step, mesh=mesh, in_specs=(P("member"), P(), P(), P(), P(), P()), out_specs=P("member"), check_vma=False
-    )
-    return jax.jit(mapped)
+    return per_device(step, mesh, (P("member"), P(), P(), P(), P(), P()), P("member"))
 
 
 def project(rows_CP: Array, key: Array, dimension: int) -> Float[Array, "C d"]:

@@ -3,7 +3,7 @@
 (2) ``eps_w(x, t) = sum_k w_k eps_k(x, t)``, factual ``w = 1/K``.
 
 Members are stacked along the leading axis of every parameter, and only `over_members`, `sum_over_members` and
-`update_members` know how. Everything that computes with members runs inside `jax.shard_map` over the mesh axes
+`update_members` know how. Everything that computes with members runs `per_device` over the mesh axes
 ``'member'`` and ``'data'``, so that no collective is needed unless a result is a sum over members.
 """
 
@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Float, Int
 
+from ensdiff.ensemble.compiling import jit_once, per_device
 from ensdiff.ensemble.ensemble import Ensemble
 from ensdiff.ensemble.mesh import make_mesh, on_mesh
 from ensdiff.models.conv import one_by_one, resolve
@@ -57,23 +58,7 @@ def _init_fn(model: UNetConfig, image_shape: tuple[int, int, int], members: int,
     def local_init(key):
         return init(key, jax.lax.axis_index("member") * count + jnp.arange(count))
 
-    return jit_once(jax.shard_map(local_init, mesh=mesh, in_specs=P(), out_specs=P("member"), check_vma=False))
-
-
-def jit_once(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`jax.jit` of a program that runs once, such as draws of noise: on a CPU it is compiled with little optimisation.
-
-    That takes a quarter of the time, and the bits of the draws are the same. Inside of another program (or of
-    `jax.eval_shape`) it is the function itself.
-    """
-    effort = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
-    compiled = jax.jit(function, compiler_options=effort)
-
-    def call(*args):
-        traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(args))
-        return function(*args) if traced else compiled(*args)
-
-    return call
+    return per_device(local_init, mesh, P(), P("member"), once=True)
 
 
 def abstract_params(model: UNetConfig, image_shape: tuple[int, int, int], members: int) -> Params:
@@ -142,15 +127,7 @@ def _predict_fn(model: UNetConfig, mesh: Mesh):
     def predict(params_K, x_BHWC, t_B):
         return over_members(model, lambda params: apply_member(model, params, x_BHWC, t_B), params_K)
 
-    return jax.jit(
-        jax.shard_map(
-            predict,
-            mesh=mesh,
-            in_specs=(P("member"), P("data"), P("data")),
-            out_specs=P("member", "data"),
-            check_vma=False,
-        )
-    )
+    return per_device(predict, mesh, (P("member"), P("data"), P("data")), P("member", "data"))
 
 
 def predict(

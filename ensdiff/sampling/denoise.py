@@ -27,8 +27,9 @@ from tqdm import tqdm
 
 from ensdiff import hosts
 from ensdiff.diffusion.samplers import SamplerConfig, StepFunction, advance, rule_of, step_arguments
+from ensdiff.ensemble.compiling import jit_once, per_device
 from ensdiff.ensemble.ensemble import Ensemble, to_images
-from ensdiff.ensemble.members import apply_member, jit_once, over_members
+from ensdiff.ensemble.members import apply_member, over_members
 from ensdiff.ensemble.memory import images_at_once, least_bytes
 from ensdiff.ensemble.mesh import make_mesh, on_mesh, pace, platform
 from ensdiff.models.conv import one_by_one
@@ -122,14 +123,8 @@ def sampling_step(
             eps_R = jax.lax.psum(eps_R, "member")
         return advance(rule, x_R, eps_R, noise.at(j + 1, image_shape), coefficients)
 
-    mapped = jax.shard_map(
-        step,
-        mesh=mesh,
-        in_specs=(P("member"), P("data"), Noise.specs(), P("data", "member"), P(), P()),
-        out_specs=P("data"),
-        check_vma=False,
-    )
-    return jax.jit(mapped, donate_argnums=1)
+    in_specs = P("member"), P("data"), Noise.specs(), P("data", "member"), P(), P()
+    return per_device(step, mesh, in_specs, P("data"), donate=1)
 
 
 class Chunks(NamedTuple):

@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Float, UInt8
 
 from ensdiff.diffusion.schedule import Schedule, add_noise
+from ensdiff.ensemble.compiling import per_device
 from ensdiff.ensemble.ensemble import to_model
 from ensdiff.ensemble.members import init_params, sum_over_pieces, update_members
 from ensdiff.ensemble.memory import count_pieces
@@ -158,22 +159,16 @@ def make_train_step(
     """
     member_step = _member_step(model, schedule, config, mesh, value_range, update)
     local_step = _local_step(model, member_step)
-    mapped: Any = jax.shard_map(
-        local_step,
-        mesh=mesh,
-        in_specs=(P("member"), P("member", "data"), P("member", "data"), P(), P()),
-        out_specs=(P("member"), P("member")),
-        check_vma=False,
-    )
-    return jax.jit(lambda state, batch, *numbers: mapped(state, *batch, *numbers), donate_argnums=0)
+    in_specs = P("member"), P("member", "data"), P(), P()
+    return per_device(local_step, mesh, in_specs, (P("member"), P("member")), donate=0)
 
 
 def _local_step(model: UNetConfig, member_step: Callable) -> Callable:
-    def local_step(state_K, images_KBHWC, mask_KB, step, seed):
-        members = len(mask_KB)
+    def local_step(state_K, batch_K, step, seed):
+        members = len(batch_K.mask_KB)
         member_K = jax.lax.axis_index("member") * members + jnp.arange(members)
         one = functools.partial(member_step, step=step, seed=seed)
-        return update_members(model, one, state_K, member_K, images_KBHWC, mask_KB)
+        return update_members(model, one, state_K, member_K, *batch_K)
 
     return local_step
 
@@ -193,21 +188,15 @@ def make_train_steps(
     """
     local_step = _local_step(model, _member_step(model, schedule, config, mesh, value_range, member_update))
 
-    def local_steps(state_K, images_SKBHWC, mask_SKB, first, count, seed):
-        zeros_SK = jnp.zeros(mask_SKB.shape[:2])
+    def local_steps(state_K, batch_SK, first, count, seed):
+        zeros_SK = jnp.zeros(batch_SK.mask_KB.shape[:2])
 
         def one(i, carry):
             state_K, metrics = carry
-            state_K, new = local_step(state_K, images_SKBHWC[i], mask_SKB[i], first + i, seed)
+            state_K, new = local_step(state_K, jax.tree.map(lambda a: a[i], batch_SK), first + i, seed)
             return state_K, jax.tree.map(lambda all_S, now: all_S.at[i].set(now), metrics, new)
 
         return jax.lax.fori_loop(0, count, one, (state_K, StepMetrics(zeros_SK, zeros_SK)))
 
-    mapped: Any = jax.shard_map(
-        local_steps,
-        mesh=mesh,
-        in_specs=(P("member"), P(None, "member", "data"), P(None, "member", "data"), P(), P(), P()),
-        out_specs=(P("member"), P(None, "member")),
-        check_vma=False,
-    )
-    return jax.jit(lambda state, batches, *numbers: mapped(state, *batches, *numbers), donate_argnums=0)
+    in_specs = P("member"), P(None, "member", "data"), P(), P(), P()
+    return per_device(local_steps, mesh, in_specs, (P("member"), P(None, "member")), donate=0)
