@@ -1,6 +1,7 @@
 """Documentation that cannot rot: an example in every public docstring, which pytest runs, and pages that run."""
 
 import doctest
+import pkgutil
 import re
 import shlex
 import subprocess
@@ -38,6 +39,19 @@ def test_links_and_paths_of_the_front_pages_lead_somewhere(page):
     assert paths
     assert not [path for path in links + paths if not (ROOT / path).exists()]
     assert "OWNER" not in text
+
+
+PAGES = ["README.md", "BUILD.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md")))]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_names_of_the_code_exist(page):
+    """Every `ensdiff.module.name` of a page, and every program."""
+    text = (ROOT / page).read_text()
+    for name in re.findall(r"`(ensdiff(?:\.\w+)+)", text):
+        pkgutil.resolve_name(name)
+    programs = re.findall(r"\bexperiments\.([a-z]\w*)", text)  # not imported: two programs define the same flags
+    assert not [name for name in programs if not (ROOT / "experiments" / f"{name}.py").exists()]
 
 
 def test_the_readme_finds_what_it_names():
