@@ -1,4 +1,4 @@
-"""A data set of your own: an array of images, and what each of them belongs to."""
+"""A data set of your own: an array of images, and the group of each."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ import ensdiff
 
 
 def sketches(artists: int = 10, each: int = 4, seed: int = 0) -> ensdiff.data.Dataset:
-    """Drawings of 8x8, one unit an artist. Read your files here, and return what `from_images` makes of them."""
+    """Drawings of 8x8, one unit per artist. Read your files here, and return the result of `from_images`."""
     rng = np.random.default_rng(seed)
     style = rng.random((artists, 1, 8, 8))
     images = (0.8 * style + 0.2 * rng.random((artists, each, 8, 8))).reshape(-1, 8, 8)

@@ -15,7 +15,7 @@ print(ensdiff.attribute(params, samples, "screen", top=3, null=9, distance=edges
 
 
 def blurred(images):
-    """Features, where L2 between them is the distance: `differential` can use them as well."""
+    """Features; the L2 between them is the distance, and `differential` can use them as well."""
     B, H, W, C = images.shape
     return images.reshape(B, H // 2, 2, W // 2, 2, C).mean((2, 4))
 

@@ -1,4 +1,4 @@
-"""A method of your own: a score for the weights of the members that are left."""
+"""A method of your own: a score for the weights of the surviving members."""
 
 import numpy as np
 from shared import params, samples

@@ -17,5 +17,5 @@ samples = ensdiff.sample(params, 0, 2, steps=5, sampler=ddim)
 built_in = ensdiff.sample(params, 0, 2, steps=5, sampler="ddim")
 print("largest difference from the built-in DDIM:", float(jnp.abs(samples.images - built_in.images).max()))
 
-print(ensdiff.counterfactuals(params, samples, [3]).shape)  # everything works with it
+print(ensdiff.counterfactuals(params, samples, [3]).shape)  # works with this sampler too
 print(ensdiff.attribute(params, samples, "screen", top=3, null=9))

@@ -1,4 +1,4 @@
-"""What all configs share: every field of the library's settings, so that every one can be set on the command line."""
+"""The part that all configs share: every field of the settings, so that each can be set on the command line."""
 
 import dataclasses
 from typing import Any

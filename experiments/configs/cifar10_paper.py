@@ -1,7 +1,7 @@
 """CIFAR-10 at the scale of the paper: 50,000 images of 32x32x3, K = 20 members of 36 million parameters each.
 
-The U-Net of Ho et al. 2020 for CIFAR-10: 128 channels, multipliers 1, 2, 2, 2, two blocks a level, attention at 16x16,
-dropout 0.1, batches of 128 a member, mirrored images. Activations are bfloat16, parameters float32.
+The U-Net of Ho et al. 2020 for CIFAR-10: 128 channels, multipliers 1, 2, 2, 2, two blocks per level, attention at
+16x16, dropout 0.1, batches of 128 per member, mirrored images. Activations are bfloat16, parameters float32.
 
 Command: python -m experiments.train --config=cifar10_paper --config.data.path=cifar10.npz
 (an .npz with the array images, uint8 (50000, 32, 32, 3)); K = 256 with --config.code.members=256

@@ -1,4 +1,4 @@
-"""60,000 Fashion-MNIST images of 28x28, K = 20, one unit an image.
+"""60,000 Fashion-MNIST images of 28x28, K = 20, one unit per image.
 
 Command: python -m experiments.train --config=fashion_mnist
 (the files come with Debian's dataset-fashion-mnist; elsewhere --config.data.dir=FOLDER)

@@ -1,7 +1,7 @@
-"""Your own folder of pictures at 16x16 in colour, K = 16, one unit a picture: sized for a CPU.
+"""Your own folder of pictures at 16x16 in colour, K = 16, one unit per picture, sized for a CPU.
 
 Command: python -m experiments.train --config=folder --config.data.path=my_images
-One unit a subfolder (a class, an artist): --config.data.groups=folder. Grey pictures: --config.data.mode=L
+One unit per subfolder (a class, an artist): --config.data.groups=folder. Grey pictures: --config.data.mode=L
 Larger, on a GPU: --config.data.size=32 --config.model.channels=64 --config.train.batch_size=64
 Hardware: a CPU with 2 cores.
 Expected: no figures; they depend on the pictures.

