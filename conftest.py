@@ -3,6 +3,7 @@
 Doctests: each runs in an empty folder, and those that use the examples' shared names get them.
 """
 
+import importlib.metadata
 import os
 import pathlib
 import re
@@ -16,7 +17,15 @@ CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / "
 
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "4")
 # tiny programs spend their time in the compiler: let it optimise less
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+FLAGS = [
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+    "--xla_cpu_parallel_codegen_split_count=1",  # fewer mappings; two workers fill the cores
+]
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    # takes a third of the time; other versions may not know the flag, and an unknown one ends the process
+    FLAGS.append("--xla_cpu_use_fusion_emitters=false")
+os.environ.setdefault("XLA_FLAGS", " ".join(FLAGS))
 # threads of linear algebra that wait for each other on busy cores made small fits six times as slow
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # what is compiled is kept outside of the clone, for every later run and for the programs that tests start
