@@ -16,37 +16,39 @@ ArrayLike: TypeAlias = jax.Array | np.ndarray
 """A JAX or NumPy array."""
 
 Params: TypeAlias = Any
-"""A pytree of arrays, as linen makes it."""
+"""A pytree of arrays, as Flax linen returns it."""
 
 Key: TypeAlias = Any
-"""An int seed or a JAX key (typed or raw); `as_key` turns either into a typed key."""
+"""An int seed or a JAX key (typed or raw); `as_key` converts either to a typed key."""
 
 
 def unmasked(values: Any, name: str) -> Any:
-    """Return what was given, unless it is a masked array (or a list of these) with masked entries.
+    """Return the given values unchanged, after checking that no array among them has masked entries.
 
-    NumPy drops a mask without a word, and takes what is below it for numbers.
+    NumPy would silently drop the mask and use the values beneath it.
 
     Raises:
-        ValueError: entries are masked; says how many.
+        ValueError: entries are masked; the message gives their number.
 
     >>> unmasked(np.ma.masked_array([1, 2], mask=[False, True]), "scores")
     Traceback (most recent call last):
-    ValueError: scores: 1 of 2 entries are masked, and what is missing has no value: leave them out, or fill them
+    ValueError: scores: 1 of 2 entries are masked and have no value: leave them out, or fill them
     """
     parts = values if isinstance(values, list | tuple) else [values]
     masked = sum(int(np.ma.getmaskarray(part).sum()) for part in parts if np.ma.is_masked(part))
     if masked:
         count = sum(np.size(part) for part in parts)
         raise ValueError(
-            f"{name}: {masked} of {count} entries are masked, and what is missing has no value: leave them out, or "
-            "fill them"
+            f"{name}: {masked} of {count} entries are masked and have no value: leave them out, or fill them"
         )
     return values
 
 
 def as_key(key: Key) -> Any:
     """Return a typed JAX key for an int seed, a raw ``uint32`` key or a typed key.
+
+    Raises:
+        ValueError: the key is of another kind, or the seed needs more than 64 bits.
 
     >>> as_key(3).shape
     ()

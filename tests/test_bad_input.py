@@ -189,7 +189,7 @@ LIBRARY = [
     ("no group", lambda h: data.arrays(blobs(), groups=[*"abcd", None, None]), B, ["2 of 6 images", "image 4", "None"]),
     ("no label", lambda h: data.arrays(blobs(), labels=[0, 1, np.nan, 1, 0, 1]), B, ["no label", "image 2", "nan"]),
     ("groups of two types", lambda h: data.arrays(blobs(), groups=[*"abcde", 5]), B, ["'a' (string)", "5 (integer)"]),
-    ("names twice", lambda h: data.from_images(blobs(), names=list("abcdea")), B, ["shown alike, 'a' and 'a'"]),
+    ("names twice", lambda h: data.from_images(blobs(), names=list("abcdea")), B, ["look the same, 'a' and 'a'"]),
     ("subset of nothing", lambda h: h.data.subset([]), B, ["shape (0,), of 6 images", "at least one index"]),
     ("subset beyond", lambda h: h.data.subset([1, 6]), B, ["item 6 does not exist", "0 .. 5"]),
     ("subset from the end", lambda h: h.data.subset([-1]), B, ["item -1 does not exist", "0 .. 5"]),
@@ -327,7 +327,7 @@ LIBRARY = [
     ("budget for no contrast", lambda h: ensdiff.contrast(h.params, h.data, memory_budget=10), B,
      ["memory_budget=10 bytes"]),
     ("chunk of 0", lambda h: ensdiff.sample(h.params, 0, 2, steps=2, chunk=0), B, ["chunk=0", "at least 1"]),
-    ("matrix too large", lambda h: ensdiff.Code.balanced(64, 2**40).matrix(), B, ["too much to hold", "rows(ids)"]),
+    ("matrix too large", lambda h: ensdiff.Code.balanced(64, 2**40).matrix(), B, ["more than 8 GiB", "rows(ids)"]),
 ]  # fmt: skip
 
 

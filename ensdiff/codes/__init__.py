@@ -1,4 +1,4 @@
-"""Codes: which member trains on which unit, how many removals they bear, and words that no unit owns."""
+"""Codes: which member trains on which unit, how many removals a code tolerates, and words that no unit owns."""
 
 from ensdiff.codes.capacity import Capacity, deletion_capacity
 from ensdiff.codes.code import Code

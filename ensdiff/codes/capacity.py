@@ -1,14 +1,14 @@
-"""How many removals a code bears.
+"""How many removals a code tolerates.
 
-With m distinct units removed, member k survives if it saw none of them. For units whose words are m distinct random
-ones of the C(K, w) words,
+When m distinct units are removed, member k survives if it saw none of them. If the words of these units are m distinct
+random words out of all C(K, w),
 
 (c1) ``E[survivors] = K * C(C(K-1, w), m) / C(C(K, w), m)``, about ``K (1 - w/K)^m``;
 (c2) ``P(no survivor) = 1 - sum_{j=1}^K (-1)^(j+1) C(K, j) C(C(K-j, w), m) / C(C(K, w), m)``, by inclusion and
      exclusion over the sets of j members that all survive;
-(c3) whatever the units, at least ``max(0, K - m w)`` members survive.
+(c3) for any choice of units, at least ``max(0, K - m w)`` members survive.
 
-A stored matrix has its own shares n_k: ``E = sum_k C(N - n_k, m) / C(N, m)`` over its own sets of m units.
+In a stored matrix, member k sees n_k units: ``E = sum_k C(N - n_k, m) / C(N, m)`` over all sets of m of its units.
 """
 
 import math
@@ -18,12 +18,12 @@ from typing import NamedTuple
 
 
 class Capacity(NamedTuple):
-    """What is left of an ensemble after m removals.
+    """The members left in an ensemble after m removals.
 
     Args:
-        removals: m, distinct units removed together.
+        removals: m, the number of distinct units removed together.
         expected: mean number of surviving members over random sets of m units (c1).
-        worst: members that survive whatever the m units are (c3); 0 means that some sets may leave none.
+        worst: number of members that survive for any choice of m units (c3); 0 means that some sets may leave none.
         failure: probability that a random set of m units leaves no member (c2); None for a stored matrix.
     """
 
@@ -34,15 +34,15 @@ class Capacity(NamedTuple):
 
 
 def deletion_capacity(members: int, weight: int, removals: int) -> Capacity:
-    """The capacity of balanced codes of K members and weight w, exactly, over random words.
+    """Return the exact capacity of balanced codes with K members and weight w, over random words.
 
     Args:
         members: K.
-        weight: w, members that see a unit; each member sees a share w / K of the units.
+        weight: w, the number of members that see a unit; each member sees a share w / K of the units.
         removals: m, 0 .. C(K, w).
 
     Raises:
-        ValueError: out of range.
+        ValueError: the weight or the number of removals is out of range.
 
     >>> deletion_capacity(4, 2, 1)
     Capacity(removals=1, expected=2.0, worst=2, failure=0.0)
@@ -61,7 +61,11 @@ def deletion_capacity(members: int, weight: int, removals: int) -> Capacity:
 
 
 def shares_capacity(shares: Sequence[int], weights: Sequence[int], units: int, removals: int) -> Capacity:
-    """The capacity of a stored matrix, from how many units each member sees and the words' weights."""
+    """Return the capacity of a stored matrix, from the number of units each member sees and the weights of the words.
+
+    Raises:
+        ValueError: there are more removals than units.
+    """
     if not 0 <= removals <= units:
         raise ValueError(f"{removals} removals: expected 0 .. {units}, the number of units")
     expected = sum(_falling_ratio(units - int(share), units, removals) for share in shares)
@@ -70,13 +74,13 @@ def shares_capacity(shares: Sequence[int], weights: Sequence[int], units: int, r
 
 
 class Remaining(NamedTuple):
-    """How many more units a code bears the removal of.
+    """How many more units can be removed from a code.
 
     Args:
-        members: K that are left.
-        certain: so many units may be removed, whatever they are.
-        expected: so many random units may be removed with at least one survivor on average.
-        lost: units that all members saw, which can no longer be removed.
+        members: K, the number of members left.
+        certain: largest number of units whose removal always leaves a survivor, for any choice of units.
+        expected: largest number of random units whose removal leaves at least one survivor on average.
+        lost: number of units that every member saw; these can no longer be removed.
     """
 
     members: int
@@ -86,7 +90,7 @@ class Remaining(NamedTuple):
 
 
 def remaining_capacity(weights: Sequence[int], shares: Sequence[int]) -> Remaining:
-    """What is left, from the weights of the words of the units that are still there, and the members' shares of them.
+    """Return the capacity left, from the weights of the remaining units' words and the number that each member sees.
 
     >>> remaining_capacity([2, 2, 2, 2, 2, 2], [3, 3, 3, 3])
     Remaining(members=4, certain=1, expected=1, lost=0)
@@ -106,7 +110,7 @@ def remaining_capacity(weights: Sequence[int], shares: Sequence[int]) -> Remaini
 
 
 def _falling_ratio(part: int, whole: int, m: int) -> Fraction:
-    """C(part, m) / C(whole, m): the chance that m distinct draws from the whole all fall into the part."""
+    """Return C(part, m) / C(whole, m), the probability that m distinct draws from the whole all lie in the part."""
     ratio = Fraction(1)
     for j in range(m):
         if part <= j:

@@ -1,8 +1,8 @@
 """The code: which member trains on which unit.
 
-``code_NK[i, k] = 1`` means that unit i is in member k's training split. Code words of one weight w, all distinct,
-form an antichain: with unit i removed, every other unit is still seen by some survivor.
-`ensdiff.codes.words` has the words themselves; here are the ways to make a code, and to make one from another.
+``code_NK[i, k] = 1`` means that unit i is in member k's training split. Distinct code words of one weight w form an
+antichain: after unit i is removed, at least one survivor still sees each of the other units. `ensdiff.codes.words`
+computes the words; this module builds codes and derives codes from other codes.
 """
 
 import dataclasses
@@ -29,16 +29,16 @@ from ensdiff.codes.words import CodeWords
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Code(CodeWords):
-    """The code of N units over K members; made by `balanced`, `hierarchical` or `from_matrix`. Hashable.
+    """The code of N units over K members. Build one with `balanced`, `hierarchical` or `from_matrix`. Hashable.
 
     Args:
         members: K.
         units: N.
-        weight: ones in each word; None for a matrix whose rows differ in weight.
-        key: of the permutation of words, for a balanced code.
-        packed: the matrix, eight entries a byte, for a stored one.
-        names: of the units, compared with those of the data that a run is trained on.
-        groups: of a hierarchical code.
+        weight: number of ones in each word; None for a matrix whose rows differ in weight.
+        key: key of the permutation of words, for a balanced code.
+        packed: the stored matrix, eight entries per byte; None for a balanced code.
+        names: names of the units, compared with those of the data that a run is trained on.
+        groups: groups of a hierarchical code.
 
     >>> code = Code.balanced(members=4, units=6, seed=0)
     >>> sorted(map(bytes, code.rows(range(6)))) == sorted(set(map(bytes, code.matrix())))
@@ -47,21 +47,21 @@ class Code(CodeWords):
 
     @classmethod
     def balanced(cls, members: int, units: int, weight: int | None = None, seed: int = 0) -> "Code":
-        """Distinct code words of one weight, computed on demand.
+        """Build a code of distinct words of one weight, which are computed on demand.
 
-        The word of unit i depends on K, w, the key and i alone. The key comes from the seed; for fewer than some
-        hundred thousand units (some thousands, where there are 2^62 words or more) the best of several keys is taken,
-        so that members see nearly the same number of units.
+        The word of unit i depends only on K, w, the key and i. The key is derived from the seed. For up to about a
+        hundred thousand units (a few thousand if there are 2^62 words or more), the best of several keys is chosen, so
+        that all members see nearly the same number of units.
 
         Args:
             members: K, at least 2.
             units: N, at most C(K, w).
-            weight: w, ones in each word: the members that see a unit; by default K // 2.
+            weight: w, the number of ones in each word: the members that see a unit; by default K // 2.
             seed: any integer.
 
         Raises:
-            ValueError: out of range; too many units for C(K, w) (says the smallest K that fits); or a member would
-                see no unit.
+            ValueError: an argument is out of range; there are more units than C(K, w) words (the message gives the
+                smallest K that fits); or a member would see no unit.
         """
         members, units = operator.index(members), operator.index(units)
         weight = members // 2 if weight is None else operator.index(weight)
@@ -95,19 +95,20 @@ class Code(CodeWords):
 
     @classmethod
     def from_matrix(cls, code_NK: Any, names: Sequence[str] | None = None) -> "Code":
-        """A code from any 0/1 matrix, 1 = trained on (the convention of both references).
+        """Build a code from any 0/1 matrix, where 1 means "trained on" (the convention of both references).
 
         Args:
-            code_NK: (N, K), bool, integer, or floats that are exactly 0 or 1.
-            names: of the N units, in the order of the rows. Training compares them with the names of the data's units.
+            code_NK: (N, K) bools, integers, or floats that are exactly 0 or 1.
+            names: names of the N units, in the order of the rows. Training compares them with the names of the data's
+                units.
 
         Raises:
-            ValueError: not a 0/1 matrix; a member without units; a unit that every member saw (it could never be
-                removed); names that are not one for each unit, all distinct.
+            ValueError: the matrix has entries other than 0 and 1; a member sees no unit; a unit is seen by every member
+                (it could never be removed); or there is not exactly one distinct name per unit.
 
         Warns:
-            CodeWarning: units with the same word (they cannot be told apart), units that no member saw, members that
-                saw every unit (they never survive).
+            CodeWarning: units share a word (they cannot be told apart), no member sees a unit, or a member sees every
+                unit (it never survives).
         """
         names = None if names is None else as_names(names)
         matrix = check_matrix(code_NK, names)
@@ -126,19 +127,21 @@ class Code(CodeWords):
         seed: int = 0,
         group_names: Sequence[str] | None = None,
     ) -> "Code":
-        """A code of items inside groups, from which items and whole groups can both be removed exactly.
+        """Build a code of items inside groups, from which both single items and whole groups can be removed exactly.
 
         Args:
             members: K.
             groups: (N,) group of each unit, 0 .. G - 1.
-            group_weight: members that see a group; by default 3/4 of them, so that a quarter survives its removal.
-            weight: members that see an item, all of its group's; by default half of ``group_weight``.
+            group_weight: number of members that see a group; by default 3/4 of all, so that a quarter survives the
+                removal of a group.
+            weight: number of members that see an item, chosen from those that see its group; by default half of
+                ``group_weight``.
             seed: any integer.
-            group_names: of the G groups, the names of `group_code`'s units.
+            group_names: names of the G groups, which become the names of the units of `group_code`.
 
         Raises:
-            ValueError: out of range, not one name per group, all distinct, or too few words for the groups or for a
-                group's items.
+            ValueError: an argument is out of range; there is not exactly one distinct name per group; or there are too
+                few words for the groups or for the items of a group.
 
         >>> code = Code.hierarchical(8, np.arange(30) // 10, group_weight=6)
         >>> bool((code.rows(range(10)) <= code.group_code().rows(0)).all())
@@ -174,17 +177,17 @@ class Code(CodeWords):
 
     @classmethod
     def undivided(cls, units: int) -> "Code":
-        """One member that sees every unit: an ordinary model, for comparison. Nothing can be removed from it."""
+        """Build the code of one member that sees every unit: an ordinary model, from which no unit can be removed."""
         return cls(1, units, 1, 0, np.packbits(np.ones((units, 1), np.uint8), axis=1).tobytes())
 
     def only(self, members: Sequence[int]) -> "Code":
-        """The code of some of the members, in the given order: what is left when the others are gone.
+        """Return the code restricted to the given members, in the given order, as after the other members are deleted.
 
-        Its words are stored, of mixed weights. Words of zeros belong to units that none of these members saw, words of
-        ones to units that can no longer be removed, and units may share a word.
+        The words are stored and their weights may differ. A word of zeros belongs to a unit that none of these members
+        saw. A word of ones belongs to a unit that can no longer be removed. Several units may share a word.
 
         Raises:
-            ValueError: no members, an unknown one, or one twice.
+            ValueError: the list is empty, names an unknown member, or names a member twice.
 
         >>> Code.balanced(members=4, units=6).only([1, 3]).members
         2
@@ -192,13 +195,13 @@ class Code(CodeWords):
         return only(self, members)
 
     def reordered(self, names: Sequence[str]) -> "Code":
-        """The code with its units in the order of these names: each keeps its word (and its group).
+        """Return the code with its units in the order of these names. Each unit keeps its word and its group.
 
         Args:
-            names: those of the code, each once, in the wanted order; such as ``data.unit_names``.
+            names: the names of the code's units, each once, in the wanted order, such as ``data.unit_names``.
 
         Raises:
-            ValueError: the code has no names, or other ones.
+            ValueError: the code has no names, or its names differ from these.
 
         >>> code = Code.from_matrix([[1, 0], [0, 1]], names=["zed", "ada"])
         >>> code.reordered(["ada", "zed"]).matrix().tolist()
@@ -207,12 +210,12 @@ class Code(CodeWords):
         return reordered(self, names)
 
     def capacity(self, removals: int) -> Capacity:
-        """Expected and worst-case survivors after ``removals`` distinct units are removed together.
+        """Return the expected and worst-case number of survivors when ``removals`` distinct units are removed together.
 
-        For a balanced code over random words; for a stored matrix over its own sets of units.
+        The expectation is over random words for a balanced code, and over all sets of its units for a stored matrix.
 
         Raises:
-            ValueError: more removals than units.
+            ValueError: there are more removals than units.
 
         >>> Code.balanced(members=16, units=1000).capacity(2).expected.__round__(2)
         4.0
@@ -225,7 +228,7 @@ class Code(CodeWords):
         return shares_capacity(list(self.shares()), list(self.matrix().sum(1)), self.units, removals)
 
     def group_code(self) -> "Code":
-        """The code whose units are this code's groups: with it, groups are ablated and attributed like units.
+        """Return the code whose units are this code's groups, with which groups are ablated and attributed like units.
 
         Raises:
             ValueError: the code has no groups.
@@ -234,33 +237,35 @@ class Code(CodeWords):
         return Code(self.members, groups.count, groups.weight, 0, groups.packed, groups.names)
 
     def unowned(self, n: int | None = None, seed: int = 0, weight: int | None = None) -> UInt8[np.ndarray, "n K"]:
-        """Distinct words of the code's weight that no unit owns: ablations of nothing, the null.
+        """Return distinct words of the code's weight that no unit owns: they ablate nothing and give the null.
 
         Args:
-            n: how many; None is all of them, in random order.
-            seed: which ones.
-            weight: of the words, for a matrix of mixed weights; by default they are mixed in the code's proportions.
+            n: number of words; None returns all of them, in random order.
+            seed: seed of the choice.
+            weight: weight of the words, for a matrix whose rows differ in weight; by default the words have weights in
+                the same proportions as the rows.
 
         Raises:
-            ValueError: fewer than n words are unowned (says how many members would do), or too many for None.
+            ValueError: fewer than n words are unowned (the message gives a sufficient number of members), or n is None
+                and there are too many words to list.
         """
         return unowned_words(self, n, seed, weight)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able values from which `from_dict` makes an equal code."""
+        """Return JSON-serialisable values from which `from_dict` builds an equal code."""
         return to_dict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Code":
-        """A code from what `to_dict` gave.
+        """Build a code from the result of `to_dict`.
 
         Raises:
-            ValueError: something is missing or does not fit.
+            ValueError: a value is missing or inconsistent with the others.
         """
         return from_dict(cls, values)
 
 
 def _unevenness(code: Code) -> tuple[int, int]:
-    """Members without a unit first, then the difference between the largest and the smallest share."""
+    """Return the number of members without a unit, then the difference between the largest and the smallest share."""
     shares = code.shares()
     return int((shares == 0).sum()), int(np.ptp(shares))

@@ -7,11 +7,11 @@ import numpy as np
 from jaxtyping import UInt8
 
 EXACT = 2**62
-"""Numbers of words from here on need Python's integers."""
+"""From this number of words on, the numbers of words need Python's integers."""
 
 
 def unrank(numbers: np.ndarray, members: int, weight: int) -> UInt8[np.ndarray, "M K"]:
-    """The words whose lexicographic numbers these are, 0 .. C(K, w) - 1, in the order of 0...01...1 first.
+    """Return the words with these lexicographic numbers, 0 .. C(K, w) - 1; the word 0...01...1 has number 0.
 
     >>> unrank(np.arange(3), 3, 2).tolist()
     [[0, 1, 1], [1, 0, 1], [1, 1, 0]]

@@ -1,4 +1,4 @@
-"""What goes wrong with codes, and the words of its messages."""
+"""Errors and warnings about codes, and parts of their messages."""
 
 import math
 import warnings
@@ -6,7 +6,7 @@ from typing import Any
 
 
 class CodeWarning(UserWarning):
-    """A code matrix can be used but will not say all that a code can say.
+    """A code matrix is usable, but supports fewer questions.
 
     >>> import warnings
     >>> with warnings.catch_warnings(record=True) as caught:
@@ -18,7 +18,7 @@ class CodeWarning(UserWarning):
 
 
 class NoSurvivorError(ValueError):
-    """Every member has seen some unit of the set that is to be removed.
+    """Every member has seen at least one unit of the set to be removed.
 
     >>> code = ensdiff.Code.from_matrix([[1, 0], [0, 1]])
     >>> code.ablate([{0, 1}])
@@ -28,7 +28,7 @@ class NoSurvivorError(ValueError):
 
 
 def smallest_members(units: int) -> int:
-    """The smallest K with at least this many words of weight K // 2."""
+    """Return the smallest K with at least ``units`` words of weight K // 2."""
     members = 2
     while math.comb(members, members // 2) < units:
         members += 1
@@ -36,7 +36,7 @@ def smallest_members(units: int) -> int:
 
 
 def fitting_weights(members: int, units: int) -> str:
-    """What to add to an error when another weight of the same members has enough code words."""
+    """Return a hint for an error message if another weight of the same members has enough words, else an empty text."""
     if math.comb(members, members // 2) < units:
         return ""
     lowest = next(w for w in range(1, members) if math.comb(members, w) >= units)
@@ -44,12 +44,12 @@ def fitting_weights(members: int, units: int) -> str:
 
 
 def some(things: Any) -> str:
-    """The first five of them."""
+    """Return the first five things as text, with the number of the rest."""
     things = list(things)
     text = ", ".join(str(thing) for thing in things[:5])
     return text + (f" and {len(things) - 5} more" if len(things) > 5 else "")
 
 
 def warn(message: str) -> None:
-    """A `CodeWarning` at the caller of the function that warns."""
+    """Issue a `CodeWarning` that points at the caller of the public function."""
     warnings.warn(message, CodeWarning, stacklevel=4)

@@ -1,4 +1,4 @@
-"""What a code matrix from outside must be."""
+"""The check of a code matrix given by the caller."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from ensdiff.typing import unmasked
 
 
 def check_matrix(code_NK: Any, names: Sequence[str] | None) -> UInt8[np.ndarray, "N K"]:
-    """The matrix as uint8, checked as `Code.from_matrix` says."""
+    """Return the matrix as uint8. Raises and warns as `Code.from_matrix` documents."""
     matrix = np.asarray(unmasked(code_NK, "the code"))
     if matrix.ndim != 2 or 0 in matrix.shape:
         raise ValueError(f"the code has shape {matrix.shape}: expected (units, members), both at least 1")
@@ -26,12 +26,12 @@ def check_matrix(code_NK: Any, names: Sequence[str] | None) -> UInt8[np.ndarray,
     if K < 2:
         raise ValueError("the code has one member: an encoded ensemble needs at least 2")
     if names is not None and len(names) != N:
-        raise ValueError(f"{len(names)} names for {N} units")
+        raise ValueError(f"{len(names)} names for {N} units: expected one per unit")
     label = (lambda ids: some([names[i] for i in ids])) if names is not None else some
     shares, weights = matrix.sum(0), matrix.sum(1)
     if (shares == 0).any():
         raise ValueError(
-            f"members {some(np.flatnonzero(shares == 0))} see no unit (columns of zeros): drop those columns"
+            f"members {some(np.flatnonzero(shares == 0))} see no unit (columns of zeros): drop these columns"
         )
     if (weights == K).any():
         raise ValueError(
@@ -47,7 +47,7 @@ def check_matrix(code_NK: Any, names: Sequence[str] | None) -> UInt8[np.ndarray,
     again = np.setdiff1d(np.arange(N), first)
     if len(again):
         warn(
-            f"units {label(again)} have the code word of an earlier unit: such units are removed together and "
+            f"units {label(again)} have the same code word as an earlier unit: they can only be removed together and "
             "cannot be told apart"
         )
     return matrix

@@ -1,4 +1,4 @@
-"""Names of units: whether a code's are those of the data, in the same order."""
+"""Names of units: check that a code and the data have the same names in the same order."""
 
 import itertools
 import reprlib
@@ -9,14 +9,14 @@ from typing import Any
 
 
 def as_names(names: Iterable[Any], what: str = "units") -> tuple[str, ...]:
-    """Names as distinct strings; bytes are decoded.
+    """Return the names as distinct strings; bytes are decoded.
 
     Args:
-        names: of units or groups.
-        what: plural of what they name, for messages.
+        names: names of units or groups.
+        what: plural noun for the named things, used in messages.
 
     Raises:
-        ValueError: one string instead of several, or two names that `check_distinct` refuses.
+        ValueError: the names are one string instead of a list, or `check_distinct` refuses two of them.
     """
     if isinstance(names, str | bytes):
         raise ValueError(f"names={names!r}: expected a list with one name per {what.removesuffix('s')}")
@@ -26,39 +26,40 @@ def as_names(names: Iterable[Any], what: str = "units") -> tuple[str, ...]:
 
 
 def check_distinct(names: Any, what: str) -> None:
-    """Refuse names of which two are equal, or look equal.
+    """Check that no two names are equal or look equal.
 
     Args:
-        names: of units.
-        what: plural of what they name, for the message.
+        names: names of units.
+        what: plural noun for the named things, used in the message.
 
     Raises:
-        ValueError: two names are the same, or differ only in surrounding blanks or in how Unicode writes a letter.
+        ValueError: two names are equal, or differ only in surrounding blanks or in the Unicode encoding of a letter.
     """
     seen: dict[str, str] = {}
     for name in names:
         shown = unicodedata.normalize("NFC", name).strip(" \t\r\n\0")
         if shown in seen:
             raise ValueError(
-                f"two {what} are shown alike, {reprlib.repr(seen[shown])} and {reprlib.repr(name)}: give them "
-                "different names, or the same one if they are the same"
+                f"two {what} have names that look the same, {reprlib.repr(seen[shown])} and {reprlib.repr(name)}: give "
+                "them different names, or merge them if they are the same"
             )
         seen[shown] = name
 
 
 def are_numbers(names: Iterable[Any]) -> bool:
-    """Whether names say no more than the place of each unit: "3" or "item 3", "unit 3", "group 3" for unit 3."""
+    """Return whether every name only states its unit's position: "3", "item 3", "unit 3" or "group 3" for unit 3."""
     return all(str(name) in (f"{i}", f"item {i}", f"unit {i}", f"group {i}") for i, name in enumerate(names))
 
 
 def check_names(of_code: Sequence[str] | None, of_data: Sequence[Any]) -> None:
     """Check that a code's units have the names of the data's units, in the same order.
 
-    The same names in another order are always refused. Names that differ are accepted where those of one side only
-    number its units, as in "item 3" for unit 3: they say nothing that could be compared.
+    The same names in another order are always refused. Different names are accepted if the names on one side only
+    number its units, as in "item 3" for unit 3, because such names cannot be compared.
 
     Raises:
-        ValueError: they differ, or agree in another order; names the first differences and says what to do.
+        ValueError: the names differ, or are the same in another order; the message lists the first differences and the
+            fix.
 
     >>> check_names(("ada", "bob"), ["ada", "bob"])
     >>> check_names(("ada", "bob"), ["item 0", "item 1"])
@@ -77,7 +78,7 @@ def check_names(of_code: Sequence[str] | None, of_data: Sequence[Any]) -> None:
     first = "; ".join(f"unit {i} is {c!r} in the code and {d!r} in the data" for i, c, d in different[:3])
     more = f" (and {len(different) - 3} more)" if len(different) > 3 else ""
     if same:
-        fix = "the same names in another order: code.reordered(data.unit_names) has the rows in the data's order"
+        fix = "the same names in another order: use code.reordered(data.unit_names), whose rows are in the data's order"
     else:
-        fix = "give the code the names of the data's units, or no names where its rows are in the data's order"
+        fix = "give the code the names of the data's units, or no names if its rows are in the data's order"
     raise ValueError(f"the code and the data name different units: {first}{more}; {fix}")

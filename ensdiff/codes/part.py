@@ -1,4 +1,4 @@
-"""The code of some of an ensemble's members, or of the same units in another order."""
+"""Codes restricted to some of the members, and codes with the same units in another order."""
 
 import dataclasses
 import operator
@@ -15,14 +15,14 @@ T = TypeVar("T", bound=CodeWords)
 
 
 def only(code: T, members: Sequence[int]) -> T:
-    """What `Code.only` does."""
+    """Implement `Code.only`."""
     members = list(members)
     if any(isinstance(k, bool | np.bool_) for k in members):
-        raise ValueError(f"members {members!r} are booleans: give their numbers, such as np.flatnonzero of a mask")
+        raise ValueError(f"members {members!r} are booleans: pass member numbers, for a mask np.flatnonzero(mask)")
     chosen = [operator.index(k) for k in members]
     wrong = [k for k in chosen if not 0 <= k < code.members]
     if not chosen or wrong or len(set(chosen)) < len(chosen):
-        raise ValueError(f"members {chosen}: expected distinct numbers of members, 0 .. {code.members - 1}")
+        raise ValueError(f"members {chosen}: expected distinct member numbers, 0 .. {code.members - 1}")
     parts = [words[:, chosen] for _, words in code.chunks()]
     weights = {int(weight) for words in parts for weight in np.unique(words.sum(1))}
     groups = code.groups
@@ -38,13 +38,13 @@ def only(code: T, members: Sequence[int]) -> T:
 
 
 def reordered(code: T, names: Sequence[str]) -> T:
-    """What `Code.reordered` does."""
+    """Implement `Code.reordered`."""
     if code.names is None:
-        raise ValueError("this code has no names to order its units by: give them to Code.from_matrix(..., names=...)")
+        raise ValueError("this code has no names to order its units by: pass them to Code.from_matrix(..., names=...)")
     wanted, place = as_names(names), {name: i for i, name in enumerate(as_names(code.names))}
     unknown, left = [name for name in wanted if name not in place], sorted(set(place) - set(wanted))
     if unknown or left:
-        differences = [(unknown, "are not the code's"), (left, "of the code are missing")]
+        differences = [(unknown, "are not in the code"), (left, "of the code are missing")]
         text = "; ".join(f"{some(map(repr, which))} {what}" for which, what in differences if which)
         raise ValueError(f"{len(wanted)} names for a code of {code.units} units: {text}")
     order = np.array([place[name] for name in wanted])

@@ -1,8 +1,8 @@
-"""A keyed pseudo-random permutation of [0, n), evaluated where it is needed.
+"""A keyed pseudo-random permutation of [0, n), evaluated only at the requested indices.
 
-A Feistel network over Z_a x Z_b, a and b about sqrt(n) and a b >= n (Black & Rogaway 2002, "Ciphers with arbitrary
-finite domains"): ``x = l b + r``, and each round adds a keyed hash of one half to the other. Values outside [0, n) are
-permuted again until they fall inside (cycle walking), which a b - n < 2 sqrt(n) + 1 makes rare.
+It is a Feistel network over Z_a x Z_b with a and b about sqrt(n) and a b >= n (Black & Rogaway 2002, "Ciphers with
+arbitrary finite domains"): ``x = l b + r``, and each round adds a keyed hash of one half to the other. Values outside
+[0, n) are permuted again until they fall inside (cycle walking); this is rare because a b - n < 2 sqrt(n) + 1.
 """
 
 import hashlib
@@ -15,21 +15,21 @@ from jaxtyping import Integer
 ROUNDS = 8
 GOLDEN = 0x9E3779B97F4A7C15
 _LIMIT = 2**62
-"""Sizes from here on need Python's integers."""
+"""From this size on, indices need Python's integers."""
 
 
 def mix(x: Any) -> Any:
-    """The finaliser of splitmix64 (Steele et al. 2014), a bijection of 64 bits."""
+    """Apply the finaliser of splitmix64 (Steele et al. 2014), a bijection of 64-bit integers."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
 
 
 def derive_key(*parts: Integer[np.ndarray, "..."] | int) -> np.ndarray | np.uint64:
-    """Hash integers, or arrays of them that broadcast, to 64-bit keys; the order matters.
+    """Hash integers, or broadcastable arrays of integers, to 64-bit keys. The order of the parts matters.
 
     Raises:
-        ValueError: a part is not made of integers.
+        ValueError: a part has a non-integer dtype.
 
     >>> derive_key(1, 2) == derive_key(2, 1)
     np.False_
@@ -49,18 +49,19 @@ def permute(
     size: Integer[np.ndarray, "..."] | int,
     key: Integer[np.ndarray, "..."] | np.uint64 | int,
 ) -> np.ndarray:
-    """Where the permutation of [0, size) that belongs to ``key`` sends each index.
+    """Return the image of each index under the permutation of [0, size) with the given key.
 
     Args:
-        index: integers in [0, size), any shape.
-        size: n >= 1, broadcast against ``index``; from 2^62 on, one Python integer.
-        key: 64-bit keys, broadcast too; see `derive_key`. A Python integer counts modulo 2^64.
+        index: integers in [0, size), of any shape.
+        size: n >= 1, broadcast against ``index``; a size of 2^62 or more must be one Python integer.
+        key: 64-bit keys, also broadcast; see `derive_key`. A Python integer is taken modulo 2^64.
 
     Returns:
-        uint64 of the broadcast shape; Python integers in an object array from 2^62 on.
+        uint64 of the broadcast shape; for a size of 2^62 or more, Python integers in an object array.
 
     Raises:
-        ValueError: an index outside [0, size), a size below 1 or, in an array, from 2^62 on; anything not an integer.
+        ValueError: an index is outside [0, size); a size is below 1; an array of sizes holds 2^62 or more; or an
+            argument has a non-integer dtype.
 
     >>> sorted(permute(np.arange(5), 5, 7).tolist())
     [0, 1, 2, 3, 4]
@@ -91,7 +92,7 @@ def permute(
 
 
 def feistel_sides(size: int) -> tuple[int, int]:
-    """a and b of the network for one size below 2^62, as `permute` chooses them."""
+    """Return the sides a and b that `permute` chooses for one size below 2^62."""
     a = int(np.ceil(np.sqrt(np.float64(size))))
     return a, (size + a - 1) // a
 
@@ -116,7 +117,7 @@ def _rounds(x: np.ndarray, a: np.ndarray, b: np.ndarray, key: np.ndarray) -> np.
 
 
 def _permute_large(index: Any, size: int, key: Any) -> np.ndarray:
-    """The same network on Python integers; one size and one key."""
+    """Evaluate the same network on Python integers, for one size and one key."""
     numbers = np.asarray(index, dtype=object)
     out = np.empty(numbers.shape, dtype=object)
     a = math.isqrt(size - 1) + 1
@@ -141,8 +142,8 @@ def _permute_large(index: Any, size: int, key: Any) -> np.ndarray:
 
 
 def _long_hash(x: int, key: int, salt: int, words: int) -> int:
-    """``words`` 64-bit words from an integer of any length."""
+    """Hash an integer of any length to an integer of ``words`` 64-bit words."""
     data = x.to_bytes(8 * words, "little") + key.to_bytes(8, "little") + bytes([salt])
     if words <= 8:
         return int.from_bytes(hashlib.blake2b(data, digest_size=8 * words).digest(), "little")
-    return int.from_bytes(hashlib.shake_256(data).digest(8 * words), "little")  # longer than blake2b can give
+    return int.from_bytes(hashlib.shake_256(data).digest(8 * words), "little")  # blake2b gives at most 64 bytes

@@ -1,4 +1,4 @@
-"""A code as JSON-able values."""
+"""Codes as JSON-serialisable values."""
 
 import base64
 import math
@@ -10,11 +10,11 @@ import numpy as np
 from ensdiff.codes.hierarchy import Groups
 
 MAX_MEMBERS = 2**16
-"""Of any code: numbers of words of far longer ones would take forever to compute."""
+"""Largest number of members of a code. For much longer words, computing the number of words would take too long."""
 
 
 def to_dict(code: Any) -> dict[str, Any]:
-    """What `Code.to_dict` does."""
+    """Implement `Code.to_dict`."""
     values: dict[str, Any] = {"members": code.members, "units": code.units, "weight": code.weight}
     if code.names is not None:
         values["names"] = list(code.names)
@@ -35,14 +35,14 @@ def to_dict(code: Any) -> dict[str, Any]:
 
 
 def from_dict(cls: Any, values: dict[str, Any]) -> Any:
-    """What `Code.from_dict` does."""
+    """Implement `Code.from_dict`."""
     try:
         K, N, weight = operator.index(values["members"]), operator.index(values["units"]), values["weight"]
         if not 1 <= K <= MAX_MEMBERS or N < 1:
             raise ValueError(f"{K} members and {N} units: expected 1 .. {MAX_MEMBERS} members, and at least one unit")
         names = values.get("names")
         if names is not None and len(names) != N:
-            raise ValueError(f"{len(names)} names for {N} units")
+            raise ValueError(f"{len(names)} names for {N} units: expected one per unit")
         names = None if names is None else tuple(map(str, names))
         if "matrix" not in values:
             if not (0 < operator.index(weight) < K and 0 < N <= math.comb(K, weight)):
@@ -50,7 +50,7 @@ def from_dict(cls: Any, values: dict[str, Any]) -> Any:
             return cls(K, N, weight, int(values["key"], 16), None, names)
         packed = base64.b64decode(values["matrix"], validate=True)
         if len(packed) != N * -(-K // 8):
-            raise ValueError(f"the matrix has {len(packed)} bytes, expected {N * -(-K // 8)}")
+            raise ValueError(f"the matrix has {len(packed)} bytes: expected {N * -(-K // 8)}")
         code = cls(
             K,
             N,
@@ -61,10 +61,10 @@ def from_dict(cls: Any, values: dict[str, Any]) -> Any:
             _read_groups(values["groups"], K, N) if "groups" in values else None,
         )
         if weight is not None and any((words.sum(1) != weight).any() for _, words in code.chunks()):
-            raise ValueError(f"the matrix has rows that are not of weight {weight}")
+            raise ValueError(f"the matrix has rows whose weight is not {weight}")
         return code
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"not a code: {error!r}; expected what Code.to_dict gives") from error
+        raise ValueError(f"not a code: {error!r}; expected the result of Code.to_dict") from error
 
 
 def _read_groups(values: dict[str, Any], members: int, units: int) -> Groups:
@@ -78,9 +78,12 @@ def _read_groups(values: dict[str, Any], members: int, units: int) -> Groups:
         None if names is None else tuple(map(str, names)),
     )
     if groups.names is not None and len(groups.names) != groups.count:
-        raise ValueError(f"{len(groups.names)} names for {groups.count} groups")
+        raise ValueError(f"{len(groups.names)} names for {groups.count} groups: expected one per group")
     if len(of_unit) != 4 * units or len(packed) != groups.count * -(-members // 8):
-        raise ValueError(f"the groups have {len(of_unit)} and {len(packed)} bytes, which do not fit")
+        raise ValueError(
+            f"groups.of_unit has {len(of_unit)} bytes and groups.matrix {len(packed)}: expected {4 * units} and "
+            f"{groups.count * -(-members // 8)}"
+        )
     numbers = np.frombuffer(of_unit, "<i4")
     if numbers.min() < 0 or numbers.max() >= groups.count:
         raise ValueError(f"groups {numbers.min()} .. {numbers.max()}: expected 0 .. {groups.count - 1}")

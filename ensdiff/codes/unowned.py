@@ -1,4 +1,4 @@
-"""Words that no unit owns: ablations of nothing, the null that influences are compared with."""
+"""Words that no unit owns: they ablate nothing and give the null that influences are compared with."""
 
 import math
 
@@ -11,11 +11,12 @@ from ensdiff.codes.permute import derive_key
 from ensdiff.codes.words import CodeWords
 
 ENUMERATED = 2**21
-"""A stored matrix of words that are at most so many is compared with all of them; past it, words are drawn."""
+"""Up to this number of possible words, all are listed and those of a stored matrix left out; above it, random words
+are drawn and compared with the matrix."""
 
 
 def unowned_words(code: CodeWords, n: int | None, seed: int, weight: int | None) -> UInt8[np.ndarray, "n K"]:
-    """What `Code.unowned` does."""
+    """Implement `Code.unowned`."""
     if n is not None and n < 0:
         raise ValueError(f"{n} unowned code words asked for: expected 0 or more")
     rng = np.random.default_rng(derive_key(seed, 1))
@@ -24,11 +25,11 @@ def unowned_words(code: CodeWords, n: int | None, seed: int, weight: int | None)
     if code.packed is not None:
         return _beside_a_matrix(code, n, rng, code.weight if weight is None else weight)
     if weight not in (None, code.weight):
-        raise ValueError(f"weight={weight}: this code's words are all of weight {code.weight}")
+        raise ValueError(f"weight={weight}: all words of this code have weight {code.weight}")
     free = math.comb(code.members, code.weight or 0) - code.units
     n = _count(code, n, free, code.units, code.weight)
     places = _distinct(rng, free, n)
-    # past 64 bits, and for a mix of int64 and uint64, NumPy by itself would choose floats
+    # beyond 64 bits, and for a mix of int64 and uint64, NumPy's default would be floats
     dtype = np.int64 if code.units + free < 2**62 else object
     return code._words(np.array([code.units + place for place in places], dtype))
 
@@ -36,10 +37,10 @@ def unowned_words(code: CodeWords, n: int | None, seed: int, weight: int | None)
 def within(
     word_K: UInt8[np.ndarray, " K"], owned_NK: UInt8[np.ndarray, "N K"], weight: int, n: int | None, seed: int
 ) -> UInt8[np.ndarray, "n K"]:
-    """Unowned words of one weight among the members of ``word_K`` only: the null of items inside a group.
+    """Return unowned words of one weight among the members of ``word_K`` only: the null of items inside a group.
 
     Raises:
-        ValueError: fewer than n such words.
+        ValueError: there are fewer than n such words, or too many to list.
     """
     inside = np.flatnonzero(word_K)
     total = math.comb(len(inside), weight)
@@ -51,7 +52,7 @@ def within(
     if n is not None and n > len(words):
         raise ValueError(
             f"{n} unowned code words asked for, but the items of a group leave only {len(words)} of "
-            f"C({len(inside)}, {weight}); give groups a larger weight"
+            f"C({len(inside)}, {weight}); use a larger group weight"
         )
     order = np.random.default_rng(derive_key(seed, 2)).permutation(len(words))
     return words[order[:n]]
@@ -65,7 +66,7 @@ def _beside_a_matrix(code: CodeWords, n: int | None, rng: np.random.Generator, w
         n = _count(code, n, len(words), int((owned_NK.sum(1) == weight).sum()), weight)
         return words[rng.permutation(len(words))[:n]]
     if n is None:
-        raise ValueError("all unowned words of this code are too many to list: say how many")
+        raise ValueError("this code has too many unowned words to list them all: pass the number n of words")
     owned, weights = set(map(bytes, owned_NK)), owned_NK.sum(1)
     found: dict[bytes, None] = {}
     for _ in range(100 * n + 1000):
@@ -77,8 +78,8 @@ def _beside_a_matrix(code: CodeWords, n: int | None, rng: np.random.Generator, w
             found[word.tobytes()] = None
     if len(found) < n:
         raise ValueError(
-            f"{n} unowned code words asked for, but only {len(found)} could be found beside the code's own "
-            f"{code.units}; use more members"
+            f"{n} unowned code words asked for, but only {len(found)} were found besides the {code.units} words of the "
+            "code; use more members"
         )
     return np.array([np.frombuffer(word, np.uint8) for word in found], np.uint8).reshape(n, code.members)
 
@@ -86,27 +87,27 @@ def _beside_a_matrix(code: CodeWords, n: int | None, rng: np.random.Generator, w
 def _count(code: CodeWords, n: int | None, free: int, owned: int, weight: int | None) -> int:
     if n is None:
         if free > 2**24:
-            raise ValueError(f"{free} words are unowned, too many to list: say how many")
+            raise ValueError(f"{free} words are unowned, too many to list: pass the number n of words")
         return free
     if n > free:
         raise ValueError(
             f"{n} unowned code words asked for, but {owned} units leave only {free} of "
             f"C({code.members}, {weight}); {smallest_members(owned + n)} members would do"
             + fitting_weights(code.members, owned + n)
-            + ". For an attribution without p-values ask for null=0"
+            + ". For an attribution without p-values, pass null=0"
         )
     return n
 
 
 def _without(words: np.ndarray, owned: np.ndarray) -> np.ndarray:
-    """The words that are not among the owned ones."""
+    """Return the words that are not owned."""
     packed, mine = (np.packbits(a, axis=1) for a in (words, owned))
     kind = np.dtype((np.void, packed.shape[1]))
     return words[~np.isin(packed.view(kind)[:, 0], np.ascontiguousarray(mine).view(kind)[:, 0])]
 
 
 def _distinct(rng: np.random.Generator, size: int, n: int) -> list[int]:
-    """n distinct integers of [0, size), which may be too large for NumPy."""
+    """Draw n distinct integers from [0, size), where ``size`` may be too large for NumPy."""
     if size <= 4 * n:
         return [int(i) for i in rng.permutation(size)[:n]]
     found: dict[int, None] = {}

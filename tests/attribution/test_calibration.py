@@ -157,7 +157,7 @@ def test_too_small_nulls_say_what_would_do():
     full = Candidates.of(Code.balanced(8, 65), None)
     with pytest.raises(ValueError, match="65 units leave only 5 .*; 10 members would do"):
         null_ablations(full, 99, 0)
-    with pytest.raises(ValueError, match="leave only .* give groups a larger weight"):
+    with pytest.raises(ValueError, match="leave only .* use a larger group weight"):
         null_ablations(Candidates.of(Code.hierarchical(8, np.arange(30) % 3, group_weight=6), None), 20, 0)
     inside = Code.hierarchical(12, np.arange(60) % 3, group_weight=9, weight=4)
     with pytest.raises(ValueError, match="sets of units of a hierarchical code"):

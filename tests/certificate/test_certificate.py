@@ -871,5 +871,5 @@ def test_restricted_codes():
     assert (part.group_code().matrix() == code.group_code().matrix()[:, [6, 1, 3]]).all()
     assert ensdiff.Code.from_dict(json.loads(json.dumps(part.to_dict()))) == part
     for wrong in ([], [0, 0], [8], [-1]):
-        with pytest.raises(ValueError, match="expected distinct numbers of members, 0 .. 7"):
+        with pytest.raises(ValueError, match="expected distinct member numbers, 0 .. 7"):
             code.only(wrong)

@@ -128,9 +128,9 @@ def test_groups_of_every_kind_mean_the_same(tmp_path):
     ([1.0, 2, 3], "image 0 has the group 1.0 of type float: expected strings or integers"),
     ([b"ada", b"\xff", b"bob"], r"image 1 has the group b'\\xff', which is not UTF-8"),
     ([2**64, 1, 2], "integers of more than 64 bits"),
-    (["ada", "ada ", "bob"], "two groups are shown alike, 'ada' and 'ada '"),
-    (["zoë", unicodedata.normalize("NFD", "zoë"), "bob"], "two groups are shown alike"),
-    (["a", "a\0", "b"], "two groups are shown alike"),
+    (["ada", "ada ", "bob"], "two groups have names that look the same, 'ada' and 'ada '"),
+    (["zoë", unicodedata.normalize("NFD", "zoë"), "bob"], "two groups have names that look the same"),
+    (["a", "a\0", "b"], "two groups have names that look the same"),
     ({"a", "b", "c"}, r"groups have shape \(\): expected \(3,\)"),
 ])  # fmt: skip
 def test_groups_that_could_be_mistaken(groups, message):
