@@ -172,17 +172,6 @@ def _rows(row: np.ndarray) -> np.ndarray:
     return fetch(jax.make_array_from_callback(shape, NamedSharding(mesh, P("process")), lambda _: row[None]))
 
 
-def barrier(name: str) -> None:
-    """Wait until every process is here.
-
-    Raises:
-        RuntimeError: another process is at another barrier.
-    """
-    names = exchange(name)
-    if set(names) != {name}:
-        raise RuntimeError(f"process {jax.process_index()} is at {name!r}, the processes are at {names}")
-
-
 def decide(choose: Callable[[], T]) -> T:
     """What process 0 finds, on every process: for questions that files answer, so that no two answers differ.
 

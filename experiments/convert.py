@@ -75,6 +75,7 @@ def _one_source() -> str:
 
 def _read_checkpoints(command: str, target: pathlib.Path) -> None:
     import ensdiff
+    from ensdiff.files.reading import read_object
     from ensdiff.interop import diffusers, genens
 
     paths = SOURCE.value if len(SOURCE.value) > 1 else _one_source()
@@ -85,7 +86,7 @@ def _read_checkpoints(command: str, target: pathlib.Path) -> None:
             raise ValueError(
                 f"{paths} holds no folders Shard0, Shard1, ...; give each member's folder by a --from of its own"
             )
-        config = diffusers.read_json(pathlib.Path(UNET.value)) if UNET.value else None
+        config = read_object(UNET.value) if UNET.value else None
         params = diffusers.load(paths, CODE.value, config=config, image_size=IMAGE_SIZE.value)
     ensdiff.save(params, target)
     print(f"{params}\n{params.model}\n{params.code}")

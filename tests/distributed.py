@@ -198,14 +198,13 @@ def primitives(apart):
     for name, attempt in {
         "decide": lambda: hosts.decide(lambda: fail(0)),
         "together": lambda: hosts.together(lambda: fail(1)),
-        "barrier": lambda: hosts.barrier(f"place {me}"),
         "unshared": lambda: RunDirectory.open("run", keep=1, resume=False),
     }.items():
         try:
             attempt()
         except (OSError, RuntimeError) as error:
             found[f"{name} raised"] = f"{type(error).__name__}: {error}"
-    hosts.barrier("end")
+    hosts.exchange("end")
     found["writer"] = hosts.is_writer()
     return found
 

@@ -74,7 +74,6 @@ def test_one_process_places_and_fetches():
     assert hosts.is_writer()
     assert hosts.exchange(3) == [3]
     assert hosts.decide(lambda: 4) == hosts.together(lambda: 4) == 4
-    hosts.barrier("here")
     with pytest.raises(KeyError):
         hosts.decide(lambda: {}["nothing"])
 

@@ -137,7 +137,6 @@ def test_primitives(tmp_path, devices):
         assert each["calls"] == (1 if i == 0 else 0)
         assert each["decide raised"] == "FileExistsError: process 0 says no"
         assert each["together raised"] == "FileExistsError: process 1 says no"
-        assert each["barrier raised"].startswith("RuntimeError: process ")
         assert "process 1 does not see" in each["unshared raised"]
         assert each["writer"] == (i == 0)
 

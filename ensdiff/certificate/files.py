@@ -12,8 +12,8 @@ from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
 from ensdiff.data.manifest import NAME as MANIFEST
-from ensdiff.files.checksums import seal_line
-from ensdiff.files.reading import parse_json, read_json, whole_number
+from ensdiff.files.checksums import read_lines, seal_line
+from ensdiff.files.reading import read_json, whole_number
 
 FILES = ("run.json", "config.json", MANIFEST, "environment.jsonl")
 """What is certified beside the checkpoints; ``config.json`` is there when experiments.train wrote the run."""
@@ -153,25 +153,15 @@ _LOGGED = {"step", "time", "loss_K", "grad_norm_K"}
 
 
 def _is_log(file: pathlib.Path, members: int, last: int) -> bool:
-    """Whether a file is the metrics of so many members up to a step, and nothing but them.
+    """Whether a file is the metrics of that many members up to a step, and nothing but them.
 
-    Every line must be written as training writes it, to the character: a number may not have more digits than it needs.
+    It must be what training writes, to the character: a number may not have more digits than it needs.
     """
-    *lines, rest = file.read_bytes().split(b"\n")
-    steps = [0]
-    for line in lines:
-        try:
-            values = parse_json(line)
-            text = line.decode()
-        except ValueError:
-            return False
-        if not isinstance(values, dict):
-            return False
-        sealed = values.pop("crc32", None) is not None
-        if not _is_logged(values, members) or text != (seal_line(values) if sealed else json.dumps(values)):
-            return False
-        steps.append(values["step"])
-    return not rest and all(a < b for a, b in itertools.pairwise(steps)) and steps[-1] <= last
+    lines = [values for values in read_lines(file) if values is not None and _is_logged(values, members)]
+    steps = [0, *(values["step"] for values in lines)]
+    # older versions wrote lines without checksums
+    written = ["".join(write(values) + "\n" for values in lines).encode() for write in (seal_line, json.dumps)]
+    return file.read_bytes() in written and all(a < b for a, b in itertools.pairwise(steps)) and steps[-1] <= last
 
 
 def _is_logged(values: dict[str, Any], members: int) -> bool:

@@ -14,6 +14,7 @@ from ensdiff.certificate.files import FILES, NAME, check_files
 from ensdiff.certificate.run import Run
 from ensdiff.certificate.sections import Facts, config
 from ensdiff.files.checksums import read_sealed, write_sealed
+from ensdiff.runs.description import FORMAT
 from ensdiff.runs.directory import RunDirectory
 from ensdiff.runs.logs import METRICS, read_metrics, write_lines
 
@@ -75,6 +76,7 @@ def _write(old: Run, facts: Facts, path: pathlib.Path) -> None:
     place = [old.held.index(k) for k in facts.survivors]
     description = {
         **old.description,
+        "format": FORMAT,
         "code": old.ensemble.code.only(place).to_dict(),
         "origin": {"members": facts.survivors, "forgotten": facts.units, "code": old.code.to_dict()},
     }
@@ -83,7 +85,7 @@ def _write(old: Run, facts: Facts, path: pathlib.Path) -> None:
     with RunDirectory.open(path, keep=len(old.steps), resume=False) as new:
         new.adopt(json.loads(json.dumps(description)))
         for step in old.steps:
-            new.save_tree(step, jax.tree.map(lambda leaf: np.ascontiguousarray(leaf[place]), old.arrays(step)))
+            new.save(step, jax.tree.map(lambda leaf: np.ascontiguousarray(leaf[place]), old.state(step)))
     for name in FILES:
         if name != "run.json" and (old.path / name).is_file():
             shutil.copyfile(old.path / name, path / name)

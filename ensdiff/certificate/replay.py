@@ -113,18 +113,12 @@ def _state(run: Run, step: int, mesh: Mesh) -> TrainState:
         whole[list(run.held)] = held
         return whole
 
-    return on_mesh(jax.tree.map(place, initial, read_state(run, step)), mesh)
-
-
-def read_state(run: Run, step: int) -> TrainState:
-    """The whole training state of the held members, NumPy arrays; raises what `Run.arrays` does."""
-    found = run.arrays(step)
-    return TrainState(found["params"], found["opt_state"], found.get("ema"))
+    return on_mesh(jax.tree.map(place, initial, run.state(step)), mesh)
 
 
 def _compare(run: Run, step: int, state: TrainState, members: list[int]) -> list[str]:
     """A line for each member and part of the state that has other bits than the checkpoint's."""
-    stored, out = read_state(run, step), []
+    stored, out = run.state(step), []
     for part in TrainState._fields:
         mine, theirs = jax.tree.leaves(getattr(state, part)), jax.tree.leaves(getattr(stored, part))
         for k in members:

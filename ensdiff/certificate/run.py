@@ -14,13 +14,13 @@ from ensdiff.codes import Code
 from ensdiff.data.manifest import NAME as MANIFEST
 from ensdiff.data.manifest import Manifest
 from ensdiff.ensemble.ensemble import Ensemble
-from ensdiff.files.checksums import DamagedError, damage, read_sealed
+from ensdiff.files.checksums import DamagedError, read_sealed
 from ensdiff.models.unet import UNetConfig
-from ensdiff.runs.checkpoints import Metadata, folder_of, read_metadata, read_on_host, steps_of
+from ensdiff.runs.checkpoints import Metadata, folder_of, on_host, parts_of, read_metadata, read_state, steps_of
 from ensdiff.runs.description import from_description, read_manifest
-from ensdiff.runs.logs import read_environments
+from ensdiff.runs.logs import ENVIRONMENTS, checked, read_environments
 from ensdiff.training.config import TrainConfig
-from ensdiff.training.step import init_state
+from ensdiff.training.step import TrainState, init_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Run:
             raise ValueError(f"{file} is not the description of a run: {error}") from error
         if part.to_dict() != ensemble.code.to_dict():
             raise ValueError(f"{file}: the code is not that of members {list(held)} of the origin's code")
-        environments = _read_lines(path / "environment.jsonl")
+        environments = read_places(path)
         if (path / "config.json").exists():
             read_sealed(path / "config.json")  # its seal is all that says whether it is what was written
         if 0 in steps_of(path):
@@ -138,8 +138,8 @@ class Run:
         found = [step for step, (text, _) in self.metadata.items() if "sums" not in text]
         return sorted({*self.unchecked_before, *found} & set(self.steps))
 
-    def arrays(self, step: int) -> dict[str, Any]:
-        """A checkpoint as NumPy arrays: params, opt_state and, where the run keeps an average, ema.
+    def state(self, step: int) -> TrainState:
+        """The training state of the held members in a checkpoint, as NumPy arrays.
 
         Raises:
             DamagedError: it cannot be read, or does not match its checksums.
@@ -147,25 +147,24 @@ class Run:
         """
         text, shapes = self.metadata[step]
         expected = _state_shapes(self.ensemble.model, self.ensemble.image_shape, len(self.held), self.config)
-        wrong = _differences(shapes, expected)
+        wrong = _differences(shapes, parts_of(expected))
         if wrong:
             raise ValueError(
                 f"checkpoints/{step} is not the state of {len(self.held)} members alone: {'; '.join(wrong[:3])}"
                 + (f"; and {len(wrong) - 3} more" if len(wrong) > 3 else "")
             )
-        tree = read_on_host(folder_of(self.path, step), expected, text)
-        for name, leaf in jax.tree.leaves_with_path(tree["opt_state"]):
+        state = jax.tree.map(np.asarray, read_state(folder_of(self.path, step), on_host(expected), text))
+        for name, leaf in jax.tree.leaves_with_path(state.opt_state):
             if jax.tree_util.keystr(name).endswith("count") and (leaf != step).any():
                 raise ValueError(f"checkpoints/{step} is that of another step: its optimiser took {leaf.max()} steps")
-        return tree
+        return state
 
 
 @functools.cache
-def _state_shapes(model: UNetConfig, image_shape: tuple[int, int, int], members: int, config: TrainConfig) -> Any:
-    """Of the training state of some members, by the parts that a checkpoint holds."""
-    state = jax.eval_shape(lambda: init_state(model, image_shape, members, config))
-    tree = {"params": state.params, "opt_state": state.opt_state}
-    return tree if state.ema is None else {**tree, "ema": state.ema}
+def _state_shapes(
+    model: UNetConfig, image_shape: tuple[int, int, int], members: int, config: TrainConfig
+) -> TrainState:
+    return jax.eval_shape(lambda: init_state(model, image_shape, members, config))
 
 
 def _differences(found: Any, expected: Any) -> list[str]:
@@ -191,17 +190,23 @@ def _read_description(file: pathlib.Path) -> dict[str, Any]:
     return read_sealed(file)
 
 
-def _read_lines(file: pathlib.Path) -> tuple[dict[str, Any], ...]:
+def read_places(run: pathlib.Path) -> tuple[dict[str, Any], ...]:
+    """Where a run was trained, from its first step on.
+
+    Raises:
+        FileNotFoundError: it does not say so.
+        DamagedError: some of what it says is damaged.
+    """
+    file = run / ENVIRONMENTS
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist: runs have one since ensdiff.train writes it; train again")
-    lines = read_environments(file.parent)
-    if wrong := damage(lines):
+    try:
+        places = checked(file, read_environments(run))
+    except DamagedError as error:
         raise DamagedError(
-            f"{file} is damaged: {wrong}. Put back a copy, or resume the run: it then says from which step on it is "
-            "unknown where the members were trained"
-        )
-    places = tuple(line for line in lines if line is not None)
-    steps = [line["step"] for line in places]
-    if steps[:1] != [0] or steps != sorted(set(steps)):
-        raise ValueError(f"{file} is damaged: its lines are about steps {steps}: expected 0, and then larger ones")
-    return places
+            f"{error}. Put back a copy, or resume the run: it then says from which step on it is unknown where the "
+            "members were trained"
+        ) from error
+    if not places or places[0]["step"] != 0:
+        raise DamagedError(f"{file} is damaged: it does not begin with step 0")
+    return tuple(places)

@@ -16,9 +16,10 @@ from ensdiff.certificate.run import Run
 from ensdiff.certificate.streams import Streams, read_streams
 from ensdiff.codes import NoSurvivorError
 from ensdiff.codes.capacity import remaining_capacity
-from ensdiff.files.checksums import member_sums
 from ensdiff.files.reading import printable
-from ensdiff.runs.description import decided
+from ensdiff.runs.checkpoints import parts_of
+from ensdiff.runs.description import MISSING, brief, decided, differences
+from ensdiff.runs.sums import all_sums
 
 LIMITS = (
     "It is about these members of this run. Other copies of the models, other runs and samples that were drawn before "
@@ -159,9 +160,9 @@ def config(facts: Facts) -> dict[str, Any]:
         here, there = ({name: d[name] for name in names if name in d} for d in (run.description, text))
         if step != run.last:
             try:
-                here, there = (decided(values) for values in (here, there))
-            except TypeError as error:
-                raise ValueError(f"checkpoints/{step} does not say how it was trained: {error!r}") from error
+                here, there = decided(here), decided(there)
+            except ValueError as error:
+                raise ValueError(f"checkpoints/{step} cannot be compared with run.json: {error}") from error
         differences += compare(here, there, ("run.json", f"checkpoints/{step}"))
         if bool(text.get("average")) != bool(run.config.ema):
             differences.append(f"checkpoints/{step}: average is {text.get('average')!r}, train.ema {run.config.ema}")
@@ -210,14 +211,13 @@ def parameters(facts: Facts) -> dict[str, Any]:
         ValueError: one holds anything but the state of the held members at its step.
     """
     run = facts.run
-    for step in run.steps:
-        if step != run.last:
-            run.arrays(step)  # checked, and let go before the next is read
-    sha256: dict[str, dict[str, str]] = {str(k): {} for k in facts.survivors}
-    for part, tree in sorted(run.arrays(run.last).items()):
-        sums = member_sums(tree)
-        for k in facts.survivors:
-            sha256[str(k)][part] = sums[run.held.index(k)]
+    for step in run.steps[:-1]:
+        run.state(step)  # compared, and let go before the next is read
+    state = run.state(run.last)
+    sums = run.metadata[run.last].description.get("sums")
+    if sums is None:  # of a version without checksums
+        sums = {part: all_sums(tree) for part, tree in parts_of(state).items()}
+    sha256 = {str(k): {part: sums[part][run.held.index(k)] for part in sorted(sums)} for k in facts.survivors}
     return {"step": run.last, "sha256": sha256}
 
 
@@ -254,28 +254,11 @@ FIELDS = ("kind", "format", *SECTIONS, "files", "digest")
 
 def compare(one: Any, other: Any, names: tuple[str, str], place: str = "") -> list[str]:
     """A line for each field in which two JSON values differ."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        out = []
-        for key in [*one, *(key for key in other if key not in one)]:
-            inside = f"{place}.{key}" if place else str(key)
-            if key not in other:
-                out.append(f"{inside}: {names[0]} says {_short(one[key])}, {names[1]} has no such field")
-            elif key not in one:
-                out.append(f"{inside}: {names[0]} has no such field, {names[1]} says {_short(other[key])}")
-            else:
-                out += compare(one[key], other[key], names, inside)
-        return out
-    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
-        return [
-            line
-            for i, (a, b) in enumerate(zip(one, other, strict=True))
-            for line in compare(a, b, names, f"{place}[{i}]")
-        ]
-    if type(one) is type(other) and one == other:
-        return []
-    return [f"{place}: {names[0]} says {_short(one)}, {names[1]} says {_short(other)}"]
 
+    def says(name: str, value: Any) -> str:
+        return f"{name} has no such field" if value is MISSING else f"{name} says {brief(value)}"
 
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 90 else f"{text[:70]}... ({len(text)} characters)"
+    return [
+        f"{field.name}: {says(names[0], field.one)}, {says(names[1], field.other)}"
+        for field in differences(one, other, place, exact=True)
+    ]

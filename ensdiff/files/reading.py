@@ -1,9 +1,11 @@
-"""Reading files that others may have written, and printing what they say."""
+"""Reading files that others may have written: regular ones only, JSON that is the same for every reader, safe printing.
+
+Nothing here knows checksums (`ensdiff.files.checksums`) or writes (`ensdiff.files.writing`).
+"""
 
 import json
 import math
 import os
-import pathlib
 import re
 import stat
 from typing import Any, BinaryIO
@@ -38,19 +40,26 @@ DEPTH = 64
 
 
 def read_json(path: str | os.PathLike, *, finite: bool = False) -> Any:
-    """What a JSON file holds, see `parse_json`.
+    """Return the value in a JSON file, see `parse_json`.
 
     Raises:
-        FileNotFoundError: no such file, or no plain file.
-        ValueError: not JSON, or not as `parse_json` wants it; names the file.
+        FileNotFoundError: no such file.
+        ValueError: a folder or a special file; or not JSON as `parse_json` expects it. It names the file.
     """
-    path = pathlib.Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist" if not path.exists() else f"{path} is no file")
     try:
         return parse_json(read_bytes(path), finite=finite)
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(f"{path} does not exist") from None
     except ValueError as error:
         raise ValueError(f"{path} is not a JSON file, or is damaged: {error}") from error
+
+
+def read_object(path: str | os.PathLike, *, finite: bool = False) -> dict[str, Any]:
+    """Return the object in a JSON file; raises as `read_json`, and ValueError where it holds another value."""
+    values = read_json(path, finite=finite)
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds a {type(values).__name__}: expected an object with named values")
+    return values
 
 
 def parse_json(content: bytes, *, finite: bool = False) -> Any:

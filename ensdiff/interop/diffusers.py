@@ -20,16 +20,16 @@ from ensdiff.codes import Code
 from ensdiff.diffusion.samplers import SamplerConfig
 from ensdiff.diffusion.schedule import Schedule
 from ensdiff.ensemble.ensemble import Ensemble
-from ensdiff.files.checksums import DamagedError, all_sums, read_sealed, write_sealed
+from ensdiff.files.checksums import DamagedError, read_sealed, write_sealed
 from ensdiff.files.npy import read_npy
-from ensdiff.files.reading import read_json as read_file
-from ensdiff.files.reading import whole_number
+from ensdiff.files.reading import read_object, whole_number
 from ensdiff.interop.matrices import read_code
 from ensdiff.interop.options import SCHEDULER, UNET, check_options
 from ensdiff.interop.tensors import CodeLike, Style, read_state_dict, stack, unstack, write_state_dict
 from ensdiff.models.unet import UNetConfig
 from ensdiff.runs.description import describe, from_description
 from ensdiff.settings import check_value
+from ensdiff.runs.sums import all_sums
 
 Format = Literal["safetensors", "bin"]
 SAMPLER = SamplerConfig("ddpm", steps=50, clip=False)
@@ -300,7 +300,7 @@ def _scheduler(schedule: Schedule) -> dict[str, Any]:
 
 def _schedule(path: pathlib.Path) -> Schedule:
     """The noise levels of a ``scheduler_config.json``."""
-    values = read_json(path)
+    values = read_object(path)
     check_options(values, SCHEDULER, str(path))
     names = {"timesteps": "num_train_timesteps", "beta_start": "beta_start", "beta_end": "beta_end"}
     try:
@@ -397,7 +397,7 @@ def _common_config(
             places.append(own)
         elif shared is None:
             raise FileNotFoundError(f"no {CONFIG} beside {file}: give config=, UNet2DModel's arguments")
-    contents = [read_json(place) for place in places]
+    contents = [read_object(place) for place in places]
     configs = [unet_config(content, str(place)) for place, content in zip(places, contents, strict=True)]
     _same([(str(place), config) for place, config in zip(places, configs, strict=True)])
     sizes = [content.get("sample_size") for content in contents]
@@ -405,19 +405,6 @@ def _common_config(
         if size != sizes[0]:
             raise ValueError(f"{places[0]} and {place} differ (sample_size: {sizes[0]!r} and {size!r})")
     return configs[0], sizes[0]
-
-
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not JSON, or not an object.
-    """
-    content = read_file(path)
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}: expected an object with named values")
-    return content
 
 
 def _rename_old(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

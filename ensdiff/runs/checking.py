@@ -3,16 +3,16 @@
 import contextlib
 import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ensdiff.data.manifest import NAME as MANIFEST
 from ensdiff.ensemble.members import abstract_params
-from ensdiff.files.checksums import DamagedError, check_beside, damage, read_lines, read_sealed
+from ensdiff.files.checksums import DamagedError, check_beside, read_lines, read_sealed
 from ensdiff.files.reading import read_json
-from ensdiff.runs.checkpoints import folder_of, read_metadata, read_on_host, steps_of
+from ensdiff.runs.checkpoints import folder_of, on_host, read_arrays, read_metadata, steps_of
 from ensdiff.runs.description import foreign, from_description, read_manifest
-from ensdiff.runs.logs import ENVIRONMENTS, METRICS, read_environments
+from ensdiff.runs.logs import ENVIRONMENTS, METRICS, checked, read_environments
 
 
 def check_run(path: str | os.PathLike) -> list[str]:
@@ -46,11 +46,8 @@ def check_run(path: str | os.PathLike) -> list[str]:
             read_sealed(path / "config.json")
     for name, read in ((METRICS, lambda run: read_lines(run / METRICS)), (ENVIRONMENTS, read_environments)):
         with _noted(found):
-            if not (path / name).exists():
-                continue
-            lines = read(path)
-            if wrong := damage(lines) or _disorder(lines):
-                raise DamagedError(f"{path / name} is damaged: {wrong}")
+            if (path / name).exists():
+                checked(path / name, read(path))
     if "train" in description and not (path / ENVIRONMENTS).exists():
         found.append(f"{path / ENVIRONMENTS} is missing: training writes one")
     for file in sorted((path / "attribution").glob("*.json")):
@@ -70,18 +67,9 @@ def _check_checkpoint(folder: pathlib.Path, description: Mapping[str, Any]) -> N
         expected = abstract_params(params.model, params.image_shape, params.members)
     except ValueError as error:
         raise DamagedError(f"{folder} is damaged: {error}") from error
-    read_on_host(folder, {**shapes, **{part: expected for part in ("params", "ema") if part in shapes}}, text)
+    read_arrays(folder, on_host({**shapes, **{part: expected for part in ("params", "ema") if part in shapes}}), text)
     if description and (wrong := foreign(folder, text, description)):
         raise DamagedError(wrong)
-
-
-def _disorder(lines: Sequence[Any]) -> str:
-    """Which of a file's lines is not about a later step than the one before, in words; nothing where all are."""
-    steps = [line.get("step") for line in lines]
-    for number, step in enumerate(steps, start=1):
-        if type(step) is not int or (number > 1 and step <= steps[number - 2]):
-            return f"its steps are not ascending at line {number}, which is of step {step}"
-    return ""
 
 
 def _check_result(file: pathlib.Path) -> None:

@@ -17,10 +17,11 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from ensdiff import hosts
-from ensdiff.files.checksums import SEAL, DamagedError, check_seal, member_sums, read_sealed
+from ensdiff.files.checksums import SEAL, DamagedError, check_seal, read_sealed
 from ensdiff.files.reading import parse_json, read_bytes, whole_number
 from ensdiff.files.writing import log_errors_once
 from ensdiff.runs.description import check_format
+from ensdiff.runs.sums import member_sums
 from ensdiff.typing import Params
 
 METADATA = "_CHECKPOINT_METADATA"
@@ -197,27 +198,36 @@ def read_arrays(folder: pathlib.Path, abstract: dict[str, Any], text: Mapping[st
     return tree
 
 
-def read_on_host(folder: pathlib.Path, shapes: dict[str, Any], text: Mapping[str, Any]) -> dict[str, Any]:
-    """Read all arrays of a checkpoint into the host's memory, as NumPy arrays.
+def parts_of(state: Any) -> dict[str, Any]:
+    """Return what a checkpoint holds of a training state, by name: parameters, optimiser state and average, if any."""
+    return {name: part for name, part in state._asdict().items() if part is not None}
 
-    They are read the way `ensdiff.load` reads them, which needs files of a checkpoint that Orbax's reader of NumPy
-    arrays does not open. What can be read here can be loaded.
+
+def read_state(folder: pathlib.Path, like: Any, text: Mapping[str, Any]) -> Any:
+    """Read a training state, compared with its checksums. All processes must call it, each reads its own part.
 
     Args:
         folder: of the checkpoint.
-        shapes: of all arrays, as `jax.ShapeDtypeStruct`.
-        text: its description.
+        like: a state (`ensdiff.training.step.TrainState`) of shapes with shardings, see `read_arrays`.
+        text: the checkpoint's description.
 
     Raises:
         DamagedError: as `read_arrays`.
+    """
+    return like._replace(**read_arrays(folder, parts_of(like), text))
+
+
+def on_host(shapes: Any) -> Any:
+    """Return shapes that are read into the host's memory, the way `ensdiff.load` reads onto devices.
+
+    Orbax's reader of NumPy arrays does not open all files that loading needs. What can be read here can be loaded.
     """
     try:
         device = jax.local_devices(backend="cpu")[0]
     except RuntimeError:  # where JAX was told to use an accelerator alone
         device = jax.local_devices()[0]
     sharding = jax.sharding.SingleDeviceSharding(device)
-    abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), shapes)
-    return jax.tree.map(np.asarray, read_arrays(folder, abstract, text))
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), shapes)
 
 
 def _load_alone(folder: pathlib.Path, abstract: Any) -> Any:

@@ -9,8 +9,8 @@ import hashlib
 import math
 import numbers
 import pathlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 from ensdiff.codes import Code
 from ensdiff.data.manifest import NAME as MANIFEST
@@ -134,36 +134,82 @@ def read_manifest(run: pathlib.Path, description: Mapping[str, Any]) -> Manifest
 
 
 def decided(text: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what decides the parameters at a step, of a run's or a checkpoint's description.
+    """Return what decides the parameters at a step, of the description of a run or of a checkpoint.
 
     Fields that older versions did not write have their defaults, so that two versions' descriptions can be compared.
 
     Raises:
-        ValueError: it is not what `describe` gives, or written by a newer version.
-        TypeError: the training settings are none.
+        ValueError: it is not what `describe` gives, or its training settings are none, or a newer version wrote it.
     """
     static = describe(from_description(text, None))
     train = text.get("train")
+    try:
+        settings = None if train is None else decisive(dataclasses.asdict(TrainConfig(**train)))
+    except TypeError as error:
+        raise ValueError(f"train: {error}; expected the fields of a TrainConfig") from error
     return {
         **{name: value for name, value in static.items() if name not in ("format", "ensdiff", "data")},
-        "train": None if train is None else decisive(dataclasses.asdict(TrainConfig(**train))),
+        "train": settings,
         "data": static.get("data", {}).get("digest"),
         "origin": text.get("origin"),
     }
 
 
+class Difference(NamedTuple):
+    """A field in which two JSON values differ.
+
+    Args:
+        name: where it is, such as ``train.seed`` or ``image_shape[0]``.
+        one: what the first holds there, `MISSING` where it has no such field.
+        other: what the second holds there.
+    """
+
+    name: str
+    one: Any
+    other: Any
+
+
+MISSING: Any = type("Missing", (), {"__repr__": lambda self: "missing"})()
+
+
+def differences(one: Any, other: Any, name: str = "", *, exact: bool = False) -> list[Difference]:
+    """Return every field in which two JSON values differ.
+
+    Args:
+        one: a value.
+        other: the other value.
+        name: of both, before the names of their fields.
+        exact: whether equal numbers of different types differ, such as 1 and 1.0.
+
+    >>> differences({"train": {"seed": 0}, "steps": 4}, {"train": {"seed": 1}, "steps": 4})
+    [Difference(name='train.seed', one=0, other=1)]
+    """
+    inside: Iterable[tuple[str, Any, Any]]
+    if isinstance(one, dict) and isinstance(other, dict):
+        inside = (
+            (f"{name}.{key}" if name else str(key), one.get(key, MISSING), other.get(key, MISSING))
+            for key in {**one, **other}
+        )
+    elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        inside = ((f"{name}[{i}]", a, b) for i, (a, b) in enumerate(zip(one, other, strict=True)))
+    else:
+        same = one == other and (type(one) is type(other) or not exact)
+        return [] if same else [Difference(name, one, other)]
+    return [found for place, a, b in inside for found in differences(a, b, place, exact=exact)]
+
+
+def brief(value: Any) -> str:
+    """Return a value's repr for an error, of which the beginning is enough."""
+    text = repr(value)
+    return text if len(text) <= 90 else f"{text[:70]}... ({len(text)} characters)"
+
+
 def foreign(folder: pathlib.Path, text: Mapping[str, Any], said: Mapping[str, Any]) -> str:
-    """How a checkpoint's description differs from that of its run, in words; nothing where it does not."""
+    """Return how a checkpoint's description differs from that of its run, in words; nothing where it does not."""
     try:
-        here, there = decided(text), decided(said)
-    except (TypeError, ValueError) as error:
+        found = differences(decided(text), decided(said))
+    except ValueError as error:
         return f"{folder} cannot be compared with run.json: {error}"
-    names = []
-    for name in here:
-        one, other = here[name], there[name]
-        if isinstance(one, dict) and isinstance(other, dict):
-            inside = sorted(key for key in {*one, *other} if one.get(key) != other.get(key))
-            names += [f"{name}.{key}" for key in inside]
-        elif one != other:
-            names.append(name)
-    return f"{folder} is of another run than run.json says: other {', '.join(names)}" if names else ""
+    if not found:
+        return ""
+    return f"{folder} is of another run than run.json says: other {', '.join(field.name for field in found)}"

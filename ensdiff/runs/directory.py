@@ -19,7 +19,7 @@ from orbax.checkpoint import v1 as ocp
 from ensdiff import hosts
 from ensdiff.data.manifest import NAME as MANIFEST
 from ensdiff.ensemble.ensemble import Ensemble
-from ensdiff.files.checksums import SEAL, DamagedError, all_sums, damage, read_sealed, seal, warn, write_sealed
+from ensdiff.files.checksums import SEAL, DamagedError, read_sealed, seal, warn, write_sealed
 from ensdiff.files.writing import (
     FolderInUseError,
     check_folder,
@@ -32,19 +32,14 @@ from ensdiff.files.writing import (
     sweep,
     write_atomically,
 )
-from ensdiff.runs.checkpoints import folder_of, read_arrays, read_description, steps_of
+from ensdiff.runs.checkpoints import folder_of, parts_of, read_description, read_state, steps_of
 from ensdiff.runs.description import describe
-from ensdiff.runs.logs import ENVIRONMENTS, MetricsLog, known_environments, read_environments, write_lines
+from ensdiff.runs.logs import ENVIRONMENTS, MetricsLog, note_environment
 from ensdiff.runs.resuming import check_same, none_good, set_aside, unreadable
+from ensdiff.runs.sums import all_sums
 
 FOLDERS = ("checkpoints", "damaged", "samples", "tensorboard")
 """That a run directory may hold."""
-
-
-def _tree(state: Any) -> dict[str, Any]:
-    """What a checkpoint holds of a training state."""
-    tree = {"params": state.params, "opt_state": state.opt_state}
-    return tree if state.ema is None else {**tree, "ema": state.ema}
 
 
 class Restored(NamedTuple):
@@ -212,14 +207,8 @@ class RunDirectory:
         """Keep what the steps from ``step`` on are trained on, in ``environment.jsonl``."""
         if self.path is None or not hosts.is_writer():
             return
-        file = self.path / ENVIRONMENTS
-        lines = read_environments(self.path) if file.exists() else [None] * (step > 0)
-        if wrong := damage(lines):
-            what = f"is damaged: {wrong}" if file.exists() else "is missing"
-            warn(f"{file} {what}; it is rewritten, with the place of training of those steps recorded as unknown")
-        kept = [line for line in known_environments(lines) if line["step"] < step]  # later ones are trained again
-        with self._explained(file.name):
-            write_lines(file, [*kept, {"step": step, **values}])
+        with self._explained(ENVIRONMENTS):
+            note_environment(self.path, step, values)
 
     def save(self, step: int, state: Any, unlogged: Mapping[str, Any] | None = None) -> None:
         """Write a checkpoint of the whole training state (of `begin`'s run). It goes on while training does.
@@ -234,7 +223,7 @@ class RunDirectory:
                 newest good one.
         """
         if self.path is not None:
-            self.save_tree(step, _tree(state), unlogged)
+            self.save_tree(step, parts_of(state), unlogged)
 
     def save_tree(self, step: int, tree: dict[str, Any], unlogged: Mapping[str, Any] | None = None) -> None:
         """`save` of any parts of a state, by name."""
@@ -304,13 +293,13 @@ class RunDirectory:
         """
         path = self.path
         assert path is not None
-        abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), _tree(state))
+        like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), state)
         failures: dict[int, str] = {}
         for step in reversed(hosts.decide(lambda: steps_of(path))):
             folder = folder_of(path, step)
             try:
                 text = hosts.decide(functools.partial(read_description, folder))
-                tree = read_arrays(folder, abstract, text)
+                found = read_state(folder, like, text)
             except DamagedError as error:
                 failures[step] = str(error)
                 continue
@@ -324,7 +313,7 @@ class RunDirectory:
                 warn(f"resuming at checkpoint {step}, the newest good one")
             if self._log is not None:
                 self._log.drop_after(step)
-            return Restored(step, type(state)(tree["params"], tree["opt_state"], tree.get("ema")), text.get("unlogged"))
+            return Restored(step, found, text.get("unlogged"))
         raise none_good(path, failures)
 
     def write_metrics(self, step: int, **values_K: np.ndarray) -> None:

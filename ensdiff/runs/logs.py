@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ensdiff.files.checksums import damage, read_lines, seal_line, warn
+from ensdiff.files.checksums import DamagedError, damage, read_lines, seal_line, warn
 from ensdiff.files.writing import make_folder, write_atomically
 
 METRICS = "metrics.jsonl"
@@ -102,6 +102,42 @@ def read_environments(run: pathlib.Path) -> list[dict[str, Any] | None]:
     lines = read_lines(file)
     whole = file.read_bytes().endswith(b"\n")  # it is always written as a whole
     return [line if line is None or _is_place(line) else None for line in lines] + ([] if whole else [None])
+
+
+def checked(file: pathlib.Path, lines: Sequence[dict[str, Any] | None]) -> list[dict[str, Any]]:
+    """Return a file's lines where all are good, and each is about a later step than the one before.
+
+    Args:
+        file: the file, for the error.
+        lines: what `read_lines` or `read_environments` read from it.
+
+    Raises:
+        DamagedError: they are not; says which.
+    """
+    good = [line for line in lines if line is not None]
+    wrong = damage(lines) or _disorder([line.get("step") for line in good])
+    if wrong:
+        raise DamagedError(f"{file} is damaged: {wrong}")
+    return good
+
+
+def _disorder(steps: Sequence[Any]) -> str:
+    """Which line is not about a later step than the one before, in words; nothing where all are."""
+    for number, step in enumerate(steps, start=1):
+        if type(step) is not int or (number > 1 and step <= steps[number - 2]):
+            return f"its steps are not ascending at line {number}, which is of step {step}"
+    return ""
+
+
+def note_environment(run: pathlib.Path, step: int, values: Mapping[str, Any]) -> None:
+    """Keep where the steps from ``step`` on are trained; what was said of these before is left out."""
+    file = run / ENVIRONMENTS
+    lines = read_environments(run) if file.exists() else [None] * (step > 0)
+    if wrong := damage(lines):
+        what = f"is damaged: {wrong}" if file.exists() else "is missing"
+        warn(f"{file} {what}; it is rewritten, with the place of training of those steps recorded as unknown")
+    kept = [line for line in known_environments(lines) if line["step"] < step]
+    write_lines(file, [*kept, {"step": step, **values}])
 
 
 def _is_place(line: Mapping[str, Any]) -> bool:

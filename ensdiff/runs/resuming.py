@@ -8,8 +8,7 @@ from typing import Any
 from ensdiff.files.checksums import DamagedError, warn
 from ensdiff.files.writing import make_folder
 from ensdiff.runs.checkpoints import folder_of, read_description, steps_of
-from ensdiff.runs.description import read_manifest
-from ensdiff.training.config import decisive
+from ensdiff.runs.description import brief, decided, differences, read_manifest
 
 
 def check_same(
@@ -34,25 +33,16 @@ def check_same(
             f"{path} was made by forgetting units and holds some members only: it cannot be trained on. "
             "Train a run in another folder"
         )
-    pairs = {name: (before.get(name), now.get(name)) for name in ("model", "schedule", "code")}
-    old, new = (decisive(text.get("train") or {}) for text in (before, now))
-    pairs.update({f"train.{name}": (old.get(name), new.get(name)) for name in {*old, *new}})
-    lines = [f"{name}: was {was!r}, is {is_!r}" for name, (was, is_) in sorted(pairs.items()) if was != is_]
-    was, is_ = (_content_of(text.get("data")) for text in (before, now))
-    if was != is_:
-        lines.append(f"data: {_data_difference(path, before, data) or f'was {was!r}, is {is_!r}'}")
+    lines = []
+    for field in differences(decided(before), decided(now)):
+        why = _data_difference(path, before, data) if field.name == "data" else None
+        lines.append(f"{field.name}: {why or f'was {brief(field.one)}, is {brief(field.other)}'}")
     if lines:
         raise ValueError(
             f"{path} cannot be resumed with other settings than those of checkpoint {step}. "
             + "; ".join(lines)
             + ". Use the same, or another folder"
         )
-
-
-def _content_of(data: Any) -> Any:
-    """What a description says of the content of the data, whatever they are called."""
-    values = data if isinstance(data, Mapping) else {}
-    return values.get("digest") or {name: value for name, value in values.items() if name != "name"}
 
 
 def _data_difference(path: pathlib.Path, before: Mapping[str, Any], data: Any) -> str | None:

@@ -157,9 +157,9 @@ def test_the_smaller_run_attributes(small, method):
 
 def test_no_array_of_a_member_that_saw_the_unit_is_left(run_dir, small):
     """Of each leaf, the rows of these members are in no file of the smaller run's checkpoints."""
-    before, after = Run.open(run_dir).arrays(5), Run.open(small).arrays(5)
-    rows = {np.asarray(a)[k].tobytes() for a in jax.tree.leaves(before["params"]) for k in SEEN if a[k].any()}
-    kept = {row.tobytes() for tree in after.values() for a in jax.tree.leaves(tree) for row in a}
+    before, after = Run.open(run_dir).state(5), Run.open(small).state(5)
+    rows = {np.asarray(a)[k].tobytes() for a in jax.tree.leaves(before.params) for k in SEEN if a[k].any()}
+    kept = {row.tobytes() for tree in after for a in jax.tree.leaves(tree) for row in a}
     assert rows
     assert not rows & kept
 
@@ -467,10 +467,10 @@ def test_a_checkpoint_of_step_0(run_dir, copied, tmp_path):
         rows = np.ascontiguousarray(leaf[SEEN])
         return np.zeros_like(rows) if jax.tree_util.keystr(name).endswith("count") else rows
 
-    tree = jax.tree.map_with_path(of_others, Run.open(run_dir).arrays(5))
+    tree = jax.tree.map_with_path(of_others, Run.open(run_dir).state(5))
     with RunDirectory.open(path, keep=9, resume=True) as small:
         small.adopt(read_sealed(path / "run.json"))
-        small.save_tree(0, tree)
+        small.save(0, tree)
     words = "checkpoints/0 was not written by training"
     for refused in (lambda: ensdiff.certify(path, [UNIT]), lambda: ensdiff.forget(path, [0], tmp_path / "out")):
         with pytest.raises(ValueError, match=words):

@@ -24,7 +24,7 @@ import pytest
 import ensdiff
 from ensdiff.certificate.replay import _segments
 from ensdiff.certificate.run import Run as CertifiedRun
-from ensdiff.certificate.run import _read_lines as read_places
+from ensdiff.certificate.run import read_places
 from ensdiff.files import checksums, writing
 from ensdiff.runs import checkpoints, description, directory, logs
 from ensdiff.runs.directory import RunDirectory
@@ -153,7 +153,7 @@ def test_training_goes_on_over_a_damaged_checkpoint(whole, tmp_path, caplog):
         flip(folder / name, 30)
     assert len(ensdiff.check_run(folder)) == 5
     with pytest.raises(ensdiff.DamagedError, match=r"environment\.jsonl is damaged: line 1 does.*or resume the run"):
-        read_places(folder / "environment.jsonl")
+        read_places(folder)
     with pytest.warns(ensdiff.DamageWarning) as caught:
         params = train(folder, resume=True)
     said = " | ".join(str(w.message) for w in caught)
@@ -170,7 +170,7 @@ def test_training_goes_on_over_a_damaged_checkpoint(whole, tmp_path, caplog):
     (folder / "config.json").unlink()
     assert ensdiff.check_run(folder) == []
     # the certificate knows that the first steps were trained nobody knows where
-    places = read_places(folder / "environment.jsonl")
+    places = read_places(folder)
     assert [(place["step"], "unknown" in place, "mesh" in place) for place in places] == [
         (0, True, False),
         (2, False, True),
@@ -326,7 +326,7 @@ def test_what_check_run_calls_good_can_be_loaded(whole, tmp_path):
     cut(file)
     (line,) = ensdiff.check_run(folder)
     assert f"{folder / 'checkpoints' / '4'} is damaged: it cannot be read" in line
-    for read in (lambda: ensdiff.load(folder), lambda: CertifiedRun.open(folder).arrays(4)):
+    for read in (lambda: ensdiff.load(folder), lambda: CertifiedRun.open(folder).state(4)):
         with pytest.raises(ensdiff.DamagedError, match="checkpoints/4 is damaged: it cannot be read"):
             read()
     file.unlink()  # neither needs it

@@ -251,7 +251,7 @@ def test_train_writes_a_run_that_loads_and_resumes_bit_for_bit(tmp_path):
     with pytest.raises(FileExistsError, match="set resume"):
         ensdiff.train(data, CODE, MODEL, CONFIG, **options, run_dir=tmp_path / "cut")
     other = dataclasses.replace(MODEL, blocks=2)
-    with pytest.raises(ValueError, match=r"cannot be resumed.*model: was"):
+    with pytest.raises(ValueError, match=r"cannot be resumed.*model\.blocks: was 1, is 2"):
         ensdiff.train(data, CODE, other, CONFIG, **options, run_dir=tmp_path / "cut", resume=True)
     with pytest.raises(ValueError, match=r"train\.batch_size: was 4, is 3"):
         ensdiff.train(data, CODE, MODEL, CONFIG, **options, run_dir=tmp_path / "cut", resume=True, batch_size=3)
