@@ -26,7 +26,7 @@ from ensdiff.interop import ctf
 from ensdiff.interop.matrices import read_code
 from ensdiff.interop.tensors import read_state_dict
 from ensdiff.report import Page, attribution_sections, write_page
-from ensdiff.runs.checkpoints import read_description
+from ensdiff.runs.checkpoints import open_checkpoint
 from tests.helpers import ROOT, blobs
 
 pytestmark = pytest.mark.bad_input
@@ -351,7 +351,7 @@ def test_nobody_waits_for_a_pipe(tmp_path):
 
     def pipe(name):
         path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         os.mkfifo(path)
         return path
 
@@ -360,7 +360,7 @@ def test_nobody_waits_for_a_pipe(tmp_path):
         "a.json": read_code, "a.pt": read_state_dict, "a.safetensors": read_state_dict, "a.ctf": ctf.read,
         "pictures/b.png": lambda path: ensdiff.data.folder(path.parent), "run.json": read_sealed,
         "idx/train-images-idx3-ubyte.gz": lambda path: ensdiff.data.fashion_mnist(path.parent), "lines": read_lines,
-        "4/_CHECKPOINT_METADATA": lambda path: read_description(path.parent),
+        "checkpoints/4/_CHECKPOINT_METADATA": lambda path: open_checkpoint(path.parents[2], 4),
         "certificate.json": ensdiff.Certificate.load, "any": open_regular,
     }  # fmt: skip
     pipe("idx/train-labels-idx1-ubyte.gz")

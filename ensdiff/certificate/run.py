@@ -16,7 +16,7 @@ from ensdiff.data.manifest import Manifest
 from ensdiff.ensemble.ensemble import Ensemble
 from ensdiff.files.checksums import DamagedError, read_sealed
 from ensdiff.models.unet import UNetConfig
-from ensdiff.runs.checkpoints import Metadata, folder_of, on_host, parts_of, read_metadata, read_state, steps_of
+from ensdiff.runs.checkpoints import Checkpoint, on_host, open_checkpoint, parts_of, read_state, steps_of
 from ensdiff.runs.description import from_description, read_manifest
 from ensdiff.runs.logs import ENVIRONMENTS, checked, read_environments
 from ensdiff.training.config import TrainConfig
@@ -63,7 +63,7 @@ class Run:
         """
         path = pathlib.Path(path)
         file = path / "run.json"
-        description = _read_description(file)
+        description = read_sealed(file)
         if not all(isinstance(description.get(name), dict) for name in ("data", "train")):
             raise ValueError(
                 f"{file} does not say what the members were trained on: only runs that ensdiff.train wrote can be "
@@ -124,18 +124,18 @@ class Run:
         return manifest
 
     @functools.cached_property
-    def metadata(self) -> dict[int, Metadata]:
-        """What each checkpoint says about itself and the shapes of its arrays, by step.
+    def checkpoints(self) -> dict[int, Checkpoint]:
+        """Every checkpoint without its arrays, by step.
 
         Raises:
             DamagedError: one cannot be read, is another than was written, or is that of another step.
         """
-        return {step: read_metadata(folder_of(self.path, step)) for step in self.steps}
+        return {step: open_checkpoint(self.path, step) for step in self.steps}
 
     @property
     def unchecked(self) -> list[int]:
         """Steps whose arrays got no checksums when they were trained: nothing shows whether they were changed since."""
-        found = [step for step, (text, _) in self.metadata.items() if "sums" not in text]
+        found = [step for step, checkpoint in self.checkpoints.items() if "sums" not in checkpoint.description]
         return sorted({*self.unchecked_before, *found} & set(self.steps))
 
     def state(self, step: int) -> TrainState:
@@ -145,15 +145,14 @@ class Run:
             DamagedError: it cannot be read, or does not match its checksums.
             ValueError: it holds anything but the state of the held members after that many steps; says what.
         """
-        text, shapes = self.metadata[step]
         expected = _state_shapes(self.ensemble.model, self.ensemble.image_shape, len(self.held), self.config)
-        wrong = _differences(shapes, parts_of(expected))
+        wrong = _differences(self.checkpoints[step].shapes, parts_of(expected))
         if wrong:
             raise ValueError(
                 f"checkpoints/{step} is not the state of {len(self.held)} members alone: {'; '.join(wrong[:3])}"
                 + (f"; and {len(wrong) - 3} more" if len(wrong) > 3 else "")
             )
-        state = jax.tree.map(np.asarray, read_state(folder_of(self.path, step), on_host(expected), text))
+        state = jax.tree.map(np.asarray, read_state(self.checkpoints[step], on_host(expected)))
         for name, leaf in jax.tree.leaves_with_path(state.opt_state):
             if jax.tree_util.keystr(name).endswith("count") and (leaf != step).any():
                 raise ValueError(f"checkpoints/{step} is that of another step: its optimiser took {leaf.max()} steps")
@@ -181,13 +180,6 @@ def _differences(found: Any, expected: Any) -> list[str]:
         for name in sorted({*here, *there})
         if here.get(name) != there.get(name)
     ]
-
-
-def _read_description(file: pathlib.Path) -> dict[str, Any]:
-    if not file.is_file():
-        what = "holds no run.json" if file.parent.is_dir() else "does not exist"
-        raise FileNotFoundError(f"{file.parent} {what}; train with python -m experiments.train --config=... first")
-    return read_sealed(file)
 
 
 def read_places(run: pathlib.Path) -> tuple[dict[str, Any], ...]:

@@ -156,7 +156,8 @@ def config(facts: Facts) -> dict[str, Any]:
     run = facts.run
     names = ("format", "model", "schedule", "code", "image_shape", "value_range", "train", "data", "origin")
     differences = []
-    for step, (text, _) in run.metadata.items():
+    for step, checkpoint in run.checkpoints.items():
+        text = checkpoint.description
         here, there = ({name: d[name] for name in names if name in d} for d in (run.description, text))
         if step != run.last:
             try:
@@ -214,7 +215,7 @@ def parameters(facts: Facts) -> dict[str, Any]:
     for step in run.steps[:-1]:
         run.state(step)  # compared, and let go before the next is read
     state = run.state(run.last)
-    sums = run.metadata[run.last].description.get("sums")
+    sums = run.checkpoints[run.last].description.get("sums")
     if sums is None:  # of a version without checksums
         sums = {part: all_sums(tree) for part, tree in parts_of(state).items()}
     sha256 = {str(k): {part: sums[part][run.held.index(k)] for part in sorted(sums)} for k in facts.survivors}

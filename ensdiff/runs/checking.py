@@ -10,7 +10,7 @@ from ensdiff.data.manifest import NAME as MANIFEST
 from ensdiff.ensemble.members import abstract_params
 from ensdiff.files.checksums import DamagedError, check_beside, read_lines, read_sealed
 from ensdiff.files.reading import read_json
-from ensdiff.runs.checkpoints import folder_of, on_host, read_arrays, read_metadata, steps_of
+from ensdiff.runs.checkpoints import Checkpoint, on_host, open_checkpoint, read_arrays, steps_of
 from ensdiff.runs.description import foreign, from_description, read_manifest
 from ensdiff.runs.logs import ENVIRONMENTS, METRICS, checked, read_environments
 
@@ -54,20 +54,19 @@ def check_run(path: str | os.PathLike) -> list[str]:
         with _noted(found):
             _check_result(file)
     for step in steps_of(path):
-        folder = folder_of(path, step)
         with _noted(found):
-            _check_checkpoint(folder, description)
+            _check_checkpoint(open_checkpoint(path, step), description)
     return found
 
 
-def _check_checkpoint(folder: pathlib.Path, description: Mapping[str, Any]) -> None:
-    text, shapes = read_metadata(folder)
+def _check_checkpoint(checkpoint: Checkpoint, description: Mapping[str, Any]) -> None:
+    folder, text, shapes = checkpoint
     try:
         params = from_description(text, None)
         expected = abstract_params(params.model, params.image_shape, params.members)
     except ValueError as error:
         raise DamagedError(f"{folder} is damaged: {error}") from error
-    read_arrays(folder, on_host({**shapes, **{part: expected for part in ("params", "ema") if part in shapes}}), text)
+    read_arrays(checkpoint, on_host({**shapes, **{part: expected for part in ("params", "ema") if part in shapes}}))
     if description and (wrong := foreign(folder, text, description)):
         raise DamagedError(wrong)
 

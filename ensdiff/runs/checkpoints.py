@@ -54,7 +54,7 @@ def run_description(run: pathlib.Path) -> dict[str, Any]:
     steps = steps_of(run)
     if not steps:
         raise FileNotFoundError(f"{run} holds no run: expected run.json or a finished checkpoint")
-    return read_description(folder_of(run, steps[-1]))
+    return open_checkpoint(run, steps[-1]).description
 
 
 def folder_of(run: pathlib.Path, step: int) -> pathlib.Path:
@@ -62,56 +62,38 @@ def folder_of(run: pathlib.Path, step: int) -> pathlib.Path:
     return (run / "checkpoints").resolve() / str(step)
 
 
-class Metadata(NamedTuple):
+class Checkpoint(NamedTuple):
     """A checkpoint without its arrays.
 
     Args:
-        description: what it says about itself.
+        folder: where it is.
+        description: what it says about itself (`ensdiff.runs.description`), with ``sums``, its checksums.
         shapes: the tree of its arrays, as `jax.ShapeDtypeStruct`.
     """
 
+    folder: pathlib.Path
     description: dict[str, Any]
     shapes: dict[str, Any]
 
-
-def read_description(folder: pathlib.Path) -> dict[str, Any]:
-    """Read what a checkpoint says about itself; its arrays may be damaged.
-
-    Args:
-        folder: of the checkpoint, whose name is its step (see `folder_of`).
-
-    Raises:
-        DamagedError: it cannot be read, is not what was written, or was written as that of another step.
-        ValueError: written by a newer version.
-    """
-    return _read(folder)[0]
+    def left(self) -> dict[str, Any]:
+        """Return the tree of its arrays with marks that leave each on the disk, see `read_arrays`."""
+        return jax.tree.map(lambda _: ocp.PLACEHOLDER, self.shapes)
 
 
-def read_metadata(folder: pathlib.Path) -> Metadata:
-    """Read what a checkpoint says about itself, and the shapes of its arrays.
+def open_checkpoint(run: pathlib.Path, step: int) -> Checkpoint:
+    """Read what a checkpoint says about itself, and the shapes of its arrays, which may be damaged.
 
     Raises:
-        DamagedError: as of `read_description`; or the shapes cannot be read, or not all arrays have checksums.
-        ValueError: written by a newer version.
+        DamagedError: it cannot be read, is not what was written, was written as that of another step, or not all of
+            its arrays have checksums.
+        ValueError: a newer version wrote it.
     """
-    text, found = _read(folder)
-    try:
-        shapes = _shapes(found)
-    except Exception as error:  # as in `_read`
-        raise DamagedError(f"{folder} is damaged: its shapes cannot be read ({_brief(error)})") from error
-    if "sums" in text and set(text["sums"]) != set(shapes):
-        raise DamagedError(
-            f"{folder} is damaged: it holds {', '.join(shapes)}, and there are checksums of {', '.join(text['sums'])}"
-        )
-    return Metadata(text, shapes)
-
-
-def _read(folder: pathlib.Path) -> tuple[dict[str, Any], Any]:
-    """A checkpoint's description, and Orbax's metadata."""
+    folder = folder_of(run, step)
     try:
         parse_json(read_bytes(folder / METADATA))  # Orbax takes the last of fields with one name
         found = ocp.metadata(folder)
         text = dict(found.custom_metadata or {})
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), dict(found.metadata))
         # Orbax will want it as a date
         datetime.datetime.fromtimestamp((found.commit_timestamp_nsecs or 0) / 1e9)
     except Exception as error:  # whatever a reader makes of bytes that are not what was written
@@ -126,23 +108,24 @@ def _read(folder: pathlib.Path) -> tuple[dict[str, Any], Any]:
             f"{folder} is damaged: its description or its checksum is missing (or it was not written by ensdiff)"
         )
     if "sums" in text:
-        _check_sums(folder, text)
-    step = text.get("step")  # ensembles that were saved in format 1 have none
-    if step is not None and repr(step) != folder.name:
+        _check_sums(folder, text, shapes)
+    said = text.get("step")  # ensembles that were saved in format 1 have none
+    if said is not None and repr(said) != str(step):
         raise DamagedError(
-            f"{folder} is damaged: it holds step {step!r}, the folder says {folder.name}. A checkpoint is not renamed: "
-            f"call the folder {step!r} again, or put back the one of step {folder.name}"
+            f"{folder} is damaged: it holds step {said!r}, the folder says {step}. A checkpoint is not renamed: "
+            f"call the folder {said!r} again, or put back the one of step {step}"
         )
-    return text, found
+    return Checkpoint(folder, text, shapes)
 
 
-def _shapes(found: Any) -> dict[str, Any]:
-    """Of Orbax's metadata."""
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), dict(found.metadata))
+def open_on_all(run: pathlib.Path, step: int) -> Checkpoint:
+    """`open_checkpoint` for all processes, of which the first reads. All must call it."""
+    found = hosts.decide(lambda: open_checkpoint(run, step))
+    return found._replace(folder=folder_of(run, step))  # each process may have another path to it
 
 
-def _check_sums(folder: pathlib.Path, text: Mapping[str, Any]) -> None:
-    """Raise DamagedError unless a description has a checksum for each member of each part."""
+def _check_sums(folder: pathlib.Path, text: Mapping[str, Any], shapes: Mapping[str, Any]) -> None:
+    """Raise DamagedError unless a description has a checksum for each member of each part that is there."""
     try:
         members = text["code"]["members"]
         found = {str(part): len(sums) for part, sums in text["sums"].items()}
@@ -150,35 +133,23 @@ def _check_sums(folder: pathlib.Path, text: Mapping[str, Any]) -> None:
         raise DamagedError(f"{folder} is damaged: its description is none of an ensemble ({error!r})") from error
     if "params" not in found or set(found.values()) != {members}:
         raise DamagedError(f"{folder} is damaged: it holds {members} members, and the numbers of checksums are {found}")
+    if set(found) != set(shapes):
+        raise DamagedError(
+            f"{folder} is damaged: it holds {', '.join(shapes)}, and has checksums of {', '.join(found)}"
+        )
 
 
 def _brief(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
-def placeholders(folder: pathlib.Path, mark: Any = ocp.PLACEHOLDER) -> dict[str, Any]:
-    """The tree of a checkpoint's arrays with a mark in their places; by default: leave this on the disk.
-
-    Raises:
-        DamagedError: it cannot be read.
-    """
-    try:
-        return jax.tree.map(lambda _: mark, _shapes(ocp.metadata(folder)))
-    except Exception as error:
-        raise _unreadable(folder, error) from error
-
-
-def _unreadable(folder: pathlib.Path, error: BaseException) -> DamagedError:
-    return DamagedError(f"{folder} is damaged: it cannot be read ({_brief(error)})")
-
-
-def read_arrays(folder: pathlib.Path, abstract: dict[str, Any], text: Mapping[str, Any]) -> dict[str, Any]:
-    """Arrays of a checkpoint, compared with their checksums. All processes must call it, each reads its own part.
+def read_arrays(checkpoint: Checkpoint, abstract: dict[str, Any]) -> dict[str, Any]:
+    """Read arrays, compared with their checksums. All processes must call it, each reads its own part.
 
     Args:
-        folder: of the checkpoint.
-        abstract: shapes with shardings (`jax.ShapeDtypeStruct`), and placeholders for what is not to be read.
-        text: its description.
+        checkpoint: where they are.
+        abstract: shapes with shardings (`jax.ShapeDtypeStruct`), and the marks of `Checkpoint.left` for what is not to
+            be read.
 
     Raises:
         DamagedError: on every process, where one could not read its part, or found other values than were saved.
@@ -186,15 +157,15 @@ def read_arrays(folder: pathlib.Path, abstract: dict[str, Any], text: Mapping[st
     tree: Any = None
     failure = None
     try:
-        tree = _load_alone(folder, abstract)
-        failure = _difference(tree, text)
+        tree = _load_alone(checkpoint.folder, abstract)
+        failure = _difference(tree, checkpoint.description)
     except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):
         raise
     except Exception as error:  # whatever a reader makes of bytes that are not what was written
         failure = f"it cannot be read ({_brief(error)})"
     failures = [found for found in hosts.exchange(failure) if found]
     if failures:
-        raise DamagedError(f"{folder} is damaged: {failures[0]}")
+        raise DamagedError(f"{checkpoint.folder} is damaged: {failures[0]}")
     return tree
 
 
@@ -203,18 +174,17 @@ def parts_of(state: Any) -> dict[str, Any]:
     return {name: part for name, part in state._asdict().items() if part is not None}
 
 
-def read_state(folder: pathlib.Path, like: Any, text: Mapping[str, Any]) -> Any:
+def read_state(checkpoint: Checkpoint, like: Any) -> Any:
     """Read a training state, compared with its checksums. All processes must call it, each reads its own part.
 
     Args:
-        folder: of the checkpoint.
+        checkpoint: where it is.
         like: a state (`ensdiff.training.step.TrainState`) of shapes with shardings, see `read_arrays`.
-        text: the checkpoint's description.
 
     Raises:
         DamagedError: as `read_arrays`.
     """
-    return like._replace(**read_arrays(folder, parts_of(like), text))
+    return like._replace(**read_arrays(checkpoint, parts_of(like)))
 
 
 def on_host(shapes: Any) -> Any:
@@ -275,10 +245,8 @@ def _in_groups(sizes: Sequence[int], limit: int) -> Iterator[slice]:
     yield slice(first, len(sizes))
 
 
-def read_members(
-    folder: pathlib.Path, part: str, shapes: Params, members: Sequence[int], text: Mapping[str, Any]
-) -> Params:
-    """One part of some members, as NumPy arrays stacked in the order of ``members``.
+def read_members(checkpoint: Checkpoint, part: str, shapes: Params, members: Sequence[int]) -> Params:
+    """Read one part of some members, as NumPy arrays stacked in the order of ``members``.
 
     A few arrays are read at a time, `GROUP` bytes or a single one, and only the members' rows are kept.
 
@@ -286,21 +254,20 @@ def read_members(
         DamagedError: it cannot be read, or some of these members have other values than were saved.
     """
     rows = list(members)
-    left = placeholders(folder)
     abstract, tree = jax.tree.flatten(shapes)
     taken: list[np.ndarray] = []
     try:
         for some in _in_groups([leaf.size * leaf.dtype.itemsize for leaf in abstract], GROUP):
             leaves: list[Any] = [ocp.PLACEHOLDER] * len(abstract)
             leaves[some] = [np.ndarray] * (some.stop - some.start)
-            loaded = _load_alone(folder, {**left, part: jax.tree.unflatten(tree, leaves)})
+            loaded = _load_alone(checkpoint.folder, {**checkpoint.left(), part: jax.tree.unflatten(tree, leaves)})
             taken += [np.array(leaf[rows]) for leaf in jax.tree.leaves(loaded[part])[some]]
     except (MemoryError, PermissionError):
         raise
     except Exception as error:
-        raise _unreadable(folder, error) from error
+        raise DamagedError(f"{checkpoint.folder} is damaged: it cannot be read ({_brief(error)})") from error
     params = jax.tree.unflatten(tree, taken)
     found = dict(zip(rows, member_sums(params).values(), strict=True))
-    if failure := _wrong_members(part, found, text):
-        raise DamagedError(f"{folder} is damaged: {failure}")
+    if failure := _wrong_members(part, found, checkpoint.description):
+        raise DamagedError(f"{checkpoint.folder} is damaged: {failure}")
     return params

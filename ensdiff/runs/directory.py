@@ -5,7 +5,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import json
 import os
 import pathlib
@@ -32,7 +31,7 @@ from ensdiff.files.writing import (
     sweep,
     write_atomically,
 )
-from ensdiff.runs.checkpoints import folder_of, parts_of, read_description, read_state, steps_of
+from ensdiff.runs.checkpoints import folder_of, open_checkpoint, open_on_all, parts_of, read_state, steps_of
 from ensdiff.runs.description import describe
 from ensdiff.runs.logs import ENVIRONMENTS, MetricsLog, note_environment
 from ensdiff.runs.resuming import check_same, none_good, set_aside, unreadable
@@ -179,7 +178,7 @@ class RunDirectory:
             self._description = json.loads(json.dumps(text))
             steps = steps_of(path)
             if steps:
-                before = read_description(folder_of(path, steps[-1]))
+                before = open_checkpoint(path, steps[-1]).description
                 check_same(path, steps[-1], before, self._description, data)
                 if data is not None:  # they may be called otherwise; run.json and the checkpoints must agree
                     name = before["data"].get("name", data.name)
@@ -296,15 +295,14 @@ class RunDirectory:
         like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), state)
         failures: dict[int, str] = {}
         for step in reversed(hosts.decide(lambda: steps_of(path))):
-            folder = folder_of(path, step)
             try:
-                text = hosts.decide(functools.partial(read_description, folder))
-                found = read_state(folder, like, text)
+                checkpoint = open_on_all(path, step)
+                found = read_state(checkpoint, like)
             except DamagedError as error:
                 failures[step] = str(error)
                 continue
             if self._description:
-                check_same(path, step, text, self._description)
+                check_same(path, step, checkpoint.description, self._description)
             if failures:
                 hosts.decide(lambda: set_aside(path, failures))
                 self._damaged = True
@@ -313,7 +311,7 @@ class RunDirectory:
                 warn(f"resuming at checkpoint {step}, the newest good one")
             if self._log is not None:
                 self._log.drop_after(step)
-            return Restored(step, found, text.get("unlogged"))
+            return Restored(step, found, checkpoint.description.get("unlogged"))
         raise none_good(path, failures)
 
     def write_metrics(self, step: int, **values_K: np.ndarray) -> None:

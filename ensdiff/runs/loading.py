@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,14 +14,7 @@ from ensdiff.ensemble.ensemble import Ensemble
 from ensdiff.ensemble.members import abstract_params
 from ensdiff.ensemble.mesh import make_mesh, on_mesh
 from ensdiff.files.checksums import DamagedError, read_sealed, warn
-from ensdiff.runs.checkpoints import (
-    folder_of,
-    placeholders,
-    read_arrays,
-    read_description,
-    read_members,
-    steps_of,
-)
+from ensdiff.runs.checkpoints import Checkpoint, open_on_all, read_arrays, read_members, steps_of
 from ensdiff.runs.description import foreign, from_description
 from ensdiff.runs.directory import RunDirectory
 
@@ -61,21 +54,20 @@ def load(
     step = steps[-1] if step is None else step
     if step not in steps:
         raise FileNotFoundError(f"{path} has no checkpoint {step}; it has {', '.join(map(str, steps))}")
-    folder = folder_of(path, step)
     try:
-        text = hosts.decide(lambda: read_description(folder))
-        if wrong := hosts.decide(lambda: _not_of(path, folder, text)):
+        checkpoint = open_on_all(path, step)
+        if wrong := hosts.decide(lambda: _not_of(path, checkpoint)):
             warn(wrong)
-        params = from_description(text, None)
+        params = from_description(checkpoint.description, None)
         shapes = abstract_params(params.model, params.image_shape, params.members)
-        part = "ema" if average and text.get("average") else "params"
+        part = "ema" if average and checkpoint.description.get("average") else "params"
         if members is not None:
             chosen = _check_members(members, params.members)
-            some = read_members(folder, part, shapes, chosen, text)
+            some = read_members(checkpoint, part, shapes, chosen)
             code = params.code.only(chosen)
             return dataclasses.replace(params, params=on_mesh(some, make_mesh(len(chosen))), code=code)
-        abstract = {**placeholders(folder), part: _on_devices(shapes, params.members)}
-        return dataclasses.replace(params, params=read_arrays(folder, abstract, text)[part])
+        abstract = {**checkpoint.left(), part: _on_devices(shapes, params.members)}
+        return dataclasses.replace(params, params=read_arrays(checkpoint, abstract)[part])
     except DamagedError as error:
         others = [str(other) for other in steps if other != step]
         more = f"the run also has checkpoint {', '.join(others)} (step=...)" if others else "the run has no other"
@@ -115,11 +107,11 @@ def save(params: Ensemble, path: str | os.PathLike, step: int = 0) -> None:
         run.save_tree(step, {"params": members})
 
 
-def _not_of(path: pathlib.Path, folder: pathlib.Path, text: Mapping[str, Any]) -> str:
+def _not_of(path: pathlib.Path, checkpoint: Checkpoint) -> str:
     """`foreign`, of a run that may have no ``run.json``: a checkpoint alone can be loaded."""
     if not (path / "run.json").is_file():
         return ""
     try:
-        return foreign(folder, text, read_sealed(path / "run.json"))
+        return foreign(checkpoint.folder, checkpoint.description, read_sealed(path / "run.json"))
     except DamagedError as error:
-        return f"{error}; so {folder} could not be compared with it"
+        return f"{error}; so {checkpoint.folder} could not be compared with it"

@@ -7,7 +7,7 @@ from typing import Any
 
 from ensdiff.files.checksums import DamagedError, warn
 from ensdiff.files.writing import make_folder
-from ensdiff.runs.checkpoints import folder_of, read_description, steps_of
+from ensdiff.runs.checkpoints import folder_of, open_checkpoint, steps_of
 from ensdiff.runs.description import brief, decided, differences, read_manifest
 
 
@@ -61,11 +61,11 @@ def _data_difference(path: pathlib.Path, before: Mapping[str, Any], data: Any) -
 
 
 def unreadable(run: pathlib.Path) -> dict[int, str]:
-    """Checkpoints whose description is damaged, with what is wrong."""
+    """Checkpoints that cannot be opened, with what is wrong; of the others the arrays may be damaged."""
     failures = {}
     for step in steps_of(run):
         try:
-            read_description(folder_of(run, step))
+            open_checkpoint(run, step)
         except DamagedError as error:
             failures[step] = str(error)
     return failures
