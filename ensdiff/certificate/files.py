@@ -1,6 +1,5 @@
 """The files of a run: which are certified, and what else lies in its directory."""
 
-import hashlib
 import itertools
 import json
 import math
@@ -12,7 +11,7 @@ from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
 from ensdiff.data.manifest import NAME as MANIFEST
-from ensdiff.files.checksums import read_lines, seal_line
+from ensdiff.files.checksums import file_sum, read_lines, seal_line
 from ensdiff.files.reading import read_json, whole_number
 
 FILES = ("run.json", "config.json", MANIFEST, "environment.jsonl")
@@ -104,11 +103,7 @@ def odd_files(files: Files) -> list[str]:
 
 def hashes(path: pathlib.Path, files: Files) -> dict[str, str]:
     """SHA-256 of each certified file."""
-    out = {}
-    for name in files.certified:
-        with open(path / name, "rb") as stream:
-            out[name] = hashlib.file_digest(stream, "sha256").hexdigest()
-    return out
+    return {name: file_sum(path / name) for name in files.certified}
 
 
 def strangers(path: pathlib.Path, files: Files, members: int, last: int, fields: Collection[str]) -> list[str]:
@@ -124,7 +119,7 @@ def strangers(path: pathlib.Path, files: Files, members: int, last: int, fields:
         fields: that a certificate may have.
     """
     known = {
-        ".lock": _is_lock,
+        ".lock": lambda file: file.stat().st_size <= _LOCK_BYTES,
         NAME: lambda file: _is_certificate(file, fields),
         "metrics.jsonl": lambda file: _is_log(file, members, last),
     }
@@ -134,10 +129,6 @@ def strangers(path: pathlib.Path, files: Files, members: int, last: int, fields:
         return name in known and file.is_file() and not file.is_symlink() and known[name](file)
 
     return [name for name in files.others if not is_known(name)]
-
-
-def _is_lock(file: pathlib.Path) -> bool:
-    return file.stat().st_size <= _LOCK_BYTES
 
 
 def _is_certificate(file: pathlib.Path, fields: Collection[str]) -> bool:

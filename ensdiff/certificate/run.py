@@ -16,7 +16,7 @@ from ensdiff.data.manifest import Manifest
 from ensdiff.ensemble.ensemble import Ensemble
 from ensdiff.files.checksums import DamagedError, read_sealed
 from ensdiff.models.unet import UNetConfig
-from ensdiff.runs.checkpoints import Checkpoint, on_host, open_checkpoint, parts_of, read_state, steps_of
+from ensdiff.runs.checkpoints import Checkpoint, on_host, open_checkpoint, parts_of, read_shapes, read_state, steps_of
 from ensdiff.runs.description import from_description, read_manifest
 from ensdiff.runs.logs import ENVIRONMENTS, checked, read_environments
 from ensdiff.training.config import TrainConfig
@@ -146,7 +146,7 @@ class Run:
             ValueError: it holds anything but the state of the held members after that many steps; says what.
         """
         expected = _state_shapes(self.ensemble.model, self.ensemble.image_shape, len(self.held), self.config)
-        wrong = _differences(self.checkpoints[step].shapes, parts_of(expected))
+        wrong = _differences(read_shapes(self.checkpoints[step]), parts_of(expected))
         if wrong:
             raise ValueError(
                 f"checkpoints/{step} is not the state of {len(self.held)} members alone: {'; '.join(wrong[:3])}"

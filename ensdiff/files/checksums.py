@@ -101,6 +101,12 @@ def write_sealed(
     write_atomically(path, json.dumps(seal({**values, _SEALED: True}), indent=1) + "\n")
 
 
+def file_sum(path: str | os.PathLike) -> str:
+    """Return the SHA-256 of a file, as hexadecimal digits."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def check_beside(path: str | os.PathLike, values: Mapping[str, Any]) -> None:
     """Compare the files beside a sealed one with their checksums; those without one (of older versions) are accepted.
 
@@ -118,20 +124,24 @@ def check_beside(path: str | os.PathLike, values: Mapping[str, Any]) -> None:
         file = pathlib.Path(path).with_suffix(suffix)
         if not file.is_file():
             raise DamagedError(f"{file} is missing: {path} was written with it")
-        with open(file, "rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
-        if found != expected:
+        if file_sum(file) != expected:
             raise DamagedError(f"{file} is damaged: it does not match its checksum in {path}")
 
 
 def read_sealed(path: str | os.PathLike) -> dict[str, Any]:
-    """What `write_sealed` wrote. A JSON object without a seal (of an older version) is taken as it is.
+    """Return what `write_sealed` wrote. A JSON object without a seal (of an older version) is taken as it is.
 
     Raises:
         FileNotFoundError: no such file.
         DamagedError: cut short or changed.
     """
-    values = _object(_content(path), path)
+    content = _content(path)
+    try:
+        values = parse_json(content)
+    except ValueError as error:
+        raise DamagedError(f"{path} is damaged: it is not a JSON file ({error})") from None
+    if not isinstance(values, dict):
+        raise DamagedError(f"{path} is damaged: it is no JSON object")
     if SEAL in values or _SEALED in values:  # one changed bit does not hide both
         values = check_seal(values, path)
         values.pop(_SEALED, None)
@@ -145,16 +155,6 @@ def _content(path: str | os.PathLike) -> bytes:
         raise FileNotFoundError(f"{path} does not exist") from None
     except ValueError as error:  # a pipe in the file's place, say
         raise DamagedError(f"{path} is damaged: {error}") from None
-
-
-def _object(content: bytes, where: Any) -> dict[str, Any]:
-    try:
-        values = parse_json(content)
-    except ValueError as error:
-        raise DamagedError(f"{where} is damaged: it is not a JSON file ({error})") from None
-    if not isinstance(values, dict):
-        raise DamagedError(f"{where} is damaged: it is no JSON object")
-    return values
 
 
 def seal_line(values: Mapping[str, Any]) -> str:

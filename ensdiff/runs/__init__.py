@@ -16,4 +16,13 @@ at all, and says itself when it was changed since (`ensdiff.runs.checkpoints`, `
 
 Of several processes each writes and reads its own members' part of a checkpoint; every other file is process 0's. So
 the folder must be on a file system that all of them share. One run at a time may write into it.
+
+Modules, from the lowest up:
+
+- `sums`: checksums of members; `description`: what a run and its checkpoints say about themselves, read and compared.
+- `checkpoints`: opening a checkpoint and reading its arrays; every checksum of arrays is compared there.
+- `logs`, `environment`: the files of lines, and where a run was trained.
+- `resuming`: whether a run may go on; `directory`: writing a run and going on with it.
+- `loading`: `ensdiff.load` and `ensdiff.save`; `checking`: `ensdiff.check_run`; `identity`: which data a run is of.
+- `pieces`: finished parts of long computations.
 """

@@ -10,7 +10,7 @@ from ensdiff.data.manifest import NAME as MANIFEST
 from ensdiff.ensemble.members import abstract_params
 from ensdiff.files.checksums import DamagedError, check_beside, read_lines, read_sealed
 from ensdiff.files.reading import read_json
-from ensdiff.runs.checkpoints import Checkpoint, on_host, open_checkpoint, read_arrays, steps_of
+from ensdiff.runs.checkpoints import Checkpoint, on_host, open_checkpoint, read_arrays, read_shapes, steps_of
 from ensdiff.runs.description import foreign, from_description, read_manifest
 from ensdiff.runs.logs import ENVIRONMENTS, METRICS, checked, read_environments
 
@@ -60,7 +60,8 @@ def check_run(path: str | os.PathLike) -> list[str]:
 
 
 def _check_checkpoint(checkpoint: Checkpoint, description: Mapping[str, Any]) -> None:
-    folder, text, shapes = checkpoint
+    folder, text = checkpoint
+    shapes = read_shapes(checkpoint)
     try:
         params = from_description(text, None)
         expected = abstract_params(params.model, params.image_shape, params.members)

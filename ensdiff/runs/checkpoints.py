@@ -68,24 +68,17 @@ class Checkpoint(NamedTuple):
     Args:
         folder: where it is.
         description: what it says about itself (`ensdiff.runs.description`), with ``sums``, its checksums.
-        shapes: the tree of its arrays, as `jax.ShapeDtypeStruct`.
     """
 
     folder: pathlib.Path
     description: dict[str, Any]
-    shapes: dict[str, Any]
-
-    def left(self) -> dict[str, Any]:
-        """Return the tree of its arrays with marks that leave each on the disk, see `read_arrays`."""
-        return jax.tree.map(lambda _: ocp.PLACEHOLDER, self.shapes)
 
 
 def open_checkpoint(run: pathlib.Path, step: int) -> Checkpoint:
-    """Read what a checkpoint says about itself, and the shapes of its arrays, which may be damaged.
+    """Read what a checkpoint says about itself; its arrays may be damaged.
 
     Raises:
-        DamagedError: it cannot be read, is not what was written, was written as that of another step, or not all of
-            its arrays have checksums.
+        DamagedError: it cannot be read, is not what was written, or was written as that of another step.
         ValueError: a newer version wrote it.
     """
     folder = folder_of(run, step)
@@ -93,7 +86,6 @@ def open_checkpoint(run: pathlib.Path, step: int) -> Checkpoint:
         parse_json(read_bytes(folder / METADATA))  # Orbax takes the last of fields with one name
         found = ocp.metadata(folder)
         text = dict(found.custom_metadata or {})
-        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), dict(found.metadata))
         # Orbax will want it as a date
         datetime.datetime.fromtimestamp((found.commit_timestamp_nsecs or 0) / 1e9)
     except Exception as error:  # whatever a reader makes of bytes that are not what was written
@@ -108,14 +100,14 @@ def open_checkpoint(run: pathlib.Path, step: int) -> Checkpoint:
             f"{folder} is damaged: its description or its checksum is missing (or it was not written by ensdiff)"
         )
     if "sums" in text:
-        _check_sums(folder, text, shapes)
+        _check_sums(folder, text)
     said = text.get("step")  # ensembles that were saved in format 1 have none
     if said is not None and repr(said) != str(step):
         raise DamagedError(
             f"{folder} is damaged: it holds step {said!r}, the folder says {step}. A checkpoint is not renamed: "
             f"call the folder {said!r} again, or put back the one of step {step}"
         )
-    return Checkpoint(folder, text, shapes)
+    return Checkpoint(folder, text)
 
 
 def open_on_all(run: pathlib.Path, step: int) -> Checkpoint:
@@ -124,8 +116,8 @@ def open_on_all(run: pathlib.Path, step: int) -> Checkpoint:
     return found._replace(folder=folder_of(run, step))  # each process may have another path to it
 
 
-def _check_sums(folder: pathlib.Path, text: Mapping[str, Any], shapes: Mapping[str, Any]) -> None:
-    """Raise DamagedError unless a description has a checksum for each member of each part that is there."""
+def _check_sums(folder: pathlib.Path, text: Mapping[str, Any]) -> None:
+    """Raise DamagedError unless a description has a checksum for each member of each part."""
     try:
         members = text["code"]["members"]
         found = {str(part): len(sums) for part, sums in text["sums"].items()}
@@ -133,14 +125,34 @@ def _check_sums(folder: pathlib.Path, text: Mapping[str, Any], shapes: Mapping[s
         raise DamagedError(f"{folder} is damaged: its description is none of an ensemble ({error!r})") from error
     if "params" not in found or set(found.values()) != {members}:
         raise DamagedError(f"{folder} is damaged: it holds {members} members, and the numbers of checksums are {found}")
-    if set(found) != set(shapes):
-        raise DamagedError(
-            f"{folder} is damaged: it holds {', '.join(shapes)}, and has checksums of {', '.join(found)}"
-        )
 
 
 def _brief(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def read_shapes(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the tree of a checkpoint's arrays, as `jax.ShapeDtypeStruct`.
+
+    Raises:
+        DamagedError: it cannot be read, or not all arrays have checksums.
+    """
+    folder, text = checkpoint
+    try:
+        found = dict(ocp.metadata(folder).metadata)
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), found)
+    except Exception as error:  # as in `open_checkpoint`
+        raise DamagedError(f"{folder} is damaged: it cannot be read ({_brief(error)})") from error
+    if "sums" in text and set(text["sums"]) != set(shapes):
+        raise DamagedError(
+            f"{folder} is damaged: it holds {', '.join(shapes)}, and there are checksums of {', '.join(text['sums'])}"
+        )
+    return shapes
+
+
+def left_on_disk(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the tree of a checkpoint's arrays with a mark for each not to be read; raises as `read_shapes`."""
+    return jax.tree.map(lambda _: ocp.PLACEHOLDER, read_shapes(checkpoint))
 
 
 def read_arrays(checkpoint: Checkpoint, abstract: dict[str, Any]) -> dict[str, Any]:
@@ -148,7 +160,7 @@ def read_arrays(checkpoint: Checkpoint, abstract: dict[str, Any]) -> dict[str, A
 
     Args:
         checkpoint: where they are.
-        abstract: shapes with shardings (`jax.ShapeDtypeStruct`), and the marks of `Checkpoint.left` for what is not to
+        abstract: shapes with shardings (`jax.ShapeDtypeStruct`), and the marks of `left_on_disk` for what is not to
             be read.
 
     Raises:
@@ -254,13 +266,14 @@ def read_members(checkpoint: Checkpoint, part: str, shapes: Params, members: Seq
         DamagedError: it cannot be read, or some of these members have other values than were saved.
     """
     rows = list(members)
+    left = left_on_disk(checkpoint)
     abstract, tree = jax.tree.flatten(shapes)
     taken: list[np.ndarray] = []
     try:
         for some in _in_groups([leaf.size * leaf.dtype.itemsize for leaf in abstract], GROUP):
             leaves: list[Any] = [ocp.PLACEHOLDER] * len(abstract)
             leaves[some] = [np.ndarray] * (some.stop - some.start)
-            loaded = _load_alone(checkpoint.folder, {**checkpoint.left(), part: jax.tree.unflatten(tree, leaves)})
+            loaded = _load_alone(checkpoint.folder, {**left, part: jax.tree.unflatten(tree, leaves)})
             taken += [np.array(leaf[rows]) for leaf in jax.tree.leaves(loaded[part])[some]]
     except (MemoryError, PermissionError):
         raise

@@ -67,7 +67,7 @@ class RunDirectory:
         self._description: dict[str, Any] = {}
         self._damaged = False
         self._writing: int | None = None
-        """What `save` was given beside the state that `restore` returned."""
+        """Step of the checkpoint that was written last, perhaps not to its end yet."""
 
     @classmethod
     def open(

@@ -14,7 +14,7 @@ from ensdiff.ensemble.ensemble import Ensemble
 from ensdiff.ensemble.members import abstract_params
 from ensdiff.ensemble.mesh import make_mesh, on_mesh
 from ensdiff.files.checksums import DamagedError, read_sealed, warn
-from ensdiff.runs.checkpoints import Checkpoint, open_on_all, read_arrays, read_members, steps_of
+from ensdiff.runs.checkpoints import Checkpoint, left_on_disk, open_on_all, read_arrays, read_members, steps_of
 from ensdiff.runs.description import foreign, from_description
 from ensdiff.runs.directory import RunDirectory
 
@@ -66,7 +66,7 @@ def load(
             some = read_members(checkpoint, part, shapes, chosen)
             code = params.code.only(chosen)
             return dataclasses.replace(params, params=on_mesh(some, make_mesh(len(chosen))), code=code)
-        abstract = {**checkpoint.left(), part: _on_devices(shapes, params.members)}
+        abstract = {**left_on_disk(checkpoint), part: _on_devices(shapes, params.members)}
         return dataclasses.replace(params, params=read_arrays(checkpoint, abstract)[part])
     except DamagedError as error:
         others = [str(other) for other in steps if other != step]

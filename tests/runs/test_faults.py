@@ -55,7 +55,9 @@ def states(whole):
     found = {}
     for step in (2, 4):
         checkpoint = checkpoints.open_checkpoint(whole[0], step)
-        found[step] = checkpoints.read_arrays(checkpoint, jax.tree.map(lambda _: np.ndarray, checkpoint.shapes))
+        found[step] = checkpoints.read_arrays(
+            checkpoint, jax.tree.map(lambda _: np.ndarray, checkpoints.read_shapes(checkpoint))
+        )
     return found
 
 
