@@ -28,8 +28,8 @@ from ensdiff.interop.options import SCHEDULER, UNET, check_options
 from ensdiff.interop.tensors import CodeLike, Style, read_state_dict, stack, unstack, write_state_dict
 from ensdiff.models.unet import UNetConfig
 from ensdiff.runs.description import describe, from_description
-from ensdiff.settings import check_value
 from ensdiff.runs.sums import all_sums
+from ensdiff.settings import check_value
 
 Format = Literal["safetensors", "bin"]
 SAMPLER = SamplerConfig("ddpm", steps=50, clip=False)
