@@ -30,8 +30,8 @@ from jax.sharding import AbstractMesh, AxisType, Mesh
 from tabulate import tabulate
 
 from ensdiff import Schedule, TrainConfig, UNetConfig
+from ensdiff.models.attention import resolve_attention
 from ensdiff.models.conv import resolve
-from ensdiff.models.unet import resolve_attention
 from ensdiff.planning.lowering import Program, read_compiled, read_lowered
 from experiments import building, common
 from experiments.abstract import GIB, STEPS, Case, Step, abstract_mesh, lower

@@ -3,7 +3,7 @@
 import numpy as np
 
 import ensdiff
-from ensdiff.data.dataset import from_images
+from ensdiff.data.checked import from_images
 from ensdiff.report.explorer import Exploration, explore
 from tests.helpers import blobs, random_ensemble
 

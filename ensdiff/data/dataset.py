@@ -2,16 +2,15 @@
 
 import dataclasses
 import functools
-from collections.abc import Collection, Mapping, Sequence, Set
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int, Shaped, UInt8
 
-from ensdiff.codes.names import check_distinct
-from ensdiff.data.categories import categories
 from ensdiff.data.manifest import Manifest, hash_item
 from ensdiff.data.matching import match_items
+from ensdiff.data.units import ItemNames, units_of
 from ensdiff.files.reading import printable
 from ensdiff.typing import unmasked
 
@@ -33,23 +32,6 @@ class DataWarning(UserWarning):
     >>> print(caught[0].category.__name__, caught[0].message)
     DataWarning sketches: left out 1 file: 1 .heic (such as 2.heic). ...
     """
-
-
-class ItemNames(Sequence[str]):
-    """``"item 0"``, ``"item 1"``, ... without storing them."""
-
-    def __init__(self, count: int, prefix: str = "item"):
-        self.size, self.prefix = count, prefix
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(self.size))]
-        if not -self.size <= index < self.size:
-            raise IndexError(f"there are {self.size} units, not a unit {index}")
-        return f"{self.prefix} {index % self.size}"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -118,7 +100,7 @@ class Dataset:
         Raises:
             ValueError: an image without a group, or what else `from_images` refuses; another number of names.
         """
-        unit_of_item, own = _units(self.items, groups)
+        unit_of_item, own = units_of(self.items, groups)
         names = own if names is None else names
         if len(names) != len(own):
             raise ValueError(f"{len(names)} names for {len(own)} units: expected one per unit")
@@ -344,83 +326,3 @@ class Dataset:
 
 def _joined(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
-
-
-def from_images(
-    images: Any,
-    groups: Any = None,
-    *,
-    name: str = "arrays",
-    labels: Any = None,
-    names: Sequence[str] | None = None,
-) -> Dataset:
-    """A checked `Dataset`; what every reader ends in.
-
-    Args:
-        images: (N, H, W, C) or (N, H, W); uint8, or floats in [0, 1], beyond which rounding errors are cut off.
-        groups: None for one unit per item, or one value per item, all strings, all integers or all booleans: units are
-            the distinct values, in sorted order. A list, an array (bytes are decoded as UTF-8) or a column of pandas.
-        name: of the data set.
-        labels: one class per item, of the same kinds.
-        names: of the units, where each item is one; all different.
-
-    Raises:
-        ValueError: what was given, what was expected, and how to mend it. An image without a group or label (None, NaN,
-            pandas' NA, a masked entry, empty text, or the text ``nan``, ``NaN``, ``NaT``, ``None`` or ``<NA>`` that
-            a missing value becomes) is named: what is missing is no group of its own.
-
-    >>> images = np.zeros((4, 8, 8), np.uint8)
-    >>> from_images(images, groups=["ada", "ada", "bob", "eve"], name="sketches").unit_names
-    ['ada', 'bob', 'eve']
-    """
-    unmasked(images, "images")
-    try:
-        images = np.asanyarray(np.ma.getdata(images))
-    except ValueError as error:
-        raise ValueError(f"the images are not one array, perhaps because their sizes differ: {error}") from error
-    if images.ndim == 3:
-        images = images[..., None]
-    if images.ndim != 4 or 0 in images.shape:
-        raise ValueError(f"images have shape {images.shape}: expected (N, H, W, C) or (N, H, W), none of them 0")
-    if images.shape[-1] not in (1, 3):
-        raise ValueError(f"images have {images.shape[-1]} channels: expected 1 or 3, channels last")
-    if len(images) < 2:
-        raise ValueError("one image: an ensemble needs at least two, to train members on different ones")
-    if images.dtype.kind == "f":
-        low, high = images.min(), images.max()
-        if not (np.isfinite(low) and np.isfinite(high)):
-            first = np.argwhere(~np.isfinite(images).reshape(len(images), -1).all(1))[0, 0]
-            raise ValueError(f"image {first} holds NaN or infinity: expected floats in [0, 1]")
-        rounding = 1e-6 + 2 * float(np.finfo(images.dtype).eps)
-        if low < -rounding or high > 1 + rounding:
-            raise ValueError(
-                f"float images span [{float(low):.9g}, {float(high):.9g}]: expected [0, 1]; for [-1, 1] give "
-                "(x + 1) / 2, for 0 .. 255 give uint8"
-            )
-        if low < 0 or high > 1:
-            images = np.clip(images, 0, 1)
-        images = np.round(images * 255).astype(np.uint8)
-    elif images.dtype == np.bool_:
-        images = images.astype(np.uint8) * 255
-    elif images.dtype != np.uint8:
-        raise ValueError(f"images have dtype {images.dtype}: expected uint8, or floats in [0, 1]")
-    unit_of_item, unit_names = _units(len(images), groups)
-    if names is not None:
-        if groups is not None or len(names) != len(images):
-            raise ValueError(f"{len(names)} names for {len(images)} images: expected one per image, and no groups")
-        if isinstance(names, Set | Mapping):
-            raise ValueError(f"the names are a {type(names).__name__}, without an order of images: give a list")
-        unit_names = [str(name) for name in categories(names, len(images), "name").tolist()]
-        check_distinct(unit_names, "units")
-    if labels is not None:
-        labels = categories(labels, len(images), "label")
-    return Dataset(images, unit_of_item, unit_names, name, labels)
-
-
-def _units(items: int, groups: Any) -> tuple[np.ndarray, Sequence[str]]:
-    if groups is None:
-        return np.arange(items), ItemNames(items)
-    values, unit_of_item = np.unique(categories(groups, items), return_inverse=True)
-    if len(values) < 2:
-        raise ValueError(f"all images are in one group ({values[0]!s}): expected at least two groups")
-    return unit_of_item.reshape(-1), [str(value) for value in values]

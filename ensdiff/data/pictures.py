@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from ensdiff.data.categories import categories
-from ensdiff.data.dataset import Dataset, DataWarning, from_images
+from ensdiff.data.checked import from_images
+from ensdiff.data.dataset import Dataset, DataWarning
 from ensdiff.files.reading import open_regular, printable
 from ensdiff.settings import check_value
 

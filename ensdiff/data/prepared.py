@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ensdiff.data.dataset import Dataset, from_images
+from ensdiff.data.checked import from_images
+from ensdiff.data.dataset import Dataset
 
 
 def tfds(

@@ -16,7 +16,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 from jaxtyping import UInt8
 
-from ensdiff.data.dataset import Dataset, from_images
+from ensdiff.data.checked import from_images
+from ensdiff.data.dataset import Dataset
 from ensdiff.data.pictures import folder
 from ensdiff.data.prepared import tfds
 from ensdiff.files.npy import most_bytes, read_npz

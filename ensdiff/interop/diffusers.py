@@ -24,8 +24,14 @@ from ensdiff.files.checksums import DamagedError, read_sealed, write_sealed
 from ensdiff.files.npy import read_npy
 from ensdiff.files.reading import read_object, whole_number
 from ensdiff.interop.matrices import read_code
-from ensdiff.interop.options import SCHEDULER, UNET, check_options
 from ensdiff.interop.tensors import CodeLike, Style, read_state_dict, stack, unstack, write_state_dict
+from ensdiff.interop.unet2d import (
+    height_and_width,
+    model_options,
+    read_schedule,
+    scheduler_options,
+    unet_config,
+)
 from ensdiff.models.unet import UNetConfig
 from ensdiff.runs.description import describe, from_description
 from ensdiff.runs.sums import all_sums
@@ -40,14 +46,6 @@ DESCRIPTION, MATRIX = "ensdiff.json", "code.npy"
 MATRIX_LIMIT = 2**28
 """Bytes of the largest code matrix that is written."""
 
-DEFAULTS: dict[str, Any] = {
-    "sample_size": None, "in_channels": 3, "out_channels": 3, "layers_per_block": 2,
-    "block_out_channels": (224, 448, 672, 896), "attention_head_dim": 8, "norm_num_groups": 32, "norm_eps": 1e-5,
-    "flip_sin_to_cos": True, "freq_shift": 0, "downsample_padding": 1, "dropout": 0.0, "add_attention": True,
-    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
-    "up_block_types": ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
-}  # fmt: skip
-"""UNet2DModel's own defaults for what is honoured."""
 
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 """Names in checkpoints that diffusers wrote before version 0.15."""
@@ -113,7 +111,7 @@ def load(
         code = read_code(root / MATRIX)
     schedule = _common_schedule(root, files, found) if schedule is None else schedule
     states = [_rename_old(read_state_dict(file)) for file in files]
-    shape = (*_height_and_width(size), unet.image_channels)
+    shape = (*height_and_width(size), unet.image_channels)
     params = stack(states, [str(f) for f in files], unet, _style(unet), shape, code, schedule=schedule)
     if sums is not None and root is not None:
         _check_members(root / DESCRIPTION, members, sums["params"], all_sums(params.params))
@@ -156,7 +154,7 @@ def save(
         write_state_dict(shard / name, state)
         (shard / CONFIG).write_text(text)
     (root / CONFIG).write_text(text)
-    (root / NOISE).write_text(json.dumps(_scheduler(params.schedule), indent=2) + "\n")
+    (root / NOISE).write_text(json.dumps(scheduler_options(params.schedule), indent=2) + "\n")
     if params.code.units * params.members <= MATRIX_LIMIT:
         np.save(root / MATRIX, params.code.matrix())
     written = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params.params)
@@ -191,130 +189,12 @@ def _check_members(
         )
 
 
-def model_options(params: Ensemble) -> dict[str, Any]:
-    """The content of a ``config.json`` that makes `UNet2DModel` the same U-Net.
-
-    Raises:
-        ValueError: there is none.
-    """
-    model = params.model
-    H, W, C = params.image_shape
-    for name, allowed in (
-        ("time_layout", ("sin_cos", "cos_sin")),
-        ("downsample", ("conv", "conv_end")),
-        ("upsample", ("conv",)),
-    ):
-        if getattr(model, name) not in allowed:
-            given = getattr(model, name)
-            raise ValueError(f"{name}={given!r} has no counterpart in UNet2DModel: expected {' or '.join(allowed)}")
-    if model.channels != model.widths[0]:
-        raise ValueError(
-            f"the first level has {model.widths[0]} channels and the first convolution {model.channels}: UNet2DModel "
-            "has them equal (a first multiplier of 1)"
-        )
-    if tuple(params.value_range) != (-1.0, 1.0):
-        raise ValueError(f"value_range={params.value_range}: diffusers' models work in (-1, 1)")
-    levels = range(len(model.widths))
-    up = model.attention_levels if model.attention_levels_up is None else model.attention_levels_up
-    return {
-        "_class_name": "UNet2DModel",
-        "sample_size": H if H == W else [H, W],
-        "in_channels": C,
-        "out_channels": C,
-        "layers_per_block": model.blocks,
-        "block_out_channels": list(model.widths),
-        "down_block_types": ["AttnDownBlock2D" if i in model.attention_levels else "DownBlock2D" for i in levels],
-        "up_block_types": ["AttnUpBlock2D" if i in up else "UpBlock2D" for i in reversed(levels)],
-        "attention_head_dim": model.head_channels,
-        "add_attention": model.middle_attention,
-        "norm_num_groups": model.norm_groups,
-        "norm_eps": model.norm_epsilon,
-        "flip_sin_to_cos": model.time_layout == "cos_sin",
-        "freq_shift": model.time_shift,
-        "downsample_padding": 1 if model.downsample == "conv" else 0,
-        "dropout": model.dropout,
-    }
-
-
-def unet_config(config: Mapping[str, Any], source: str = "the config") -> UNetConfig:
-    """`UNetConfig` of `UNet2DModel`'s arguments.
-
-    Raises:
-        ValueError: a field that is unknown, or a value that ensdiff does not have; names it and the source.
-    """
-    check_options(config, UNET, source)
-    for name in ("down_block_types", "up_block_types", "block_out_channels"):
-        if not isinstance(config.get(name, ()), list | tuple):
-            raise ValueError(f"{source}: {name}={config[name]!r}: expected a list, one entry per level")
-    try:
-        return _unet_config(config)
-    except ValueError as error:
-        raise ValueError(f"{source}: {error}") from error
-
-
-def _unet_config(config: Mapping[str, Any]) -> UNetConfig:
-    known = {**DEFAULTS, **{k: v for k, v in config.items() if k in DEFAULTS}}
-    if known["in_channels"] != known["out_channels"]:
-        raise ValueError(f"in_channels={known['in_channels']}, out_channels={known['out_channels']}: expected equal")
-    down, up, widths = known["down_block_types"], known["up_block_types"], known["block_out_channels"]
-    for name, values in (("norm_num_groups", [known["norm_num_groups"]]), ("block_out_channels", widths)):
-        if not values or not all(type(value) is int and value > 0 for value in values):
-            raise ValueError(f"{name}={known[name]!r} is not supported: expected positive integers")
-    if not len(down) == len(up) == len(widths):
-        raise ValueError(f"{len(down)} down blocks, {len(up)} up blocks, {len(widths)} widths: expected equal numbers")
-    for kinds, allowed in ((down, ("DownBlock2D", "AttnDownBlock2D")), (up, ("UpBlock2D", "AttnUpBlock2D"))):
-        for kind in kinds:
-            if kind not in allowed:
-                raise ValueError(f"block {kind!r} is not supported: expected {' or '.join(allowed)}")
-    attended = tuple(i for i, kind in enumerate(down) if kind.startswith("Attn"))
-    attended_up = tuple(sorted(len(up) - 1 - i for i, kind in enumerate(up) if kind.startswith("Attn")))
-    return UNetConfig(
-        image_channels=known["in_channels"],
-        channels=widths[0],
-        multipliers=tuple(width / widths[0] for width in widths),
-        blocks=known["layers_per_block"],
-        attention_levels=attended,
-        attention_levels_up=None if attended_up == attended else attended_up,
-        middle_attention=known["add_attention"],
-        head_channels=known["attention_head_dim"],
-        norm_groups=known["norm_num_groups"],
-        norm_epsilon=known["norm_eps"],
-        time_layout="cos_sin" if known["flip_sin_to_cos"] else "sin_cos",
-        time_shift=known["freq_shift"],
-        downsample="conv" if known["downsample_padding"] else "conv_end",
-        dropout=known["dropout"],
-    )
-
-
-def _scheduler(schedule: Schedule) -> dict[str, Any]:
-    return {
-        "_class_name": "DDPMScheduler",
-        "num_train_timesteps": schedule.timesteps,
-        "beta_start": schedule.beta_start,
-        "beta_end": schedule.beta_end,
-        "beta_schedule": "linear",
-        "prediction_type": "epsilon",
-        "clip_sample": False,
-    }
-
-
-def _schedule(path: pathlib.Path) -> Schedule:
-    """The noise levels of a ``scheduler_config.json``."""
-    values = read_object(path)
-    check_options(values, SCHEDULER, str(path))
-    names = {"timesteps": "num_train_timesteps", "beta_start": "beta_start", "beta_end": "beta_end"}
-    try:
-        return Schedule(**{ours: values[theirs] for ours, theirs in names.items() if theirs in values})
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
 def _common_schedule(
     root: pathlib.Path | None, files: Sequence[pathlib.Path], found: list[tuple[str, Schedule]]
 ) -> Schedule:
     """The noise levels of all members, which must be those that were found already; the default where none says any."""
     if root is not None and (root / NOISE).exists():
-        found.append((str(root / NOISE), _schedule(root / NOISE)))
+        found.append((str(root / NOISE), read_schedule(root / NOISE)))
     for_all, silent = bool(found), []
     for file in files:
         places = (file.with_name(NOISE), file.parent.parent / "scheduler" / NOISE)  # "scheduler": a pipeline's
@@ -322,7 +202,7 @@ def _common_schedule(
         if own is None:
             silent.append(str(file))
         else:
-            found.append((str(own), _schedule(own)))
+            found.append((str(own), read_schedule(own)))
     if not found:
         return Schedule()
     _same(found)
@@ -345,13 +225,6 @@ def _same(found: Sequence[tuple[str, Any]]) -> None:
                 f"{first} and {place} differ ({'; '.join(differs)}): members of one ensemble share one network and one "
                 "noise schedule"
             )
-
-
-def _height_and_width(size: Any) -> tuple[int, int]:
-    pair = size if isinstance(size, list | tuple) else (size, size)
-    if len(pair) != 2 or not all(type(side) is int and side > 0 for side in pair):
-        raise ValueError(f"sample_size={size!r}: expected a positive integer, or height and width")
-    return pair[0], pair[1]
 
 
 def _shards(root: pathlib.Path) -> list[pathlib.Path]:

@@ -13,15 +13,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Float, Int
 
+from ensdiff.models.attention import AttentionOrder, attend, resolve_attention
 from ensdiff.models.conv import Strategy, conv2d, upsampled_conv2d
 from ensdiff.settings import check_fields
 from ensdiff.typing import Array
 
 TimeLayout = Literal["sin_cos", "cos_sin", "interleaved"]
-AttentionOrder = Literal["auto", "batch", "image"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,41 +231,6 @@ class ResBlock(nn.Module):
         if x_BHWC.shape[-1] != self.features:
             x_BHWC = Conv(self.features, config, size=1, name="skip")(x_BHWC)
         return x_BHWC + h
-
-
-def resolve_attention(order: AttentionOrder, platform: str | None = None) -> AttentionOrder:
-    """What ``"auto"`` stands for on a platform, by default that of the default backend."""
-    if order != "auto":
-        return order
-    return "image" if (jax.default_backend() if platform is None else platform) == "cpu" else "batch"
-
-
-def attend(
-    q_BNSD: Float[Array, "B N S D"],
-    k_BNSD: Float[Array, "B N S D"],
-    v_BNSD: Float[Array, "B N S D"],
-    order: AttentionOrder,
-) -> Float[Array, "B N S D"]:
-    """``softmax(q k^T / sqrt(D)) v`` of N heads over S pixels; divided by the softmax's sum after the product with v.
-
-    The weights are float32 until they meet v.
-    """
-
-    def weigh(q, k, v, *, axes):
-        logits = jnp.einsum(f"...qd,...{axes}->...qk", q * q.shape[-1] ** -0.5, k).astype(jnp.float32)
-        largest = checkpoint_name(jax.lax.stop_gradient(logits.max(-1, keepdims=True)), "largest")
-        e = jnp.exp(logits - largest)
-        mixed = jnp.einsum(f"...qk,...{axes}->...qd", e.astype(v.dtype), v)
-        return (mixed / e.sum(-1, keepdims=True)).astype(v.dtype)
-
-    if order == "batch":
-        return weigh(q_BNSD, k_BNSD, v_BNSD, axes="kd")
-    B, N, S, D = q_BNSD.shape
-    # keys and values with their pixels last: then no product of the backward pass transposes S x S weights
-    k_RDS, v_RDS = (x.swapaxes(2, 3).reshape(B * N, D, S) for x in (k_BNSD, v_BNSD))
-    keep = jax.checkpoint_policies.save_only_these_names("largest")
-    one = jax.checkpoint(lambda qkv: weigh(*qkv, axes="dk"), policy=keep)
-    return jax.lax.map(one, (q_BNSD.reshape(B * N, S, D), k_RDS, v_RDS)).reshape(B, N, S, D)
 
 
 class Attention(nn.Module):

@@ -24,8 +24,9 @@ from ensdiff.codes.errors import fitting_weights, smallest_members
 from ensdiff.ensemble.members import abstract_params
 from ensdiff.ensemble.memory import activation_bytes
 from ensdiff.ensemble.mesh import mesh_shape
+from ensdiff.models.attention import resolve_attention
 from ensdiff.models.conv import one_by_one, resolve
-from ensdiff.models.unet import UNetConfig, resolve_attention
+from ensdiff.models.unet import UNetConfig
 from ensdiff.planning.flops import jacobian_step_flops, landscape_step_flops, train_step_flops, unet_layers
 from ensdiff.training.config import TrainConfig
 from ensdiff.training.step import init_state

@@ -18,7 +18,8 @@ convolutions. Then, per layer:
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from ensdiff.models.unet import UNetConfig, resolve_attention
+from ensdiff.models.attention import resolve_attention
+from ensdiff.models.unet import UNetConfig
 
 
 class Layer(NamedTuple):

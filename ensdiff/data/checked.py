@@ -1,0 +1,83 @@
+"""Images in memory, checked: what every reader ends in."""
+
+from collections.abc import Mapping, Sequence, Set
+from typing import Any
+
+import numpy as np
+
+from ensdiff.codes.names import check_distinct
+from ensdiff.data.categories import categories
+from ensdiff.data.dataset import Dataset
+from ensdiff.data.units import units_of
+from ensdiff.typing import unmasked
+
+
+def from_images(
+    images: Any,
+    groups: Any = None,
+    *,
+    name: str = "arrays",
+    labels: Any = None,
+    names: Sequence[str] | None = None,
+) -> Dataset:
+    """A checked `Dataset`; what every reader ends in.
+
+    Args:
+        images: (N, H, W, C) or (N, H, W); uint8, or floats in [0, 1], beyond which rounding errors are cut off.
+        groups: None for one unit per item, or one value per item, all strings, all integers or all booleans: units are
+            the distinct values, in sorted order. A list, an array (bytes are decoded as UTF-8) or a column of pandas.
+        name: of the data set.
+        labels: one class per item, of the same kinds.
+        names: of the units, where each item is one; all different.
+
+    Raises:
+        ValueError: what was given, what was expected, and how to mend it. An image without a group or label (None, NaN,
+            pandas' NA, a masked entry, empty text, or the text ``nan``, ``NaN``, ``NaT``, ``None`` or ``<NA>`` that
+            a missing value becomes) is named: what is missing is no group of its own.
+
+    >>> images = np.zeros((4, 8, 8), np.uint8)
+    >>> from_images(images, groups=["ada", "ada", "bob", "eve"], name="sketches").unit_names
+    ['ada', 'bob', 'eve']
+    """
+    unmasked(images, "images")
+    try:
+        images = np.asanyarray(np.ma.getdata(images))
+    except ValueError as error:
+        raise ValueError(f"the images are not one array, perhaps because their sizes differ: {error}") from error
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.ndim != 4 or 0 in images.shape:
+        raise ValueError(f"images have shape {images.shape}: expected (N, H, W, C) or (N, H, W), none of them 0")
+    if images.shape[-1] not in (1, 3):
+        raise ValueError(f"images have {images.shape[-1]} channels: expected 1 or 3, channels last")
+    if len(images) < 2:
+        raise ValueError("one image: an ensemble needs at least two, to train members on different ones")
+    if images.dtype.kind == "f":
+        low, high = images.min(), images.max()
+        if not (np.isfinite(low) and np.isfinite(high)):
+            first = np.argwhere(~np.isfinite(images).reshape(len(images), -1).all(1))[0, 0]
+            raise ValueError(f"image {first} holds NaN or infinity: expected floats in [0, 1]")
+        rounding = 1e-6 + 2 * float(np.finfo(images.dtype).eps)
+        if low < -rounding or high > 1 + rounding:
+            raise ValueError(
+                f"float images span [{float(low):.9g}, {float(high):.9g}]: expected [0, 1]; for [-1, 1] give "
+                "(x + 1) / 2, for 0 .. 255 give uint8"
+            )
+        if low < 0 or high > 1:
+            images = np.clip(images, 0, 1)
+        images = np.round(images * 255).astype(np.uint8)
+    elif images.dtype == np.bool_:
+        images = images.astype(np.uint8) * 255
+    elif images.dtype != np.uint8:
+        raise ValueError(f"images have dtype {images.dtype}: expected uint8, or floats in [0, 1]")
+    unit_of_item, unit_names = units_of(len(images), groups)
+    if names is not None:
+        if groups is not None or len(names) != len(images):
+            raise ValueError(f"{len(names)} names for {len(images)} images: expected one per image, and no groups")
+        if isinstance(names, Set | Mapping):
+            raise ValueError(f"the names are a {type(names).__name__}, without an order of images: give a list")
+        unit_names = [str(name) for name in categories(names, len(images), "name").tolist()]
+        check_distinct(unit_names, "units")
+    if labels is not None:
+        labels = categories(labels, len(images), "label")
+    return Dataset(images, unit_of_item, unit_names, name, labels)

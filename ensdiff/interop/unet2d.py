@@ -1,0 +1,155 @@
+"""The configuration of diffusers' `UNet2DModel` and `DDPMScheduler`, from and to `UNetConfig` and `Schedule`."""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from ensdiff.diffusion.schedule import Schedule
+from ensdiff.ensemble.ensemble import Ensemble
+from ensdiff.files.reading import read_object
+from ensdiff.interop.options import SCHEDULER, UNET, check_options
+from ensdiff.models.unet import UNetConfig
+
+DEFAULTS: dict[str, Any] = {
+    "sample_size": None, "in_channels": 3, "out_channels": 3, "layers_per_block": 2,
+    "block_out_channels": (224, 448, 672, 896), "attention_head_dim": 8, "norm_num_groups": 32, "norm_eps": 1e-5,
+    "flip_sin_to_cos": True, "freq_shift": 0, "downsample_padding": 1, "dropout": 0.0, "add_attention": True,
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+}  # fmt: skip
+"""UNet2DModel's own defaults for what is honoured."""
+
+
+def model_options(params: Ensemble) -> dict[str, Any]:
+    """The content of a ``config.json`` that makes `UNet2DModel` the same U-Net.
+
+    Raises:
+        ValueError: there is none.
+    """
+    model = params.model
+    H, W, C = params.image_shape
+    for name, allowed in (
+        ("time_layout", ("sin_cos", "cos_sin")),
+        ("downsample", ("conv", "conv_end")),
+        ("upsample", ("conv",)),
+    ):
+        if getattr(model, name) not in allowed:
+            given = getattr(model, name)
+            raise ValueError(f"{name}={given!r} has no counterpart in UNet2DModel: expected {' or '.join(allowed)}")
+    if model.channels != model.widths[0]:
+        raise ValueError(
+            f"the first level has {model.widths[0]} channels and the first convolution {model.channels}: UNet2DModel "
+            "has them equal (a first multiplier of 1)"
+        )
+    if tuple(params.value_range) != (-1.0, 1.0):
+        raise ValueError(f"value_range={params.value_range}: diffusers' models work in (-1, 1)")
+    levels = range(len(model.widths))
+    up = model.attention_levels if model.attention_levels_up is None else model.attention_levels_up
+    return {
+        "_class_name": "UNet2DModel",
+        "sample_size": H if H == W else [H, W],
+        "in_channels": C,
+        "out_channels": C,
+        "layers_per_block": model.blocks,
+        "block_out_channels": list(model.widths),
+        "down_block_types": ["AttnDownBlock2D" if i in model.attention_levels else "DownBlock2D" for i in levels],
+        "up_block_types": ["AttnUpBlock2D" if i in up else "UpBlock2D" for i in reversed(levels)],
+        "attention_head_dim": model.head_channels,
+        "add_attention": model.middle_attention,
+        "norm_num_groups": model.norm_groups,
+        "norm_eps": model.norm_epsilon,
+        "flip_sin_to_cos": model.time_layout == "cos_sin",
+        "freq_shift": model.time_shift,
+        "downsample_padding": 1 if model.downsample == "conv" else 0,
+        "dropout": model.dropout,
+    }
+
+
+def unet_config(config: Mapping[str, Any], source: str = "the config") -> UNetConfig:
+    """`UNetConfig` of `UNet2DModel`'s arguments.
+
+    Raises:
+        ValueError: a field that is unknown, or a value that ensdiff does not have; names it and the source.
+    """
+    check_options(config, UNET, source)
+    for name in ("down_block_types", "up_block_types", "block_out_channels"):
+        if not isinstance(config.get(name, ()), list | tuple):
+            raise ValueError(f"{source}: {name}={config[name]!r}: expected a list, one entry per level")
+    try:
+        return _unet_config(config)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+
+
+def _unet_config(config: Mapping[str, Any]) -> UNetConfig:
+    known = {**DEFAULTS, **{k: v for k, v in config.items() if k in DEFAULTS}}
+    if known["in_channels"] != known["out_channels"]:
+        raise ValueError(f"in_channels={known['in_channels']}, out_channels={known['out_channels']}: expected equal")
+    down, up, widths = known["down_block_types"], known["up_block_types"], known["block_out_channels"]
+    for name, values in (("norm_num_groups", [known["norm_num_groups"]]), ("block_out_channels", widths)):
+        if not values or not all(type(value) is int and value > 0 for value in values):
+            raise ValueError(f"{name}={known[name]!r} is not supported: expected positive integers")
+    if not len(down) == len(up) == len(widths):
+        raise ValueError(f"{len(down)} down blocks, {len(up)} up blocks, {len(widths)} widths: expected equal numbers")
+    for kinds, allowed in ((down, ("DownBlock2D", "AttnDownBlock2D")), (up, ("UpBlock2D", "AttnUpBlock2D"))):
+        for kind in kinds:
+            if kind not in allowed:
+                raise ValueError(f"block {kind!r} is not supported: expected {' or '.join(allowed)}")
+    attended = tuple(i for i, kind in enumerate(down) if kind.startswith("Attn"))
+    attended_up = tuple(sorted(len(up) - 1 - i for i, kind in enumerate(up) if kind.startswith("Attn")))
+    return UNetConfig(
+        image_channels=known["in_channels"],
+        channels=widths[0],
+        multipliers=tuple(width / widths[0] for width in widths),
+        blocks=known["layers_per_block"],
+        attention_levels=attended,
+        attention_levels_up=None if attended_up == attended else attended_up,
+        middle_attention=known["add_attention"],
+        head_channels=known["attention_head_dim"],
+        norm_groups=known["norm_num_groups"],
+        norm_epsilon=known["norm_eps"],
+        time_layout="cos_sin" if known["flip_sin_to_cos"] else "sin_cos",
+        time_shift=known["freq_shift"],
+        downsample="conv" if known["downsample_padding"] else "conv_end",
+        dropout=known["dropout"],
+    )
+
+
+def scheduler_options(schedule: Schedule) -> dict[str, Any]:
+    """Return the content of a ``scheduler_config.json`` for `DDPMScheduler` with these noise levels."""
+    return {
+        "_class_name": "DDPMScheduler",
+        "num_train_timesteps": schedule.timesteps,
+        "beta_start": schedule.beta_start,
+        "beta_end": schedule.beta_end,
+        "beta_schedule": "linear",
+        "prediction_type": "epsilon",
+        "clip_sample": False,
+    }
+
+
+def read_schedule(path: pathlib.Path) -> Schedule:
+    """Return the noise levels of a ``scheduler_config.json``.
+
+    Raises:
+        FileNotFoundError, ValueError: the file is missing, or holds a field or value that ensdiff does not have.
+    """
+    values = read_object(path)
+    check_options(values, SCHEDULER, str(path))
+    names = {"timesteps": "num_train_timesteps", "beta_start": "beta_start", "beta_end": "beta_end"}
+    try:
+        return Schedule(**{ours: values[theirs] for ours, theirs in names.items() if theirs in values})
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def height_and_width(size: Any) -> tuple[int, int]:
+    """Return the height and width of a ``sample_size``.
+
+    Raises:
+        ValueError: neither a positive integer nor two of them.
+    """
+    pair = size if isinstance(size, list | tuple) else (size, size)
+    if len(pair) != 2 or not all(type(side) is int and side > 0 for side in pair):
+        raise ValueError(f"sample_size={size!r}: expected a positive integer, or height and width")
+    return pair[0], pair[1]

@@ -1,0 +1,195 @@
+"""Reading counterfactual universe files, whose format `ensdiff.interop.ctf` describes."""
+
+import hashlib
+import io
+import itertools
+import json
+import os
+import pathlib
+import re
+import tarfile
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from ensdiff.files.checksums import DamagedError
+
+ONE, MANY = "ONEFILE", "MULTIFILE"
+SIZES = ("Height", "Width", "Channel")
+SUM = "ENSDIFF.sha256"
+"""Keyword of a part's checksum."""
+_MODES = {1: "L", 3: "RGB"}
+
+
+class Universe:
+    """An open ``.ctf`` file; pictures are decoded when asked for. Use it in a ``with`` statement, or `close` it.
+
+    Args:
+        path: the file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a plain tar, or not of this format; says what is missing or wrong.
+        DamagedError: a part (also one that is asked for later) is not what was written; names it.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = pathlib.Path(path)
+        if not self.path.is_file():
+            raise FileNotFoundError(f"{self.path} does not exist")
+        try:
+            self._tar = tarfile.open(self.path, "r:")  # noqa: SIM115 - closed by close(); never a compressed one
+            members = self._tar.getmembers()
+        except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError) as error:
+            raise ValueError(f"{self.path} is not a plain tar file, or is cut short: {error}") from error
+        size = self.path.stat().st_size
+        self._members = {  # a sparse member may claim to be of any size
+            member.name.removeprefix("./"): member
+            for member in members
+            if member.isfile() and not member.issparse() and 0 <= member.size <= size
+        }
+        self._summed = any(SUM in member.pax_headers for member in members)
+        try:
+            self._open()
+        except ValueError:
+            self._tar.close()
+            raise
+
+    def _open(self) -> None:
+        self.config = self._config()
+        self.units: int = self.config["TrainingUnits"]
+        self.count: int = self.config["NumberGenerated"]
+        self.train_shape, self.image_shape = (
+            tuple(self.config[part + size] for size in SIZES) for part in ("Train", "Gen")
+        )
+        self._one = self.config["Format"] == ONE
+        missing = [
+            name for name in ("factual.png", *([] if not self._one else ["training_set.png"])) if not self._has(name)
+        ]
+        absent = (name for i in range(self.units) if not self._has(name := f"leave_{i + 1}_out.png"))
+        missing += itertools.islice(absent, 3)
+        if missing:
+            raise ValueError(f"{self.path} is not whole: {', '.join(missing[:3])} is missing")
+        self._train: list[tuple[str, int]] = []
+        if not self._one:
+            found = [(int(m[1]), int(m[2]), m[0]) for name in self._members if (m := re.fullmatch(_TRAIN, name))]
+            self._train = [(name, count) for _, count, name in sorted(found)]
+            if len(self._train) != self.units:
+                raise ValueError(
+                    f"{self.path} has {len(self._train)} files train_*.png: expected {self.units}, one a unit"
+                )
+
+    def __enter__(self) -> "Universe":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        size = "x".join(map(str, self.image_shape))
+        return f"Universe({self.path.name}: {self.count} samples of {size}, {self.units} training units)"
+
+    def close(self) -> None:
+        """Close the file."""
+        self._tar.close()
+
+    @property
+    def factual(self) -> UInt8[np.ndarray, "B H W C"]:
+        """The samples, 0 .. 255."""
+        return self._tiles("factual.png", self.image_shape, self.count)
+
+    def counterfactual(self, unit: int) -> UInt8[np.ndarray, "B H W C"]:
+        """The samples without unit ``unit``, counted from 0."""
+        return self._tiles(f"leave_{self._check(unit) + 1}_out.png", self.image_shape, self.count)
+
+    def counterfactuals(self) -> Iterator[UInt8[np.ndarray, "B H W C"]]:
+        """The samples without each unit, in order."""
+        return (self.counterfactual(unit) for unit in range(self.units))
+
+    def training(self, unit: int) -> UInt8[np.ndarray, "n H W C"]:
+        """The training images of unit ``unit``, counted from 0."""
+        self._check(unit)
+        if self._one:
+            return self._training_set()[unit : unit + 1]
+        return self._tiles(*_swap(self._train[unit], self.train_shape))
+
+    def check(self) -> None:
+        """Read every part.
+
+        Raises:
+            ValueError: one cannot be read; names it.
+            DamagedError: one is not what was written; names it.
+        """
+        _ = self.factual
+        for unit in range(self.units):
+            self.counterfactual(unit)
+            self.training(unit)
+
+    def _training_set(self) -> np.ndarray:
+        if not hasattr(self, "_training"):
+            self._training = self._tiles("training_set.png", self.train_shape, self.units)
+        return self._training
+
+    def _check(self, unit: int) -> int:
+        if not 0 <= unit < self.units:
+            raise ValueError(f"unit {unit} does not exist: ids are 0 .. {self.units - 1}")
+        return unit
+
+    def _has(self, name: str) -> bool:
+        return name in self._members
+
+    def _read(self, name: str) -> bytes:
+        try:
+            file = self._tar.extractfile(self._members[name])
+            assert file is not None
+            content = file.read()
+        except KeyError:
+            raise ValueError(f"{self.path} is not a counterfactual universe: {name} is missing") from None
+        except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError) as error:
+            raise ValueError(f"{self.path}: {name} cannot be read: {error}") from error
+        expected = self._members[name].pax_headers.get(SUM)
+        if self._summed and expected != hashlib.sha256(content).hexdigest():
+            raise DamagedError(f"{self.path} is damaged: {name} does not match its checksum")
+        return content
+
+    def _config(self) -> dict[str, Any]:
+        try:
+            config = json.loads(self._read("config.json"))
+        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+            raise ValueError(f"{self.path}: config.json is not JSON: {error}") from error
+        if not isinstance(config, dict) or not isinstance(config.get("Format"), str):
+            raise ValueError(f"{self.path}: config.json says no Format")
+        names = ["TrainingUnits", "NumberGenerated", *(part + size for part in ("Train", "Gen") for size in SIZES)]
+        for name in names:
+            value = config.get(name)
+            if type(value) is not int or not 1 <= value <= 2**31:
+                raise ValueError(f"{self.path}: config.json says {name}={value!r}: expected an integer of at least 1")
+        return config
+
+    def _tiles(self, name: str, shape: tuple[int, ...], count: int) -> np.ndarray:
+        from PIL import Image
+
+        H, W, C = shape
+        try:
+            with Image.open(io.BytesIO(self._read(name)), formats=["PNG"]) as picture:
+                width, height = picture.size
+                if width % W or height % H or (width // W) * (height // H) < count:
+                    raise ValueError(f"{width}x{height} pixels do not hold {count} tiles of {W}x{H}")
+                if picture.mode != _MODES.get(C):
+                    raise ValueError(f"a picture of mode {picture.mode}: expected {C} channels of 8 bits")
+                pixels = np.asarray(picture)
+        except DamagedError:
+            raise
+        except Exception as error:  # what a damaged picture raises is not limited
+            raise ValueError(f"{self.path}: {name} cannot be used: {error}") from error
+        tiles = pixels.reshape(height // H, H, width // W, W, C).transpose(0, 2, 1, 3, 4)
+        return tiles.reshape(-1, H, W, C)[:count]
+
+
+_TRAIN = r"train_(\d+)_(\d+)\.png"
+
+
+def _swap(entry: tuple[str, int], shape: tuple[int, ...]) -> tuple[str, tuple[int, ...], int]:
+    return entry[0], shape, entry[1]
