@@ -29,7 +29,6 @@ from absl import flags
 from jax.sharding import AbstractMesh, AxisType, Mesh
 from tabulate import tabulate
 
-from ensdiff import Schedule, TrainConfig, UNetConfig
 from ensdiff.models.attention import resolve_attention
 from ensdiff.models.conv import resolve
 from ensdiff.planning.lowering import Program, read_compiled, read_lowered
@@ -185,12 +184,10 @@ def build_case(config: Any, devices: list | int, memory: int) -> Case:
     if shape is None or units is None:
         raise ValueError("the config does not say how large the data are: give --image=H,W,C and --units=N")
     platform = "gpu" if isinstance(devices, int) else "tpu"
-    values = {**building.section(config, "model"), "image_channels": shape[-1]}
-    model = building.build(UNetConfig, "model", values)
+    model, schedule, train = building.settings(config, shape[-1])
     # "auto" for the machine that will run, not for the host that compiles
     conv, attention = resolve(model.conv, platform), resolve_attention(model.attention, platform)
     model = dataclasses.replace(model, conv=conv, attention=attention)
-    train = building.build(TrainConfig, "train", building.section(config, "train"))
     members = config.code.members
     count = devices if isinstance(devices, int) else len(devices)
     axes = dict(abstract_mesh(members, train.batch_size, count).shape)
@@ -203,7 +200,6 @@ def build_case(config: Any, devices: list | int, memory: int) -> Case:
             )
         axes = {"member": m, "data": d}
     mesh = mesh_over(devices, **axes)
-    schedule = building.build(Schedule, "schedule", building.section(config, "schedule"))
     return Case(model, tuple(shape), members, units, schedule, train, mesh, f.states, f.samples, memory)
 
 

@@ -156,11 +156,15 @@ def read_run_config(run: str | os.PathLike) -> dict[str, Any]:
     return values
 
 
-def settings(config: ConfigDict, data: Any) -> tuple[Any, Any, Any]:
-    """The U-Net, schedule and training settings of a config, for the data's channels."""
+def settings(config: ConfigDict, channels: int, **model_fields: Any) -> tuple[Any, Any, Any]:
+    """The U-Net, schedule and training settings of a config, for images of that many channels.
+
+    ``model_fields`` take the place of the config's.
+    """
     import ensdiff
 
-    model = build(ensdiff.UNetConfig, "model", {**section(config, "model"), "image_channels": data.shape[-1]})
+    values = {**section(config, "model"), **model_fields, "image_channels": channels}
+    model = build(ensdiff.UNetConfig, "model", values)
     schedule = build(ensdiff.Schedule, "schedule", section(config, "schedule"))
     return model, schedule, build(ensdiff.TrainConfig, "train", section(config, "train"))
 
@@ -209,7 +213,7 @@ def train_from_config(config: ConfigDict) -> Any:
     check_config(config)
     data = run_data(config)
     code = build_code(section(config, "code"), data)
-    model, schedule, train_config = settings(config, data)
+    model, schedule, train_config = settings(config, data.shape[-1])
     shares = code.shares()
     print(f"{data}\n{code}: members see {shares.min()} to {shares.max()} units", flush=True)
     run_dir = pathlib.Path(config.run_dir)
@@ -237,5 +241,5 @@ def train_single(config: ConfigDict, data: Any) -> Any:
     """One model of the config's size and steps, trained on all the data: the ordinary alternative to an ensemble."""
     import ensdiff
 
-    model, schedule, train_config = settings(config, data)
+    model, schedule, train_config = settings(config, data.shape[-1])
     return ensdiff.train(data, ensdiff.Code.undivided(data.units), model, train_config, schedule=schedule)

@@ -19,7 +19,7 @@ from absl import flags
 from ml_collections import ConfigDict
 from tabulate import tabulate
 
-from ensdiff import Schedule, TrainConfig, UNetConfig
+from ensdiff import Schedule
 from ensdiff.ensemble.mesh import mesh_shape
 from ensdiff.planning.estimates import (
     ACCELERATORS,
@@ -53,16 +53,13 @@ def read_study(config: ConfigDict | None) -> tuple[Study, Schedule]:
     units = known.get("units") if f.units is None else f.units
     if shape is None or units is None:
         raise ValueError("how large are the data? Give --image=HxWxC and --units=N")
-    values = {**building.section(config, "model"), "image_channels": shape[-1]}
-    if f.channels is not None:
-        values["channels"] = f.channels
+    values = {} if f.channels is None else {"channels": f.channels}
     if f.multipliers:
         try:
             values["multipliers"] = tuple(float(m) for m in f.multipliers)
         except ValueError:
             raise ValueError(f"--multipliers={','.join(f.multipliers)}: expected numbers, such as 1,2,2") from None
-    model = building.build(UNetConfig, "model", values)
-    train = building.build(TrainConfig, "train", building.section(config, "train"))
+    model, schedule, train = building.settings(config, shape[-1], **values)
     changes = {name: value for name, value in (("steps", f.steps), ("batch_size", f.batch)) if value is not None}
     code = building.section(config, "code")
     members = code.get("members", 16) if f.members is None else f.members
@@ -77,7 +74,7 @@ def read_study(config: ConfigDict | None) -> tuple[Study, Schedule]:
         f.samples,
         f.sampling_steps,
     )
-    return study, building.build(Schedule, "schedule", building.section(config, "schedule"))
+    return study, schedule
 
 
 def chosen() -> dict[str, Accelerator]:

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from ensdiff.data.images import to_png
+from ensdiff.files.writing import make_folder, write_atomically
 from ensdiff.report.figures import data_uri
 
 
@@ -96,17 +97,17 @@ def write_page(path: str | os.PathLike, page: Page) -> pathlib.Path:
     Returns:
         The file's absolute path.
     """
+    html = render("page.html.jinja", page=page, picture=picture, difference=difference, shown=SHOWN, gain=GAIN)
+    path = pathlib.Path(path).resolve()
+    make_folder(path.parent)
+    write_atomically(path, html)
+    return path
+
+
+def render(template: str, **values: Any) -> str:
+    """Return the HTML of a template of `ensdiff.report`, with all values escaped."""
     from jinja2 import Environment, PackageLoader
 
-    environment = Environment(
-        loader=PackageLoader("ensdiff.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    html = environment.get_template("page.html.jinja").render(
-        page=page, picture=picture, difference=difference, shown=SHOWN, gain=GAIN
-    )
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(html, encoding="utf-8")
-    os.replace(temporary, path)
-    return path.resolve()
+    loader = PackageLoader("ensdiff.report", ".")
+    environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.get_template(template).render(**values)

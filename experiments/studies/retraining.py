@@ -6,6 +6,7 @@ import numpy as np
 
 import ensdiff
 from ensdiff import metrics
+from ensdiff.metrics.bootstrap import mean
 from experiments import comparison
 from experiments.studies import size
 from experiments.studies.figures import scatter_figure
@@ -67,7 +68,7 @@ def study(shop: Workshop) -> Findings:
     B = len(x)
 
     def over_samples(values_UB: np.ndarray) -> metrics.Estimate:
-        return metrics.bootstrap(lambda rows: values_UB[:, rows].mean(), B)
+        return mean(values_UB.mean(0))
 
     by_ablation, by_retraining = distances(ablated_UB, x), distances(retrained_UB, x)
     move_a, move_r = ((a - x).reshape(U, B, -1) for a in (ablated_UB, retrained_UB))

@@ -10,6 +10,7 @@ from ensdiff import metrics
 from ensdiff.attribution import quadratic_influence
 from ensdiff.baselines import baseline_scores
 from ensdiff.data.drawing import svg
+from ensdiff.metrics.bootstrap import mean
 from ensdiff.report import radius_figure
 from experiments.comparison import agreement, named_first
 from experiments.studies.findings import Findings
@@ -138,14 +139,14 @@ def _at(shop: Workshop, N: int, params: ensdiff.Ensemble) -> dict[str, Any]:
     q_B1 = shop.kept(f"{NAME}/q N{N}", q_values, params, samples)
     return {
         "radius": metrics.radius(influence_BN),
-        "mean_influence": metrics.bootstrap(lambda rows: influence_BN[rows].mean(), len(images)),
-        "null": metrics.bootstrap(lambda rows: null_B[rows].mean(), len(images)),
+        "mean_influence": mean(influence_BN.mean(1)),
+        "null": mean(null_B),
         "null_B": null_B,
         "false_distance": _false(near_BN, match_B),
         "false_class": _false(same_BN, match_B),
         "unattributable": metrics.unattributable(q_B1),
-        "differential_spearman": metrics.bootstrap(lambda rows: rho_B[rows].mean(), len(images)),
-        "differential_error": metrics.bootstrap(lambda rows: error_B[rows].mean(), len(images)),
+        "differential_spearman": mean(rho_B),
+        "differential_error": mean(error_B),
         "differential_top1": metrics.proportion(round(top1 * len(images)), len(images)),
     }
 

@@ -212,7 +212,7 @@ def test_configs_build(name):
     config = importlib.import_module(f"experiments.configs.{name}").get_config()
     shape = (32, 32, 3) if name == "cifar10_paper" else (28, 28, 1)
     data = ensdiff.data.arrays(np.zeros((40, *shape), np.uint8))
-    model, schedule, train = building.settings(config, data)
+    model, schedule, train = building.settings(config, data.shape[-1])
     assert model.image_channels == shape[-1]
     assert schedule.timesteps == 1000
     assert train.steps > 100

@@ -1,5 +1,6 @@
 """The explorer's page: its data as JSON and small PNGs, in the page or, where they are large, in files beside it."""
 
+import importlib.resources
 import json
 import os
 import pathlib
@@ -10,10 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ensdiff.data.images import to_png, to_uint8
+from ensdiff.files.writing import make_folder, write_atomically
 from ensdiff.metrics.arrays import at_most
 from ensdiff.report.explorer.drawings import distribution, training
 from ensdiff.report.explorer.layer import Layer
 from ensdiff.report.figures import data_uri
+from ensdiff.report.page import render
 from ensdiff.sampling.sample import Samples
 
 FIRST = 8
@@ -67,8 +70,6 @@ def write_explorer(path: str | os.PathLike, exploration: Exploration, *, inline:
     Raises:
         ValueError: a layer is of other samples.
     """
-    from jinja2 import Environment, PackageLoader
-
     path = pathlib.Path(path).resolve()
     B = len(exploration.samples)
     for layer in exploration.layers:
@@ -80,25 +81,18 @@ def write_explorer(path: str | os.PathLike, exploration: Exploration, *, inline:
     beside = sum(map(len, parts.values())) > inline
     folder = path.with_name(f"{path.stem}_files")
     page["folder"] = folder.name if beside else None
-    environment = Environment(
-        loader=PackageLoader("ensdiff.report", "explorer"), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    source = environment.loader
-    assert source is not None
-    text = {name: source.get_source(environment, f"explorer.{name}")[0] for name in ("css", "js")}
-    html = environment.get_template("explorer.html.jinja").render(
-        page=exploration, page_json=_json(page), parts={} if beside else parts, **text
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    text = {name: importlib.resources.files(__package__).joinpath(f"explorer.{name}").read_text("utf-8")
+            for name in ("css", "js")}  # fmt: skip
+    template = "explorer/explorer.html.jinja"
+    html = render(template, page=exploration, page_json=_json(page), parts={} if beside else parts, **text)
+    make_folder(path.parent)
     if folder.is_dir():  # of an earlier page
         shutil.rmtree(folder)
     if beside:
         folder.mkdir()
         for name, content in parts.items():
             (folder / f"{name}.js").write_text(f"explorer.loaded({_json(name)}, {content});\n", encoding="ascii")
-    temporary.write_text(html, encoding="utf-8")
-    os.replace(temporary, path)
+    write_atomically(path, html)
     return path
 
 
