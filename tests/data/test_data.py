@@ -408,7 +408,7 @@ def test_prepared_tfds(tmp_path):
 @pytest.mark.parametrize(("name", "options", "message"), [
     ("digitz", {}, "expected one of digits"),
     ("digits", {"size": 3}, "no option 'size': expected some of groups"),
-    ("digits", {"groups": "artist"}, "expected None"),
+    ("digits", {"groups": "artist"}, "expected 'class' or None"),
     ("npz", {}, "needs path="),
     ("fashion_mnist", {"split": "all"}, "expected one of 'train', 'test'"),
     ("fashion_mnist", {"size": 13}, "expected one of 28, 14, 7"),
