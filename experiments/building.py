@@ -156,7 +156,7 @@ def read_run_config(run: str | os.PathLike) -> dict[str, Any]:
     return values
 
 
-def settings(config: ConfigDict, channels: int, **model_fields: Any) -> tuple[Any, Any, Any]:
+def settings(config: ConfigDict, channels: int, /, **model_fields: Any) -> tuple[Any, Any, Any]:
     """The U-Net, schedule and training settings of a config, for images of that many channels.
 
     ``model_fields`` take the place of the config's.
