@@ -1,4 +1,4 @@
-"""Settings of JAX for every test and what tests start: four CPU devices, a cache of compiled programs.
+"""Settings of JAX for every test and what tests start: four CPU devices, strict types, a cache of compiled programs.
 
 Doctests: each runs in an empty folder, and those that use the examples' shared names get them.
 """
@@ -16,6 +16,9 @@ ROOT = pathlib.Path(__file__).parent
 CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "ensdiff" / "tests"
 
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "4")
+# arrays of other dtypes or numbers of axes are combined only where the code says how
+os.environ.setdefault("JAX_NUMPY_DTYPE_PROMOTION", "strict")
+os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 # tiny programs spend their time in the compiler: let it optimise less
 FLAGS = [
     "--xla_backend_optimization_level=0",

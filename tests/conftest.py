@@ -31,6 +31,22 @@ settings.register_profile("ensdiff", deadline=None, max_examples=30, derandomize
 settings.load_profile("ensdiff")
 
 
+SMOKE = (
+    "tests/attribution/test_score.py", "tests/codes/test_permute.py", "tests/diffusion", "tests/ensemble",
+    "tests/models/test_unet.py", "tests/sampling/test_sample.py", "tests/test_package.py", "tests/test_strict.py",
+    "tests/training/test_train.py",
+)  # fmt: skip
+"""Where the tests marked ``smoke`` are: minutes that meet every package the library is built on, for another version of
+Python or of these packages."""
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        place = item.path.relative_to(ROOT).as_posix()
+        if any(place == path or place.startswith(f"{path}/") for path in SMOKE) and not item.get_closest_marker("slow"):
+            item.add_marker("smoke")
+
+
 @pytest.fixture(autouse=True, scope="module")
 def mappings():
     """Forget compiled programs when there are many: they took 5 GB of memory by the end of all tests.

@@ -61,6 +61,18 @@ def test_import_is_light():
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr[-2000:]
 
 
+def test_import_without_extras():
+    """Every module of the library is imported where no extra is installed."""
+    extras = {"tensorflow_datasets", "array_record", "torch", "safetensors", "diffusers", "pandas", "libtpu"}
+    code = (
+        f"import importlib, pkgutil, sys; sys.modules.update(dict.fromkeys({extras})); import ensdiff; "
+        "print(sum(1 for m in pkgutil.walk_packages(ensdiff.__path__, 'ensdiff.') if importlib.import_module(m.name)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout) > 80
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     """The folder of both archives."""

@@ -30,7 +30,7 @@ from ensdiff.ensemble.mesh import make_mesh, on_mesh, pace
 from ensdiff.models.unet import UNetConfig
 from ensdiff.sampling.denoise import Noise, memory_budget_default
 from ensdiff.sampling.sample import Samples, check_samples
-from ensdiff.typing import Array
+from ensdiff.typing import Array, ArrayLike
 
 Features = Callable[[Array], Array]
 """Images (B, H, W, C) in [0, 1] to features with a leading B."""
@@ -193,9 +193,9 @@ def gram(
 
 
 def quadratic_influence(
-    gram_BKK: Float[np.ndarray, "B K K"],
-    weights_MK: Float[np.ndarray, "M K"],
-    weights_K: Float[np.ndarray, " K"],
+    gram_BKK: Float[ArrayLike, "B K K"],
+    weights_MK: ArrayLike,
+    weights_K: ArrayLike,
 ) -> Float[np.ndarray, "B M"]:
     """``sqrt(d^T G d)``, ``d = w_m - w``: the predicted distance between each sample and each counterfactual (6).
 

@@ -335,4 +335,4 @@ def member_errors(model, schedule, params_K, x_BHWC, t_D, eps_DHWC) -> Float[Arr
     x_R = add_noise(schedule, jnp.repeat(x_BHWC, D, axis=0), t_R, eps_R)
     local = jax.tree.leaves(params_K)[0].shape[0]
     predicted_KR = over_members(model, lambda params: apply_member(model, params, x_R, t_R), params_K)
-    return (eps_R - predicted_KR).reshape(local, B, D, -1)
+    return (eps_R[None] - predicted_KR).reshape(local, B, D, -1)

@@ -215,7 +215,7 @@ def _score_step(members: int, code: Code | None, local: int, tabled: bool, root:
         word = make(jnp.minimum(first + jnp.arange(local, dtype=jnp.uint64), last))  # type: ignore[misc]
         word = word << np.uint64(8 * count - members)
         shifts = np.arange(8 * (count - 1), -1, -8, dtype=np.uint64)
-        return ((word >> shifts[:, None]) & np.uint64(255)).astype(jnp.uint8)
+        return ((word[None] >> shifts[:, None]) & np.uint64(255)).astype(jnp.uint8)
 
     def by_tables(table_B: Array, keep_PM: Array) -> Array:
         byte_PM = keep_PM.astype(jnp.int32)
@@ -223,7 +223,7 @@ def _score_step(members: int, code: Code | None, local: int, tabled: bool, root:
         return jax.lax.map(lambda table: sum(look(table[j], index) for j, index in enumerate(pair)), table_B)
 
     def by_products(matrix_BKK: Array, keep_PM: Array) -> Array:
-        bit_PM = (keep_PM[:, None, :] >> np.arange(7, -1, -1, dtype=np.uint8)[:, None]) & np.uint8(1)
+        bit_PM = (keep_PM[:, None, :] >> np.arange(7, -1, -1, dtype=np.uint8)[None, :, None]) & np.uint8(1)
         s_KM = bit_PM.reshape(-1, keep_PM.shape[1])[:members].astype(jnp.float32)
         product = functools.partial(jnp.matmul, precision="highest")
         return jax.lax.map(lambda matrix: (s_KM * product(matrix, s_KM)).sum(0), matrix_BKK)
@@ -233,7 +233,7 @@ def _score_step(members: int, code: Code | None, local: int, tabled: bool, root:
         kept_M = members - jax.lax.population_count(word_PM).astype(jnp.int32).sum(0, dtype=jnp.int32)
         keep_PM = ~word_PM  # the bits past K meet zeros in the tables, and are cut off before the product
         form_BM = (by_tables if tabled else by_products)(tables, keep_PM)
-        score_BM = form_BM / jnp.square(kept_M.astype(jnp.float32))
+        score_BM = form_BM / jnp.square(kept_M.astype(jnp.float32))[None]
         return jnp.sqrt(jnp.maximum(score_BM, 0.0)) if root else score_BM
 
     spec = (P(None, "unit"),) if code is None else (P(), P())

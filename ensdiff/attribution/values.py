@@ -29,6 +29,7 @@ from ensdiff.attribution.score import evaluate, gram_forms, loss_forms
 from ensdiff.codes import Code
 from ensdiff.ensemble.ensemble import member_weights
 from ensdiff.metrics.arrays import table
+from ensdiff.typing import ArrayLike
 
 EXACT_GROUPS = 12
 
@@ -52,14 +53,14 @@ class GroupValues(NamedTuple):
 
 
 def group_values(
-    estimate: LossMatrix | Float[np.ndarray, "B K K"],
+    estimate: LossMatrix | ArrayLike,
     code: Code,
     groups: Sequence[Any] | None = None,
     *,
     kind: Literal["shapley", "banzhaf"] = "shapley",
     removed: float | None = None,
     on_empty: Literal["baseline", "skip"] = "baseline",
-    weights_K: Float[np.ndarray, " K"] | None = None,
+    weights_K: ArrayLike | None = None,
     coalitions: int = 2000,
     seed: int = 0,
 ) -> GroupValues:

@@ -11,15 +11,15 @@ Both gradients point to a larger loss, so a positive score says that the item's 
 import numpy as np
 from jaxtyping import Float
 
+from ensdiff.typing import ArrayLike
 
-def trak_scores(
-    query_KBD: Float[np.ndarray, "K B D"], train_KND: Float[np.ndarray, "K N D"], ridge: float
-) -> Float[np.ndarray, "B N"]:
+
+def trak_scores(query_KBD: ArrayLike, train_KND: ArrayLike, ridge: float) -> Float[np.ndarray, "B N"]:
     """Scores (k1), in float64, the mean over members.
 
     Args:
-        query_KBD: projected gradients of the queries under each member.
-        train_KND: of the training items.
+        query_KBD: (K, B, D) projected gradients of the queries under each member.
+        train_KND: (K, N, D), of the training items.
         ridge: lambda as a share of the mean eigenvalue; 0 is the pseudo-inverse.
 
     Raises:
@@ -45,9 +45,7 @@ def trak_scores(
     return total / len(query_KBD)
 
 
-def cosine_scores(
-    query_KBD: Float[np.ndarray, "K B D"], train_KND: Float[np.ndarray, "K N D"]
-) -> Float[np.ndarray, "B N"]:
+def cosine_scores(query_KBD: ArrayLike, train_KND: ArrayLike) -> Float[np.ndarray, "B N"]:
     """Cosines of projected gradients, the mean over members; 0 for a gradient of zeros.
 
     Raises:

@@ -10,7 +10,6 @@ import math
 from typing import Any
 
 import numpy as np
-from jaxtyping import Integer
 
 ROUNDS = 8
 GOLDEN = 0x9E3779B97F4A7C15
@@ -25,7 +24,7 @@ def mix(x: Any) -> Any:
     return x ^ (x >> np.uint64(31))
 
 
-def derive_key(*parts: Integer[np.ndarray, "..."] | int) -> np.ndarray | np.uint64:
+def derive_key(*parts: np.ndarray | int) -> np.ndarray | np.uint64:
     """Hash integers, or broadcastable arrays of integers, to 64-bit keys. The order of the parts matters.
 
     Raises:
@@ -45,9 +44,9 @@ def derive_key(*parts: Integer[np.ndarray, "..."] | int) -> np.ndarray | np.uint
 
 
 def permute(
-    index: Integer[np.ndarray, "..."] | int,
-    size: Integer[np.ndarray, "..."] | int,
-    key: Integer[np.ndarray, "..."] | np.uint64 | int,
+    index: np.ndarray | int,
+    size: np.ndarray | int,
+    key: np.ndarray | np.uint64 | int,
 ) -> np.ndarray:
     """Return the image of each index under the permutation of [0, size) with the given key.
 

@@ -32,6 +32,7 @@ def tfds(
         groups: the feature that makes the units; None for one unit an image. A class of -1 is a missing one.
 
     Raises:
+        ImportError: the extra ``tfds`` is not installed: ``pip install 'ensdiff[tfds]'``.
         FileNotFoundError: it has not been prepared as array_record; says the command that does it.
         ValueError: no such split or feature, several configs to choose from, or images of several sizes.
 
@@ -41,7 +42,11 @@ def tfds(
     """
     root = pathlib.Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
     folder = _prepared(name, root)
-    import tensorflow_datasets
+    try:
+        import array_record  # noqa: F401 (imported by tensorflow_datasets at the first read)
+        import tensorflow_datasets
+    except ImportError as error:
+        raise ImportError("prepared TensorFlow Datasets need: pip install 'ensdiff[tfds]'") from error
 
     builder = tensorflow_datasets.builder_from_directory(folder)
     splits = list(builder.info.splits)

@@ -28,7 +28,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ensdiff.settings import check_fields
-from ensdiff.typing import Array
+from ensdiff.typing import Array, ArrayLike
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,9 +70,9 @@ class Schedule:
 
 def add_noise(
     schedule: Schedule,
-    x_BHWC: Float[Array, "B H W C"],
-    t_B: Int[Array, " B"],
-    eps_BHWC: Float[Array, "B H W C"],
+    x_BHWC: Float[ArrayLike, "B H W C"],
+    t_B: Int[ArrayLike, " B"],
+    eps_BHWC: Float[ArrayLike, "B H W C"],
 ) -> Float[Array, "B H W C"]:
     """Forward noising (1) of images in model space, [-1, 1], to the levels ``t_B``."""
     signal_T = jnp.asarray(np.sqrt(schedule.abar_T), x_BHWC.dtype)

@@ -104,7 +104,7 @@ def _sums_on_devices(leaf: jax.Array) -> UInt32[jax.Array, "K 2"]:
     bits = jax.lax.bitcast_convert_type(bits, f"uint{8 * min(4, leaf.dtype.itemsize)}")
     words = bits.reshape(len(leaf), -1).astype(jnp.uint32)
     place = jnp.arange(words.shape[1], dtype=jnp.uint32)
-    return jnp.stack([_mix(words ^ _mix(place + lane)).sum(1, dtype=jnp.uint32) for lane in _LANES], axis=-1)
+    return jnp.stack([_mix(words ^ _mix(place + lane)[None]).sum(1, dtype=jnp.uint32) for lane in _LANES], axis=-1)
 
 
 @jax.jit

@@ -8,16 +8,13 @@ sets of equal sizes, such as `frechet_floor`'s.
 """
 
 import numpy as np
-from jaxtyping import Float
 
 from ensdiff.metrics.bootstrap import Estimate
 from ensdiff.metrics.bootstrap import bootstrap as resampled
-from ensdiff.typing import unmasked
+from ensdiff.typing import ArrayLike, unmasked
 
 
-def frechet_distance(
-    a_NF: Float[np.ndarray, "N F"], b_MF: Float[np.ndarray, "M F"], *, bootstrap: int = 0, seed: int = 0
-) -> Estimate:
+def frechet_distance(a_NF: ArrayLike, b_MF: ArrayLike, *, bootstrap: int = 0, seed: int = 0) -> Estimate:
     """Squared Frechet distance between two sets of features, in float64.
 
     Resampling repeats rows, which narrows the spectra and lifts the distance: the interval tells the noise of the
@@ -44,9 +41,7 @@ def frechet_distance(
     )
 
 
-def frechet_floor(
-    features_NF: Float[np.ndarray, "N F"], size: int | None = None, *, splits: int = 20, seed: int = 0
-) -> float:
+def frechet_floor(features_NF: ArrayLike, size: int | None = None, *, splits: int = 20, seed: int = 0) -> float:
     """What two disjoint sets of *real* data score: the mean distance over random pairs of ``size`` rows each.
 
     Args:

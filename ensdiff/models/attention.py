@@ -35,7 +35,7 @@ def attend(
         largest = checkpoint_name(jax.lax.stop_gradient(logits.max(-1, keepdims=True)), "largest")
         e = jnp.exp(logits - largest)
         mixed = jnp.einsum(f"...qk,...{axes}->...qd", e.astype(v.dtype), v)
-        return (mixed / e.sum(-1, keepdims=True)).astype(v.dtype)
+        return (mixed.astype(jnp.float32) / e.sum(-1, keepdims=True)).astype(v.dtype)
 
     if order == "batch":
         return weigh(q_BNSD, k_BNSD, v_BNSD, axes="kd")

@@ -36,7 +36,7 @@ from jaxtyping import Float
 
 from ensdiff.models import winograd
 from ensdiff.settings import check_value
-from ensdiff.typing import Array
+from ensdiff.typing import Array, ArrayLike
 
 Strategy = Literal["auto", "map", "winograd", "grouped", "loop", "matmul"]
 Out = Literal["y", "x", "k"]
@@ -64,8 +64,8 @@ def one_by_one(strategy: Strategy) -> bool:
 
 
 def conv2d(
-    x_BHWC: Float[Array, "B H W C"],
-    kernel: Float[Array, "h w C D"],
+    x_BHWC: Float[ArrayLike, "B H W C"],
+    kernel: Float[ArrayLike, "h w C D"],
     *,
     stride: int = 1,
     padding: int = 1,
@@ -92,7 +92,7 @@ def conv2d(
 
 def upsampled_conv2d(
     x_BHWC: Float[Array, "B H W C"], kernel: Float[Array, "3 3 C D"], *, strategy: Strategy = "auto"
-) -> Float[Array, "B 2H 2W D"]:
+) -> Float[Array, "B 2*H 2*W D"]:
     """Each pixel repeated to 2x2, then a 3x3 convolution padded by 1, in about 4/9 of the products.
 
     Of the nine taps of an output pixel several meet copies of one input pixel; their weights are added first. The

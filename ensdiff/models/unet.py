@@ -141,7 +141,7 @@ def timestep_embedding(t_B: Int[Array, " B"], width: int, layout: TimeLayout, sh
     """
     half = width // 2
     frequencies = np.exp(-math.log(10000.0) * np.arange(half) / max(half - shift, 1)).astype(np.float32)
-    angle_BD = t_B.astype(jnp.float32)[:, None] * frequencies
+    angle_BD = t_B.astype(jnp.float32)[:, None] * frequencies[None]
     sin, cos = jnp.sin(angle_BD), jnp.cos(angle_BD)
     if layout == "interleaved":
         return jnp.stack([sin, cos], axis=-1).reshape(len(t_B), width)
@@ -170,7 +170,7 @@ class Conv(nn.Module):
         dtype = self.config.dtype
         if self.upsampled:
             y = upsampled_conv2d(x_BHWC.astype(dtype), kernel.astype(dtype), strategy=self.config.conv)
-            return y + bias.astype(dtype)
+            return y + bias.astype(dtype)[None, None, None]
         padding = self.size // 2
         if self.end_padded:
             x_BHWC, padding = jnp.pad(x_BHWC, ((0, 0), (0, padding), (0, padding), (0, 0))), 0
@@ -181,7 +181,7 @@ class Conv(nn.Module):
             padding=padding,
             strategy=self.config.conv,
         )
-        return y + bias.astype(dtype)
+        return y + bias.astype(dtype)[None, None, None]
 
 
 class GroupNorm(nn.Module):
@@ -202,8 +202,8 @@ class GroupNorm(nn.Module):
         square_BC = jnp.square(x32 - centre_BC[:, None, None]).mean((1, 2))
         variance_BG = square_BC.reshape(B, G, C // G).mean(-1)
         inverse_BC = jnp.repeat(jax.lax.rsqrt(variance_BG + self.config.norm_epsilon), C // G, axis=-1)
-        gain_BC = inverse_BC * scale_C
-        shift_BC = bias_C - centre_BC * gain_BC
+        gain_BC = inverse_BC * scale_C[None]
+        shift_BC = bias_C[None] - centre_BC * gain_BC
         return (x32 * gain_BC[:, None, None] + shift_BC[:, None, None]).astype(self.config.dtype)
 
 
@@ -317,7 +317,8 @@ class UNet(nn.Module):
 
     def _down(self, h: Array, width: int, level: int) -> Array:
         if self.config.downsample == "pool":
-            return nn.avg_pool(h, (2, 2), (2, 2))
+            with jax.numpy_dtype_promotion("standard"):  # flax divides by an integer
+                return nn.avg_pool(h, (2, 2), (2, 2))
         end = self.config.downsample == "conv_end"
         return Conv(width, self.config, stride=2, end_padded=end, name=f"down{level}_sample")(h)
 

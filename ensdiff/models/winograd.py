@@ -14,9 +14,9 @@ convolution.
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Num
 
-from ensdiff.typing import Array
+from ensdiff.typing import Array, ArrayLike
 
 _INPUT = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]])  # B^T
 _KERNEL = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])  # G
@@ -32,7 +32,7 @@ OVERHEAD = 0.5
 Grid = list[list[Array]]
 
 
-def output(x_BHWC: Float[Array, "B H W C"], kernel: Float[Array, "3 3 C D"]) -> Float[Array, "B H W D"]:
+def output(x_BHWC: Num[ArrayLike, "B H W C"], kernel: Num[ArrayLike, "3 3 C D"]) -> Float[Array, "B H W D"]:
     """The cross-correlation of stride 1 with one row and column of zeros around the input.
 
     Args:
@@ -65,7 +65,7 @@ def _part(images: int, image_bytes: int) -> int:
     return min(range(most, 0, -1), key=lambda size: -(-images // size) * (size + OVERHEAD))
 
 
-def input_gradient(y_BHWD: Float[Array, "B H W D"], kernel: Float[Array, "3 3 C D"]) -> Float[Array, "B H W C"]:
+def input_gradient(y_BHWD: Num[ArrayLike, "B H W D"], kernel: Num[ArrayLike, "3 3 C D"]) -> Float[Array, "B H W C"]:
     """`output`'s derivative by its input in the direction ``y_BHWD`` of the output: it is a convolution again.
 
     Raises:

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
 
 from ensdiff.data.drawing import sheet, show
 from ensdiff.metrics.bootstrap import mean
@@ -15,8 +14,8 @@ BLUE, ORANGE, GREY = "#2f6fc4", "#c4561f", "#777777"
 
 
 def radius_figure(
-    sizes: Int[np.ndarray, " G"] | list[int],
-    radii: Float[np.ndarray, "G B"],
+    sizes: ArrayLike | list[int],
+    radii: ArrayLike,
     slope: float | None = None,
     interval: tuple[float, float] | None = None,
     *,
@@ -88,11 +87,11 @@ def radius_figure(
 
 
 def landscape_figure(
-    images_BHWC: Float[np.ndarray, "B H W C"],
-    counterfactuals_MBHWC: Float[np.ndarray, "M B H W C"],
+    images_BHWC: ArrayLike,
+    counterfactuals_MBHWC: ArrayLike,
     names: Sequence[str] | None = None,
     *,
-    influence_MB: Float[np.ndarray, "M B"] | None = None,
+    influence_MB: ArrayLike | None = None,
     pictures_MHWC: np.ndarray | None = None,
 ) -> Any:
     """A sheet of counterfactuals: a row a sample, first as it was generated, then without each unit.

@@ -106,11 +106,13 @@ def member_update(
     config: TrainConfig, state: TrainState, grads: Params, step: Array
 ) -> tuple[TrainState, Float[Array, ""]]:
     """One member's optimiser step and average; returns the norm of its gradient too."""
-    updates, opt_state = optimizer(config).update(grads, state.opt_state, state.params)
+    with jax.numpy_dtype_promotion("standard"):  # optax raises a float to the power of an integer count
+        updates, opt_state = optimizer(config).update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema = state.ema
     if config.ema:
-        decay = jnp.minimum(config.ema, (1.0 + step) / (10.0 + step))
+        done = jnp.asarray(step, jnp.float32)
+        decay = jnp.minimum(config.ema, (1.0 + done) / (10.0 + done))
         ema = jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new, ema, params)
     return TrainState(params, opt_state, ema), optax.tree.norm(grads)
 

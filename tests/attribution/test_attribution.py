@@ -200,7 +200,7 @@ def closed_form(monkeypatch, tiny, rng):
 
     def apply(model, params, x_BHWC, t_B):
         a = abar_T[t_B][:, None, None, None]
-        return jnp.sqrt(1 - a) * (x_BHWC - jnp.sqrt(a) * params["mean"]) / (a * spread**2 + 1 - a)
+        return jnp.sqrt(1 - a) * (x_BHWC - jnp.sqrt(a) * params["mean"][None]) / (a * spread**2 + 1 - a)
 
     for module in ("sampling.denoise", "attribution.differential"):
         monkeypatch.setattr(f"ensdiff.{module}.apply_member", apply)

@@ -101,7 +101,7 @@ def linear_gaussian(means):
 
     def apply(model, params, x_BHWC, t_B):
         abar_B = params["abar"][t_B][:, None, None, None]
-        return (x_BHWC - jnp.sqrt(abar_B) * params["mean"]) / jnp.sqrt(1 - abar_B)
+        return (x_BHWC - jnp.sqrt(abar_B) * params["mean"][None]) / jnp.sqrt(1 - abar_B)
 
     return apply
 

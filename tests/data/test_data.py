@@ -5,8 +5,10 @@ import gzip
 import importlib.util
 import os
 import pathlib
+import re
 import socket
 import struct
+import sys
 import unicodedata
 import warnings
 import zlib
@@ -361,6 +363,17 @@ def test_unprepared_tfds_fails_without_a_network(tmp_path, monkeypatch):
     ):
         with pytest.raises(FileNotFoundError, match="tfds build cifar10"):
             read()
+
+
+@pytest.mark.parametrize("package", ["tensorflow_datasets", "array_record"])
+def test_prepared_tfds_without_the_extra(package, tmp_path, monkeypatch):
+    folder = tmp_path / "little" / "1.0.0"
+    folder.mkdir(parents=True)
+    for name in ("dataset_info.json", "little-train.array_record-00000-of-00001"):
+        (folder / name).touch()
+    monkeypatch.setitem(sys.modules, package, None)  # as if it was not installed
+    with pytest.raises(ImportError, match=re.escape("pip install 'ensdiff[tfds]'")):
+        data.tfds("little", data_dir=tmp_path)
 
 
 def test_prepared_tfds(tmp_path):
