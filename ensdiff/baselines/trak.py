@@ -59,7 +59,7 @@ def cosine_scores(query_KBD: ArrayLike, train_KND: ArrayLike) -> Float[np.ndarra
     return np.einsum("kbd,knd->bn", query, train, optimize=True) / len(query)
 
 
-def _check(query_KBD: np.ndarray, train_KND: np.ndarray) -> None:
+def _check(query_KBD: ArrayLike, train_KND: ArrayLike) -> None:
     a, b = np.shape(query_KBD), np.shape(train_KND)
     if len(a) != 3 or len(b) != 3 or (a[0], a[2]) != (b[0], b[2]) or 0 in a + b:
         raise ValueError(f"gradients of shapes {a} and {b}: expected (K, B, D) and (K, N, D), none of them 0")

@@ -66,7 +66,7 @@ def frechet_floor(features_NF: ArrayLike, size: int | None = None, *, splits: in
     return float(np.mean([_distance(features[o[:size]], features[o[size : 2 * size]]) for o in orders]))
 
 
-def _features(features: np.ndarray, name: str) -> np.ndarray:
+def _features(features: ArrayLike, name: str) -> np.ndarray:
     array = np.asarray(unmasked(features, name), np.float64)
     if array.ndim != 2 or len(array) < 2 or not array.shape[1]:
         raise ValueError(f"{name} has shape {array.shape}: expected (N, F) with at least two rows")

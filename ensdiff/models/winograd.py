@@ -74,7 +74,7 @@ def input_gradient(y_BHWD: Num[ArrayLike, "B H W D"], kernel: Num[ArrayLike, "3 
     return output(y_BHWD, jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
 
 
-def _filter(x_BHWC: Array, kernels: Array) -> Array:
+def _filter(x_BHWC: ArrayLike, kernels: Array) -> Array:
     """`output` by transformed kernels (4, 4, C, D)."""
     B, H, W, C = x_BHWC.shape
     h, w = -(-H // 2), -(-W // 2)  # tiles
