@@ -4,7 +4,9 @@
 identity on the [0, 1] pixels or a caller's features; or another distance of a caller's.
 """
 
+import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,12 +36,49 @@ def exact_influence(
 ) -> Float[np.ndarray, " R"]:
     """Distance between sample ``sample_R[r]`` and the same sample under the weights ``weights_RK[r]``.
 
-    Only the distances leave the device. One entry a pair, so that every sample can have its own ablations.
+    Only the distances leave the device. There is one entry per pair, so that every sample can have its own ablations.
+    ``features`` and ``distance`` are traced once for each shape of their arguments and kept from call to call: what
+    they return must depend on their arguments alone.
 
     Raises:
         ValueError: samples that another ensemble made.
     """
     check_samples(params, samples, "exact ablation", factual=False)
+
+    try:
+        programs = _programs(features, distance)
+    except TypeError:  # a callable without a hash
+        programs = _programs.__wrapped__(features, distance)
+    factual_BF = np.asarray(programs.embed(samples.images))
+    out = np.empty(len(weights_RK), np.float32)
+    size = 0
+    for rows, images in run_states(
+        params,
+        samples.config,
+        samples.noise.take(sample_R),
+        weights_RK,
+        chunk=chunk,
+        memory_budget=memory_budget,
+        progress=progress,
+        what="ablate",
+    ):
+        size = max(size, len(images))
+        place_P = np.minimum(np.arange(size), len(images) - 1)  # the last chunk in the shape of the others
+        images = images if size == len(images) else images[place_P]
+        out[rows] = programs.measure(images, factual_BF[sample_R[rows]][place_P])[: rows.stop - rows.start]
+    return out
+
+
+class _Programs(NamedTuple):
+    """What is compiled for one choice of features and distance."""
+
+    embed: Callable[[Array], Array]
+    measure: Callable[[Array, Array], Array]
+
+
+@functools.lru_cache(maxsize=8)
+def _programs(features: Callable[[Array], Array] | None, distance: Distance | None) -> _Programs:
+    """Kept from call to call, so that other chunks and other candidates compile nothing."""
 
     @jax.jit
     def embed(images):
@@ -55,20 +94,7 @@ def exact_influence(
             )
         return value_P
 
-    factual_BF = np.asarray(embed(samples.images))
-    out = np.empty(len(weights_RK), np.float32)
-    for rows, images in run_states(
-        params,
-        samples.config,
-        samples.noise.take(sample_R),
-        weights_RK,
-        chunk=chunk,
-        memory_budget=memory_budget,
-        progress=progress,
-        what="ablate",
-    ):
-        out[rows] = measure(images, factual_BF[sample_R[rows]])
-    return out
+    return _Programs(embed, measure)
 
 
 def l2(one: Array, other: Array) -> Float[Array, " P"]:

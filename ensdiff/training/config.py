@@ -102,6 +102,37 @@ class TrainConfig:
         return min(self.steps_per_call, *stops)
 
 
+@dataclasses.dataclass(frozen=True)
+class StepSettings:
+    """What of a `TrainConfig` enters a compiled training step: configs that agree in it share one program.
+
+    Args:
+        learning_rate: as in `TrainConfig`, as are the next four.
+        warmup: see there.
+        clip: see there.
+        ema: see there.
+        flip: see there.
+        decay_steps: the step at which a cosine reaches 0; None is a constant rate.
+
+    >>> one, other = TrainConfig(steps=200, seed=1), TrainConfig(steps=400, seed=2, log_every=5)
+    >>> StepSettings.of(one) == StepSettings.of(other)
+    True
+    """
+
+    learning_rate: float
+    warmup: int
+    clip: float
+    ema: float
+    flip: bool
+    decay_steps: int | None
+
+    @classmethod
+    def of(cls, config: TrainConfig) -> "StepSettings":
+        """Those of a config."""
+        decay_steps = max(config.steps, config.warmup + 1) if config.decay == "cosine" else None
+        return cls(config.learning_rate, config.warmup, config.clip, config.ema, config.flip, decay_steps)
+
+
 def decisive(train: Mapping[str, Any]) -> dict[str, Any]:
     """Of the fields of a `TrainConfig`, those that decide the parameters at a step; the others may change in resuming.
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Float, UInt8
 
@@ -24,7 +24,7 @@ from ensdiff.ensemble.ensemble import to_model
 from ensdiff.ensemble.members import init_params, sum_over_pieces, update_members
 from ensdiff.ensemble.memory import count_pieces
 from ensdiff.models.unet import UNet, UNetConfig
-from ensdiff.training.config import TrainConfig
+from ensdiff.training.config import StepSettings, TrainConfig
 from ensdiff.typing import Array, ArrayLike, Params
 
 
@@ -50,14 +50,14 @@ class StepMetrics(NamedTuple):
     grad_norm_K: Float[Array, " K"]
 
 
-def optimizer(config: TrainConfig) -> optax.GradientTransformation:
+def optimizer(settings: StepSettings) -> optax.GradientTransformation:
     """Adam with warm-up and a clip, for *one* member."""
-    peak = config.learning_rate
-    if config.decay == "cosine":
-        rate = optax.warmup_cosine_decay_schedule(0.0, peak, config.warmup, max(config.steps, config.warmup + 1))
+    peak, warmup = settings.learning_rate, settings.warmup
+    if settings.decay_steps is not None:
+        rate = optax.warmup_cosine_decay_schedule(0.0, peak, warmup, settings.decay_steps)
     else:
-        rate = optax.linear_schedule(0.0 if config.warmup else peak, peak, max(config.warmup, 1))
-    clip = optax.clip_by_global_norm(config.clip) if config.clip else optax.identity()
+        rate = optax.linear_schedule(0.0 if warmup else peak, peak, max(warmup, 1))
+    clip = optax.clip_by_global_norm(settings.clip) if settings.clip else optax.identity()
     return optax.chain(clip, optax.adam(rate))
 
 
@@ -66,15 +66,14 @@ def init_state(
 ) -> TrainState:
     """Initial parameters, optimiser state and average of all members; on a mesh, computed where they stay."""
     params = init_params(model, image_shape, members, jax.random.fold_in(jax.random.key(config.seed), 0), mesh)
-    return TrainState(
-        params, _init_optimizer(config, mesh)(params), jax.tree.map(jnp.copy, params) if config.ema else None
-    )
+    opt_state = _init_optimizer(StepSettings.of(config), mesh)(params)
+    return TrainState(params, opt_state, jax.tree.map(jnp.copy, params) if config.ema else None)
 
 
 @functools.lru_cache(maxsize=16)
-def _init_optimizer(config: TrainConfig, mesh: Mesh | None) -> Callable[[Params], Any]:
+def _init_optimizer(settings: StepSettings, mesh: Mesh | None) -> Callable[[Params], Any]:
     placed = None if mesh is None else NamedSharding(mesh, P("member"))
-    return jax.jit(jax.vmap(optimizer(config).init), out_shardings=placed)
+    return jax.jit(jax.vmap(optimizer(settings).init), out_shardings=placed)
 
 
 def step_keys(seed: Array | np.integer, step: Array, member: Array, position: Array) -> Array:
@@ -103,22 +102,27 @@ def member_loss(
 
 
 def member_update(
-    config: TrainConfig, state: TrainState, grads: Params, step: Array
+    settings: StepSettings, state: TrainState, grads: Params, step: Array
 ) -> tuple[TrainState, Float[Array, ""]]:
     """One member's optimiser step and average; returns the norm of its gradient too."""
     with jax.numpy_dtype_promotion("standard"):  # optax raises a float to the power of an integer count
-        updates, opt_state = optimizer(config).update(grads, state.opt_state, state.params)
+        updates, opt_state = optimizer(settings).update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema = state.ema
-    if config.ema:
+    if settings.ema:
         done = jnp.asarray(step, jnp.float32)
-        decay = jnp.minimum(config.ema, (1.0 + done) / (10.0 + done))
+        decay = jnp.minimum(settings.ema, (1.0 + done) / (10.0 + done))
         ema = jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new, ema, params)
     return TrainState(params, opt_state, ema), optax.tree.norm(grads)
 
 
 def _member_step(
-    model: UNetConfig, schedule: Schedule, config: TrainConfig, mesh: Mesh, value_range, update: Callable
+    model: UNetConfig,
+    schedule: Schedule,
+    settings: StepSettings,
+    mesh: Mesh | AbstractMesh,
+    value_range,
+    update: Callable,
 ) -> Callable:
     """One member's step on one device: loss, gradient, sum over the data shards, optimiser."""
     shards = mesh.shape["data"]
@@ -129,7 +133,7 @@ def _member_step(
         keys_B = jax.vmap(lambda position: step_keys(seed, step, member, position))(position_B)
 
         def loss_of(params, images_BHWC, mask_B, keys_B):
-            loss = member_loss(model, schedule, value_range, config.flip, params, images_BHWC, mask_B, keys_B)
+            loss = member_loss(model, schedule, value_range, settings.flip, params, images_BHWC, mask_B, keys_B)
             return loss / (B * shards)
 
         pieces = count_pieces(model, images_BHWC.shape[1:], B, mesh)
@@ -137,30 +141,41 @@ def _member_step(
         loss, grads = sum_over_pieces(gradient, pieces, images_BHWC, mask_B, keys_B)
         if shards > 1:
             loss, grads = jax.lax.psum((loss, grads), "data")
-        state, norm = update(config, state, grads, step)
+        state, norm = update(settings, state, grads, step)
         return state, StepMetrics(loss, norm)
 
     return member_step
 
 
-@functools.lru_cache(maxsize=16)
 def make_train_step(
     model: UNetConfig,
     schedule: Schedule,
     config: TrainConfig,
-    mesh: Mesh,
+    mesh: Mesh | AbstractMesh,
     value_range: tuple[float, float] = (-1.0, 1.0),
     update: Callable = member_update,
 ) -> Callable[..., tuple[TrainState, StepMetrics]]:
     """The compiled step of the whole ensemble: ``(state, batch, step, seed) -> (state, metrics)``.
 
-    The state is donated; ``step`` and ``seed`` (`seed_of` the config) are integers.
+    The state is donated; ``step`` and ``seed`` (`seed_of` the config) are integers. Configs with the same
+    `StepSettings` get the same function.
 
     Each device works on its own members (and on its share of their batches, where there is a data axis: then the
     gradients are summed over it; over a pure member mesh there is no collective).
     """
-    member_step = _member_step(model, schedule, config, mesh, value_range, update)
-    local_step = _local_step(model, member_step)
+    return _train_step(model, schedule, StepSettings.of(config), mesh, value_range, update)
+
+
+@functools.lru_cache(maxsize=16)
+def _train_step(
+    model: UNetConfig,
+    schedule: Schedule,
+    settings: StepSettings,
+    mesh: Mesh | AbstractMesh,
+    value_range,
+    update: Callable,
+) -> Callable[..., tuple[TrainState, StepMetrics]]:
+    local_step = _local_step(model, _member_step(model, schedule, settings, mesh, value_range, update))
     in_specs = P("member"), P("member", "data"), P(), P()
     return per_device(local_step, mesh, in_specs, (P("member"), P("member")), donate=0)
 
@@ -175,12 +190,11 @@ def _local_step(model: UNetConfig, member_step: Callable) -> Callable:
     return local_step
 
 
-@functools.lru_cache(maxsize=16)
 def make_train_steps(
     model: UNetConfig,
     schedule: Schedule,
     config: TrainConfig,
-    mesh: Mesh,
+    mesh: Mesh | AbstractMesh,
     value_range: tuple[float, float] = (-1.0, 1.0),
 ) -> Callable[..., tuple[TrainState, StepMetrics]]:
     """``config.steps_per_call`` steps in one program: ``(state, batches, step, count, seed) -> (state, metrics)``.
@@ -188,7 +202,14 @@ def make_train_steps(
     Batches and metrics have a leading axis of ``steps_per_call`` steps; only the first ``count`` of them are made, so
     that the program is the same, and gives the same bits, whatever the number.
     """
-    local_step = _local_step(model, _member_step(model, schedule, config, mesh, value_range, member_update))
+    return _train_steps(model, schedule, StepSettings.of(config), mesh, value_range)
+
+
+@functools.lru_cache(maxsize=16)
+def _train_steps(
+    model: UNetConfig, schedule: Schedule, settings: StepSettings, mesh: Mesh | AbstractMesh, value_range
+) -> Callable[..., tuple[TrainState, StepMetrics]]:
+    local_step = _local_step(model, _member_step(model, schedule, settings, mesh, value_range, member_update))
 
     def local_steps(state_K, batch_SK, first, count, seed):
         zeros_SK = jnp.zeros(batch_SK.mask_KB.shape[:2])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ import ensdiff
 from ensdiff.data import Splits
 from ensdiff.ensemble import memory
 from ensdiff.ensemble.mesh import on_mesh
-from ensdiff.training.config import TrainConfig, seed_of
+from ensdiff.training.config import StepSettings, TrainConfig, seed_of
 from ensdiff.training.loop import make_batch
 from ensdiff.training.step import Batch, init_state, make_train_step, member_update, step_keys
 from tests.helpers import CODE, SHORT, TINY, blobs
@@ -54,14 +55,15 @@ def test_a_batch_in_pieces_trains_like_a_whole_one(monkeypatch):
     """One image at a time, and two: the loss, the gradient and with them everything else."""
     mesh = ensdiff.make_mesh(4, devices=jax.devices()[:1])
     whole = run(blobs(), steps=2)
+    train_step = sys.modules["ensdiff.training.step"]._train_step
     for held, number in ((1, 4), (2 * 8 * 8 * 4 * 4, 2)):
         monkeypatch.setattr(memory, "CACHED", {"cpu": held})
-        make_train_step.cache_clear()
+        train_step.cache_clear()
         try:
             pieces = run(blobs(), steps=2)
             assert memory.count_pieces(MODEL, (8, 8, 1), 4, mesh) == number
         finally:
-            make_train_step.cache_clear()
+            train_step.cache_clear()
         for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(pieces), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-4)
 
@@ -76,11 +78,11 @@ def test_causal_isolation(unit, devices):
     np.testing.assert_array_equal(same_members(before, after), CODE.rows(unit)[0] == 0)
 
 
-def clipped_together(config, state, grads, step):
+def clipped_together(settings, state, grads, step):
     """What must never be done: one norm over the gradients of all members."""
     norm = jnp.sqrt(jax.lax.psum(optax.tree.norm(grads, squared=True), "members"))
-    grads = jax.tree.map(lambda g: g * jnp.minimum(1.0, config.clip / norm), grads)
-    return member_update(dataclasses.replace(config, clip=0.0), state, grads, step)
+    grads = jax.tree.map(lambda g: g * jnp.minimum(1.0, settings.clip / norm), grads)
+    return member_update(dataclasses.replace(settings, clip=0.0), state, grads, step)
 
 
 def test_isolation_catches_a_global_norm_clip(monkeypatch):
@@ -151,7 +153,7 @@ def test_loss_is_the_mean_over_members_own_images(rng):
 def test_clip_and_average_are_per_member():
     grads = {"w": jnp.array([3.0, 4.0])}
     state = init_state_of_one({"w": jnp.zeros(2)})
-    new, norm = member_update(CONFIG, state, grads, jnp.int32(0))
+    new, norm = member_update(StepSettings.of(CONFIG), state, grads, jnp.int32(0))
     assert norm == 5
     decay = min(0.9, 1 / 10)
     np.testing.assert_allclose(new.ema["w"], (1 - decay) * new.params["w"], rtol=1e-6)
@@ -160,7 +162,7 @@ def test_clip_and_average_are_per_member():
 def init_state_of_one(params):
     from ensdiff.training.step import TrainState, optimizer
 
-    return TrainState(params, optimizer(CONFIG).init(params), params)
+    return TrainState(params, optimizer(StepSettings.of(CONFIG)).init(params), params)
 
 
 @pytest.mark.parametrize("shape", [(2, 1), (4, 1), (2, 2), (1, 4), (1, 2)])
@@ -225,6 +227,39 @@ def test_one_compilation():
             first = len(compiled)
     assert len(traces) == 1
     assert len(compiled) == first > 0
+
+
+@pytest.mark.parametrize("name", ["make_train_step", "make_train_steps"])
+def test_configs_share_a_program_unless_a_setting_enters_it(name):
+    """Another seed, number of steps, batch or interval is no other program; with a cosine the number of steps is."""
+    module, mesh = sys.modules["ensdiff.training.step"], ensdiff.make_mesh(4, devices=jax.devices()[:1])
+
+    def program(config, **other):
+        return getattr(module, name)(MODEL, SHORT, dataclasses.replace(config, **other), mesh)
+
+    free = dict(seed=7, steps=9, log_every=5, checkpoint_every=7, keep=2, sample_every=3, batch_size=2)
+    for option, value in free.items():
+        assert program(CONFIG, **{option: value}) is program(CONFIG), option
+    changes = dict(learning_rate=2e-2, warmup=2, clip=0.1, ema=0.5, flip=True, decay="cosine")
+    found = {program(CONFIG, **{option: value}) for option, value in changes.items()} | {program(CONFIG)}
+    assert len(found) == len(changes) + 1
+    cosine = dataclasses.replace(CONFIG, decay="cosine")
+    assert program(cosine, steps=9) is not program(cosine)
+    assert program(cosine, seed=7, keep=2) is program(cosine)
+
+
+def test_another_seed_and_number_of_steps_trace_nothing():
+    traces = []
+
+    def counted(*args):
+        traces.append(1)
+        return member_update(*args)
+
+    for free in (dict(), dict(seed=1, steps=9, log_every=5, checkpoint_every=7, keep=2)):
+        run(blobs(), config=dataclasses.replace(CONFIG, **free), update=counted, steps=1)
+    assert len(traces) == 1
+    run(blobs(), config=dataclasses.replace(CONFIG, learning_rate=2e-2), update=counted, steps=1)
+    assert len(traces) == 2
 
 
 def test_train_writes_a_run_that_loads_and_resumes_bit_for_bit(tmp_path):
@@ -293,8 +328,6 @@ def test_divergence_names_member_and_step_and_keeps_the_checkpoint(tmp_path, mon
         if step == 3:
             mask[2, 0] = np.inf
         return batch._replace(mask_KB=mask)
-
-    import sys
 
     monkeypatch.setattr(sys.modules["ensdiff.training.loop"], "make_batch", poisoned)
     with pytest.raises(ensdiff.DivergedError, match=r"member 2 diverged at step 3.*checkpoint is step 2"):
