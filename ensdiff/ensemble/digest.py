@@ -1,8 +1,9 @@
-"""Whether two things that a program is given are the same: SHA-256 of arrays and settings, and sums of stacked arrays.
+"""Checksums that tell whether two inputs are the same: SHA-256 of arrays and settings, and sums of stacked arrays.
 
-`digest` reads every byte on the host. `stacked_sums` is for parameters that may fill several accelerators: a sum of
-32-bit integers modulo 2^32 has the same bits in any order, so every device adds up what it holds, and only the sums
-leave it. They tell apart what differs by accident; whoever may choose the parameters can make two arrays of one sum.
+`digest` reads every byte on the host. `stacked_sums` is for parameters that may fill several accelerators. A sum of
+32-bit integers modulo 2^32 has the same bits in any order, so every device sums the part that it holds, and only the
+sums leave the device. These sums detect accidental differences, not deliberate ones: someone who can choose the
+parameters can construct two arrays with the same sum.
 """
 
 import hashlib
@@ -17,7 +18,7 @@ from ensdiff import hosts
 
 
 def digest(*trees: Any) -> str:
-    """SHA-256, as hexadecimal digits, of pytrees: their structure with its static fields, and every array's bytes.
+    """Return the SHA-256 of pytrees as hexadecimal digits. It covers the structure, static fields and array bytes.
 
     >>> digest({"a": np.arange(3)}) == digest({"a": np.arange(3)})
     True
@@ -38,17 +39,18 @@ def digest(*trees: Any) -> str:
 _LANES = np.array([0x9E3779B9, 0x7F4A7C15], np.uint32)
 """Two independent sums of 32 bits each."""
 _BLOCK = 2**16
-"""Words that the host mixes at a time: few enough to stay in the cache of a core."""
+"""Number of words that the host mixes at a time, small enough for the cache of a core."""
 
 
 def stacked_sums(leaves: list[Any]) -> UInt32[np.ndarray, "K leaves 2"]:
-    """Sums of each leaf's bits, one for every entry k of the leading axis that all leaves share.
+    """Return a checksum of the bits of each leaf, for every entry k of the leading axis that all leaves share.
 
-    With ``v_i`` the 32-bit words of ``leaf[k]`` (narrower numbers are widened, wider ones split):
-    ``sum_i mix(v_i ^ mix(i + lane)) mod 2^32``, in two lanes. The same on every device, sharding and process count.
+    With ``v_i`` the 32-bit words of ``leaf[k]`` (narrower numbers are widened, wider ones split), the checksum is
+    ``sum_i mix(v_i ^ mix(i + lane)) mod 2^32``, in two lanes. It does not depend on devices, sharding or the number of
+    processes.
 
     Args:
-        leaves: arrays of the host, on devices, or global ones, of which every process must call this.
+        leaves: arrays on the host or on devices. If they are global arrays, every process must call this function.
 
     >>> one = np.arange(6.0, dtype=np.float32).reshape(2, 3)
     >>> stacked_sums([one]).shape, bool((stacked_sums([one]) == stacked_sums([jnp.asarray(one)])).all())
@@ -56,11 +58,11 @@ def stacked_sums(leaves: list[Any]) -> UInt32[np.ndarray, "K leaves 2"]:
     """
     if all(map(_near, leaves)):
         return np.stack([_sums_on_host(leaf) for leaf in leaves], axis=1)
-    return hosts.fetch(_stack([_sums_on_devices(leaf) for leaf in leaves]))  # few shapes, so few small programs
+    return hosts.fetch(_stack([_sums_on_devices(leaf) for leaf in leaves]))  # few shapes, so few programs to compile
 
 
 def _near(leaf: Any) -> bool:
-    """Whether the host reads an array without a copy from elsewhere."""
+    """Return whether the array is in host memory, so that the host reads it without a transfer."""
     if not isinstance(leaf, jax.Array):
         return True
     return leaf.is_fully_addressable and all(map(_is_cpu, leaf.sharding.device_set))
@@ -71,14 +73,14 @@ def _is_cpu(device: Any) -> bool:
 
 
 def _mix(x: Any) -> Any:
-    """A bijection of 32-bit integers that changes half of the bits where one changes: MurmurHash3's finalizer."""
+    """Apply MurmurHash3's finalizer, a bijection of 32-bit integers that flips half of the bits when one changes."""
     x = (x ^ (x >> np.uint32(16))) * np.uint32(0x85EBCA6B)
     x = (x ^ (x >> np.uint32(13))) * np.uint32(0xC2B2AE35)
     return x ^ (x >> np.uint32(16))
 
 
 def _sums_on_host(leaf: Any) -> UInt32[np.ndarray, "K 2"]:
-    """Block by block of a sharded array, so that the host holds no second copy of it."""
+    """Sum a sharded array block by block, so that the host holds no second copy of it."""
     blocks = hosts.member_blocks(leaf)
     if sum(map(len, blocks.values())) != len(leaf) or any(b.shape[1:] != leaf.shape[1:] for b in blocks.values()):
         blocks = {0: np.asarray(leaf)}  # divided along other axes

@@ -1,4 +1,4 @@
-"""Metrics: arrays in, an `Estimate` with its 95 % interval (or a NamedTuple of them) out."""
+"""Metrics: functions of arrays that return an `Estimate` with its 95 % interval, or a NamedTuple of these."""
 
 from ensdiff.metrics.bootstrap import Estimate, bootstrap, proportion
 from ensdiff.metrics.classifier import Classifier, fit_classifier

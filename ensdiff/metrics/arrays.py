@@ -1,7 +1,7 @@
-"""What all metrics ask of their arrays, which values are equal but for rounding, and correlation over the last axis.
+"""Checks of arrays for all metrics, ties between values that differ only by rounding, and correlation over an axis.
 
-Every metric that ranks takes `rankable` values, so that two scores such as 0.3 and 0.1 + 0.2 share a rank, and by the
-expectation over random orders of what is tied, so that no result depends on where a value stands.
+Every metric that ranks uses `rankable` values, so that two scores such as 0.3 and 0.1 + 0.2 share a rank. It returns
+the expectation over random orders of tied values, so that no result depends on the position of a value.
 """
 
 from typing import Any
@@ -13,10 +13,10 @@ from ensdiff.typing import unmasked
 
 
 def table(values: Any, name: str, axes: str, like: np.ndarray | None = None) -> np.ndarray:
-    """A float64 array with as many axes as ``axes`` has letters, all finite and none empty.
+    """Return the values as a finite float64 array with one non-empty axis per letter of ``axes``.
 
     Raises:
-        ValueError: says the name, what was given and what was expected.
+        ValueError: the values are not numbers, not finite, or have another shape; the message contains ``name``.
     """
     array = np.asarray(unmasked(values, name))
     expected = f"({', '.join(axes)})"
@@ -36,23 +36,23 @@ def table(values: Any, name: str, axes: str, like: np.ndarray | None = None) -> 
 
 
 def correlate(a: np.ndarray, b: np.ndarray) -> Float[np.ndarray, "..."]:
-    """Pearson correlation over the last axis; 0 where either is constant."""
+    """Return the Pearson correlation over the last axis; 0 where either array is constant."""
     return (_direction(a) * _direction(b)).sum(-1)
 
 
 def _direction(values: np.ndarray) -> np.ndarray:
-    """Centred values of length 1; all 0 where they are constant."""
-    # less the first value before the mean, whose rounding would make a constant vary
+    """Return the values centred and scaled to length 1 over the last axis; all 0 where they are constant."""
+    # subtract the first value before the mean, so that the mean's rounding cannot make a constant vary
     centred = values - values[..., :1]
     centred = centred - centred.mean(-1, keepdims=True)
     for size in (lambda x: np.abs(x).max(-1, keepdims=True), lambda x: np.sqrt(np.square(x).sum(-1, keepdims=True))):
-        scale = size(centred)  # first by the largest, so that squares of small values do not vanish
+        scale = size(centred)  # first the largest, so that squares of small values do not underflow
         centred = np.divide(centred, scale, out=np.zeros_like(centred), where=scale > 0)
     return centred
 
 
 def precision(values: Any) -> float:
-    """Relative size of the rounding that an array's numbers carry: 4 eps of their dtype, at least of float64.
+    """Return the relative rounding error assumed for an array: 4 eps of its dtype, at least of float64; 0 for integers.
 
     >>> precision(np.float32(1)) > 1e8 * precision(1.0) > precision(1) == 0.0
     True
@@ -62,7 +62,7 @@ def precision(values: Any) -> float:
 
 
 def at_most(values: Any, level: float) -> np.ndarray:
-    """Whether values are at most a level; one that exceeds it by rounding only is.
+    """Return which values are at most ``level``, or exceed it only by rounding.
 
     >>> at_most([0.1, 3 * 0.1, 0.31], 0.3).tolist()
     [True, True, False]
@@ -71,9 +71,9 @@ def at_most(values: Any, level: float) -> np.ndarray:
 
 
 def rankable(values: Any, name: str, axes: str, like: np.ndarray | None = None) -> np.ndarray:
-    """`table`, with the values of a row (the last axis) that differ by rounding only made equal.
+    """Return `table` of the values, with those in a row (the last axis) that differ only by rounding made equal.
 
-    Rounding is `precision` of the dtype given; integers are exact.
+    The rounding is the `precision` of the given dtype; integers are exact.
 
     >>> rankable([[0.3, 0.1, 0.1 + 0.2]], "scores", "BN").tolist()
     [[0.3, 0.1, 0.3]]
@@ -82,15 +82,15 @@ def rankable(values: Any, name: str, axes: str, like: np.ndarray | None = None) 
 
 
 def tied(values_BM: np.ndarray, relative: float) -> Float[np.ndarray, "B M"]:
-    """`merged` within ``relative`` times the value itself, and within float64's precision of the row's largest."""
+    """Return `merged` values; the tolerance is ``relative`` times the value plus float64's precision of the largest."""
     return merged(values_BM, precision(1.0) * np.abs(values_BM).max(1), relative) if relative else values_BM
 
 
 def merged(values_BM: np.ndarray, tolerance_B: np.ndarray, relative: float = 0.0) -> Float[np.ndarray, "B M"]:
-    """Return the values with near-ties made equal: in ascending order, each takes the least value within its tolerance.
+    """Return the values with near-ties made equal: in ascending order, each becomes the least value within tolerance.
 
-    The tolerance is that of the row and ``relative`` times the larger of the two values. No value moves further than
-    that, however densely the values lie.
+    The tolerance is that of the row plus ``relative`` times the larger absolute value of the two. No value changes by
+    more than its tolerance, however densely the values lie.
 
     >>> merged(np.array([[0.3, 0.1, 0.1 + 0.2]]), np.array([1e-12])).tolist()
     [[0.3, 0.1, 0.3]]
@@ -109,10 +109,10 @@ def merged(values_BM: np.ndarray, tolerance_B: np.ndarray, relative: float = 0.0
 
 
 def resampled_spearman(a_BM: np.ndarray, b_BM: np.ndarray, counts_RM: np.ndarray) -> Float[np.ndarray, "R B"]:
-    """`spearman` of every row in every resample of the last axis, in which entry m is ``counts_RM[r, m]`` times.
+    """Return `spearman` of every row for every resample r of the last axis, which has ``counts_RM[r, m]`` copies of m.
 
-    A value's rank in a resample is the number of smaller ones and half of its equals, from sums of counts: nothing is
-    sorted anew.
+    The rank of a value in a resample is the number of smaller values plus half the number of equal ones. Both are sums
+    of counts, so resamples are not sorted.
 
     >>> a, b, rows = np.array([[1.0, 4.0, 2.0, 2.0]]), np.array([[1.0, 2.0, 5.0, 3.0]]), np.array([0, 0, 1, 3])
     >>> np.allclose(resampled_spearman(a, b, np.array([[2, 1, 0, 1]]))[0], spearman(a[:, rows], b[:, rows]))
@@ -124,7 +124,7 @@ def resampled_spearman(a_BM: np.ndarray, b_BM: np.ndarray, counts_RM: np.ndarray
         _, place_M, equals_U = np.unique(values_M, return_inverse=True, return_counts=True)
         in_order_RM = counts_RM[:, np.argsort(place_M, kind="stable")]
         equal_RU = np.add.reduceat(in_order_RM, equals_U.cumsum() - equals_U, axis=1)
-        return (equal_RU.cumsum(1) - (equal_RU + n) / 2)[:, place_M]  # the mean rank, less (n + 1) / 2
+        return (equal_RU.cumsum(1) - (equal_RU + n) / 2)[:, place_M]  # the mean rank minus (n + 1) / 2
 
     out_RB = np.zeros((len(counts_RM), len(a_BM)))
     for b, (first_M, second_M) in enumerate(zip(a_BM, b_BM, strict=True)):
@@ -136,7 +136,7 @@ def resampled_spearman(a_BM: np.ndarray, b_BM: np.ndarray, counts_RM: np.ndarray
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> Float[np.ndarray, "..."]:
-    """Rank correlation over the last axis, equal values sharing their mean rank; 0 where either is constant."""
+    """Return the rank correlation over the last axis, with mean ranks for equal values; 0 where either is constant."""
     from scipy import stats  # takes a second to import
 
     return correlate(stats.rankdata(a, axis=-1), stats.rankdata(b, axis=-1))

@@ -1,4 +1,4 @@
-"""Estimates with intervals: what every metric returns."""
+"""Estimates with intervals, which all metrics return."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -7,16 +7,16 @@ import numpy as np
 
 RESAMPLES = 1000
 BLOCK = 2**22
-"""Counts of one size that are there at a time."""
+"""Largest number of counts for one resampled axis in memory at a time."""
 
 
 class Estimate(NamedTuple):
-    """A value and its 95 % interval (NaN where none was asked for).
+    """A value and its 95 % interval, which is NaN if none was requested.
 
     Args:
-        value: of the data as they are.
+        value: value for the data without resampling.
         low: lower end of the interval.
-        high: its upper end.
+        high: upper end of the interval.
 
     >>> Estimate(0.5, 0.4, 0.6).low
     0.4
@@ -28,16 +28,16 @@ class Estimate(NamedTuple):
 
 
 def bootstrap(statistic: Callable[..., float], *sizes: int, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
-    """A statistic with the 2.5 and 97.5 % points of its bootstrap distribution.
+    """Return a statistic with the 2.5 and 97.5 % points of its bootstrap distribution.
 
     Args:
-        statistic: of one index array for each of ``sizes``, such as ``lambda rows: values[rows].mean()``.
-        sizes: how many things each index array chooses from; all are resampled, independently.
-        resamples: 0 gives no interval.
-        seed: of the resampling.
+        statistic: function of one index array for each of ``sizes``, such as ``lambda rows: values[rows].mean()``.
+        sizes: length of each resampled axis; the axes are resampled independently.
+        resamples: number of resamples; 0 gives no interval.
+        seed: seed of the resampling.
 
     Raises:
-        ValueError: nothing to resample.
+        ValueError: no sizes are given, or one of them is 0.
 
     >>> values = np.arange(100.0)
     >>> estimate = bootstrap(lambda rows: values[rows].mean(), 100)
@@ -55,17 +55,17 @@ def bootstrap(statistic: Callable[..., float], *sizes: int, resamples: int = RES
 def bootstrap_counts(
     statistic: Callable[..., np.ndarray], *sizes: int, resamples: int = RESAMPLES, seed: int = 0
 ) -> Estimate:
-    """`bootstrap` of a statistic that works on many resamples at once: the same estimate, sooner.
+    """Return the same estimate as `bootstrap`, but faster, for a statistic that handles many resamples at once.
 
     Args:
-        statistic: of one array (some resamples, size) for each of ``sizes``: how often each thing was drawn; one value
-            a resample out.
-        sizes: how many things are resampled.
-        resamples: 0 gives no interval.
-        seed: of the resampling.
+        statistic: function of one (R, size) array for each of ``sizes``, which holds how often each element was drawn
+            in each of R resamples. It returns one value per resample.
+        sizes: length of each resampled axis; the axes are resampled independently.
+        resamples: number of resamples; 0 gives no interval.
+        seed: seed of the resampling.
 
     Raises:
-        ValueError: nothing to resample.
+        ValueError: no sizes are given, or one of them is 0.
 
     >>> values = np.arange(100.0)
     >>> sooner = bootstrap_counts(lambda counts: counts @ values / 100, 100)
@@ -89,11 +89,11 @@ def bootstrap_counts(
 
 def _check(sizes: tuple[int, ...]) -> None:
     if not sizes or min(sizes) < 1:
-        raise ValueError(f"sizes={sizes}: expected at least one thing to resample")
+        raise ValueError(f"sizes={sizes}: expected at least one size, each at least 1")
 
 
 def _draw(rng: np.random.Generator, sizes: tuple[int, ...]) -> list[np.ndarray]:
-    """One resample: an index array for each size."""
+    """Draw one resample: an index array for each size."""
     return [rng.integers(size, size=size) for size in sizes]
 
 
@@ -103,7 +103,7 @@ def _interval(value: float, draws: np.ndarray | list[float]) -> Estimate:
 
 
 def mean(values_B: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
-    """The mean over rows, which are resampled.
+    """Return the mean over rows, with an interval from resampled rows.
 
     >>> mean(np.ones(5))
     Estimate(value=1.0, low=1.0, high=1.0)
@@ -114,10 +114,10 @@ def mean(values_B: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> Est
 
 
 def proportion(hits: int, trials: int, confidence: float = 0.95) -> Estimate:
-    """A share of independent trials with its exact (Clopper-Pearson) interval, of 95 % by default.
+    """Return a share of independent trials with its exact (Clopper-Pearson) interval, 95 % by default.
 
     Raises:
-        ValueError: no trials, or more hits than trials.
+        ValueError: there are no trials, or more hits than trials.
 
     >>> proportion(0, 20).high.__round__(3)
     0.168

@@ -1,4 +1,4 @@
-"""A small classifier whose hidden layer is a feature space for small images, where no published network applies."""
+"""A small classifier whose hidden layer is a feature space for small images, to which no published network applies."""
 
 import dataclasses
 from typing import Any
@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 
 @dataclasses.dataclass(frozen=True)
 class Classifier:
-    """A fitted multilayer perceptron on [0, 1] pixels; made by `fit_classifier`.
+    """A fitted multilayer perceptron on [0, 1] pixels, built by `fit_classifier`.
 
     >>> digits = ensdiff.data.digits()
     >>> fit_classifier(digits.images[:200], digits.labels[:200]).features(digits.images[:3]).shape
@@ -19,18 +19,18 @@ class Classifier:
     network: Any
 
     def features(self, images: np.ndarray) -> Float[np.ndarray, "N F"]:
-        """Activations of the last hidden layer for (N, H, W, C) images, uint8 or in [0, 1]."""
+        """Return the activations of the last hidden layer for (N, H, W, C) images, uint8 or in [0, 1]."""
         hidden = _flat(images)
         for weight, bias in zip(self.network.coefs_[:-1], self.network.intercepts_[:-1], strict=True):
             hidden = np.maximum(hidden @ weight + bias, 0.0)
         return hidden
 
     def predict(self, images: np.ndarray) -> Int[np.ndarray, " N"]:
-        """The most likely class of each image."""
+        """Return the most likely class of each image."""
         return self.network.predict(_flat(images))
 
     def accuracy(self, images: np.ndarray, labels: np.ndarray) -> float:
-        """Share of images whose class is predicted."""
+        """Return the share of images whose class is predicted correctly."""
         return float(np.mean(self.predict(images) == labels))
 
 
@@ -43,10 +43,10 @@ def fit_classifier(
         images: (N, H, W, C), uint8 or in [0, 1].
         labels: (N,) classes.
         hidden: widths of the hidden layers; the last one is the feature space.
-        seed: of the initial weights and the batches.
+        seed: seed of the initial weights and the batches.
 
     Raises:
-        ValueError: not one label an image, or one class only.
+        ValueError: there is not one label per image, or there are fewer than two classes.
 
     >>> digits = ensdiff.data.digits()
     >>> classifier = fit_classifier(digits.images[:200], digits.labels[:200], hidden=(16,))
@@ -57,7 +57,10 @@ def fit_classifier(
 
     images = np.asarray(images)
     if len(images) != len(labels) or len(np.unique(labels)) < 2:
-        raise ValueError(f"{len(images)} images and {len(labels)} labels: expected one label each, two classes or more")
+        raise ValueError(
+            f"{len(images)} images and {len(labels)} labels of {len(np.unique(labels))} classes: expected one label "
+            "per image and at least two classes"
+        )
     network = MLPClassifier(hidden, alpha=1e-3, max_iter=500, tol=1e-3, random_state=seed)
     return Classifier(network.fit(_flat(images), np.asarray(labels)))
 

@@ -1,7 +1,7 @@
-"""What counterfactuals say: radius, removal of the top units, unattributable samples, false attribution.
+"""Metrics of counterfactuals: radius, removal of the top units, unattributable samples, false attribution.
 
 (c1) The counterfactual radius of a sample is the largest distance to a counterfactual without one unit,
-``max_i |x - x_-i|`` (Dai & Gifford 2024, arXiv 2406.07908). It is published for images enlarged to 256x256x3 by
+``max_i |x - x_-i|`` (Dai & Gifford 2024, arXiv 2406.07908). The published radii are for images enlarged to 256x256x3 by
 repeating pixels, which multiplies an L2 distance by ``sqrt(256 * 256 * 3 / (H W C))`` (`published_scale`).
 """
 
@@ -18,7 +18,7 @@ from ensdiff.typing import unmasked
 
 
 class Radius(NamedTuple):
-    """The mean counterfactual radius over samples with its interval, and every sample's own.
+    """The mean counterfactual radius over samples with its interval, and the radius of each sample.
 
     >>> radius([[1.0, 3.0], [2.0, 0.0]]).radius_B.tolist()
     [3.0, 2.0]
@@ -31,15 +31,17 @@ class Radius(NamedTuple):
 
 
 class RemovalEffect(NamedTuple):
-    """What the removal of a method's k first units does, beside the removal of k random ones; means over samples.
+    """The effect of removing a method's top k units, compared with removing k random units; means over samples.
 
     Args:
-        l2: distance between the sample and its counterfactual without the top k.
-        l2_random: without k random units.
-        l2_gain: ``l2 - l2_random``, paired by sample; positive where the method finds what matters.
-        cosine: cosine similarity of their features (of pixels, where no features are given).
-        cosine_random: without k random units.
-        cosine_gain: ``cosine_random - cosine``, paired by sample; positive where the method finds what matters.
+        l2: L2 distance between a sample and its counterfactual without the top k units.
+        l2_random: the same without k random units.
+        l2_gain: ``l2 - l2_random``, paired by sample; positive if the top units matter more than random ones.
+        cosine: cosine similarity between the features (by default the pixels) of a sample and of its counterfactual
+            without the top k units.
+        cosine_random: the same without k random units.
+        cosine_gain: ``cosine_random - cosine``, paired by sample; positive if the top units matter more than random
+            ones.
 
     >>> removal([[1.0, 0.0]], [[0.0, 1.0]], [[[1.0, 0.0]]]).cosine_gain.value
     1.0
@@ -54,7 +56,7 @@ class RemovalEffect(NamedTuple):
 
 
 class PowerLaw(NamedTuple):
-    """``value ~ scale * size ** slope``, by least squares on logarithms.
+    """A power law ``value ~ scale * size ** slope``, fitted by least squares on logarithms.
 
     Args:
         slope: the exponent.
@@ -69,7 +71,10 @@ class PowerLaw(NamedTuple):
 
 
 def published_scale(shape: Sequence[int]) -> float:
-    """What an L2 distance of (H, W, C) images is multiplied by when they are enlarged to 256x256x3 (c1).
+    """Return the factor by which an L2 distance grows when (H, W, C) images are enlarged to 256x256x3 (c1).
+
+    Raises:
+        ValueError: the shape is not (H, W, C).
 
     >>> published_scale((256, 256, 3))
     1.0
@@ -80,17 +85,17 @@ def published_scale(shape: Sequence[int]) -> float:
 
 
 def radius(distances_BN: ArrayLike, scale: float = 1.0, *, resamples: int = RESAMPLES, seed: int = 0) -> Radius:
-    """Counterfactual radius (c1).
+    """Return the counterfactual radius (c1).
 
     Args:
         distances_BN: (B, N) distance of each sample to its counterfactual without each unit, such as the influences of
             ``attribute(..., method="exact", top=N)``.
-        scale: multiplied in; `published_scale` for the published unit.
-        resamples: of the interval, over samples; 0 is none.
-        seed: of the resampling.
+        scale: factor of the distances; pass `published_scale` to compare with published radii.
+        resamples: number of resamples (of the samples) for the interval; 0 gives no interval.
+        seed: seed of the resampling.
 
     Raises:
-        ValueError: negative distances.
+        ValueError: a distance is negative.
 
     >>> radius([[1.0, 3.0], [2.0, 0.0]], resamples=0).value
     2.5
@@ -103,25 +108,35 @@ def radius(distances_BN: ArrayLike, scale: float = 1.0, *, resamples: int = RESA
 
 
 def power_law(sizes_G: ArrayLike, values_GB: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0) -> PowerLaw:
-    """Fit the mean of B values against a size, such as radii against the number of units.
+    """Fit a power law to the mean of B values at each size, such as radii against the number of units.
 
     Args:
         sizes_G: (G,) positive sizes, at least two different ones.
-        values_GB: (G, B) positive values of B samples at every size.
-        resamples: of the interval, over the B samples (of every size on its own); 0 is none.
-        seed: of the resampling.
+        values_GB: (G, B) positive values of B samples at each size.
+        resamples: number of resamples (of the B samples, independently at each size) for the interval; 0 gives no
+            interval.
+        seed: seed of the resampling.
+
+    Returns:
+        `PowerLaw`, whose slope has an interval.
 
     Raises:
-        ValueError: sizes or values that are not positive, or one size only.
+        ValueError: the shapes do not match, a size or value is not positive, or all sizes are equal.
 
     >>> power_law([1, 10, 100], 5 * np.array([[1.0], [0.1], [0.01]])).slope.value.__round__(6)
     -1.0
     """
     sizes, values = table(sizes_G, "sizes_G", "G"), table(values_GB, "values_GB", "GB")
     if len(sizes) != len(values) or len(np.unique(sizes)) < 2:
-        raise ValueError(f"{len(sizes)} sizes and values {values.shape}: expected (G,), two or more, and (G, B)")
+        raise ValueError(
+            f"{len(sizes)} sizes and values of shape {values.shape}: expected (G,) sizes, at least two of them "
+            "different, and (G, B) values"
+        )
     if sizes.min() <= 0 or values.min() <= 0:
-        raise ValueError("sizes and values must be positive, to have logarithms")
+        raise ValueError(
+            f"the smallest size is {sizes.min():g} and the smallest value {values.min():g}: expected positive numbers, "
+            "which have logarithms"
+        )
     G, B = values.shape
 
     def fit(*counts_RB: np.ndarray) -> np.ndarray:
@@ -141,18 +156,19 @@ def removal(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> RemovalEffect:
-    """Removal of the top k units against removal of k random units.
+    """Compare the removal of a method's top k units with the removal of k random units.
 
     Args:
         images_BF: (B, ...) samples.
         without_top_BF: (B, ...) their counterfactuals without the k units that a method ranks first.
         without_random_RBF: (R, B, ...) their counterfactuals without R random choices of k units.
-        features: features of the three, (B, F), (B, F) and (R, B, F), for the cosine; by default the pixels.
-        resamples: of the intervals, over samples; 0 is none.
-        seed: of the resampling.
+        features: features of these three arrays, of shapes (B, F), (B, F) and (R, B, F), for the cosine similarity; by
+            default the pixels.
+        resamples: number of resamples (of the samples) for the intervals; 0 gives no intervals.
+        seed: seed of the resampling.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: the shapes do not match, or a value is not finite.
 
     >>> x = np.ones((4, 9))
     >>> removal(x, 0 * x, x[None] - 0.1).l2_gain.value.__round__(6)
@@ -163,7 +179,7 @@ def removal(
     l2_B, l2_RB = _l2(image - top), _l2(image - random)
     cosine_B, cosine_RB = _cosine(given[0], given[1]), _cosine(given[0], given[2])
     if len(cosine_B) != len(l2_B):
-        raise ValueError(f"features of {len(cosine_B)} samples, images of {len(l2_B)}: expected as many")
+        raise ValueError(f"features of {len(cosine_B)} samples, images of {len(l2_B)}: expected the same number")
     parts = (
         l2_B, l2_RB.mean(0), l2_B - l2_RB.mean(0),
         cosine_B, cosine_RB.mean(0), cosine_RB.mean(0) - cosine_B,
@@ -172,50 +188,54 @@ def removal(
 
 
 def unattributable(q_BT: ArrayLike, level: float = 0.1) -> Estimate:
-    """Share of samples of which no unit has a q-value up to ``level`` (and rounding), with its exact binomial interval.
+    """Return the share of samples whose units all have q-values above ``level``, with its exact binomial interval.
+
+    A q-value that exceeds the level only by rounding counts as equal to it.
 
     Args:
-        q_BT: (B, T) q-values, as of ``Attribution.q_value``; the smallest of a sample counts.
-        level: between 0 and 1.
+        q_BT: (B, T) q-values, such as ``Attribution.q_value``; only the smallest of each sample matters.
+        level: level between 0 and 1.
 
     Raises:
-        ValueError: not probabilities, or another level.
+        ValueError: a q-value is outside [0, 1], or the level is outside (0, 1).
 
     >>> unattributable([[0.01, 0.5], [0.2, 0.3]]).value
     0.5
     """
     q = table(q_BT, "q_BT", "BT")
     if q.min() < 0 or q.max() > 1 or not 0 < level < 1:
-        raise ValueError(f"q-values {q.min():g} .. {q.max():g}, level={level}: expected probabilities")
+        raise ValueError(
+            f"q-values {q.min():g} .. {q.max():g}, level={level}: expected q-values in [0, 1] and a level in (0, 1)"
+        )
     return proportion(int((~at_most(np.min(q_BT, axis=1), level)).sum()), len(q))
 
 
 def false_attribution(
     unchanged_B: ArrayLike, unchanged_BR: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> Estimate:
-    """``P(unchanged | attributed unit removed) / P(unchanged | another unit removed)``.
+    """Return ``P(unchanged | attributed unit removed) / P(unchanged | another unit removed)``.
 
-    1: the attributed unit is as good as any other, the attribution says nothing. 0: its removal always changes the
-    sample. Above 1: worse than any other.
+    A ratio of 0 means that removing the attributed unit always changes the sample. A ratio of 1 means that the
+    attributed unit matters no more than any other. Above 1, it matters less than the others.
 
     Args:
-        unchanged_B: (B,) whether the sample stays what it is when the attributed unit is removed.
+        unchanged_B: (B,) whether the sample stays the same when the attributed unit is removed.
         unchanged_BR: (B, R) the same when each of R other units is removed.
-        resamples: of the interval, over samples; 0 is none.
-        seed: of the resampling.
+        resamples: number of resamples (of the samples) for the interval; 0 gives no interval.
+        seed: seed of the resampling.
 
     Returns:
-        `Estimate`; NaN where no sample ever stays unchanged.
+        `Estimate`; its value is NaN if every removal of another unit changes the sample.
 
     Raises:
-        ValueError: shapes that do not fit, or values other than 0 and 1.
+        ValueError: the shapes do not match, or there are values other than 0 and 1.
 
     >>> false_attribution([1, 0, 0, 0], np.ones((4, 3)), resamples=0).value
     0.25
     """
     own, others = table(unchanged_B, "unchanged_B", "B"), table(unchanged_BR, "unchanged_BR", "BR")
     if len(own) != len(others) or not (np.isin(own, (0, 1)).all() and np.isin(others, (0, 1)).all()):
-        raise ValueError(f"shapes {own.shape} and {others.shape}: expected (B,) and (B, R), True or False")
+        raise ValueError(f"shapes {own.shape} and {others.shape}: expected (B,) and (B, R), with values True or False")
 
     def ratio(counts_RB: np.ndarray) -> np.ndarray:
         of_own, of_others = counts_RB @ own, counts_RB @ others.mean(1)
@@ -227,7 +247,8 @@ def false_attribution(
 def _triple(arrays: tuple, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     if len(arrays) != 3:
         raise ValueError(
-            f"{len(arrays)} {name}: expected those of the samples, without the top, and without random units"
+            f"{len(arrays)} arrays of {name}: expected 3, for the samples, their counterfactuals without the top units "
+            "and those without random units"
         )
     image, top, random = (np.asarray(unmasked(array, name), np.float64) for array in arrays)
     if image.ndim < 2 or top.shape != image.shape or random.shape[1:] != image.shape or not random.size:
@@ -246,6 +267,6 @@ def _l2(difference: np.ndarray) -> np.ndarray:
 
 
 def _cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """0 where either is all zeros."""
+    """Return the cosine similarity over the last axis; 0 where either array is all zeros."""
     scale = _l2(a) * _l2(b)
     return np.divide((a * b).sum(-1), scale, out=np.zeros(scale.shape), where=scale > 0)

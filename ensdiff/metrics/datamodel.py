@@ -2,12 +2,12 @@
 
 (l1) ``LDS_b = spearman_m(f(x_b; S_m), sum_{i in S_m} tau_bi)`` over random subsets S_m of the training units, f the
 output of a model trained on S_m (Park et al. 2023, arXiv 2303.14186, def. 2.3; Ilyas et al. 2022, arXiv 2202.00622).
-(l2) What noise between seeds allows: with r the rank correlation between outputs of R/2 seeds and of the other R/2,
-``rho = 2 r / (1 + r)`` is the reliability of the mean of R (Spearman-Brown), and ``sqrt(rho)`` the LDS of a method that
-knows the expected outputs.
+(l2) The ceiling due to noise between seeds: let r be the rank correlation between the mean outputs of R/2 seeds and of
+the other R/2. Then ``rho = 2 r / (1 + r)`` is the reliability of the mean of R seeds (Spearman-Brown), and
+``sqrt(rho)`` is the LDS of a method that knows the expected outputs.
 
-A score is meant to say that a unit's *presence* raises the output. A method that scores the rise of the loss on removal
-fits outputs that are minus the loss (``sign=1``), or the loss with ``sign=-1``.
+A positive score means that a unit's *presence* raises the output. For a method that scores the rise of the loss on
+removal, pass minus the loss as outputs with ``sign=1``, or the loss with ``sign=-1``.
 """
 
 from typing import Literal
@@ -31,26 +31,27 @@ def lds(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Estimate:
-    """Linear datamodeling score (l1), the mean over queries.
+    """Return the linear datamodeling score (l1), averaged over queries.
 
-    The interval resamples queries and subsets: few subsets make it wide, however many queries there are.
+    The interval resamples both queries and subsets, so few subsets make it wide even with many queries.
 
     Args:
         scores_BN: (B, N) score of each unit for each query.
-        subsets_NM: (N, M) 1 where unit i is in subset m; usually ``alpha`` N ones a column.
-        outputs_BM: (B, M) output on each query of the model trained on each subset; or (B, M, R) of R seeds, whose
-            mean counts.
-        sign: 1 where a positive score means that presence raises the output, -1 where it lowers it.
-        resamples: of the interval; 0 is none.
-        seed: of the resampling.
+        subsets_NM: (N, M) 1 where unit i is in subset m; usually each column has ``alpha`` N ones.
+        outputs_BM: (B, M) output on each query of the model trained on each subset; or (B, M, R) outputs of R seeds,
+            which are averaged.
+        sign: 1 if a positive score means that presence raises the output, -1 if it lowers it.
+        resamples: number of resamples for the interval; 0 gives no interval.
+        seed: seed of the resampling.
 
     Returns:
-        `Estimate` in [-1, 1]; a query with constant scores or outputs counts 0. Outputs that differ by no more than
-        rounding are ties, and so are sums of scores: theirs is ``4 eps sqrt(N)`` times the sum of the query's absolute
-        scores.
+        `Estimate` in [-1, 1]; a query with constant scores or outputs counts as 0. Outputs that differ only by rounding
+        are ties. So are sums of scores, whose rounding is taken as ``4 eps sqrt(N)`` times the sum of the query's
+        absolute scores.
 
     Raises:
-        ValueError: shapes that do not fit, fewer than three subsets, or entries of ``subsets_NM`` other than 0 and 1.
+        ValueError: the shapes do not match, there are fewer than three subsets, or ``subsets_NM`` has entries other
+            than 0 and 1.
 
     >>> rng = np.random.default_rng(0)
     >>> scores, subsets = rng.normal(size=(4, 20)), rng.integers(0, 2, (20, 30))
@@ -70,7 +71,7 @@ def lds(
     if M < 3 or not np.isin(subsets, (0, 1)).all():
         raise ValueError(f"subsets_NM holds {M} subsets: expected at least 3, of zeros and ones")
     check_value("sign", sign, Literal[1, -1])
-    # a matrix product may give two like subsets sums that differ by rounding: those are ties, not ranks
+    # a matrix product may give equal subsets sums that differ by rounding: these are ties, not ranks
     predicted = sign * merged(scores @ subsets, precision(1.0) * np.sqrt(N) * np.abs(scores).sum(1))
 
     def statistic(rows_RB: np.ndarray, columns_RM: np.ndarray) -> np.ndarray:
@@ -80,16 +81,16 @@ def lds(
 
 
 def lds_ceiling(outputs_BMR: ArrayLike, *, splits: int = 20, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
-    """The LDS that noise between seeds allows a perfect method (l2), the mean over queries.
+    """Return the LDS of a perfect method, limited only by noise between seeds (l2), averaged over queries.
 
     Args:
-        outputs_BMR: (B, M, R) output on each query of each subset's models of R >= 2 seeds.
-        splits: random splits of the seeds into halves that are averaged.
-        resamples: of the interval, over queries and subsets; 0 is none.
-        seed: of the splits and the resampling.
+        outputs_BMR: (B, M, R) output on each query of the models trained on each subset with R >= 2 seeds.
+        splits: number of random splits of the seeds into halves, over which the correlation is averaged.
+        resamples: number of resamples (of queries and subsets) for the interval; 0 gives no interval.
+        seed: seed of the splits and the resampling.
 
     Raises:
-        ValueError: fewer than two seeds or three subsets.
+        ValueError: there are fewer than two seeds or three subsets.
 
     >>> same = np.random.default_rng(0).normal(size=(3, 10, 1))
     >>> lds_ceiling(np.repeat(same, 2, axis=2)).value.__round__(6)
@@ -120,21 +121,21 @@ def loo(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Estimate:
-    """Correlation of scores with the effects of leaving out one unit, or one group (LOGO): the mean over queries.
+    """Return the correlation of scores with leave-one-out (or leave-one-group-out) effects, averaged over queries.
 
     Args:
         scores_BN: (B, N) score of each unit, or group, for each query.
-        effects_BN: (B, N) what a model retrained without it changes, larger for a larger dependence.
+        effects_BN: (B, N) effect of retraining without each unit, or group; larger for a larger dependence.
         kind: ``"spearman"`` or ``"pearson"``.
-        resamples: of the interval, over queries; 0 is none.
-        seed: of the resampling.
+        resamples: number of resamples (of queries) for the interval; 0 gives no interval.
+        seed: seed of the resampling.
 
     Returns:
-        `Estimate` in [-1, 1]; a query with constant scores or effects counts 0. Values that differ by no more than
-        rounding are equal.
+        `Estimate` in [-1, 1]; a query with constant scores or effects counts as 0. Values that differ only by rounding
+        count as equal.
 
     Raises:
-        ValueError: shapes that differ, or another kind.
+        ValueError: the shapes differ, or the kind is unknown.
 
     >>> effects = np.random.default_rng(0).normal(size=(4, 9))
     >>> loo(np.exp(effects), effects).value.__round__(9)

@@ -1,10 +1,10 @@
 """Frechet distance between two sets of features (Heusel et al. 2017, arXiv 1706.08500, eq. 6).
 
-``d^2 = |m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2))`` for Gaussians with the sets' means and covariances. With
-Inception features it is the FID; with any other features it is not, and is named by its feature space.
+``d^2 = |m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2))`` for Gaussians with the means and covariances of the sets. It
+is the FID only with Inception features; for other features, report the name of the feature space.
 
-Estimated from samples it is biased upwards, the more so the smaller the sets: compare only distances computed from
-sets of equal sizes, such as `frechet_floor`'s.
+The estimate from samples is biased upwards, and more so for smaller sets. Compare only distances computed from sets of
+equal sizes, such as those of `frechet_floor`.
 """
 
 import numpy as np
@@ -15,19 +15,19 @@ from ensdiff.typing import ArrayLike, unmasked
 
 
 def frechet_distance(a_NF: ArrayLike, b_MF: ArrayLike, *, bootstrap: int = 0, seed: int = 0) -> Estimate:
-    """Squared Frechet distance between two sets of features, in float64.
+    """Return the squared Frechet distance between two sets of features, in float64.
 
-    Resampling repeats rows, which narrows the spectra and lifts the distance: the interval tells the noise of the
-    estimate, and can lie above it.
+    Resampling repeats rows, which narrows the spectra and raises the distance. The interval shows the noise of the
+    estimate, but can lie entirely above it.
 
     Args:
         a_NF: (N, F) features of one set, N >= 2.
-        b_MF: (M, F) features of the other.
-        bootstrap: resamplings of both sets for the interval; 0 is none (NaN).
-        seed: of the resampling.
+        b_MF: (M, F) features of the other set, M >= 2.
+        bootstrap: number of resamples of both sets for the interval; 0 gives no interval (NaN).
+        seed: seed of the resampling.
 
     Raises:
-        ValueError: fewer than two rows, different F, or a value that is not finite.
+        ValueError: a set has fewer than two rows, the sets differ in F, or a value is not finite.
 
     >>> a = np.random.default_rng(0).normal(size=(500, 3))
     >>> round(frechet_distance(a, a + 2).value, 6)
@@ -42,16 +42,16 @@ def frechet_distance(a_NF: ArrayLike, b_MF: ArrayLike, *, bootstrap: int = 0, se
 
 
 def frechet_floor(features_NF: ArrayLike, size: int | None = None, *, splits: int = 20, seed: int = 0) -> float:
-    """What two disjoint sets of *real* data score: the mean distance over random pairs of ``size`` rows each.
+    """Return the mean distance between disjoint random sets of *real* data with ``size`` rows each.
 
     Args:
-        features_NF: features of real data.
-        size: rows of each set; by default half of them.
-        splits: random pairs that are averaged.
-        seed: of the pairs.
+        features_NF: (N, F) features of real data.
+        size: number of rows in each set; by default half of all rows.
+        splits: number of random pairs of sets that are averaged.
+        seed: seed of the pairs.
 
     Raises:
-        ValueError: a size of less than 2, or of more than half of the rows.
+        ValueError: the size is less than 2 or more than half of the rows, or a value is not finite.
 
     >>> features = np.random.default_rng(0).normal(size=(400, 2))
     >>> 0 < frechet_floor(features) < frechet_floor(features, 20)
@@ -60,7 +60,9 @@ def frechet_floor(features_NF: ArrayLike, size: int | None = None, *, splits: in
     features = _features(features_NF, "the set")
     size = len(features) // 2 if size is None else size
     if not 2 <= size <= len(features) // 2:
-        raise ValueError(f"size={size}: expected 2 .. {len(features) // 2}, two disjoint sets of {len(features)} rows")
+        raise ValueError(
+            f"size={size}: expected 2 .. {len(features) // 2}, for two disjoint sets of {len(features)} rows"
+        )
     rng = np.random.default_rng(seed)
     orders = [rng.permutation(len(features)) for _ in range(splits)]
     return float(np.mean([_distance(features[o[:size]], features[o[size : 2 * size]]) for o in orders]))
@@ -76,8 +78,11 @@ def _features(features: ArrayLike, name: str) -> np.ndarray:
 
 
 def _distance(a: np.ndarray, b: np.ndarray) -> float:
-    """tr (S_a S_b)^(1/2) is the sum of the singular values of A B^T, A and B centred and scaled data: no square root
-    of a singular matrix is taken. For more rows than features the QR factors stand for the data."""
+    """Compute the distance without the square root of a possibly singular matrix.
+
+    tr (S_a S_b)^(1/2) is the sum of the singular values of A B^T, where A and B are the centred and scaled data. If
+    there are more rows than features, QR factors replace the data.
+    """
     mean = a.mean(0) - b.mean(0)
     A, B = (_root((x - x.mean(0)) / np.sqrt(len(x) - 1)) for x in (a, b))
     cross = np.linalg.svd(A @ B.T, compute_uv=False).sum()
@@ -85,5 +90,5 @@ def _distance(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _root(x: np.ndarray) -> np.ndarray:
-    """A matrix R with R^T R = X^T X and no more rows than columns."""
+    """Return a matrix R with R^T R = X^T X and no more rows than columns, or X itself if it has no more."""
     return np.asarray(np.linalg.qr(x, mode="r")) if len(x) > x.shape[1] else x

@@ -1,8 +1,8 @@
 """Kernel distance between two sets of features: the squared maximum mean discrepancy (Gretton et al. 2012).
 
-With the kernel ``k(a, b) = (a . b / F + 1)^3`` and Inception features it is the KID (Binkowski et al. 2018, arXiv
-1801.01401); with other features it is not, and is named by its feature space. The estimate is unbiased, so it needs no
-sets of equal size, can be below 0, and is 0 on average for sets from one distribution.
+It is the KID (Binkowski et al. 2018, arXiv 1801.01401) only with the kernel ``k(a, b) = (a . b / F + 1)^3`` and
+Inception features; for other features, report the name of the feature space. The estimate is unbiased: the sets may
+differ in size, the estimate can be negative, and for two sets from one distribution its mean is 0.
 """
 
 import numbers
@@ -15,17 +15,18 @@ from ensdiff.metrics.bootstrap import Estimate
 
 
 def kernel_distance(a_NF: ArrayLike, b_MF: ArrayLike, *, degree: int = 3) -> Estimate:
-    """Unbiased squared kernel distance, in float64; the interval is 1.96 jackknife standard errors on each side.
+    """Return the unbiased squared kernel distance, in float64, with 1.96 jackknife standard errors on each side.
 
-    (A bootstrap would repeat rows, which the unbiased estimate takes for agreement.)
+    A bootstrap would not do, because it repeats rows, which the unbiased estimate would count as similar.
 
     Args:
         a_NF: (N, F) features of one set, N >= 3.
-        b_MF: (M, F) features of the other, M >= 3.
-        degree: of the polynomial kernel.
+        b_MF: (M, F) features of the other set, M >= 3.
+        degree: degree of the polynomial kernel.
 
     Raises:
-        ValueError: fewer than three rows, different F, or a value that is not finite.
+        ValueError: a set has fewer than three rows, the sets differ in F, a value is not finite, or the degree is not a
+            positive integer.
 
     >>> rng = np.random.default_rng(0)
     >>> near = kernel_distance(rng.normal(size=(200, 4)), rng.normal(size=(200, 4)))
@@ -37,7 +38,9 @@ def kernel_distance(a_NF: ArrayLike, b_MF: ArrayLike, *, degree: int = 3) -> Est
     if not isinstance(degree, numbers.Integral) or isinstance(degree, bool) or degree < 1:
         raise ValueError(f"degree={degree}: expected an integer of at least 1")
     if min(N, M) < 3 or b.shape[1] != F:
-        raise ValueError(f"sets of shapes {a.shape} and {b.shape}: expected three rows or more and the same features")
+        raise ValueError(
+            f"sets of shapes {a.shape} and {b.shape}: expected at least three rows each and the same number of features"
+        )
     aa, bb, ab = ((x @ y.T / F + 1) ** degree for x, y in ((a, a), (b, b), (a, b)))
     for within in (aa, bb):
         np.fill_diagonal(within, 0.0)

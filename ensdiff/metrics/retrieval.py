@@ -1,10 +1,10 @@
-"""Retrieval: is what should be found ranked first? Ties count as if they were broken at random.
+"""Retrieval metrics: how highly the unit or group that should be found is ranked. Ties are broken at random.
 
-A thing with g things strictly above it and e of equal score (itself among them) has a rank that is uniform
-over ``g + 1 .. g + e``. Recall, reciprocal rank and discounted gain are expected values over it: a constant score gets
-what chance gets. Where several groups share the largest effect, each of them is the truly most influential one with
-equal probability. Scores, and effects, that differ by rounding only are equal (`ensdiff.metrics.arrays`), so no result
-depends on the order of the units or groups.
+If g candidates score strictly above a candidate and e have the same score (itself included), its rank is uniform over
+``g + 1 .. g + e``. Recall, reciprocal rank and discounted gain are expected values over these ranks, so constant scores
+get the result of chance. If several groups share the largest effect, each of them is the truly most influential one
+with equal probability. Scores or effects that differ only by rounding count as equal (`ensdiff.metrics.arrays`). No
+result depends on the order of the units or groups.
 """
 
 from typing import NamedTuple
@@ -18,14 +18,14 @@ from ensdiff.metrics.bootstrap import RESAMPLES, Estimate, mean
 
 
 class GroupRetrieval(NamedTuple):
-    """How well groups are ranked against the effects of leaving each out.
+    """The quality of a ranking of groups, judged by the effects of leaving each group out.
 
     Args:
         top_1: share of queries whose truly most influential group is ranked first.
-        ndcg: normalised discounted cumulative gain of the first three; the gain of a group is its effect less the
-            query's smallest. 0 for a query whose effects are all equal, as for ``correlation``.
+        ndcg: normalised discounted cumulative gain of the first three groups. The gain of a group is its effect minus
+            the smallest effect of the query. It is 0 for a query whose effects are all equal.
         mrr: mean reciprocal rank of the truly most influential group.
-        correlation: rank correlation over groups.
+        correlation: rank correlation over groups; also 0 for a query whose effects are all equal.
 
     >>> group_retrieval([[3.0, 1.0, 2.0]], [[0.3, 0.1, 0.2]]).top_1.value
     1.0
@@ -38,13 +38,14 @@ class GroupRetrieval(NamedTuple):
 
 
 class PlantedRetrieval(NamedTuple):
-    """How well planted units are found by queries that are their content.
+    """How well planted units are found by queries that equal their content.
 
     Args:
         recall_1: share of queries whose unit is ranked first.
         recall_10: share of queries whose unit is among the first ten.
         mrr: mean reciprocal rank of the unit.
-        twin_mrr: the same units' mean reciprocal rank where they hold something else; None without a twin.
+        twin_mrr: mean reciprocal rank of the same units for a twin model, in whose training data they held something
+            else; None without a twin.
         gain: ``mrr - twin_mrr``, paired by query; None without a twin.
 
     >>> planted([[0.0, 2.0, 1.0]], [2]).mrr.value
@@ -61,16 +62,16 @@ class PlantedRetrieval(NamedTuple):
 def group_retrieval(
     scores_BG: ArrayLike, effects_BG: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> GroupRetrieval:
-    """Compare a ranking of groups with the effects of leaving each out; means over queries.
+    """Compare a ranking of groups with the effects of leaving each group out, and average over queries.
 
     Args:
         scores_BG: (B, G) score of each group for each query.
-        effects_BG: (B, G) what leaving it out changes, larger for a larger dependence.
-        resamples: of the intervals, over queries; 0 is none.
-        seed: of the resampling.
+        effects_BG: (B, G) effect of leaving out each group; larger for a larger dependence.
+        resamples: number of resamples (of queries) for the intervals; 0 gives no intervals.
+        seed: seed of the resampling.
 
     Raises:
-        ValueError: shapes that differ, or fewer than two groups.
+        ValueError: the shapes differ, or there are fewer than two groups.
 
     >>> effects = np.array([[3.0, 1.0, 0.0, 2.0], [0.0, 5.0, 1.0, 2.0]])
     >>> group_retrieval(effects, effects).ndcg.value
@@ -80,9 +81,9 @@ def group_retrieval(
     scores = rankable(scores_BG, "scores_BG", "BG", like=effects)
     G = effects.shape[1]
     if G < 2:
-        raise ValueError("one group: expected at least two, to rank")
+        raise ValueError("one group: expected at least two groups to rank")
     ranks, best_BG = _Ranks.of(scores), effects == effects.max(1, keepdims=True)
-    best_BG = best_BG / best_BG.sum(1, keepdims=True)  # the probability of each to be the most influential one
+    best_BG = best_BG / best_BG.sum(1, keepdims=True)  # the probability that each is the most influential one
     gain_BG = effects - effects.min(1, keepdims=True)
     discount_G = np.where(np.arange(G) < 3, 1 / np.log2(np.arange(G) + 2), 0)
     ideal_B = -np.sort(-gain_BG, axis=1) @ discount_G
@@ -101,18 +102,18 @@ def planted(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> PlantedRetrieval:
-    """Is the unit that holds a query found among all?
+    """Measure how highly the unit that holds each query is ranked among all units.
 
     Args:
         scores_BN: (B, N) score of each unit for each query.
-        unit_B: (B,) the unit that holds it.
-        twin_scores_BN: the same queries' scores by a model in whose training data these units held something else:
-            what is found there was found without a reason.
-        resamples: of the intervals, over queries; 0 is none.
-        seed: of the resampling.
+        unit_B: (B,) the unit that holds each query.
+        twin_scores_BN: (B, N) scores of the same queries for a twin model, in whose training data these units held
+            something else. Units found there are found without a cause.
+        resamples: number of resamples (of queries) for the intervals; 0 gives no intervals.
+        seed: seed of the resampling.
 
     Raises:
-        ValueError: shapes that do not fit, or units that do not exist.
+        ValueError: the shapes do not match, or a unit does not exist.
 
     >>> planted(np.eye(12)[:3], [0, 1, 2]).recall_1.value
     1.0
@@ -122,7 +123,7 @@ def planted(
     if unit.shape != (len(scores),) or unit.dtype.kind not in "iu":
         raise ValueError(f"unit_B has shape {unit.shape}, dtype {unit.dtype}: expected ({len(scores)},) integers")
     if not ((unit >= 0) & (unit < scores.shape[1])).all():
-        raise ValueError(f"unit_B holds a unit outside of 0 .. {scores.shape[1] - 1}")
+        raise ValueError(f"unit_B holds units {unit.min()} .. {unit.max()}: expected 0 .. {scores.shape[1] - 1}")
     N = scores.shape[1]
 
     def of_units(scores_BN: np.ndarray, *values_N: np.ndarray) -> list[np.ndarray]:
@@ -140,7 +141,7 @@ def planted(
 
 
 class _Ranks(NamedTuple):
-    """How many things are strictly above each, and how many are equal to it, itself included."""
+    """The number of candidates with a strictly higher score than each, and with an equal score (itself included)."""
 
     above_BN: Int[np.ndarray, "B N"]
     equal_BN: Int[np.ndarray, "B N"]
@@ -153,7 +154,7 @@ class _Ranks(NamedTuple):
         return cls(first - 1, last - first + 1)
 
     def expected(self, value_N: np.ndarray) -> Float[np.ndarray, "B N"]:
-        """The mean of a value of each rank, the best one first, over the ranks that each thing may have."""
+        """Return the mean of ``value_N``, the values of ranks 1, 2, ..., over the possible ranks of each candidate."""
         total = np.concatenate([[0.0], np.cumsum(value_N)])
         return (total[self.above_BN + self.equal_BN] - total[self.above_BN]) / self.equal_BN
 

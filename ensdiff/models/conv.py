@@ -1,27 +1,27 @@
-"""Convolution of one member that stays fast when an ensemble stacks its members, on every backend and in both modes.
+"""Convolution of one member that stays fast when an ensemble stacks its members, on every backend, forward and reverse.
 
-A convolution is one trilinear form in its input x, its kernel k and a direction y of its output: the output, the
-input gradient and the kernel gradient are its three partial derivatives, and each is linear in two arguments. One
-primitive stands for all three (``out`` says which), so that derivatives of any order and mode are again convolutions
-and each can be computed in the way that its backend does fast:
+A convolution is a trilinear form in its input x, its kernel k and a direction y of its output. The output, the input
+gradient and the kernel gradient are its three partial derivatives, and each is linear in two arguments. One primitive
+represents all three; its parameter ``out`` selects one. Derivatives of any order and mode are therefore convolutions
+again, and each backend can compute each of them in its fastest way:
 
-- XLA's CPU backend computes the gradients that autodiff writes down one or two hundred times slower than the
-  convolution itself when they are inside of a loop, so there both are written as plain convolutions.
-- Elsewhere they are what autodiff gives.
+- Inside a loop, XLA's CPU backend computes the gradients that autodiff produces one or two hundred times slower than
+  the convolution itself. On CPUs, both gradients are therefore written as plain convolutions.
+- Other backends use the gradients of autodiff.
 
-How members are computed is the *strategy*: what a `vmap` over them becomes, and by which algorithm one of them is:
+The *strategy* decides what a `vmap` over members becomes, and which algorithm computes one member:
 
-- ``"map"``: members one after another in a compiled loop, each a plain convolution. `over_members` then
-  loops over whole members and does not stack their convolutions at all: one member's activations are alive at a
+- ``"map"``: a compiled loop computes one member after another, each with a plain convolution. `over_members` then
+  loops over whole members and does not stack their convolutions at all. Only one member's activations are alive at a
   time, and compiling takes as long as for one member.
-- ``"winograd"``: the same loop, and on CPUs 3x3 convolutions of wide layers as `ensdiff.models.winograd` computes
-  them, in 16 products instead of 36. They compile more slowly; the gradient of a kernel is as with ``"map"``.
-- ``"loop"``: one plain convolution per member, written out.
-- ``"grouped"``: what `vmap` does by itself, a grouped convolution.
+- ``"winograd"``: the same loop. On CPUs, `ensdiff.models.winograd` computes the 3x3 convolutions of wide layers, with
+  16 products instead of 36. Compiling takes longer. The kernel gradient is the same as with ``"map"``.
+- ``"loop"``: one plain convolution per member, unrolled.
+- ``"grouped"``: one grouped convolution, which is the default of `vmap`.
 - ``"matmul"``: shifted copies of the input (im2col) times the kernels, one batched matrix product for all members.
 
-All compute the same sums but for rounding. Where only the inputs are stacked, they are one larger batch.
-``"auto"`` may stand for one strategy in predictions and for another in training.
+All strategies compute the same sums up to rounding. If only the inputs are stacked, they become one larger batch.
+``"auto"`` may stand for different strategies in predictions and in training.
 """
 
 import functools
@@ -42,16 +42,16 @@ Strategy = Literal["auto", "map", "winograd", "grouped", "loop", "matmul"]
 Out = Literal["y", "x", "k"]
 
 AUTO: dict[str, Strategy] = {"cpu": "map", "tpu": "map", "gpu": "map"}
-"""What ``"auto"`` stands for. The row of the CPU is measured (`experiments.benchmark`, table "strategies"), the TPU's
-is from compiled programs (BUILD.md); that of GPUs is not measured."""
+"""The strategy that ``"auto"`` stands for. The CPU's was chosen by measurement (`experiments.benchmark`, table
+"strategies") and the TPU's from compiled programs (BUILD.md); the GPU's is not measured."""
 
 AUTO_PREDICTING: dict[str, Strategy] = {**AUTO, "cpu": "winograd"}
-"""The same where no gradient with respect to parameters is taken: sampling, landscapes, Jacobians, losses, that is, in
-`apply_member` (a `UNet` applied by itself is as in training). Measured by the same table."""
+"""The same for computations without a gradient with respect to parameters: sampling, landscapes, Jacobians and losses,
+which all use `apply_member`. A `UNet` applied directly uses `AUTO`. Chosen from the same table."""
 
 
 def resolve(strategy: Strategy, platform: str | None = None, *, predicting: bool = False) -> Strategy:
-    """The strategy that ``"auto"`` stands for on a platform, by default that of the default backend."""
+    """Return the strategy, with ``"auto"`` replaced by its meaning on a platform, by default the default backend's."""
     check_value("conv", strategy, Strategy)
     if strategy != "auto":
         return strategy
@@ -59,7 +59,7 @@ def resolve(strategy: Strategy, platform: str | None = None, *, predicting: bool
 
 
 def one_by_one(strategy: Strategy) -> bool:
-    """Whether members are computed one after another, in a loop."""
+    """Return whether members are computed one after another, in a compiled loop."""
     return resolve(strategy) in ("map", "winograd")
 
 
@@ -71,14 +71,14 @@ def conv2d(
     padding: int = 1,
     strategy: Strategy = "auto",
 ) -> Float[Array, "B I J D"]:
-    """Two-dimensional convolution (cross-correlation), channels last, the same zero padding on all four sides.
+    """Compute a two-dimensional convolution (cross-correlation), channels last, with equal zero padding on all sides.
 
     Args:
         x_BHWC: the input.
         kernel: (h, w, C, D) weights.
-        stride: the same in both directions.
-        padding: rows and columns of zeros added on each side.
-        strategy: how members are computed, see the module's text.
+        stride: stride in both directions.
+        padding: number of rows and columns of zeros added on each side.
+        strategy: how members are computed; see the module docstring.
 
     >>> conv2d(jnp.ones((1, 4, 4, 1)), jnp.ones((3, 3, 1, 1)))[0, :, :, 0].tolist()[1]
     [6.0, 9.0, 9.0, 6.0]
@@ -93,11 +93,11 @@ def conv2d(
 def upsampled_conv2d(
     x_BHWC: Float[Array, "B H W C"], kernel: Float[Array, "3 3 C D"], *, strategy: Strategy = "auto"
 ) -> Float[Array, "B 2*H 2*W D"]:
-    """Each pixel repeated to 2x2, then a 3x3 convolution padded by 1, in about 4/9 of the products.
+    """Repeat each pixel to 2x2, then apply a 3x3 convolution padded by 1, with about 4/9 of the products.
 
-    Of the nine taps of an output pixel several meet copies of one input pixel; their weights are added first. The
-    four parities (a, b) of an output pixel (2i + a, 2j + b) leave a 2x2 kernel each; all four are the channels of one
-    convolution at the lower resolution.
+    Several of the nine taps of an output pixel meet copies of one input pixel, so their weights are added first. Each
+    of the four parities (a, b) of an output pixel (2i + a, 2j + b) then needs only a 2x2 kernel. The four kernels
+    become the output channels of one convolution at the lower resolution.
     """
     B, H, W, C = x_BHWC.shape
     D = kernel.shape[-1]
@@ -119,7 +119,7 @@ def _plain(x_BHWC: Array, kernel: Array, stride: int, padding: tuple[int, int]) 
 
 
 def _patches(x_BHWC: Array, h: int, w: int, stride: int, padding: int) -> Array:
-    """(B, I, J, h * w * C) windows of the input, in the order of a kernel's leading axes."""
+    """Return the (B, I, J, h * w * C) windows of the input, in the order of the leading axes of a kernel."""
     x = jnp.pad(x_BHWC, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     B, H, W, C = x.shape
     rows, columns = (H - h) // stride + 1, (W - w) // stride + 1
@@ -137,7 +137,7 @@ def _patches(x_BHWC: Array, h: int, w: int, stride: int, padding: int) -> Array:
 
 
 def _by_lax(a: Array, b: Array, out: Out, size: tuple[int, int], stride: int, padding: int) -> Array:
-    """The form by XLA's convolution and what autodiff makes of it."""
+    """Compute the form with XLA's convolution and its transposes by autodiff."""
 
     def conv(x, k):
         return _plain(x, k, stride, (padding, padding))
@@ -146,7 +146,7 @@ def _by_lax(a: Array, b: Array, out: Out, size: tuple[int, int], stride: int, pa
 
 
 def _by_matmul(a: Array, b: Array, out: Out, size: tuple[int, int], stride: int, padding: int) -> Array:
-    """The form by windows of the input and a matrix product."""
+    """Compute the form as a matrix product with the windows of the input."""
 
     def conv(x, k):
         h, w, C, D = k.shape
@@ -166,7 +166,7 @@ def _by_transpose(conv, a: Array, b: Array, out: Out, size: tuple[int, int]) -> 
 
 
 def _on_cpu(a: Array, b: Array, out: Out, size: tuple[int, int], stride: int, padding: int) -> Array:
-    """The form of convolutions that XLA's CPU backend computes at full speed inside of loops too."""
+    """Compute the form with convolutions that XLA's CPU backend runs at full speed even inside loops."""
     if out == "y":
         return _plain(a, b, stride, (padding, padding))
     if stride > 1:
@@ -174,7 +174,7 @@ def _on_cpu(a: Array, b: Array, out: Out, size: tuple[int, int], stride: int, pa
     if out == "x":
         h, w = b.shape[:2]
         return _plain(a, jnp.flip(b, (0, 1)).swapaxes(2, 3), 1, (h - 1 - padding, w - 1 - padding))
-    if b.shape[1] > a.shape[1] or b.shape[2] > a.shape[2]:  # XLA would exchange a larger kernel with its input
+    if b.shape[1] > a.shape[1] or b.shape[2] > a.shape[2]:  # XLA would swap a kernel with a smaller input
         a, padding = jnp.pad(a, ((0, 0), (padding, padding), (padding, padding), (0, 0))), 0
 
     # sum_bij x[b, i + p, j + q, c] y[b, i, j, d]: channels are the batch, images are channels, y is the kernel
@@ -183,16 +183,18 @@ def _on_cpu(a: Array, b: Array, out: Out, size: tuple[int, int], stride: int, pa
 
 
 WIDE = 20
-"""Least ``C D / (C + D)`` of a layer for Winograd's filtering: the products that it saves, against the values that it
-transforms. With less it gains nothing on a CPU, but compiles longer (`experiments.benchmark`, table "layers")."""
+"""Smallest ``C D / (C + D)`` of a layer for which Winograd's filtering is used: the ratio of saved products to
+transformed values. Below it, a CPU gains nothing and compiling takes longer (`experiments.benchmark`, table
+"layers")."""
 
 TILES = 64
-"""Least number of 2x2 tiles of its output. By count: transforming a kernel takes 144 multiply-adds an entry, and a tile
-saves 20. Layers of so many tiles were measured to gain (4x4 images, 16 of them), of fewer none were measured."""
+"""Smallest number of 2x2 output tiles for which it is used. Transforming a kernel takes 144 multiply-adds per entry,
+and each tile saves 20. Layers with this many tiles (16 images of 4x4) gained when measured; smaller layers were not
+measured."""
 
 
 def _on_cpu_by_winograd(a: Array, b: Array, out: Out, size: tuple[int, int], stride: int, padding: int) -> Array:
-    """`_on_cpu`, and the convolution and its input gradient by Winograd's filtering where that is faster."""
+    """Compute the form as `_on_cpu` does, but use Winograd's filtering for "y" and "x" if it is faster."""
     fits = out != "k" and b.shape[:2] == (3, 3) and stride == padding == 1
     C, D = b.shape[2:]
     tiles = a.shape[0] * -(-a.shape[1] // 2) * -(-a.shape[2] // 2)
@@ -238,7 +240,7 @@ def _spatial(a: Any, of: Out) -> tuple[int, int]:
     return tuple(a.aval.shape[:2] if of == "k" else a.aval.shape[1:3])
 
 
-# operands of each partial derivative; the derivative by one of them is a partial derivative again
+# operands of each partial derivative; its derivative with respect to either operand is one of the three again
 _OPERANDS: dict[Out, tuple[Out, Out]] = {"y": ("x", "k"), "x": ("y", "k"), "k": ("x", "y")}
 
 
@@ -261,7 +263,7 @@ def _batch(args, axes, *, out, strategy, **params):
     a, b = (a if axis is None else jnp.moveaxis(a, axis, 0) for a, axis in zip(args, axes, strict=True))
     stacked = tuple(axis is not None for axis in axes)
     one = functools.partial(_conv_p.bind, out=out, strategy=strategy, **params)
-    if out != "k" and not stacked[1]:  # one kernel: the stacked axis is more batch
+    if out != "k" and not stacked[1]:  # one kernel: the stacked axis joins the batch
         flat = one(a.reshape(-1, *a.shape[2:]), b)
         return flat.reshape(count, -1, *flat.shape[1:]), 0
     if strategy in ("grouped", "matmul"):

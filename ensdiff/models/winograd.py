@@ -1,14 +1,14 @@
 """3x3 convolutions with fewer products: Winograd's minimal filtering F(2x2, 3x3) (Lavin & Gray, arXiv 1509.09308).
 
-In one dimension two neighbouring outputs of a filter of three taps are six products; written as
-``A^T [(G k) * (B^T x)]`` they are four. In two dimensions a tile of 2x2 outputs takes 16 products instead of 36, and
-each of the 16 is one matrix product over the channels, of all tiles at once.
+In one dimension, two neighbouring outputs of a three-tap filter take six products; written as
+``A^T [(G k) * (B^T x)]`` they take four. In two dimensions, a tile of 2x2 outputs takes 16 products instead of 36. Each
+of the 16 is one matrix product over the channels, for all tiles at once.
 
-The terms are added with coefficients 0, 1 and 1/2 in another order, and some of them are added and taken away again.
-So the rounding error of an output is a few units in the last place of the largest input of its 4x4 window times the
-sum of the kernel's absolute values, also where a weight of 0 would keep that input out of the plain convolution; and
-what is infinite becomes NaN. On inputs of one scale, such as those of a normalised layer, it is as exact as the plain
-convolution.
+The terms are summed in another order, with coefficients 0, 1 and 1/2, and some are added and then subtracted again.
+The rounding error of an output is therefore a few units in the last place of the largest input in its 4x4 window times
+the sum of the kernel's absolute values, even if that input has weight 0 in the plain convolution. An infinite input
+gives NaN. For inputs of one scale, such as those of a normalised layer, the result is as exact as the plain
+convolution's.
 """
 
 import jax
@@ -23,30 +23,30 @@ _KERNEL = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])  #
 _OUTPUT = np.array([[1, 1, 1, 0], [0, 1, -1, -1]])  # A^T
 
 CACHED = 2**19
-"""Most bytes of the images that are worked off at once: their 16 transforms are four times as large, and so are the
+"""Largest number of bytes of images processed at once; their 16 transforms take four times as much, and so do the
 products. Measured on a CPU, with 28x28 images of 32 and 64 channels."""
 
 OVERHEAD = 0.5
-"""What a part costs beside its images, in images."""
+"""Fixed cost of a part, in units of the cost of one image."""
 
 Grid = list[list[Array]]
 
 
 def output(x_BHWC: Num[ArrayLike, "B H W C"], kernel: Num[ArrayLike, "3 3 C D"]) -> Float[Array, "B H W D"]:
-    """The cross-correlation of stride 1 with one row and column of zeros around the input.
+    """Compute the cross-correlation of stride 1, with one row or column of zeros on each side of the input.
 
     Args:
         x_BHWC: images of any size.
-        kernel: weights of the same floating-point type, which all sums are in.
+        kernel: weights of the same floating-point dtype, in which all sums are computed.
 
     Raises:
-        TypeError: the types differ, or are not floating-point ones.
+        TypeError: the dtypes differ, or are not floating-point.
 
     >>> output(jnp.ones((1, 4, 4, 1)), jnp.ones((3, 3, 1, 1)))[0, :, :, 0].tolist()[1]
     [6.0, 9.0, 9.0, 6.0]
     """
     if x_BHWC.dtype != kernel.dtype or not jnp.issubdtype(kernel.dtype, jnp.floating):
-        raise TypeError(f"an input of {x_BHWC.dtype} and a kernel of {kernel.dtype}: expected one floating-point type")
+        raise TypeError(f"an input of {x_BHWC.dtype} and a kernel of {kernel.dtype}: expected one floating-point dtype")
     B, H, W, C = x_BHWC.shape
     both = jnp.asarray(np.kron(_KERNEL, _KERNEL), kernel.dtype)
     kernels = jnp.matmul(both, kernel.reshape(9, -1), precision="highest").reshape(4, 4, *kernel.shape[2:])
@@ -60,22 +60,22 @@ def output(x_BHWC: Num[ArrayLike, "B H W C"], kernel: Num[ArrayLike, "3 3 C D"])
 
 
 def _part(images: int, image_bytes: int) -> int:
-    """Images of a part: the size for which the equal parts, the last one filled up, cost least."""
+    """Return the number of images per part that minimises the total cost; the last part is padded to this size."""
     most = max(1, min(images, CACHED // max(1, image_bytes)))
     return min(range(most, 0, -1), key=lambda size: -(-images // size) * (size + OVERHEAD))
 
 
 def input_gradient(y_BHWD: Num[ArrayLike, "B H W D"], kernel: Num[ArrayLike, "3 3 C D"]) -> Float[Array, "B H W C"]:
-    """`output`'s derivative by its input in the direction ``y_BHWD`` of the output: it is a convolution again.
+    """Return the gradient of `output` with respect to its input for the cotangent ``y_BHWD``, again a convolution.
 
     Raises:
-        TypeError: as `output`.
+        TypeError: the dtypes differ, or are not floating-point.
     """
     return output(y_BHWD, jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
 
 
 def _filter(x_BHWC: ArrayLike, kernels: Array) -> Array:
-    """`output` by transformed kernels (4, 4, C, D)."""
+    """Compute `output` from the transformed kernels (4, 4, C, D)."""
     B, H, W, C = x_BHWC.shape
     h, w = -(-H // 2), -(-W // 2)  # tiles
     x = jnp.pad(x_BHWC, ((0, 0), (1, 1 + H % 2), (1, 1 + W % 2), (0, 0)))
@@ -91,12 +91,12 @@ def _filter(x_BHWC: ArrayLike, kernels: Array) -> Array:
 
 
 def _mix(matrix: np.ndarray, grid: Grid) -> Grid:
-    """``matrix grid matrix^T``, each entry as one sum."""
+    """Return ``matrix grid matrix^T``, with each entry as one sum."""
     flat = [a for row in grid for a in row]
     return [[_combine(np.outer(p, q).ravel(), flat) for q in matrix] for p in matrix]
 
 
 def _combine(coefficients: np.ndarray, arrays) -> Array:
-    """The linear combination, of the arrays whose coefficients are not 0."""
+    """Return the linear combination of the arrays with non-zero coefficients."""
     terms = [a if c == 1 else a * jnp.asarray(c, a.dtype) for c, a in zip(coefficients, arrays, strict=True) if c]
     return sum(terms[1:], start=terms[0])

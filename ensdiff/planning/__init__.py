@@ -1,1 +1,1 @@
-"""What a study will cost, from shapes and compiled programs alone."""
+"""Estimates of the cost of a study, from shapes and compiled programs alone."""

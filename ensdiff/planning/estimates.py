@@ -1,6 +1,6 @@
-"""What a study will need, from shapes alone: parameters, memory of a chip, floating-point operations, hours.
+"""Estimates of what a study needs, from shapes alone: parameters, memory per chip, floating-point operations, hours.
 
-Nothing is allocated and no device is asked.
+No array is allocated and no device is used.
 
 (p1) training:           ``steps * K * batch * train``
 (p2) sampling:           ``B * S * K * forward``
@@ -8,8 +8,8 @@ Nothing is allocated and no device is asked.
 (p4) the Jacobian:       ``B * S * K * (forward + recompute + K * tangent)``
 
 with ``forward``, ``train``, ``recompute`` and ``tangent`` of `ensdiff.planning.flops`, K members, N units, B samples,
-S sampling steps and code words of weight w. Hours are operations over a rate: measured for ``cpu2``, and for
-accelerators, none of which was timed, a data sheet's peak times a share that the caller assumes.
+S sampling steps and code words of weight w. Hours are operations divided by a rate. The rate of ``cpu2`` was measured.
+No accelerator was timed: its rate is the peak in its data sheet times a share that the caller assumes.
 """
 
 import dataclasses
@@ -41,10 +41,10 @@ class Accelerator(NamedTuple):
 
     Args:
         platform: ``"cpu"``, ``"gpu"`` or ``"tpu"``.
-        memory: bytes of a chip; None where the machine's memory is not a property of the name.
-        peak: FLOP/s of the data sheet, by compute dtype; empty where ``measured`` is given.
-        measured: FLOP/s of each job that `experiments.benchmark` measured.
-        note: what it is.
+        memory: bytes per chip; None if the name does not determine the machine's memory.
+        peak: FLOP/s in the data sheet, by compute dtype; empty if ``measured`` is given.
+        measured: FLOP/s of each job, measured by `experiments.benchmark`.
+        note: description of the chip.
     """
 
     platform: str
@@ -54,7 +54,7 @@ class Accelerator(NamedTuple):
     note: str
 
     def rate(self, job: JobName, compute_dtype: str, share: float) -> float:
-        """FLOP/s of one chip: as measured, or ``share`` of the data sheet's peak."""
+        """Return the FLOP/s of one chip: the measured rate, or else ``share`` of the data sheet's peak."""
         return self.measured[job] if self.measured else share * self.peak[compute_dtype]
 
 
@@ -81,21 +81,21 @@ ACCELERATORS: dict[str, Accelerator] = {
     "v5p": _chip("tpu", 95, 459, 459, "TPU v5p"),
     "v6e": _chip("tpu", 32, 918, 918, "TPU v6e"),
 }
-"""By name: data-sheet memory and peaks (dense), or measured rates. No accelerator in this table was timed."""
+"""Chips by name, with the memory and dense peaks of their data sheets, or measured rates. Only ``cpu2`` was timed."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """What is planned.
+    """A planned study.
 
     Args:
         model: the U-Net.
         image_shape: (H, W, C).
         members: K.
         units: N.
-        weight: w, members that see a unit.
-        train: training settings; steps, batch size and average matter.
-        samples: B, images that are sampled and attributed.
+        weight: w, the number of members that see a unit.
+        train: training settings; only the steps, the batch size and the average matter.
+        samples: B, the number of images that are sampled and attributed.
         sampling_steps: S.
     """
 
@@ -124,17 +124,17 @@ class Study:
         self.model.check_image(*self.image_shape[:2])
 
     def on(self, platform: str) -> "Study":
-        """The same, with what is ``"auto"`` in the model as it is in training on this platform.
+        """Return the study with the model's ``"auto"`` settings replaced by those of training on this platform.
 
-        Predictions may be computed in fewer products (`ensdiff.models.conv.AUTO_PREDICTING`); counts do not see that,
-        but measured rates do.
+        Predictions may use fewer products (`ensdiff.models.conv.AUTO_PREDICTING`). Counted operations ignore this, but
+        measured rates include it.
         """
         conv, attention = resolve(self.model.conv, platform), resolve_attention(self.model.attention, platform)
         return dataclasses.replace(self, model=dataclasses.replace(self.model, conv=conv, attention=attention))
 
 
 def parameter_count(model: UNetConfig, image_shape: tuple[int, int, int]) -> int:
-    """Parameters of one member.
+    """Return the number of parameters of one member.
 
     >>> parameter_count(UNetConfig(channels=8, multipliers=(1,), middle_attention=False), (8, 8, 1))
     10289
@@ -143,15 +143,16 @@ def parameter_count(model: UNetConfig, image_shape: tuple[int, int, int]) -> int
 
 
 class TrainingMemory(NamedTuple):
-    """Bytes of one chip while training.
+    """Bytes of memory on one chip during training.
 
     Args:
-        params: of its members.
-        optimizer: Adam's two moments of its members, and step counts.
-        average: the moving average of its members; 0 without one.
-        gradients: of the members that are computed together: one, where they go one after another.
-        activations: the outputs of all layers, and attention's weights, of the images of a member's batch on the
-            chip. A compiler that fuses keeps less, and so does ``remat``, which is not counted.
+        params: parameters of the chip's members.
+        optimizer: Adam's two moments of these members, and step counts.
+        average: moving average of these members; 0 without one.
+        gradients: gradients of the members that are computed together, or of one member if they are computed one after
+            another.
+        activations: outputs of all layers and attention weights, for the chip's share of the batch of each member that
+            is computed at the same time. Operator fusion and ``remat``, neither of which is counted, need less.
     """
 
     params: int
@@ -162,20 +163,20 @@ class TrainingMemory(NamedTuple):
 
     @property
     def state(self) -> int:
-        """What lies there between steps: parameters, optimiser and average."""
+        """Return the bytes held between steps: parameters, optimiser state and average."""
         return self.params + self.optimizer + self.average
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """Return the sum of all parts, in bytes."""
         return sum(self)
 
 
 def training_memory(study: Study, chips: int = 1) -> TrainingMemory:
-    """Memory of one of ``chips`` chips that train the study, on the mesh that `ensdiff.make_mesh` makes.
+    """Return the memory on each of ``chips`` chips that train the study, on the mesh that `ensdiff.make_mesh` makes.
 
     Raises:
-        ValueError: fewer than one chip.
+        ValueError: there are fewer than one chip.
     """
     _check_chips(chips)
     model, shape, config = study.model, study.image_shape, study.train
@@ -194,7 +195,11 @@ def training_memory(study: Study, chips: int = 1) -> TrainingMemory:
 
 
 def attention_bytes(model: UNetConfig, image_shape: tuple[int, int, int]) -> int:
-    """Bytes of attention's weights of one image in one member: P^2 a head, of all layers, or of one head at a time."""
+    """Return the bytes of the attention weights for one image in one member, P^2 weights per head.
+
+    The sum is over all heads of all layers. With ``attention="image"`` only one head is alive at a time, so the largest
+    one counts.
+    """
     H, W, _ = image_shape
     sizes = []
     for layer in unet_layers(model, image_shape):
@@ -219,7 +224,7 @@ def _bytes(tree: Params) -> int:
 
 
 def job_flops(study: Study) -> dict[JobName, int]:
-    """Floating-point operations of the whole of each job, (p1) to (p4), on all chips together."""
+    """Return the total floating-point operations of each job, (p1) to (p4), summed over all chips."""
     model, shape, K = study.model, study.image_shape, study.members
     runs = study.samples * study.sampling_steps
     return {
@@ -231,16 +236,16 @@ def job_flops(study: Study) -> dict[JobName, int]:
 
 
 def job_hours(study: Study, accelerator: Accelerator, chips: int = 1, share: float = 0.2) -> dict[JobName, float]:
-    """Expected hours of each job: operations over the rate of the chips that the work divides over.
+    """Return the expected hours of each job: operations divided by the total rate of the chips that share the work.
 
     Args:
-        study: what is planned.
+        study: the planned study.
         accelerator: one of `ACCELERATORS`.
-        chips: how many; the work of ``cpu2`` is always one machine's.
-        share: of the data sheet's peak that is assumed to be reached; measured rates are used as they are.
+        chips: number of chips; ``cpu2`` always counts as one machine.
+        share: assumed fraction of the data sheet's peak; it does not apply to measured rates.
 
     Raises:
-        ValueError: fewer than one chip, or a share outside of (0, 1].
+        ValueError: there are fewer than one chip, or the share is outside (0, 1].
     """
     _check_chips(chips)
     if not 0 < share <= 1:
@@ -255,15 +260,15 @@ def job_hours(study: Study, accelerator: Accelerator, chips: int = 1, share: flo
 
 
 class CodeEstimate(NamedTuple):
-    """What a balanced code can say.
+    """The limits of attribution with a balanced code.
 
     Args:
-        words: distinct code words, C(K, w): the most units.
-        survivors: members that are left when one unit is removed, K - w.
-        null: words that no unit owns, the null ablations that there can be.
-        p: smallest p-value of a unit that exceeds all of them, 1 / (1 + null).
-        q: the smallest q-value that a single such unit can reach among all N, min(1, N p).
-        warning: what is wrong with the choice; None where nothing is.
+        words: number of distinct code words, C(K, w), which is also the largest number of units.
+        survivors: number of members left when one unit is removed, K - w.
+        null: number of words that no unit owns, which is the largest number of null ablations.
+        p: smallest possible p-value, of a unit that exceeds all null ablations, 1 / (1 + null).
+        q: smallest q-value that a single such unit can reach among all N, min(1, N p).
+        warning: problem with these choices, or None.
     """
 
     words: int
@@ -275,7 +280,7 @@ class CodeEstimate(NamedTuple):
 
 
 def code_estimate(members: int, weight: int, units: int, level: float = 0.1) -> CodeEstimate:
-    """What K members, weight w and N units allow, before anything is trained.
+    """Return the limits of attribution with K members, weight w and N units, before anything is trained.
 
     >>> code_estimate(16, 8, 1400).q  # no single digit of 1,400 can be attributed at level 0.1
     0.12204690088048122
@@ -294,6 +299,6 @@ def code_estimate(members: int, weight: int, units: int, level: float = 0.1) -> 
         K = smallest_members(math.ceil(units / level) + units)
         warning = (
             f"one unit alone cannot be attributed at level {level:g}: its q is at least {q:.2g} with the {null:,} "
-            f"words that no unit owns. {K} members would do, or larger units (groups)"
+            f"words that no unit owns. Use {K} members, or larger units (groups)"
         )
     return CodeEstimate(words, members - weight, null, p, q, warning)

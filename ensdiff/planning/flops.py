@@ -1,18 +1,18 @@
-"""Floating-point operations of the U-Net and of the ensemble's steps, from the architecture alone.
+"""Floating-point operations (FLOPs) of the U-Net and of the ensemble's steps, from the architecture alone.
 
-Counted is what XLA calls convolutions and dots: a convolution costs 2 h w C D a pixel of its output, products with the
-zeros around the image included, a dense layer 2 C D a row, attention over P pixels 4 P^2 C beside its four dense
-layers. Element-wise work (normalisation, swish, the optimiser, sums over members) is left out. Wide layers of
-predictions on CPUs execute 16 products where 36 are counted (`ensdiff.models.winograd`): counts are those of the plain
-convolutions. Then, per layer:
+Only XLA's convolutions and dots are counted. A convolution costs 2 h w C D per output pixel, including products with
+the zero padding. A dense layer costs 2 C D per row. Attention over P pixels costs 4 P^2 C, plus its four dense layers.
+Element-wise work (normalisation, swish, the optimiser, sums over members) is not counted. In predictions on CPUs, wide
+layers execute 16 products for every 36 counted (`ensdiff.models.winograd`), because the counts are those of plain
+convolutions. The other passes add, per layer:
 
-- backward: one more forward for the gradient of its weights and one for that of its input. The first convolution and
-  the first time layer have no input gradient; attention's two products have two input gradients each.
-- tangent (forward mode with respect to the image): one forward; two for attention's products, which are bilinear;
-  none for the layers of the time.
-- attention of one image after another: its two products run again in the backward pass.
-- rematerialised: the first convolution and the time layer of each residual block run again; what comes after the
-  last value that the backward pass needs does not.
+- backward: the cost of one forward pass for the weight gradient and of another for the input gradient. The first
+  convolution and the first time layer have no input gradient; each of attention's two products has two.
+- tangent (forward mode with respect to the image): the cost of one forward pass; of two for attention's products, which
+  are bilinear; nothing for the time layers.
+- attention of one image after another: the backward pass recomputes its two products.
+- rematerialisation: the backward pass recomputes the first convolution and the time layer of each residual block, but
+  no layer after the last value that it needs.
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ from ensdiff.models.unet import UNetConfig
 
 
 class Layer(NamedTuple):
-    """FLOPs of one layer for one image: of the forward pass, and what the other passes add to it."""
+    """FLOPs of one layer for one image: those of the forward pass, and those that each other pass adds."""
 
     name: str
     forward: int
@@ -37,9 +37,9 @@ class UNetFlops(NamedTuple):
 
     Args:
         forward: the noise prediction.
-        train: forward and backward, and the recomputed part of the forward.
-        tangent: one directional derivative of the prediction, beside the prediction.
-        recompute: what runs again in the backward pass; part of ``train``.
+        train: the forward and backward passes, including the recomputed part of the forward pass.
+        tangent: one directional derivative of the prediction, without the prediction itself.
+        recompute: the part of the forward pass that the backward pass recomputes, included in ``train``.
     """
 
     forward: int
@@ -49,7 +49,7 @@ class UNetFlops(NamedTuple):
 
 
 def unet_flops(model: UNetConfig, image_shape: tuple[int, int, int]) -> UNetFlops:
-    """FLOPs of one member's U-Net for one image; multiply it by members and images.
+    """Return the FLOPs of one member's U-Net for one image; multiply them by the numbers of members and images.
 
     Args:
         model: the U-Net.
@@ -75,7 +75,7 @@ def unet_flops(model: UNetConfig, image_shape: tuple[int, int, int]) -> UNetFlop
 
 
 def unet_layers(model: UNetConfig, image_shape: tuple[int, int, int]) -> Iterator[Layer]:
-    """Every layer that multiplies, in the order in which they run."""
+    """Yield every layer with counted FLOPs, in order of execution."""
     H, W, C = image_shape
     embedding = 4 * model.channels
     up_levels = model.attention_levels if model.attention_levels_up is None else model.attention_levels_up
@@ -130,14 +130,17 @@ def unet_layers(model: UNetConfig, image_shape: tuple[int, int, int]) -> Iterato
 
 
 def train_step_flops(model: UNetConfig, image_shape: tuple[int, int, int], members: int, batch: int) -> int:
-    """FLOPs of a training step of ``members`` members with ``batch`` images each (a device's share, for a device's)."""
+    """Return the FLOPs of a training step of ``members`` members with ``batch`` images each.
+
+    For the FLOPs of one device, pass the members and images of that device.
+    """
     return members * batch * unet_flops(model, image_shape).train
 
 
 def landscape_step_flops(model: UNetConfig, image_shape: tuple[int, int, int], evaluations: int) -> int:
-    """FLOPs of a sampling step in which members are applied ``evaluations`` times in all.
+    """Return the FLOPs of a sampling step that evaluates single members ``evaluations`` times in total.
 
-    Without places that only pad, that is the sum over states of the members that each keeps.
+    Without padding, that is the sum over states of the number of members that each state keeps.
     """
     return evaluations * unet_flops(model, image_shape).forward
 
@@ -149,10 +152,10 @@ def jacobian_step_flops(
     tangents: int,
     samples: int,
 ) -> int:
-    """FLOPs of a sampling step of ``samples`` states that carry ``tangents`` tangents through ``members`` members.
+    """Return the FLOPs of a sampling step of ``samples`` states that carry ``tangents`` tangents through ``members``.
 
-    On one device all K tangents pass through its own members: ``tangents`` is K, ``members`` the device's share.
-    What is recomputed, is so once for all tangents together.
+    On each device, all K tangents pass through the members of that device: for its FLOPs, pass K as ``tangents`` and
+    the number of its members as ``members``. Recomputation happens once for all tangents together.
     """
     flops = unet_flops(model, image_shape)
     return members * samples * (flops.forward + flops.recompute + tangents * flops.tangent)

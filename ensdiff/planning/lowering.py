@@ -1,12 +1,12 @@
-"""What is in a program: its convolutions and matrix products, and what it sends between devices.
+"""The contents of a program: its convolutions, its matrix products, and its communication between devices.
 
-`read_lowered` walks StableHLO, which is what JAX hands to the compiler. Operations count as often as they run: once
-for each call of the function that holds them, and once a round of the loop around them (`jax.lax.scan` and
-`jax.lax.map` have a constant number of rounds). Inside `jax.shard_map` shapes are those of one device, so that counts
-are a device's. Collectives are those that the program asks for.
+`read_lowered` walks StableHLO, the program that JAX passes to the compiler. Each operation counts as often as it runs:
+once per call of the function that contains it, and once per iteration of the loop around it (`jax.lax.scan` and
+`jax.lax.map` have a constant number of iterations). Inside `jax.shard_map` shapes are those of one device, so the
+counts are per device. Only the collectives written in the program are counted.
 
-`read_compiled` reads the text of compiled HLO: there are the collectives that the partitioner added too, each counted
-once where it is written. On GPUs convolutions are library calls by then, which it does not count.
+`read_compiled` reads the text of compiled HLO, which also contains the collectives that the partitioner added. Each is
+counted once, however often it runs. On GPUs, compiled convolutions are library calls, which are not counted.
 """
 
 import math
@@ -29,7 +29,7 @@ _STABLEHLO_COLLECTIVES = {
     )
 }
 _HLO_COLLECTIVE = re.compile(
-    # an asynchronous collective is a -start and a -done: the result of the latter is what was sent
+    # an asynchronous collective is a -start and a -done; the result of the -done is what was sent
     r"^\s*(?:ROOT )?%?[\w.-]+ = (?P<type>\S.*?) (?:ragged-)?(?P<kind>"
     + "|".join(_STABLEHLO_COLLECTIVES.values())
     + r")(?:-done)?\(",
@@ -41,12 +41,12 @@ _HLO_SHAPE = re.compile(r"\b([a-z]+)(\d*)\w*\[([\d,]*)\]")
 
 
 class Collective(NamedTuple):
-    """A kind of message between devices.
+    """All collectives of one kind in a program.
 
     Args:
         kind: ``"all-reduce"``, ``"all-gather"``, ...
-        number: how many there are.
-        bytes: of all their results on one device.
+        number: number of collectives of this kind.
+        bytes: total bytes of their results on one device.
     """
 
     kind: str
@@ -55,17 +55,17 @@ class Collective(NamedTuple):
 
 
 class Program(NamedTuple):
-    """What a program holds.
+    """The contents of a program.
 
     Args:
-        groups: the groups of each convolution (of features or of the batch), 1 for an ordinary one; one entry a
-            convolution in the text, however often it runs.
-        collectives: one entry a kind.
-        flops: floating-point operations of convolutions and matrix products, a multiply-add counted as 2; None where
-            they were not counted (compiled HLO). The zeros of a convolution's padding count, those between dilated
-            elements do not: so a convolution, its two gradients, and the same convolution as a product of patches
-            have equal counts.
-        unpadded_flops: the same without products with padding, which is how XLA's own cost analysis counts.
+        groups: number of groups (of features or of the batch) of each convolution, 1 for an ordinary one. There is one
+            entry per convolution in the text, however often it runs.
+        collectives: one entry per kind.
+        flops: floating-point operations of convolutions and matrix products, with a multiply-add counted as 2; None for
+            compiled HLO, where they are not counted. Products with padding zeros count, but not those with the zeros
+            between dilated elements. A convolution, its two gradients, and the same convolution as a matrix product
+            of patches therefore have equal counts.
+        unpadded_flops: the same without products with padding, as XLA's own cost analysis counts.
     """
 
     groups: tuple[int, ...]
@@ -75,11 +75,13 @@ class Program(NamedTuple):
 
     @property
     def convolutions(self) -> int:
-        """How many convolutions are written in the program."""
+        """Return the number of convolutions in the text of the program."""
         return len(self.groups)
 
     def grouped(self, groups: int) -> int:
-        """How many convolutions have this many groups: with K members stacked by a plain `vmap`, K or a multiple.
+        """Return the number of grouped convolutions whose groups are a multiple of ``groups``.
+
+        A plain `vmap` over K members makes convolutions of K groups, or of a multiple of K.
 
         >>> Program((1, 4, 8, 6), ()).grouped(4)
         2
@@ -90,10 +92,10 @@ class Program(NamedTuple):
 
 
 def read_lowered(lowered: jax.stages.Lowered) -> Program:
-    """The contents of a lowered program (``jax.jit(f).lower(...)``, for any platform).
+    """Return the contents of a lowered program (``jax.jit(f).lower(...)``, for any platform).
 
     Raises:
-        ValueError: products or collectives are in a loop whose number of rounds is not written in the program.
+        ValueError: a product or collective is in a loop whose number of iterations is not a constant of the program.
     """
     module: Any = lowered.compiler_ir("stablehlo")
     functions = {op.attributes["sym_name"].value: op for op in module.body.operations if "sym_name" in op.attributes}
@@ -114,7 +116,7 @@ def read_lowered(lowered: jax.stages.Lowered) -> Program:
 
 
 def read_compiled(text: str) -> Program:
-    """The contents of compiled HLO, from its text (``compiled.as_text()``); FLOPs are not counted."""
+    """Return the contents of compiled HLO, from its text (``compiled.as_text()``), without FLOPs."""
     totals: dict[str, list[int]] = {}
     for match in _HLO_COLLECTIVE.finditer(text):
         total = totals.setdefault(match["kind"], [0, 0])
@@ -126,7 +128,7 @@ def read_compiled(text: str) -> Program:
 
 
 def _hlo_bytes(shapes: str) -> int:
-    """Bytes of all arrays in an HLO type, such as ``(f32[2,3]{1,0}, bf16[])``."""
+    """Return the bytes of all arrays in an HLO type, such as ``(f32[2,3]{1,0}, bf16[])``."""
     return sum(
         math.ceil(math.prod(int(n) for n in dims.split(",") if n) * (int(bits) if bits else 8) / 8)
         for _, bits, dims in _HLO_SHAPE.findall(shapes)
@@ -134,7 +136,7 @@ def _hlo_bytes(shapes: str) -> int:
 
 
 class _Found(NamedTuple):
-    """An operation of interest: the size is multiply-adds of a product and bytes of a collective."""
+    """A counted operation. Its size is the multiply-adds of a product, or the bytes of a collective."""
 
     kind: str
     place: Any
@@ -145,7 +147,7 @@ class _Found(NamedTuple):
 
 
 def _walk(op: Any, functions: dict[str, Any]) -> Iterator[_Found]:
-    """Everything of interest inside of an operation, with how often it runs."""
+    """Yield the counted operations inside an operation, with the number of times each runs."""
     for region in op.regions:
         for block in region.blocks:
             for inner in block.operations:
@@ -189,7 +191,7 @@ def _bytes(kind: Any) -> int:
 
 
 def _dot(op: Any) -> int:
-    """Multiply-adds of a matrix product: elements of the result times the length of the contraction."""
+    """Return the multiply-adds of a matrix product: elements of the result times the length of the contraction."""
     from jax.extend.mlir.dialects import stablehlo
 
     left = _shape(op.operands[0])
@@ -232,7 +234,7 @@ def _convolution(op: Any) -> _Found:
 
 
 def _rounds(loop: Any) -> int:
-    """Rounds of ``while counter < limit: ...; counter += 1``, which is what scans become."""
+    """Return the number of iterations of ``while counter < limit: ...; counter += 1``, the form of a lowered scan."""
     condition, body = (region.blocks[0] for region in loop.regions)
     test = list(condition.operations)[-1].operands[0].owner
     try:
@@ -245,8 +247,8 @@ def _rounds(loop: Any) -> int:
     except (AttributeError, ValueError):
         pass  # another kind of condition
     raise ValueError(
-        "products or collectives are in a loop whose number of rounds is not written in the program; use jax.lax.scan "
-        "or jax.lax.fori_loop with constant bounds"
+        "products or collectives are in a loop whose number of iterations is not a constant of the program; use "
+        "jax.lax.scan, or jax.lax.fori_loop with constant bounds"
     )
 
 

@@ -1,4 +1,4 @@
-"""What a run was trained on: all that decides the bits of its parameters besides its settings and its data."""
+"""The environment of a run: everything besides its settings and data that decides the bits of its parameters."""
 
 import importlib.metadata
 import os
@@ -12,11 +12,11 @@ from jax.sharding import Mesh
 from ensdiff.files.version import __version__
 
 CONFIG = ("jax_default_matmul_precision", "jax_default_prng_impl", "jax_enable_x64", "jax_threefry_partitionable")
-"""JAX settings that change numbers."""
+"""JAX settings that change numerical results."""
 
 
 def environment(mesh: Mesh) -> dict[str, Any]:
-    """Devices, versions and settings, as JSON-able values; two equal ones train bit-identical parameters.
+    """Return devices, versions and settings as JSON-serialisable values. Equal environments train identical bits.
 
     >>> sorted(environment(jax.make_mesh((1,), ("member",))))[:3]
     ['cpu', 'device', 'ensdiff']
@@ -36,7 +36,7 @@ def environment(mesh: Mesh) -> dict[str, Any]:
 
 
 def _cpu() -> str:
-    """The processor's name: XLA compiles for what the processor can do."""
+    """Return the name of the processor, on whose instruction set XLA's compiled code depends."""
     info = pathlib.Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text().splitlines():

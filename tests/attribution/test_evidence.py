@@ -42,7 +42,7 @@ def test_bootstrap_resamples_every_size():
     assert max(entry[2] for entry in seen) <= 2
     assert max(entry[3] for entry in seen) <= 6
     assert np.isnan(bootstrap(lambda a: 1.0, 3, resamples=0).low)
-    with pytest.raises(ValueError, match="at least one thing"):
+    with pytest.raises(ValueError, match="at least one size"):
         bootstrap(lambda a: 0.0, 0)
 
 
@@ -99,7 +99,7 @@ def test_counts_come_in_blocks(monkeypatch):
 
 
 def test_bootstrap_of_counts_refuses_nothing():
-    with pytest.raises(ValueError, match="at least one thing"):
+    with pytest.raises(ValueError, match="at least one size"):
         bootstrap_counts(lambda counts: counts.sum(1), 0)
 
 
@@ -363,7 +363,7 @@ def test_ties_are_what_random_breaks_average_to(rng):
 
 
 def test_bad_retrieval():
-    with pytest.raises(ValueError, match="outside of 0 .. 4"):
+    with pytest.raises(ValueError, match="units 5 .. 5: expected 0 .. 4"):
         metrics.planted(np.zeros((1, 5)), [5])
     with pytest.raises(ValueError, match="integers"):
         metrics.planted(np.zeros((1, 5)), [0.5])
@@ -431,7 +431,7 @@ def test_removal_by_hand(rng):
     assert pictures.cosine_random.value == pytest.approx(found.cosine_random.value)
     with pytest.raises(ValueError, match="expected .B, ...., .B, ...., .R, B, ...."):
         metrics.removal(images, top, random[0])
-    with pytest.raises(ValueError, match="2 features"):
+    with pytest.raises(ValueError, match="2 arrays of features"):
         metrics.removal(images, top, random, (images, top))
 
 
@@ -440,7 +440,7 @@ def test_unattributable():
     assert found.value == pytest.approx(1 / 3)
     assert found == proportion(1, 3)
     assert metrics.unattributable([[0.05, 0.9]], level=0.01).value == 1
-    with pytest.raises(ValueError, match="probabilities"):
+    with pytest.raises(ValueError, match="expected q-values in"):
         metrics.unattributable([[1.5]])
 
 

@@ -64,5 +64,5 @@ def test_classifier_on_digits():
 
 
 def test_classifier_needs_labels():
-    with pytest.raises(ValueError, match="one label each"):
+    with pytest.raises(ValueError, match="one label per image"):
         fit_classifier(np.zeros((4, 2, 2, 1)), np.zeros(3))

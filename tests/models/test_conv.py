@@ -130,7 +130,7 @@ def test_winograd_errs_by_the_largest_input_of_a_window(rng):
 
 @pytest.mark.parametrize(("x", "kernel"), [("float32", "bfloat16"), ("int32", "int32")])
 def test_winograd_refuses_types(x, kernel):
-    with pytest.raises(TypeError, match=f"{x} and a kernel of {kernel}: expected one floating-point type"):
+    with pytest.raises(TypeError, match=f"{x} and a kernel of {kernel}: expected one floating-point dtype"):
         winograd.output(jnp.ones((1, 4, 4, 1), x), jnp.ones((3, 3, 1, 1), kernel))
 
 

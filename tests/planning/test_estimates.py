@@ -145,7 +145,7 @@ def test_what_a_choice_of_code_cannot_do_is_said():
     assert "only 20 code words" in over.warning
     assert "fits is 7" in over.warning
     coarse = estimates.code_estimate(16, 8, 1400)
-    assert "17 members would do" in coarse.warning
+    assert "Use 17 members, or larger units" in coarse.warning
     assert estimates.code_estimate(17, 8, 1400).warning is None
 
 

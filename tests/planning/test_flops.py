@@ -180,7 +180,7 @@ def test_loops_and_calls_count_as_often_as_they_run():
     once = 2 * 4 * 5 * 3 * 2
     assert counted(f, jnp.zeros((4, 5))).flops == (7 * 2 + 4) * once
     assert counted(lambda x: jax.lax.cond(x[0, 0] > 0, inner, lambda x: x, x), jnp.zeros((4, 5))).flops == once
-    with pytest.raises(ValueError, match="number of rounds"):
+    with pytest.raises(ValueError, match="number of iterations"):
         counted(lambda x: jax.lax.while_loop(lambda c: c[0, 0] < 1, inner, x), jnp.zeros((4, 5)))
 
 
