@@ -1,21 +1,25 @@
-"""Runs of several JAX processes on this machine, and what one of them does when this file is run as a program."""
+"""Runs of several JAX processes on this machine, and workers that take one job after another in them."""
 
 import contextlib
 import faulthandler
+import multiprocessing.connection
 import os
 import pathlib
-import pickle
 import socket
 import subprocess
 import sys
 import time
+import traceback
 
 ROOT = pathlib.Path(__file__).parent.parent
-LIMIT = 240
-"""Seconds that a run may take."""
+LIMIT = 500
+"""Seconds that a run or a job may take."""
 THREADS = 4
 """Of XLA in each process. Else it takes the larger of its cores and devices, and a sum shared by another number of
 threads (the weight gradient of a convolution) is rounded otherwise."""
+
+PROCESSES = 4
+"""Of teams that may live at the same time."""
 
 
 def free_port(candidates=(0,)):
@@ -27,22 +31,34 @@ def free_port(candidates=(0,)):
     raise AssertionError("no free port")
 
 
-class Run:
-    """Processes that a test started, each with a log; ended with the test, whatever happens."""
+def variables(devices=1, **more):
+    """The environment of one of several processes."""
+    return {
+        "JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu", "NPROC": str(THREADS), "PYTHONUNBUFFERED": "1",
+        **more,
+    }  # fmt: skip
 
-    def __init__(self, folder, commands, devices=1, environments=None):
+
+class Run:
+    """Processes that a test started, each with a log; ended with the test, whatever happens.
+
+    Each command is a module and its arguments. ``programs`` (`tests.forks.Programs`) forks them; without it each is a
+    new interpreter, as a user starts it.
+    """
+
+    def __init__(self, folder, commands, programs=None, environments=None):
         self.logs = [folder / f"process{i}.log" for i in range(len(commands))]
         folder.mkdir(parents=True, exist_ok=True)
-        base = {
-            **os.environ, "JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu", "NPROC": str(THREADS),
-            "PYTHONUNBUFFERED": "1",
-        }  # fmt: skip
         self.processes = []
-        for i, (command, log) in enumerate(zip(commands, self.logs, strict=True)):
-            environment = {**base, **(environments[i] if environments else {})}
+        for i, ((module, *args), log) in enumerate(zip(commands, self.logs, strict=True)):
+            environment = variables(**(environments[i] if environments else {}))
+            if programs is not None:
+                self.processes.append(programs.start(module, *args, out=log, environment=environment))
+                continue
             with log.open("wb") as file:
+                command = [sys.executable, "-m", module, *map(str, args)]
                 self.processes.append(
-                    subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
+                    subprocess.Popen(command, cwd=ROOT, env={**os.environ, **environment}, stdout=file, stderr=file)
                 )
 
     def wait(self, limit=LIMIT):
@@ -67,26 +83,89 @@ class Run:
         return "\n".join(f"--- {log.name}:\n{self.text(i)[-6000:]}" for i, log in enumerate(self.logs))
 
 
-def work(folder, task, processes=1, devices=1, **options):
-    """Run ``task`` (a function below) in every process, and return what it returned in each."""
-    port = free_port()
-    commands = []
-    for i in range(processes):
-        request = folder / f"{task}{i}.request"
-        folder.mkdir(parents=True, exist_ok=True)
-        request.write_bytes(pickle.dumps((task, options, port, processes, i)))
-        commands.append([sys.executable, "-m", "tests.distributed", str(request)])
-    run = Run(folder, commands, devices, [{"JAX_COORDINATOR_BIND_ADDRESS": f"127.0.0.1:{port}"}] * processes)
-    try:
-        codes = run.wait()
-    finally:
-        run.end()
-    assert codes == [0] * processes, f"exit codes {codes}\n{run}"
-    return [pickle.loads((folder / f"{task}{i}.answer").read_bytes()) for i in range(processes)]
+class Team:
+    """Processes that know each other and take one job after another: what one compiled, the next job finds compiled."""
+
+    def __init__(self, folder, programs, processes, devices):
+        port = free_port()
+        bind = {"JAX_COORDINATOR_BIND_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_CPU_DEVICES": str(devices)}
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            server.settimeout(LIMIT)
+            commands = [["tests.distributed", server.getsockname()[1], port, processes, i] for i in range(processes)]
+            self.run = Run(folder, commands, programs, [bind] * processes)
+            self.lines = {}
+            try:
+                for _ in range(processes):
+                    line = multiprocessing.connection.Connection(server.accept()[0].detach())
+                    self.lines[line.recv()] = line
+            except BaseException:
+                self.end()
+                raise
+        self.logged = [0] * processes
+
+    def __call__(self, task, **options):
+        """Run ``task`` (a function below) in every process, and return what it returned in each."""
+        self.logged = [log.stat().st_size for log in self.run.logs]
+        deadline = time.monotonic() + LIMIT
+        answers, waiting = {}, {line: i for i, line in self.lines.items()}
+        try:
+            for line in waiting:
+                line.send((task, options))
+            while waiting:
+                ready = multiprocessing.connection.wait(waiting, max(0.1, deadline - time.monotonic()))
+                assert ready, f"not done after {LIMIT} s"
+                for line in ready:
+                    i = waiting.pop(line)
+                    ok, answers[i] = line.recv()
+                    assert ok, f"process {i}: {answers[i]}"
+        except (AssertionError, EOFError, OSError) as error:
+            self.end()
+            raise AssertionError(f"{task}: {error or type(error).__name__}\n{self.run}") from None
+        return [answers[i] for i in sorted(answers)]
+
+    def said(self, i):
+        """What a process logged during the last job."""
+        return self.run.logs[i].read_bytes()[self.logged[i] :].decode(errors="replace")
+
+    @property
+    def alive(self):
+        return all(process.poll() is None for process in self.run.processes)
+
+    def end(self):
+        self.run.end()
+        for line in self.lines.values():
+            line.close()
 
 
-def everything(run_dir, steps, resume=False, train_only=False):
-    """Train, load, sample, remove units, attribute by every method, write a universe, save; all as NumPy."""
+class Teams:
+    """One team for each number of processes and devices, started when it is asked for.
+
+    The ones that were not used for longest are ended where there are more than `PROCESSES`: each takes about 1 GB.
+    """
+
+    def __init__(self, folder, programs):
+        self.folder, self.programs, self.teams = folder, programs, {}
+
+    def __call__(self, processes=1, devices=1):
+        team = self.teams.pop((processes, devices), None)
+        if team is None or not team.alive:
+            while self.teams and processes + sum(count for count, _ in self.teams) > PROCESSES:
+                self.teams.pop(next(iter(self.teams))).end()
+            folder = self.folder / f"{processes}x{devices}_{time.monotonic_ns()}"
+            team = Team(folder, self.programs, processes, devices)
+        self.teams[processes, devices] = team  # the newest is last
+        return team
+
+    def end(self):
+        for team in self.teams.values():
+            team.end()
+
+
+def everything(run_dir, steps, resume=False, until=None):
+    """Train, load, sample, remove units, attribute by every method, write a universe, save; all as NumPy.
+
+    ``until`` names what is computed last: "params" or "samples".
+    """
     import dataclasses
 
     import numpy as np
@@ -105,13 +184,15 @@ def everything(run_dir, steps, resume=False, train_only=False):
         sample_every=2,
     )  # fmt: skip
     found = {"params": hosts.fetch(trained.params)}
-    if train_only:
+    if until == "params":
         return found
     params = ensdiff.load(run_dir)
     found["loaded"] = hosts.fetch(params.params)
     found["fingerprint"] = np.frombuffer(bytes.fromhex(params.fingerprint), np.uint8)
     samples = ensdiff.sample(params, 0, 3, steps=4)
     found["samples"] = np.asarray(samples.images)
+    if until == "samples":
+        return found
     found["counterfactuals"] = ensdiff.counterfactuals(params, samples, [0, 1])
     found["jacobian"] = ensdiff.jacobian(params, samples)
     for method in ("exact", "differential", "screen"):
@@ -209,18 +290,27 @@ def primitives(apart):
     return found
 
 
-def main(request):
+def main(address, port, processes, i):
+    """Take jobs until the test's process hangs up."""
     import jax
 
-    faulthandler.dump_traceback_later(LIMIT - 20)  # where it hangs, for the log that the test shows
-    task, options, port, processes, i = pickle.loads(request.read_bytes())
     if processes > 1:
         jax.distributed.initialize(f"127.0.0.1:{port}", processes, i, cluster_detection_method="deactivate")
-    answer = globals()[task](**options)
-    request.with_suffix(".answer").write_bytes(pickle.dumps(answer))
-    if processes > 1:
-        jax.distributed.shutdown()
+    line = multiprocessing.connection.Connection(socket.create_connection(("127.0.0.1", address)).detach())
+    line.send(i)
+    here = pathlib.Path.cwd()
+    while True:
+        task, options = line.recv()
+        faulthandler.dump_traceback_later(LIMIT - 20)  # where it hangs, for the log that the test shows
+        try:
+            answer = True, globals()[task](**options)
+        except Exception:
+            answer = False, traceback.format_exc()
+        faulthandler.cancel_dump_traceback_later()
+        os.chdir(here)
+        sys.stdout.flush()
+        line.send(answer)
 
 
 if __name__ == "__main__":
-    main(pathlib.Path(sys.argv[1]))
+    main(*map(int, sys.argv[1:]))

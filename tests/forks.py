@@ -1,17 +1,22 @@
-"""Programs run one after another, each in a fork of a process that has imported what they import.
+"""Programs and workers, each in a fork of a process that has imported what they import.
 
-Starting a program takes seconds of imports; forking this server takes none. A program still has a process of its own,
-with the exit code and the output that a user sees. The server never touches a JAX device, so a fork is safe.
+Starting Python and importing JAX takes seconds; forking this server takes none. What is started still has a process of
+its own, with the exit code, the signals and the output that a user sees. The server never touches a JAX device, so a
+fork is safe.
 
-A line of JSON on stdin, {"program", "args"}, is answered by one on stdout, {"returncode", "stdout", "stderr"}.
+A line of JSON on stdin is answered by one on stdout: {"what", "args", "folder", "environment", "out", "err"} starts a
+module or a script and is answered by {"pid"}; {"wait": pid} and {"poll": pid} are answered by {"returncode"}, null
+while it runs.
 """
 
 import json
 import os
+import pathlib
 import runpy
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 from typing import NamedTuple
 
@@ -26,6 +31,37 @@ class Done(NamedTuple):
     stderr: str
 
 
+class Started:
+    """A process that the server started, with those methods of `subprocess.Popen` that tests use."""
+
+    def __init__(self, ask, pid):
+        self._ask, self.pid, self.returncode = ask, pid, None
+
+    def poll(self):
+        if self.returncode is None:
+            self.returncode = self._ask(poll=self.pid)["returncode"]
+        return self.returncode
+
+    def wait(self, timeout=None):
+        if timeout is None:
+            if self.returncode is None:
+                self.returncode = self._ask(wait=self.pid)["returncode"]
+            return self.returncode
+        deadline = time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired(f"process {self.pid}", timeout)
+            time.sleep(0.02)
+        return self.returncode
+
+    def send_signal(self, number):
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self):
+        self.send_signal(9)
+
+
 class Programs:
     """The server's client; use it in a ``with`` statement."""
 
@@ -35,10 +71,30 @@ class Programs:
             env={**os.environ, "JAX_NUM_CPU_DEVICES": "2"},
         )  # fmt: skip
 
-    def __call__(self, program, *args):
-        self.server.stdin.write(json.dumps({"program": program, "args": list(map(str, args))}) + "\n")
+    def _ask(self, **request):
+        self.server.stdin.write(json.dumps(request) + "\n")
         self.server.stdin.flush()
-        return Done(**json.loads(self.server.stdout.readline()))
+        return json.loads(self.server.stdout.readline())
+
+    def start(self, what, *args, out, err=None, folder=ROOT, environment=()):
+        """Start a module, or a script by its path. Its output is appended to files; ``err`` is ``out`` if None.
+
+        ``environment`` replaces variables; those that JAX reads when it is imported have no effect, except for
+        ``JAX_NUM_CPU_DEVICES``.
+        """
+        answer = self._ask(
+            what=str(what), args=list(map(str, args)), folder=str(folder), out=str(out), err=str(err or out),
+            environment=dict(environment),
+        )  # fmt: skip
+        return Started(self._ask, answer["pid"])
+
+    def __call__(self, program, *args, folder=ROOT):
+        """Run a program of ``experiments``, or the path of a script, to its end."""
+        what = program if isinstance(program, pathlib.Path) else f"experiments.{program}"
+        with tempfile.TemporaryDirectory() as logs:
+            out, err = (pathlib.Path(logs) / name for name in ("out", "err"))
+            code = self.start(what, *args, out=out, err=err, folder=folder).wait()
+            return Done(code, *(path.read_bytes().decode(errors="replace") for path in (out, err)))
 
     def __enter__(self):
         return self
@@ -59,27 +115,38 @@ def serve():
 
     for line in sys.stdin:
         request = json.loads(line)
-        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        if "what" in request:
             child = os.fork()
             if not child:
-                act(request["program"], request["args"], out.fileno(), err.fileno())
-            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-            texts = []
-            for file in (out, err):
-                file.seek(0)
-                texts.append(file.read().decode(errors="replace"))
-        print(json.dumps({"returncode": code, "stdout": texts[0], "stderr": texts[1]}), flush=True)
+                act(**request)
+            answer = {"pid": child}
+        else:
+            options = os.WNOHANG if "poll" in request else 0
+            pid, status = os.waitpid(request.get("poll") or request["wait"], options)
+            answer = {"returncode": os.waitstatus_to_exitcode(status) if pid else None}
+        print(json.dumps(answer), flush=True)
 
 
-def act(program, args, out, err):
+def act(what, args, folder, out, err, environment):
     """In the child: be the program, and end."""
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.dup2(out, 1)
-    os.dup2(err, 2)
-    sys.argv = [f"experiments/{program}.py", *args]
+    for number, path in ((1, out), (2, err)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666), number)
+    os.chdir(folder)
+    os.environ.update(environment)
+    if "JAX_NUM_CPU_DEVICES" in environment:
+        import jax
+
+        jax.config.update("jax_num_cpu_devices", int(environment["JAX_NUM_CPU_DEVICES"]))
+    script = what.endswith(".py")
+    sys.argv = [what if script else f"{what.replace('.', '/')}.py", *args]
     code = 0
     try:
-        runpy.run_module(f"experiments.{program}", run_name="__main__", alter_sys=True)
+        if script:
+            sys.path.insert(0, os.path.dirname(what))
+            runpy.run_path(what, run_name="__main__")
+        else:
+            runpy.run_module(what, run_name="__main__", alter_sys=True)
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:

@@ -4,15 +4,13 @@ import doctest
 import pkgutil
 import re
 import shlex
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
 import ensdiff
 from ensdiff.data.images import to_png
-from tests.helpers import ROOT, command, environment
+from tests.helpers import ROOT
 
 PUBLIC = {
     f"{module.__name__}.{name}": getattr(module, name)
@@ -74,15 +72,14 @@ def test_every_page_is_in_the_index_and_every_link_leads_somewhere():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("script", sorted((ROOT / "docs" / "examples").glob("own_*.py")), ids=lambda path: path.stem)
-def test_example_runs(script, tmp_path):
-    env = {**environment(), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, script], cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+def test_example_runs(run, script, tmp_path):
+    done = run(script, folder=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout
 
 
 @pytest.mark.slow
-def test_the_way_from_the_page_to_ones_own_pictures(tmp_path):
+def test_the_way_from_the_page_to_ones_own_pictures(run, tmp_path):
     """The commands of docs/your_images.md as they stand, but for few steps, on a folder of pictures."""
     text = (ROOT / "docs" / "your_images.md").read_text()
     lines = re.findall(r"<!-- run -->\n```\n(.*?)\n```", text, re.DOTALL)
@@ -97,14 +94,11 @@ def test_the_way_from_the_page_to_ones_own_pictures(tmp_path):
         "sample": ["--steps=3", "--n=2"],
         "attribute": ["--steps=3", "--n=2", "--null=9"],
     }
-    env = {**environment(), "PYTHONPATH": str(ROOT)}
     for line in lines:
         words = shlex.split(line)
         program = words[2].partition(".")[2]
         more = short[program] if "--images=my_images" not in words else ["--draws=64"]
-        done = subprocess.run(
-            command(program, *words[3:], *more), cwd=tmp_path, env=env, capture_output=True, text=True, check=False
-        )
+        done = run(program, *words[3:], *more, folder=tmp_path)
         assert done.returncode == 0, f"{line}: {done.stderr[-2000:]}"
     for written in re.findall(r"`(runs/mine[^`]*)`", text):
         assert (tmp_path / written).exists(), f"the page says that {written} is there"

@@ -134,7 +134,10 @@ def test_import_from_the_wheel(python):
 
 @pytest.mark.slow
 def test_programs_from_the_wheel(python):
-    """Without the repository: help, an error that says where configs are, and the whole quickstart, tiny."""
+    """Without the repository: help, an error that says where configs are, and the whole quickstart, tiny.
+
+    The only run of the quickstart as a program.
+    """
     done = python("-m", "experiments.quickstart", "--help")
     assert "python -m experiments.quickstart" in done.stdout
     done = python("-m", "experiments.train", "--config=experiments/configs/digits.py")
@@ -143,4 +146,8 @@ def test_programs_from_the_wheel(python):
     done = python("-m", "experiments.quickstart", *TINY)
     assert done.returncode == 0, done.stderr
     assert f"report: {python.empty / 'runs' / 'quickstart' / 'report.html'}" in done.stdout.splitlines()
-    assert "<!doctype html>" in (python.empty / "runs" / "quickstart" / "report.html").read_text()
+    for text in ("ensemble", "one model on all the data", "real images (the floor)"):
+        assert text in done.stdout
+    page = (python.empty / "runs" / "quickstart" / "report.html").read_text()
+    assert "<!doctype html>" in page
+    assert page.count("<article") == 6

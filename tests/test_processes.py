@@ -1,8 +1,8 @@
 """Two processes over loopback against one: training, sampling, attribution, files, resuming, and failures."""
 
+import functools
 import json
 import signal
-import sys
 
 import jax
 import numpy as np
@@ -11,10 +11,10 @@ import pytest
 import ensdiff
 from ensdiff.runs.checkpoints import steps_of
 from ensdiff.training.preemption import EXIT_CODE
-from tests.distributed import Run, free_port, work
+from tests.distributed import LIMIT, Run, Teams, free_port
 from tests.experiments.test_programs import TINY
 
-pytestmark = pytest.mark.multiprocess
+pytestmark = [pytest.mark.multiprocess, pytest.mark.timeout(1200)]
 
 
 def same(a, b):
@@ -33,28 +33,80 @@ def losses(folder):
 
 
 @pytest.fixture(scope="module")
-def one(tmp_path_factory):
-    """One process with as many devices, by their number: what it found, and its run directory."""
+def programs(run):
+    """What forks programs: Python and its imports take longer than what they do here."""
+    return run
+
+
+@pytest.fixture(scope="module")
+def team(tmp_path_factory, programs):
+    """``team(processes, devices)("task")`` does a task of tests/distributed.py, in processes that tests share.
+
+    Tests that need the same stand together: few teams live at a time.
+    """
+    teams = Teams(tmp_path_factory.mktemp("teams"), programs)
+    yield teams
+    teams.end()
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory, team):
+    """``one(devices)``: what one process with that many devices found, and its run directory."""
     folder = tmp_path_factory.mktemp("one")
-    return {
-        devices: (
-            work(folder / f"{devices}", "everything", devices=devices, run_dir=folder / f"run{devices}", steps=4)[0],
-            folder / f"run{devices}",
+
+    @functools.cache
+    def found(devices):
+        run_dir = folder / f"run{devices}"
+        return team(1, devices)("everything", run_dir=run_dir, steps=4)[0], run_dir
+
+    return found
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_resume_with_another_number_of_processes(one, team, tmp_path, before, after):
+    """Two devices in all before and after, so that the parameters are bit for bit those of an uninterrupted run."""
+    expected, folder = one(2)
+    run_dir = tmp_path / "run"
+    for processes, steps in ((before, 2), (after, 4)):
+        found = team(processes, 2 // processes)(
+            "everything", run_dir=run_dir, steps=steps, resume=steps > 2, until="params"
         )
-        for devices in (2, 4)
-    }
+    for each in found:
+        same(each["params"], expected["params"])
+    assert losses(run_dir) == losses(folder)
+    assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == ["2", "4"]
+
+
+@pytest.mark.faults
+def test_a_damaged_checkpoint_on_two_processes(team, tmp_path):
+    """Only one process reads what is damaged; both take the older checkpoint, and end where one process ends."""
+    from tests import faults
+
+    run_dir, train = tmp_path / "run", dict(run_dir=tmp_path / "run", steps=4, until="params")
+    both = team(2, 1)
+    first = both("everything", **train)[0]
+    for path in (run_dir / "checkpoints" / "4" / "state" / "ocdbt.process_1").rglob("d/*"):
+        faults.cut(path)
+    faults.cut(run_dir / "checkpoints" / "4" / "state" / "manifest.ocdbt")
+    again = both("everything", resume=True, **train)
+    for each in again:
+        same(each["params"], first["params"])
+    assert (run_dir / "damaged" / "4").is_dir()
+    assert "checkpoints/4 is damaged" in both.said(0)
+    assert "resuming at checkpoint 2" in both.said(0)
+    assert "DamageWarning" not in both.said(1)
 
 
 @pytest.mark.parametrize("devices", [1, 2])
-def test_two_processes_do_what_one_does(one, tmp_path, devices):
+def test_two_processes_do_what_one_does(one, team, tmp_path, devices):
     """Against one process with the same devices in all.
 
     Parameters and losses are bit for bit the same: each device runs the same program on the same members with as many
     threads, and nothing is summed over devices. Samples are sums over members, which two ways of communicating may
     add in another order.
     """
-    expected, folder = one[2 * devices]
-    first, second = work(tmp_path, "everything", 2, devices, run_dir=tmp_path / "run", steps=4)
+    expected, folder = one(2 * devices)
+    first, second = team(2, devices)("everything", run_dir=tmp_path / "run", steps=4)
     same(first, second)
     same(first["params"], expected["params"])
     same(first["loaded"], first["params"])
@@ -89,41 +141,9 @@ def test_two_processes_do_what_one_does(one, tmp_path, devices):
     assert (tmp_path / "run" / "run.json").read_text() == (folder / "run.json").read_text()
 
 
-def test_one_device_gives_the_same_to_rounding(one, tmp_path):
-    """Another number of devices is another program a device, so float rounding differs."""
-    found = work(tmp_path, "everything", devices=1, run_dir=tmp_path / "run", steps=4)[0]
-    close(found["params"], one[2][0]["params"], atol=2e-5)
-    close(found["samples"], one[2][0]["samples"], atol=1e-4)
-
-
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
-def test_resume_with_another_number_of_processes(one, tmp_path, before, after):
-    """Two devices in all before and after, so that the parameters are bit for bit those of an uninterrupted run."""
-    expected, folder = one[2]
-    run_dir = tmp_path / "run"
-    for processes, steps in ((before, 2), (after, 4)):
-        found = work(
-            tmp_path / str(steps), "everything", processes, 2 // processes, run_dir=run_dir, steps=steps,
-            resume=steps > 2, train_only=True,
-        )  # fmt: skip
-    for each in found:
-        same(each["params"], expected["params"])
-    assert losses(run_dir) == losses(folder)
-    assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == ["2", "4"]
-
-
-@pytest.mark.parametrize(("devices", "batch", "n"), [(1, 4, 1), (2, 4, 1), (1, 3, 2)])
-def test_work_that_does_not_divide(tmp_path, devices, batch, n):
-    """A data axis over processes; three of four devices; and (batch 3 on two devices) the same work on both."""
-    expected = work(tmp_path / "one", "odd", batch=batch, n=n)[0]
-    first, second = work(tmp_path / "two", "odd", 2, devices, batch=batch, n=n)
-    same(first, second)
-    close(first, expected, rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.parametrize("devices", [1, 2])
-def test_primitives(tmp_path, devices):
-    found = work(tmp_path, "primitives", 2, devices, apart=tmp_path)
+@pytest.mark.parametrize("devices", [2, 1])
+def test_primitives(team, tmp_path, devices):
+    found = team(2, devices)("primitives", apart=tmp_path)
     whole = np.arange(24.0).reshape(4, 6)
     for i, each in enumerate(found):
         for name in ("same", "other split", "whole", "other devices", "other devices, whole", "assembled"):
@@ -141,17 +161,35 @@ def test_primitives(tmp_path, devices):
         assert each["writer"] == (i == 0)
 
 
-def programs(program, *args, port=None, ids=(0, 1), processes=2):
+@pytest.mark.parametrize(("devices", "batch", "n"), [(2, 4, 1), (1, 4, 1), (1, 3, 2)])
+def test_work_that_does_not_divide(team, devices, batch, n):
+    """Three of four devices; a data axis over processes; and (batch 3 on two devices) the same work on both."""
+    expected = team()("odd", batch=batch, n=n)[0]
+    first, second = team(2, devices)("odd", batch=batch, n=n)
+    same(first, second)
+    close(first, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_one_device_gives_the_same_to_rounding(one, team, tmp_path):
+    """Another number of devices is another program a device, so float rounding differs."""
+    found = team()("everything", run_dir=tmp_path / "run", steps=4, until="samples")[0]
+    expected, _ = one(2)
+    close(found["params"], expected["params"], atol=2e-5)
+    close(found["samples"], expected["samples"], atol=1e-4)
+
+
+def pair(program, *args, port=None, ids=(0, 1), processes=2):
+    """The commands of processes that belong together."""
     flags = [f"--coordinator=127.0.0.1:{port or free_port()}", f"--num_processes={processes}"]
-    return [[sys.executable, "-m", f"experiments.{program}", *flags, f"--process_id={i}", *map(str, args)] for i in ids]
+    return [[f"experiments.{program}", *flags, f"--process_id={i}", *args] for i in ids]
 
 
-def finish(folder, commands, limit=240, environments=None):
-    run = Run(folder, commands, environments=environments)
+def finish(folder, commands, programs=None, limit=LIMIT, environments=None):
+    started = Run(folder, commands, programs, environments)
     try:
-        return run.wait(limit), run
+        return started.wait(limit), started
     finally:
-        run.end()
+        started.end()
 
 
 def train_arguments(run_dir, steps=2):
@@ -163,26 +201,26 @@ def train_arguments(run_dir, steps=2):
     ]
 
 
-@pytest.mark.timeout(1200)
-def test_programs(tmp_path):
+def test_programs(programs, tmp_path):
     """Train, sample and attribute as a user types them: files and lines once, and a refusal that both understand."""
     run_dir = tmp_path / "run"
-    codes, run = finish(tmp_path / "train", programs("train", *train_arguments(run_dir)))
+    codes, run = finish(tmp_path / "train", pair("train", *train_arguments(run_dir)), programs)
     assert codes == [0, 0], str(run)
     assert f"trained: {run_dir}" in run.text(0)
     assert run.text(1) == ""
     assert json.loads((run_dir / "config.json").read_text())["data"]["name"] == "digits"
-    codes, run = finish(tmp_path / "again", programs("train", *train_arguments(run_dir)))
+    codes, run = finish(tmp_path / "again", pair("train", *train_arguments(run_dir)), programs)
     assert codes == [1, 1], str(run)
     for i in range(2):
         assert run.text(i).count("error: ") == 1
         assert "holds checkpoints already" in run.text(i)
         assert "Traceback" not in run.text(i)
-    codes, run = finish(tmp_path / "sample", programs("sample", f"--run={run_dir}", "--n=2", "--steps=3", "--remove=3"))
+    args = [f"--run={run_dir}", "--n=2", "--steps=3"]
+    codes, run = finish(tmp_path / "sample", pair("sample", *args, "--remove=3"), programs)
     assert codes == [0, 0], str(run)
     assert len(list((run_dir / "samples").iterdir())) == 3
-    args = [f"--run={run_dir}", "--n=2", "--steps=3", "--top=2", "--verify=3", "--null=3"]
-    codes, run = finish(tmp_path / "attribute", programs("attribute", *args))
+    args += ["--top=2", "--verify=3", "--null=3"]
+    codes, run = finish(tmp_path / "attribute", pair("attribute", *args), programs)
     assert codes == [0, 0], str(run)
     assert {path.name for path in (run_dir / "attribution").iterdir()} == {
         f"screen_seed0.{kind}" for kind in ("json", "npz", "png", "html")
@@ -190,13 +228,13 @@ def test_programs(tmp_path):
 
 
 def test_slurm_is_found(tmp_path):
-    """What srun sets is enough: no flag at all. The port follows from the job's number."""
+    """What srun sets is enough: no flag at all. The port follows from the job's number. The only pair not forked."""
     port = free_port(range(65535 - 2**12 + 1, 2**16))
     common = {
         "SLURM_JOB_ID": str(port - (65535 - 2**12 + 1)), "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_NTASKS": "2",
         "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_STEP_NUM_NODES": "1",
     }  # fmt: skip
-    command = [sys.executable, "-m", "experiments.train", *train_arguments(tmp_path / "run", 1)]
+    command = ["experiments.train", *train_arguments(tmp_path / "run", 1)]
     environments = [{**common, "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)} for i in range(2)]
     codes, run = finish(tmp_path, [command] * 2, environments=environments)
     assert codes == [0, 0], str(run)
@@ -204,9 +242,9 @@ def test_slurm_is_found(tmp_path):
 
 
 @pytest.mark.parametrize("process", [0, 1])
-def test_a_start_without_the_other_gives_up(tmp_path, process):
-    commands = programs("train", *train_arguments(tmp_path / "run"), "--start_timeout=5", ids=[process])
-    codes, run = finish(tmp_path, commands, limit=90)
+def test_a_start_without_the_other_gives_up(programs, tmp_path, process):
+    commands = pair("train", *train_arguments(tmp_path / "run"), "--start_timeout=5", ids=[process])
+    codes, run = finish(tmp_path, commands, programs, limit=90)
     assert codes == [1], str(run)
     assert run.text(0).count("error: gave up after 5 s") == 1
     assert ("nothing answers at the coordinator" in run.text(0)) == (process == 1)
@@ -214,13 +252,13 @@ def test_a_start_without_the_other_gives_up(tmp_path, process):
 
 
 @pytest.mark.parametrize("wrong", [0, 1])
-def test_an_error_of_one_ends_the_other(tmp_path, tiny, wrong):
+def test_an_error_of_one_ends_the_other(programs, tmp_path, tiny, wrong):
     """One process is told to remove a unit that is none; the other waits for it in the next sum over members."""
     ensdiff.save(tiny, tmp_path / "run")
     args = [f"--run={tmp_path / 'run'}", "--n=2", "--steps=3"]
-    commands = programs("sample", *args, "--remove=3")
+    commands = pair("sample", *args, "--remove=3")
     commands[wrong] = [arg.replace("--remove=3", "--remove=three") for arg in commands[wrong]]
-    codes, run = finish(tmp_path / "logs", commands, limit=120)
+    codes, run = finish(tmp_path / "logs", commands, programs, limit=120)
     assert codes[wrong] == 1, str(run)
     assert codes[1 - wrong] != 0, str(run)
     assert run.text(wrong).count("error: units 'three'") == 1
@@ -228,9 +266,9 @@ def test_an_error_of_one_ends_the_other(tmp_path, tiny, wrong):
     assert "another process may have ended" in run.text(1 - wrong) or "another task died" in run.text(1 - wrong)
 
 
-def train_without_end(folder):
+def train_without_end(folder, programs):
     """Two training processes that have taken some steps."""
-    run = Run(folder, programs("train", *train_arguments(folder / "run", 10**6), "--config.train.log_every=1"))
+    run = Run(folder, pair("train", *train_arguments(folder / "run", 10**6), "--config.train.log_every=1"), programs)
     metrics = folder / "run" / "metrics.jsonl"
     try:
         wait_for(lambda: metrics.exists() and metrics.stat().st_size, run)
@@ -242,9 +280,9 @@ def train_without_end(folder):
 
 @pytest.mark.faults
 @pytest.mark.parametrize(("told", "how"), [(0, signal.SIGTERM), (1, signal.SIGINT)])
-def test_a_signal_to_one_stops_both_with_a_checkpoint(tmp_path, told, how):
+def test_a_signal_to_one_stops_both_with_a_checkpoint(programs, tmp_path, told, how):
     """At the same step, with the exit code for it; one process goes on from there to the same end."""
-    run = train_without_end(tmp_path)
+    run = train_without_end(tmp_path, programs)
     try:
         run.processes[told].send_signal(how)
         codes = run.wait(120)
@@ -260,36 +298,17 @@ def test_a_signal_to_one_stops_both_with_a_checkpoint(tmp_path, told, how):
     assert [line["step"] for line in ensdiff.read_metrics(tmp_path / "run")] == list(range(1, step + 1))
     codes, run = finish(
         tmp_path / "again",
-        programs("train", *train_arguments(tmp_path / "run", step + 2), "--config.resume=True"),
+        pair("train", *train_arguments(tmp_path / "run", step + 2), "--config.resume=True"),
+        programs,
     )
     assert codes == [0, 0], str(run)
     assert steps_of(tmp_path / "run") == [step, step + 2]
 
 
-@pytest.mark.faults
-def test_a_damaged_checkpoint_on_two_processes(tmp_path):
-    """Only one process reads what is damaged; both take the older checkpoint, and end where one process ends."""
-    from tests import faults
-
-    run_dir, steps = tmp_path / "run", dict(train_only=True, run_dir=tmp_path / "run")
-    first = work(tmp_path / "first", "everything", 2, steps=4, **steps)[0]
-    for path in (run_dir / "checkpoints" / "4" / "state" / "ocdbt.process_1").rglob("d/*"):
-        faults.cut(path)
-    faults.cut(run_dir / "checkpoints" / "4" / "state" / "manifest.ocdbt")
-    again = work(tmp_path / "again", "everything", 2, steps=4, resume=True, **steps)
-    for each in again:
-        same(each["params"], first["params"])
-    assert (run_dir / "damaged" / "4").is_dir()
-    log = (tmp_path / "again" / "process0.log").read_text()
-    assert "checkpoints/4 is damaged" in log
-    assert "resuming at checkpoint 2" in log
-    assert "DamageWarning" not in (tmp_path / "again" / "process1.log").read_text()
-
-
 @pytest.mark.parametrize(("victim", "how"), [(0, signal.SIGKILL), (1, signal.SIGKILL)])
-def test_the_death_of_one_ends_the_other(tmp_path, victim, how):
+def test_the_death_of_one_ends_the_other(programs, tmp_path, victim, how):
     """Killed in the middle of training; the other ends with an error, well before the test's time is up."""
-    run = train_without_end(tmp_path)
+    run = train_without_end(tmp_path, programs)
     try:
         run.processes[victim].send_signal(how)
         codes = run.wait(120)

@@ -169,19 +169,6 @@ def test_attribute_compare(run, trained):
 
 
 @pytest.mark.slow
-def test_quickstart(typed, tmp_path):
-    done = typed(
-        "quickstart", f"--config.run_dir={tmp_path / 'run'}", "--config.train.steps=4", "--samples=1", "--steps=2",
-        "--evaluated=30", *TINY,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    for text in ("ensemble", "one model on all the data", "real images (the floor)", "report: "):
-        assert text in done.stdout
-    page = (tmp_path / "run" / "report.html").read_text()
-    assert page.count("<article") == 6
-
-
-@pytest.mark.slow
 def test_a_second_training_in_the_same_folder_is_refused(run, trained):
     done = run("train", "--config=experiments/configs/digits.py", f"--config.run_dir={trained}", *TINY)
     assert done.returncode == 1

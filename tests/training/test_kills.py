@@ -1,9 +1,10 @@
 """Training processes that are killed or told to stop at random moments, against one that nobody disturbed."""
 
 import json
+import pathlib
 import signal
-import subprocess
 import time
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -13,7 +14,8 @@ import ensdiff
 from ensdiff.runs.checkpoints import steps_of
 from ensdiff.training.preemption import EXIT_CODE
 from tests.faults import same
-from tests.helpers import ROOT, blobs, command, environment
+from tests.forks import Programs
+from tests.helpers import blobs
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 EVERY = 2
@@ -36,15 +38,26 @@ def arguments(tmp_path_factory):
     return make
 
 
-def start(args, log):
-    with log.open("ab") as file:
-        return subprocess.Popen(command("train", *args), cwd=ROOT, env=environment(), stdout=file, stderr=file)
+@pytest.fixture
+def trainer(run, tmp_path):
+    """A trainer that is forked: Python and its imports take longer than the training that is disturbed."""
+    return Trainer(run, tmp_path / "run.log")
 
 
-def finish(args, log):
-    process = start(args, log)
-    code = process.wait(300)
-    assert code == 0, log.read_text()[-4000:]
+class Trainer(NamedTuple):
+    """``experiments.train``, one process after another, with one log."""
+
+    programs: Programs
+    log: pathlib.Path
+
+    def start(self, args):
+        return self.programs.start("experiments.train", *args, out=self.log, environment={"PYTHONUNBUFFERED": "1"})
+
+    def finish(self, args):
+        assert self.start(args).wait(300) == 0, self.said()
+
+    def said(self):
+        return self.log.read_text()[-4000:]
 
 
 def logged(folder):
@@ -54,15 +67,15 @@ def logged(folder):
     return max((json.loads(line)["step"] for line in lines if line.endswith("}")), default=0)
 
 
-def disturb(folder, args, log, rng, how=signal.SIGKILL, within=4):
+def disturb(folder, trainer, args, rng, how=signal.SIGKILL, within=4):
     """Start training and end it by a signal, some random steps and a random moment after it resumed."""
     before = steps_of(folder)
     target = (before[-1] if before else 0) + int(rng.integers(1, within))
-    process = start(args, log)
+    process = trainer.start(args)
     try:
         deadline = time.monotonic() + 200
         while logged(folder) < target and process.poll() is None:
-            assert time.monotonic() < deadline, log.read_text()[-4000:]
+            assert time.monotonic() < deadline, trainer.said()
             time.sleep(0.01)
         time.sleep(float(rng.uniform(0, 0.3)))
         process.send_signal(how)
@@ -73,70 +86,66 @@ def disturb(folder, args, log, rng, how=signal.SIGKILL, within=4):
     return code, logged(folder)
 
 
-def undisturbed(folder, arguments, steps):
+def undisturbed(folder, trainer, arguments, steps):
     """One process without a stop, that writes no checkpoint before the end."""
-    finish(arguments(folder, steps, f"--config.train.checkpoint_every={steps}"), folder.with_suffix(".log"))
+    trainer.finish(arguments(folder, steps, f"--config.train.checkpoint_every={steps}"))
     return ensdiff.load(folder), [line["loss_K"] for line in ensdiff.read_metrics(folder)]
 
 
-def kill_often(tmp_path, arguments, kills, seed):
-    folder, log, rng = tmp_path / "run", tmp_path / "run.log", np.random.default_rng(seed)
+@pytest.mark.parametrize("kills", [3, pytest.param(12, marks=pytest.mark.slow)])
+def test_many_kills(tmp_path, trainer, arguments, kills, record_property):
+    folder, rng = tmp_path / "run", np.random.default_rng(int(time.time()))
     args = arguments(folder, ENDLESS, f"--config.train.checkpoint_every={EVERY}")
     for _ in range(kills):
-        code, reached = disturb(folder, args, log, rng)
-        assert code == -signal.SIGKILL, log.read_text()[-4000:]
+        code, reached = disturb(folder, trainer, args, rng)
+        assert code == -signal.SIGKILL, trainer.said()
         kept = steps_of(folder)
         # the newest checkpoint may have been under way, and the one before was waited for
         assert (kept[-1] if kept else 0) >= reached - 2 * EVERY
         assert ensdiff.check_run(folder) == []
     steps = (kept[-1] if kept else 0) + EVERY + 1
-    finish(arguments(folder, steps, f"--config.train.checkpoint_every={EVERY}"), log)
-    whole, losses = undisturbed(tmp_path / "whole", arguments, steps)
+    trainer.finish(arguments(folder, steps, f"--config.train.checkpoint_every={EVERY}"))
+    whole, losses = undisturbed(tmp_path / "whole", trainer, arguments, steps)
     end = ensdiff.load(folder)
     assert same(end.params, whole.params)
     assert same(ensdiff.load(folder, average=False).params, ensdiff.load(tmp_path / "whole", average=False).params)
     assert [line["loss_K"] for line in ensdiff.read_metrics(folder)] == losses
     assert not [p.name for p in (folder / "checkpoints").iterdir() if not p.name.isdigit()]
     assert not (folder / "damaged").exists()
-
-
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
-def test_many_kills(tmp_path, arguments, kills, record_property):
-    kill_often(tmp_path, arguments, kills, seed=int(time.time()))
     record_property("count", ("kills survived", kills))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_exits_with_the_stated_code(tmp_path, arguments, how, record_property):
+def test_a_signal_saves_and_exits_with_the_stated_code(tmp_path, trainer, arguments, how, record_property):
     """Nothing is lost: the next run begins where this one was stopped."""
-    folder, log = tmp_path / "run", tmp_path / "run.log"
+    folder = tmp_path / "run"
     args = arguments(folder, ENDLESS, f"--config.train.checkpoint_every={ENDLESS}")
-    code, reached = disturb(folder, args, log, np.random.default_rng(0), how)
-    assert code == EXIT_CODE == 75, log.read_text()[-4000:]
-    text = log.read_text()
+    code, reached = disturb(folder, trainer, args, np.random.default_rng(0), how)
+    assert code == EXIT_CODE == 75, trainer.said()
+    text = trainer.log.read_text()
     step = steps_of(folder)[-1]
     assert f"stopped: asked to stop, at step {step} of {ENDLESS}: {folder} has it; set resume to go on" in text
     assert "Traceback" not in text
     assert "error:" not in text
     assert step >= reached
-    finish(arguments(folder, step + 2), log)
-    whole, _ = undisturbed(tmp_path / "whole", arguments, step + 2)
+    trainer.finish(arguments(folder, step + 2))
+    whole, _ = undisturbed(tmp_path / "whole", trainer, arguments, step + 2)
     assert same(ensdiff.load(folder).params, whole.params)
     record_property("count", ("stops survived", 1))
 
 
 @pytest.mark.slow
-def test_the_same_twice(tmp_path, arguments, typed):
-    """Samples and attributions of two processes, byte for byte."""
+def test_the_same_twice(tmp_path, trainer, arguments, run, typed):
+    """Samples and attributions of two processes, byte for byte; forks share a hash seed, so one of them is none."""
     folder = tmp_path / "run"
-    finish(arguments(folder, 3), tmp_path / "run.log")
+    trainer.finish(arguments(folder, 3))
     found = []
-    for name in ("a", "b"):
+    for name, start in (("a", run), ("b", typed)):
         out = tmp_path / name
         args = [f"--run={folder}", "--n=3", "--steps=4", f"--out={out}"]
         for program, more in (("sample", []), ("attribute", ["--top=2", "--verify=3", "--null=0"])):
-            done = typed(program, *args, *more)
+            done = start(program, *args, *more)
             assert done.returncode == 0, done.stderr
         with np.load(out / "screen_seed0.npz") as arrays:
             scores = {key: arrays[key] for key in arrays.files}
