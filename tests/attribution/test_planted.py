@@ -1,4 +1,8 @@
-"""A planted copy is found: one digit, eight times under one unit, is that image's most influential unit by loss."""
+"""A planted copy is found: one digit, eight times under one unit, is that image's most influential unit by loss.
+
+Only here a network that has learned something is asked which unit it learned from: other tests train for a few steps,
+and the notebooks and studies print what they find. Training takes most of the time.
+"""
 
 import os
 import pathlib
@@ -25,9 +29,9 @@ def planted_digits():
 
 
 def train(folder):
-    model = ensdiff.UNetConfig(channels=16, norm_groups=8, multipliers=(1, 2), downsample="pool", upsample="nearest")
+    model = ensdiff.UNetConfig(channels=8, norm_groups=8, multipliers=(1, 2), downsample="pool", upsample="nearest")
     ensdiff.train(
-        planted_digits(), ensdiff.Code.balanced(16, 150, seed=0), model, steps=1200, batch_size=16, learning_rate=2e-3,
+        planted_digits(), ensdiff.Code.balanced(16, 150, seed=0), model, steps=500, batch_size=16, learning_rate=4e-3,
         ema=0.99, run_dir=folder, progress=False,
     )  # fmt: skip
 
@@ -63,4 +67,4 @@ def test_planted_copies_are_memorized(planted):
     result = ensdiff.contrast(params, data)
     assert UNIT in np.argsort(-result.memorization_N)[:5]
     assert result.memorization_N[UNIT] > 3 * result.memorization_error_N[UNIT]
-    assert result.auc > 0.9  # 150 digits are few: nearly every pair of unit and member is told right
+    assert result.auc > 0.8  # 150 digits are few: most pairs of unit and member are told right
