@@ -38,13 +38,21 @@ SMOKE = (
 )  # fmt: skip
 """Where the tests marked ``smoke`` are: minutes that meet every package the library is built on, for another version of
 Python or of these packages."""
+LONGEST = (
+    "test_processes", "test_colabs", "test_evaluate", "test_planted", "test_certificate", "test_kills",
+    "test_explorer_browser", "test_aot", "test_package", "test_interop", "test_train", "test_faults",
+)  # fmt: skip
+"""Modules that take longest with all of their tests."""
 
 
 def pytest_collection_modifyitems(items):
+    """Mark ``smoke``; put the longest modules first, so that no core waits while another has just begun one of them."""
     for item in items:
         place = item.path.relative_to(ROOT).as_posix()
         if any(place == path or place.startswith(f"{path}/") for path in SMOKE) and not item.get_closest_marker("slow"):
             item.add_marker("smoke")
+    order = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
 @pytest.fixture(autouse=True, scope="module")
