@@ -101,6 +101,8 @@ def test_a_damaged_checkpoint_on_two_processes(team, tmp_path):
 def test_two_processes_do_what_one_does(one, team, tmp_path, devices):
     """Against one process with the same devices in all.
 
+    Only here everything that the library computes runs over several processes.
+
     Parameters and losses are bit for bit the same: each device runs the same program on the same members with as many
     threads, and nothing is summed over devices. Samples are sums over members, which two ways of communicating may
     add in another order.
@@ -202,7 +204,10 @@ def train_arguments(run_dir, steps=2):
 
 
 def test_programs(programs, tmp_path):
-    """Train, sample and attribute as a user types them: files and lines once, and a refusal that both understand."""
+    """Train, sample and attribute as a user types them: files and lines once, and a refusal that both understand.
+
+    Only here the programs' own start and end over several processes are run to a good end.
+    """
     run_dir = tmp_path / "run"
     codes, run = finish(tmp_path / "train", pair("train", *train_arguments(run_dir)), programs)
     assert codes == [0, 0], str(run)
@@ -228,7 +233,10 @@ def test_programs(programs, tmp_path):
 
 
 def test_slurm_is_found(tmp_path):
-    """What srun sets is enough: no flag at all. The port follows from the job's number. The only pair not forked."""
+    """What srun sets is enough: no flag at all. The port follows from the job's number.
+
+    The only pair of new interpreters, as a cluster starts them; the others are forked.
+    """
     port = free_port(range(65535 - 2**12 + 1, 2**16))
     common = {
         "SLURM_JOB_ID": str(port - (65535 - 2**12 + 1)), "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_NTASKS": "2",
@@ -281,7 +289,10 @@ def train_without_end(folder, programs):
 @pytest.mark.faults
 @pytest.mark.parametrize(("told", "how"), [(0, signal.SIGTERM), (1, signal.SIGINT)])
 def test_a_signal_to_one_stops_both_with_a_checkpoint(programs, tmp_path, told, how):
-    """At the same step, with the exit code for it; one process goes on from there to the same end."""
+    """At the same step, with the exit code for it; one process goes on from there to the same end.
+
+    Only here processes agree about a signal that one of them got.
+    """
     run = train_without_end(tmp_path, programs)
     try:
         run.processes[told].send_signal(how)

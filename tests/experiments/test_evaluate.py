@@ -140,7 +140,10 @@ def test_program_refuses_what_is_no_evaluation(run, tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_whole_program(run, tmp_path):
-    """Every study in miniature, as a user types it; and again, when nothing is computed."""
+    """Every study in miniature, as a user types it; and again, when nothing is computed.
+
+    Only here the studies run at all. Nearly all of the time is compiling.
+    """
     words = ("evaluate", "--config=evaluate_smoke", f"--config.run_dir={tmp_path / 'run'}", f"--out={tmp_path / 'out'}")
     done = run(*words)
     assert done.returncode == 0, done.stderr[-2000:]

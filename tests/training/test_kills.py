@@ -94,6 +94,7 @@ def undisturbed(folder, trainer, arguments, steps):
 
 @pytest.mark.parametrize("kills", [3, pytest.param(12, marks=pytest.mark.slow)])
 def test_many_kills(tmp_path, trainer, arguments, kills, record_property):
+    """At moments that nobody chose, in starting, training and writing; tests/runs/test_faults.py chooses some."""
     folder, rng = tmp_path / "run", np.random.default_rng(int(time.time()))
     args = arguments(folder, ENDLESS, f"--config.train.checkpoint_every={EVERY}")
     for _ in range(kills):
@@ -118,7 +119,7 @@ def test_many_kills(tmp_path, trainer, arguments, kills, record_property):
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_exits_with_the_stated_code(tmp_path, trainer, arguments, how, record_property):
-    """Nothing is lost: the next run begins where this one was stopped."""
+    """Nothing is lost: the next run begins where this one was stopped. Only here another process does."""
     folder = tmp_path / "run"
     args = arguments(folder, ENDLESS, f"--config.train.checkpoint_every={ENDLESS}")
     code, reached = disturb(folder, trainer, args, np.random.default_rng(0), how)
