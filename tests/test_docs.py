@@ -78,9 +78,15 @@ def test_example_runs(run, script, tmp_path):
     assert done.stdout
 
 
+SMALL = [
+    "--config.model.channels=4", "--config.model.multipliers=(1,)", "--config.model.norm_groups=2",
+    "--config.model.middle_attention=False",
+]  # fmt: skip
+
+
 @pytest.mark.slow
 def test_the_way_from_the_page_to_ones_own_pictures(run, tmp_path):
-    """The commands of docs/your_images.md as they stand, but for few steps, on a folder of pictures."""
+    """The commands of docs/your_images.md as they stand, but for few steps of a small network."""
     text = (ROOT / "docs" / "your_images.md").read_text()
     lines = re.findall(r"<!-- run -->\n```\n(.*?)\n```", text, re.DOTALL)
     assert [shlex.split(line)[2].partition(".")[2] for line in lines] == ["train", "sample", "attribute", "attribute"]
@@ -90,7 +96,7 @@ def test_the_way_from_the_page_to_ones_own_pictures(run, tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(to_png(rng.random((20, 24, 3)).astype(np.float32)))
     short = {
-        "train": ["--config.train.steps=3", "--config.model.channels=8"],
+        "train": ["--config.train.steps=3", *SMALL],
         "sample": ["--steps=3", "--n=2"],
         "attribute": ["--steps=3", "--n=2", "--null=9"],
     }
