@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
+from tqdm import tqdm
 
 T = TypeVar("T")
 Block = tuple[slice, ...]
@@ -29,6 +30,24 @@ def warn(message: str, category: type[Warning] = UserWarning, stacklevel: int = 
     """`warnings.warn`, of several processes by the one that prints."""
     if is_writer():
         warnings.warn(message, category, stacklevel=stacklevel + 1)
+
+
+def progress_bar(total: int, what: str, unit: str, *, shown: bool, done: int = 0, unit_scale: bool = False) -> tqdm:
+    """A progress bar, of several processes on the one that prints.
+
+    Args:
+        total: number of units of work.
+        what: the bar's label.
+        unit: name of a unit of work, in the singular.
+        shown: False for a bar that prints nothing.
+        done: units of work that are finished already.
+        unit_scale: whether large numbers are written as 1.2k or 3.4M.
+
+    >>> with progress_bar(2, "work", "unit", shown=False) as bar:
+    ...     _ = bar.update()
+    """
+    shown = shown and is_writer()
+    return tqdm(total=total, initial=done, desc=what, unit=unit, unit_scale=unit_scale, disable=not shown)
 
 
 def place(tree: Any, mesh: Mesh, spec: P) -> Any:

@@ -17,6 +17,7 @@ from ensdiff import Code, Ensemble, Schedule, TrainConfig, UNetConfig
 from ensdiff.attribution import differential
 from ensdiff.attribution.loss import block_step
 from ensdiff.ensemble.members import abstract_params
+from ensdiff.ensemble.memory import Resources
 from ensdiff.ensemble.mesh import mesh_shape
 from ensdiff.planning.flops import jacobian_step_flops, landscape_step_flops, train_step_flops
 from ensdiff.sampling.denoise import STATES_AT_ONCE, Noise, plan, sampling_step
@@ -116,7 +117,7 @@ def landscape_step(case: Case) -> Step:
     ensemble = Ensemble({}, code, case.model, case.schedule, case.image_shape)
     states = STATES_AT_ONCE * shards if states is None else -(-states // shards) * shards
     weights_RK = code.ablate([r % case.units for r in range(states)])
-    chunks = plan(ensemble, weights_RK, case.mesh, states, case.memory // 2)
+    chunks = plan(ensemble, weights_RK, case.mesh, Resources(states, case.memory // 2))
     function = sampling_step(case.model, case.image_shape, True, case.mesh)
     lists, split = (shards, case.mesh.shape["member"], chunks.number), P("data", "member")
     arguments = (

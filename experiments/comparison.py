@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from ensdiff.attribution.attribute import attribute
-from ensdiff.attribution.loss import LossConfig
+from ensdiff.attribution import LossConfig, attribute
 from ensdiff.ensemble.ensemble import Ensemble
 from ensdiff.metrics.arrays import rankable, spearman
 from ensdiff.report import Table

@@ -12,7 +12,7 @@ HOOKED = [
     "ensemble.members",
     "attribution.differential",
     "attribution.exact",
-    "attribution.score",
+    "attribution.forms",
     "data.images",
     "report.figures",
 ]

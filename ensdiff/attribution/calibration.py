@@ -38,11 +38,16 @@ class Null(NamedTuple):
 
     Args:
         word_LK: the members that each drops.
-        kind_L: which candidates each is to be compared with, see `Candidates.kinds`.
+        kind_L: which candidates each is to be compared with, see `Candidates.kind_N`.
     """
 
     word_LK: UInt8[np.ndarray, "L K"]
     kind_L: Int[np.ndarray, " L"]
+
+    @property
+    def fewest(self) -> int:
+        """The number of ablations of the rarest kind."""
+        return int(np.unique(self.kind_L, return_counts=True)[1].min())
 
 
 def null_ablations(candidates: Candidates, n: int | Literal["all"], seed: int) -> Null:
@@ -52,7 +57,7 @@ def null_ablations(candidates: Candidates, n: int | Literal["all"], seed: int) -
         ValueError: too few unowned words (says how many members would do); ``"all"`` for sets; sets of units of a
             hierarchical code, which are exchangeable with nothing.
     """
-    kind_N = candidates.kinds()
+    kind_N = candidates.kind_N
     count = None if n == "all" else n
     kinds = [0] if kind_N is None else [int(kind) for kind in np.unique(kind_N)]
     parts = [_null_of_kind(candidates, kind, count, seed) for kind in kinds]
@@ -103,6 +108,7 @@ class Calibration:
     """
 
     def __init__(self, null_BL: Float[np.ndarray, "B L"], kind_L: Int[np.ndarray, " L"]):
+        self.null_BL = null_BL
         self._null = {}
         for kind in np.unique(kind_L):
             of_kind = null_BL[:, kind_L == kind].astype(np.float64)
@@ -122,8 +128,9 @@ class Calibration:
                 out[b, chosen[b]] = _p(_reached(null[b], score_BM[b, chosen[b]]), null.shape[1])
         return out
 
-    def count(self, score_BM: Float[np.ndarray, "B M"], kind_BM: Int[np.ndarray, "B M"] | None) -> None:
-        """Take in the influences of M of the N candidates."""
+    def count(self, score_BM: Float[np.ndarray, "B M"], kinds: Int[np.ndarray, "..."] | None) -> None:
+        """Take in the influences of M of the N candidates, of kinds (M,), or (B, M) where samples have their own."""
+        kind_BM = None if kinds is None else np.broadcast_to(kinds, score_BM.shape)
         for kind, null in self._null.items():
             for b in range(len(score_BM)):
                 scores = score_BM[b] if kind_BM is None else score_BM[b, kind_BM[b] == kind]

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -97,8 +98,9 @@ class Candidates:
         """Unit ids of candidates; of sets, their numbers in the list that was given."""
         return index if self.ids is None else self.ids[index]
 
-    def kinds(self) -> Int[np.ndarray, " N"] | None:
-        """Candidates of one kind can be compared with one null (`ensdiff.attribution.calibration`).
+    @functools.cached_property
+    def kind_N(self) -> Int[np.ndarray, " N"] | None:
+        """The kind of each candidate: those of one kind can be compared with one null, see `Null`.
 
         The kind is the size of a set, the group of a unit of a hierarchical code, or the weight of a word in a matrix
         of mixed weights; None where all are of one kind.
@@ -110,6 +112,10 @@ class Candidates:
         if self.code.weight is None:
             return self.code.rows(self._all()).sum(1).astype(np.int64)
         return None
+
+    def kinds_of(self, index: slice | Int[np.ndarray, "..."]) -> Int[np.ndarray, "..."] | None:
+        """Kinds of some candidates; None where all are of one kind."""
+        return None if self.kind_N is None else self.kind_N[index]
 
     def _all(self) -> np.ndarray:
         return self.units(np.arange(len(self)))

@@ -27,22 +27,20 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Float
 from numpy.typing import ArrayLike
-from tqdm import tqdm
 
 from ensdiff import hosts
-from ensdiff.attribution.loss import LossConfig, draw_noise, member_errors
+from ensdiff.attribution.draws import LossConfig, draw_noise, member_errors, place
 from ensdiff.codes import Code
 from ensdiff.data import Dataset
 from ensdiff.diffusion.schedule import Schedule
 from ensdiff.ensemble.compiling import per_device
 from ensdiff.ensemble.ensemble import Ensemble, to_model
-from ensdiff.ensemble.memory import images_at_once, least_bytes
+from ensdiff.ensemble.memory import Resources
 from ensdiff.ensemble.mesh import make_mesh, on_mesh
 from ensdiff.files.reading import printable
 from ensdiff.metrics.arrays import precision, tied
 from ensdiff.models.unet import UNetConfig
 from ensdiff.runs.identity import check_data
-from ensdiff.sampling.denoise import memory_budget_default
 from ensdiff.typing import Key, as_key, unmasked
 
 
@@ -99,8 +97,8 @@ def contrast(
     >>> found.memorization_N.shape, found.membership_NK.shape
     ((40,), (40, 8))
     """
-    loss_NK = unit_losses(params, data, key, config, memory_budget=memory_budget, progress=progress)
-    return contrast_losses(loss_NK, params.code)
+    resources = Resources(None, memory_budget, progress)
+    return contrast_losses(unit_losses(params, data, key, config, resources), params.code)
 
 
 def unit_losses(
@@ -108,42 +106,30 @@ def unit_losses(
     data: Dataset,
     key: Key = 0,
     config: LossConfig | None = None,
-    *,
-    memory_budget: int | None = None,
-    progress: bool = False,
+    resources: Resources | None = None,
 ) -> Float[np.ndarray, "N K"]:
     """Mean loss of every unit under every member, NaN where items are absent; arguments are those of `contrast`."""
     check_data(params, data)
     config = LossConfig(draws=32, block=16) if config is None else config
-    key, K = as_key(key), params.members
-    mesh = make_mesh(K)
+    resources = Resources() if resources is None else resources
+    key, mesh = as_key(key), make_mesh(params.members)
     shards = mesh.shape["data"]
-    budget = memory_budget_default() if memory_budget is None else memory_budget
-    states = images_at_once(params.model, params.image_shape, mesh, K, budget)
-    if states < 1:
-        need = least_bytes(params.model, params.image_shape, mesh, K)
-        raise ValueError(
-            f"memory_budget={budget} bytes: one draw of one image needs up to {need} bytes on a device; give at least "
-            "that"
-        )
-    size = min(max(1, states // config.block), -(-data.items // shards)) * shards
+    placed = place(params, key, mesh, resources)
+    size = min(max(1, placed.states // config.block), -(-data.items // shards)) * shards
     blocks = -(-config.draws // config.block)
     step = _loss_step(params.model, params.schedule, params.image_shape, params.value_range, mesh)
-    stacked, noise_key = on_mesh(params.params, mesh), on_mesh(jax.random.fold_in(key, 2**31 - 1), mesh, P())
-    weight_T = config.level_weights(params.schedule)
-    draws = []
-    for block in range(blocks):
-        t_D = config.draw_levels(params.schedule, key, block)
-        number_D = np.arange(block * config.block, (block + 1) * config.block, dtype=np.int32)
-        weight_D = (weight_T[t_D] / (config.block * blocks)).astype(np.float32)
-        draws.append([on_mesh(a, mesh, P()) for a in (t_D, number_D, weight_D)])
-    loss_NK = np.zeros((data.units, K))
-    with tqdm(total=data.items, desc="losses", unit="image", disable=not (progress and hosts.is_writer())) as bar:
+    draws = [
+        config.draw_block(params.schedule, key, block, config.block * blocks).on_mesh(mesh, P())
+        for block in range(blocks)
+    ]
+    loss_NK = np.zeros((data.units, params.members))
+    with hosts.progress_bar(data.items, "losses", "image", shown=resources.progress) as bar:
         for start in range(0, data.items, size):
             items = np.arange(start, min(start + size, data.items))
             padded = np.minimum(np.arange(start, start + size), data.items - 1)
             x = on_mesh(np.asarray(data.images[padded]), mesh, P("data"))
-            total_KB = np.sum([hosts.fetch(step(stacked, x, noise_key, *draw)) for draw in draws], axis=0, dtype=float)
+            parts = [hosts.fetch(step(placed.params_K, x, placed.noise_key, *block)) for block in draws]
+            total_KB = np.sum(parts, axis=0, dtype=float)
             np.add.at(loss_NK, data.unit_of_item[items], total_KB[:, : len(items)].T)
             bar.update(len(items))
     loss_NK[data.absent_units] = np.nan

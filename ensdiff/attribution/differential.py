@@ -18,17 +18,16 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Float
-from tqdm import tqdm
 
 from ensdiff import hosts
 from ensdiff.diffusion.samplers import StepFunction, advance, rule_of, step_arguments
 from ensdiff.ensemble.compiling import per_device
 from ensdiff.ensemble.ensemble import Ensemble, member_weights, to_images
 from ensdiff.ensemble.members import apply_member, sum_over_members
-from ensdiff.ensemble.memory import images_at_once
+from ensdiff.ensemble.memory import Resources, images_at_once
 from ensdiff.ensemble.mesh import make_mesh, on_mesh, pace
 from ensdiff.models.unet import UNetConfig
-from ensdiff.sampling.denoise import Noise, memory_budget_default
+from ensdiff.sampling.denoise import Noise
 from ensdiff.sampling.sample import Samples, check_samples
 from ensdiff.typing import Array, ArrayLike
 
@@ -108,19 +107,17 @@ def _run(params: Ensemble, samples: Samples, mesh: Mesh, together: int) -> tuple
 def linearize(
     params: Ensemble,
     samples: Samples,
-    features: Features | None = None,
-    *,
-    memory_budget: int | None = None,
-    progress: bool = False,
+    features: Features | None,
+    resources: Resources,
 ) -> Iterator[tuple[slice, Linearized]]:
     """Images (or features) of samples and their tangents, a chunk of samples at a time, on the device.
 
-    The tangents of all K weights are alive at once; ``memory_budget`` bounds them and the activations of a member.
+    The tangents of all K weights are alive at once; the memory budget bounds them and the activations of a member.
     """
     check_samples(params, samples, "the Jacobian", factual=False)
     B, K = len(samples), params.members
     mesh = make_mesh(K, B)
-    budget = memory_budget_default() if memory_budget is None else memory_budget
+    budget = resources.budget()
     shards = mesh.shape["data"]
     state = 4 * 8 * (K + 1) * int(np.prod(params.image_shape))  # a sample's image and tangents, and their next ones
     size = min(B, max(1, budget // 2 // state) * shards)
@@ -133,7 +130,7 @@ def linearize(
         images = to_images(x, params.value_range)
         return images if features is None else features(images)
 
-    with tqdm(total=B, desc="jacobian", unit="image", disable=not (progress and hosts.is_writer())) as bar:
+    with hosts.progress_bar(B, "jacobian", "image", shown=resources.progress) as bar:
         for start in range(0, B, size):
             count = min(size, B - start)
             part = samples[np.minimum(np.arange(start, start + size), B - 1)]
@@ -165,7 +162,7 @@ def jacobian(
     True
     """
     out = np.empty((params.members, *samples.images.shape), np.float32)
-    for rows, part in linearize(params, samples, memory_budget=memory_budget, progress=progress):
+    for rows, part in linearize(params, samples, None, Resources(None, memory_budget, progress)):
         out[:, rows] = part.tangent_KBF
     return out
 
@@ -186,7 +183,7 @@ def gram(
     """
     K = params.members
     out = np.empty((len(samples), K, K), np.float32)
-    for rows, part in linearize(params, samples, features, memory_budget=memory_budget, progress=progress):
+    for rows, part in linearize(params, samples, features, Resources(None, memory_budget, progress)):
         tangent_KBF = part.tangent_KBF.reshape(K, part.tangent_KBF.shape[1], -1)
         out[rows] = jnp.einsum("kbf,lbf->bkl", tangent_KBF, tangent_KBF, precision="highest")
     return out

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ensdiff.ensemble.ensemble import Ensemble
+from ensdiff.ensemble.memory import Resources
 from ensdiff.sampling.denoise import run_states
 from ensdiff.sampling.sample import Samples, check_samples
 from ensdiff.typing import Array
@@ -57,9 +58,7 @@ def exact_influence(
         samples.config,
         samples.noise.take(sample_R),
         weights_RK,
-        chunk=chunk,
-        memory_budget=memory_budget,
-        progress=progress,
+        Resources(chunk, memory_budget, progress),
         what="ablate",
     ):
         size = max(size, len(images))

@@ -8,6 +8,7 @@ from jaxtyping import Float
 
 from ensdiff.attribution.differential import linearize
 from ensdiff.ensemble.ensemble import Ensemble
+from ensdiff.ensemble.memory import Resources
 from ensdiff.sampling.sample import Samples, check_samples
 
 
@@ -43,7 +44,7 @@ def predicted_counterfactuals(
     check_samples(params, samples, "a predicted counterfactual")
     step_MK = params.code.ablate(units) - np.asarray(samples.weights_K)
     out = np.empty((len(step_MK), *samples.images.shape), np.float32)
-    for rows, part in linearize(params, samples, memory_budget=memory_budget, progress=progress):
+    for rows, part in linearize(params, samples, None, Resources(None, memory_budget, progress)):
         moved = np.tensordot(step_MK, np.asarray(part.tangent_KBF), axes=1)
         out[:, rows] = np.clip(np.asarray(part.value_BF) + moved, 0.0, 1.0)
     return out

@@ -24,8 +24,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from ensdiff.attribution.candidates import Candidates
+from ensdiff.attribution.forms import evaluate, gram_forms, loss_forms
 from ensdiff.attribution.loss import LossMatrix
-from ensdiff.attribution.score import evaluate, gram_forms, loss_forms
 from ensdiff.codes import Code
 from ensdiff.ensemble.ensemble import member_weights
 from ensdiff.metrics.arrays import table

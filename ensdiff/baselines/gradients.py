@@ -20,20 +20,18 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Float
-from tqdm import tqdm
 
 from ensdiff import hosts
 from ensdiff.attribution import LossConfig
-from ensdiff.attribution.loss import draw_noise, model_images
+from ensdiff.attribution.draws import draw_noise, model_images
 from ensdiff.diffusion.schedule import Schedule, add_noise
 from ensdiff.ensemble.compiling import per_device
 from ensdiff.ensemble.ensemble import Ensemble
 from ensdiff.ensemble.members import apply_member, over_members, sum_over_pieces
-from ensdiff.ensemble.memory import count_pieces
+from ensdiff.ensemble.memory import Resources, count_pieces
 from ensdiff.ensemble.mesh import make_mesh, on_mesh
 from ensdiff.models.conv import resolve
 from ensdiff.models.unet import UNetConfig
-from ensdiff.sampling.denoise import memory_budget_default
 from ensdiff.sampling.packing import round_up
 from ensdiff.typing import Array, ArrayLike, Key, as_key
 
@@ -90,9 +88,9 @@ def projected_gradients(
     stacked = jax.tree.map(lambda a: a[chosen], hosts.fetch(params.params))
     size = sum(int(np.prod(leaf.shape[1:])) for leaf in jax.tree.leaves(stacked))
     mesh = make_mesh(len(chosen))
-    budget = memory_budget_default() if memory_budget is None else memory_budget
+    resources = Resources(None, memory_budget, progress)
     least, most = IMAGES
-    chunk = int(np.clip(budget // (4 * 4 * size), 1, min(round_up(len(x_BHWC), least), most)))
+    chunk = int(np.clip(resources.budget() // (4 * 4 * size), 1, min(round_up(len(x_BHWC), least), most)))
 
     key = as_key(key)
     levels = LossConfig(block=draws, draws=2 * draws, max_draws=2 * draws)
@@ -101,7 +99,7 @@ def projected_gradients(
     placed = on_mesh(stacked, mesh)
     shared = [on_mesh(a, mesh, P()) for a in (t_D, jax.random.fold_in(key, 1), jax.random.fold_in(key, 2))]
     out = np.empty((len(chosen), len(x_BHWC), dimension), np.float32)
-    with tqdm(total=len(x_BHWC), desc="gradients", unit="image", disable=not (progress and hosts.is_writer())) as bar:
+    with hosts.progress_bar(len(x_BHWC), "gradients", "image", shown=resources.progress) as bar:
         for start in range(0, len(x_BHWC), chunk):
             rows = np.minimum(np.arange(start, start + chunk), len(x_BHWC) - 1)
             count = min(chunk, len(x_BHWC) - start)

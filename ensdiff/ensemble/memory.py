@@ -1,14 +1,59 @@
-"""How many images are computed at once on one device: what the activations take, and what stays in a cache."""
+"""How many images are computed at once on one device: what may be used, what the activations take, what is cached."""
 
+import dataclasses
 import functools
+import numbers
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
 
+from ensdiff import hosts
 from ensdiff.ensemble.mesh import platform
 from ensdiff.models.conv import one_by_one
 from ensdiff.models.unet import UNet, UNetConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Resources:
+    """What a computation may use, and whether it shows its progress.
+
+    Args:
+        chunk: images, states or ablations at a time; None is as many as the memory budget allows.
+        memory_budget: bytes of activations a device may hold; None is half of an accelerator's memory, and 1 GiB on a
+            CPU.
+        progress: whether progress bars are shown.
+
+    Raises:
+        ValueError: a chunk or a budget that is no positive integer.
+
+    >>> Resources(chunk=0)
+    Traceback (most recent call last):
+    ValueError: chunk=0: expected at least 1 at a time, an integer; leave it out for as many as fit in memory
+    """
+
+    chunk: int | None = None
+    memory_budget: int | None = None
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        for name, smallest, instead in (
+            ("chunk", "1 at a time, an integer", "as many as fit in memory"),
+            ("memory_budget", "1 byte, an integer", "half of an accelerator's memory, or 1 GiB on a CPU"),
+        ):
+            value = getattr(self, name)
+            whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+            if value is not None and not (whole and value >= 1):
+                raise ValueError(f"{name}={value!r}: expected at least {smallest}; leave it out for {instead}")
+
+    def budget(self) -> int:
+        """The memory budget in bytes, the same on all processes, which must all call this."""
+        if self.memory_budget is not None:
+            return self.memory_budget
+        stats = jax.local_devices()[0].memory_stats() or {}
+        # the least of all processes: their chunks must be the same
+        return min(hosts.exchange(stats.get("bytes_limit", 2 * 2**30) // 2))
+
 
 CACHED = {"cpu": 2**18}
 """Bytes of one activation, at full resolution, of the images whose gradient is computed at once: on a CPU the

@@ -29,6 +29,7 @@ from ensdiff import hosts
 from ensdiff.data import Dataset
 from ensdiff.ensemble.digest import digest
 from ensdiff.ensemble.ensemble import Ensemble
+from ensdiff.ensemble.memory import Resources
 from ensdiff.files.checksums import SEAL, DamagedError, read_lines, seal_line, warn
 from ensdiff.files.writing import explain, lock, make_folder, remove_folder, sweep, sync_folder, write_atomically
 from ensdiff.interop.universe import MANY, ONE, SIZES, SUM, Universe
@@ -78,14 +79,13 @@ def write(
         DamagedError: a part changed on the disk while the others were computed; the same call makes it again.
         OSError: it cannot be written; what is there is kept.
     """
-    from tqdm import tqdm
-
     path = pathlib.Path(path)
     check_samples(params, samples, "a counterfactual universe")
     check_data(params, data)
     data.check_present("a counterfactual universe, which holds them,")
     folder = path.with_name(path.name + ".partial")
     ours = digest(params, samples, data.digest())
+    resources = Resources(chunk, memory_budget)
 
     with contextlib.ExitStack() as stack:
 
@@ -102,14 +102,13 @@ def write(
         parts, missing = hosts.decide(begin)
         B = len(samples)
         block = -(-STATES // B)
-        shown = progress and hosts.is_writer()
-        with tqdm(total=data.units, initial=data.units - len(missing), desc="universe", disable=not shown) as bar:
+        done = data.units - len(missing)
+        with hosts.progress_bar(data.units, "universe", "unit", shown=progress, done=done) as bar:
             for start in range(0, len(missing), block):
                 units = missing[start : start + block]
                 rows = np.repeat(params.code.ablate(np.array(units)), B, axis=0)
-                images = ablated(
-                    params, samples, rows, np.tile(np.arange(B), len(units)), chunk=chunk, memory_budget=memory_budget
-                ).reshape(len(units), B, *params.image_shape)
+                which = np.tile(np.arange(B), len(units))
+                images = ablated(params, samples, rows, which, resources).reshape(len(units), B, *params.image_shape)
                 with _explained(folder):
                     for unit, images_B in zip(units, images, strict=True) if hosts.is_writer() else ():
                         parts.write(_leave(unit), _picture(images_B))

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+from numpy.typing import ArrayLike
 
 from ensdiff.typing import unmasked
 
@@ -33,6 +34,16 @@ def table(values: Any, name: str, axes: str, like: np.ndarray | None = None) -> 
         place = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
         raise ValueError(f"{name} holds NaN or infinity at {place}")
     return array
+
+
+def distances(a: ArrayLike, b: ArrayLike, axes: int = 3) -> Float[np.ndarray, "..."]:
+    """L2 distances over the last ``axes`` axes, in float64; the other axes are broadcast.
+
+    >>> distances(np.zeros((4, 2, 2, 1)), np.ones((2, 2, 1))).tolist()
+    [2.0, 2.0, 2.0, 2.0]
+    """
+    difference = np.asarray(a, np.float64) - np.asarray(b, np.float64)
+    return np.sqrt(np.square(difference).sum(axis=tuple(range(-axes, 0))))
 
 
 def correlate(a: np.ndarray, b: np.ndarray) -> Float[np.ndarray, "..."]:

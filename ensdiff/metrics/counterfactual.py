@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import ArrayLike
 
-from ensdiff.metrics.arrays import at_most, table
+from ensdiff.metrics.arrays import at_most, distances, table
 from ensdiff.metrics.bootstrap import RESAMPLES, Estimate, bootstrap_counts, mean, proportion
 from ensdiff.typing import unmasked
 
@@ -100,10 +100,10 @@ def radius(distances_BN: ArrayLike, scale: float = 1.0, *, resamples: int = RESA
     >>> radius([[1.0, 3.0], [2.0, 0.0]], resamples=0).value
     2.5
     """
-    distances = table(distances_BN, "distances_BN", "BN")
-    if distances.min() < 0:
-        raise ValueError(f"distances_BN holds {distances.min():g}: expected distances, at least 0")
-    radius_B = scale * distances.max(1)
+    table_BN = table(distances_BN, "distances_BN", "BN")
+    if table_BN.min() < 0:
+        raise ValueError(f"distances_BN holds {table_BN.min():g}: expected distances, at least 0")
+    radius_B = scale * table_BN.max(1)
     return Radius(*mean(radius_B, resamples, seed), radius_B)
 
 
@@ -176,7 +176,7 @@ def removal(
     """
     image, top, random = _triple((images_BF, without_top_BF, without_random_RBF), "images")
     given = (image, top, random) if features is None else _triple(tuple(features), "features")
-    l2_B, l2_RB = _l2(image - top), _l2(image - random)
+    l2_B, l2_RB = distances(image, top, 1), distances(image, random, 1)
     cosine_B, cosine_RB = _cosine(given[0], given[1]), _cosine(given[0], given[2])
     if len(cosine_B) != len(l2_B):
         raise ValueError(f"features of {len(cosine_B)} samples, images of {len(l2_B)}: expected the same number")
@@ -262,11 +262,7 @@ def _triple(arrays: tuple, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarra
     return image.reshape(B, -1), top.reshape(B, -1), random.reshape(len(random), B, -1)
 
 
-def _l2(difference: np.ndarray) -> np.ndarray:
-    return np.sqrt(np.square(difference).sum(-1))
-
-
 def _cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Return the cosine similarity over the last axis; 0 where either array is all zeros."""
-    scale = _l2(a) * _l2(b)
+    scale = distances(a, 0.0, 1) * distances(b, 0.0, 1)
     return np.divide((a * b).sum(-1), scale, out=np.zeros(scale.shape), where=scale > 0)

@@ -7,6 +7,7 @@ import numpy as np
 from ensdiff.attribution import Attribution
 from ensdiff.data import Dataset
 from ensdiff.ensemble.ensemble import Ensemble
+from ensdiff.ensemble.memory import Resources
 from ensdiff.report.figures import null_figure
 from ensdiff.report.page import Figure, SampleSection, UnitCard
 from ensdiff.runs.identity import check_attributed, check_data
@@ -52,7 +53,7 @@ def attribution_sections(
         samples,
         params.code.ablate(units_BT.reshape(-1)),
         np.repeat(np.arange(B), T),
-        progress=progress,
+        Resources(progress=progress),
     ).reshape(B, T, *params.image_shape)
     images = np.asarray(samples.images)
     sections = []

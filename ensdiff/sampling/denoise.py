@@ -23,14 +23,13 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Float, Int
-from tqdm import tqdm
 
 from ensdiff import hosts
 from ensdiff.diffusion.samplers import SamplerConfig, StepFunction, advance, rule_of, step_arguments
 from ensdiff.ensemble.compiling import jit_once, per_device
 from ensdiff.ensemble.ensemble import Ensemble, to_images
 from ensdiff.ensemble.members import apply_member, over_members
-from ensdiff.ensemble.memory import images_at_once, least_bytes
+from ensdiff.ensemble.memory import Resources, images_at_once, least_bytes
 from ensdiff.ensemble.mesh import make_mesh, on_mesh, pace, platform
 from ensdiff.models.conv import one_by_one
 from ensdiff.models.unet import UNetConfig
@@ -139,8 +138,7 @@ def plan(
     params: Ensemble,
     weights_RK: Float[np.ndarray, "R K"],
     mesh: Mesh | AbstractMesh,
-    chunk: int | None,
-    memory_budget: int | None,
+    resources: Resources,
 ) -> Chunks:
     """Equal chunks that fit in memory, and batches that all of them share (so that one program does for all).
 
@@ -148,15 +146,15 @@ def plan(
         params: the ensemble.
         weights_RK: the weights of all states.
         mesh: the devices.
-        chunk: states at a time; None is as many as a budget and `STATES_AT_ONCE` allow.
-        memory_budget: bytes that a device may use for states and activations; None is `memory_budget_default`.
+        resources: its chunk is in states, by default as many as `STATES_AT_ONCE` and the memory budget allow; the
+            budget is for states and activations.
 
     Raises:
         ValueError: not even one state fits in the budget.
     """
     R, K = weights_RK.shape
     shards, member_shards = mesh.shape["data"], mesh.shape["member"]
-    budget = memory_budget_default() if memory_budget is None else memory_budget
+    budget, chunk = resources.budget(), resources.chunk
     # a state: its image, noise, prediction, next image and what the compiler keeps of them; its places in the lists
     state = 4 * 8 * int(np.prod(params.image_shape)) + 8 * K
     least = least_bytes(params.model, params.image_shape, mesh, K)
@@ -222,7 +220,7 @@ def denoise(
     shards = mesh.shape["data"]
     if R % shards:
         raise ValueError(f"{R} states cannot be split over {shards} data shards; choose a multiple of {shards}")
-    chunks = plan(params, weights_RK, mesh, R, None) if chunks is None else chunks
+    chunks = plan(params, weights_RK, mesh, Resources(chunk=R)) if chunks is None else chunks
     number = round_up(chunks.number, FEW_BATCHES) if one_by_one(params.model.conv) else chunks.number
     batches = gather_batches(weights_RK, shards, mesh.shape["member"], chunks.places, number)
     step = sampling_step(params.model, params.image_shape, rule_of(config), mesh)
@@ -241,22 +239,13 @@ def _first_noise(image_shape: tuple[int, int, int]) -> Callable[[Noise], Array]:
     return jit_once(lambda noise: noise.at(0, image_shape))
 
 
-def memory_budget_default() -> int:
-    """Bytes that sampling may use: half of what an accelerator has, 1 GiB on a CPU."""
-    stats = jax.local_devices()[0].memory_stats() or {}
-    # the least of all processes: their chunks must be the same
-    return min(hosts.exchange(stats.get("bytes_limit", 2 * 2**30) // 2))
-
-
 def run_states(
     params: Ensemble,
     config: SamplerConfig,
     noise: Noise,
     weights_RK: ArrayLike,
+    resources: Resources,
     *,
-    chunk: int | None = None,
-    memory_budget: int | None = None,
-    progress: bool = False,
     what: str = "denoise",
 ) -> Iterator[tuple[slice, Array]]:
     """Denoise any number of states in chunks that fit in memory.
@@ -266,10 +255,8 @@ def run_states(
         config: the sampler.
         noise: ``noise.index_B`` names the noise of each state, R entries.
         weights_RK: weights of each state.
-        chunk: states at a time; by default from the memory budget.
-        memory_budget: bytes that a device may use for states and activations, see `plan`.
-        progress: show a progress bar.
-        what: its label.
+        resources: see `plan`.
+        what: label of the progress bar.
 
     Yields:
         The slice of R and the images, (rows, H, W, C) in [0, 1] and still on the device (of every process), of each
@@ -278,10 +265,8 @@ def run_states(
     weights_RK = np.asarray(weights_RK, np.float32)
     R = len(weights_RK)
     mesh = make_mesh(params.members)
-    if chunk is not None and chunk < 1:
-        raise ValueError(f"chunk={chunk}: expected at least 1 state at a time")
-    chunks = plan(params, weights_RK, mesh, chunk, memory_budget)
-    with tqdm(total=R, desc=what, unit="image", disable=not (progress and hosts.is_writer())) as bar:
+    chunks = plan(params, weights_RK, mesh, resources)
+    with hosts.progress_bar(R, what, "image", shown=resources.progress) as bar:
         for number, (index, weights) in enumerate(_padded(weights_RK, chunks.states)):
             x = hosts.local(denoise(params, config, noise.take(index), weights, chunks=chunks, mesh=mesh))
             start = number * chunks.states

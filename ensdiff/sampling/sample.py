@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from ensdiff.codes import Code
 from ensdiff.diffusion.samplers import SamplerConfig, StepFunction, step_arguments
 from ensdiff.ensemble.ensemble import WEIGHT_SUM, Ensemble, member_weights
+from ensdiff.ensemble.memory import Resources
 from ensdiff.sampling.denoise import Noise, run_states
 from ensdiff.typing import Array, ArrayLike, Key, as_key, unmasked
 
@@ -155,7 +156,7 @@ def sample(
     weights_K = weights_K.astype(np.float32)
     count = len(given.index_B)
     rows = np.broadcast_to(weights_K, (count, K))
-    parts = run_states(params, config, given, rows, chunk=chunk, progress=progress, what="sample")
+    parts = run_states(params, config, given, rows, Resources(chunk, progress=progress), what="sample")
     images = np.concatenate([np.asarray(part) for _, part in parts])
     return Samples(jnp.asarray(images), given, jnp.asarray(weights_K), config, params.fingerprint)
 
@@ -264,9 +265,7 @@ def counterfactuals(
         samples,
         np.repeat(weights_MK, B, axis=0),
         np.tile(np.arange(B), M),
-        chunk=chunk,
-        memory_budget=memory_budget,
-        progress=progress,
+        Resources(chunk, memory_budget, progress),
     )
     return images.reshape(M, B, *params.image_shape)
 
@@ -276,15 +275,15 @@ def ablated(
     samples: Samples,
     weights_RK: Float[np.ndarray, "R K"],
     sample_R: Int[np.ndarray, " R"],
-    **resources,
+    resources: Resources,
 ) -> Float[np.ndarray, "R H W C"]:
     """Sample ``sample_R[r]`` regenerated from its own noise under the weights ``weights_RK[r]``, for any pairs.
 
-    ``resources`` are `run_states`'s ``chunk``, ``memory_budget`` and ``progress``. Returns images in [0, 1].
+    Returns images in [0, 1].
     """
     check_samples(params, samples, "a counterfactual", factual=False)
     out = np.empty((len(weights_RK), *params.image_shape), np.float32)
     noise = samples.noise.take(sample_R)
-    for rows, images in run_states(params, samples.config, noise, weights_RK, what="counterfactuals", **resources):
+    for rows, images in run_states(params, samples.config, noise, weights_RK, resources, what="counterfactuals"):
         out[rows] = images
     return out

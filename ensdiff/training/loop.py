@@ -9,7 +9,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
-from tqdm import tqdm
 
 from ensdiff import hosts
 from ensdiff.codes import Code
@@ -211,9 +210,7 @@ class _Watch:
         self.waiting: tuple[int, StepMetrics] | None = None
         before = unlogged or {"steps": 0, "loss_K": 0.0}
         self.steps, self.loss_K = before["steps"], np.asarray(before["loss_K"], np.float64)
-        self.bar = tqdm(
-            total=config.steps, initial=start, desc="train", unit="step", disable=not (progress and hosts.is_writer())
-        )
+        self.bar = hosts.progress_bar(config.steps, "train", "step", shown=progress, done=start)
 
     def __enter__(self) -> "_Watch":
         return self

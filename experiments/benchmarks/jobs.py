@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 import ensdiff
 from ensdiff.attribution import differential
 from ensdiff.ensemble.members import init_params
+from ensdiff.ensemble.memory import Resources
 from ensdiff.ensemble.mesh import make_mesh, on_mesh
 from ensdiff.planning.flops import jacobian_step_flops, landscape_step_flops, train_step_flops
 from ensdiff.sampling.denoise import Noise, plan, run_states
@@ -124,7 +125,9 @@ def landscape_job(setting: Setting, params: ensdiff.Ensemble) -> Job:
     sampler = setting.sampler(setting.landscape_steps)
 
     def call():
-        return np.concatenate([np.asarray(images) for _, images in run_states(params, sampler, noise, weights)])
+        return np.concatenate(
+            [np.asarray(images) for _, images in run_states(params, sampler, noise, weights, Resources())]
+        )
 
     evaluations = int(np.count_nonzero(weights)) * setting.landscape_steps
     return Job(call, landscape_step_flops(setting.model, setting.image_shape, evaluations))
@@ -135,7 +138,7 @@ def padding(setting: Setting, params: ensdiff.Ensemble) -> float:
     units, samples = params.code.units, setting.landscape[1]
     weights = np.repeat(params.code.ablate(np.arange(units)), samples, axis=0)
     mesh = make_mesh(setting.members)
-    chunks = plan(params, weights, mesh, None, None)
+    chunks = plan(params, weights, mesh, Resources())
     parts = -(-len(weights) // chunks.states)
     return parts * chunks.number * chunks.places * mesh.size / np.count_nonzero(weights)
 

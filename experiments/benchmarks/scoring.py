@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ensdiff.attribution.score import Top, evaluate, gram_forms, stream
+from ensdiff.attribution.forms import evaluate, gram_forms, stream
+from ensdiff.attribution.ranking import Top
 from ensdiff.codes import Code
 
 

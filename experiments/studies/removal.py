@@ -4,6 +4,7 @@ import numpy as np
 
 import ensdiff
 from ensdiff import metrics
+from ensdiff.ensemble.memory import Resources
 from ensdiff.metrics.arrays import rankable
 from ensdiff.report import Table
 from ensdiff.sampling.sample import ablated
@@ -41,7 +42,7 @@ def removal_effects(
     def made(sets_B: list[np.ndarray]) -> np.ndarray:
         weights = code.ablate(sets_B)
         return shop.kept(
-            name, lambda: ablated(params, samples, weights, np.arange(B), progress=False), params, samples, weights
+            name, lambda: ablated(params, samples, weights, np.arange(B), Resources()), params, samples, weights
         )
 
     random_RBHWC = np.stack([

@@ -6,12 +6,13 @@ import numpy as np
 
 import ensdiff
 from ensdiff import metrics
+from ensdiff.metrics.arrays import distances
 from ensdiff.metrics.bootstrap import mean
 from experiments import comparison
 from experiments.studies import size
 from experiments.studies.figures import scatter_figure
 from experiments.studies.findings import Findings
-from experiments.studies.workshop import Workshop, distances, quiet_matrix
+from experiments.studies.workshop import Workshop, quiet_matrix
 from experiments.tables import interval, table
 
 NAME = "retraining"

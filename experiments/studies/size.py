@@ -10,11 +10,12 @@ from ensdiff import metrics
 from ensdiff.attribution import quadratic_influence
 from ensdiff.baselines import baseline_scores
 from ensdiff.data.drawing import svg
+from ensdiff.metrics.arrays import distances
 from ensdiff.metrics.bootstrap import mean
 from ensdiff.report import radius_figure
 from experiments.comparison import agreement, named_first
 from experiments.studies.findings import Findings
-from experiments.studies.workshop import Workshop, distances
+from experiments.studies.workshop import Workshop
 from experiments.tables import interval, table
 
 NAME = "size"

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 import ensdiff
 from ensdiff.data import Dataset
+from ensdiff.ensemble.memory import Resources
 from ensdiff.files.reading import read_json
 from ensdiff.files.writing import write_atomically
 from ensdiff.metrics import Classifier, fit_classifier
@@ -116,7 +117,7 @@ class Workshop:
 
         def compute() -> np.ndarray:
             rows, which = np.repeat(weights_MK, B, axis=0), np.tile(np.arange(B), M)
-            return ablated(params, samples, rows, which, progress=self.progress)
+            return ablated(params, samples, rows, which, Resources(progress=self.progress))
 
         images = self.kept(name, compute, params, samples, weights_MK)
         return images.reshape(M, B, *params.image_shape)
@@ -147,9 +148,3 @@ def quiet_matrix(code_NK: np.ndarray) -> ensdiff.Code:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ensdiff.CodeWarning)
         return ensdiff.Code.from_matrix(code_NK)
-
-
-def distances(a: np.ndarray, b: np.ndarray, axes: int = 3) -> np.ndarray:
-    """L2 over the last ``axes`` axes."""
-    difference = np.asarray(a, np.float64) - np.asarray(b, np.float64)
-    return np.sqrt(np.square(difference).sum(axis=tuple(range(-axes, 0))))

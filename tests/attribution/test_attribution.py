@@ -13,6 +13,7 @@ from scipy.stats import false_discovery_control
 import ensdiff
 from ensdiff.attribution.differential import quadratic_influence
 from ensdiff.diffusion.samplers import sampler_steps
+from ensdiff.ensemble.memory import Resources
 from ensdiff.sampling.denoise import run_states
 from tests.helpers import CODE, random_ensemble
 
@@ -32,7 +33,9 @@ def jacobian(tiny, samples):
 
 def images_under(params, samples, weights):
     rows = np.repeat(np.asarray(weights, np.float32)[None], len(samples), 0)
-    return np.concatenate([np.asarray(part) for _, part in run_states(params, samples.config, samples.noise, rows)])
+    return np.concatenate(
+        [np.asarray(part) for _, part in run_states(params, samples.config, samples.noise, rows, Resources())]
+    )
 
 
 def test_jacobian_is_the_limit_of_central_differences(tiny, samples, jacobian):

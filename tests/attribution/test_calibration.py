@@ -7,8 +7,8 @@ from scipy.stats import false_discovery_control, kstest
 from ensdiff.attribution.audit import audit_recall
 from ensdiff.attribution.calibration import Calibration, null_ablations
 from ensdiff.attribution.candidates import Candidates
+from ensdiff.attribution.forms import evaluate, loss_forms, score_words
 from ensdiff.attribution.result import Attribution
-from ensdiff.attribution.score import evaluate, loss_forms, score_words
 from ensdiff.codes import Code
 from experiments.comparison import agreement, named_first
 
@@ -73,7 +73,7 @@ def test_p_values_are_uniform_when_data_are_exchangeable(code):
     """Members at random, units by their words: p of a unit is uniform on its steps, for every kind of code."""
     rng = np.random.default_rng(3)
     candidates = Candidates.of(code, None)
-    kind_N, null = candidates.kinds(), null_ablations(candidates, 100, 0)
+    kind_N, null = candidates.kind_N, null_ablations(candidates, 100, 0)
     collected = []
     for _ in range(400):
         forms = loss_forms(exchangeable_loss(rng, 12), np.full(12, 1 / 12))

@@ -5,10 +5,10 @@ import pytest
 from scipy.stats import norm
 
 import ensdiff
+from ensdiff.attribution import LossConfig, loss_matrix
 from ensdiff.attribution.contrast import contrast_losses, contrast_table, unit_losses
-from ensdiff.attribution.loss import LossConfig, loss_matrix
 from ensdiff.codes import Code
-from ensdiff.ensemble.memory import activation_bytes
+from ensdiff.ensemble.memory import Resources, activation_bytes
 from tests.helpers import CODE, blobs
 
 
@@ -154,8 +154,8 @@ def test_losses_of_units_are_diagonals_of_r(tiny):
     diagonal = np.diagonal(loss_matrix(tiny, data.images, 3, config).mean_BKK, axis1=1, axis2=2)
     for unit in range(6):
         np.testing.assert_allclose(loss[unit], diagonal[data.items_of(unit)].mean(0), rtol=1e-4)
-    one_at_a_time = config.block * activation_bytes(tiny.model, tiny.image_shape)
-    np.testing.assert_allclose(unit_losses(tiny, data, 3, config, memory_budget=one_at_a_time), loss, rtol=1e-4)
+    one_at_a_time = Resources(memory_budget=config.block * activation_bytes(tiny.model, tiny.image_shape))
+    np.testing.assert_allclose(unit_losses(tiny, data, 3, config, one_at_a_time), loss, rtol=1e-4)
     result = ensdiff.contrast(tiny, data, 3, config)
     np.testing.assert_array_equal(result.loss_NK, loss)
     assert CODE.units == len(result.memorization_N)

@@ -9,7 +9,7 @@ import pytest
 
 import ensdiff
 from ensdiff.attribution import LossConfig, loss_matrix
-from ensdiff.attribution.loss import draw_noise, model_images
+from ensdiff.attribution.draws import draw_noise, model_images
 from ensdiff.diffusion.schedule import add_noise
 from ensdiff.ensemble.memory import activation_bytes
 from ensdiff.typing import as_key
@@ -116,7 +116,7 @@ def closed_form_ensemble(tiny, rng):
 def test_linear_gaussian_losses_in_closed_form(tiny, images, rng, monkeypatch, weighting):
     """Every level once (stratified over exactly T levels): no sampling error at all is left."""
     params, means = closed_form_ensemble(tiny, rng)
-    monkeypatch.setattr("ensdiff.attribution.loss.apply_member", linear_gaussian(means))
+    monkeypatch.setattr("ensdiff.attribution.draws.apply_member", linear_gaussian(means))
     from ensdiff.attribution.loss import block_step
 
     block_step.cache_clear()

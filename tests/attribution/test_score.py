@@ -8,9 +8,10 @@ import pytest
 
 import ensdiff
 from ensdiff.attribution.candidates import Candidates, uniform
+from ensdiff.attribution.compiled_words import compilable, word_fn
 from ensdiff.attribution.differential import quadratic_influence
-from ensdiff.attribution.score import Top, evaluate, gram_forms, loss_forms, score_words, stream
-from ensdiff.attribution.words import compilable, word_fn
+from ensdiff.attribution.forms import evaluate, gram_forms, loss_forms, score_words, stream
+from ensdiff.attribution.ranking import Top
 from ensdiff.codes import Code
 
 
@@ -98,7 +99,7 @@ def test_products_agree_with_tables(monkeypatch):
     """What an accelerator does instead of looking up."""
     forms, words = gram_forms(gram_of(20), np.full(20, 1 / 20)), Code.balanced(20, 500).matrix()
     tables = score_words(forms, words)
-    monkeypatch.setattr("ensdiff.attribution.score.MAX_MEMBERS", 8)
+    monkeypatch.setattr("ensdiff.attribution.forms.MAX_MEMBERS", 8)
     np.testing.assert_allclose(score_words(forms, words), tables, rtol=1e-5)
 
 
@@ -118,12 +119,12 @@ def test_candidates():
     code = Code.from_matrix([[1, 1, 0, 0, 0], [0, 1, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 0, 1]])
     sets = Candidates.of(code, [{0, 1}, 3, [2, 2]])
     np.testing.assert_array_equal(sets.words(np.arange(3)), [[1, 1, 1, 0, 0], [0, 0, 0, 0, 1], [0, 0, 1, 1, 0]])
-    np.testing.assert_array_equal(sets.kinds(), [2, 1, 1])
+    np.testing.assert_array_equal(sets.kind_N, [2, 1, 1])
     some = Candidates.of(code, [2, 0])
     np.testing.assert_array_equal(some.units(np.array([[1, 0]])), [[0, 2]])  # in the given order
     some = some.by_id()
     np.testing.assert_array_equal(some.units(np.array([[1, 0]])), [[2, 0]])
-    np.testing.assert_array_equal(some.kinds(), [2, 2])
+    np.testing.assert_array_equal(some.kind_N, [2, 2])
     np.testing.assert_allclose(some.weights(np.array([1])), [[1 / 3, 1 / 3, 0, 0, 1 / 3]])
     with pytest.raises(ensdiff.NoSurvivorError, match="units 0, 2, 3"):
         Candidates.of(code, [{0, 2, 3}])

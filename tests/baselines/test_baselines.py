@@ -10,7 +10,7 @@ from jax.flatten_util import ravel_pytree
 
 import ensdiff
 from ensdiff import baselines
-from ensdiff.attribution.loss import LossConfig, draw_noise
+from ensdiff.attribution.draws import LossConfig, draw_noise
 from ensdiff.baselines.gradients import project
 from ensdiff.data import arrays
 from ensdiff.diffusion.schedule import add_noise

@@ -7,6 +7,7 @@ import pytest
 
 import ensdiff
 from ensdiff.metrics import Estimate
+from ensdiff.metrics.arrays import distances
 from experiments.configs import evaluate_digits, evaluate_smoke
 from experiments.evaluate import check_config
 from experiments.studies import STUDIES
@@ -16,7 +17,7 @@ from experiments.studies.lds import subsets
 from experiments.studies.planted import planting
 from experiments.studies.removal import first_units
 from experiments.studies.scores import quadratic
-from experiments.studies.workshop import Workshop, distances, quiet_matrix
+from experiments.studies.workshop import Workshop, quiet_matrix
 from experiments.tables import interval, table
 
 STUDY_NAMES = ["generative", "retraining", "size", "groups", "planted", "lds"]

@@ -136,7 +136,7 @@ def test_own_method_of_any_images(tiny, rng):
         (lambda p, s: ensdiff.attribute(p, s, lambda w: w, distance=my_l2, top=1), "for method='exact' and 'screen'"),
         (lambda p, s: ensdiff.attribute(p, s, "exact", distance=lambda a, b: a, top=1), "one number a pair"),
         (lambda p, s: ensdiff.attribute(p, s, lambda w: w, features=lambda x: x, top=1), "features have no meaning"),
-        (lambda p, s: ensdiff.attribute(p, s, lambda w: w, top=1), "one row a sample and one column an ablation"),
+        (lambda p, s: ensdiff.attribute(p, s, lambda w: w, top=1), "one row per sample and one column per ablation"),
         (lambda p, s: ensdiff.attribute(p, s, lambda w: np.full((1, len(w)), np.nan), top=1), "NaN or infinity"),
         (lambda p, s: ensdiff.attribute(p, s, lambda w: w, audit=3, top=1), "audit=3"),
         (lambda p, s: ensdiff.attribute(p, s, lambda w: np.zeros((1, len(w)), complex), top=1), "returned complex128"),
@@ -151,7 +151,7 @@ def test_what_is_refused(tiny, call, words):
 
 def test_partial_work_of_an_own_sampler_is_found_again(tiny, tmp_path):
     """Functions are told apart by their names, so that another process goes on."""
-    from ensdiff.attribution.attribute import _named
+    from ensdiff.attribution.request import named_sampler
     from ensdiff.ensemble.digest import digest
 
     def again(x_B, eps_B, z_B, level):
@@ -159,7 +159,7 @@ def test_partial_work_of_an_own_sampler_is_found_again(tiny, tmp_path):
 
     again.__name__ = "my_ddim"
     one = ensdiff.sample(tiny, 0, 1, steps=2, sampler=my_ddim)
-    assert digest(_named(one)) == digest(_named(ensdiff.sample(tiny, 0, 1, steps=2, sampler=again)))
+    assert digest(named_sampler(one)) == digest(named_sampler(ensdiff.sample(tiny, 0, 1, steps=2, sampler=again)))
     again.__name__ = "other"
     other = ensdiff.sample(tiny, 0, 1, steps=2, sampler=again)
-    assert digest(_named(one)) != digest(_named(other))
+    assert digest(named_sampler(one)) != digest(named_sampler(other))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import ensdiff
-from ensdiff.attribution import loss, ranking
+from ensdiff.attribution import loss, ranking, scoring
 from ensdiff.runs import pieces as pieces_module
 from ensdiff.runs.pieces import Pieces, pieces
 from tests.faults import cut, flip, flips
@@ -50,20 +50,20 @@ def equal(a, b):
 
 
 def test_exact_ablation_goes_on(five, samples, tmp_path, monkeypatch):
-    monkeypatch.setattr(ranking, "PIECE", 6)  # two units of three samples
+    monkeypatch.setattr(scoring, "PAIRS_OF_A_PIECE", 6)  # two units of three samples
     folder = tmp_path / "partial"
     options = dict(top=2, null=3, partial=folder)
     expected = ensdiff.attribute(five, samples, "exact", **options)
     assert not folder.exists()
     with monkeypatch.context() as patch:
-        made = interrupt(patch, ranking, "exact_influence", 3)
+        made = interrupt(patch, scoring, "exact_influence", 3)
         with pytest.raises(Interrupted):
             ensdiff.attribute(five, samples, "exact", **options)
         assert len(made) == 3
     assert len(list(folder.glob("*.npz"))) == 3
     flip(sorted(folder.glob("*.npz"))[0], 100)
     with monkeypatch.context() as patch:
-        made = interrupt(patch, ranking, "exact_influence", 99)
+        made = interrupt(patch, scoring, "exact_influence", 99)
         with pytest.warns(ensdiff.DamageWarning, match="does not match its checksum, and is computed again"):
             found = ensdiff.attribute(five, samples, "exact", **options)
         assert len(made) == 5 - 3 + 1  # pieces: three of the units, two of the null; one was damaged
@@ -86,7 +86,7 @@ def test_other_files_in_the_folder_stay(tmp_path):
 
 def test_pieces_of_other_things_are_not_taken(five, samples, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        interrupt(patch, ranking, "exact_influence", 1)
+        interrupt(patch, scoring, "exact_influence", 1)
         with pytest.raises(Interrupted):
             ensdiff.attribute(five, samples, "exact", top=2, null=3, partial=tmp_path / "x")
     other = random_ensemble(five.code, seed=5)
@@ -99,13 +99,13 @@ def test_pieces_of_other_things_are_not_taken(five, samples, tmp_path, monkeypat
 
 def test_pieces_of_another_algorithm_are_not_taken(five, samples, tmp_path, monkeypatch):
     """Predictions of another version or machine may round otherwise."""
-    monkeypatch.setattr(ranking, "PIECE", 6)
+    monkeypatch.setattr(scoring, "PAIRS_OF_A_PIECE", 6)
     options = dict(top=2, null=0, partial=tmp_path / "x")
     with monkeypatch.context() as patch:
-        interrupt(patch, ranking, "exact_influence", 2)
+        interrupt(patch, scoring, "exact_influence", 2)
         with pytest.raises(Interrupted):
             ensdiff.attribute(five, samples, "exact", **options)
-    made = interrupt(monkeypatch, ranking, "exact_influence", 99)
+    made = interrupt(monkeypatch, scoring, "exact_influence", 99)
     monkeypatch.setattr(sys.modules["ensdiff.attribution.attribute"], "resolve", lambda *_, **__: "another")
     ensdiff.attribute(five, samples, "exact", **options)
     assert len(made) == 3  # all
@@ -132,7 +132,7 @@ def test_scoring_of_many_units_goes_on(tmp_path, monkeypatch, null):
     code = ensdiff.Code.balanced(members=12, units=700, seed=0)
     params = random_ensemble(code)
     samples = ensdiff.sample(params, 0, 2, steps=2)
-    monkeypatch.setattr("ensdiff.attribution.score.CHUNK", 64)
+    monkeypatch.setattr("ensdiff.attribution.forms.CHUNK", 64)
     monkeypatch.setattr(Pieces.__init__, "__defaults__", (0.0,))
     options = dict(top=5, null=null)
     expected = ensdiff.attribute(params, samples, "differential", **options)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import ensdiff
 from ensdiff.attribution import exact_influence
 from ensdiff.diffusion.samplers import SamplerConfig, sampler_steps
-from ensdiff.ensemble.memory import activation_bytes
+from ensdiff.ensemble.memory import Resources, activation_bytes
 from ensdiff.sampling.denoise import FEW_BATCHES, Noise, denoise, plan
 from ensdiff.sampling.packing import batch_numbers, choose_places, gather_batches, kept_counts, round_up
 from tests.helpers import CODE, random_ensemble
@@ -190,7 +190,7 @@ def test_a_landscape_evaluates_little_more_than_its_survivors(tiny, members, one
     """U-Net evaluations of a step on one device, against the sum over states of the members that each keeps."""
     params = dataclasses.replace(tiny, code=ensdiff.Code.balanced(members, units, ones))
     weights = np.repeat(params.code.ablate(np.arange(units)), samples, axis=0)
-    chunks = plan(params, weights, ensdiff.make_mesh(members, devices=jax.devices()[:1]), None, None)
+    chunks = plan(params, weights, ensdiff.make_mesh(members, devices=jax.devices()[:1]), Resources())
     parts = -(-len(weights) // chunks.states)
     assert parts * chunks.number * chunks.places <= 1.1 * np.count_nonzero(weights)
 
@@ -209,7 +209,7 @@ def test_landscapes_of_many_sizes_share_few_programs(tiny):
     for units, samples in itertools.product(range(8, 18), (1, 2, 3, 4)):
         params = dataclasses.replace(tiny, code=ensdiff.Code.balanced(8, units))
         weights = np.repeat(params.code.ablate(np.arange(units)), samples, axis=0)
-        chunks = plan(params, weights, ensdiff.make_mesh(8, devices=jax.devices()[:1]), None, None)
+        chunks = plan(params, weights, ensdiff.make_mesh(8, devices=jax.devices()[:1]), Resources())
         programs.add((chunks.states, chunks.places, round_up(chunks.number, FEW_BATCHES)))
         assert chunks.places * chunks.number <= 1.1 * np.count_nonzero(weights)
     assert len(programs) <= 16
@@ -222,10 +222,10 @@ def test_a_budget_holds_the_states_and_one_batch(tiny):
     state = 4 * 8 * 64 + 8 * 4
     weights = np.full((20, 4), 0.25)
     for budget in (one + state, one + 3 * state, 3 * one + 40 * state):
-        chunks = plan(tiny, weights, mesh, None, budget)
+        chunks = plan(tiny, weights, mesh, Resources(memory_budget=budget))
         assert chunks.states * state + chunks.places * one <= budget
     with pytest.raises(ValueError, match=f"needs up to {one + state} bytes"):
-        plan(tiny, weights, mesh, None, one + state - 1)
+        plan(tiny, weights, mesh, Resources(memory_budget=one + state - 1))
 
 
 @pytest.mark.parametrize("mask", [lambda row: row > 0, lambda row: (row > 0).astype(int), lambda row: row])
@@ -322,7 +322,7 @@ def bad_calls(tiny):
     yield "clip=False is not for a step function", lambda: SamplerConfig(lambda x, e, z, level: x, clip=False)
     yield "unknown sampler options", lambda: ensdiff.sample(tiny, 0, 2, temperature=1)
     yield "4 finite numbers", lambda: ensdiff.sample(tiny, 0, 2, steps=STEPS, weights=[1, 0])
-    yield "at least 1 state", lambda: ensdiff.sample(tiny, 0, 2, steps=STEPS, chunk=0)
+    yield "chunk=0: expected at least 1 at a time", lambda: ensdiff.sample(tiny, 0, 2, steps=STEPS, chunk=0)
     yield "noise of the samples", lambda: ensdiff.counterfactuals(tiny, np.zeros((1, 8, 8, 1)), [0])
     samples = ensdiff.sample(tiny, 0, 1, steps=STEPS)
     yield "unit 6 does not exist", lambda: ensdiff.counterfactuals(tiny, samples, [6])

@@ -5,7 +5,7 @@ A run with a hierarchical code has two layers, its items and its groups; every o
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -14,7 +14,9 @@ from ensdiff.attribution import Attribution, attribute
 from ensdiff.codes import Code
 from ensdiff.data import Dataset
 from ensdiff.ensemble.ensemble import Ensemble
+from ensdiff.ensemble.memory import Resources
 from ensdiff.metrics import radius
+from ensdiff.metrics.arrays import distances
 from ensdiff.runs.identity import check_data
 from ensdiff.sampling.sample import Samples, ablated
 
@@ -111,35 +113,29 @@ def explore(
     code = params.code.group_code() if groups else params.code
     check_data(params, data)
     shown = data.regroup(params.code.group_of_unit()[data.unit_of_item], code.names) if groups else data
-    resources = dict(code=code, level=level, seed=seed, memory_budget=memory_budget, progress=progress)
+    resources = Resources(None, memory_budget, progress)
+    options: Any = dict(code=code, level=level, seed=seed, memory_budget=memory_budget, progress=progress)
     whole = all_units(code)
     if att is None:
         method = "exact" if whole <= top else "screen"
         top = min(top, whole)
         verify = top if method == "screen" else None
-        att = attribute(
-            params, samples, method, top=top, verify=verify, null=null, **resources  # type: ignore[arg-type]
-        )  # fmt: skip
+        att = attribute(params, samples, method, top=top, verify=verify, null=null, **options)
     elif problem := unfit(params, samples, att, code):
         raise ValueError(f"the attribution does not fit: {problem}")
     B, T = att.units.shape
-    images = ablated(
-        params, samples, code.ablate(att.units.reshape(-1)), np.repeat(np.arange(B), T),
-        memory_budget=memory_budget, progress=progress,
-    )  # fmt: skip
+    images = ablated(params, samples, code.ablate(att.units.reshape(-1)), np.repeat(np.arange(B), T), resources)
     if att.method == "exact" and whole == T:
         field = att
     else:
-        field = attribute(
-            params, samples, "differential", top=min(landscape, whole), null=null, **resources  # type: ignore[arg-type]
-        )  # fmt: skip
+        field = attribute(params, samples, "differential", top=min(landscape, whole), null=null, **options)
     return Layer(
         "group" if groups else ("item" if data.units == data.items else "unit"),
         code,
         shown,
         att,
         images.reshape(B, T, *params.image_shape),
-        _subsets(params, samples, code, att.units[:, :combined], memory_budget, progress),
+        _subsets(params, samples, code, att.units[:, :combined], resources),
         field,
         field.units.shape[1] == whole,
         _classes(shown, None if groups or params.code.groups is None else params.code.group_of_unit()),
@@ -167,7 +163,7 @@ def unfit(params: Ensemble, samples: Samples, att: Attribution, code: Code) -> s
     if att.units.max() >= code.units or att.settings.get("candidates") != all_units(code):
         return f"it is of other units than these {code.units}"
     first_B = att.units[:, 0]
-    images = ablated(params, samples, code.ablate(first_B), np.arange(len(samples)))
+    images = ablated(params, samples, code.ablate(first_B), np.arange(len(samples)), Resources())
     now_B, then_B = distances(images, np.asarray(samples.images)), att.influence[:, 0]
     wrong = np.flatnonzero(np.abs(now_B - then_B) > TOLERANCE * np.maximum(then_B, 1e-3))
     if len(wrong):
@@ -177,14 +173,8 @@ def unfit(params: Ensemble, samples: Samples, att: Attribution, code: Code) -> s
     return None
 
 
-def distances(image_RHWC: np.ndarray, other_RHWC: np.ndarray) -> Float[np.ndarray, " R"]:
-    """L2 over pixels."""
-    gap = np.asarray(image_RHWC, np.float64) - np.asarray(other_RHWC, np.float64)
-    return np.sqrt((gap**2).reshape(len(gap), -1).sum(1))
-
-
 def _subsets(
-    params: Ensemble, samples: Samples, code: Code, unit_BP: Int[np.ndarray, "B P"], memory_budget, progress: bool
+    params: Ensemble, samples: Samples, code: Code, unit_BP: Int[np.ndarray, "B P"], resources: Resources
 ) -> list[dict[tuple[int, ...], Removal]]:
     """Every sample without every set of two or more of its units that leaves a survivor, as one landscape."""
     sets, sample_R = [], []
@@ -199,7 +189,7 @@ def _subsets(
     if not sets:
         return out
     rows = np.array(sample_R)
-    images = ablated(params, samples, code.ablate(sets), rows, memory_budget=memory_budget, progress=progress)
+    images = ablated(params, samples, code.ablate(sets), rows, resources)
     moved = distances(images, np.asarray(samples.images)[rows])
     for b, units, image, influence in zip(sample_R, sets, images, moved, strict=True):
         out[b][units] = Removal(image, float(influence))

@@ -1,8 +1,9 @@
 """Code words of a balanced code as 64-bit integers, compiled: `ensdiff.codes.permute` and `combinations.unrank` in JAX.
 
-Member 0 is the highest of the K bits. A word of one weight with lexicographic number n is unranked in pieces of at
-most 16 members: the words are sorted, so the first piece is found by a binary search in the cumulative counts of its
-2^q values, what is left of n numbers the words of the rest, and the last piece is one look-up.
+Member 0 is the highest of the K bits. A word is written in digits of at most 16 members each, the highest first. The
+word of one weight with lexicographic number n is found digit by digit: the words are sorted, so a binary search in the
+cumulative counts of its 2^q values finds the first digit, what is left of n numbers the words of the rest, and the last
+digit is one look-up.
 
 Must be traced and called under ``jax.enable_x64(True)``.
 """
@@ -10,7 +11,7 @@ Must be traced and called under ``jax.enable_x64(True)``.
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +21,8 @@ from ensdiff.codes import Code
 from ensdiff.codes.permute import GOLDEN, ROUNDS, feistel_sides, mix
 from ensdiff.typing import Array
 
-PIECE = 16
-"""Members that one look-up unranks: tables of 2^16 entries."""
+DIGIT = 16
+"""Most members of a digit: tables of 2^16 entries."""
 MAX_WORDS = 2**62
 MAX_MEMBERS = 64
 
@@ -67,12 +68,28 @@ def _permute(index: Array, size: int, key: int) -> Array:
     return jax.lax.while_loop(lambda x: jnp.any(x >= n), walk, rounds(index))
 
 
+class _Digit(NamedTuple):
+    """Tables of one digit.
+
+    Args:
+        members: q, its members.
+        table: of all digits but the last, cumulative counts of words by (ones left, value); of the last, the values in
+            the order of their numbers of ones.
+        ones: of all digits but the last, the ones in each value; of the last, where in the table each number of ones
+            begins.
+    """
+
+    members: int
+    table: np.ndarray
+    ones: np.ndarray
+
+
 @functools.lru_cache(maxsize=8)
-def _pieces(members: int, weight: int) -> tuple[tuple[int, Any, Any], ...]:
-    """For each piece its members q, and the tables: cumulative counts by (ones left, value), or the last look-up."""
-    count = -(-members // PIECE)
+def _digits(members: int, weight: int) -> tuple[_Digit, ...]:
+    """The digits of a word, the highest first."""
+    count = -(-members // DIGIT)
     sizes = [members // count + (i < members % count) for i in range(count)]
-    out: list[tuple[int, Any, Any]] = []
+    out: list[_Digit] = []
     rest = members
     for i, q in enumerate(sizes):
         ones_V = np.bitwise_count(np.arange(2**q, dtype=np.uint32)).astype(np.int64)
@@ -80,14 +97,14 @@ def _pieces(members: int, weight: int) -> tuple[tuple[int, Any, Any], ...]:
         if i == count - 1:
             order = np.argsort(ones_V, kind="stable")
             base = np.concatenate([[0], np.cumsum(np.bincount(ones_V, minlength=q + 1))[:-1]])
-            out.append((q, order.astype(np.uint64), base))
+            out.append(_Digit(q, order.astype(np.uint64), base))
             break
         needed = range(weight, weight + 1) if i == 0 else range(weight + 1)
         tables = []
         for ones in needed:
             words_V = np.array([math.comb(rest, ones - one) if one <= ones else 0 for one in range(q + 1)], np.uint64)
             tables.append(np.concatenate([[np.uint64(0)], np.cumsum(words_V[ones_V])[:-1]]))
-        out.append((q, np.concatenate(tables), ones_V))
+        out.append(_Digit(q, np.concatenate(tables), ones_V))
     return tuple(out)
 
 
@@ -97,14 +114,14 @@ def look(table: Array, index: Array) -> Array:
 
 
 def _unrank_fn(members: int, weight: int) -> Callable[[Array], Array]:
-    pieces = _pieces(members, weight)
+    digits = _digits(members, weight)
 
     def unrank(number: Array) -> Array:
         word = jnp.zeros(number.shape, jnp.uint64)
         ones = jnp.full(number.shape, weight, jnp.int32)
-        for i, (q, table, extra) in enumerate(pieces):
-            if i == len(pieces) - 1:
-                place = look(jnp.asarray(extra, jnp.int32), ones) + number.astype(jnp.int32)
+        for i, (q, table, ones_in) in enumerate(digits):
+            if i == len(digits) - 1:
+                place = look(jnp.asarray(ones_in, jnp.int32), ones) + number.astype(jnp.int32)
                 value = look(jnp.asarray(table), place)
             else:
                 starts = jnp.asarray(table)
@@ -116,7 +133,7 @@ def _unrank_fn(members: int, weight: int) -> Callable[[Array], Array]:
                 # values that hold no word share the start of the next that does; the search ends at the last of them
                 number = number - look(starts, place)
                 value = (place - first).astype(jnp.uint64)
-                ones = ones - look(jnp.asarray(extra, jnp.int32), place - first)
+                ones = ones - look(jnp.asarray(ones_in, jnp.int32), place - first)
             word = (word << np.uint64(q)) | value
         return word
 

@@ -11,7 +11,7 @@ A is formed in float64, so that no large terms cancel in the float32 sums over m
 
 A sum over pairs of members is a sum over pairs of bytes of s: with a table of 2^16 entries for each pair of bytes, a
 score of K = 32 members is six look-ups, and no vector of members is ever formed. Words of balanced codes are computed
-where they are scored (`ensdiff.attribution.words`), so memory is that of one chunk, whatever the number of units.
+where they are scored (`ensdiff.attribution.compiled_words`), so memory is that of one chunk for any number of units.
 """
 
 import functools
@@ -27,22 +27,23 @@ from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
 from ensdiff import hosts
-from ensdiff.attribution.words import MAX_MEMBERS, compilable, look, word_fn
+from ensdiff.attribution.compiled_words import MAX_MEMBERS, compilable, look, word_fn
 from ensdiff.codes import Code
 from ensdiff.ensemble.compiling import per_device
 from ensdiff.ensemble.ensemble import member_weights
+from ensdiff.ensemble.memory import Resources
 from ensdiff.ensemble.mesh import on_mesh
 from ensdiff.typing import Array
 
 COMPILED = 2**16
-"""From so many units on, computing their words on the device pays for compiling it."""
+"""Fewest units for which computing their words on the device is worth compiling it."""
 CHUNK = 2**17
 """Ablations at a time by default: few enough for their words to stay in the cache of a core."""
 _BITS = ((np.arange(256)[:, None] >> np.arange(7, -1, -1)) & 1).astype(np.float64)
 
 
 class Forms(NamedTuple):
-    """One quadratic form a sample: ``score(s) = s^T A s / |s|^2``, or the square root of it.
+    """One quadratic form per sample: ``score(s) = s^T A s / |s|^2``, or the square root of it.
 
     Args:
         matrix_BKK: A of each sample, symmetric, float64.
@@ -51,6 +52,18 @@ class Forms(NamedTuple):
 
     matrix_BKK: Float[np.ndarray, "B K K"]
     root: bool
+
+
+class Chunk(NamedTuple):
+    """Scores of some consecutive ablations.
+
+    Args:
+        start: number of the first.
+        score_BM: scores of all samples.
+    """
+
+    start: int
+    score_BM: Float[np.ndarray, "B M"]
 
 
 def gram_forms(gram_BKK: Float[np.ndarray, "B K K"], weights_K: Float[np.ndarray, " K"]) -> Forms:
@@ -86,7 +99,7 @@ def stream(
     first: int = 0,
     chunk: int | None = None,
     progress: bool = False,
-) -> Iterator[tuple[int, Float[np.ndarray, "B M"]]]:
+) -> Iterator[Chunk]:
     """Scores of many ablations, a chunk at a time.
 
     Args:
@@ -98,13 +111,12 @@ def stream(
         progress: show a progress bar.
 
     Yields:
-        The number of the first ablation of a chunk, and float32 scores of each sample.
+        Chunks of float32 scores, in order.
     """
     K = forms.matrix_BKK.shape[1]
     devices = jax.local_devices()
-    size = CHUNK if chunk is None else chunk
-    if size < 1:
-        raise ValueError(f"chunk={chunk}: expected at least 1 ablation at a time")
+    resources = Resources(chunk, progress=progress)
+    size = CHUNK if resources.chunk is None else resources.chunk
     local = -(-min(size, count) // len(devices))
     size = local * len(devices)
     mesh = Mesh(np.asarray(devices, dtype=object), ("unit",), axis_types=(AxisType.Auto,))
@@ -124,50 +136,28 @@ def stream(
             packed[: -(-K // 8), : stop - start] = np.packbits(rows, axis=1).T
             return (on_mesh(packed, mesh, P(None, "unit")),)
 
-        with tqdm(
-            total=count,
-            initial=first,
-            desc="score",
-            unit="unit",
-            unit_scale=True,
-            disable=not (progress and hosts.is_writer()),
-        ) as bar:
-            waiting: tuple[int, Array] | None = None
+        with hosts.progress_bar(count, "score", "unit", shown=resources.progress, done=first, unit_scale=True) as bar:
+            waiting: _Waiting | None = None
             for start in range(first, count, size):
-                following = start, step(tables, *words(start))
+                following = _Waiting(start, step(tables, *words(start)))
                 if waiting is not None:  # the next chunk is under way while this one is used
-                    yield _take(waiting, size, bar)
+                    yield waiting.take(size, bar)
                 waiting = following
             if waiting is not None:
-                yield _take(waiting, count - waiting[0], bar)
+                yield waiting.take(count - waiting.start, bar)
 
 
-def _take(waiting: tuple[int, Array], count: int, bar: tqdm) -> tuple[int, np.ndarray]:
-    start, scores = waiting
-    out = np.asarray(scores)[:, :count]
-    bar.update(count)
-    return start, out
+class _Waiting(NamedTuple):
+    """A chunk that a device may still be computing, and that may be longer than the ablations."""
 
+    start: int
+    score_BM: Array
 
-class Top:
-    """The highest scores seen so far of each sample, with their numbers; of equal scores the lower number wins."""
-
-    def __init__(self, samples: int, top: int):
-        self.scores_BT = np.full((samples, top), -np.inf)
-        self.index_BT = np.full((samples, top), -1, np.int64)
-
-    def update(self, start: int, scores_BM: Float[np.ndarray, "B M"]) -> None:
-        """Take in the scores of ablations ``start``, ``start + 1``, ..."""
-        top = self.scores_BT.shape[1]
-        for b, scores_M in enumerate(scores_BM):
-            better = np.flatnonzero(scores_M > self.scores_BT[b, -1])
-            if len(better) > top:
-                cut = np.partition(scores_M[better], len(better) - top)[len(better) - top]
-                better = better[scores_M[better] >= cut]
-            scores = np.concatenate([self.scores_BT[b], scores_M[better]])
-            index = np.concatenate([self.index_BT[b], start + better])
-            best = np.lexsort((index, -scores))[:top]
-            self.scores_BT[b], self.index_BT[b] = scores[best], index[best]
+    def take(self, count: int, bar: tqdm) -> Chunk:
+        """The scores of the first ``count`` ablations, when they are there."""
+        chunk = Chunk(self.start, np.asarray(self.score_BM)[:, :count])
+        bar.update(count)
+        return chunk
 
 
 def byte_tables(matrix_BKK: Float[np.ndarray, "B K K"]) -> Float[np.ndarray, "B pairs 65536"]:
@@ -179,20 +169,20 @@ def byte_tables(matrix_BKK: Float[np.ndarray, "B K K"]) -> Float[np.ndarray, "B 
     count = _bytes(K)
     padded = np.zeros((B, 8 * count, 8 * count))
     padded[:, :K, :K] = matrix_BKK
-    blocks = padded.reshape(B, count, 8, count, 8)
+    by_byte = padded.reshape(B, count, 8, count, 8)
     tables = np.empty((B, count * (count - 1) // 2, 256, 256), np.float32)
     for j, (p, q) in enumerate(_pairs(count)):
-        table = 2 * (_BITS @ blocks[:, p, :, q] @ _BITS.T)
+        table = 2 * (_BITS @ by_byte[:, p, :, q] @ _BITS.T)
         if p == 0:
-            table += _own(blocks[:, q, :, q])[:, None, :]
+            table += _own(by_byte[:, q, :, q])[:, None, :]
             if q == 1:
-                table += _own(blocks[:, 0, :, 0])[:, :, None]
+                table += _own(by_byte[:, 0, :, 0])[:, :, None]
         tables[:, j] = table
     return tables.reshape(B, -1, 65536)
 
 
-def _own(block_B: np.ndarray) -> np.ndarray:
-    return np.einsum("vi,bij,vj->bv", _BITS, block_B, _BITS)
+def _own(byte_B: np.ndarray) -> np.ndarray:
+    return np.einsum("vi,bij,vj->bv", _BITS, byte_B, _BITS)
 
 
 def _pairs(count: int) -> list[tuple[int, int]]:

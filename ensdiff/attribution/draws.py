@@ -1,0 +1,219 @@
+"""Draws of a noise level t and noise eps, and what members predict for them.
+
+Draws come in blocks, and each block covers the range of levels by itself. The noise of a draw is a function of its
+number alone, so all members, and all images, are given the same draws, whatever the size of a batch.
+"""
+
+import dataclasses
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Float, Int
+
+from ensdiff.diffusion.schedule import Schedule, add_noise
+from ensdiff.ensemble.ensemble import Ensemble, to_model
+from ensdiff.ensemble.members import apply_member, over_members
+from ensdiff.ensemble.memory import Resources, images_at_once, least_bytes
+from ensdiff.ensemble.mesh import on_mesh
+from ensdiff.settings import check_fields
+from ensdiff.typing import Array, ArrayLike, Key, Params, as_key, unmasked
+
+Levels = Literal["stratified", "antithetic", "uniform"]
+Weighting = Literal["simple", "snr"]
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """How the loss (7) is estimated.
+
+    Args:
+        draws: draws of (t, eps) an image; rounded up to whole blocks.
+        block: draws a block; blocks are independent, and their spread is the error bar.
+        target_error: add blocks, from two up to ``max_draws`` draws, until the standard error of an image's scores
+            (root of the mean square over some units) is at most this for every image; None is ``draws`` and no more.
+        max_draws: the most draws when there is a target.
+        levels: how a block draws t. ``"stratified"``: one from each of ``block`` equal parts of the range;
+            ``"antithetic"``: pairs that mirror each other in the range; ``"uniform"``: independent.
+        first_level: smallest t.
+        last_level: largest t; None is T - 1.
+        weighting: ``"simple"``: lambda = 1 and the mean over levels. ``"snr"``:
+            ``lambda_t = n / 2 (SNR(t-1) / SNR(t) - 1)``, ``SNR = abar / (1 - abar)``, n levels in the range, 0 at
+            t = 0: L is then the range's part of the variational bound on -log p(x) in nats (Kingma et al. 2021, arXiv
+            2107.00630, eq. 14).
+
+    >>> config = ensdiff.LossConfig(draws=64, block=16, weighting="snr")
+    >>> config.draw_levels(ensdiff.Schedule(), key=0, block=0).shape
+    (16,)
+    """
+
+    draws: int = 256
+    block: int = 32
+    target_error: float | None = None
+    max_draws: int = 4096
+    levels: Levels = "stratified"
+    first_level: int = 0
+    last_level: int | None = None
+    weighting: Weighting = "simple"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.block < 1:
+            raise ValueError(f"block={self.block}: expected at least 1 draw a block")
+        if self.draws < 2 * self.block or self.max_draws < 2 * self.block:
+            raise ValueError(
+                f"draws={self.draws}, max_draws={self.max_draws}: expected at least two blocks of {self.block}, whose "
+                "spread is the error bar"
+            )
+        if self.levels == "antithetic" and self.block % 2:
+            raise ValueError(f"block={self.block}: antithetic levels come in pairs, so expected an even number")
+        if self.target_error is not None and not self.target_error > 0:
+            raise ValueError(f"target_error={self.target_error}: expected a positive number, or None")
+        if self.target_error is not None and self.draws > self.max_draws:
+            raise ValueError(
+                f"draws={self.draws}, but with a target_error at most max_draws={self.max_draws} are made: give "
+                f"max_draws={self.draws}"
+            )
+        if self.first_level < 0 or (self.last_level is not None and self.last_level < self.first_level):
+            raise ValueError(
+                f"first_level={self.first_level}, last_level={self.last_level}: expected 0 <= first_level <= last_level"
+            )
+
+    def level_range(self, schedule: Schedule) -> tuple[int, int]:
+        """First level and one past the last.
+
+        Raises:
+            ValueError: an empty range, or levels that the schedule lacks.
+        """
+        last = schedule.timesteps - 1 if self.last_level is None else self.last_level
+        if not 0 <= self.first_level <= last < schedule.timesteps:
+            raise ValueError(
+                f"levels {self.first_level} .. {last}: expected a range within 0 .. {schedule.timesteps - 1}"
+            )
+        return self.first_level, last + 1
+
+    def draw_levels(self, schedule: Schedule, key: Key, block: int) -> Int[np.ndarray, " D"]:
+        """Noise levels of the draws of one block."""
+        low, high = self.level_range(schedule)
+        place = np.asarray(jax.random.uniform(jax.random.fold_in(as_key(key), block), (self.block,)), np.float64)
+        if self.levels == "stratified":
+            place = (np.arange(self.block) + place) / self.block
+        level = np.minimum(np.floor(place * (high - low)), high - low - 1).astype(np.int32)
+        if self.levels == "antithetic":
+            level[1::2] = high - low - 1 - level[::2]
+        return low + level
+
+    def level_weights(self, schedule: Schedule) -> Float[np.ndarray, " T"]:
+        """lambda_t of every level of the schedule."""
+        if self.weighting == "simple":
+            return np.ones(schedule.timesteps)
+        low, high = self.level_range(schedule)
+        snr_T = schedule.abar_T / (1.0 - schedule.abar_T)
+        return (high - low) / 2 * np.concatenate([[0.0], snr_T[:-1] / snr_T[1:] - 1.0])
+
+    def draw_block(self, schedule: Schedule, key: Key, block: int, averaged: int) -> "Draws":
+        """The draws of one block, weighted for a mean over ``averaged`` draws."""
+        t_D = self.draw_levels(schedule, key, block)
+        number_D = np.arange(block * self.block, (block + 1) * self.block, dtype=np.int32)
+        return Draws(t_D, number_D, (self.level_weights(schedule)[t_D] / averaged).astype(np.float32))
+
+
+class Draws(NamedTuple):
+    """Some draws of (t, eps).
+
+    Args:
+        t_D: noise levels.
+        number_D: the draws' numbers, of which their noise is a function (`draw_noise`).
+        weight_D: lambda_t over the number of draws that are averaged.
+    """
+
+    t_D: Int[ArrayLike, " D"]
+    number_D: Int[ArrayLike, " D"]
+    weight_D: Float[ArrayLike, " D"]
+
+    def part(self, start: int, stop: int) -> "Draws":
+        """Some of the draws."""
+        return Draws(*(a[start:stop] for a in self))
+
+    def on_mesh(self, mesh: Mesh, spec: P) -> "Draws":
+        """The same draws on a mesh."""
+        return Draws(*(on_mesh(a, mesh, spec) for a in self))
+
+
+class Placed(NamedTuple):
+    """What all passes of an ensemble over draws share.
+
+    Args:
+        mesh: the devices.
+        params_K: the members on the mesh.
+        noise_key: key of the draws' noise, on the mesh.
+        states: pairs of an image and a draw that one device can be given at once.
+    """
+
+    mesh: Mesh
+    params_K: Params
+    noise_key: Array
+    states: int
+
+
+def place(params: Ensemble, key: Array, mesh: Mesh, resources: Resources) -> Placed:
+    """Place an ensemble on a mesh for passes over draws under a key.
+
+    Raises:
+        ValueError: the memory budget does not hold one draw of one image.
+    """
+    budget = resources.budget()
+    states = images_at_once(params.model, params.image_shape, mesh, params.members, budget)
+    if states < 1:
+        need = least_bytes(params.model, params.image_shape, mesh, params.members)
+        raise ValueError(
+            f"memory_budget={budget} bytes: one draw of one image needs up to {need} bytes on a device; give at least "
+            "that"
+        )
+    noise_key = on_mesh(jax.random.fold_in(key, 2**31 - 1), mesh, P())
+    return Placed(mesh, on_mesh(params.params, mesh), noise_key, states)
+
+
+def model_images(params: Ensemble, images: ArrayLike) -> Float[Array, "B H W C"]:
+    """Images from anywhere, checked and in model space.
+
+    Raises:
+        ValueError: another shape than the ensemble's, or values further outside of [0, 1] than rounding explains.
+    """
+    array = np.asarray(unmasked(images, "the images"))
+    if array.ndim != 4 or array.shape[1:] != tuple(params.image_shape) or not len(array):
+        raise ValueError(
+            f"the images have shape {array.shape}: expected (B, {', '.join(map(str, params.image_shape))}), "
+            "channels last"
+        )
+    if array.dtype != np.uint8 and array.dtype.kind != "f":
+        raise ValueError(f"the images have dtype {array.dtype}: expected uint8, or floats in [0, 1]")
+    rounding = 0 if array.dtype == np.uint8 else 1e-6 + 2 * float(np.finfo(array.dtype).eps)
+    if array.dtype != np.uint8 and not (array.min() >= -rounding and array.max() <= 1 + rounding):  # true of NaN too
+        within = (array >= -rounding) & (array <= 1 + rounding)
+        wrong = np.flatnonzero(~within.reshape(len(array), -1).all(1))[0]
+        raise ValueError(
+            f"image {wrong} holds {'NaN' if np.isnan(array[wrong]).any() else 'values outside of [0, 1]'}: expected "
+            "floats in [0, 1], or uint8"
+        )
+    array = array if array.dtype == np.uint8 else np.clip(array, 0, 1)
+    return to_model(jnp.asarray(array), params.value_range)
+
+
+def draw_noise(key: Array, number_D: Array, image_shape: tuple[int, int, int]) -> Float[Array, "D H W C"]:
+    """eps of each draw, a function of its number alone."""
+    return jax.vmap(lambda number: jax.random.normal(jax.random.fold_in(key, number), image_shape))(number_D)
+
+
+def member_errors(model, schedule, params_K, x_BHWC, t_D, eps_DHWC) -> Float[Array, "K B D F"]:
+    """``eps - eps_k(x_t, t)`` of every member, image and draw, pixels flat."""
+    B, D = len(x_BHWC), len(t_D)
+    t_R = jnp.tile(t_D, B)
+    eps_R = jnp.tile(eps_DHWC, (B, 1, 1, 1))
+    x_R = add_noise(schedule, jnp.repeat(x_BHWC, D, axis=0), t_R, eps_R)
+    local = jax.tree.leaves(params_K)[0].shape[0]
+    predicted_KR = over_members(model, lambda params: apply_member(model, params, x_R, t_R), params_K)
+    return (eps_R - predicted_KR).reshape(local, B, D, -1)

@@ -1,0 +1,126 @@
+"""Checks of the arguments of `attribute`, and names for what is no JSON."""
+
+import dataclasses
+import json
+import numbers
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+
+from ensdiff.attribution.scoring import Method, Score
+from ensdiff.ensemble.ensemble import Ensemble
+from ensdiff.sampling.sample import Samples, check_samples
+from ensdiff.typing import ArrayLike
+
+VERIFY = 50
+"""Candidates per sample that a screen verifies by default."""
+
+
+def check_method(
+    params: Ensemble, samples: Samples | ArrayLike, method: Method | str | Score, features: Any, **options: Any
+) -> None:
+    """Check that a method is known, and that it can use the samples and the options.
+
+    Args:
+        params: the ensemble.
+        samples: what a caller gave.
+        method: a name or a function.
+        features: the caller's features, or None.
+        **options: ``distance``, ``verify`` and ``loss`` of the caller, None where they were left out.
+
+    Raises:
+        ValueError: an unknown method, options of another method, or samples that the method cannot use.
+    """
+    if not callable(method) and method not in get_args(Method):
+        choices = ", ".join(map(repr, get_args(Method)))
+        raise ValueError(f"method={method!r}: expected one of {choices}, or a function of weights (M, K)")
+    users = {"distance": ("exact", "screen"), "verify": ("screen",), "loss": ("loss",)}
+    for name, value in options.items():
+        if value is not None and method not in users[name]:
+            raise ValueError(
+                f"{name} is for method={' and '.join(map(repr, users[name]))}, not {name_of(method)!r}: leave it out"
+            )
+    if callable(method) or method == "loss":
+        if features is not None:
+            raise ValueError(
+                f"features have no meaning for method={name_of(method)!r}, which measures no distance: leave them out"
+            )
+        if not isinstance(samples, Samples) and np.ndim(samples) == 0:
+            raise ValueError(
+                f"samples is a {type(samples).__name__}: expected what ensdiff.sample returned, or images (B, H, W, "
+                "C), such as data.images"
+            )
+    else:
+        check_samples(params, samples, f"method={method!r}")
+
+
+class Request(NamedTuple):
+    """The numbers that a call asks for: Python's own, which JSON can write.
+
+    Args:
+        top: units returned per sample.
+        verify: units per sample that a screen verifies, at most all.
+        audit: unverified units per sample that are verified too.
+        null: null ablations of each kind, or ``"all"``.
+        level: q-value up to which a verdict attributes.
+        seed: of the null's words, the audit and the draws of the loss.
+    """
+
+    top: int
+    verify: int
+    audit: int
+    null: int | Literal["all"]
+    level: float
+    seed: int
+
+
+def check_request(
+    method: Method | str | Score, candidates: int, top: Any, verify: Any, audit: Any, null: Any, level: float, seed: Any
+) -> Request:
+    """Check the numbers of a call.
+
+    Raises:
+        ValueError: one that is no number, or out of range.
+    """
+    if not _whole(top) or not 1 <= top <= candidates:
+        raise ValueError(f"top={top}: expected 1 .. {candidates}, the number of candidate units")
+    verify = max(VERIFY, top) if verify is None else verify
+    if not _whole(verify):
+        raise ValueError(f"verify={verify!r}: expected the number of units that are verified")
+    if verify < top:
+        raise ValueError(f"verify={verify} is less than top={top}: verify at least as many units as are returned")
+    if null != "all" and (not _whole(null) or null < 0):
+        raise ValueError(f"null={null!r}: expected the number of null ablations, 0 for none, or 'all'")
+    if not _whole(audit) or audit < 0 or (audit and method != "screen"):
+        raise ValueError(f"audit={audit}: expected 0, or with method='screen' a number of units")
+    if not isinstance(level, numbers.Real) or not 0 < level < 1:
+        raise ValueError(f"level={level}: expected a q-value between 0 and 1")
+    if not _whole(seed):
+        raise ValueError(f"seed={seed!r}: expected an integer")
+    verify = min(int(verify), candidates)
+    return Request(int(top), verify, int(audit), null if null == "all" else int(null), float(level), int(seed))
+
+
+def name_of(function: Any) -> str:
+    """The name of a function, or the name itself."""
+    return function if isinstance(function, str) else getattr(function, "__name__", type(function).__name__)
+
+
+def measure_name(features: Callable | None, distance: Callable | None) -> str:
+    """How a distance is measured: ``"l2"``, or the names of the caller's functions."""
+    if features is None:
+        return "l2" if distance is None else name_of(distance)
+    return name_of(features) if distance is None else f"{name_of(distance)} of {name_of(features)}"
+
+
+def named_sampler(samples: Any) -> Any:
+    """The samples, with a function as sampler replaced by its name: its address differs between two runs."""
+    if not isinstance(samples, Samples) or isinstance(samples.config.sampler, str):
+        return samples
+    values = dataclasses.asdict(samples.config) | {"sampler": name_of(samples.config.sampler)}
+    return samples.images, samples.noise, samples.weights_K, json.dumps(values)
+
+
+def _whole(number: Any) -> bool:
+    return isinstance(number, numbers.Integral) and not isinstance(number, bool)

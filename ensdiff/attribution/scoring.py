@@ -1,0 +1,197 @@
+"""How the methods of `attribute` score ablations, each given by the members that it drops."""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+from ensdiff.attribution.candidates import Candidates, uniform
+from ensdiff.attribution.differential import gram
+from ensdiff.attribution.draws import LossConfig
+from ensdiff.attribution.exact import Distance, exact_influence
+from ensdiff.attribution.forms import Chunk, Forms, gram_forms, loss_forms, score_words, stream
+from ensdiff.attribution.loss import LossMatrix, loss_matrix
+from ensdiff.ensemble.ensemble import Ensemble
+from ensdiff.ensemble.memory import Resources
+from ensdiff.runs.pieces import Pieces
+from ensdiff.sampling.sample import Samples
+from ensdiff.typing import Array, unmasked
+
+WORDS_AT_ONCE = 1024
+"""Candidates that a method other than a quadratic form scores at a time, for all samples."""
+PAIRS_OF_A_PIECE = 4096
+"""Pairs of an ablation and a sample whose exact influences are kept together, where progress is kept."""
+
+Method = Literal["exact", "differential", "screen", "loss"]
+Score = Callable[[Float[np.ndarray, "M K"]], Any]
+"""A caller's method: the weight rows (3) of M ablations to scores (B, M); larger means that the sample depends more on
+what was removed. Scores of one ablation must not depend on which others are asked for together."""
+
+
+class Scoring(NamedTuple):
+    """One method's scores of candidates, and of any other ablations.
+
+    Args:
+        candidates: what is scored.
+        samples: B, the number of samples.
+        of_words: the members that each of M ablations drops, (M, K), to scores (B, M).
+        chunks: the candidates' scores from a candidate's number on, in order.
+        identity: all that decides these scores, so that an interrupted ranking can continue; None where it starts over.
+    """
+
+    candidates: Candidates
+    samples: int
+    of_words: Callable[[UInt8[np.ndarray, "M K"]], Float[np.ndarray, "B M"]]
+    chunks: Callable[[int], Iterator[Chunk]]
+    identity: tuple | None = None
+
+
+class Inputs(NamedTuple):
+    """What the scores of one call are computed from.
+
+    Args:
+        params: the ensemble.
+        samples: what `ensdiff.sample` returned, or images (B, H, W, C), for methods that regenerate nothing.
+        features: of images, between which distances are measured; None is the pixels.
+        distance: between pixels or features; None is L2.
+        resources: for all computations.
+        kept: where finished parts are kept.
+    """
+
+    params: Ensemble
+    samples: Any
+    features: Callable[[Array], Array] | None
+    distance: Distance | None
+    resources: Resources
+    kept: Pieces
+
+
+class Scores(NamedTuple):
+    """How one method scores ablations.
+
+    Args:
+        final: the scores that are returned, of candidates and null alike.
+        screen: the predictions by which a screen chooses the candidates that it scores; None for other methods.
+        estimate: the losses behind the scores of ``"loss"``; None for other methods.
+    """
+
+    final: Scoring
+    screen: Scoring | None = None
+    estimate: LossMatrix | None = None
+
+
+def scores_of(
+    method: Method | str | Score, inputs: Inputs, candidates: Candidates, config: LossConfig, seed: int
+) -> Scores:
+    """Set up the scores of a method, and compute what all of them share: the Gram matrices (6) or the losses (7).
+
+    Args:
+        method: a name, or a caller's function.
+        inputs: the ensemble and the samples.
+        candidates: what is scored.
+        config: draws of ``"loss"``.
+        seed: of these draws.
+    """
+    params, samples, features, _, resources, kept = inputs
+    shared: Any = dict(memory_budget=resources.memory_budget, progress=resources.progress)
+    exact = score_by_words(functools.partial(exact_of_words, inputs), candidates, len(samples))
+    if callable(method):
+        return Scores(score_by_words(functools.partial(own_scores, method, len(samples)), candidates, len(samples)))
+    if method == "exact":
+        return Scores(exact)
+    if method == "loss":
+        images = samples.images if isinstance(samples, Samples) else samples
+        estimate = loss_matrix(params, images, seed, config, code=candidates.code, kept=kept, **shared)
+        forms = loss_forms(estimate.mean_BKK, candidates.code.factual()[0])
+        return Scores(score_by_forms(forms, candidates, resources), estimate=estimate)
+    gram_BKK = kept.get(lambda: gram(params, samples, features, **shared), "gram")
+    predicted = score_by_forms(gram_forms(gram_BKK, np.asarray(samples.weights_K)), candidates, resources)
+    return Scores(predicted) if method == "differential" else Scores(exact, screen=predicted)
+
+
+def score_by_words(
+    of_words: Callable[[UInt8[np.ndarray, "M K"]], Float[np.ndarray, "B M"]], candidates: Candidates, samples: int
+) -> Scoring:
+    """Score candidates by a function of the words that they drop."""
+
+    def chunks(first: int) -> Iterator[Chunk]:
+        for start in range(first, len(candidates), WORDS_AT_ONCE):
+            stop = min(start + WORDS_AT_ONCE, len(candidates))
+            yield Chunk(start, of_words(candidates.words(np.arange(start, stop))))
+
+    return Scoring(candidates, samples, of_words, chunks)
+
+
+def score_by_forms(forms: Forms, candidates: Candidates, resources: Resources) -> Scoring:
+    """Score candidates by quadratic forms, (6) or (7), one for each sample."""
+    code, ids = candidates.code, candidates.ids
+    source: Any = code
+    if ids is not None or candidates.sets is not None or code.packed is not None:
+
+        def source(start, stop):
+            return candidates.words(np.arange(start, stop))
+
+    def chunks(first: int) -> Iterator[Chunk]:
+        return stream(forms, len(candidates), source, first=first, progress=resources.progress)
+
+    identity = json.dumps([code.to_dict(), candidates.sets, forms.root])
+    return Scoring(
+        candidates,
+        len(forms.matrix_BKK),
+        functools.partial(score_words, forms),
+        chunks,
+        (identity, forms.matrix_BKK, np.empty(0) if ids is None else ids),
+    )
+
+
+def exact_of_pairs(
+    inputs: Inputs, word_RK: UInt8[np.ndarray, "R K"], sample_R: Int[np.ndarray, " R"]
+) -> Float[np.ndarray, " R"]:
+    """Exact influence (4) of the ablation that drops the members ``word_RK[r]`` on sample ``sample_R[r]``."""
+
+    def compute(word_RK: np.ndarray, sample_R: np.ndarray) -> np.ndarray:
+        params, samples, features, distance, resources, _ = inputs
+        options = dataclasses.asdict(resources)
+        return exact_influence(params, samples, uniform(word_RK), sample_R, features, distance, **options)
+
+    if inputs.kept.folder is None or not len(word_RK):
+        return compute(word_RK, sample_R)
+    found = []
+    for start in range(0, len(word_RK), PAIRS_OF_A_PIECE):
+        pairs = word_RK[start : start + PAIRS_OF_A_PIECE], sample_R[start : start + PAIRS_OF_A_PIECE]
+        found.append(inputs.kept.get(functools.partial(compute, *pairs), "exact", *pairs))
+    return np.concatenate(found)
+
+
+def exact_of_words(inputs: Inputs, word_MK: UInt8[np.ndarray, "M K"]) -> Float[np.ndarray, "B M"]:
+    """Exact influence (4) of every ablation on every sample."""
+    B = len(inputs.samples)
+    influence_R = exact_of_pairs(inputs, np.repeat(word_MK, B, axis=0), np.tile(np.arange(B), len(word_MK)))
+    return influence_R.reshape(-1, B).T
+
+
+def own_scores(score: Score, samples: int, word_MK: UInt8[np.ndarray, "M K"]) -> Float[np.ndarray, "B M"]:
+    """Scores of ablations by a caller's method, checked.
+
+    Raises:
+        ValueError: it did not return one finite number per sample and ablation.
+    """
+    name = getattr(score, "__name__", score)
+    found = np.asarray(unmasked(score(uniform(word_MK)), f"scores of the method {name}"))
+    if found.dtype.kind not in "buif" and not jnp.issubdtype(found.dtype, jnp.floating):
+        raise ValueError(f"the method {name} returned {found.dtype}: expected real numbers")
+    # as exact as they are: integers are doubles, numbers of 16 bits are widened
+    found = found.astype(np.float64 if found.dtype.kind in "biu" or found.itemsize > 4 else np.float32)
+    expected = (samples, len(word_MK))
+    if found.shape != expected or not np.isfinite(found).all():
+        what = f"shape {found.shape}" if found.shape != expected else "NaN or infinity"
+        raise ValueError(
+            f"the method {name} returned {what} for weights of shape "
+            f"{word_MK.shape}: expected {expected} finite scores, one row per sample and one column per ablation"
+        )
+    return found
