@@ -12,7 +12,6 @@ but the image, the seed and the number of draws.
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -112,19 +111,24 @@ def loss_matrix(
     (3, 8, 8)
     """
     config = LossConfig() if config is None else config
+    key, kept = as_key(key), Pieces(None, "") if kept is None else kept
     compute = _block_losses(params, model_images(params, images), key, config, Resources(None, memory_budget, progress))
-    if kept is not None:
-        compute = _keep(compute, kept, (as_key(key), images), config)
+    # a block depends on how many draws it has, not on how many blocks there will be
+    alike = dataclasses.replace(config, draws=2 * config.block, max_draws=2 * config.block, target_error=None)
+
+    def block_of(number: int) -> _Block:
+        return _Block(**kept.get_all(lambda: compute(number)._asdict(), "loss", number, key, repr(alike), images))
+
     most = config.max_draws if config.target_error is not None else config.draws
     code = params.code if code is None else code
     probe_MK = None if config.target_error is None else code.ablate(np.arange(min(PROBES, code.units)))
     factual_K = np.full((params.members,), 1.0 / params.members)
     blocks: list[_Block] = []
     with hosts.progress_bar(-(-most // config.block), "loss", "block", shown=progress) as bar:
-        while len(blocks) * config.block < most:
-            blocks.append(compute(len(blocks)))
+        for number in range(-(-most // config.block)):
+            blocks.append(block_of(number))
             bar.update()
-            if probe_MK is not None and len(blocks) > 1:
+            if probe_MK is not None and number > 0:
                 error_BM = _gather(blocks, config).score_error(probe_MK, factual_K)
                 if np.sqrt(np.square(error_BM).mean(1)).max() <= config.target_error:
                     break
@@ -145,7 +149,7 @@ def _block_losses(
     K, B = params.members, len(x_BHWC)
     mesh = make_mesh(K, config.block)
     shards = mesh.shape["data"]
-    placed = place(params, as_key(key), mesh, resources)
+    placed = place(params, key, mesh, resources)
     states = placed.states * shards
     together = max(
         d for d in range(shards, config.block + 1, shards) if config.block % d == 0 and (d <= states or d == shards)
@@ -171,23 +175,6 @@ def _block_losses(
         )
 
     return compute
-
-
-def _keep(compute: Callable[[int], _Block], kept: Pieces, inputs: tuple, config: LossConfig) -> Callable[[int], _Block]:
-    """The same function, with finished blocks kept."""
-    # a block depends on how many draws it has, not on how many blocks there will be
-    alike = dataclasses.replace(config, draws=2 * config.block, max_draws=2 * config.block, target_error=None)
-
-    def packed(block: int) -> np.ndarray:
-        found = compute(block)
-        return np.concatenate([found.loss_BKK.reshape(len(found.empty_B), -1), found.empty_B[:, None]], axis=1)
-
-    def compute_or_read(block: int) -> _Block:
-        both = kept.get(lambda: packed(block), "loss", block, repr(alike), *inputs)
-        B, K = len(both), math.isqrt(both.shape[1] - 1)
-        return _Block(both[:, :-1].reshape(B, K, K), both[:, -1])
-
-    return compute_or_read
 
 
 def _gather(blocks: list[_Block], config: LossConfig) -> LossMatrix:

@@ -40,15 +40,18 @@ class Pieces:
 
     def get(self, compute: Callable[[], np.ndarray], *inputs: Any) -> np.ndarray:
         """What ``compute()`` returned for these inputs, now or before the interruption. All processes must call it."""
+        return self.get_all(lambda: {"value": compute()}, *inputs)["value"]
+
+    def get_all(self, compute: Callable[[], dict[str, np.ndarray]], *inputs: Any) -> dict[str, np.ndarray]:
+        """`get` of several arrays by their names."""
         if self.folder is None:
             return compute()
         path = self._path(inputs)
         found = hosts.decide(lambda: _read(path))
-        if found is not None:
-            return found["value"]
-        value = compute()
-        hosts.decide(lambda: _write(path, {"value": value}))
-        return value
+        if found is None:
+            found = compute()
+            hosts.decide(lambda: _write(path, found))
+        return found
 
     def snapshot(self, state: dict[str, np.ndarray], *inputs: Any) -> None:
         """Keep how far a computation has come, not more often than ``seconds`` allow. For one that is the same on all
