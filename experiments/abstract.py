@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 from ensdiff import Code, Ensemble, Schedule, TrainConfig, UNetConfig
 from ensdiff.attribution import differential
 from ensdiff.attribution.loss import block_step
+from ensdiff.diffusion.samplers import StepRule
 from ensdiff.ensemble.members import abstract_params
 from ensdiff.ensemble.memory import Resources
 from ensdiff.ensemble.mesh import mesh_shape
@@ -118,7 +119,7 @@ def landscape_step(case: Case) -> Step:
     states = STATES_AT_ONCE * shards if states is None else -(-states // shards) * shards
     weights_RK = code.ablate([r % case.units for r in range(states)])
     chunks = plan(ensemble, weights_RK, case.mesh, Resources(states, case.memory // 2))
-    function = sampling_step(case.model, case.image_shape, True, case.mesh)
+    function = sampling_step(case.model, case.image_shape, StepRule(clip=True), case.mesh)
     lists, split = (shards, case.mesh.shape["member"], chunks.number), P("data", "member")
     arguments = (
         case.params(),
@@ -140,7 +141,7 @@ def jacobian_step(case: Case) -> Step:
     """One sampling step of samples and their K tangents."""
     shards, K = case.mesh.shape["data"], case.members
     samples = shards if case.samples is None else -(-case.samples // shards) * shards
-    function = differential.tangent_step(case.model, case.image_shape, True, case.mesh)
+    function = differential.tangent_step(case.model, case.image_shape, StepRule(clip=True), case.mesh)
     arguments = (
         case.params(),
         case.array((samples, *case.image_shape), jnp.float32, P("data")),

@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Float
 
 from ensdiff import hosts
-from ensdiff.diffusion.samplers import StepFunction, advance, rule_of, step_arguments
+from ensdiff.diffusion.samplers import StepRule, advance, rule_of, step_arguments
 from ensdiff.ensemble.compiling import per_device
 from ensdiff.ensemble.ensemble import Ensemble, member_weights, to_images
 from ensdiff.ensemble.members import apply_member, sum_over_members
@@ -46,7 +46,7 @@ class Linearized(NamedTuple):
 def tangent_step(
     model: UNetConfig,
     image_shape: tuple[int, int, int],
-    rule: bool | StepFunction,
+    rule: StepRule,
     mesh: Mesh,
     together: int | None = None,
 ) -> Callable:

@@ -27,8 +27,8 @@ from ensdiff.attribution.draws import draw_noise, model_images
 from ensdiff.diffusion.schedule import Schedule, add_noise
 from ensdiff.ensemble.compiling import per_device
 from ensdiff.ensemble.ensemble import Ensemble
-from ensdiff.ensemble.members import apply_member, over_members, sum_over_pieces
-from ensdiff.ensemble.memory import Resources, count_pieces
+from ensdiff.ensemble.members import apply_member, over_members, sum_over_micro_batches
+from ensdiff.ensemble.memory import Resources, count_micro_batches
 from ensdiff.ensemble.mesh import make_mesh, on_mesh
 from ensdiff.models.conv import resolve
 from ensdiff.models.unet import UNetConfig
@@ -127,7 +127,7 @@ def _step(
     def step(params_K, x_CHWC, count, t_D, noise_key, projection_key):
         draws = len(t_D)
         eps_DHWC = draw_noise(noise_key, jnp.arange(draws), image_shape)
-        pieces = count_pieces(model, image_shape, draws, mesh)
+        parts = count_micro_batches(model, image_shape, draws, mesh)
 
         def member(params):
             def quantity(params, x_HWC, t_D, eps_DHWC):
@@ -137,7 +137,9 @@ def _step(
                 return jnp.square(error).sum() / draws
 
             def gradient_of(x_HWC):
-                return sum_over_pieces(functools.partial(jax.grad(quantity), params, x_HWC), pieces, t_D, eps_DHWC)
+                return sum_over_micro_batches(
+                    functools.partial(jax.grad(quantity), params, x_HWC), parts, t_D, eps_DHWC
+                )
 
             def gradient(numbered):
                 number, x_HWC = numbered

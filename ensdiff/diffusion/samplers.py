@@ -153,33 +153,46 @@ def step_arguments(schedule: Schedule, config: SamplerConfig) -> list[tuple]:
     return [(np.int32(t), *(column[j] for column in floats)) for j, t in enumerate(t_S)]
 
 
+class StepRule(NamedTuple):
+    """What decides how a sampler takes a step, and so which program is compiled.
+
+    Args:
+        clip: whether (s1) clips x_0.
+        function: takes the step in the place of (s1) and (s2).
+    """
+
+    clip: bool
+    function: StepFunction | None = None
+
+
 def advance(
-    rule: bool | StepFunction,
+    rule: StepRule,
     x_B: Float[Array, "B H W C"],
     eps_B: Float[Array, "B H W C"],
     z_B: Float[Array, "B H W C"],
     arguments: tuple,
 ) -> Float[Array, "B H W C"]:
-    """One step of a sampler: (s1) and (s2), where ``rule`` says whether x_0 is clipped, or ``rule`` itself.
+    """One step of a sampler: (s1) and (s2), or the caller's step function.
 
     Raises:
         ValueError: a step function returned another shape.
     """
-    if callable(rule):
-        moved = rule(x_B, eps_B, z_B, Level(*arguments))
+    if rule.function is not None:
+        moved = rule.function(x_B, eps_B, z_B, Level(*arguments))
         if getattr(moved, "shape", None) != x_B.shape:
+            name = getattr(rule.function, "__name__", rule.function)
             raise ValueError(
-                f"the sampler {getattr(rule, '__name__', rule)} returned {getattr(moved, 'shape', moved)}: expected "
-                f"the states at the next level, of shape {x_B.shape}"
+                f"the sampler {name} returned {getattr(moved, 'shape', moved)}: expected the states at the next level, "
+                f"of shape {x_B.shape}"
             )
         return moved.astype(x_B.dtype)
     _, signal, sigma, keep, target, scale = arguments
     x0_B = (x_B - sigma * eps_B) / signal
-    if rule:
+    if rule.clip:
         x0_B = jnp.clip(x0_B, -1.0, 1.0)
     return keep * x_B + target * x0_B + scale * z_B
 
 
-def rule_of(config: SamplerConfig) -> bool | StepFunction:
-    """The ``rule`` of `advance`."""
-    return config.sampler if callable(config.sampler) else config.clip
+def rule_of(config: SamplerConfig) -> StepRule:
+    """The `StepRule` of a sampler."""
+    return StepRule(config.clip, config.sampler if callable(config.sampler) else None)

@@ -73,11 +73,11 @@ def apply_member(model: UNetConfig, params: Params, x_BHWC: Array, t_B: Array) -
     return predicted
 
 
-def sum_over_pieces(function: Callable, pieces: int, *arrays_B: Array) -> Any:
-    """``function`` of a batch that is a sum over it, as the sum over pieces that are worked off one after another."""
-    if pieces == 1:
+def sum_over_micro_batches(function: Callable, count: int, *arrays_B: Array) -> Any:
+    """``function`` of a batch that is a sum over it, as the sum over micro-batches, computed one after another."""
+    if count == 1:
         return function(*arrays_B)
-    return _add_up(function, tuple(a.reshape(pieces, len(a) // pieces, *a.shape[1:]) for a in arrays_B))
+    return _add_up(function, tuple(a.reshape(count, len(a) // count, *a.shape[1:]) for a in arrays_B))
 
 
 def _add_up(function: Callable, parts: tuple) -> Any:

@@ -60,10 +60,12 @@ CACHED = {"cpu": 2**18}
 activations of a few images stay in the cache, and all passes over them are then faster."""
 
 
-def count_pieces(model: UNetConfig, image_shape: tuple[int, int, int], batch: int, mesh: Mesh | AbstractMesh) -> int:
-    """Equal pieces of one member's batch whose activations stay in the cache of one device; 1 on accelerators.
+def count_micro_batches(
+    model: UNetConfig, image_shape: tuple[int, int, int], batch: int, mesh: Mesh | AbstractMesh
+) -> int:
+    """Equal micro-batches of one member's batch whose activations stay in the cache of one device; 1 on accelerators.
 
-    >>> count_pieces(UNetConfig(channels=32), (28, 28, 1), 16, make_mesh(1, devices=jax.devices("cpu")[:1]))
+    >>> count_micro_batches(UNetConfig(channels=32), (28, 28, 1), 16, make_mesh(1, devices=jax.devices("cpu")[:1]))
     8
     """
     held = CACHED.get(platform(mesh))

@@ -25,7 +25,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Float, Int
 
 from ensdiff import hosts
-from ensdiff.diffusion.samplers import SamplerConfig, StepFunction, advance, rule_of, step_arguments
+from ensdiff.diffusion.samplers import SamplerConfig, StepRule, advance, rule_of, step_arguments
 from ensdiff.ensemble.compiling import jit_once, per_device
 from ensdiff.ensemble.ensemble import Ensemble, to_images
 from ensdiff.ensemble.members import apply_member, over_members
@@ -82,9 +82,7 @@ class Noise:
 
 
 @functools.lru_cache(maxsize=64)
-def sampling_step(
-    model: UNetConfig, image_shape: tuple[int, int, int], rule: bool | StepFunction, mesh: Mesh
-) -> Callable:
+def sampling_step(model: UNetConfig, image_shape: tuple[int, int, int], rule: StepRule, mesh: Mesh) -> Callable:
     """One compiled sampling step of all states: ``(params_K, x_R, noise, batches, j, coefficients) -> x_R``.
 
     ``x_R`` is donated; ``rule`` and ``coefficients`` are those of `ensdiff.diffusion.samplers.advance`. Only the sum

@@ -21,8 +21,8 @@ from jaxtyping import Float, UInt8
 from ensdiff.diffusion.schedule import Schedule, add_noise
 from ensdiff.ensemble.compiling import per_device
 from ensdiff.ensemble.ensemble import to_model
-from ensdiff.ensemble.members import init_params, sum_over_pieces, update_members
-from ensdiff.ensemble.memory import count_pieces
+from ensdiff.ensemble.members import init_params, sum_over_micro_batches, update_members
+from ensdiff.ensemble.memory import count_micro_batches
 from ensdiff.models.unet import UNet, UNetConfig
 from ensdiff.training.config import StepSettings, TrainConfig
 from ensdiff.typing import Array, ArrayLike, Params
@@ -136,9 +136,9 @@ def _member_step(
             loss = member_loss(model, schedule, value_range, settings.flip, params, images_BHWC, mask_B, keys_B)
             return loss / (B * shards)
 
-        pieces = count_pieces(model, images_BHWC.shape[1:], B, mesh)
+        parts = count_micro_batches(model, images_BHWC.shape[1:], B, mesh)
         gradient = functools.partial(jax.value_and_grad(loss_of), state.params)
-        loss, grads = sum_over_pieces(gradient, pieces, images_BHWC, mask_B, keys_B)
+        loss, grads = sum_over_micro_batches(gradient, parts, images_BHWC, mask_B, keys_B)
         if shards > 1:
             loss, grads = jax.lax.psum((loss, grads), "data")
         state, norm = update(settings, state, grads, step)

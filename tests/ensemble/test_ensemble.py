@@ -15,17 +15,17 @@ from jax.sharding import AbstractMesh
 import ensdiff
 from ensdiff.ensemble.digest import _stack, _sums_on_devices, digest, stacked_sums
 from ensdiff.ensemble.ensemble import member_weights, to_images, to_model
-from ensdiff.ensemble.members import init_params, sum_over_pieces
-from ensdiff.ensemble.memory import CACHED, activation_bytes, count_pieces
+from ensdiff.ensemble.members import init_params, sum_over_micro_batches
+from ensdiff.ensemble.memory import CACHED, activation_bytes, count_micro_batches
 from ensdiff.ensemble.mesh import make_mesh, on_mesh
 from experiments import building
 from tests.helpers import CODE, TINY
 
 
-@pytest.mark.parametrize("pieces", [1, 2, 3, 6])
-def test_a_sum_over_pieces_is_that_over_the_batch(pieces):
+@pytest.mark.parametrize("parts", [1, 2, 3, 6])
+def test_a_sum_over_micro_batches_is_that_over_the_batch(parts):
     x, y = jnp.arange(12.0).reshape(6, 2), jnp.arange(6.0)
-    total, weighted = sum_over_pieces(lambda x, y: (x.sum(0), (x * y[:, None]).sum()), pieces, x, y)
+    total, weighted = sum_over_micro_batches(lambda x, y: (x.sum(0), (x * y[:, None]).sum()), parts, x, y)
     np.testing.assert_array_equal(total, x.sum(0))
     assert weighted == (x * y[:, None]).sum()
 
@@ -33,12 +33,12 @@ def test_a_sum_over_pieces_is_that_over_the_batch(pieces):
 @given(st.integers(1, 40), st.integers(1, 64), st.sampled_from([2, 8, 32]))
 def test_pieces_are_equal_and_stay_in_the_cache_where_they_can(batch, side, channels):
     model = ensdiff.UNetConfig(channels=channels, norm_groups=2)
-    pieces = count_pieces(model, (side, side, 1), batch, make_mesh(1, devices=jax.devices()[:1]))
+    parts = count_micro_batches(model, (side, side, 1), batch, make_mesh(1, devices=jax.devices()[:1]))
     image = side * side * channels * 4
-    assert batch % pieces == 0
-    assert pieces == batch or batch // pieces * image <= CACHED["cpu"]
-    assert pieces == 1 or any(batch // n * image > CACHED["cpu"] for n in range(1, pieces) if batch % n == 0)
-    assert count_pieces(model, (side, side, 1), batch, AbstractMesh((1, 1), ("member", "data"))) == 1
+    assert batch % parts == 0
+    assert parts == batch or batch // parts * image <= CACHED["cpu"]
+    assert parts == 1 or any(batch // n * image > CACHED["cpu"] for n in range(1, parts) if batch % n == 0)
+    assert count_micro_batches(model, (side, side, 1), batch, AbstractMesh((1, 1), ("member", "data"))) == 1
 
 
 def test_predictions_are_the_members_own(tiny):

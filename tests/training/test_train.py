@@ -51,7 +51,7 @@ def changed(unit):
     return images
 
 
-def test_a_batch_in_pieces_trains_like_a_whole_one(monkeypatch):
+def test_a_batch_in_micro_batches_trains_like_a_whole_one(monkeypatch):
     """One image at a time, and two: the loss, the gradient and with them everything else."""
     mesh = ensdiff.make_mesh(4, devices=jax.devices()[:1])
     whole = run(blobs(), steps=2)
@@ -60,11 +60,11 @@ def test_a_batch_in_pieces_trains_like_a_whole_one(monkeypatch):
         monkeypatch.setattr(memory, "CACHED", {"cpu": held})
         train_step.cache_clear()
         try:
-            pieces = run(blobs(), steps=2)
-            assert memory.count_pieces(MODEL, (8, 8, 1), 4, mesh) == number
+            split = run(blobs(), steps=2)
+            assert memory.count_micro_batches(MODEL, (8, 8, 1), 4, mesh) == number
         finally:
             train_step.cache_clear()
-        for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(pieces), strict=True):
+        for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(split), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-4)
 
 
