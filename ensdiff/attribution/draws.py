@@ -14,13 +14,14 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Float, Int
 
+from ensdiff.data.images import check_images
 from ensdiff.diffusion.schedule import Schedule, add_noise
 from ensdiff.ensemble.ensemble import Ensemble, to_model
 from ensdiff.ensemble.members import apply_member, over_members
 from ensdiff.ensemble.memory import Resources, images_at_once, least_bytes
 from ensdiff.ensemble.mesh import on_mesh
 from ensdiff.settings import check_fields
-from ensdiff.typing import Array, ArrayLike, Key, Params, as_key, unmasked
+from ensdiff.typing import Array, ArrayLike, Key, Params, as_key
 
 Levels = Literal["stratified", "antithetic", "uniform"]
 Weighting = Literal["simple", "snr"]
@@ -183,24 +184,7 @@ def model_images(params: Ensemble, images: ArrayLike) -> Float[Array, "B H W C"]
     Raises:
         ValueError: another shape than the ensemble's, or values further outside of [0, 1] than rounding explains.
     """
-    array = np.asarray(unmasked(images, "the images"))
-    if array.ndim != 4 or array.shape[1:] != tuple(params.image_shape) or not len(array):
-        raise ValueError(
-            f"the images have shape {array.shape}: expected (B, {', '.join(map(str, params.image_shape))}), "
-            "channels last"
-        )
-    if array.dtype != np.uint8 and array.dtype.kind != "f":
-        raise ValueError(f"the images have dtype {array.dtype}: expected uint8, or floats in [0, 1]")
-    rounding = 0 if array.dtype == np.uint8 else 1e-6 + 2 * float(np.finfo(array.dtype).eps)
-    if array.dtype != np.uint8 and not (array.min() >= -rounding and array.max() <= 1 + rounding):  # true of NaN too
-        within = (array >= -rounding) & (array <= 1 + rounding)
-        wrong = np.flatnonzero(~within.reshape(len(array), -1).all(1))[0]
-        raise ValueError(
-            f"image {wrong} holds {'NaN' if np.isnan(array[wrong]).any() else 'values outside of [0, 1]'}: expected "
-            "floats in [0, 1], or uint8"
-        )
-    array = array if array.dtype == np.uint8 else np.clip(array, 0, 1)
-    return to_model(jnp.asarray(array), params.value_range)
+    return to_model(jnp.asarray(check_images(images, tuple(params.image_shape))), params.value_range)
 
 
 def draw_noise(key: Array, number_D: Array, image_shape: tuple[int, int, int]) -> Float[Array, "D H W C"]:
@@ -216,4 +200,4 @@ def member_errors(model, schedule, params_K, x_BHWC, t_D, eps_DHWC) -> Float[Arr
     x_R = add_noise(schedule, jnp.repeat(x_BHWC, D, axis=0), t_R, eps_R)
     local = jax.tree.leaves(params_K)[0].shape[0]
     predicted_KR = over_members(model, lambda params: apply_member(model, params, x_R, t_R), params_K)
-    return (eps_R - predicted_KR).reshape(local, B, D, -1)
+    return (eps_R[None] - predicted_KR).reshape(local, B, D, -1)

@@ -13,11 +13,12 @@ from jaxtyping import Float
 from ensdiff.baselines.gradients import projected_gradients
 from ensdiff.baselines.trak import cosine_scores, trak_scores
 from ensdiff.data import Dataset
+from ensdiff.data.images import check_images
 from ensdiff.ensemble.ensemble import Ensemble
 from ensdiff.metrics.arrays import table
 from ensdiff.runs.identity import check_data
 from ensdiff.settings import check_fields
-from ensdiff.typing import ArrayLike, unmasked
+from ensdiff.typing import ArrayLike
 
 BASELINES = {
     "random": "independent normal numbers",
@@ -160,14 +161,8 @@ def _missing(name: str, params: Any, features: Any) -> str | None:
 
 
 def _pixels(images: ArrayLike) -> Float[np.ndarray, "B H W C"]:
-    array = np.asarray(unmasked(images, "the images"))
-    if array.ndim != 4 or not len(array):
-        raise ValueError(f"the images have shape {array.shape}: expected (B, H, W, C), channels last")
-    if array.dtype == np.uint8:
-        return array / 255.0
-    if array.dtype.kind != "f" or not (array.min() >= 0 and array.max() <= 1):
-        raise ValueError(f"the images have dtype {array.dtype}: expected uint8, or floats in [0, 1]")
-    return array.astype(np.float64)
+    array = check_images(images)
+    return array / 255.0 if array.dtype == np.uint8 else array.astype(np.float64)
 
 
 def _distances(query: np.ndarray, train: np.ndarray) -> Float[np.ndarray, "B n"]:

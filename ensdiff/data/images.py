@@ -1,4 +1,4 @@
-"""Small pictures: to 8 bits, side by side, and as PNG bytes."""
+"""Small pictures: checked, to 8 bits, side by side, and as PNG bytes."""
 
 import io
 from typing import Any
@@ -6,11 +6,42 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from ensdiff.typing import ArrayLike, unmasked
+
 
 def to_uint8(image: Any) -> UInt8[np.ndarray, "..."]:
     """Images as uint8: floats in [0, 1] are clipped and rounded, uint8 is returned as it is."""
     image = np.asarray(image)
     return image if image.dtype == np.uint8 else np.round(np.clip(image, 0, 1) * 255).astype(np.uint8)
+
+
+def check_images(images: ArrayLike, image_shape: tuple[int, int, int] | None = None) -> np.ndarray:
+    """Images as they are, or with floats clipped that exceed [0, 1] by rounding only.
+
+    Args:
+        images: (B, H, W, C), uint8 or floats in [0, 1].
+        image_shape: the (H, W, C) that they must have; None is any.
+
+    Raises:
+        ValueError: another shape or dtype, or values further outside of [0, 1] than rounding explains; names the image.
+    """
+    array = np.asarray(unmasked(images, "the images"))
+    sizes = "H, W, C" if image_shape is None else ", ".join(map(str, image_shape))
+    if array.ndim != 4 or not len(array) or image_shape not in (None, array.shape[1:]):
+        raise ValueError(f"the images have shape {array.shape}: expected (B, {sizes}), channels last")
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype.kind != "f":
+        raise ValueError(f"the images have dtype {array.dtype}: expected uint8, or floats in [0, 1]")
+    rounding = 1e-6 + 2 * float(np.finfo(array.dtype).eps)
+    if not (array.min() >= -rounding and array.max() <= 1 + rounding):  # true of NaN too
+        within = (array >= -rounding) & (array <= 1 + rounding)
+        wrong = np.flatnonzero(~within.reshape(len(array), -1).all(1))[0]
+        raise ValueError(
+            f"image {wrong} holds {'NaN' if np.isnan(array[wrong]).any() else 'values outside of [0, 1]'}: expected "
+            "floats in [0, 1], or uint8"
+        )
+    return np.clip(array, 0, 1)
 
 
 def grid(images_BHWC: Any, columns: int | None = None, pad: int = 1) -> UInt8[np.ndarray, "H W C"]:
