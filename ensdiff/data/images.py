@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from ensdiff.typing import ArrayLike, unmasked
+from ensdiff.typing import unmasked
 
 
 def to_uint8(image: Any) -> UInt8[np.ndarray, "..."]:
@@ -15,7 +15,7 @@ def to_uint8(image: Any) -> UInt8[np.ndarray, "..."]:
     return image if image.dtype == np.uint8 else np.round(np.clip(image, 0, 1) * 255).astype(np.uint8)
 
 
-def check_images(images: ArrayLike, image_shape: tuple[int, ...] | None = None) -> np.ndarray:
+def check_images(images: Any, image_shape: tuple[int, ...] | None = None) -> np.ndarray:
     """Images as they are, or with floats clipped that exceed [0, 1] by rounding only.
 
     Args:
