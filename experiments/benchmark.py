@@ -40,7 +40,7 @@ from experiments.tables import as_records, markdown
 
 
 def machine() -> str:
-    """Processor, devices and versions, in a line."""
+    """Return processor, devices and versions on one line."""
     device = jax.devices()[0]
     cores = len(os.sched_getaffinity(0))
     return (
@@ -50,10 +50,10 @@ def machine() -> str:
 
 
 def choose_groups(asked: list[str], quick: bool, missing: list[str]) -> list[str]:
-    """The groups of tables to make: ensdiff's rates stand in for a comparison with PyTorch that cannot be made.
+    """Return the groups of tables to make. Without PyTorch, ensdiff's own rates replace the comparison.
 
     Raises:
-        ValueError: an unknown group, or none but the comparison is asked for and packages are missing.
+        ValueError: a group is unknown, or only the comparison is requested and packages are missing.
     """
     groups = asked or (["pytorch", "compilation"] if quick else list(GROUPS))
     if set(groups) - set(GROUPS):
@@ -70,7 +70,7 @@ def choose_groups(asked: list[str], quick: bool, missing: list[str]) -> list[str
 def main() -> None:
     """Measure, print and write."""
     f = flags.FLAGS
-    jax.config.update("jax_enable_compilation_cache", False)  # compile times are of the compiler
+    jax.config.update("jax_enable_compilation_cache", False)  # so that compile times are the compiler's
     channels = tuple(int(c) for c in f.channels) or ((32,) if f.quick else (32, 64))
     members = f.members if f.members is not None else 8 if f.quick else 16
     setting = Setting(members=members, side=f.side, channels=channels[0])
@@ -82,10 +82,10 @@ def main() -> None:
     for name in choose_groups(f.tables, f.quick, missing):
         tables = GROUPS[name](effort)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        head = f"{machine()}; peak memory of the program so far {peak:.1f} GiB; median of {effort.repeats}\n"
+        head = f"{machine()}; peak memory of the program so far {peak:.1f} GiB; medians of {effort.repeats} timings\n"
         text = "\n".join([head, *map(markdown, tables)])
         print(text, flush=True)
-        if f.out:  # each when it is there: the whole takes long
+        if f.out:  # write each table as soon as it is ready: all of them take long
             out = pathlib.Path(f.out)
             out.mkdir(parents=True, exist_ok=True)
             record = {"machine": machine(), "tables": [as_records(table) for table in tables]}

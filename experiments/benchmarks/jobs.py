@@ -25,7 +25,7 @@ LEVELS = 1000
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What is computed. ``landscape`` is units x samples; steps are those of the sampler that are timed."""
+    """The sizes of the timed jobs. ``landscape`` is (units, samples); steps are the timed steps of the sampler."""
 
     members: int = 16
     channels: int = 32
@@ -41,12 +41,15 @@ class Setting:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(H, W, C)."""
+        """Return (H, W, C)."""
         return self.side, self.side, 1
 
     @property
     def model(self) -> ensdiff.UNetConfig:
-        """A U-Net that `diffusers.UNet2DModel` can be as well: two levels, attention in the lower one, heads of 8."""
+        """Return a U-Net that `diffusers.UNet2DModel` can also represent.
+
+        It has two levels, with attention in the lower one and 8 channels per head.
+        """
         return ensdiff.UNetConfig(
             channels=self.channels, multipliers=(1, 2), attention_levels=(1,), head_channels=8, norm_groups=16,
             time_layout="cos_sin", conv=self.conv,  # type: ignore[arg-type]
@@ -54,35 +57,35 @@ class Setting:
 
     @property
     def train(self) -> ensdiff.TrainConfig:
-        """Adam alone."""
+        """Return training settings of plain Adam, without warm-up or clipping."""
         return ensdiff.TrainConfig(batch_size=self.batch, learning_rate=1e-4, warmup=0, clip=0.0)
 
     def sampler(self, steps: int) -> ensdiff.SamplerConfig:
-        """Deterministic, without a clip."""
+        """Return a deterministic sampler without clipping."""
         return ensdiff.SamplerConfig("ddim", steps, clip=False)
 
 
 def ensemble(setting: Setting) -> ensdiff.Ensemble:
-    """An untrained ensemble: what is timed does not depend on the weights."""
+    """Return an untrained ensemble, because times do not depend on the weights."""
     K, weight = setting.members, setting.members // 2
     units = min(setting.landscape[0], math.comb(K, weight))
     code = ensdiff.Code.balanced(K, units, weight) if K > 1 else ensdiff.Code.from_matrix([[1]])
     params = init_params(setting.model, setting.image_shape, setting.members, 0)
-    # the last layer starts at zero; not here, so that a comparison of results means something
+    # the last layer is initialised to zero: add noise, so that comparing results is meaningful
     noisy = jax.tree.map(lambda a: a + 0.02 * jax.random.normal(jax.random.key(a.size), a.shape), params)
     return ensdiff.Ensemble(noisy, code, setting.model, ensdiff.Schedule(timesteps=LEVELS), setting.image_shape)
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A call to time, which returns what it computed, and its floating-point operations."""
+    """A function to time, which returns its result, and its number of floating-point operations."""
 
     call: Callable[[], np.ndarray]
     flops: int
 
 
 def train_job(setting: Setting, params: ensdiff.Ensemble, mesh: Mesh | None = None) -> Job:
-    """One training step of all members; returns their losses."""
+    """Build the job of one training step of all members, which returns their losses."""
     mesh = make_mesh(setting.members, setting.batch) if mesh is None else mesh
     state = init_state(setting.model, setting.image_shape, setting.members, setting.train)
     held = [on_mesh(state._replace(params=jax.tree.map(jnp.copy, params.params)), mesh)]
@@ -100,12 +103,12 @@ def train_job(setting: Setting, params: ensdiff.Ensemble, mesh: Mesh | None = No
 
 
 def start_noise(setting: Setting, count: int, steps: int) -> np.ndarray:
-    """(S + 1, B, H, W, C) noise for both libraries; DDIM uses the first alone."""
+    """Return (S + 1, B, H, W, C) noise for both libraries; DDIM uses only the first step's."""
     return np.random.default_rng(1).normal(size=(steps + 1, count, *setting.image_shape)).astype(np.float32)
 
 
 def factual_job(setting: Setting, params: ensdiff.Ensemble) -> Job:
-    """Samples of the whole ensemble."""
+    """Build the job that samples the whole ensemble."""
     noise = start_noise(setting, setting.factual, setting.factual_steps)
     sampler = setting.sampler(setting.factual_steps)
 
@@ -117,7 +120,7 @@ def factual_job(setting: Setting, params: ensdiff.Ensemble) -> Job:
 
 
 def landscape_job(setting: Setting, params: ensdiff.Ensemble) -> Job:
-    """Every sample without each unit: (units * samples) images."""
+    """Build the job that computes every sample without each unit, (units * samples) images."""
     units, samples = params.code.units, setting.landscape[1]
     array = jnp.asarray(start_noise(setting, samples, setting.landscape_steps))
     noise = Noise(jnp.tile(jnp.arange(samples), units), array=array)
@@ -134,7 +137,7 @@ def landscape_job(setting: Setting, params: ensdiff.Ensemble) -> Job:
 
 
 def padding(setting: Setting, params: ensdiff.Ensemble) -> float:
-    """U-Net evaluations of the landscape over the sum of its survivors."""
+    """Return the landscape's executed U-Net evaluations divided by its necessary ones (those of survivors)."""
     units, samples = params.code.units, setting.landscape[1]
     weights = np.repeat(params.code.ablate(np.arange(units)), samples, axis=0)
     mesh = make_mesh(setting.members)
@@ -144,7 +147,7 @@ def padding(setting: Setting, params: ensdiff.Ensemble) -> float:
 
 
 def jacobian_job(setting: Setting, params: ensdiff.Ensemble) -> Job:
-    """Derivatives of samples with respect to the weight of each member."""
+    """Build the job that computes derivatives of samples with respect to the weight of each member."""
     noise = start_noise(setting, setting.jacobian, setting.jacobian_steps)
     samples = ensdiff.sample(params, noise=noise, sampler=setting.sampler(setting.jacobian_steps))
     K = setting.members

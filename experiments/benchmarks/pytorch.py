@@ -1,6 +1,6 @@
-"""The same four jobs as a straightforward PyTorch program: a Python loop over members, `diffusers.UNet2DModel` each.
+"""The same four jobs as a straightforward PyTorch program: a Python loop over `diffusers.UNet2DModel` members.
 
-The weights are the ensemble's own, converted by `ensdiff.interop.diffusers`, so that results can be compared.
+`ensdiff.interop.diffusers` converts the weights of the ensemble, so that results can be compared.
 """
 
 import pathlib
@@ -21,7 +21,7 @@ from experiments.benchmarks.jobs import Job, Setting, start_noise
 
 
 def members(params: ensdiff.Ensemble) -> list[Any]:
-    """Every member as a `UNet2DModel`."""
+    """Return every member as a `UNet2DModel`."""
     with tempfile.TemporaryDirectory() as folder:
         converter.save(params, folder)
         places = [pathlib.Path(folder) / f"Shard{k}" for k in range(params.members)]
@@ -41,7 +41,10 @@ def _images(x: torch.Tensor) -> np.ndarray:
 
 
 def train_job(setting: Setting, params: ensdiff.Ensemble) -> Job:
-    """Draw levels and noise, loss, backward and Adam, one member after another; returns the losses."""
+    """Build the job of one training step: one member after another draws noise, computes its loss and updates.
+
+    The job returns the losses.
+    """
     nets = members(params)
     optimizers = [torch.optim.Adam(net.parameters(), lr=setting.train.learning_rate) for net in nets]
     abar = torch.from_numpy(params.schedule.abar_T.astype(np.float32))
@@ -72,7 +75,7 @@ def _denoise(nets, weights, x, levels):
 
 
 def factual_job(setting: Setting, params: ensdiff.Ensemble) -> Job:
-    """One batch through every member at every step."""
+    """Build the sampling job: every step evaluates one batch by every member."""
     nets = members(params)
     levels = _levels(params, setting.sampler(setting.factual_steps))
     start = _noise(setting, setting.factual, setting.factual_steps)
@@ -86,7 +89,7 @@ def factual_job(setting: Setting, params: ensdiff.Ensemble) -> Job:
 
 
 def landscape_job(setting: Setting, params: ensdiff.Ensemble) -> Job:
-    """One unit after another: all samples through the members that did not see it."""
+    """Build the landscape job: for one unit after another, all samples by the members that did not see it."""
     units, samples = params.code.units, setting.landscape[1]
     nets = members(params)
     levels = _levels(params, setting.sampler(setting.landscape_steps))
@@ -105,7 +108,10 @@ def landscape_job(setting: Setting, params: ensdiff.Ensemble) -> Job:
 
 
 def jacobian_job(setting: Setting, params: ensdiff.Ensemble) -> Job:
-    """One weight after another by `torch.autograd.forward_ad`; the fused attention has no forward mode, so without."""
+    """Build the Jacobian job: one weight after another by `torch.autograd.forward_ad`.
+
+    It uses unfused attention, because PyTorch's fused attention does not support forward mode.
+    """
     nets = members(params)
     for net in nets:
         for module in net.modules():

@@ -1,4 +1,4 @@
-"""How long it takes to score very many units, and how much memory."""
+"""A benchmark of the time and memory that scoring very many units takes."""
 
 import time
 from typing import NamedTuple
@@ -14,10 +14,10 @@ class ScoringBenchmark(NamedTuple):
     """Time and memory of ranking all units of a code for some samples.
 
     Args:
-        seconds: wall time from the code to the best units, compilation included.
-        peak_bytes: most memory that the process has held since it started; None where the system does not say.
-        best_B: number of the best unit of each sample.
-        largest_error: largest relative difference of the best scores from a float64 computation of the same units.
+        seconds: wall-clock time from the code to the best units, including compilation.
+        peak_bytes: peak memory of the process since it started; None if the system does not report it.
+        best_B: id of the best unit of each sample.
+        largest_error: largest relative difference between the best scores and those of the same units in float64.
     """
 
     seconds: float
@@ -29,14 +29,14 @@ class ScoringBenchmark(NamedTuple):
 def benchmark_scoring(
     code: Code, samples: int = 1, top: int = 10, chunk: int | None = None, seed: int = 0, progress: bool = False
 ) -> ScoringBenchmark:
-    """Score every unit of a code under random Gram matrices, as ``method="differential"`` does after its model runs.
+    """Score every unit of a code with random Gram matrices, as ``method="differential"`` does after its model runs.
 
     Args:
-        code: the units.
-        samples: how many Gram matrices.
-        top: units kept a sample.
-        chunk: units at a time.
-        seed: of the matrices.
+        code: the code of the units.
+        samples: number of Gram matrices.
+        top: number of units kept per sample.
+        chunk: number of units scored at a time.
+        seed: seed of the matrices.
         progress: show a progress bar.
     """
     K = code.members

@@ -1,4 +1,4 @@
-"""The tables of `experiments.benchmark`: what is timed, and how it is shown."""
+"""The tables of `experiments.benchmark`: the timed computations, and their presentation."""
 
 import dataclasses
 import functools
@@ -30,7 +30,7 @@ GIGA = 1e9
 
 @dataclasses.dataclass(frozen=True)
 class Effort:
-    """How much is measured."""
+    """The size of the benchmark: the setting, the repeats, the U-Net widths, and whether to keep it short."""
 
     setting: Setting
     repeats: int
@@ -39,17 +39,17 @@ class Effort:
 
 
 def milliseconds(seconds: np.ndarray) -> float:
-    """Median, in ms."""
+    """Return the median, in ms."""
     return float(np.median(seconds) * 1e3)
 
 
 def spread(values: tuple[float, float, float]) -> str:
-    """Median and range."""
+    """Return the median and range as text."""
     return f"{values[0]:.2f} ({values[1]:.2f} to {values[2]:.2f})"
 
 
 def against_pytorch(effort: Effort) -> Table:
-    """Whole jobs, ensdiff against a PyTorch loop over members."""
+    """Time whole jobs with ensdiff and with a PyTorch loop over members."""
     import torch
 
     from experiments.benchmarks import pytorch
@@ -70,24 +70,25 @@ def against_pytorch(effort: Effort) -> Table:
                 "ratio (range)": spread(ratio(seconds, "ensdiff", "PyTorch")),
                 "ensdiff GFLOP/s": ours.flops / np.median(seconds["ensdiff"]) / GIGA,
             }
-            if name != "train":  # whose noise differs
+            if name != "train":  # in training the noise differs
                 got, want = ours.call(), theirs.call()
                 row["largest difference"] = f"{np.abs(got - want).max() / np.abs(want).max():.0e}"
             rows.append(row)
             print(row, flush=True)
     s = effort.setting
     note = (
-        f"K = {s.members}, {s.side}x{s.side}x1, batch {s.batch} a member, float32. factual: {s.factual} samples, "
+        f"K = {s.members}, {s.side}x{s.side}x1, batch {s.batch} per member, float32. factual: {s.factual} samples, "
         f"{s.factual_steps} steps; landscape: {s.landscape[0]} units x {s.landscape[1]} samples, {s.landscape_steps} "
         f"step; jacobian: {s.jacobian} samples, {s.jacobian_steps} step. PyTorch {torch.__version__}, "
-        f"{torch.get_num_threads()} threads; the landscape's batches of ensdiff hold "
-        f"{jobs.padding(s, jobs.ensemble(s)):.3f} times the surviving predictions. {describe(rates(effort))} {NOMINAL}"
+        f"{torch.get_num_threads()} threads. In the landscape, ensdiff evaluates "
+        f"{jobs.padding(s, jobs.ensemble(s)):.3f} times the necessary predictions (padding of batches). "
+        f"{describe(rates(effort))} {NOMINAL}"
     )
     return table("Against PyTorch, one member after another", rows, note)
 
 
 def rates(effort: Effort) -> dict[str, float]:
-    """The machine's best measured GFLOP/s, all devices together: a convolution of the U-Net, and a matrix product."""
+    """Return the best measured GFLOP/s of all devices together, for a convolution of the U-Net and a matrix product."""
     mesh = make_mesh(len(jax.devices()))
     count, width, side = mesh.size, 2 * effort.setting.channels, effort.setting.side // 2
     x = on_mesh(jnp.ones((count, 64, side, side, width)), mesh)
@@ -111,16 +112,16 @@ def rates(effort: Effort) -> dict[str, float]:
 
 
 def describe(rates: dict[str, float]) -> str:
-    """`rates` in a sentence."""
+    """Return `rates` as a sentence."""
     best = ", ".join(f"{kind} {value:.0f}" for kind, value in rates.items())
     return f"Best measured GFLOP/s of {len(jax.devices())} devices: {best}."
 
 
-NOMINAL = "Products are counted as those of plain convolutions, of which Winograd's filtering executes fewer."
+NOMINAL = "FLOPs are those of plain convolutions; Winograd's filtering executes fewer."
 
 
 def flop_rates(effort: Effort) -> Table:
-    """Achieved FLOP/s of each job, alone, against the best measured rates."""
+    """Compare the achieved FLOP/s of each job with the best measured rates."""
     params = jobs.ensemble(effort.setting)
     made = {name: make(effort.setting, params) for name, make in jobs.JOBS.items()}
     seconds = interleave({name: job.call for name, job in made.items()}, effort.repeats)
@@ -134,9 +135,9 @@ def flop_rates(effort: Effort) -> Table:
 
 
 def compilation(effort: Effort) -> Table:
-    """Seconds to compile the training step of one member and of many, and predicting steps; and their memory."""
+    """Measure compile time and memory of the training step of one member and of many, and of predicting steps."""
     wanted = [("train", "map", 1), ("train", "map", 20)]
-    if not effort.quick:  # minutes
+    if not effort.quick:  # these take minutes
         wanted += [("train", conv, members) for conv in ("loop", "grouped", "matmul") for members in (1, 20)]
         wanted += [(program, conv, 20) for program in ("landscape", "jacobian") for conv in ("map", "winograd")]
     rows = []
@@ -163,7 +164,7 @@ def compilation(effort: Effort) -> Table:
 
 
 def growth(effort: Effort, title: str, job: str, settings: Iterable[tuple[dict[str, Any], Setting]]) -> Table:
-    """Cost of a job over a range of settings."""
+    """Time a job over a range of settings."""
     rows = []
     for labels, setting in settings:
         made = jobs.JOBS[job](setting, jobs.ensemble(setting))
@@ -177,7 +178,7 @@ def growth(effort: Effort, title: str, job: str, settings: Iterable[tuple[dict[s
 
 
 def growths(effort: Effort) -> list[Table]:
-    """How cost grows with members, batch, units and image size."""
+    """Measure how cost grows with members, batch, units and image size."""
     base = dataclasses.replace(effort.setting, members=4, landscape=(8, 8))
 
     def vary(name: str, values: Iterable[Any]) -> list[tuple[dict[str, Any], Setting]]:
@@ -193,7 +194,7 @@ def growths(effort: Effort) -> list[Table]:
 
 
 def strategies(effort: Effort) -> list[Table]:
-    """The ways of computing members."""
+    """Compare the strategies that compute members."""
     base = dataclasses.replace(effort.setting, members=4, landscape=(6, 8))
     settings = [
         ({"conv": conv}, dataclasses.replace(base, conv=conv)) for conv in ("map", "winograd", "loop", "matmul")
@@ -205,7 +206,7 @@ def strategies(effort: Effort) -> list[Table]:
 
 
 def layers(effort: Effort) -> Table:
-    """3x3 convolutions on one device, plain and by Winograd's filtering."""
+    """Time 3x3 convolutions on one device, plain and by Winograd's filtering."""
     rows = []
     for side, C, D, images in [
         (28, 32, 32, 16), (28, 64, 32, 16), (28, 32, 64, 16), (28, 40, 40, 16), (28, 64, 64, 16), (28, 64, 64, 7),
@@ -214,7 +215,7 @@ def layers(effort: Effort) -> Table:
         x, kernel = jnp.ones((images, side, side, C)), jnp.ones((3, 3, C, D)) / C
         calls = {}
         for strategy in ("map", "winograd"):
-            # the thresholds of "winograd" are what is measured: the filtering itself
+            # time the filtering itself: this table decides the thresholds of "winograd"
             layer = winograd.output if strategy == "winograd" else functools.partial(conv2d, strategy="map")
 
             def repeat(x, kernel, layer=layer):
@@ -232,7 +233,7 @@ def layers(effort: Effort) -> Table:
 
 
 def batch_sizes(effort: Effort) -> Table:
-    """Predictions of one member on one device, by the images of one application."""
+    """Time predictions of one member on one device, for several numbers of images per call."""
     from ensdiff.ensemble.members import apply_member
 
     setting = dataclasses.replace(effort.setting, members=2)
@@ -247,12 +248,12 @@ def batch_sizes(effort: Effort) -> Table:
         compiled = jax.jit(predict).lower(params, x).compile()
         calls[str(size)] = lambda compiled=compiled, x=x: jax.block_until_ready(compiled(params, x))
     seconds = interleave(calls, effort.repeats)
-    rows = [{"images at once": n, "ms an image": milliseconds(s) / 128} for n, s in seconds.items()]
-    return table("Predictions against the images of one application", rows)
+    rows = [{"images at once": n, "ms per image": milliseconds(s) / 128} for n, s in seconds.items()]
+    return table("Predictions against images per call", rows)
 
 
 def devices(effort: Effort) -> Table:
-    """The training step on more and more devices."""
+    """Time the training step on increasing numbers of devices."""
     setting, every = effort.setting, jax.devices()
     params = jobs.ensemble(setting)
     counts = [n for n in (1, 2, 4, 8, 16, 32, 64) if n <= len(every) and setting.members % n == 0]

@@ -1,4 +1,4 @@
-"""Wall times of alternatives that take turns, so that a change of the machine's load hits all of them alike."""
+"""Wall-clock times of alternatives that take turns, so that a change in machine load affects all of them equally."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 PAUSE = 0.3
-"""Seconds between two timings: the other library's idle threads spin for a while and would take a core."""
+"""Seconds between two timings, because the other library's idle threads spin for a while and would occupy a core."""
 
 
 def interleave(alternatives: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, np.ndarray]:
-    """Seconds of each alternative, ``repeats`` times in turn, after one call that is not counted."""
+    """Time the alternatives in turn, ``repeats`` times each after one uncounted call, and return their seconds."""
     seconds: dict[str, list[float]] = {name: [] for name in alternatives}
     for turn in range(repeats + 1):
         for name, call in alternatives.items():
@@ -23,6 +23,6 @@ def interleave(alternatives: Mapping[str, Callable[[], object]], repeats: int) -
 
 
 def ratio(seconds: Mapping[str, np.ndarray], of: str, to: str) -> tuple[float, float, float]:
-    """Median, least and largest ratio of times in the same turn."""
+    """Return the median, smallest and largest ratio of times within a turn."""
     ratios = seconds[of] / seconds[to]
     return float(np.median(ratios)), float(ratios.min()), float(ratios.max())

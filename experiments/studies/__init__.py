@@ -1,5 +1,4 @@
-"""The studies of `experiments.evaluate`, one module each: ``models(shop)`` trains what it needs, ``study(shop)`` "
-"runs."""
+"""The studies of `experiments.evaluate`, one module each: ``models(shop)`` trains the models, ``study(shop)`` runs."""
 
 from collections.abc import Callable
 
@@ -15,4 +14,4 @@ STUDIES: dict[str, Callable[[Workshop], Findings]] = {
     "planted": planted.study,
     "lds": lds.study,
 }
-"""By the name of its section in a config, in the order in which they run."""
+"""The studies by the name of their section in a config, in the order in which they run."""

@@ -9,7 +9,7 @@ from ensdiff.metrics import Estimate
 
 
 def interval_figure(panels: Mapping[str, Mapping[str, Estimate]], label: str, line: float | None = None) -> bytes:
-    """Estimates with their intervals, one row a name, one panel a title; a dashed line at ``line``."""
+    """Plot estimates with their intervals, one row per name and one panel per title, with a dashed line at ``line``."""
     names = list(next(iter(panels.values())))
     figure, (axes,) = sheet(2.2 + 2.4 * len(panels), 0.6 + 0.28 * len(names), 1, len(panels), sharey=True)
     for ax, (title, estimates) in zip(axes, panels.items(), strict=True):
@@ -27,7 +27,7 @@ def interval_figure(panels: Mapping[str, Mapping[str, Estimate]], label: str, li
 
 
 def scatter_figure(x: np.ndarray, y: np.ndarray, labels: Sequence[str]) -> bytes:
-    """Points and the diagonal."""
+    """Plot points and the diagonal."""
     figure, ((ax,),) = sheet(3.4, 3.2)
     ax.plot(x, y, ".", markersize=4, alpha=0.6)
     end = 1.05 * max(np.max(x), np.max(y))

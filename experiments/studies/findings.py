@@ -1,4 +1,4 @@
-"""What a study found, and how it is written: tables as Markdown, numbers as JSON, figures as SVG."""
+"""The result of a study, written as Markdown tables, JSON numbers and SVG figures."""
 
 import dataclasses
 import json
@@ -17,10 +17,10 @@ class Findings:
     """The result of one study.
 
     Args:
-        title: what was asked.
-        tables: the answer; their notes say how to read them.
-        numbers: everything that the tables were made from, JSON-able but for arrays and NamedTuples.
-        figures: SVG files by their names without a suffix.
+        title: question of the study.
+        tables: answers, with notes that explain how to read them.
+        numbers: all numbers behind the tables; JSON-serialisable values, arrays and NamedTuples.
+        figures: contents of SVG files, by file name without suffix.
     """
 
     title: str
@@ -29,7 +29,7 @@ class Findings:
     figures: dict[str, bytes] = dataclasses.field(default_factory=dict)
 
     def markdown(self) -> str:
-        """Title, tables and figures."""
+        """Return the title, tables and figures as Markdown."""
         figures = [f"![{name}]({name}.svg)\n" for name in self.figures]
         return "\n".join([f"## {self.title}\n", *map(markdown, self.tables), *figures])
 
@@ -44,7 +44,10 @@ class Findings:
 
 
 def plain(value: Any) -> Any:
-    """JSON-able: NamedTuples as objects, arrays as lists, floats to 6 digits, NaN and infinity as null."""
+    """Convert to JSON-serialisable values: NamedTuples to objects, arrays to lists, NaN and infinity to None.
+
+    Floats are rounded to 6 significant digits.
+    """
     if isinstance(value, tuple) and hasattr(value, "_asdict"):
         return plain(value._asdict())
     if isinstance(value, dict):

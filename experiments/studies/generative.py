@@ -1,4 +1,4 @@
-"""Are ensembles good generative models? Distances of ensembles, members and ordinary models to held-out data."""
+"""The quality of generated images: distances of ensembles, members and ordinary models to held-out data."""
 
 from typing import Any, NamedTuple
 
@@ -19,12 +19,12 @@ NAME = "generative"
 
 
 class Models(NamedTuple):
-    """An ensemble, and models of the same size and steps trained on everything.
+    """An ensemble, and ordinary models of the same size and steps, trained on all the data.
 
     Args:
-        data: that they were trained on.
-        held_out: that they are compared with.
-        ensemble: with items as units.
+        data: the training data of all models.
+        held_out: the data that samples are compared with.
+        ensemble: the ensemble, whose units are items.
         singles: ordinary models from different seeds.
     """
 
@@ -35,7 +35,7 @@ class Models(NamedTuple):
 
 
 def models(shop: Workshop) -> dict[str, Models]:
-    """For every data set of the section."""
+    """Train the models for every data set of the config section."""
     s = shop.settings(NAME)
     out = {}
     for name, values in s.sets.items():
@@ -57,7 +57,7 @@ def models(shop: Workshop) -> dict[str, Models]:
 
 
 def _data(shop: Workshop, values: ConfigDict) -> tuple[Dataset, Dataset]:
-    """The data of the whole evaluation, or of a reader that the section names."""
+    """Return training and held-out data: those of the whole evaluation, or of a reader named in the section."""
     if "data" not in values:
         return shop.data, shop.held_out
     options = building.section(values, "data")
@@ -65,7 +65,7 @@ def _data(shop: Workshop, values: ConfigDict) -> tuple[Dataset, Dataset]:
 
 
 def study(shop: Workshop) -> Findings:
-    """Frechet and kernel distance to held-out data, in the features of a small classifier."""
+    """Compare Frechet and kernel distances to held-out data, in the features of a small classifier."""
     s = shop.settings(NAME)
     tables: list[Table] = []
     numbers: dict[str, Any] = {}
@@ -105,9 +105,9 @@ def study(shop: Workshop) -> Findings:
         ]
         note = (
             f"{n} images against {n} held-out ones; classifier accuracy on held-out images "
-            f"{classifier.accuracy(held_out.images, held_out.labels):.1%}. K = {ensemble.members}, every model "
-            f"{s.sets[name].steps} steps. In brackets: of one model the interval (Frechet: bootstrap, which lifts it; "
-            "kernel: jackknife), of several the range."
+            f"{classifier.accuracy(held_out.images, held_out.labels):.1%}. K = {ensemble.members}; every model trains "
+            f"for {s.sets[name].steps} steps. Brackets show the interval for one model (Frechet: bootstrap, which is "
+            "biased upwards; kernel: jackknife), and the range for several models."
         )
         tables.append(table(f"{name}: {data.items} images of {'x'.join(map(str, data.shape))}", rows, note))
         numbers[name] = found
@@ -121,7 +121,7 @@ def study(shop: Workshop) -> Findings:
 
 
 def _members(params: ensdiff.Ensemble, count: int) -> list[tuple[ensdiff.Ensemble, np.ndarray | None]]:
-    """Some members, each alone."""
+    """Return some members, each as the ensemble with weight 1 for that member alone."""
     chosen = np.linspace(0, params.members - 1, count).astype(int)
     return [(params, np.eye(params.members, dtype=np.float32)[k]) for k in chosen]
 
@@ -131,7 +131,7 @@ def _distances(a: np.ndarray, b: np.ndarray, resamples: int) -> tuple[metrics.Es
 
 
 def _summary(each: list[metrics.Estimate], digits: int) -> str:
-    """One with its interval, several with their range."""
+    """Return a single estimate with its interval, or the mean of several with their range."""
     if len(each) == 1:
         return interval(each[0], digits)
     values = [one.value for one in each]

@@ -21,9 +21,10 @@ class Models(NamedTuple):
     """The data with classes as units, an ensemble with balanced code words of the classes, and retrained models.
 
     Args:
-        data: units are classes.
-        judged: the ensemble.
-        truth: ``seeds`` members for every class without it, and then ``seeds`` that saw everything.
+        data: the data, whose units are classes.
+        judged: the evaluated ensemble.
+        truth: retrained models as one stacked ensemble: for each class, ``seeds`` members trained without it, followed
+            by ``seeds`` members trained on everything.
     """
 
     data: Dataset
@@ -32,7 +33,7 @@ class Models(NamedTuple):
 
 
 def models(shop: Workshop) -> Models:
-    """Train both."""
+    """Train the ensemble and the retrained models."""
     s = shop.settings(NAME)
     part = shop.data.subset(np.arange(min(s.images, shop.data.items)))
     data = part.regroup(part.labels % s.groups)
@@ -47,7 +48,7 @@ def models(shop: Workshop) -> Models:
 
 
 def study(shop: Workshop) -> Findings:
-    """Rankings of classes by every method, against two effects of leaving a class out of training."""
+    """Compare each method's ranking of classes with two effects of leaving a class out of training."""
     s = shop.settings(NAME)
     trained = models(shop)
     data, judged, truth = trained
@@ -66,7 +67,7 @@ def study(shop: Workshop) -> Findings:
     products = member_products(shop, f"{NAME}/outputs", truth, images, s.draws)
     for which, chosen in seeds.items():
         weights = _weights(G, R, chosen)
-        noise = shop.samples(NAME, truth, B, weights=weights[-1])  # the same noise as the samples'
+        noise = shop.samples(NAME, truth, B, weights=weights[-1])  # the same noise as for the samples
         made_GB = shop.counterfactuals(f"{NAME}/retrained {which}", truth, noise, weights)
         loss_BG = quadratic(products, weights)
         effects[which] = {
@@ -87,10 +88,11 @@ def study(shop: Workshop) -> Findings:
     own = {name: metrics.group_retrieval(score, class_BG).top_1 for name, score in rankings.items()}
     seconds = shop.seconds_of({name: f"{NAME}/{key}" for name, key in _KEYS.items()})
     note = (
-        f"{G} classes of {data.items} images, {B} samples of an ensemble of K = {s.members} whose code words of weight "
-        f"{judged.code.weight} are the classes'. Truth: {R} models without each class and {R} with all, averaged as "
-        "an ensemble. 'retraining, another seed' ranks by one seed's models against the others'. By chance top-1 is "
-        f"{1 / G:.2f}. Published for CIFAR-10 classes (other data and models): .727, .677 and .265."
+        f"{G} classes of {data.items} images; {B} samples of an ensemble of K = {s.members} with one code word of "
+        f"weight {judged.code.weight} per class. Ground truth: {R} models retrained without each class and {R} trained "
+        "on all classes, averaged as an ensemble. 'retraining, another seed' compares the ranking by one seed's models "
+        f"with that by the other seeds' models. Chance level of top-1: {1 / G:.2f}. Published for CIFAR-10 classes "
+        "(other data and models): .727, .677 and .265."
     )
     tables = [
         table(
@@ -102,20 +104,20 @@ def study(shop: Workshop) -> Findings:
                     "NDCG@3": interval(one.ndcg),
                     "MRR": interval(one.mrr),
                     "rank correlation": interval(one.correlation),
-                    "s a query": f"{seconds[name] / B:.2g}" if name in seconds else "",
+                    "seconds per query": f"{seconds[name] / B:.2g}" if name in seconds else "",
                 }
                 for name, one in found[truth_name].items()
             ],
             note if truth_name == "image" else "",
         )
         for truth_name, words in (
-            ("image", "distance between what retrained models make of the same noise"),
+            ("image", "distance between samples of retrained models from the same noise"),
             ("loss", "rise of the sample's loss under retrained models"),
         )
     ]
     tables.append(
         table(
-            "How often the first class is the sample's own, by a classifier",
+            "Share of samples whose top-ranked class is their own class, according to a classifier",
             [{"method": n, "share": interval(e)} for n, e in own.items()],
         )
     )
@@ -133,11 +135,11 @@ _KEYS = {
     "loss": "loss",
     **{name: f"baseline {name}" for name in ("pixel", "feature", "gradient", "trak", "d-trak")},
 }
-"""What the time of each method is kept under."""
+"""The name under which the seconds of each method are stored."""
 
 
 def _weights(G: int, R: int, chosen: list[int]) -> np.ndarray:
-    """(G + 1, K) the mean over the chosen seeds' models without each class, and of those with all."""
+    """Return (G + 1, K) weights that average the chosen seeds' models without each class, and then those with all."""
     weights = np.zeros((G + 1, G + 1, R), np.float32)
     for g in range(G + 1):
         weights[g, g, chosen] = 1 / len(chosen)

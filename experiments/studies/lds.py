@@ -18,7 +18,11 @@ NAME = "lds"
 
 
 def subsets(shop: Workshop) -> np.ndarray:
-    """(N, M) 1 where unit i is in subset m: ``alpha`` of the units, at random, no unit in all."""
+    """Return (N, M), 1 where unit i is in subset m: a random share ``alpha`` of the units, with no unit in all subsets.
+
+    Raises:
+        ValueError: the share selects no units, or all of them.
+    """
     s = shop.settings(NAME)
     rng = np.random.default_rng(1)
     count = round(s.alpha * s.units)
@@ -33,7 +37,7 @@ def subsets(shop: Workshop) -> np.ndarray:
 
 
 def models(shop: Workshop) -> tuple[ensdiff.Ensemble, ensdiff.Ensemble]:
-    """The ensemble that is judged, and M x R models, R seeds of each subset, as one stacked ensemble."""
+    """Return the evaluated ensemble, and M x R models (R seeds of each subset) as one stacked ensemble."""
     s = shop.settings(NAME)
     judged = size.model(shop, s.units, s.members)
     truth_NK = np.repeat(subsets(shop), s.seeds, axis=1)
@@ -41,7 +45,7 @@ def models(shop: Workshop) -> tuple[ensdiff.Ensemble, ensdiff.Ensemble]:
 
 
 def study(shop: Workshop) -> Findings:
-    """LDS on generated, training and held-out images, the squared control, and LDS without retraining."""
+    """Compute the LDS for generated, training and held-out images, for squared scores, and without retraining."""
     s = shop.settings(NAME)
     judged, truth = models(shop)
     N, Q = s.units, s.queries
@@ -89,16 +93,13 @@ def study(shop: Workshop) -> Findings:
     ]
     rows.append({"method": "ceiling by seed noise", **{kind: interval(ceiling[kind]) for kind in kinds}})
     note = (
-        f"N = {N}, {s.subsets} random subsets of {s.alpha:.0%} of the units x {s.seeds} seeds = {truth.members} "
-        "retrained "
-        f"models, as one stacked ensemble; the output is minus an image's denoising loss. {G} generated, {Q} training "
-        "and "
-        f"{Q} held-out images. `loss`, `exact` and `differential` are those of one ensemble of K = {s.members}; "
-        "baselines "
-        f"with gradients average {s.baseline_members} of its members. squared scores: all images, each score squared, "
-        "which keeps what it says about size and drops its sign. ensemble-LDS: the outputs are those of the ensemble "
-        f"itself without {s.removed} random "
-        f"units ({s.ablations} sets), with other draws of noise; nothing is trained for it."
+        f"N = {N}; {s.subsets} random subsets of {s.alpha:.0%} of the units x {s.seeds} seeds = {truth.members} "
+        "retrained models, trained as one stacked ensemble. The output is minus the denoising loss of an image. "
+        f"{G} generated, {Q} training and {Q} held-out images. `loss`, `exact` and `differential` use one ensemble of "
+        f"K = {s.members}; baselines with gradients average {s.baseline_members} of its members. squared scores: all "
+        "images, with each score squared, which keeps its size and drops its sign. ensemble-LDS: the outputs are those "
+        f"of the ensemble itself without {s.removed} random units ({s.ablations} sets), with other noise draws; no "
+        "model is trained for it."
     )
     return Findings(
         "Linear datamodeling score",
@@ -116,7 +117,7 @@ def study(shop: Workshop) -> Findings:
 
 
 def _ablations(shop: Workshop, judged: ensdiff.Ensemble, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(N, M) 1 where unit i is in the removed set m, and (B, M) minus the loss of each image without the set."""
+    """Return (N, M), 1 where unit i is in removed set m, and (B, M), minus the loss of each image without the set."""
     s = shop.settings(NAME)
     rng = np.random.default_rng(3)
     sets: list[np.ndarray] = []

@@ -1,4 +1,4 @@
-"""Retrieval of planted units: pictures with 1, 2, 4 or 8 copies in their unit, by every method, against K."""
+"""Retrieval of planted units, each with 1, 2, 4 or 8 copies of one picture, by every method and for several K."""
 
 from typing import NamedTuple
 
@@ -17,13 +17,13 @@ NAME = "planted"
 
 
 class Planting(NamedTuple):
-    """Two data sets with the same units but for the planted ones.
+    """Two data sets whose units are the same except for the planted ones.
 
     Args:
-        data: with the planted pictures.
-        twin: with other pictures, as many copies each, in their place.
+        data: the data with the planted pictures.
+        twin: the same data with other pictures instead of the planted ones, in the same numbers of copies.
         unit_P: the planted units.
-        copies_P: copies in each.
+        copies_P: number of copies in each planted unit.
         pictures: (P, H, W, C) the planted pictures, the queries.
     """
 
@@ -35,13 +35,20 @@ class Planting(NamedTuple):
 
 
 def planting(shop: Workshop) -> Planting:
-    """``each`` pictures for every number of copies, beside ``units`` ordinary units of one item."""
+    """Build the data: ``units`` ordinary units of one item, and ``each`` planted units for every number of copies.
+
+    Raises:
+        ValueError: there are too few held-out pictures.
+    """
     s = shop.settings(NAME)
     copies_P = np.repeat(np.asarray(s.copies), s.each)
     P = len(copies_P)
     pictures, others = shop.held_out.images[:P], shop.held_out.images[P : 2 * P]
     if len(others) < P:
-        raise ValueError(f"config.planted: {2 * P} held-out pictures are needed, {len(shop.held_out.images)} are there")
+        raise ValueError(
+            f"config.planted needs {2 * P} held-out pictures, but there are {len(shop.held_out.images)}: raise "
+            "config.data.held_out, or lower config.planted.each"
+        )
     ordinary = shop.data.images[: s.units]
     groups = np.concatenate([np.arange(s.units), s.units + np.repeat(np.arange(P), copies_P)])
 
@@ -52,7 +59,7 @@ def planting(shop: Workshop) -> Planting:
 
 
 def models(shop: Workshop) -> dict[int, tuple[ensdiff.Ensemble, ensdiff.Ensemble]]:
-    """For every K the ensemble with the planted pictures, and its twin without."""
+    """Train, for every K, the ensemble with the planted pictures and its twin without them."""
     s, planted = shop.settings(NAME), planting(shop)
     out = {}
     for K in map(int, s.members):
@@ -66,7 +73,7 @@ def models(shop: Workshop) -> dict[int, tuple[ensdiff.Ensemble, ensdiff.Ensemble
 
 
 def study(shop: Workshop) -> Findings:
-    """Recall and reciprocal rank of planted units, for every K and method, and by the number of copies."""
+    """Compute recall and reciprocal rank of planted units for every K and method, and by the number of copies."""
     s, planted = shop.settings(NAME), planting(shop)
     queries = planted.pictures.astype(np.float32) / np.float32(255)
     numbers: dict[int, dict[str, metrics.PlantedRetrieval]] = {}
@@ -103,12 +110,10 @@ def study(shop: Workshop) -> Findings:
         if name not in ("random", "constant", "pixel")
     ]
     note = (
-        f"{planted.data.units} units, {len(queries)} of them planted, {s.each} each with "
-        f"{', '.join(map(str, s.copies))} "
-        "copies of one held-out picture, which is the query; all other units hold one picture. Twin: the same units "
-        "hold "
-        "other pictures. `pixel` finds an identical picture by definition. Members train for few steps, and see each "
-        "picture often."
+        f"{planted.data.units} units, {len(queries)} of them planted: {s.each} each with "
+        f"{', '.join(map(str, s.copies))} copies of one held-out picture, which is the query. All other units hold one "
+        "picture. Twin: the same units hold other pictures. `pixel` finds an identical picture by definition. Members "
+        "train for few steps, but see each picture often."
     )
     largest = numbers[max(numbers)]
     panels = {f"K = {K}": {name: one.mrr for name, one in found.items()} for K, found in numbers.items()}

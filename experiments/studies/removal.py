@@ -1,4 +1,4 @@
-"""What the removal of each method's first k units together does to samples, beside that of k random ones."""
+"""The effect on samples of removing each method's first k units together, compared with removing k random units."""
 
 import numpy as np
 
@@ -12,14 +12,16 @@ from experiments.studies.workshop import Workshop
 from experiments.tables import interval, table
 
 RANDOM = 8
-"""Random sets of k units."""
+"""Number of random sets of k units."""
 
 
 def first_units(code: ensdiff.Code, order: np.ndarray, count: int) -> np.ndarray:
-    """The first ``count`` units of an order whose removal together leaves a member; a unit that would not is passed by.
+    """Return the first ``count`` units in this order that can be removed together.
+
+    A unit whose removal would leave no member is skipped.
 
     Raises:
-        ValueError: no ``count`` units leave a member.
+        ValueError: fewer than ``count`` units can be removed together.
     """
     words_NK = code.rows(order)
     lost_K = np.zeros(code.members, bool)
@@ -29,13 +31,13 @@ def first_units(code: ensdiff.Code, order: np.ndarray, count: int) -> np.ndarray
             lost_K, chosen = lost_K | word_K, [*chosen, int(unit)]
         if len(chosen) == count:
             return np.array(chosen)
-    raise ValueError(f"no {count} units can be removed together: only {len(chosen)} leave a member")
+    raise ValueError(f"{count} units to remove, but only {len(chosen)} can be removed together: lower the count")
 
 
 def removal_effects(
     shop: Workshop, name: str, params: ensdiff.Ensemble, samples: ensdiff.Samples, scores: dict[str, np.ndarray], k: int
 ) -> dict[str, metrics.RemovalEffect]:
-    """For each method: every sample without the k units that the method ranks first for it, and without random ones."""
+    """Compare, for each method, every sample without the k units ranked first for it and without k random units."""
     B, code = len(samples), params.code
     rng, ties = np.random.default_rng(4), np.random.default_rng(5)
 
@@ -51,7 +53,7 @@ def removal_effects(
     images, features = np.asarray(samples.images), shop.classifier.features
 
     def ranked(score_N: np.ndarray) -> np.ndarray:
-        """Units from the largest score on; equal ones in random order, not in that of their numbers."""
+        """Return the units in order of decreasing score, with equal scores in random order."""
         order = ties.permutation(len(score_N))
         return order[np.argsort(-score_N[order], kind="stable")]
 
@@ -65,7 +67,7 @@ def removal_effects(
 
 
 def removal_table(found: dict[str, metrics.RemovalEffect], k: int) -> Table:
-    """One row a method."""
+    """Return the effects as a table, one row per method."""
     rows = [
         {
             "method": method,
@@ -77,7 +79,8 @@ def removal_table(found: dict[str, metrics.RemovalEffect], k: int) -> Table:
         for method, one in found.items()
     ]
     note = (
-        f"Generated images only: the exact counterfactual without the {k} units that a method ranks first, together; "
-        f"random: the mean over {RANDOM} random sets of {k}. Cosine in the features of the classifier."
+        f"Generated images only, compared with the exact counterfactual without the {k} units that a method ranks "
+        f"first, removed together. random: mean over {RANDOM} random sets of {k} units. The cosine is in the features "
+        "of the classifier."
     )
     return table(f"Removing the first {k} units", rows, note)

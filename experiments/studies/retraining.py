@@ -1,4 +1,4 @@
-"""Ablation against retraining: the same noise through the ablated ensemble and through one trained without the unit."""
+"""Ablation against retraining: equal noise through the ablated ensemble and one retrained without a unit."""
 
 from typing import NamedTuple
 
@@ -19,13 +19,13 @@ NAME = "retraining"
 
 
 class Models(NamedTuple):
-    """An ensemble, and retrained ones with the same code but for the removed unit, whose word is zero.
+    """An ensemble, and retrained ensembles with the same code except that the word of one removed unit is zero.
 
     Args:
         whole: the ensemble.
         units: U units that are removed, one at a time.
-        without: U ensembles trained without it from the same seeds.
-        reseeded: the whole ensemble from other seeds, what the change is compared with.
+        without: U ensembles, each trained without one of the units, from the same seeds.
+        reseeded: the whole ensemble trained from other seeds, as a reference for the size of the changes.
     """
 
     whole: ensdiff.Ensemble
@@ -35,7 +35,7 @@ class Models(NamedTuple):
 
 
 def models(shop: Workshop) -> Models:
-    """Train all."""
+    """Train all ensembles."""
     s = shop.settings(NAME)
     whole = size.model(shop, s.units, s.members)
     data = shop.data.subset(np.arange(s.units))
@@ -49,7 +49,7 @@ def models(shop: Workshop) -> Models:
 
 
 def study(shop: Workshop) -> Findings:
-    """Distances between the sample, its ablation, and what ensembles trained without the unit make of its noise."""
+    """Compare each sample, its ablation, and the sample of an ensemble retrained without the unit, from equal noise."""
     s = shop.settings(NAME)
     trained = models(shop)
     whole, U = trained.whole, len(trained.units)
@@ -61,7 +61,7 @@ def study(shop: Workshop) -> Findings:
     null_LB = shop.counterfactuals(f"{NAME}/null", whole, samples, keep_LK)
 
     def again(params: ensdiff.Ensemble) -> np.ndarray:
-        """The same noise through another ensemble."""
+        """Return the samples of another ensemble from the same noise."""
         return np.asarray(shop.samples(NAME, params, s.samples).images)
 
     retrained_UB = np.stack([again(params) for params in trained.without]).astype(np.float64)
@@ -95,15 +95,14 @@ def study(shop: Workshop) -> Findings:
         "cosine of the two displacements": over_samples(cosine),
     }
     note = (
-        f"N = {s.units}, K = {s.members}, {U} units removed one at a time, {B} samples. Retrained: the same seeds, "
-        "and the "
-        "members that saw the unit train anew without it (the others are bit for bit the same)."
+        f"N = {s.units}, K = {s.members}, {U} units removed one at a time, {B} samples. Retrained: the members that "
+        "saw the unit are trained again without it, from the same seeds; the other members are bit-for-bit identical."
     )
     return Findings(
         "Ablation against retraining without the unit",
         [
             table("L2 distances, mean over samples and units", _table(rows), note),
-            table("Agreement a sample and unit", _table(agreement)),
+            table("Agreement per sample and unit", _table(agreement)),
         ],
         {
             "units": trained.units,

@@ -1,4 +1,4 @@
-"""Scores of every unit for any images, by the ensemble's loss and by every baseline."""
+"""Scores of every unit for any images, from the ensemble's loss and from every baseline."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ from experiments.studies.workshop import Workshop
 def loss_scores(
     shop: Workshop, name: str, params: ensdiff.Ensemble, images: np.ndarray, draws: int, seed: int = 0
 ) -> np.ndarray:
-    """(B, N) how much each image's loss rises without each unit (7)."""
+    """Return (B, N), the rise of each image's loss (7) when each unit is removed."""
     matrix = member_products(shop, name, params, images, draws, seed)
     weights_NK, factual_K = params.code.ablate(np.arange(params.code.units)), params.code.factual()[0]
     return quadratic(matrix, weights_NK) - quadratic(matrix, factual_K[None])
@@ -22,7 +22,7 @@ def loss_scores(
 def member_products(
     shop: Workshop, name: str, params: ensdiff.Ensemble, images: np.ndarray, draws: int, seed: int = 0
 ) -> np.ndarray:
-    """R (7) of each image, (B, K, K): its diagonal holds the loss of each member alone."""
+    """Return the matrix R (7) of each image, (B, K, K), whose diagonal holds the loss of each member alone."""
     config = ensdiff.LossConfig(draws=draws, block=min(32, draws // 2))
 
     def compute() -> np.ndarray:
@@ -32,7 +32,7 @@ def member_products(
 
 
 def quadratic(matrix_BKK: np.ndarray, weights_MK: np.ndarray) -> np.ndarray:
-    """``w^T R w``, (B, M)."""
+    """Return ``w^T R w``, (B, M)."""
     w = np.asarray(weights_MK, np.float64)
     return np.einsum("mk,bkl,ml->bm", w, matrix_BKK, w, optimize=True)
 
@@ -40,7 +40,7 @@ def quadratic(matrix_BKK: np.ndarray, weights_MK: np.ndarray) -> np.ndarray:
 def all_baselines(
     shop: Workshop, name: str, params: ensdiff.Ensemble, data: Dataset, images: np.ndarray, members: int
 ) -> dict[str, np.ndarray]:
-    """(B, N) by each baseline; those of gradients under the first ``members`` members."""
+    """Return the (B, N) scores of each baseline; those with gradients average the first ``members`` members."""
     config = BaselineConfig()
     found = {}
     for method in BASELINES:

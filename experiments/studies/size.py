@@ -22,27 +22,31 @@ NAME = "size"
 
 
 def models(shop: Workshop) -> dict[int, ensdiff.Ensemble]:
-    """One ensemble for every N, each on the first N items."""
+    """Train one ensemble for every N, each on the first N items."""
     s = shop.settings(NAME)
     return {int(N): model(shop, int(N), s.members) for N in s.sizes}
 
 
 def model(shop: Workshop, N: int, members: int) -> ensdiff.Ensemble:
-    """The ensemble on the first N items, which other studies share."""
+    """Train the ensemble on the first N items, or open it if another study has trained it.
+
+    Raises:
+        ValueError: there are fewer than N items.
+    """
     if shop.data.items < N:
-        raise ValueError(f"config.size.sizes: {N} items, but only {shop.data.items} are there")
+        raise ValueError(f"config.size.sizes: {N} items, but the data have only {shop.data.items}")
     code = ensdiff.Code.balanced(members=members, units=N, seed=0)
     return shop.train(f"{NAME}/N{N}_K{members}", shop.data.subset(np.arange(N)), code)
 
 
 def landscape(shop: Workshop, N: int, params: ensdiff.Ensemble) -> tuple[ensdiff.Samples, np.ndarray]:
-    """Samples, and their counterfactuals without each of the N units, (N, B, H, W, C)."""
+    """Return B samples, and their counterfactuals without each of the N units, (N, B, H, W, C)."""
     samples = shop.samples(NAME, params, shop.settings(NAME).samples)
     return samples, shop.counterfactuals(f"{NAME}/landscape N{N}", params, samples, params.code.ablate(np.arange(N)))
 
 
 def study(shop: Workshop) -> Findings:
-    """Radius, false attribution and the agreement of the cheap method with the exact one, for every N."""
+    """Compute radius, false attribution and the agreement of the differential with the exact method, for every N."""
     s = shop.settings(NAME)
     trained = models(shop)
     scale = metrics.published_scale(shop.data.shape)
@@ -77,14 +81,13 @@ def study(shop: Workshop) -> Findings:
         for N in sizes
     ]
     note = (
-        f"K = {s.members}, {s.samples} samples. radius: the largest L2 distance in [0, 1] pixels that one unit's "
-        "removal "
-        "moves a sample, the mean over samples. one unit: the mean over units. null: the mean over code words that no "
-        "unit owns. false attribution: the unit whose image is nearest in pixels is removed; how likely the sample "
-        "stays "
-        "as it is (its distance below the median over units; its class by a classifier), over how likely it does when "
-        "another unit is removed; 1 says that the match means nothing. unattributable: samples without a unit with "
-        "q <= 0.1 by `differential` against all words that no unit owns."
+        f"K = {s.members}, {s.samples} samples. radius: largest L2 distance, in [0, 1] pixels, by which the removal of "
+        "one unit moves a sample; mean over samples. one unit: mean distance over units. null: mean distance over code "
+        "words that no unit owns. false attribution: probability that the sample stays the same when the unit with the "
+        "nearest image in pixels is removed, divided by that probability when another unit is removed; a ratio of 1 "
+        "means that the match has no meaning. Same means a distance below the median over units, or the same class "
+        "according to a classifier. unattributable: share of samples without a unit with q <= 0.1 by `differential` "
+        "against all words that no unit owns."
     )
     slopes = table(
         "Slopes of log distance against log N",
@@ -92,7 +95,7 @@ def study(shop: Workshop) -> Findings:
             {"distance": "radius", "slope": interval(law.slope, 3)},
             {"distance": "null", "slope": interval(null_law.slope, 3)},
         ],
-        "Intervals resample samples, not trainings.",
+        "Intervals resample samples; they do not include the variation between trainings.",
     )
     figure = radius_figure(sizes, np.array(radii), law.slope.value, (law.slope.low, law.slope.high))
     return Findings(
@@ -108,7 +111,7 @@ def study(shop: Workshop) -> Findings:
 
 
 def _at(shop: Workshop, N: int, params: ensdiff.Ensemble) -> dict[str, Any]:
-    """All figures for one N."""
+    """Compute all results for one N."""
     samples, without_NB = landscape(shop, N, params)
     images = np.asarray(samples.images)
     influence_BN = distances(without_NB, images).T
@@ -153,13 +156,13 @@ def _at(shop: Workshop, N: int, params: ensdiff.Ensemble) -> dict[str, Any]:
 
 
 def _unowned(code: ensdiff.Code) -> int:
-    """Words of the code's weight that no unit owns."""
+    """Return the number of words of the code's weight that no unit owns."""
     assert code.weight is not None
     return math.comb(code.members, code.weight) - code.units
 
 
 def _false(unchanged_BN: np.ndarray, match_B: np.ndarray) -> metrics.Estimate:
-    """The rate where the matched unit is removed over that where any other is."""
+    """Return `metrics.false_attribution` of the matched unit against all other units."""
     rows = np.arange(len(match_B))
     others = np.ones(unchanged_BN.shape, bool)
     others[rows, match_B] = False

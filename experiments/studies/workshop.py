@@ -1,4 +1,4 @@
-"""What studies share: the data, trained ensembles and computed arrays, kept so that an interrupted study goes on."""
+"""The data, trained ensembles and computed arrays that studies share, stored so that an interrupted study continues."""
 
 import functools
 import json
@@ -29,8 +29,8 @@ class Workshop:
     """The data and the models of one config, in a folder.
 
     Args:
-        folder: where models and arrays are kept.
-        config: of `experiments.evaluate`.
+        folder: folder that stores models and arrays.
+        config: config of `experiments.evaluate`.
         progress: show progress bars.
     """
 
@@ -40,35 +40,39 @@ class Workshop:
         self._pieces = Pieces(folder / "arrays", ensdiff.__version__)
 
     def settings(self, study: str) -> ConfigDict:
-        """A study's section of the config."""
+        """Return the section of the config for a study."""
         return self.config[study]
 
     @functools.cached_property
     def data(self) -> Dataset:
-        """The data that studies train on, in a random order, so that a beginning of them is a random part."""
+        """Return the training data of all studies, shuffled, so that the first N items are a random subset."""
         data = building.load_data(building.section(self.config, "data"))
         return data.subset(np.random.default_rng(0).permutation(data.items))
 
     @functools.cached_property
     def held_out(self) -> Dataset:
-        """The data that nothing trains on."""
+        """Return the held-out data, on which no model is trained."""
         return building.held_out_data(building.section(self.config, "data"))
 
     @functools.cached_property
     def classifier(self) -> Classifier:
-        """Its features are the feature space of all studies of this data set."""
+        """Return the classifier whose features are the feature space of all studies of this data set.
+
+        Raises:
+            ValueError: the data have no labels.
+        """
         labels = self.data.labels
         if labels is None:
             raise ValueError("config.data: the studies need data with labels, such as digits or fashion_mnist")
         return fit_classifier(self.data.images, labels)
 
     def train(self, name: str, data: Dataset, code: ensdiff.Code, **options: Any) -> ensdiff.Ensemble:
-        """Train an ensemble, or go on with it, or open it if it is trained. ``name`` begins with the study's.
+        """Train an ensemble, continue its training, or open it if it is trained.
 
         Args:
-            name: the folder in ``models``.
-            data: its units are the code's.
-            code: which member sees what.
+            name: folder in ``models``, which begins with the name of the study.
+            data: data with the units of the code.
+            code: which member trains on which unit.
             **options: fields of `TrainConfig` that differ from the config's.
         """
         model, schedule, train = building.settings(self.config, data.shape[-1])
@@ -83,7 +87,10 @@ class Workshop:
         return params
 
     def kept(self, name: str, compute: Callable[[], np.ndarray], *inputs: Any) -> np.ndarray:
-        """``compute()``, now or when it was computed from the same inputs before. ``name`` begins with the study's."""
+        """Return ``compute()``, or its stored result if it was computed from the same inputs before.
+
+        The name begins with the name of the study.
+        """
 
         def timed() -> np.ndarray:
             print(f"computing {name}", flush=True)
@@ -97,7 +104,7 @@ class Workshop:
     def samples(
         self, study: str, params: ensdiff.Ensemble, n: int, seed: int = 0, weights: np.ndarray | None = None
     ) -> ensdiff.Samples:
-        """Samples by the config's sampler, kept: what is computed from them is found again to the bit."""
+        """Return samples by the config's sampler, stored so that results computed from them are found again exactly."""
         config = sampler_config(params, **building.section(self.config, "sampler"))
         weights = params.code.factual()[0] if weights is None else weights
 
@@ -112,7 +119,7 @@ class Workshop:
     def counterfactuals(
         self, name: str, params: ensdiff.Ensemble, samples: ensdiff.Samples, weights_MK: np.ndarray
     ) -> np.ndarray:
-        """(M, B, H, W, C): every sample under every row of weights."""
+        """Return every sample under every row of weights, (M, B, H, W, C)."""
         M, B = len(weights_MK), len(samples)
 
         def compute() -> np.ndarray:
@@ -123,11 +130,11 @@ class Workshop:
         return images.reshape(M, B, *params.image_shape)
 
     def seconds(self, study: str) -> float:
-        """Seconds that the study has taken so far, interruptions left out."""
+        """Return the seconds that the study has taken so far, without interruptions."""
         return sum(seconds for name, seconds in self._times().items() if name.startswith(f"{study}/"))
 
     def seconds_of(self, names: dict[str, str]) -> dict[str, float]:
-        """Seconds of single computations, by other names; those that are not known are left out."""
+        """Return the seconds of stored computations under the keys of ``names``, leaving out unknown ones."""
         times = self._times()
         return {name: times[key] for name, key in names.items() if key in times}
 
@@ -136,7 +143,7 @@ class Workshop:
         return read_json(path) if path.exists() else {}
 
     def _clock(self, name: str, begin: float, always: bool = False) -> None:
-        """Add to what ``name`` took; what only opened a finished run does not count."""
+        """Add to the seconds of ``name``; without ``always``, only its first call counts, later ones only open it."""
         took = time.perf_counter() - begin
         times = self._times()
         if always or name not in times:
@@ -144,7 +151,7 @@ class Workshop:
 
 
 def quiet_matrix(code_NK: np.ndarray) -> ensdiff.Code:
-    """A code from a matrix in which equal words, units that nobody saw and members that saw all are meant."""
+    """Build a code without warnings: equal words, unseen units and members that saw every unit are intended here."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ensdiff.CodeWarning)
         return ensdiff.Code.from_matrix(code_NK)

@@ -71,7 +71,7 @@ def test_first_units_leave_a_member():
     code = ensdiff.Code.from_matrix([[1, 1, 0, 0], [0, 0, 1, 1], [1, 0, 1, 0], [0, 1, 1, 0]])
     assert first_units(code, np.array([0, 1, 2, 3]), 2).tolist() == [0, 2]  # 0 and 1 together leave nobody
     assert first_units(code, np.array([3, 1, 0, 2]), 2).tolist() == [3, 1]
-    with pytest.raises(ValueError, match="only 3 leave a member"):
+    with pytest.raises(ValueError, match="only 3 can be removed together"):
         first_units(code, np.array([0, 1, 2, 3]), 4)
 
 
