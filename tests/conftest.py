@@ -1,4 +1,4 @@
-"""What tests share, and shape checks by jaxtyping's import hook."""
+"""What tests share, and shape checks by jaxtyping's import hook (`tests.shapes`)."""
 
 import gc
 import os
@@ -7,23 +7,21 @@ import subprocess
 
 from jaxtyping import install_import_hook
 
-# modules that compute with arrays; in the others a type check would come before the error that a user sees
-HOOKED = [
-    "ensemble.members",
-    "attribution.differential",
-    "attribution.exact",
-    "attribution.forms",
-    "data.images",
-    "report.figures",
-]
-with install_import_hook([f"ensdiff.{name}" for name in HOOKED], "beartype.beartype"):
-    import ensdiff  # noqa: F401
+import tests.shapes  # noqa: F401
 
+HOOKED = (
+    "ensdiff.attribution.differential", "ensdiff.attribution.exact", "ensdiff.attribution.forms", "ensdiff.codes",
+    "ensdiff.data", "ensdiff.diffusion", "ensdiff.ensemble", "ensdiff.metrics", "ensdiff.models",
+    "ensdiff.report.figures", "ensdiff.training.step",
+)  # fmt: skip
+"""Modules and rooms whose arrays are checked. It stays installed, for what `import ensdiff` leaves to its first use."""
+install_import_hook(HOOKED, "tests.shapes.check_arrays")
 import jax
 import numpy as np
 import pytest
 from hypothesis import settings
 
+import ensdiff  # noqa: F401
 from tests.helpers import ROOT, command, environment
 
 # the same examples in every run of CI, which must not fail by chance; new ones in every run by hand

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from ensdiff.models.attention import AttentionOrder, attend, resolve_attention
 from ensdiff.models.conv import Strategy, conv2d, upsampled_conv2d
 from ensdiff.settings import check_fields
-from ensdiff.typing import Array
+from ensdiff.typing import Array, ArrayLike
 
 TimeLayout = Literal["sin_cos", "cos_sin", "interleaved"]
 
@@ -133,7 +133,9 @@ class UNetConfig:
             )
 
 
-def timestep_embedding(t_B: Int[Array, " B"], width: int, layout: TimeLayout, shift: int = 0) -> Float[Array, "B D"]:
+def timestep_embedding(
+    t_B: Int[ArrayLike, " B"], width: int, layout: TimeLayout, shift: int = 0
+) -> Float[Array, "B D"]:
     """Sinusoids of the noise level: frequencies ``10000^(-i / (width/2 - shift))``, i = 0 .. width/2 - 1.
 
     >>> timestep_embedding(jnp.array([0]), 4, "cos_sin").tolist()
@@ -272,8 +274,8 @@ class UNet(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x_BHWC: Float[Array, "B H W C"],
-        t_B: Int[Array, " B"],
+        x_BHWC: Float[ArrayLike, "B H W C"],
+        t_B: Int[ArrayLike, " B"],
         dropout_keys_B: Array | None = None,
     ) -> Float[Array, "B H W C"]:
         config = self.config
@@ -292,7 +294,7 @@ class UNet(nn.Module):
         time_BD = nn.Dense(4 * config.channels, dtype=config.dtype, name="time1")(time_BD)
         time_BD = nn.Dense(4 * config.channels, dtype=config.dtype, name="time2")(nn.swish(time_BD))
 
-        h = Conv(config.channels, config, name="head")(x_BHWC)
+        h = Conv(config.channels, config, name="head")(jnp.asarray(x_BHWC))
         skips = [h]
         for level, width in enumerate(config.widths):
             for i in range(config.blocks):

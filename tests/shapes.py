@@ -1,0 +1,36 @@
+"""The type checker of jaxtyping's import hook: shapes and dtypes of arrays.
+
+mypy checks all other types. A check of these while tests run would come before the error that a user sees for a wrong
+argument. For the same reason a public function that checks an array itself annotates what it takes before that check.
+"""
+
+import inspect
+import typing
+from collections.abc import Callable
+from typing import Any
+
+from beartype import beartype
+from jaxtyping import AbstractArray
+
+
+def check_arrays(function: Callable) -> Callable:
+    """Check annotations that hold an array with a shape, when the function is called, and no others.
+
+    Arguments of constructors are not checked: pytrees are also made of what stands for arrays, such as shapes and
+    partition specs, and settings check their own fields.
+    """
+    annotations = function.__annotations__
+    made = function.__name__ == "__init__"
+    kept = {name: hint for name, hint in annotations.items() if not made and _holds_array(hint)}
+    if not kept:
+        return function
+    function.__annotations__ = {name: kept.get(name, Any) for name in annotations}
+    return beartype(function)
+
+
+def _holds_array(hint: Any) -> bool:
+    if inspect.isclass(hint) and issubclass(hint, AbstractArray):
+        return True
+    if typing.get_origin(hint) is Callable:
+        return False
+    return any(map(_holds_array, typing.get_args(hint)))
