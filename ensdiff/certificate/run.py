@@ -18,6 +18,7 @@ from ensdiff.files.checksums import DamagedError, read_sealed
 from ensdiff.models.unet import UNetConfig
 from ensdiff.runs.checkpoints import Checkpoint, on_host, open_checkpoint, parts_of, read_shapes, read_state, steps_of
 from ensdiff.runs.description import from_description, read_manifest
+from ensdiff.runs.layout import stored_layout
 from ensdiff.runs.logs import ENVIRONMENTS, checked, read_environments
 from ensdiff.training.config import TrainConfig
 from ensdiff.training.step import TrainState, init_state
@@ -146,13 +147,15 @@ class Run:
             ValueError: it holds anything but the state of the held members after that many steps; says what.
         """
         expected = _state_shapes(self.ensemble.model, self.ensemble.image_shape, len(self.held), self.config)
-        wrong = _differences(read_shapes(self.checkpoints[step]), parts_of(expected))
+        checkpoint = self.checkpoints[step]
+        stored = stored_layout(parts_of(expected), checkpoint.description["format"])
+        wrong = _differences(read_shapes(checkpoint), stored)
         if wrong:
             raise ValueError(
                 f"checkpoints/{step} is not the state of {len(self.held)} members alone: {'; '.join(wrong[:3])}"
                 + (f"; and {len(wrong) - 3} more" if len(wrong) > 3 else "")
             )
-        state = jax.tree.map(np.asarray, read_state(self.checkpoints[step], on_host(expected)))
+        state = jax.tree.map(np.asarray, read_state(checkpoint, on_host(expected)))
         for name, leaf in jax.tree.leaves_with_path(state.opt_state):
             if jax.tree_util.keystr(name).endswith("count") and (leaf != step).any():
                 raise ValueError(f"checkpoints/{step} is that of another step: its optimiser took {leaf.max()} steps")

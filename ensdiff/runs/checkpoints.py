@@ -21,6 +21,7 @@ from ensdiff.files.checksums import SEAL, DamagedError, check_seal, read_sealed
 from ensdiff.files.reading import parse_json, read_bytes, whole_number
 from ensdiff.files.writing import log_errors_once
 from ensdiff.runs.description import check_format
+from ensdiff.runs.layout import current_layout, stored_layout
 from ensdiff.runs.sums import member_sums
 from ensdiff.typing import Params
 
@@ -187,7 +188,9 @@ def parts_of(state: Any) -> dict[str, Any]:
 
 
 def read_state(checkpoint: Checkpoint, like: Any) -> Any:
-    """Read a training state, compared with its checksums. All processes must call it, each reads its own part.
+    """Read a training state in today's layout, compared with its checksums.
+
+    All processes must call it, each reads its own part.
 
     Args:
         checkpoint: where it is.
@@ -196,7 +199,9 @@ def read_state(checkpoint: Checkpoint, like: Any) -> Any:
     Raises:
         DamagedError: as `read_arrays`.
     """
-    return like._replace(**read_arrays(checkpoint, parts_of(like)))
+    parts = parts_of(like)
+    found = read_arrays(checkpoint, stored_layout(parts, checkpoint.description["format"]))
+    return like._replace(**current_layout(found, parts))
 
 
 def on_host(shapes: Any) -> Any:

@@ -24,7 +24,7 @@ from ensdiff.models.unet import UNetConfig
 from ensdiff.training.config import TrainConfig, decisive
 from ensdiff.typing import Params
 
-FORMAT = 2
+FORMAT = 3
 """Of a description. 1 had no checksums, and is read without them."""
 
 

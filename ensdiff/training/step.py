@@ -21,6 +21,7 @@ from jaxtyping import Float, UInt8
 from ensdiff.diffusion.schedule import Schedule, add_noise
 from ensdiff.ensemble.compiling import per_device
 from ensdiff.ensemble.ensemble import to_model
+from ensdiff.ensemble.flat import ravel, unravel
 from ensdiff.ensemble.members import init_params, sum_over_micro_batches, update_members
 from ensdiff.ensemble.memory import count_micro_batches
 from ensdiff.models.unet import UNet, UNetConfig
@@ -29,7 +30,11 @@ from ensdiff.typing import Array, ArrayLike, Params
 
 
 class TrainState(NamedTuple):
-    """What a checkpoint holds. Every array has a leading member axis; ``ema`` is None without averaging."""
+    """What a checkpoint holds. Every array has a leading member axis; ``ema`` is None without averaging.
+
+    ``params`` and ``ema`` are named trees, and the moments of Adam one vector per member each, see
+    `ensdiff.ensemble.flat`.
+    """
 
     params: Params
     opt_state: Any
@@ -51,7 +56,7 @@ class StepMetrics(NamedTuple):
 
 
 def optimizer(settings: StepSettings) -> optax.GradientTransformation:
-    """Adam with warm-up and a clip, for *one* member."""
+    """Adam with warm-up and a clip, for *one* member, over the vector of its parameters."""
     peak, warmup = settings.learning_rate, settings.warmup
     if settings.decay_steps is not None:
         rate = optax.warmup_cosine_decay_schedule(0.0, peak, warmup, settings.decay_steps)
@@ -73,7 +78,7 @@ def init_state(
 @functools.lru_cache(maxsize=16)
 def _init_optimizer(settings: StepSettings, mesh: Mesh | None) -> Callable[[Params], Any]:
     placed = None if mesh is None else NamedSharding(mesh, P("member"))
-    return jax.jit(jax.vmap(optimizer(settings).init), out_shardings=placed)
+    return jax.jit(jax.vmap(lambda params: optimizer(settings).init(ravel(params))), out_shardings=placed)
 
 
 def step_keys(seed: Array | np.integer, step: Array, member: Array, position: Array) -> Array:
@@ -102,18 +107,18 @@ def member_loss(
 
 
 def member_update(
-    settings: StepSettings, state: TrainState, grads: Params, step: Array
+    settings: StepSettings, state: TrainState, gradient_P: Array, step: Array
 ) -> tuple[TrainState, Float[Array, ""]]:
     """One member's optimiser step and average; returns the norm of its gradient too."""
     with jax.numpy_dtype_promotion("standard"):  # optax raises a float to the power of an integer count
-        updates, opt_state = optimizer(settings).update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+        update_P, opt_state = optimizer(settings).update(gradient_P, state.opt_state)
+    params = optax.apply_updates(state.params, unravel(update_P, state.params))
     ema = state.ema
     if settings.ema:
         done = jnp.asarray(step, jnp.float32)
         decay = jnp.minimum(settings.ema, (1.0 + done) / (10.0 + done))
         ema = jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new, ema, params)
-    return TrainState(params, opt_state, ema), optax.tree.norm(grads)
+    return TrainState(params, opt_state, ema), optax.tree.norm(gradient_P)
 
 
 def _member_step(
@@ -136,12 +141,15 @@ def _member_step(
             loss = member_loss(model, schedule, value_range, settings.flip, params, images_BHWC, mask_B, keys_B)
             return loss / (B * shards)
 
+        def gradient(*batch):
+            loss, gradient = jax.value_and_grad(loss_of)(state.params, *batch)
+            return loss, ravel(gradient)
+
         parts = count_micro_batches(model, images_BHWC.shape[1:], B, mesh)
-        gradient = functools.partial(jax.value_and_grad(loss_of), state.params)
-        loss, grads = sum_over_micro_batches(gradient, parts, images_BHWC, mask_B, keys_B)
+        loss, gradient_P = sum_over_micro_batches(gradient, parts, images_BHWC, mask_B, keys_B)
         if shards > 1:
-            loss, grads = jax.lax.psum((loss, grads), "data")
-        state, norm = update(settings, state, grads, step)
+            loss, gradient_P = jax.lax.psum((loss, gradient_P), "data")
+        state, norm = update(settings, state, gradient_P, step)
         return state, StepMetrics(loss, norm)
 
     return member_step

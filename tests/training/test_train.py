@@ -13,6 +13,7 @@ import pytest
 import ensdiff
 from ensdiff.data import Splits
 from ensdiff.ensemble import memory
+from ensdiff.ensemble.flat import ravel
 from ensdiff.ensemble.mesh import on_mesh
 from ensdiff.training.config import StepSettings, TrainConfig, seed_of
 from ensdiff.training.loop import make_batch
@@ -151,7 +152,7 @@ def test_loss_is_the_mean_over_members_own_images(rng):
 
 
 def test_clip_and_average_are_per_member():
-    grads = {"w": jnp.array([3.0, 4.0])}
+    grads = jnp.array([3.0, 4.0])
     state = init_state_of_one({"w": jnp.zeros(2)})
     new, norm = member_update(StepSettings.of(CONFIG), state, grads, jnp.int32(0))
     assert norm == 5
@@ -162,7 +163,7 @@ def test_clip_and_average_are_per_member():
 def init_state_of_one(params):
     from ensdiff.training.step import TrainState, optimizer
 
-    return TrainState(params, optimizer(StepSettings.of(CONFIG)).init(params), params)
+    return TrainState(params, optimizer(StepSettings.of(CONFIG)).init(ravel(params)), params)
 
 
 @pytest.mark.parametrize("shape", [(2, 1), (4, 1), (2, 2), (1, 4), (1, 2)])

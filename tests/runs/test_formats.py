@@ -1,0 +1,95 @@
+"""Checkpoints of older formats: a run that was written in one of them goes on, and loses units, as any other."""
+
+import sys
+
+import jax
+import numpy as np
+import optax
+
+import ensdiff
+from ensdiff.ensemble.flat import ravel, unravel
+from ensdiff.runs.checkpoints import open_checkpoint, read_shapes
+from ensdiff.training.step import StepSettings, TrainState, make_train_step
+from tests.helpers import CODE, SHORT, blobs
+
+MODEL = ensdiff.UNetConfig(channels=4, norm_groups=2, multipliers=(1,))
+OPTIONS = dict(
+    schedule=SHORT, progress=False, batch_size=4, learning_rate=1e-2, warmup=1, clip=0.5, checkpoint_every=2, ema=0.9
+)
+
+
+def adam_over_the_tree(settings):
+    """The optimiser of formats 1 and 2: every moment is a tree like the parameters."""
+    rate = optax.linear_schedule(0.0, settings.learning_rate, settings.warmup)
+    return optax.chain(optax.clip_by_global_norm(settings.clip), optax.adam(rate))
+
+
+def update_of_a_tree(settings, state, gradient_P, step):
+    gradient = unravel(gradient_P, state.params)
+    with jax.numpy_dtype_promotion("standard"):
+        updates, opt_state = adam_over_the_tree(settings).update(gradient, state.opt_state)
+    params = optax.apply_updates(state.params, updates)
+    done = jax.numpy.asarray(step, "float32")
+    decay = jax.numpy.minimum(settings.ema, (1.0 + done) / (10.0 + done))
+    ema = jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new, state.ema, params)
+    return TrainState(params, opt_state, ema), optax.tree.norm(gradient)
+
+
+def train_in_format_2(monkeypatch, data, run_dir, steps):
+    """Train with the optimiser and write with the layout that format 2 had."""
+    loop, description = sys.modules["ensdiff.training.loop"], sys.modules["ensdiff.runs.description"]
+    init_state = loop.init_state
+
+    def init(model, image_shape, members, config, mesh):
+        state = init_state(model, image_shape, members, config, mesh)
+        optimizer = adam_over_the_tree(StepSettings.of(config))
+        opt_state = jax.jit(jax.vmap(optimizer.init), out_shardings=state.opt_state[1][0].count.sharding)(state.params)
+        return state._replace(opt_state=opt_state)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(description, "FORMAT", 2)
+        patch.setattr(loop, "init_state", init)
+        patch.setattr(loop, "make_train_step", lambda *args: make_train_step(*args, update=update_of_a_tree))
+        ensdiff.train(data, CODE, MODEL, run_dir=run_dir, steps=steps, **OPTIONS)
+
+
+def test_a_run_in_the_layout_of_format_2_is_resumed(tmp_path, monkeypatch):
+    """Two steps by the old optimiser and three by the new one are five of the new one, but for rounding."""
+    data = ensdiff.data.arrays(blobs())
+    train_in_format_2(monkeypatch, data, tmp_path / "old", steps=2)
+    before = open_checkpoint(tmp_path / "old", 2)
+    shapes = read_shapes(before)
+    assert before.description["format"] == 2
+    assert len(jax.tree.leaves(shapes["opt_state"])) == 2 * len(jax.tree.leaves(shapes["params"])) + 2
+    whole = ensdiff.train(data, CODE, MODEL, run_dir=tmp_path / "new", steps=5, **OPTIONS)
+    resumed = ensdiff.train(data, CODE, MODEL, run_dir=tmp_path / "old", steps=5, resume=True, **OPTIONS)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), whole.params, resumed.params)
+    after = open_checkpoint(tmp_path / "old", 5)
+    assert after.description["format"] == 3
+    size = sum(leaf[0].size for leaf in jax.tree.leaves(whole.params))
+    assert sorted(leaf.shape for leaf in jax.tree.leaves(read_shapes(after)["opt_state"])) == [
+        (4,),
+        (4,),
+        (4, size),
+        (4, size),
+    ]
+    first = ensdiff.load(tmp_path / "old", step=2)
+    assert jax.tree.structure(first.params) == jax.tree.structure(whole.params)
+
+
+def test_a_run_in_the_layout_of_format_2_forgets(tmp_path, monkeypatch):
+    data = ensdiff.data.arrays(blobs())
+    train_in_format_2(monkeypatch, data, tmp_path / "old", steps=2)
+    certificate = ensdiff.forget(tmp_path / "old", [3], tmp_path / "without")
+    assert certificate.verify(tmp_path / "without").ok
+    shapes = read_shapes(open_checkpoint(tmp_path / "without", 2))
+    assert len(jax.tree.leaves(shapes["opt_state"])) == 4
+
+
+def test_members_are_joined_in_one_documented_order(rng):
+    tree = {"b": rng.normal(size=(2, 3)), "a": {"d": rng.normal(size=4), "c": rng.normal(size=())}}
+    vector = ravel(tree)
+    np.testing.assert_array_equal(
+        vector, np.concatenate([[tree["a"]["c"]], tree["a"]["d"], tree["b"].ravel()]).astype("f4")
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b.astype("f4")), unravel(vector, tree), tree)
