@@ -1,6 +1,6 @@
-"""The compiled steps of an ensemble as functions of shapes: nothing is allocated, no device is needed.
+"""The compiled steps of an ensemble as functions of shapes, without arrays or devices.
 
-`experiments.aot` compiles them for machines that are not there; tests read what they lower to.
+`experiments.aot` compiles them for machines that are not present; tests inspect their lowered programs.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """What is compiled: a model, its ensemble, and the devices.
+    """A case to compile: a model, its ensemble, and the devices.
 
     Args:
         model: the U-Net.
@@ -38,11 +38,12 @@ class Case:
         members: K.
         units: N.
         schedule: the noise schedule.
-        train: the training settings; the batch size matters.
-        mesh: ('member', 'data'), of topology devices or abstract.
-        states: states that one landscape step holds; None is `ensdiff.sampling.denoise.STATES_AT_ONCE` per data shard.
-        samples: samples that one Jacobian step holds; None is one a data shard.
-        memory: bytes of a device.
+        train: the training settings.
+        mesh: mesh of axes ('member', 'data'), over topology devices or abstract.
+        states: number of states in one landscape step; by default `ensdiff.sampling.denoise.STATES_AT_ONCE` per data
+            shard.
+        samples: number of samples in one Jacobian step; by default one per data shard.
+        memory: bytes of memory per device.
     """
 
     model: UNetConfig
@@ -58,35 +59,35 @@ class Case:
 
     @property
     def local(self) -> int:
-        """Members of one device."""
+        """Return the number of members on one device."""
         return self.members // self.mesh.shape["member"]
 
     def array(self, shape: tuple[int, ...], dtype: Any, spec: P | None = None) -> jax.ShapeDtypeStruct:
-        """An argument, not split unless ``spec`` says so."""
+        """Return the shape of an argument, sharded as ``spec``, or by default replicated."""
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(self.mesh, P() if spec is None else spec))
 
     def stacked(self, tree: Any) -> Any:
-        """Shapes with a leading member axis, split over the members."""
+        """Return shapes whose leading axis, the members, is sharded over the mesh's member axis."""
         return jax.tree.map(lambda leaf: self.array(leaf.shape, leaf.dtype, P("member")), tree)
 
     def params(self) -> Any:
-        """The parameters of all members."""
+        """Return the shapes of the parameters of all members."""
         return self.stacked(abstract_params(self.model, self.image_shape, self.members))
 
     def noise(self, count: int) -> Noise:
-        """The noise of as many states, from a key."""
+        """Return the shapes of noise for ``count`` states, drawn from a key."""
         key = jax.eval_shape(lambda: jax.random.key(0))
         index: Any = self.array((count,), jnp.int32, P("data"))
         return Noise(index, self.array(key.shape, key.dtype))  # type: ignore[arg-type]
 
     def coefficients(self) -> tuple:
-        """Number, level and five coefficients of a sampling step."""
+        """Return the shapes of a sampling step's number, noise level and five coefficients."""
         scalar = self.array((), jnp.float32)
         return self.array((), jnp.int32), (self.array((), jnp.int32), *[scalar] * 5)
 
 
 class Step(NamedTuple):
-    """A program: the compiled function, the shapes of its arguments, and its FLOPs on one device."""
+    """A program: the function to compile, the shapes of its arguments, its FLOPs on one device, and its workload."""
 
     name: str
     function: Any
@@ -96,7 +97,7 @@ class Step(NamedTuple):
 
 
 def train_step(case: Case) -> Step:
-    """One training step of the whole ensemble."""
+    """Return the program of one training step of the whole ensemble."""
     batch, mesh = case.train.batch_size, case.mesh
     state = jax.eval_shape(lambda: init_state(case.model, case.image_shape, case.members, case.train))
     place = P("member", "data")
@@ -108,11 +109,11 @@ def train_step(case: Case) -> Step:
     share = batch // mesh.shape["data"]
     flops = train_step_flops(case.model, case.image_shape, case.local, share)
     arguments = (case.stacked(state), images, case.array((), jnp.int32), case.array((), jnp.uint32))
-    return Step("train", function, arguments, flops, f"{case.local} members of {share} images a chip")
+    return Step("train", function, arguments, flops, f"{case.local} members of {share} images per chip")
 
 
 def landscape_step(case: Case) -> Step:
-    """One sampling step of states that each lack the members that saw some unit."""
+    """Return the program of one sampling step of states, each without the members that saw one unit."""
     code = Code.balanced(members=case.members, units=case.units)
     shards, states = case.mesh.shape["data"], case.states
     ensemble = Ensemble({}, code, case.model, case.schedule, case.image_shape)
@@ -133,12 +134,12 @@ def landscape_step(case: Case) -> Step:
         *case.coefficients(),
     )
     flops = landscape_step_flops(case.model, case.image_shape, chunks.number * chunks.places)
-    note = f"{states} states, {chunks.number} batches of {chunks.places} predictions a chip"
+    note = f"{states} states, {chunks.number} batches of {chunks.places} predictions per chip"
     return Step("landscape", function, arguments, flops, note)
 
 
 def jacobian_step(case: Case) -> Step:
-    """One sampling step of samples and their K tangents."""
+    """Return the program of one sampling step of samples and their K tangents."""
     shards, K = case.mesh.shape["data"], case.members
     samples = shards if case.samples is None else -(-case.samples // shards) * shards
     function = differential.tangent_step(case.model, case.image_shape, StepRule(clip=True), case.mesh)
@@ -152,11 +153,11 @@ def jacobian_step(case: Case) -> Step:
     )
     share = samples // shards
     flops = jacobian_step_flops(case.model, case.image_shape, case.local, K, share)
-    return Step("jacobian", function, arguments, flops, f"{share} samples, {K} tangents, {case.local} members a chip")
+    return Step("jacobian", function, arguments, flops, f"{share} samples, {K} tangents, {case.local} members per chip")
 
 
 def loss_step(case: Case) -> Step:
-    """Some draws of the loss matrix (7) of one image."""
+    """Return the program of some draws of the loss matrix (7) for one image."""
     shards, K = case.mesh.shape["data"], case.members
     draws = 32 * shards
     function = block_step(case.model, case.schedule, case.image_shape, case.mesh)
@@ -174,7 +175,7 @@ def loss_step(case: Case) -> Step:
     pixels = math.prod(case.image_shape)
     flops = landscape_step_flops(case.model, case.image_shape, case.local * draws // shards)
     flops += 2 * case.local * K * (draws // shards) * pixels  # inner products of the members' errors
-    return Step("loss", function, arguments, flops, f"1 image, {draws // shards} draws, {case.local} members a chip")
+    return Step("loss", function, arguments, flops, f"1 image, {draws // shards} draws, {case.local} members per chip")
 
 
 STEPS: dict[str, Callable[[Case], Step]] = {
@@ -191,5 +192,5 @@ def lower(step: Step, platform: str) -> jax.stages.Lowered:
 
 
 def abstract_mesh(members: int, batch: int, devices: int) -> AbstractMesh:
-    """The mesh that `make_mesh` would make of so many devices, without devices."""
+    """Return the mesh that `make_mesh` would make for this number of devices, without devices."""
     return AbstractMesh(mesh_shape(members, batch, devices), ("member", "data"), axis_types=(AxisType.Auto,) * 2)

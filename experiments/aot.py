@@ -37,11 +37,11 @@ from experiments.abstract import GIB, STEPS, Case, Step, abstract_mesh, lower
 from experiments.config import define_config
 
 CHIPS = {"v4": (32, "v4-8"), "v5e": (16, "v5litepod-8"), "v5p": (95, "v5p-8"), "v6e": (32, "v6e-8")}
-"""GiB of memory of a chip, and what libtpu calls a host of them."""
+"""GiB of memory per chip, and libtpu's name for a host with such chips."""
 
 
 def tpu_devices(chip: str, topology: str) -> list:
-    """The devices of a TPU topology such as ``"v5e:2x4"``.
+    """Return the devices of a TPU topology such as ``"v5e:2x4"``.
 
     Raises:
         ImportError: libtpu is missing.
@@ -54,7 +54,7 @@ def tpu_devices(chip: str, topology: str) -> list:
         "TPU_SKIP_MDS_QUERY": "1",  # there is no metadata server to ask
         "TPU_ACCELERATOR_TYPE": CHIPS[chip][1],
         "TPU_WORKER_HOSTNAMES": "localhost",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no device is opened: a lock file of another process does not matter
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no device is opened, so another process's lock is harmless
     }
     for name, value in settings.items():
         os.environ.setdefault(name, value)
@@ -62,24 +62,24 @@ def tpu_devices(chip: str, topology: str) -> list:
 
 
 class Target(NamedTuple):
-    """What to compile for: the devices of a topology or a number of GPUs, and the bytes of a TPU device."""
+    """A compilation target: the devices of a TPU topology or a number of GPUs, and the bytes of a TPU device."""
 
     devices: list | int
     capacity: int | None
 
 
 def target(text: str, flag: str) -> Target:
-    """The target that a flag names: ``"v5e:2x4"``, or ``"cuda:8"`` to lower only.
+    """Return the target named by a flag: ``"v5e:2x4"``, or ``"cuda:8"`` to lower only.
 
     Raises:
-        ValueError: no such chips.
-        ImportError: TPUs without libtpu.
+        ValueError: the chips are unknown.
+        ImportError: a TPU is named, but libtpu is missing.
     """
     match = re.fullmatch(r"(?P<chip>cuda|\w+?)(?::(?P<size>\d+(?:x\d+){0,2}))?", text)
     if not match or (match["chip"] != "cuda" and (match["chip"] not in CHIPS or "x" not in (match["size"] or ""))):
         raise ValueError(
             f"--{flag}={text}: expected cuda:8 (a number of GPUs), or chips and their arrangement such as "
-            f"v5e:2x4 or v4:2x2x2; chips known here are {', '.join(CHIPS)}"
+            f"v5e:2x4 or v4:2x2x2; known chips are {', '.join(CHIPS)}"
         )
     if match["chip"] == "cuda":
         return Target(int(match["size"] or 1), None)
@@ -89,7 +89,14 @@ def target(text: str, flag: str) -> Target:
 
 
 def inspect(step: Step, platform: str, members: int, capacity: int | None) -> dict[str, Any]:
-    """Lower and, given the capacity of a chip in bytes, compile a step; what is found, in bytes, FLOPs and seconds."""
+    """Lower a step and, if the capacity of a device in bytes is given, compile it.
+
+    Returns:
+        Sizes in bytes, FLOPs, times in seconds, and the contents of the programs, as JSON-serialisable values.
+
+    Raises:
+        ValueError: the mesh does not use all chips of a TPU slice that needs all.
+    """
     start = time.perf_counter()
     lowered = lower(step, platform)
     program = read_lowered(lowered)
@@ -108,8 +115,8 @@ def inspect(step: Step, platform: str, members: int, capacity: int | None) -> di
     except jax.errors.JaxRuntimeError as error:
         if "should include all slice devices" in str(error):
             raise ValueError(
-                "a program for this TPU slice must use all of its chips: give --mesh=MxD with M x D chips, M a divisor "
-                "of the members and D one of the batch, or a smaller slice"
+                "a program for this TPU slice must use all of its chips: pass --mesh=MxD with M x D chips, where M "
+                "divides the members and D the batch, or a smaller slice"
             ) from error
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -131,7 +138,7 @@ def inspect(step: Step, platform: str, members: int, capacity: int | None) -> di
 
 
 def contents(program: Program, members: int) -> dict[str, Any]:
-    """A program's contents for JSON."""
+    """Return the contents of a program as JSON-serialisable values."""
     return {
         "convolutions": program.convolutions,
         "grouped": program.grouped(members),
@@ -140,7 +147,7 @@ def contents(program: Program, members: int) -> dict[str, Any]:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """The results for a terminal, one row a step."""
+    """Return the results as a text table, one row per step."""
     header = ["step", "compile s", "args", "out", "temp", "code", "peak GiB", "analytic", "lowered TF"]
     rows = []
     for result in results:
@@ -167,7 +174,7 @@ def _numbers(text: str, pattern: str, flag: str, example: str) -> tuple[int, ...
 
 
 def mesh_over(devices: list | int, member: int, data: int) -> Any:
-    """The mesh of topology devices, or an abstract one where there are none."""
+    """Return the mesh of topology devices, or an abstract mesh if ``devices`` is only their number."""
     kinds = (AxisType.Auto, AxisType.Auto)
     if isinstance(devices, int):
         return AbstractMesh((member, data), ("member", "data"), axis_types=kinds)
@@ -176,13 +183,22 @@ def mesh_over(devices: list | int, member: int, data: int) -> Any:
 
 
 def build_case(config: Any, devices: list | int, memory: int) -> Case:
-    """The case of a config and the flags; ``devices`` is a number where there are none to compile for."""
+    """Return the case that the config and flags describe.
+
+    Args:
+        config: the config.
+        devices: devices of a topology, or only their number.
+        memory: bytes of memory per device.
+
+    Raises:
+        ValueError: the image size or the number of units is missing, or a flag does not fit.
+    """
     f = flags.FLAGS
     known = building.section(config, "aot")
     shape = _numbers(f.image, r"\d+,\d+,\d+", "image", "32,32,3") if f.image else known.get("image_shape")
     units = f.units or known.get("units")
     if shape is None or units is None:
-        raise ValueError("the config does not say how large the data are: give --image=H,W,C and --units=N")
+        raise ValueError("the config does not give the size of the data: pass --image=H,W,C and --units=N")
     platform = "gpu" if isinstance(devices, int) else "tpu"
     model, schedule, train = building.settings(config, shape[-1])
     # "auto" for the machine that will run, not for the host that compiles
@@ -195,8 +211,8 @@ def build_case(config: Any, devices: list | int, memory: int) -> Case:
         m, d = _numbers(f.mesh, r"\d+x\d+", "mesh", "4x2 (members x data)")
         if m * d > count or members % m or train.batch_size % d:
             raise ValueError(
-                f"--mesh={f.mesh}: expected at most {count} devices, a divisor of {members} members and a divisor of "
-                f"{train.batch_size} images"
+                f"--mesh={f.mesh}: expected at most {count} devices in all, a divisor of the {members} members and a "
+                f"divisor of the {train.batch_size} images in a batch"
             )
         axes = {"member": m, "data": d}
     mesh = mesh_over(devices, **axes)
@@ -219,7 +235,7 @@ def main() -> None:
     room = f" of {capacity / GIB:g} GiB" if capacity else ""
     print(
         f"{f.topology}: {total} devices{room}, {m * d} used: {m} (member) x {d} (data); K = {case.members}, "
-        f"batch {case.train.batch_size} a member, {case.model.compute_dtype}, conv {case.model.conv}"
+        f"batch {case.train.batch_size} per member, {case.model.compute_dtype}, conv {case.model.conv}"
         + (", rematerialised" if case.model.remat else ""),
         flush=True,
     )
@@ -248,14 +264,14 @@ def main() -> None:
     large = [result["step"] for result in results if result.get("fits") is False]
     if large:
         raise RuntimeError(
-            f"no room in the {(capacity or 0) / GIB:g} GiB of a device for: {', '.join(large)}; try "
+            f"these steps do not fit in the {(capacity or 0) / GIB:g} GiB of a device: {', '.join(large)}; try "
             "--config.model.remat=True, --config.model.compute_dtype=bfloat16, a smaller --config.train.batch_size, "
             "--states or --samples, or more chips"
         )
 
 
 def define_flags() -> None:
-    """The command line; in a function because other programs have flags of these names."""
+    """Define the command line, in a function because other programs have flags with these names."""
     flags.DEFINE_string("topology", None, "v5e:2x4, v5e:16x16, v4:2x2x2, ...; or cuda:8 to lower only.")
     flags.DEFINE_list("programs", list(STEPS), f"Programs to compile, of {', '.join(STEPS)}.")
     flags.DEFINE_string("image", None, "Height, width and channels, if the config's section aot does not give them.")

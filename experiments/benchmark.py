@@ -1,7 +1,7 @@
 """Measure the compute core: time against PyTorch, compile time, memory, FLOP/s, and how cost grows.
 
 It prints tables and, with --out, writes them as Markdown and JSON. Alternatives take turns, and a reported ratio is the
-median of the ratios within each turn. Without PyTorch and diffusers the comparison is left out, with a note.
+median of the ratios within each turn. Without PyTorch and diffusers, the comparison is skipped with a note.
 
 Examples:
   python -m experiments.benchmark --quick
@@ -107,7 +107,7 @@ GROUPS: dict[str, Callable[[Effort], list[Table]]] = {
 
 
 def define_flags() -> None:
-    """The command line."""
+    """Define the command line."""
     flags.DEFINE_bool("quick", False, "Under 5 minutes on 2 cores: one width, 8 members, fewer repeats, two tables.")
     flags.DEFINE_integer("members", None, "Members K, at least 1; by default 16 (8 with --quick).", lower_bound=1)
     flags.DEFINE_integer("side", 28, "Height and width of the images.")

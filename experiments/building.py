@@ -1,4 +1,4 @@
-"""From a config to data, a code, settings and a trained ensemble."""
+"""Build data, a code, settings and a trained ensemble from a config."""
 
 import json
 import os
@@ -12,12 +12,12 @@ SECTIONS = ("data", "code", "model", "schedule", "train")
 
 
 def check_config(config: Any) -> None:
-    """Check what a config must have, before anything is done.
+    """Check that a config has all required sections, before anything is done.
 
     Raises:
-        ValueError: it has an unknown section or lacks one that is needed.
+        ValueError: the config has an unknown section, or a required field is missing.
     """
-    _ = getattr(config, "run_dir", None)  # a file that could not be read raises here what was wrong with it
+    _ = getattr(config, "run_dir", None)  # raises the error of a config file that could not be read
     if not isinstance(config, ConfigDict):
         raise ValueError(f"get_config() of the config gave a {type(config).__name__}: expected a ConfigDict")
     known = ("run_dir", "resume", *SECTIONS, "aot")
@@ -34,13 +34,17 @@ def check_config(config: Any) -> None:
 
 
 def section(config: ConfigDict, name: str) -> dict[str, Any]:
-    """A section of the config as keyword arguments, lists as tuples; unset (None) fields are left out."""
+    """Return a section of the config as keyword arguments, with lists as tuples and without unset (None) fields."""
     values = config.get(name, ConfigDict()).to_dict()
     return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if v is not None}
 
 
 def build(kind: Callable, name: str, values: dict[str, Any]) -> Any:
-    """``kind(**values)``, with an unknown field reported by its place in the config."""
+    """Return ``kind(**values)``.
+
+    Raises:
+        ValueError: a field is unknown or missing; the message names the config section.
+    """
     try:
         return kind(**values)
     except TypeError as error:
@@ -48,18 +52,19 @@ def build(kind: Callable, name: str, values: dict[str, Any]) -> Any:
 
 
 def load_data(values: dict[str, Any]) -> Any:
-    """The data set of a config's ``data`` section: ``name``, the reader's options, and ``held_out``.
+    """Return the training data of a config's ``data`` section: ``name``, the reader's options, and ``held_out``.
 
-    ``name`` is the reader; of the reader `ensdiff.data.tfds`, which has an option of that name too, ``dataset`` is the
-    data set. ``held_out`` items, chosen at random, are left out of training; `held_out_data` gives them. The choice
-    depends on the number and order of the items: the items that a run left out are found by `runs.training_data`.
+    ``name`` is the name of the reader. The reader `ensdiff.data.tfds` has an option of the same name, which is called
+    ``dataset`` in a config. ``held_out`` is the number of items that are chosen at random and left out of training;
+    `held_out_data` returns them. The choice depends on the number and order of the items. To find the items that an
+    existing run used, call `runs.training_data`.
     """
     everything, held_out = _read_all(values)
     return everything.subset(_split(everything.items, held_out)[0]) if held_out else everything
 
 
 def run_data(config: ConfigDict) -> Any:
-    """The data of a config; of a run that is resumed, those that it was started with, whatever files are called now.
+    """Return the data of a config. A resumed run gets the items that it was started with, even if files were renamed.
 
     Raises:
         ValueError: the run was trained on other items or units, or held out fewer items.
@@ -80,20 +85,20 @@ def run_data(config: ConfigDict) -> Any:
     try:
         found = find_training_data(run, everything)
     except DamagedError:
-        return load_data(values)  # resuming says what is damaged, and goes on where it can
+        return load_data(values)  # resuming reports the damage, and continues if it can
     wrong = list(found.differences)
     if found.others < held_out:
         wrong.append(f"{found.others} of the items were not used to train it, where config.data.held_out={held_out}")
     if wrong:
         raise ValueError(
-            f"{run} cannot be resumed with other data: {'; '.join(wrong)}. Use the same, or another folder"
+            f"{run} cannot be resumed with other data: {'; '.join(wrong)}. Use the same data, or another run_dir"
         )
     say_what_was_left_out(found, run, everything.items, held_out)
     return found.data
 
 
 def held_out_data(values: dict[str, Any]) -> Any:
-    """The items that `load_data` left out."""
+    """Return the items that `load_data` leaves out."""
     everything, held_out = _read_all(values)
     return everything.subset(_split(everything.items, held_out)[1])
 
@@ -110,10 +115,10 @@ def _read_all(values: dict[str, Any]) -> tuple[Any, int]:
 
 
 def data_sections(run: str | os.PathLike, values: dict[str, Any]) -> list[dict[str, Any]]:
-    """The ``data`` section of a run's config, with its paths in each place where they may be found.
+    """Return versions of the ``data`` section of a run's config, one for each place where its paths may be found.
 
-    First as seen from the working directory, then from that of the training, and then from the run directory, which
-    may have been moved together with the data.
+    Paths are taken relative to the current working directory first, then to that of the training, and then to the run
+    directory, which may have been moved together with the data.
     """
     from ensdiff.data.readers import path_options
 
@@ -144,7 +149,12 @@ def _split(items: int, held_out: int) -> tuple[Any, Any]:
 
 
 def read_run_config(run: str | os.PathLike) -> dict[str, Any]:
-    """The config that a run was trained with, from its ``config.json``."""
+    """Return the config that a run was trained with, from its ``config.json``.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: the file names no data.
+    """
     path = pathlib.Path(run) / "config.json"
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: {run} was not written by experiments.train")
@@ -157,9 +167,9 @@ def read_run_config(run: str | os.PathLike) -> dict[str, Any]:
 
 
 def settings(config: ConfigDict, channels: int, /, **model_fields: Any) -> tuple[Any, Any, Any]:
-    """The U-Net, schedule and training settings of a config, for images of that many channels.
+    """Return the U-Net, schedule and training settings of a config, for images with ``channels`` channels.
 
-    ``model_fields`` take the place of the config's.
+    ``model_fields`` override the fields of the config's ``model`` section.
     """
     import ensdiff
 
@@ -170,12 +180,12 @@ def settings(config: ConfigDict, channels: int, /, **model_fields: Any) -> tuple
 
 
 def build_code(values: dict[str, Any], data: Any) -> Any:
-    """The code of a config's ``code`` section; with ``groups=label``, hierarchical: items inside their classes.
+    """Build the code of a config's ``code`` section. With ``groups=label`` it is hierarchical: items inside classes.
 
-    Classes may be any integers or strings; groups are numbered in their sorted order, and named after them.
+    Classes may be any integers or strings. Groups are numbered in the sorted order of the classes and named after them.
 
     Raises:
-        ValueError: unknown fields, data without labels or with other units than items, or items without a label.
+        ValueError: a field is unknown, the data have no labels, an item has no label, or the units are not items.
     """
     import numpy as np
 
@@ -186,12 +196,12 @@ def build_code(values: dict[str, Any], data: Any) -> Any:
     if values["groups"] != "label":
         raise ValueError(f"config.code.groups={values['groups']!r}: expected 'label', the class of each item")
     if data.labels is None or data.units != data.items:
-        raise ValueError("config.code.groups='label': the data need one label per item, and units that are items")
+        raise ValueError("config.code.groups='label': the data need one label per item, and items as units")
     labels, group_of_item = np.unique(data.labels, return_inverse=True)
-    if labels.dtype.kind == "i" and labels[0] == -1:  # as TensorFlow Datasets and scikit-learn have it
+    if labels.dtype.kind == "i" and labels[0] == -1:  # the convention of TensorFlow Datasets and scikit-learn
         items = np.flatnonzero(data.labels == -1)
         raise ValueError(
-            f"config.code.groups='label': {len(items)} items have the label -1, which stands for no class; the first "
+            f"config.code.groups='label': {len(items)} items have the label -1, which means no class; the first one "
             f"is item {items[0]} ({data.unit_names[items[0]]}). Leave them out, or give them a class"
         )
     names = None if np.array_equal(labels, np.arange(len(labels))) else [str(label) for label in labels]
@@ -201,9 +211,13 @@ def build_code(values: dict[str, Any], data: Any) -> Any:
 
 
 def train_from_config(config: ConfigDict) -> Any:
-    """Train as a config says, and keep the config beside the run. Returns the Ensemble.
+    """Train according to a config, store the config in the run directory, and return the Ensemble.
 
     SIGTERM and SIGINT write a checkpoint and end training with `ensdiff.Preempted`.
+
+    Raises:
+        ValueError: the config is incomplete, or the run cannot be resumed with it.
+        Preempted: a signal ended training.
     """
     import ensdiff
     from ensdiff import hosts
@@ -220,7 +234,7 @@ def train_from_config(config: ConfigDict) -> Any:
 
     def keep_config() -> None:
         if hosts.is_writer():
-            # relative paths in the config start there
+            # relative paths in the config start from the working directory
             write_sealed(run_dir / "config.json", {**json.loads(config.to_json()), "working_directory": os.getcwd()})
 
     with on_signals() as stop:
@@ -238,7 +252,7 @@ def train_from_config(config: ConfigDict) -> Any:
 
 
 def train_single(config: ConfigDict, data: Any) -> Any:
-    """One model of the config's size and steps, trained on all the data: the ordinary alternative to an ensemble."""
+    """Train one model of the config's size and steps on all the data, as the ordinary alternative to an ensemble."""
     import ensdiff
 
     model, schedule, train_config = settings(config, data.shape[-1])

@@ -40,7 +40,7 @@ def main(command: str) -> None:
     import jax
 
     if jax.process_count() > 1:
-        raise ValueError("certificates are one process's work: run it in one")
+        raise ValueError(f"{jax.process_count()} processes: certify runs in one process only; start it without others")
     path = pathlib.Path(CERTIFICATE.value) if CERTIFICATE.value else runs.run_folder() / "certificate.json"
     create(path) if command == "create" else verify(path)
 
@@ -50,7 +50,7 @@ def create(path: pathlib.Path) -> None:
     import ensdiff
 
     if not UNITS.value:
-        raise ValueError("say which units by --units=..., ids joined by commas")
+        raise ValueError("no units given: pass --units=..., ids separated by commas")
     units = runs.unit_ids(UNITS.value)
     runs.announce_units(units)
     certificate = ensdiff.certify(runs.run_folder(), units)
@@ -78,7 +78,7 @@ def verify(path: pathlib.Path) -> None:
     if REPLAY.value or flags.FLAGS.data:
         data = runs.all_data(certificate.units)
         if data is None:
-            raise ValueError(f"{runs.run_folder()} does not say what it was trained on: give --data=...")
+            raise ValueError(f"{runs.run_folder()} does not name its training data: pass --data=...")
     result = certificate.verify(runs.run_folder(), data=data, replay=REPLAY.value)
     for failure in result.failures:
         print(f"differs: {failure}")

@@ -1,4 +1,4 @@
-"""How well the cheap methods agree with exact ablation, and what each costs."""
+"""Compare the agreement of the cheaper methods with exact ablation, and their costs."""
 
 import time
 from typing import Any, NamedTuple
@@ -15,16 +15,17 @@ from experiments.tables import table
 
 
 class MethodResult(NamedTuple):
-    """One method against exact ablation.
+    """The comparison of one method with exact ablation.
 
     Args:
-        method: its name.
-        spearman_B: rank correlation of its influences with the exact ones over all units; NaN where it has not all.
-        top1: share of samples for which its first unit is a most influential one.
-        top10: mean share of its first ten that are among the ten most influential units. Units whose exact influences
-            differ by rounding only are equally influential.
-        calls: evaluations of one member's U-Net on one image. A tangent through a member counts as one.
-        seconds: wall time, compilation included.
+        method: name of the method.
+        spearman_B: rank correlation of its influences with the exact ones over all units; NaN if it does not score all
+            units.
+        top1: share of samples whose top-ranked unit is a most influential one.
+        top10: mean share of its first ten units that are among the ten most influential ones. Units whose exact
+            influences differ only by rounding count as equally influential.
+        calls: number of evaluations of one member's U-Net on one image. A tangent through a member counts as one.
+        seconds: wall-clock time, including compilation.
     """
 
     method: str
@@ -45,15 +46,15 @@ def compare_methods(
     memory_budget: int | None = None,
     progress: bool = False,
 ) -> list[MethodResult]:
-    """All methods on the same samples, over all units, the exact one first.
+    """Run all methods on the same samples, over all units, and return their results, exact ablation first.
 
     Args:
         params: the ensemble.
-        samples: what `ensdiff.sample` returned.
-        verify: units that ``"screen"`` verifies.
-        loss: draws of ``"loss"``, which measures something else than a distance.
-        seed: of the draws.
-        memory_budget: bytes of activations a device may hold.
+        samples: samples returned by `ensdiff.sample`.
+        verify: number of units that ``"screen"`` verifies.
+        loss: draws of ``"loss"``, which measures a rise of the loss instead of a distance.
+        seed: seed of the draws.
+        memory_budget: bytes of activations that a device may hold.
         progress: show progress bars.
     """
     N, K, B, S = params.code.units, params.members, len(samples), samples.config.steps
@@ -98,19 +99,19 @@ def compare_methods(
 
 
 def agreement(exact_BN: Float[np.ndarray, "B N"], other_BN: Float[np.ndarray, "B N"]) -> Float[np.ndarray, " B"]:
-    """Rank correlation of each sample's influences; values that differ by rounding only share a rank.
+    """Return the rank correlation of each sample's influences. Values that differ only by rounding share a rank.
 
-    0 where a method says the same of all units.
+    The correlation is 0 where a method gives all units the same influence.
     """
     return spearman(rankable(exact_BN, "exact_BN", "BN"), rankable(other_BN, "other_BN", "BN", like=exact_BN))
 
 
 class NamedFirst(NamedTuple):
-    """How many of the first T units that a method names are most influential.
+    """The share of a method's first T units that are most influential.
 
     Args:
-        top1: share of samples whose first unit is.
-        top: mean share of all T units that are among the T most influential ones.
+        top1: share of samples whose first unit is a most influential one.
+        top: mean share of the first T units that are among the T most influential ones.
     """
 
     top1: float
@@ -118,7 +119,7 @@ class NamedFirst(NamedTuple):
 
 
 def named_first(exact_BN: Float[np.ndarray, "B N"], units_BT: Int[np.ndarray, "B T"]) -> NamedFirst:
-    """Compare the units that a method names with exact influences, whatever the order of units with equal ones.
+    """Compare a method's first units with the exact influences; the order of units with equal influences is irrelevant.
 
     >>> named_first(np.array([[0.3, 0.1 + 0.2, 0.1]]), np.array([[1, 2]]))
     NamedFirst(top1=1.0, top=0.5)
@@ -131,7 +132,7 @@ def named_first(exact_BN: Float[np.ndarray, "B N"], units_BT: Int[np.ndarray, "B
 
 
 def methods_table(results: list[MethodResult]) -> Table:
-    """Return the results as a table, one row per method; costs are relative to the first one, exact ablation."""
+    """Return the results as a table, one row per method, with costs relative to the first row, exact ablation."""
     exact = results[0]
     rows: list[dict[str, Any]] = []
     for one in results:

@@ -1,4 +1,4 @@
-"""The flag --config: the path of a config, or the bare name of one that comes with the package."""
+"""The flag --config: the path of a config, or the name of a config that comes with the package."""
 
 import os
 import pathlib
@@ -10,29 +10,29 @@ FOLDER = pathlib.Path(__file__).parent / "configs"
 
 
 def names() -> list[str]:
-    """The configs that come with the package."""
+    """Return the names of the configs that come with the package."""
     return sorted(file.stem for file in FOLDER.glob("*.py") if file.stem not in ("__init__", "base"))
 
 
 def config_path(argument: str) -> str:
-    """The file that --config means; a packaged name comes before a file of that name in the working folder.
+    """Return the file that --config names. A packaged config takes precedence over a file of the same name.
 
     Raises:
-        ValueError: no such config and no such file.
+        ValueError: neither a packaged config nor a file has this name.
     """
     if argument in names():
         return str(FOLDER / f"{argument}.py")
-    file = argument if os.path.exists(argument) else argument.partition(":")[0]  # path:text hands text to get_config
+    file = argument if os.path.exists(argument) else argument.partition(":")[0]  # path:text passes text to get_config
     if not os.path.exists(file):
         raise ValueError(
             f"{file} does not exist: expected one of the configs {', '.join(names())}, or the path of a Python file "
-            f"with get_config() (those of the package are in {FOLDER})"
+            f"with get_config() (the packaged configs are in {FOLDER})"
         )
     return argument
 
 
 class _Parser(flags.ArgumentParser):
-    """The parser of the flag, which looks up names first."""
+    """The parser of the flag, which looks up packaged names first."""
 
     syntactic_help = "a name or a path"
 
@@ -47,7 +47,7 @@ class _Parser(flags.ArgumentParser):
 
 
 def define_config(default: str | None = None) -> flags.FlagHolder:
-    """Define --config, and --config.section.field for each field of what it names."""
+    """Define --config, and --config.section.field for each field of the named config."""
     text = (
         f"{', '.join(names())}, or the path of a Python file with get_config(). Set its fields with "
         "--config.section.field=value."

@@ -39,20 +39,21 @@ FORMAT = flags.DEFINE_enum("format", "safetensors", ["safetensors", "bin"], "For
 
 
 def main(command: str) -> None:
-    """Convert, and say where the result is."""
+    """Convert, and print where the result is."""
     import jax
 
     target = _target()
     if jax.process_count() > 1 and not (command == "ctf" and flags.FLAGS.run):
         raise ValueError(
-            "of the conversions only ctf --run=... can be shared by several processes; run this one in one"
+            f"{jax.process_count()} processes: only ctf --run=... can use several; run this conversion in one process"
         )
     if bool(SOURCE.value) == bool(flags.FLAGS.run):
-        raise ValueError("give --from=... to read other files, or --run=... to convert a run directory")
+        raise ValueError("pass either --from=... to read other files, or --run=... to convert a run directory")
     if flags.FLAGS.run:
         if command == "genens":
             raise ValueError(
-                "writing GenEns checkpoints is not offered: its own code reads nothing but its own; use diffusers"
+                "GenEns checkpoints cannot be written, because GenEns only reads those that it wrote itself: use the "
+                "command diffusers"
             )
         _write_universe(target) if command == "ctf" else _write_diffusers(target)
     elif command == "ctf":
@@ -63,13 +64,13 @@ def main(command: str) -> None:
 
 def _target() -> pathlib.Path:
     if not TO.value:
-        raise ValueError("say what to write by --to=...")
+        raise ValueError("no output given: pass --to=...")
     return pathlib.Path(TO.value)
 
 
 def _one_source() -> str:
     if len(SOURCE.value) > 1:
-        raise ValueError(f"{len(SOURCE.value)} times --from: expected one file or folder")
+        raise ValueError(f"{len(SOURCE.value)} values of --from: expected one file or folder")
     return SOURCE.value[0]
 
 
@@ -84,7 +85,7 @@ def _read_checkpoints(command: str, target: pathlib.Path) -> None:
     else:
         if isinstance(paths, str) and not any(pathlib.Path(paths).glob("Shard*")):
             raise ValueError(
-                f"{paths} holds no folders Shard0, Shard1, ...; give each member's folder by a --from of its own"
+                f"{paths} has no folders Shard0, Shard1, ...: pass one --from=... per member, with its folder"
             )
         config = read_object(UNET.value) if UNET.value else None
         params = diffusers.load(paths, CODE.value, config=config, image_size=IMAGE_SIZE.value)
@@ -110,7 +111,7 @@ def _write_universe(target: pathlib.Path) -> None:
     data = runs.training_data()
     if data is None:
         raise ValueError(
-            f"{flags.FLAGS.run} does not say what it was trained on: give --data=..., as in --data=npz,path=train.npz"
+            f"{flags.FLAGS.run} does not name its training data: pass --data=..., such as --data=npz,path=train.npz"
         )
     samples = runs.draw_samples(params)
     with ctf.write(target, params, samples, data, progress=True) as universe:

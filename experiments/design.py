@@ -32,7 +32,7 @@ def main() -> None:
             if w < K and math.comb(K, w) >= max(UNITS.value, *removals):
                 rows.append((K, w, [deletion_capacity(K, w, m) for m in removals]))
     if not rows:
-        raise ValueError("no such code has enough words; give more members, or weights nearer to half of them")
+        raise ValueError("no such code has enough words: use more members, or weights nearer to half of the members")
     print("Members that survive the removal of m random units: expected / at least (chance that none survives)")
     print(f"{'K':>4}{'w':>4}{'share seen':>12}{'words':>12}" + "".join(f"{f'm={m}':>22}" for m in removals))
     for K, w, capacities in rows:

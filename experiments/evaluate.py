@@ -1,8 +1,8 @@
-"""Evaluate attribution methods against ground truth: train what is needed, compute every method, write tables.
+"""Evaluate attribution methods against ground truth: train the models, compute every method, and write tables.
 
-A config names the studies. Each study trains its models as stacked ensembles, which are kept in config.run_dir with
-everything that was computed. You can stop at any moment; the same command continues. Every study writes NAME.md,
-NAME.json and figures; results.md contains them all.
+A config names the studies. Each study trains its models as stacked ensembles, and stores them in config.run_dir with
+all computed results. You can stop at any moment; the same command continues. Every study writes NAME.md, NAME.json and
+figures; results.md contains the results of all studies.
 
 Examples:
   python -m experiments.evaluate --config=evaluate_smoke
@@ -22,10 +22,10 @@ SHARED = ("data", "model", "schedule", "train", "sampler", "run_dir")
 
 
 def check_config(config: Any, known: tuple[str, ...]) -> list[str]:
-    """The studies of a config.
+    """Return the names of the studies in a config.
 
     Raises:
-        ValueError: not a config of studies, or with an unknown section.
+        ValueError: the config has no studies, lacks a required section, or has an unknown one.
     """
     if not isinstance(config, ConfigDict):
         raise ValueError(f"get_config() of the config gave a {type(config).__name__}: expected a ConfigDict")
@@ -34,7 +34,7 @@ def check_config(config: Any, known: tuple[str, ...]) -> list[str]:
     if missing or not found:
         what = f"no {missing[0]}" if missing else f"no study ({', '.join(known)})"
         raise ValueError(
-            f"the config has {what}: expected one of studies; try --config=evaluate_smoke, or see "
+            f"the config has {what}: expected a config of studies; try --config=evaluate_smoke, or see "
             "experiments/configs/evaluate_digits.py"
         )
     unknown = [name for name in config if name not in (*SHARED, *known)]
@@ -44,7 +44,7 @@ def check_config(config: Any, known: tuple[str, ...]) -> list[str]:
 
 
 def main() -> None:
-    """Run the studies one after another; each is written when it is there."""
+    """Run the studies one after another, and write each as soon as it is finished."""
     import time
 
     from ensdiff.ensemble.mesh import make_mesh
@@ -80,14 +80,14 @@ def main() -> None:
             }
             findings.write(out, name, record)
             print(findings.markdown(), flush=True)
-            print(f"{name}: {seconds:.0f} s of work in all, {time.perf_counter() - begin:.0f} s now", flush=True)
+            print(f"{name}: {seconds:.0f} s of work in total, {time.perf_counter() - begin:.0f} s now", flush=True)
         parts = [out / f"{name}.md" for name in studies if (out / f"{name}.md").exists()]
         write_atomically(out / "results.md", "\n".join(part.read_text() for part in parts))
     print(f"\nresults: {out / 'results.md'}\nnumbers: {out}/*.json\nmodels: {folder / 'models'}")
 
 
 def define_flags() -> None:
-    """The command line."""
+    """Define the command line."""
     define_config()
     flags.declare_key_flag("config")
     flags.DEFINE_list("only", [], "Studies of the config to run; by default all.")

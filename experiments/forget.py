@@ -21,21 +21,21 @@ OUT = flags.DEFINE_string("out", None, "The new run directory.")
 
 
 def main() -> None:
-    """Forget, and say what is left."""
+    """Write the smaller run, and print how many removals it still allows."""
     import ensdiff
 
     run = runs.run_folder()
     if not UNITS.value or not OUT.value:
-        raise ValueError("say what to forget by --units=..., ids joined by commas, and where to write by --out=...")
+        raise ValueError("pass --units=... (ids to forget, separated by commas) and --out=... (the new run)")
     units = runs.unit_ids(UNITS.value)
     runs.announce_units(units)
     certificate = ensdiff.forget(run, units, OUT.value)
     runs.describe_certificate(certificate)
     left = certificate.values["capacity"]
     print(
-        f"{left['members']} members are left. They bear the removal of {left['certain']} more, whatever the units, and "
-        f"of {left['expected']} random ones on average; {left['lost']} units were seen by all of them and cannot be "
-        "removed any more"
+        f"{left['members']} members are left. Any {left['certain']} more units can be removed, or on average "
+        f"{left['expected']} random units; {left['lost']} units were seen by all of these members and can no longer be "
+        "removed"
     )
     print(f"wrote {OUT.value}, with its certificate.json; {run} still holds all of its members: delete it")
 

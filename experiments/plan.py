@@ -41,10 +41,14 @@ COMPILED = ("train", "landscape", "jacobian")
 
 
 def read_study(config: ConfigDict | None) -> tuple[Study, Schedule]:
-    """The study that the config and the flags describe; a flag goes before the config."""
+    """Return the study and schedule that the config and flags describe; flags override the config.
+
+    Raises:
+        ValueError: the size of the data is missing, or a flag has a bad value.
+    """
     f = flags.FLAGS
     config = ConfigDict() if config is None else config
-    known = building.section(config, "aot")  # a config says there how large its data are
+    known = building.section(config, "aot")  # this section of a config gives the size of its data
     shape = known.get("image_shape")
     if f.image:
         if not re.fullmatch(r"\d+[x,]\d+[x,]\d+", f.image):
@@ -52,7 +56,7 @@ def read_study(config: ConfigDict | None) -> tuple[Study, Schedule]:
         shape = tuple(int(n) for n in re.findall(r"\d+", f.image))
     units = known.get("units") if f.units is None else f.units
     if shape is None or units is None:
-        raise ValueError("how large are the data? Give --image=HxWxC and --units=N")
+        raise ValueError("the size of the data is not given: pass --image=HxWxC and --units=N")
     values = {} if f.channels is None else {"channels": f.channels}
     if f.multipliers:
         try:
@@ -78,7 +82,11 @@ def read_study(config: ConfigDict | None) -> tuple[Study, Schedule]:
 
 
 def chosen() -> dict[str, Accelerator]:
-    """The accelerators of --accelerator."""
+    """Return the accelerators named by --accelerator.
+
+    Raises:
+        ValueError: an accelerator is unknown, or none is named.
+    """
     names = flags.FLAGS.accelerator
     unknown = sorted(set(names) - {*ACCELERATORS, "all"})
     if unknown or not names:
@@ -87,13 +95,13 @@ def chosen() -> dict[str, Accelerator]:
 
 
 def table(study: Study, accelerators: dict[str, Accelerator], chips: int, share: float) -> str:
-    """Everything in one table: a column for what is needed, and one for each accelerator."""
+    """Return the whole plan as one table, with a column of requirements and one column per accelerator."""
     count, model = parameter_count(study.model, study.image_shape), study.model
     K, w, N, B, S = study.members, study.weight, study.units, study.samples, study.sampling_steps
     rows = [
-        ["parameters of a member", f"{count:,}"],
+        ["parameters per member", f"{count:,}"],
         [f"parameters of all {K} members", f"{K * count:,}"],
-        ["memory of a chip in training, GiB", ""],
+        ["memory per chip in training, GiB", ""],
         ["- parameters, optimiser, average", ""],
         ["- gradients", ""],
         ["- activations (estimate)", ""],
@@ -112,7 +120,7 @@ def table(study: Study, accelerators: dict[str, Accelerator], chips: int, share:
     flops = job_flops(study.on("gpu"))
     hours = [job_hours(study, accelerator, chips, share) for accelerator in accelerators.values()]
     works: dict[JobName, str] = {
-        "training": f"training, {study.train.steps:,} steps of {study.train.batch_size} images a member",
+        "training": f"training, {study.train.steps:,} steps of {study.train.batch_size} images per member",
         "sampling": f"sampling {B} images, {S} steps",
         "landscape": f"exact landscape, {N:,} units x {B} samples, {K - w} members each",
         "jacobian": f"Jacobian of {B} samples",
@@ -127,7 +135,7 @@ def table(study: Study, accelerators: dict[str, Accelerator], chips: int, share:
 
 
 def duration(hours: float) -> str:
-    """Hours, or what is shorter.
+    """Return a duration as text in hours, minutes or seconds.
 
     >>> [duration(hours) for hours in (1234.0, 1.5, 0.01, 0.0001)]
     ['1,234 h', '1.5 h', '36 s', '0.36 s']
@@ -138,17 +146,18 @@ def duration(hours: float) -> str:
 
 
 def notes(accelerators: dict[str, Accelerator], share: float) -> str:
-    """Where the hours come from."""
+    """Return the notes that explain where the hours come from."""
     lines = [f"  {name}: {accelerator.note}" for name, accelerator in accelerators.items()]
     head = (
-        f"Times of accelerators assume {share:.0%} of the data sheet's peak (--utilisation): no accelerator was timed. "
-        "Those of cpu2 are from measured rates. Reading data and compiling are left out; ! means that it does not fit."
+        f"Hours on accelerators assume {share:.0%} of the data sheet's peak (--utilisation); no accelerator was timed. "
+        "Hours on cpu2 use measured rates. Reading data and compiling are not included. ! marks memory that does not "
+        "fit."
     )
     return "\n".join([head, *lines])
 
 
 def describe_code(study: Study) -> str:
-    """What the code of the study can say."""
+    """Return a sentence about the limits of attribution with the study's code, and a warning if they are too tight."""
     e = code_estimate(study.members, study.weight, study.units)
     text = (
         f"Code: {e.words:,} distinct words of {study.weight} of {study.members} members for {study.units:,} units; "
@@ -159,7 +168,7 @@ def describe_code(study: Study) -> str:
 
 
 def compile_for(text: str, study: Study, schedule: Schedule) -> str:
-    """Memory and contents of the compiled steps, as `experiments.aot` prints them."""
+    """Compile the steps, and return their memory and contents as `experiments.aot` prints them."""
     jax.config.update("jax_platforms", "cpu")  # nothing runs here; do not look for the devices
     devices, capacity = aot.target(text, "compile")
     tpu = not isinstance(devices, int)
@@ -192,7 +201,7 @@ def main() -> None:
 
 
 def define_flags() -> None:
-    """The command line; in a function because other programs have flags of these names."""
+    """Define the command line, in a function because other programs have flags with these names."""
     flags.DEFINE_string("image", None, "Height, width and channels, such as 32x32x3.")
     flags.DEFINE_integer("units", None, "Training units N.")
     flags.DEFINE_integer("members", None, "Members K; by default the config's, or 16.")

@@ -1,4 +1,4 @@
-"""Starting a program as one of several processes, and ending it so that none waits for another in vain."""
+"""Start a program as one of several processes, and end it so that no process waits forever for another."""
 
 import os
 import re
@@ -18,29 +18,38 @@ flags.DEFINE_bool(
     "--coordinator.",
 )
 flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, the same for every process. The port must be free.")
-flags.DEFINE_integer("num_processes", None, "How many processes there are.", lower_bound=1)
-flags.DEFINE_integer("process_id", None, "Which process this is, counted from 0.", lower_bound=0)
+flags.DEFINE_integer("num_processes", None, "Number of processes.", lower_bound=1)
+flags.DEFINE_integer("process_id", None, "Number of this process, counted from 0.", lower_bound=0)
 flags.DEFINE_integer("start_timeout", 300, "Seconds to wait until all processes have started.", lower_bound=1)
 
 HEARTBEAT = 60
-"""Seconds without a sign of life after which the others take a process for dead, and end."""
+"""Seconds without a sign of life after which the other processes assume that a process has died, and end."""
 GRACE = 3
-"""Seconds that process 0, which the others need, stays after an error that the others may have too."""
+"""Seconds that process 0 waits after an error before it ends, because the others end with it and may need this time to
+report the same error."""
 
 
 def wanted() -> bool:
-    """Whether this is one of several processes: told so by a flag, or started by srun or mpirun as one of several."""
+    """Return whether this is one of several processes, according to flags or to srun or mpirun.
+
+    Raises:
+        ValueError: the flags contradict each other.
+    """
     f = flags.FLAGS
     given = [name for name in ("coordinator", "num_processes", "process_id") if f[name].value is not None]
     if f.distributed is False and given:
-        raise ValueError(f"--{given[0]} is given with --nodistributed; leave one of them out")
+        raise ValueError(f"--{given[0]} and --nodistributed exclude each other: leave one of them out")
     if f.distributed is not None or given:
         return bool(f.distributed or given)
     return any(int(os.environ.get(name) or 1) > 1 for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"))
 
 
 def _explicit() -> dict[str, Any]:
-    """The arguments of `jax.distributed.initialize` that flags give; empty where the cluster is to say them."""
+    """Return the arguments of `jax.distributed.initialize` given by flags, or {} if the cluster provides them.
+
+    Raises:
+        ValueError: a flag is missing or has a bad value.
+    """
     f = flags.FLAGS
     values = {"coordinator": f.coordinator, "num_processes": f.num_processes, "process_id": f.process_id}
     missing = [name for name, value in values.items() if value is None]
@@ -54,7 +63,7 @@ def _explicit() -> dict[str, Any]:
     if not host or not (port.isascii() and port.isdigit()) or not 0 < int(port) < 2**16:
         raise ValueError(f"--coordinator={f.coordinator}: expected HOST:PORT, such as 10.0.0.1:29500")
     if f.process_id >= f.num_processes:
-        raise ValueError(f"--process_id={f.process_id}: expected 0 .. {f.num_processes - 1}, as --num_processes says")
+        raise ValueError(f"--process_id={f.process_id}: expected 0 .. {f.num_processes - 1} (see --num_processes)")
     if f.process_id == 0:
         _check_free(int(port))
     return {"coordinator_address": f.coordinator, "num_processes": f.num_processes, "process_id": f.process_id}
@@ -70,24 +79,24 @@ def _check_free(port: int) -> None:
 
 
 def start(preemptible: bool = False) -> None:
-    """Meet the other processes. Must run before any other JAX operation.
+    """Connect to the other processes. This must run before any other JAX operation.
 
     Args:
-        preemptible: whether the program asks `ensdiff.training.preemption.on_signals`'s question.
+        preemptible: whether the program polls the result of `ensdiff.training.preemption.on_signals`.
 
     Raises:
-        ValueError: flags that do not fit together, or no cluster that says what they leave out.
+        ValueError: the flags do not fit together, or they are incomplete and no cluster provides the rest.
     """
     import jax
 
     explicit = _explicit()
     seconds = flags.FLAGS.start_timeout
-    # JAX ends the process with a stack trace when its own time is up: say what happened before
+    # JAX's own timeout ends the process with a stack trace: print a clear message before that
     timer = threading.Timer(seconds, _give_up, (explicit, seconds))
     timer.daemon = True
     timer.start()
-    # that service catches SIGTERM and leaves the rest to the program: kill, scancel and kubectl delete would do nothing
-    # to one that does not ask for it
+    # this service catches SIGTERM and leaves the rest to the program, so kill, scancel and kubectl delete would have no
+    # effect on a program that does not poll it
     jax.config.update("jax_enable_preemption_service", preemptible)
     try:
         jax.distributed.initialize(
@@ -99,12 +108,12 @@ def start(preemptible: bool = False) -> None:
     except ValueError as error:
         raise ValueError(
             f"--distributed: no Slurm, Open MPI, Cloud TPU or Kubernetes job was found here ({error}); "
-            "give --coordinator=HOST:PORT --num_processes=N --process_id=I"
+            "pass --coordinator=HOST:PORT --num_processes=N --process_id=I"
         ) from None
     finally:
         timer.cancel()
     if jax.distributed.is_initialized() and jax.process_index() != 0:
-        # for all that is printed, by libraries in C++ too; errors go to stderr
+        # discards all output of other processes, even from C++ libraries; errors go to stderr
         sys.stdout.flush()
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
@@ -117,10 +126,10 @@ def _give_up(explicit: dict[str, Any], seconds: float) -> NoReturn:
         try:
             socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
         except OSError as error:
-            why = f"nothing answers at the coordinator {where} ({error.strerror or error}): is process 0 running there?"
+            why = f"no answer from the coordinator {where} ({error.strerror or error}): is process 0 running there?"
     print(
-        f"error: gave up after {seconds:g} s: {why} (each needs the same --coordinator and --num_processes, and its "
-        "own --process_id; --start_timeout=SECONDS waits longer)",
+        f"error: gave up after {seconds:g} s: {why} (every process needs the same --coordinator and --num_processes, "
+        "and its own --process_id; --start_timeout=SECONDS waits longer)",
         file=sys.stderr,
         flush=True,
     )
@@ -128,15 +137,15 @@ def _give_up(explicit: dict[str, Any], seconds: float) -> NoReturn:
 
 
 def cpu_devices() -> int:
-    """How many CPU devices this process should have: its share of the cores that it may use."""
+    """Return the number of CPU devices for this process: its share of the usable cores."""
     every = os.cpu_count() or 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else every
-    # a process that is bound to fewer cores has been given its share already
+    # a process that is bound to fewer cores already has its share
     return cores if cores < every else max(1, cores // _processes_here())
 
 
 def _processes_here() -> int:
-    """How many of the processes run on this machine, as far as flags and the environment say."""
+    """Return the number of processes on this machine, as far as flags and the environment tell."""
     f = flags.FLAGS
     if not wanted():
         return 1
@@ -145,13 +154,13 @@ def _processes_here() -> int:
         return f.num_processes or 1 if host == "localhost" or host == "::1" or host.startswith("127.") else 1
     if size := os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE"):
         return int(size)
-    # such as "2(x3),1": here the largest is meant, so that no machine has more devices than cores
+    # such as "2(x3),1": take the largest, so that no machine has more devices than cores
     counts = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "1").split(",")
     return max(int(count.partition("(")[0]) for count in counts)
 
 
 def end() -> None:
-    """After success: wait for the others and part from them."""
+    """End after success: wait for the other processes and disconnect."""
     import jax
 
     if jax.distributed.is_initialized():
@@ -159,18 +168,18 @@ def end() -> None:
 
 
 def hint(error: Exception) -> str:
-    """What to say of an error that the death of another process may have caused; nothing for others."""
+    """Return a hint for an error that the death of another process may have caused, else an empty string."""
     import jax
 
-    # XLA's errors begin with a status, and reach Python as several types
+    # XLA's errors begin with a status, and reach Python as several exception types
     lost = jax.distributed.is_initialized() and re.match("[A-Z_]+: ", str(error))
-    return "another process may have ended: the log that had an error first says why" if lost else ""
+    return "another process may have ended: the log with the earliest error shows why" if lost else ""
 
 
 def abandon(code: int) -> None:
-    """After an error: end at once, without the wait for the others that an ordinary exit holds.
+    """End after an error, without waiting for the other processes as an ordinary exit would.
 
-    The others notice: at once in an operation over the network, else after `HEARTBEAT` seconds.
+    The other processes notice immediately in an operation over the network, and otherwise after `HEARTBEAT` seconds.
     """
     import jax
 

@@ -1,4 +1,4 @@
-"""Do the whole job on 1,400 embedded digits: train, sample, measure, attribute, and write a report.
+"""Run the whole workflow on 1,400 embedded digits: train, sample, measure, attribute, and write a report.
 
 It trains 16 members, compares their samples with held-out digits, attributes some of them to training digits, and
 writes report.html into the run directory, by default runs/quickstart. Start here.
@@ -28,7 +28,7 @@ EVALUATED = flags.DEFINE_integer("evaluated", 397, "Generated images to compare 
 
 
 def main() -> None:
-    """Run everything and say where the report is."""
+    """Run everything and print where the report is."""
     import ensdiff
     from ensdiff import hosts
     from ensdiff.report import (
@@ -80,12 +80,12 @@ def main() -> None:
         sections,
     )
     report = write_page(run_dir / "report.html", page)
-    print(f"\n{time.time() - begin:.0f} s in all\nrun: {run_dir}\nreport: {report}")
+    print(f"\n{time.time() - begin:.0f} s in total\nrun: {run_dir}\nreport: {report}")
     print(f"to explore it: python -m experiments.report {run_dir}")
 
 
 def validity(config, params, data, held_out, images):
-    """Frechet distances of the ensemble, of one model trained on everything, and of real images, to held-out images."""
+    """Return a table of Frechet distances to held-out images, for the ensemble, one ordinary model and real images."""
     import ensdiff
     from ensdiff.metrics import fit_classifier, frechet_distance, frechet_floor
     from ensdiff.report import Table

@@ -53,7 +53,7 @@ def main(run: str | None = None) -> None:
     params = runs.load_run()
     data = runs.training_data()
     if data is None:
-        raise ValueError("the explorer shows training images, which the run does not name: give --data=...")
+        raise ValueError("the explorer shows training images, but the run does not name its data: pass --data=...")
     out = runs.output_folder("report")
     samples = runs.draw_samples(params)
     layers = [layer(params, data, samples, groups=False)]
@@ -78,7 +78,7 @@ def main(run: str | None = None) -> None:
 
 
 def layer(params: Any, data: Any, samples: Any, groups: bool) -> Any:
-    """One kind of unit, with a saved attribution where there is one of these samples."""
+    """Compute the page's layer for items or for groups, reusing a saved attribution of these samples if one exists."""
     from ensdiff.report.explorer import explore
 
     return explore(
@@ -99,7 +99,7 @@ def layer(params: Any, data: Any, samples: Any, groups: bool) -> Any:
 
 
 def saved(params: Any, samples: Any, groups: bool) -> Any:
-    """What experiments.attribute saved of these samples, unless the flags ask for more."""
+    """Return the attribution of these samples saved by experiments.attribute, or None if the flags ask for more."""
     import ensdiff
     from ensdiff.report.explorer import same_samples
 
@@ -121,12 +121,12 @@ def saved(params: Any, samples: Any, groups: bool) -> Any:
 
 
 def given(flag: Any, default: Any) -> Any:
-    """A flag's value, or the default where it was not given."""
+    """Return the value of a flag, or ``default`` if the flag was not given."""
     return default if flag.value is None else flag.value
 
 
 def evenly(grids: dict[int, bytes], most: int = 12) -> dict[int, bytes]:
-    """Some of the grids, the last among them."""
+    """Return at most ``most`` evenly spaced grids, including the last."""
     steps = sorted(grids)
     chosen = steps[:: -max(1, -(-len(steps) // most))] if steps else []
     return {step: grids[step] for step in chosen}

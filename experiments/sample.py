@@ -24,7 +24,7 @@ GROUPS = flags.DEFINE_bool("groups", False, "Let --remove name groups of a hiera
 
 
 def main() -> None:
-    """Sample, write a grid and an .npz, and say where they are."""
+    """Sample, write a grid and an .npz, and print where they are."""
     import ensdiff
     from ensdiff.data.images import grid, to_png
 
@@ -32,7 +32,7 @@ def main() -> None:
     params = runs.load_run()
     code = params.code.group_code() if GROUPS.value else params.code
     if units:
-        code.ablate(units)  # refuses what cannot be removed before anything is sampled
+        code.ablate(units)  # raises before sampling if the units cannot be removed
     out = runs.output_folder("samples")
     samples = runs.draw_samples(params)
     scale = max(1, 64 // params.image_shape[0])

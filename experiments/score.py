@@ -21,7 +21,7 @@ CHUNK = flags.DEFINE_integer("chunk", None, "Units to score at a time; by defaul
 
 
 def main() -> None:
-    """Score, and print what it took."""
+    """Score the units, and print the time and memory used."""
     import ensdiff
     from experiments.benchmarks.scoring import benchmark_scoring
 

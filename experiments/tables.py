@@ -1,4 +1,4 @@
-"""Tables of the programs: made of rows that name their cells, and written as Markdown."""
+"""Tables of the programs, built from rows that map columns to cells, and written as Markdown."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,7 +19,7 @@ def table(title: str, rows: Sequence[Mapping[str, Any]], note: str = "") -> Tabl
 
 
 def as_records(table: Table) -> dict[str, Any]:
-    """Return a table as `table` takes it, for JSON."""
+    """Return a table as JSON-serialisable keyword arguments of `table`."""
     rows = [dict(zip(table.header, row, strict=True)) for row in table.rows]
     return {"title": table.title, "rows": rows, "note": table.note}
 
@@ -31,6 +31,6 @@ def markdown(table: Table) -> str:
 
 
 def interval(estimate: Any, digits: int = 2) -> str:
-    """``value [low, high]`` of anything with these fields."""
+    """Return an estimate as the text ``value [low, high]``."""
     value, low, high = (f"{number:.{digits}f}" for number in (estimate.value, estimate.low, estimate.high))
     return f"{value} [{low}, {high}]"

@@ -24,7 +24,7 @@ flags.declare_key_flag("config")
 
 
 def main() -> None:
-    """Train as the config says and print where everything is."""
+    """Train according to the config, and print where the run is."""
     config = CONFIG.value
     if config is None:
         raise ValueError("no config given; try --config=digits")

@@ -1,4 +1,4 @@
-"""What --help prints: the description with its examples, the program's own flags, and those that all programs share."""
+"""The output of --help: the description with examples, the program's own flags, and the flags of all programs."""
 
 import textwrap
 
@@ -10,13 +10,13 @@ SHARED = ("cache", "debug", "distributed", "coordinator", "num_processes", "proc
 
 
 def wanted(argv: list[str]) -> bool:
-    """Whether the command line asks for help."""
+    """Return whether the command line asks for help."""
     options = argv[1 : argv.index("--")] if "--" in argv else argv[1:]
     return any(option in HELP for option in options)
 
 
 def usage(program: str, description: str) -> str:
-    """The help of a program; ``program`` is its sys.argv[0], by which absl knows its flags."""
+    """Return the help text of a program; ``program`` is its sys.argv[0], the key of its flags in absl."""
     known = flags.FLAGS.get_key_flags_for_module(program)
     own = [flag for flag in known if flag.name not in SHARED]
     shared = [flag for flag in known if flag.name in SHARED]
@@ -29,11 +29,11 @@ def _flags(title: str, listed: list[flags.Flag]) -> str:
 
 
 def _describe(flag: flags.Flag) -> str:
-    """``--name: help (default ...)``, wrapped."""
+    """Return ``--name: help (default ...)``, wrapped."""
     name = f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}"
     text = f"{name}: {flag.help}"
     values = getattr(flag.parser, "enum_values", None)
-    if values:  # absl has put them before the help
+    if values:  # absl puts them before the help text
         text = text.replace(f": <{'|'.join(values)}>: ", f": {', '.join(values)}. ")
     default = (flag.default_as_str or "").strip("'")
     if default and flag.default is not False and flag.name != "config":

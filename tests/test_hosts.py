@@ -156,7 +156,7 @@ def test_a_contradiction_and_a_port_in_use(given_flags):
     import socket
 
     given_flags(distributed=False, process_id=1)
-    with pytest.raises(ValueError, match="--process_id is given with --nodistributed"):
+    with pytest.raises(ValueError, match="--process_id and --nodistributed exclude each other"):
         processes.wanted()
     with socket.socket() as taken:
         taken.bind(("", 0))

@@ -255,7 +255,7 @@ def test_a_start_without_the_other_gives_up(programs, tmp_path, process):
     codes, run = finish(tmp_path, commands, programs, limit=90)
     assert codes == [1], str(run)
     assert run.text(0).count("error: gave up after 5 s") == 1
-    assert ("nothing answers at the coordinator" in run.text(0)) == (process == 1)
+    assert ("no answer from the coordinator" in run.text(0)) == (process == 1)
     assert "Traceback" not in run.text(0)
 
 

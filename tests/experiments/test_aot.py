@@ -33,7 +33,7 @@ def test_cuda_needs_nothing_but_jax(run, tmp_path):
     assert record["mesh"] == {"member": 8, "data": 1}
     assert steps["train"]["lowered"]["collectives"] == {}
     assert list(steps["landscape"]["lowered"]["collectives"]) == ["all-reduce"]
-    for text in ("2 members of 4 images a chip", "1 all-reduce", f"wrote {out}"):
+    for text in ("2 members of 4 images per chip", "1 all-reduce", f"wrote {out}"):
         assert text in done.stdout
 
 
@@ -66,13 +66,13 @@ def test_what_does_not_fit_is_said(run, tmp_path):
         "--states=4000000", "--config.code.members=4", "--units=6",
     )  # fmt: skip
     assert done.returncode == 1
-    assert "no room in the 16 GiB of a device for: landscape" in done.stderr
+    assert "these steps do not fit in the 16 GiB of a device: landscape" in done.stderr
     assert "too much" in done.stdout
 
 
 @pytest.mark.parametrize(("args", "message"), [
     (["--topology=v5e"], "v5e:2x4"),
-    (["--topology=v9:2x2"], "chips known here"),
+    (["--topology=v9:2x2"], "known chips"),
     (["--topology=cuda:2", "--programs=training"], "expected some of train"),
     (["--topology=cuda:2", "--mesh=3x1"], "a divisor of 16 members"),
     (["--topology=cuda:2", "--image=8x8"], "--image=8x8"),

@@ -24,7 +24,7 @@ def test_universe_and_back(run, tiny, saved, tmp_path):
     args = ["ctf", f"--run={saved / 'run'}", "--n=2", "--steps=3", f"--to={path}"]
     done = run("convert", *args)
     assert done.returncode == 1
-    assert "does not say what it was trained on: give --data=" in done.stderr
+    assert "does not name its training data: pass --data=" in done.stderr
     assert not path.exists()
     done = run("convert", *args, f"--data=npz,path={saved / 'train.npz'}")
     assert done.returncode == 0, done.stderr
@@ -81,13 +81,13 @@ def test_genens(run, tmp_path):
 @pytest.mark.parametrize(("args", "message"), [
     ([], "no command given: expected one of genens, diffusers, ctf"),
     (["png"], "unknown command 'png'"),
-    (["ctf"], "say what to write by --to"),
-    (["ctf", "--to=x"], "give --from=... to read other files, or --run=..."),
+    (["ctf"], "no output given: pass --to"),
+    (["ctf", "--to=x"], "pass either --from=... to read other files, or --run=..."),
     (["ctf", "--from=none.ctf", "--to=x.npz"], "none.ctf does not exist"),
     (["ctf", "--from=README.md", "--to=x.npz"], "is not a plain tar file"),
-    (["genens", "--run=x", "--to=y"], "writing GenEns checkpoints is not offered"),
+    (["genens", "--run=x", "--to=y"], "GenEns checkpoints cannot be written"),
     (["genens", "--from=tests", "--to=y"], "holds splits []"),
-    (["diffusers", "--from=tests", "--to=y"], "holds no folders Shard0, Shard1"),
+    (["diffusers", "--from=tests", "--to=y"], "has no folders Shard0, Shard1"),
 ])  # fmt: skip
 def test_errors_are_one_line(run, args, message):
     done = run("convert", *args)

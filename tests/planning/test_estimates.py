@@ -192,7 +192,7 @@ def test_plan_counts_compiled_steps(run):
     """For GPUs it lowers, which needs nothing: FLOPs of the lowered steps beside the analytic ones."""
     done = run("plan", *SMALL, "--compile=cuda:2")
     assert done.returncode == 0, done.stderr
-    assert "compiling for cuda:2: jacobian, 1 samples, 8 tangents, 4 members a chip" in done.stdout
+    assert "compiling for cuda:2: jacobian, 1 samples, 8 tangents, 4 members per chip" in done.stdout
     assert "analytic" in done.stdout
 
 
