@@ -81,6 +81,14 @@ def tiny():
 
 
 @pytest.fixture(scope="session")
+def deep():
+    """The same of a network with two levels, for tests of what networks compute."""
+    from tests.helpers import DEEP, random_ensemble
+
+    return random_ensemble(model=DEEP)
+
+
+@pytest.fixture(scope="session")
 def typed():
     """Run a program as a user types it, in a new process: ``typed("train", "--config=...")``."""
 

@@ -1,5 +1,6 @@
 """Small ensembles and data that the tests share."""
 
+import dataclasses
 import os
 import pathlib
 import sys
@@ -27,7 +28,9 @@ def blobs(items: int = 6, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (items, 8, 8, 1), dtype=np.uint8)
 
 
-TINY = ensdiff.UNetConfig(channels=4, norm_groups=2, multipliers=(1, 2))
+# one network for all tests that are not about networks, so that they share compiled programs
+TINY = ensdiff.UNetConfig(channels=4, norm_groups=2, multipliers=(1,))
+DEEP = dataclasses.replace(TINY, multipliers=(1, 2))  # also halves and doubles images
 SHORT = ensdiff.Schedule(timesteps=20, beta_start=1e-3, beta_end=0.3)
 CODE = ensdiff.Code.balanced(members=4, units=6, seed=0)
 

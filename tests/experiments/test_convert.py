@@ -43,16 +43,17 @@ def test_universe_and_back(run, tiny, saved, tmp_path):
 
 
 @pytest.mark.torch
-def test_diffusers_and_back(run, tiny, saved, tmp_path):
+def test_diffusers_and_back(run, deep, tmp_path):
     pytest.importorskip("safetensors", reason="safetensors is not installed")
-    done = run("convert", "diffusers", f"--run={saved / 'run'}", f"--to={tmp_path / 'models'}")
+    ensdiff.save(deep, tmp_path / "run")
+    done = run("convert", "diffusers", f"--run={tmp_path / 'run'}", f"--to={tmp_path / 'models'}")
     assert done.returncode == 0, done.stderr
     done = run("convert", "diffusers", f"--from={tmp_path / 'models'}", f"--to={tmp_path / 'back'}")
     assert done.returncode == 0, done.stderr
     x = np.random.default_rng(0).normal(size=(2, 8, 8, 1)).astype(np.float32)
     back = ensdiff.load(tmp_path / "back")
-    assert back.code == tiny.code
-    np.testing.assert_allclose(ensdiff.predict(back, x, 3), ensdiff.predict(tiny, x, 3), atol=1e-6)
+    assert back.code == deep.code
+    np.testing.assert_allclose(ensdiff.predict(back, x, 3), ensdiff.predict(deep, x, 3), atol=1e-6)
     code = np.array([[1, 0, 0, 1], [0, 1, 1, 0], [1, 1, 0, 0]])
     np.save(tmp_path / "code.npy", code)
     sources = [f"--from={tmp_path / 'models' / f'Shard{k}'}" for k in range(4)]

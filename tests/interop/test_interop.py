@@ -209,12 +209,12 @@ def test_schedulers_that_agree(tmp_path):
         diffusers._common_schedule(root, files, [])
 
 
-def test_a_description_must_agree_with_the_configurations_beside_it(tiny, tmp_path):
+def test_a_description_must_agree_with_the_configurations_beside_it(deep, tmp_path):
     [shard] = zoo_of_configs(tmp_path, {})
     shard.rename(tmp_path / "Shard0")
-    options = diffusers.model_options(tiny)
+    options = diffusers.model_options(deep)
     (tmp_path / "Shard0" / "config.json").write_text(json.dumps({**options, "norm_eps": 1e-3}))
-    (tmp_path / "ensdiff.json").write_text(json.dumps(describe(tiny)))
+    (tmp_path / "ensdiff.json").write_text(json.dumps(describe(deep)))
     with pytest.raises(ValueError, match=r"ensdiff.json and .*Shard0 differ .norm_epsilon: 1e-05 and 0.001"):
         diffusers.load(tmp_path)
     (tmp_path / "Shard0" / "config.json").write_text(json.dumps(options))
@@ -340,23 +340,23 @@ def test_numbers_of_the_reference(record_property):
         assert error < allowed
 
 
-def test_what_diffusers_cannot_represent(tiny, tmp_path):
+def test_what_diffusers_cannot_represent(deep, tmp_path):
     for change, message in (
         ({"time_layout": "interleaved"}, "time_layout='interleaved' has no counterpart in UNet2DModel"),
         ({"downsample": "pool"}, "downsample='pool' has no counterpart"),
         ({"upsample": "nearest"}, "upsample='nearest' has no counterpart"),
         ({"multipliers": (2, 2)}, "the first level has 8 channels and the first convolution 4"),
     ):
-        other = dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, **change))
+        other = dataclasses.replace(deep, model=dataclasses.replace(deep.model, **change))
         with pytest.raises(ValueError, match=message):
             diffusers.save(other, tmp_path / "x")
     with pytest.raises(ValueError, match=r"value_range=\(0.0, 1.0\)"):
-        diffusers.save(dataclasses.replace(tiny, value_range=(0.0, 1.0)), tmp_path / "x")
+        diffusers.save(dataclasses.replace(deep, value_range=(0.0, 1.0)), tmp_path / "x")
     with pytest.raises(ValueError, match="format='pt': expected one of 'safetensors', 'bin'"):
-        diffusers.save(tiny, tmp_path / "x", format="pt")
+        diffusers.save(deep, tmp_path / "x", format="pt")
     (tmp_path / "file").touch()
     with pytest.raises(FileExistsError, match="holds files already"):
-        diffusers.save(tiny, tmp_path)
+        diffusers.save(deep, tmp_path)
 
 
 @st.composite
@@ -424,11 +424,11 @@ def test_random_configurations_of_diffusers_predict_the_same(tmp_path_factory, o
     [{}, {"attention_levels": (0,), "attention_levels_up": (1,), "time_layout": "cos_sin", "head_channels": 2,
           "downsample": "conv_end", "time_shift": 1, "middle_attention": False, "norm_epsilon": 1e-3}],
 )  # fmt: skip
-def test_saved_ensembles_predict_the_same_in_torch_and_come_back(tiny, tmp_path, format, change):
+def test_saved_ensembles_predict_the_same_in_torch_and_come_back(deep, tmp_path, format, change):
     torch = pytest.importorskip("torch")
     package = pytest.importorskip("diffusers", reason="diffusers is not installed")
     pytest.importorskip("safetensors")
-    params = random_ensemble(model=dataclasses.replace(tiny.model, **change))
+    params = random_ensemble(model=dataclasses.replace(deep.model, **change))
     params = dataclasses.replace(params, data_digest=64 * "a")
     diffusers.save(params, tmp_path / "out", format=format)
     rng = np.random.default_rng(0)
@@ -454,10 +454,10 @@ def test_saved_ensembles_predict_the_same_in_torch_and_come_back(tiny, tmp_path,
 
 
 @pytest.mark.torch
-def test_a_saved_folder_holds_what_was_saved(tiny, tmp_path):
+def test_a_saved_folder_holds_what_was_saved(deep, tmp_path):
     """Its code is used for the members that it describes, in their places, and for no others."""
     pytest.importorskip("safetensors")
-    diffusers.save(tiny, tmp_path)
+    diffusers.save(deep, tmp_path)
     zero, two, away = (tmp_path / name for name in ("Shard0", "Shard2", "away"))
 
     def swap():
@@ -468,7 +468,7 @@ def test_a_saved_folder_holds_what_was_saved(tiny, tmp_path):
     swap()
     with pytest.raises(ensdiff.DamagedError, match="Shard0 holds what was Shard2; Shard2 holds what was Shard0.*code="):
         diffusers.load(tmp_path)
-    assert diffusers.load(tmp_path, tiny.code).code == tiny.code  # a code for the members as they are
+    assert diffusers.load(tmp_path, deep.code).code == deep.code  # a code for the members as they are
     swap()
     weights = two / diffusers.FILES[0]
     whole = weights.read_bytes()
@@ -478,7 +478,7 @@ def test_a_saved_folder_holds_what_was_saved(tiny, tmp_path):
     weights.write_bytes(whole)
     file = tmp_path / "ensdiff.json"
     text = file.read_text()
-    file.write_text(text.replace(f'"units": {tiny.code.units}', f'"units": {tiny.code.units - 1}'))
+    file.write_text(text.replace(f'"units": {deep.code.units}', f'"units": {deep.code.units - 1}'))
     with pytest.raises(ensdiff.DamagedError, match="ensdiff.json is damaged"):
         diffusers.load(tmp_path)
     file.write_text(text)
@@ -511,9 +511,9 @@ def test_two_files_of_one_member_are_refused(tmp_path):
 
 
 @pytest.mark.torch
-def test_members_from_anywhere(tiny, tmp_path):
+def test_members_from_anywhere(deep, tmp_path):
     pytest.importorskip("safetensors")
-    diffusers.save(tiny, tmp_path / "all")
+    diffusers.save(deep, tmp_path / "all")
     homes = {"ada": 2, "bob": 0, "eve": 1}
     for name, k in homes.items():
         shutil.move(tmp_path / "all" / f"Shard{k}", tmp_path / name)
@@ -521,7 +521,7 @@ def test_members_from_anywhere(tiny, tmp_path):
     np.save(tmp_path / "code.npy", code)
     zoo = diffusers.load([tmp_path / name for name in homes], tmp_path / "code.npy")
     for place, k in enumerate(homes.values()):
-        jax.tree.map(lambda a, b, p=place, k=k: np.testing.assert_array_equal(a[p], b[k]), zoo.params, tiny.params)
+        jax.tree.map(lambda a, b, p=place, k=k: np.testing.assert_array_equal(a[p], b[k]), zoo.params, deep.params)
     np.testing.assert_array_equal(zoo.code.matrix(), code)
     samples = ensdiff.sample(zoo, 0, 2, steps=2)
     only_eve = ensdiff.sample(zoo, 0, 2, steps=2, weights=[0, 0, 1])

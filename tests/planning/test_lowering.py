@@ -11,13 +11,13 @@ from jax.sharding import PartitionSpec as P
 import ensdiff
 from ensdiff.planning.lowering import Collective, Program, read_compiled, read_lowered
 from experiments import abstract
-from tests.helpers import SHORT, TINY
+from tests.helpers import DEEP, SHORT
 
 CONFIG = ensdiff.TrainConfig(batch_size=4)
 
 
 def train_step(members, mesh, **changes):
-    case = abstract.Case(dataclasses.replace(TINY, **changes), (8, 8, 1), members, 6, SHORT, CONFIG, mesh)
+    case = abstract.Case(dataclasses.replace(DEEP, **changes), (8, 8, 1), members, 6, SHORT, CONFIG, mesh)
     return abstract.lower(abstract.train_step(case), "cpu")
 
 
@@ -42,7 +42,7 @@ def test_a_plain_vmap_is_found_out():
 def test_a_data_axis_is_found_out():
     mesh = ensdiff.make_mesh(2, 4)
     assert dict(mesh.shape) == {"member": 2, "data": 2}
-    params = ensdiff.ensemble.members.abstract_params(TINY, (8, 8, 1), 2)
+    params = ensdiff.ensemble.members.abstract_params(DEEP, (8, 8, 1), 2)
     size = sum(leaf.size * 4 for leaf in jax.tree.leaves(params)) // 2
     lowered = train_step(2, mesh)
     (reduced,) = read_lowered(lowered).collectives
