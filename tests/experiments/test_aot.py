@@ -10,7 +10,7 @@ from experiments.abstract import STEPS, abstract_mesh
 
 TINY = [
     "--config=experiments/configs/digits.py", "--image=8,8,1", "--units=1400", "--config.model.channels=8",
-    "--config.model.multipliers=(1,2)", "--config.model.norm_groups=4", "--config.train.batch_size=4",
+    "--config.model.multipliers=(1,)", "--config.model.norm_groups=4", "--config.train.batch_size=4",
     "--config.code.members=16",
 ]  # fmt: skip
 

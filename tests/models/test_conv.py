@@ -55,7 +55,7 @@ def test_stacked_equals_loop(shape, strategy, stacked):
     def f(x, kernel):
         return conv2d(x, kernel, stride=stride, padding=padding, strategy=strategy)
 
-    got = jax.vmap(f, in_axes=axes)(x, kernel)
+    got = jax.jit(jax.vmap(f, in_axes=axes))(x, kernel)
     for k in range(K):
         one_x, one_kernel = (a[k] if axis == 0 else a for a, axis in zip((x, kernel), axes, strict=True))
         np.testing.assert_allclose(got[k], conv_loop(one_x, one_kernel, stride, padding), rtol=2e-4, atol=2e-4)
@@ -84,15 +84,16 @@ def test_both_modes_of_differentiation(strategy, stride, rng):
         ]
         return jnp.tanh(jnp.stack(plain))
 
-    grads = jax.grad(lambda *a: jnp.sum(stacked(*a) ** 2), argnums=(0, 1))(x, kernel)
-    expected = jax.grad(lambda *a: jnp.sum(loop(*a) ** 2), argnums=(0, 1))(x, kernel)
-    for got, want in zip(grads, expected, strict=True):
-        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
-
     tangents = jnp.asarray(rng.normal(size=(5, *x.shape)), jnp.float32)
-    push = jax.vmap(lambda d: jax.jvp(lambda x: stacked(x, kernel), (x,), (d,))[1])
-    pull = jax.vmap(lambda d: jax.jvp(lambda x: loop(x, kernel), (x,), (d,))[1])
-    np.testing.assert_allclose(push(tangents), pull(tangents), rtol=1e-4, atol=1e-4)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def both(f, x, kernel, tangents):
+        push = jax.vmap(lambda d: jax.jvp(lambda x: f(x, kernel), (x,), (d,))[1])
+        return *jax.grad(lambda *a: jnp.sum(f(*a) ** 2), argnums=(0, 1))(x, kernel), push(tangents)
+
+    found, expected = (both(f, x, kernel, tangents) for f in (stacked, loop))
+    for got, want in zip(found, expected, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
 
 
 @settings(max_examples=12)  # each compiles a program

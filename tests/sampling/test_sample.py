@@ -42,16 +42,17 @@ def noise():
     return np.random.default_rng(0).normal(size=(STEPS + 1, 3, 8, 8, 1)).astype(np.float32)
 
 
-@pytest.mark.parametrize("config", [
-    SamplerConfig("ddpm", STEPS),
-    SamplerConfig("ddpm", STEPS, clip=False, variance="alpha_beta"),
-    SamplerConfig("ddim", STEPS, eta=0.7, spacing="trailing"),
+@pytest.mark.parametrize(("ensemble", "config"), [
+    ("deep", SamplerConfig("ddpm", STEPS)),
+    ("tiny", SamplerConfig("ddpm", STEPS, clip=False, variance="alpha_beta")),
+    ("tiny", SamplerConfig("ddim", STEPS, eta=0.7, spacing="trailing")),
 ], ids=["ddpm", "unclipped", "ddim"])  # fmt: skip
-def test_against_a_float64_loop(tiny, noise, config):
+def test_against_a_float64_loop(request, noise, ensemble, config):
+    params = request.getfixturevalue(ensemble)
     weights = np.concatenate([CODE.factual(), CODE.ablate([0, 1, {2}])])
     rows, index = np.repeat(weights, 3, axis=0), np.tile(np.arange(3), 4)
-    got = denoise(tiny, config, Noise(jnp.asarray(index), array=jnp.asarray(noise)), rows)
-    np.testing.assert_allclose(got, twin(tiny, config, noise, rows, index), rtol=2e-3, atol=2e-3)
+    got = denoise(params, config, Noise(jnp.asarray(index), array=jnp.asarray(noise)), rows)
+    np.testing.assert_allclose(got, twin(params, config, noise, rows, index), rtol=2e-3, atol=2e-3)
 
 
 def test_sample_and_counterfactuals_are_those_states(tiny, noise):
