@@ -112,7 +112,7 @@ def main() -> None:
     if names is not None and writes:
         write_sealed(out / f"{stem}_names.json", {"names": names})
     if data is None or GROUPS.value:
-        print("no report: it shows units of the training data; give --data=... and no --groups for one")
+        print("no report: a report shows items of the training data; pass --data=... and leave out --groups to get one")
         return
     pictures = samples if IMAGES.value else np.asarray(samples.images)
     figure = out / f"{stem}.png"
@@ -130,20 +130,24 @@ def main() -> None:
 
 
 def given(name: str) -> bool:
-    """Whether a flag was given, and did not only keep its default."""
+    """Return whether a flag was given on the command line, even with its default value."""
     return flags.FLAGS[name].present > 0
 
 
 def check_flags(method: str) -> None:
-    """Refuse flags that were given and that what is asked for would not look at."""
+    """Check that every given flag has an effect on what is requested.
+
+    Raises:
+        ValueError: a given flag would be ignored, or two flags exclude each other.
+    """
     actions = [name for name in ("compare", "contrast", "values") if flags.FLAGS[name].value]
     if len(actions) > 1:
-        raise ValueError(f"--{actions[0]} and --{actions[1]} are two requests: give one of them")
+        raise ValueError(f"--{actions[0]} and --{actions[1]} exclude each other: leave one of them out")
     action = actions[0] if actions else "ranking"
     if IMAGES.value and given("method") and METHOD.value != "loss":
         raise ValueError(
-            f"--method={METHOD.value}: pictures that were not generated here have no known noise, so --images are "
-            "scored by loss; leave --method out"
+            f"--method={METHOD.value}: the noise of --images is not known, so they are scored by loss; leave --method "
+            "out"
         )
     ranking, screens = action == "ranking", action == "ranking" and method == "screen"
     of_gram = action == "values" and method in ("differential", "loss")
@@ -154,7 +158,7 @@ def check_flags(method: str) -> None:
             "samples, and not for --images or --contrast",
         ),
         ("images units groups", ranking or action == "values", "rankings and --values"),
-        ("method", ranking or of_gram, "rankings; --values are of the Gram matrix (differential) or of the loss"),
+        ("method", ranking or of_gram, "rankings; --values use the Gram matrix (differential) or the loss"),
         ("top", ranking or action == "contrast", "rankings and --contrast"),
         ("verify", screens or action == "compare", "--method=screen and --compare"),
         ("audit", screens, "--method=screen"),
@@ -167,7 +171,7 @@ def check_flags(method: str) -> None:
         ("removed", VALUES.value == "banzhaf", "--values=banzhaf"),
         ("skip_empty", action == "values", "--values"),
         ("data", ranking or action == "contrast", "rankings and --contrast"),
-        ("out", action != "compare", "what writes files, and --compare only prints"),
+        ("out", action != "compare", "requests that write files; --compare only prints"),
     ):
         for name in names.split():
             if given(name) and not used:
@@ -175,7 +179,7 @@ def check_flags(method: str) -> None:
 
 
 def compare(params: Any) -> None:
-    """Every method on the same samples, over all units."""
+    """Compare all methods on the same samples, over all units, and print a table."""
     from experiments.comparison import compare_methods, methods_table
     from experiments.tables import markdown
 
@@ -188,12 +192,12 @@ def compare(params: Any) -> None:
 
 
 def contrast(params: Any, data: Any, out: pathlib.Path) -> None:
-    """Memorization (Feldman-Zhang) and membership (likelihood ratio) of every unit."""
+    """Measure memorization (Feldman-Zhang) and membership (likelihood ratio) of every unit, and write the result."""
     import ensdiff
     from ensdiff.attribution.contrast import contrast_table
 
     if data is None:
-        raise ValueError("--contrast needs the training data, which the run does not name: give --data=...")
+        raise ValueError("--contrast needs the training data, but the run does not name them: pass --data=...")
     result = ensdiff.contrast(params, data, flags.FLAGS.seed, loss_config(), progress=True)
     print(contrast_table(result, data.unit_names, TOP.value))
     path = out / f"contrast_seed{flags.FLAGS.seed}.npz"
@@ -202,12 +206,12 @@ def contrast(params: Any, data: Any, out: pathlib.Path) -> None:
 
 
 def values(params: Any, samples: Any, method: str, code: Any, kind: Any, out: pathlib.Path) -> None:
-    """Shapley or Banzhaf values of groups of units."""
+    """Compute, print and write Shapley or Banzhaf values of units or of groups of units."""
     import ensdiff
     from ensdiff.files.checksums import write_sealed
 
     if not UNITS.value and not GROUPS.value:
-        raise ValueError("--values needs players: give --units=1+2,3+4,... or --groups")
+        raise ValueError("--values needs players: pass --units=1+2,3+4,... or --groups")
     seed, weights = flags.FLAGS.seed, None
     estimate: Any
     if method == "loss":
@@ -222,7 +226,7 @@ def values(params: Any, samples: Any, method: str, code: Any, kind: Any, out: pa
         on_empty="skip" if SKIP.value else "baseline",
     )  # fmt: skip
     labels = UNITS.value.split(",") if UNITS.value else [f"group {g}" for g in range(code.units)]
-    print(f"{result.kind} values ({'all' if result.exact else 'sampled'} coalitions), positive = depends on the group")
+    print(f"{result.kind} values ({'all' if result.exact else 'sampled'} coalitions), positive: dependence on it")
     for b, (row, errors) in enumerate(zip(result.value_BG, result.standard_error_BG, strict=True)):
         cells = [f"{labels[g]}: {row[g]:.4g} +- {errors[g]:.2g}" for g in np.argsort(-row)]
         print(f"  sample {b}: " + ", ".join(cells))
@@ -233,20 +237,26 @@ def values(params: Any, samples: Any, method: str, code: Any, kind: Any, out: pa
 
 
 def outside_images(params: Any, folder: str) -> tuple[np.ndarray, list[str]]:
-    """The pictures of --images at the ensemble's size, and their names."""
+    """Return the pictures of --images, resized to the ensemble's image size, and their names.
+
+    Raises:
+        ValueError: the ensemble's images are not square.
+    """
     from ensdiff.data.pictures import read_pictures
     from ensdiff.files.reading import printable
 
     H, W, C = params.image_shape
     if H != W:
-        raise ValueError(f"--images crops to squares, but the ensemble makes {H}x{W} images: use the library")
+        raise ValueError(
+            f"--images crops to squares, but the ensemble makes {H}x{W} images: pass arrays to ensdiff.attribute"
+        )
     images, names = read_pictures(pathlib.Path(folder), size=H, mode="L" if C == 1 else "RGB")
     print(f"{len(names)} pictures: " + ", ".join(f"{b} = {printable(name)}" for b, name in enumerate(names[:20])))
     return images, names
 
 
 def loss_config() -> Any:
-    """The flags of 'loss'."""
+    """Return the settings that the flags of 'loss' describe."""
     import ensdiff
 
     values = {
@@ -262,7 +272,11 @@ def loss_config() -> Any:
 
 
 def null_count() -> Any:
-    """--null: a number, or all."""
+    """Return the value of --null, a number or "all".
+
+    Raises:
+        ValueError: it is something else.
+    """
     if NULL.value != "all" and not (NULL.value.isascii() and NULL.value.isdigit()):
         raise ValueError(f"--null={NULL.value}: expected a number of null ablations, or all")
     return NULL.value if NULL.value == "all" else int(NULL.value)

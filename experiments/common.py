@@ -1,4 +1,4 @@
-"""What the programs share: start-up of JAX, and errors as one line."""
+"""The start-up of JAX and the one-line errors that all programs share."""
 
 import ast
 import os
@@ -24,14 +24,14 @@ flags.DEFINE_string(
 
 
 def start_jax(preemptible: bool = False) -> None:
-    """Use every CPU core as a device (unless told otherwise by JAX_NUM_CPU_DEVICES) and cache compilations.
+    """Use every CPU core as a device (unless JAX_NUM_CPU_DEVICES is set), and cache compilations.
 
-    Of several processes each takes its share of the cores, and meets the others. Must run before any other JAX
-    operation.
+    If the program is one of several processes, it uses its share of the cores and connects to the others. This function
+    must run before any other JAX operation.
     """
     import jax
 
-    logging.set_verbosity(logging.WARNING)  # Orbax tells much
+    logging.set_verbosity(logging.WARNING)  # Orbax logs a lot
     if "JAX_NUM_CPU_DEVICES" not in os.environ and "xla_force_host" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", processes.cpu_devices())
     cache = flags.FLAGS.cache or os.environ.get("JAX_COMPILATION_CACHE_DIR")
@@ -54,18 +54,18 @@ def run(
     optional: str | None = None,
     preemptible: bool = False,
 ) -> None:
-    """Run a program: parse flags, start JAX, and turn errors of the user's making into one line and exit code 1.
+    """Run a program: parse flags, start JAX, and turn user errors into one line and exit code 1.
 
-    Exit codes: 0 done, 1 an error that the message explains, 2 bad command line, 75 stopped as a signal asked, with a
-    checkpoint, 130 interrupted.
+    Exit codes: 0 success, 1 an error that the message explains, 2 a bad command line, 75 a checkpoint was written after
+    a signal, 130 interrupted.
 
     Args:
-        main: the program; called with the command where there are ``commands``.
-        description: what --help says.
-        commands: words of which the command line must hold one.
-        optional: what one argument that is no flag means; without it there may be none.
-        preemptible: whether one of several processes may pass a SIGTERM on to all, which then save at the same step
-            (`ensdiff.training.preemption.on_signals`); else the signal ends it.
+        main: the program, called with the command if there are ``commands``.
+        description: the description in --help.
+        commands: the commands, of which the command line must contain one.
+        optional: meaning of one optional argument without a flag; if None, no such argument is allowed.
+        preemptible: with several processes, whether a SIGTERM to one makes all save at the same step
+            (`ensdiff.training.preemption.on_signals`); otherwise the signal ends the process.
     """
     sys.modules["__main__"].__doc__ = description
     warnings.formatwarning = _one_line
@@ -79,7 +79,7 @@ def run(
             rest = flags.FLAGS(argv)
         except flags.Error as error:
             _fail(2, str(error), "--help lists the options")
-        except Exception as error:  # a config is a program, and may raise anything
+        except Exception as error:  # a config is a Python program, which may raise anything
             if "--debug" in argv:
                 traceback.print_exc()
             _fail(2, _config_error(error), "fields of a config are set with --config.section.field=value")
@@ -116,7 +116,7 @@ def run(
 
 
 def _end_if_asked(error: RuntimeError) -> None:
-    """Where the program stopped because a signal asked it to: say so, and end with the code for that."""
+    """If a signal stopped training, print this and exit with the exit code for it."""
     from ensdiff.training.preemption import EXIT_CODE, Preempted
 
     if isinstance(error, Preempted):
@@ -126,7 +126,7 @@ def _end_if_asked(error: RuntimeError) -> None:
 
 
 def _one_line(message: Warning | str, *_: Any, **__: Any) -> str:
-    """A warning as programs print it: what it says, without the line of code that gave it."""
+    """Return a warning as one line of text, without the line of code that issued it."""
     from ensdiff.files.reading import printable  # as in `_fail`
 
     return f"warning: {printable(' '.join(str(message).split()))}\n"
@@ -142,9 +142,9 @@ def _fail(code: int, message: str, hint: str) -> None:
 
 
 def _config_error(error: Exception) -> str:
-    """ml_collections' error without its wrapping: the first line that says something."""
+    """Return the message of an error by ml_collections, without the errors that it is wrapped in."""
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
-    while text[:1] in ("'", '"') and text[-1:] == text[:1]:  # quoted once for each error that it went through
+    while text[:1] in ("'", '"') and text[-1:] == text[:1]:  # quoted once per wrapping error
         try:
             text = str(ast.literal_eval(text))
         except (SyntaxError, ValueError):

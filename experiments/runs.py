@@ -1,4 +1,4 @@
-"""What the programs that read a run share: which run, its data, its samples, and where they write."""
+"""Functions shared by all programs that read a run: to find the run, its data, its samples and the output folder."""
 
 import pathlib
 import shlex
@@ -13,7 +13,7 @@ _RUN = flags.DEFINE_string("run", None, "The run directory, as experiments.train
 
 
 def define_sampling_flags(n: int) -> None:
-    """Flags of the programs that sample from a run."""
+    """Define the flags of programs that sample from a run."""
     flags.DEFINE_integer("step", None, "Step of the checkpoint to use; by default the newest.")
     flags.DEFINE_integer("n", n, "Samples to generate.")
     flags.DEFINE_integer("seed", 0, "Seed of the samples' noise.")
@@ -35,21 +35,29 @@ def define_sampling_flags(n: int) -> None:
 
 
 def set_run(folder: str) -> None:
-    """Take a run given as an argument for --run."""
+    """Set --run to a run given as an argument.
+
+    Raises:
+        ValueError: --run names another run.
+    """
     if _RUN.value and _RUN.value != folder:
         raise ValueError(f"two runs given, {folder} and --run={_RUN.value}: expected one")
     flags.FLAGS["run"].value = folder
 
 
 def run_folder() -> pathlib.Path:
-    """--run."""
+    """Return the folder of --run.
+
+    Raises:
+        ValueError: no run is given.
+    """
     if not _RUN.value:
         raise ValueError("no run given; try --run=runs/quickstart")
     return pathlib.Path(_RUN.value)
 
 
 def load_run() -> Any:
-    """The ensemble of --run."""
+    """Load the ensemble of --run, and print it."""
     import ensdiff
 
     params = ensdiff.load(run_folder(), flags.FLAGS.step)
@@ -58,7 +66,11 @@ def load_run() -> Any:
 
 
 def draw_samples(params: Any) -> Any:
-    """Samples as the sampling flags say."""
+    """Draw the samples that the sampling flags describe.
+
+    Raises:
+        ValueError: a flag contradicts the settings that --sampler fixes.
+    """
     import ensdiff
     from ensdiff.interop import SAMPLERS
 
@@ -73,7 +85,7 @@ def draw_samples(params: Any) -> Any:
 
 
 def sampling_command() -> str:
-    """The command that draws the samples of `draw_samples` again."""
+    """Return the command that draws the same samples as `draw_samples`."""
     from ensdiff.interop import SAMPLERS
 
     f = flags.FLAGS
@@ -89,7 +101,7 @@ def sampling_command() -> str:
 
 
 def define_data_flag() -> None:
-    """The flag that `training_data` reads."""
+    """Define the flag that `training_data` reads."""
     flags.DEFINE_string(
         "data",
         None,
@@ -99,11 +111,13 @@ def define_data_flag() -> None:
 
 
 def training_data() -> Any:
-    """The training data of --run, found by their content among --data or what its config says; None where neither says.
+    """Return the training data of --run, found by their content in --data or in the data that its config names.
+
+    Returns None if neither --data nor a config names the data.
 
     Raises:
-        ValueError: these are not the data of the run; says which items differ.
-        FileNotFoundError: the data are not where the config says; says where they were looked for.
+        ValueError: the data are not those of the run; the message lists the items that differ.
+        FileNotFoundError: the data are not where the config places them; the message lists the places searched.
     """
     import ensdiff
 
@@ -111,10 +125,10 @@ def training_data() -> Any:
 
 
 def all_data(absent: Collection[int] = ()) -> Any:
-    """All data of --data, or of the config of --run with all that it holds out; None where neither says.
+    """Return all data of --data or of the config of --run, including held-out items, or None if neither names data.
 
-    Of the places where the config's data may be, it is the first that holds the items of the run (but for those of the
-    units in ``absent``); where none does, the first that can be read.
+    If the config's data may be in several places, the first place that holds the items of the run (except those of the
+    units in ``absent``) is used, or else the first that can be read.
     """
     from ensdiff.runs.identity import find_training_data
 
@@ -126,14 +140,19 @@ def all_data(absent: Collection[int] = ()) -> Any:
         try:
             return _accepted(with_items)
         except ValueError:
-            pass  # what differs is for the caller to say
+            pass  # the caller reports the differences
     return _accepted(lambda found, _: found)
 
 
 def _accepted(accept: Callable[[Any, int], Any]) -> Any:
-    """What ``accept`` makes of --data, or of the first place of the config's data where it raises no ValueError.
+    """Return ``accept(data, held_out)`` for --data, or for the first place of the config's data that it accepts.
 
-    It is called with all items, and how many of them the config holds out.
+    ``accept`` is called with all items and the number that the config holds out. A place is skipped if its data are
+    missing or ``accept`` raises a ValueError.
+
+    Raises:
+        ValueError: no place has the right data.
+        FileNotFoundError: no place has data.
     """
     from ensdiff.data.manifest import NAME
 
@@ -144,7 +163,7 @@ def _accepted(accept: Callable[[Any, int], Any]) -> Any:
         return accept(_data_flag(), held_out)
     if config is None:
         return None
-    whole = {"held_out": 0} if (run / NAME).exists() else {}  # without hashes of the items, by number and order
+    whole = {"held_out": 0} if (run / NAME).exists() else {}  # without hashes, number and order of the items decide
     missing, wrong = [], []
     for section in building.data_sections(run, config):
         try:
@@ -156,16 +175,16 @@ def _accepted(accept: Callable[[Any, int], Any]) -> Any:
     if wrong:
         raise wrong[0]
     raise FileNotFoundError(
-        f"the training data of {run} are not found: {'; '.join(map(str, missing))}. Call the program where training "
-        "was started, or give --data=..."
+        f"the training data of {run} were not found: {'; '.join(map(str, missing))}. Run the program in the directory "
+        "where training was started, or pass --data=..."
     ) from missing[0]
 
 
 def announce_units(units: Sequence[int]) -> None:
-    """Say which pictures are about to be forgotten, by the names of the code's units or else of the training data.
+    """Print which pictures are about to be forgotten, by the unit names of the code or else of the training data.
 
     Raises:
-        ValueError: there are no such units, or no member survives their removal.
+        ValueError: a unit does not exist, or no member survives the removal.
     """
     from ensdiff.files.reading import printable
     from ensdiff.runs.checkpoints import run_description
@@ -173,13 +192,13 @@ def announce_units(units: Sequence[int]) -> None:
 
     description = run_description(run_folder())
     code = from_description(description, None).code
-    code.ablate([list(units)])  # all data are read for names only where the units can be removed
+    code.ablate([list(units)])  # before all data are read for the names
     try:
         names, manifest = code.names, read_manifest(run_folder(), description)
         if names is None or manifest is None:
             data = training_data()
             if data is None:
-                print(f"{run_folder()} does not name its training data: --data=... would say which pictures units are")
+                print(f"{run_folder()} does not name its training data: pass --data=... to see the units' pictures")
                 return
             names, manifest = data.unit_names, data.manifest()
     except (ValueError, OSError, ImportError) as error:
@@ -201,7 +220,7 @@ def _data_flag() -> Any:
 
 
 def output_folder(name: str) -> pathlib.Path:
-    """--out, or a folder in the run directory; made by process 0, which alone writes into it.
+    """Return --out, or a folder in the run directory. Process 0, the only one that writes, creates the folder.
 
     Raises:
         ValueError: the run was made by forgetting units, and no --out is given.
@@ -211,7 +230,7 @@ def output_folder(name: str) -> pathlib.Path:
 
     if not flags.FLAGS.out and "origin" in run_description(run_folder()):
         raise ValueError(
-            f"{run_folder()} was made by forgetting units, and its certificate allows no other files in it: give "
+            f"{run_folder()} was made by forgetting units, and its certificate allows no other files in it: pass "
             "--out=FOLDER"
         )
     out = pathlib.Path(flags.FLAGS.out) if flags.FLAGS.out else run_folder() / name
@@ -221,43 +240,50 @@ def output_folder(name: str) -> pathlib.Path:
 
 
 def is_writer() -> bool:
-    """Whether this process writes the files: of several, process 0."""
+    """Return whether this process writes the files; among several processes, only process 0 does."""
     from ensdiff import hosts
 
     return hosts.is_writer()
 
 
 def unit_ids(text: str) -> list[int]:
-    """Unit ids joined by commas."""
+    """Parse unit ids separated by commas.
+
+    Raises:
+        ValueError: an id is not a whole number.
+    """
     from ensdiff.files.reading import whole_number
 
     ids = [whole_number(part.strip(" ")) for part in text.split(",")]
     if None in ids:
-        raise ValueError(f"units {text!r}: expected ids joined by commas, such as 3 or 5,8")
+        raise ValueError(f"units {text!r}: expected ids separated by commas, such as 3 or 5,8")
     return [unit for unit in ids if unit is not None]
 
 
 def unit_sets(text: str) -> list[Any]:
-    """Units joined by commas; ids joined by + are one set. A list of ids where no entry is a set."""
+    """Parse entries separated by commas, in which ids joined by + are one set.
+
+    Returns a list of ids if no entry is a set, else a list of lists.
+    """
     entries = [unit_ids(part.replace("+", ",")) for part in text.split(",")]
     return [entry[0] for entry in entries] if all(len(entry) == 1 for entry in entries) else entries
 
 
 def describe_certificate(certificate: Any) -> None:
-    """What a deletion certificate says, and what to keep."""
+    """Print the claim of a deletion certificate, its warnings, and the digest to keep."""
     from ensdiff.files.reading import printable
 
     print(printable(certificate.values["claim"]))
     for copy in certificate.values["copies"]:
         print(
-            f"warning: item {copy['item']} of unit {copy['unit']}, which survivors saw, is byte for byte an item of "
-            f"unit {copy['of_unit']}; forget both to be rid of its content"
+            f"warning: item {copy['item']} of unit {copy['unit']}, which survivors saw, is a byte-for-byte copy of an "
+            f"item of unit {copy['of_unit']}; forget both units to remove its content"
         )
     print(f"digest (keep it elsewhere): {printable(certificate.digest)}")
 
 
 def facts(params: Any, data: Any) -> list[tuple[str, str]]:
-    """What a report says about an ensemble."""
+    """Return the facts about an ensemble for a report, as (name, value) pairs."""
     shares, weight = params.code.shares(), params.code.weight
     if weight is None:
         weights = sorted({int(n) for _, words in params.code.chunks() for n in words.sum(1)})

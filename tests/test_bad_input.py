@@ -392,7 +392,7 @@ PROGRAMS = [
     ("attribute", ["--run={root}/run", "--values=shapley", "--removed=0.9"], 1, ["--removed=0.9", "=banzhaf"]),
     ("attribute", ["--run={root}/run", "--compare", "--images=x"], 1, ["--images=x is for rankings and --values"]),
     ("attribute", ["--run={root}/run", "--images=x", "--sampler=ddpm"], 1, ["--sampler=ddpm is for samples"]),
-    ("attribute", ["--run={root}/run", "--contrast", "--compare"], 1, ["are two requests"]),
+    ("attribute", ["--run={root}/run", "--contrast", "--compare"], 1, ["exclude each other"]),
     ("score", ["--units=100", "--members=4"], 1, ["smallest number of members"]),
     ("score", ["--units=0"], 1, ["units=0"]),
     ("score", ["--units=1000", "--chunk=0"], 1, ["chunk=0"]),

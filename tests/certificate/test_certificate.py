@@ -638,7 +638,7 @@ def test_units_on_a_command_line_are_plain_digits():
 
     assert runs.unit_ids("3, 17,0") == [3, 17, 0]
     for text in ("²", "３", "+3", "1_0", "-1", "03", "3,", ""):
-        with pytest.raises(ValueError, match="expected ids joined by commas"):
+        with pytest.raises(ValueError, match="expected ids separated by commas"):
             runs.unit_ids(text)
 
 

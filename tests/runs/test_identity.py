@@ -287,7 +287,7 @@ def test_programs_find_data_that_moved_with_the_run(place, given, monkeypatch):
     (place / "images").rename(place / "pictures")
     with pytest.raises(FileNotFoundError) as caught:
         runs.training_data()
-    for part in ("images does not exist", str(place / "gone" / "images"), str(place / "images"), "give --data="):
+    for part in ("images does not exist", str(place / "gone" / "images"), str(place / "images"), "pass --data="):
         assert part in str(caught.value)
     given(run=str(place / "runs" / "mine"), data=f"folder,path={place / 'pictures'},mode=L")
     assert runs.training_data().unit_names[11] == "a.png"
@@ -357,7 +357,7 @@ def test_a_run_made_by_forgetting_takes_no_other_files(place, given):
     (run / "attribution").rmdir()
     description = ensdiff.files.checksums.read_sealed(run / "run.json")
     write_sealed(run / "run.json", {**description, "origin": {"members": [0], "forgotten": [3]}})
-    with pytest.raises(ValueError, match=r"mine was made by forgetting units, .* give --out=FOLDER"):
+    with pytest.raises(ValueError, match=r"mine was made by forgetting units, .* pass --out=FOLDER"):
         runs.output_folder("attribution")
     assert not (run / "attribution").exists()
     flags_of["out"].value = str(place / "out")
