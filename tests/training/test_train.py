@@ -364,7 +364,7 @@ def test_save_and_load_without_training(tmp_path, tiny):
     (dict(steps=0), "steps=0"),
     (dict(learning_rate=0.0), "positive"),
     (dict(ema=1.0), "decay in"),
-    (dict(decay="linear"), "'constant' or 'cosine'"),
+    (dict(decay="linear"), "one of 'constant', 'cosine'"),
     (dict(clip=-1.0), "clip=-1.0"),
 ])  # fmt: skip
 def test_bad_settings(options, message):
