@@ -19,7 +19,8 @@ from ensdiff import data
 from ensdiff.attribution.contrast import contrast_losses
 from ensdiff.interop import ctf, diffusers, genens
 from ensdiff.interop.matrices import read_code
-from tests.helpers import CODE, SHORT, TINY, blobs, random_ensemble
+from tests import faults
+from tests.helpers import CODE, TINY, blobs, random_ensemble
 
 pytestmark = pytest.mark.bad_input
 
@@ -50,10 +51,7 @@ def here(tmp_path_factory):
     samples = ensdiff.sample(params, 0, 2, steps=2)
     ensdiff.save(params, root / "run")
     one = ensdiff.data.arrays(blobs())
-    model = ensdiff.UNetConfig(channels=4, norm_groups=2, multipliers=(1,), middle_attention=False)
-    ensdiff.train(
-        one, CODE, model, schedule=SHORT, steps=2, batch_size=2, run_dir=root / "trained", progress=False
-    )  # fmt: skip
+    faults.train(root / "trained")
     (root / "foreign" / "checkpoints" / "3").mkdir(parents=True)
     ensdiff.certify(root / "trained", [3]).save(root / "trained" / "certificate.json")
 
