@@ -88,7 +88,7 @@ def run_data(config: ConfigDict) -> Any:
         return load_data(values)  # resuming reports the damage, and continues if it can
     wrong = list(found.differences)
     if found.others < held_out:
-        wrong.append(f"{found.others} of the items were not used to train it, where config.data.held_out={held_out}")
+        wrong.append(f"{found.others} of the items were not used to train it, but config.data.held_out={held_out}")
     if wrong:
         raise ValueError(
             f"{run} cannot be resumed with other data: {'; '.join(wrong)}. Use the same data, or another run_dir"

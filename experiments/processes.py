@@ -23,10 +23,10 @@ flags.DEFINE_integer("process_id", None, "Number of this process, counted from 0
 flags.DEFINE_integer("start_timeout", 300, "Seconds to wait until all processes have started.", lower_bound=1)
 
 HEARTBEAT = 60
-"""Seconds without a sign of life after which the other processes assume that a process has died, and end."""
+"""Seconds without a heartbeat after which the other processes assume that a process has died, and end."""
 GRACE = 3
-"""Seconds that process 0 waits after an error before it ends, because the others end with it and may need this time to
-report the same error."""
+"""Seconds that process 0 waits after an error before it ends. Its end terminates the other processes, which may need
+this time to report the same error."""
 
 
 def wanted() -> bool:

@@ -29,7 +29,7 @@ from ensdiff.codes.words import CodeWords
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Code(CodeWords):
-    """The code of N units over K members. Build one with `balanced`, `hierarchical` or `from_matrix`. Hashable.
+    """The code of N units over K members, hashable. Build one with `balanced`, `hierarchical` or `from_matrix`.
 
     Args:
         members: K.

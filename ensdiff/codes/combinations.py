@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 EXACT = 2**62
-"""From this number of words on, the numbers of words need Python's integers."""
+"""If there are this many words or more, their lexicographic numbers need Python's integers."""
 
 
 def unrank(numbers: np.ndarray, members: int, weight: int) -> UInt8[np.ndarray, "M K"]:

@@ -14,7 +14,7 @@ import numpy as np
 ROUNDS = 8
 GOLDEN = 0x9E3779B97F4A7C15
 _LIMIT = 2**62
-"""From this size on, indices need Python's integers."""
+"""For this size or more, indices need Python's integers."""
 
 
 def mix(x: Any) -> Any:

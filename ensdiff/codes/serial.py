@@ -10,7 +10,7 @@ import numpy as np
 from ensdiff.codes.hierarchy import Groups
 
 MAX_MEMBERS = 2**16
-"""Largest number of members of a code. For much longer words, computing the number of words would take too long."""
+"""Largest number of members of a code. With many more, counting the possible words would take too long."""
 
 
 def to_dict(code: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Retrieval metrics: how highly the unit or group that should be found is ranked. Ties are broken at random.
+"""Retrieval metrics: the rank of the unit or group that should be found, in expectation over random orders of ties.
 
 If g candidates score strictly above a candidate and e have the same score (itself included), its rank is uniform over
 ``g + 1 .. g + e``. Recall, reciprocal rank and discounted gain are expected values over these ranks, so constant scores

@@ -174,7 +174,7 @@ def _on_cpu(a: Array, b: Array, out: Out, size: tuple[int, int], stride: int, pa
     if out == "x":
         h, w = b.shape[:2]
         return _plain(a, jnp.flip(b, (0, 1)).swapaxes(2, 3), 1, (h - 1 - padding, w - 1 - padding))
-    if b.shape[1] > a.shape[1] or b.shape[2] > a.shape[2]:  # XLA would swap a kernel with a smaller input
+    if b.shape[1] > a.shape[1] or b.shape[2] > a.shape[2]:  # else XLA swaps input and kernel
         a, padding = jnp.pad(a, ((0, 0), (padding, padding), (padding, padding), (0, 0))), 0
 
     # sum_bij x[b, i + p, j + q, c] y[b, i, j, d]: channels are the batch, images are channels, y is the kernel

@@ -215,7 +215,7 @@ def layers(effort: Effort) -> Table:
         x, kernel = jnp.ones((images, side, side, C)), jnp.ones((3, 3, C, D)) / C
         calls = {}
         for strategy in ("map", "winograd"):
-            # time the filtering itself: this table decides the thresholds of "winograd"
+            # time the filtering itself, without the thresholds of "winograd", which are chosen from this table
             layer = winograd.output if strategy == "winograd" else functools.partial(conv2d, strategy="map")
 
             def repeat(x, kernel, layer=layer):

@@ -10,7 +10,7 @@ from ensdiff import Schedule, TrainConfig, UNetConfig
 
 
 def base_config(run_dir: str, data: dict[str, Any], code: dict[str, Any]) -> ConfigDict:
-    """A config with the library's defaults; ``data`` are a reader's name and options."""
+    """Return a config with the library's defaults; ``data`` holds the name and options of a reader."""
     model = dataclasses.asdict(UNetConfig())
     model.pop("image_channels")  # from the data
     model["attention_levels_up"] = placeholder(tuple)

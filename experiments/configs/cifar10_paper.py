@@ -17,7 +17,7 @@ from experiments.configs.base import base_config
 
 
 def get_config() -> ConfigDict:
-    """The config; every field can be set with --config.section.field=value."""
+    """Return the config. Every field can be set with --config.section.field=value."""
     data = {"name": "npz", "path": "cifar10.npz", "groups": placeholder(str)}
     config = base_config("runs/cifar10_paper", data, {"members": 20})
     config.aot = {"image_shape": (32, 32, 3), "units": 50_000}  # what experiments.aot cannot read from data

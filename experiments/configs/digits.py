@@ -13,7 +13,7 @@ from experiments.configs.base import base_config
 
 
 def get_config() -> ConfigDict:
-    """The config; every field can be set with --config.section.field=value."""
+    """Return the config. Every field can be set with --config.section.field=value."""
     data = {"name": "digits", "groups": placeholder(str), "held_out": 397}
     config = base_config("runs/digits", data, {"members": 16})
     config.model.update(channels=16, multipliers=(1, 2), norm_groups=8, downsample="pool", upsample="nearest")

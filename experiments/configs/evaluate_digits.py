@@ -12,7 +12,7 @@ from experiments.configs import digits
 
 
 def get_config() -> ConfigDict:
-    """The config; every field can be set with --config.section.field=value."""
+    """Return the config. Every field can be set with --config.section.field=value."""
     base = digits.get_config()
     base.train.update(steps=800, ema=0.99, sample_every=0, checkpoint_every=800)
     shared = {name: base[name] for name in ("data", "model", "schedule", "train")}

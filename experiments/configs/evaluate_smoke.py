@@ -10,7 +10,7 @@ from experiments.configs import evaluate_digits
 
 
 def get_config() -> ConfigDict:
-    """The config; every field can be set with --config.section.field=value."""
+    """Return the config. Every field can be set with --config.section.field=value."""
     config = evaluate_digits.get_config()
     config.run_dir = "runs/evaluate_smoke"
     config.model.update(channels=8, norm_groups=4, multipliers=(1,), middle_attention=False)

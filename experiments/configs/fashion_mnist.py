@@ -13,7 +13,7 @@ from experiments.configs.base import base_config
 
 
 def get_config() -> ConfigDict:
-    """The config; every field can be set with --config.section.field=value."""
+    """Return the config. Every field can be set with --config.section.field=value."""
     data = {"name": "fashion_mnist", "dir": placeholder(str), "split": "train", "size": 28, "limit": placeholder(int)}
     config = base_config("runs/fashion_mnist", {**data, "groups": placeholder(str)}, {"members": 20})
     config.model.update(channels=64, multipliers=(1, 2, 2), blocks=1, attention_levels=(2,), dropout=0.1)

@@ -14,7 +14,7 @@ from experiments.configs.base import base_config
 
 
 def get_config() -> ConfigDict:
-    """The config; every field can be set with --config.section.field=value."""
+    """Return the config. Every field can be set with --config.section.field=value."""
     data = {"name": "folder", "path": "my_images", "size": 16, "groups": placeholder(str), "mode": "RGB"}
     config = base_config("runs/folder", data, {"members": 16})
     config.model.update(channels=16, multipliers=(1, 2), norm_groups=8, downsample="pool", upsample="nearest")

@@ -12,7 +12,7 @@ from experiments.configs.base import base_config
 
 
 def get_config() -> ConfigDict:
-    """The config; every field can be set with --config.section.field=value."""
+    """Return the config. Every field can be set with --config.section.field=value."""
     data = {"name": "mnist5k", "path": placeholder(str), "groups": placeholder(str)}
     config = base_config("runs/mnist5k", data, {"members": 16})
     config.model.update(channels=64, multipliers=(1, 2, 2), blocks=1, attention_levels=(2,), dropout=0.1)

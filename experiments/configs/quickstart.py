@@ -11,7 +11,7 @@ from experiments.configs import digits
 
 
 def get_config() -> ConfigDict:
-    """The config; every field can be set with --config.section.field=value."""
+    """Return the config. Every field can be set with --config.section.field=value."""
     config = digits.get_config()
     config.run_dir = "runs/quickstart"
     config.train.update(steps=700, ema=0.99, sample_every=0, checkpoint_every=350)

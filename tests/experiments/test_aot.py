@@ -74,7 +74,7 @@ def test_what_does_not_fit_is_said(run, tmp_path):
     (["--topology=v5e"], "v5e:2x4"),
     (["--topology=v9:2x2"], "known chips"),
     (["--topology=cuda:2", "--programs=training"], "expected some of train"),
-    (["--topology=cuda:2", "--mesh=3x1"], "a divisor of 16 members"),
+    (["--topology=cuda:2", "--mesh=3x1"], "a divisor of the 16 members"),
     (["--topology=cuda:2", "--image=8x8"], "--image=8x8"),
 ])  # fmt: skip
 def test_errors_are_one_line(run, args, message):
