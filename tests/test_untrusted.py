@@ -196,7 +196,7 @@ def test_sizes_that_files_claim_are_not_believed(tmp_path):
     )  # fmt: skip
     lines = done.stdout.splitlines()
     assert len(lines) == 4, done.stderr
-    assert "has 1000000000000 bytes, the file holds 3" in lines[0]
+    assert "has 1000000000000 bytes, but the file holds 3" in lines[0]
     assert "the file holds 1048576" in lines[1]
     assert "leave_1_out.png" in lines[2]
     assert "config.json is missing" in lines[3] or "not a plain tar" in lines[3]
@@ -205,12 +205,12 @@ def test_sizes_that_files_claim_are_not_believed(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (header((2, 3)) + bytes(7), "has 6 bytes, the file holds 7"),
-        (header((2, 3)) + bytes(5), "has 6 bytes, the file holds 5"),
-        (header((10**6, 10**6)) + b"few", "has 1000000000000 bytes, the file holds 3"),
+        (header((2, 3)) + bytes(7), "has 6 bytes, but the file holds 7"),
+        (header((2, 3)) + bytes(5), "has 6 bytes, but the file holds 5"),
+        (header((10**6, 10**6)) + b"few", "has 1000000000000 bytes, but the file holds 3"),
         (header((-2, -3)) + bytes(6), r"shape \(-2, -3\)"),
-        (header(()) + bytes(2), "has 1 bytes, the file holds 2"),
-        (header((2,), "<f8") + bytes(15), "has 16 bytes, the file holds 15"),
+        (header(()) + bytes(2), "has 1 bytes, but the file holds 2"),
+        (header((2,), "<f8") + bytes(15), "has 16 bytes, but the file holds 15"),
     ],
     ids=["more", "fewer", "few", "negative", "scalar", "floats"],
 )
@@ -254,7 +254,7 @@ def test_two_arrays_of_one_name(tmp_path):
     with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
         for name in ("code", "code.npy"):
             archive.writestr(name, header((1,)) + b"1")
-    with pytest.raises(ValueError, match="x.npz: it holds two arrays of the name 'code'"):
+    with pytest.raises(ValueError, match="x.npz: it holds two arrays named 'code'"):
         read_npz(tmp_path / "x.npz")
 
 

@@ -1,1 +1,1 @@
-"""Files: atomic writes, locks, checksums, and reading what others may have changed."""
+"""Files: atomic writes, locks, checksums, and safe reading of files that may have been changed."""

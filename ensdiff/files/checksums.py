@@ -1,11 +1,11 @@
 """Checksums of files: whether what is read is bit for bit what was written.
 
-- A *sealed* JSON value holds the SHA-256 of its other content, so that one atomic write makes both.
+- A *sealed* JSON value holds the SHA-256 of its other content, so that one atomic write stores both.
 - A sealed JSON file may hold the SHA-256 of files beside it, under ``files``.
 - A *sealed line* is a JSON object whose last field is the CRC-32 of the others: for files that grow.
 
-`ensdiff.runs.sums` has the checksums of arrays. All of them find accidents. Whoever can write the files can also write
-new sums: `ensdiff.certify` is for that.
+`ensdiff.runs.sums` computes the checksums of arrays. Checksums detect accidental damage only, because anyone who can
+write the files can also write new checksums. `ensdiff.certify` covers deliberate changes.
 """
 
 import hashlib
@@ -21,14 +21,14 @@ from ensdiff.files.reading import parse_json, read_bytes
 from ensdiff.files.writing import write_atomically
 
 SEAL = "sha256"
-"""Name of the checksum in a sealed value; the same in all formats to come."""
+"""Name of the checksum field in a sealed value. It must stay the same in all future formats."""
 _SEALED = "sealed"
 _FILES = "files"
 _MARK = ', "crc32": '
 
 
 class DamagedError(ValueError):
-    """A file is not what was written: cut short, or changed since.
+    """Raised when a file is not what was written: it was truncated, or changed afterwards.
 
     >>> import pathlib
     >>> file = pathlib.Path("runs/tiny/run.json")
@@ -39,7 +39,7 @@ class DamagedError(ValueError):
 
 
 class DamageWarning(UserWarning):
-    """Something damaged was found, and could be done without.
+    """Issued when something damaged was found that is not needed to continue.
 
     >>> import pathlib, warnings
     >>> file = pathlib.Path("runs/tiny/metrics.jsonl")
@@ -53,7 +53,7 @@ class DamageWarning(UserWarning):
 
 
 def warn(message: str) -> None:
-    """A `DamageWarning` at the caller of the function that warns, once of several processes."""
+    """Issue a `DamageWarning` at the caller of the calling function, on one process only."""
     hosts.warn(message, DamageWarning, stacklevel=3)
 
 
@@ -63,20 +63,20 @@ def _text_sum(values: Mapping[str, Any]) -> str:
 
 
 def seal(values: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON-able values with their checksum.
+    """Return JSON-able values together with their checksum.
 
     >>> check_seal(seal({"a": 1}), "here")
     {'a': 1}
     """
-    values = json.loads(json.dumps(values))  # as it will be read: tuples are lists, keys are strings
+    values = json.loads(json.dumps(values))  # as it will be read back: tuples become lists, keys become strings
     return {**values, SEAL: _text_sum(values)}
 
 
 def check_seal(values: Mapping[str, Any], where: Any) -> dict[str, Any]:
-    """What was sealed.
+    """Return the values that were sealed, without their checksum.
 
     Raises:
-        DamagedError: the values are not those that were sealed, or have no seal; names ``where``.
+        DamagedError: the values are not those that were sealed, or have no checksum. The message names ``where``.
     """
     if not isinstance(values, Mapping) or values.get(SEAL) != _text_sum(values):
         what = "has no checksum" if SEAL not in values else "does not match its checksum"
@@ -92,7 +92,8 @@ def write_sealed(
     Args:
         path: the file.
         values: what it holds, JSON-able.
-        beside: the content of files of the same name with other suffixes (``".npz"``), which are written first.
+        beside: the content of files with the same name and other suffixes (such as ``".npz"``), which are written
+            first.
     """
     for suffix, content in (beside or {}).items():
         write_atomically(pathlib.Path(path).with_suffix(suffix), content)
@@ -108,14 +109,14 @@ def file_sum(path: str | os.PathLike) -> str:
 
 
 def check_beside(path: str | os.PathLike, values: Mapping[str, Any]) -> None:
-    """Compare the files beside a sealed one with their checksums; those without one (of older versions) are accepted.
+    """Compare the files beside a sealed file with their checksums. Files without one (older versions) are accepted.
 
     Args:
         path: the sealed file.
         values: what `read_sealed` returned.
 
     Raises:
-        DamagedError: one is missing or changed; names it.
+        DamagedError: a file is missing or was changed. The message names it.
     """
     files = values.get(_FILES, {})
     if not isinstance(files, dict):
@@ -129,11 +130,11 @@ def check_beside(path: str | os.PathLike, values: Mapping[str, Any]) -> None:
 
 
 def read_sealed(path: str | os.PathLike) -> dict[str, Any]:
-    """Return what `write_sealed` wrote. A JSON object without a seal (of an older version) is taken as it is.
+    """Return what `write_sealed` wrote. A JSON object without a checksum (from an older version) is returned as it is.
 
     Raises:
-        FileNotFoundError: no such file.
-        DamagedError: cut short or changed.
+        FileNotFoundError: the file does not exist.
+        DamagedError: the file was truncated or changed.
     """
     content = _content(path)
     try:
@@ -142,7 +143,7 @@ def read_sealed(path: str | os.PathLike) -> dict[str, Any]:
         raise DamagedError(f"{path} is damaged: it is not a JSON file ({error})") from None
     if not isinstance(values, dict):
         raise DamagedError(f"{path} is damaged: it is no JSON object")
-    if SEAL in values or _SEALED in values:  # one changed bit does not hide both
+    if SEAL in values or _SEALED in values:  # a single changed bit cannot hide both fields
         values = check_seal(values, path)
         values.pop(_SEALED, None)
     return values
@@ -153,12 +154,12 @@ def _content(path: str | os.PathLike) -> bytes:
         return read_bytes(path)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} does not exist") from None
-    except ValueError as error:  # a pipe in the file's place, say
+    except ValueError as error:  # for example a pipe in place of the file
         raise DamagedError(f"{path} is damaged: {error}") from None
 
 
 def seal_line(values: Mapping[str, Any]) -> str:
-    """One line of JSON that ends with its CRC-32.
+    """Return one line of JSON that ends with its CRC-32.
 
     >>> seal_line({"step": 3})
     '{"step": 3, "crc32": 145879999}'
@@ -168,10 +169,10 @@ def seal_line(values: Mapping[str, Any]) -> str:
 
 
 def read_lines(path: str | os.PathLike) -> list[dict[str, Any] | None]:
-    """The sealed lines of a file; None in the place of each that was changed.
+    """Return the sealed lines of a file, with None in place of each line that was changed.
 
-    A last line without an end, which is still being written or was interrupted, is left out. A file without sealed
-    lines (of an older version) is taken as it is.
+    An incomplete last line, which is still being written or was interrupted, is left out. The lines of a file without
+    checksums (from an older version) are returned as they are.
     """
     lines = _content(path).split(b"\n")[:-1]
     checked = [_check_line(line) for line in lines]
@@ -180,7 +181,7 @@ def read_lines(path: str | os.PathLike) -> list[dict[str, Any] | None]:
 
 
 def damage(lines: Sequence[Any]) -> str:
-    """Which of the lines that `read_lines` gave are damaged, in words; nothing where all are good.
+    """Describe which of the lines returned by `read_lines` are damaged, or return an empty string if none are.
 
     >>> damage([None, {}, None])
     'lines 1, 3 do not match their checksums'
@@ -192,7 +193,7 @@ def damage(lines: Sequence[Any]) -> str:
 
 
 def _check_line(line: bytes) -> tuple[dict[str, Any], bool] | None:
-    """What `seal_line` was given, and whether the line has a sum; None where they do not fit."""
+    """Return the values of a line and whether it has a checksum, or None if the checksum does not match."""
     try:
         text = line.decode()
         values = parse_json(line)
@@ -203,7 +204,7 @@ def _check_line(line: bytes) -> tuple[dict[str, Any], bool] | None:
     found = values.pop("crc32", None)
     if found is None:
         head, _, last = text.rpartition(', "')
-        hidden = last.rpartition(": ")[2] == f"{zlib.crc32(f'{head}}}'.encode())}}}"  # the name of the sum was changed
+        hidden = last.rpartition(": ")[2] == f"{zlib.crc32(f'{head}}}'.encode())}}}"  # the field's name was changed
         return None if hidden else (values, False)
     head, mark, _ = text.rpartition(_MARK)
     return (values, True) if mark and zlib.crc32(f"{head}}}".encode()) == found else None

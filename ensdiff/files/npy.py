@@ -1,8 +1,8 @@
-"""NumPy's ``.npy`` and ``.npz`` files from anywhere: nothing is unpickled, and no more is allocated than they hold.
+"""Safe reading of untrusted ``.npy`` and ``.npz`` files: nothing is unpickled, and memory is bounded by file size.
 
-`numpy.load` believes the shape in an array's header and allocates it before it reads; here the header is compared with
-the size of the file first. A compressed member is bounded by the size that the archive says, which ``zipfile`` checks
-while it reads, and what an archive says is bounded by the size of its file (`most_bytes`).
+`numpy.load` trusts the shape in an array's header and allocates it before reading; here the header is first compared
+with the size of the file. A compressed member is bounded by the size that the archive states, which ``zipfile`` checks
+while it reads, and the stated sizes are bounded by the size of the file (`most_bytes`).
 """
 
 import contextlib
@@ -20,7 +20,7 @@ FREE, RATIO = 2**28, 100
 
 
 def most_bytes(size: int) -> int:
-    """How many bytes a compressed file of ``size`` bytes may expand to: 256 MiB, or 100 times its size if that is more.
+    """Return how many bytes a compressed file of ``size`` bytes may expand to: the larger of 256 MiB and 100 * size.
 
     Compressed images rarely reach a ratio of 10; all-zero bytes reach 1,000.
 
@@ -31,27 +31,28 @@ def most_bytes(size: int) -> int:
 
 
 def read_npy(path: str | os.PathLike) -> np.ndarray:
-    """The array of an ``.npy`` file.
+    """Return the array of an ``.npy`` file.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: damaged, another kind of file, or an array of objects; names the file.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is damaged, is not an ``.npy`` file, or holds an array of objects. The message names it.
     """
     path = _existing(path)
     try:
         with open(path, "rb") as file:
             return _array(file, path.stat().st_size)
-    except Exception as error:  # what a damaged file raises, in NumPy, zipfile or zlib, is not limited
+    except Exception as error:  # a damaged file can raise anything in NumPy, zipfile or zlib
         raise ValueError(f"{path} is not a readable .npy file: {error}") from error
 
 
 def read_npz(path: str | os.PathLike, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
-    """Arrays of an ``.npz`` file by their names; all of them, or those that are asked for.
+    """Return the arrays of an ``.npz`` file by name: all of them, or only those in ``names``.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: damaged, another kind of file, an array of objects, no array of that name (says which there are),
-            two of one name, or more bytes than a file of its size may expand to (`most_bytes`).
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is damaged or is not an ``.npz`` file, it holds an array of objects, it has no array of a
+            requested name (the message lists the names), it has two arrays of one name, or its arrays would expand to
+            more bytes than a file of its size may hold (`most_bytes`).
     """
     with _opened(path) as (archive, found):
         missing = sorted(set(names or ()) - set(found))
@@ -72,14 +73,14 @@ def read_npz(path: str | os.PathLike, names: Collection[str] | None = None) -> d
 
 
 def npz_names(path: str | os.PathLike) -> list[str]:
-    """The names of the arrays in an ``.npz`` file; errors are those of `read_npz`."""
+    """Return the names of the arrays in an ``.npz`` file. It raises the same errors as `read_npz`."""
     with _opened(path) as (_, found):
         return list(found)
 
 
 @contextlib.contextmanager
 def _opened(path: str | os.PathLike) -> Iterator[tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]]:
-    """The archive and its members by their names; whatever goes wrong names the file."""
+    """Open an archive and yield it with its members by name. Every error names the file."""
     path = _existing(path)
     try:
         with zipfile.ZipFile(path) as archive:
@@ -87,17 +88,17 @@ def _opened(path: str | os.PathLike) -> Iterator[tuple[zipfile.ZipFile, dict[str
             for info in archive.infolist():
                 name = info.filename.removesuffix(".npy")
                 if name in found:
-                    raise _RefusedError(f"it holds two arrays of the name {name!r}: expected one")
+                    raise _RefusedError(f"it holds two arrays named {name!r}: expected one")
                 found[name] = info
             yield archive, found
     except _RefusedError as error:
         raise ValueError(f"{path}: {error}") from None
-    except Exception as error:  # what a damaged file raises, in NumPy, zipfile or zlib, is not limited
+    except Exception as error:  # a damaged file can raise anything in NumPy, zipfile or zlib
         raise ValueError(f"{path} is not a readable .npz file: {error}") from error
 
 
 class _RefusedError(Exception):
-    """An archive that can be read, but is not what was asked for."""
+    """Raised when an archive can be read but does not hold what was requested."""
 
 
 def _existing(path: Any) -> pathlib.Path:
@@ -108,7 +109,7 @@ def _existing(path: Any) -> pathlib.Path:
 
 
 def _array(file: BinaryIO, size: int) -> np.ndarray:
-    """One array, from a stream of so many bytes."""
+    """Read one array from a stream of ``size`` bytes."""
     head = io.BytesIO(file.read(min(size, 2**16)))
     version = np.lib.format.read_magic(head)
     read_header: Any = {
@@ -121,7 +122,7 @@ def _array(file: BinaryIO, size: int) -> np.ndarray:
         raise ValueError("an array of Python objects, which would have to be unpickled: expected numbers or strings")
     held, claimed = size - head.tell(), math.prod(shape) * dtype.itemsize
     if min(shape, default=0) < 0 or claimed != held:
-        raise ValueError(f"an array of shape {shape} and dtype {dtype} has {claimed} bytes, the file holds {held}")
+        raise ValueError(f"an array of shape {shape} and dtype {dtype} has {claimed} bytes, but the file holds {held}")
     content: Any = np.empty(claimed, np.uint8)
     view, done = memoryview(content), 0
     for stream in (head, file):

@@ -1,6 +1,6 @@
-"""Reading files that others may have written: regular ones only, JSON that is the same for every reader, safe printing.
+"""Reading files from untrusted sources: regular files only, unambiguous JSON, and safe printing of their text.
 
-Nothing here knows checksums (`ensdiff.files.checksums`) or writes (`ensdiff.files.writing`).
+Checksums are in `ensdiff.files.checksums` and writing is in `ensdiff.files.writing`.
 """
 
 import json
@@ -12,16 +12,16 @@ from typing import Any, BinaryIO
 
 
 def open_regular(path: str | os.PathLike) -> BinaryIO:
-    """Open a regular file for reading; links to one are followed.
+    """Open a regular file for reading. Links to a regular file are followed.
 
     Raises:
-        OSError: no such file, or it may not be read.
-        ValueError: a folder, pipe, socket or device: reading one could wait without end.
+        OSError: the file does not exist or may not be read.
+        ValueError: the path is a folder, pipe, socket or device. Reading one could block forever.
     """
     wrong = f"{path} is a folder, pipe, socket or device: expected a regular file"
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise ValueError(wrong)
-    # what has taken the file's place since then is not waited for either
+    # O_NONBLOCK: if a pipe has replaced the file since the check, opening it must not block
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -30,21 +30,22 @@ def open_regular(path: str | os.PathLike) -> BinaryIO:
 
 
 def read_bytes(path: str | os.PathLike) -> bytes:
-    """All bytes of a regular file; raises as `open_regular`."""
+    """Return all bytes of a regular file. It raises the same errors as `open_regular`."""
     with open_regular(path) as file:
         return file.read()
 
 
 DEPTH = 64
-"""Levels of lists and objects that a JSON file may have, so that no reader of the values runs out of stack."""
+"""Maximum nesting of lists and objects in a JSON file, so that no code that walks the values runs out of stack."""
 
 
 def read_json(path: str | os.PathLike, *, finite: bool = False) -> Any:
-    """Return the value in a JSON file, see `parse_json`.
+    """Return the value in a JSON file (see `parse_json`).
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: a folder or a special file; or not JSON as `parse_json` expects it. It names the file.
+        FileNotFoundError: the file does not exist.
+        ValueError: the path is a folder or a special file, or `parse_json` rejects the content. The message names the
+            file.
     """
     try:
         return parse_json(read_bytes(path), finite=finite)
@@ -55,7 +56,11 @@ def read_json(path: str | os.PathLike, *, finite: bool = False) -> Any:
 
 
 def read_object(path: str | os.PathLike, *, finite: bool = False) -> dict[str, Any]:
-    """Return the object in a JSON file; raises as `read_json`, and ValueError where it holds another value."""
+    """Return the object in a JSON file.
+
+    Raises:
+        FileNotFoundError, ValueError: as for `read_json`, and ValueError if the file holds another kind of value.
+    """
     values = read_json(path, finite=finite)
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds a {type(values).__name__}: expected an object with named values")
@@ -63,14 +68,15 @@ def read_object(path: str | os.PathLike, *, finite: bool = False) -> dict[str, A
 
 
 def parse_json(content: bytes, *, finite: bool = False) -> Any:
-    """The value of a JSON text that every reader understands in the same way.
+    """Return the value of a JSON text that every parser reads in the same way.
 
     Args:
         content: UTF-8, without a byte order mark.
-        finite: refuse NaN and infinite numbers too, also one that is infinite because it is too large, such as 1e999.
+        finite: also reject NaN and infinite numbers, including numbers that overflow to infinity, such as 1e999.
 
     Raises:
-        ValueError: it is not JSON, an object has a field twice, or it is nested deeper than `DEPTH` levels.
+        ValueError: the text is not JSON, an object has the same field twice, or the nesting is deeper than `DEPTH`
+            levels.
 
     >>> parse_json(b'{"units": [3]}')
     {'units': [3]}
@@ -117,7 +123,7 @@ def _check_depth(values: Any) -> None:
 
 
 def printable(text: Any) -> str:
-    r"""A text for a terminal, with every character that could move, hide or reorder others escaped.
+    r"""Return text for a terminal, with every character escaped that could move, hide or reorder other characters.
 
     Such characters are line ends, control characters, escape sequences and marks of writing direction.
 
@@ -128,9 +134,9 @@ def printable(text: Any) -> str:
 
 
 def whole_number(text: str) -> int | None:
-    """The number that a text is, as `str` writes it; None for every other text.
+    """Return the number in a text exactly as `str` writes a non-negative integer, and None for every other text.
 
-    So there are no signs, blanks or leading zeros, and no digits but 0 to 9, where `int` and `str.isdigit` accept more.
+    Signs, blanks, leading zeros and digits other than 0 to 9 are rejected, unlike in `int` or `str.isdigit`.
 
     >>> [whole_number(text) for text in ("60", "0", "060", "+5", " 5", "²", "６０")]
     [60, 0, None, None, None, None, None]

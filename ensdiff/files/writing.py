@@ -1,4 +1,4 @@
-"""Files on a disk that may fill up, vanish, or be shared: atomic writes, one writer a folder, one clear error."""
+"""Writing to a disk that may fill up, vanish or be shared: atomic writes, one writer per folder, one clear error."""
 
 import contextlib
 import errno
@@ -16,17 +16,17 @@ from collections.abc import Iterator
 import filelock
 
 _LOW = 2**20
-"""Bytes below which a disk counts as full, whatever the error said."""
+"""Free bytes below which a disk counts as full, whatever the error states."""
 LOCK = ".lock"
-"""Name of the file that is locked in place of its folder."""
+"""Name of the file that is locked on behalf of its folder."""
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}
-"""What a file system answers that cannot lock."""
+"""Error numbers of a file system that does not support locks."""
 _DOOMED = ".deleted."
-"""Begins the name of a folder that is being deleted."""
+"""Prefix of the name of a folder that is being deleted."""
 
 
 class FolderInUseError(OSError):
-    """Another process is writing into the folder.
+    """Raised when another process is writing into the folder.
 
     >>> with lock("."):
     ...     ensdiff.save(params, ".")
@@ -36,10 +36,10 @@ class FolderInUseError(OSError):
 
 
 def write_atomically(path: str | os.PathLike, content: bytes | str) -> None:
-    """Write a file that is there whole or not at all, also after a loss of power; until then the old one stays.
+    """Write a file completely or not at all, even if power is lost. Until the write completes, the old file remains.
 
     Raises:
-        OSError: the disk is full, read-only or gone; the file is as it was.
+        OSError: the disk is full, read-only or gone. The old file is unchanged.
     """
     path = pathlib.Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -57,7 +57,7 @@ def write_atomically(path: str | os.PathLike, content: bytes | str) -> None:
 
 
 def sync_folder(folder: pathlib.Path) -> None:
-    """Make a rename in a folder last, also after a loss of power; not every system can."""
+    """Make a rename in a folder durable against power loss, on systems that support this."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -67,11 +67,11 @@ def sync_folder(folder: pathlib.Path) -> None:
 
 
 def make_folder(path: str | os.PathLike) -> pathlib.Path:
-    """Make a folder, and those above it, unless it is there.
+    """Create a folder and its parents if they do not exist, and return its path.
 
     Raises:
-        NotADirectoryError: a file has the name of the folder, or of one above it; names the file.
-        OSError: it cannot be made.
+        NotADirectoryError: the folder or one of its parents is a file. The message names the file.
+        OSError: the folder cannot be created.
     """
     path = pathlib.Path(path)
     try:
@@ -83,23 +83,23 @@ def make_folder(path: str | os.PathLike) -> pathlib.Path:
 
 
 def check_folder(path: str | os.PathLike) -> None:
-    """Check that a path is a folder, or that one can be made there.
+    """Check that a path is a folder, or that no file prevents creating one there.
 
     Raises:
-        NotADirectoryError: it, or one above it, is a file; names the file.
+        NotADirectoryError: the path or one of its parents is a file. The message names the file.
     """
     path = pathlib.Path(path)
     for place in (path, *path.parents):
         if os.path.lexists(place) and not place.is_dir():
             raise NotADirectoryError(
-                f"{place} is no folder, but a folder is needed there: rename or remove it, or choose another place"
+                f"{place} is not a folder, but a folder is needed there: rename or remove it, or choose another place"
             )
 
 
 def remove_folder(folder: str | os.PathLike) -> None:
-    """Delete a folder so that its name is gone at once: a process that is killed leaves no half of it under the name.
+    """Delete a folder so that a killed process never leaves a partly deleted folder under its name.
 
-    What it may leave has another name, and `sweep` deletes it.
+    The folder is renamed first. `sweep` deletes renamed folders that were left behind.
     """
     folder = pathlib.Path(folder)
     doomed = folder.with_name(f"{_DOOMED}{folder.name}")
@@ -110,29 +110,30 @@ def remove_folder(folder: str | os.PathLike) -> None:
 
 
 def sweep(folder: str | os.PathLike, name: str = "*") -> None:
-    """Delete what an interrupted `remove_folder` of a folder of that name, by default of any, left in ``folder``."""
+    """Delete what interrupted calls of `remove_folder` left in ``folder``, for one folder name or for all of them."""
     for doomed in pathlib.Path(folder).glob(_DOOMED + (name if name == "*" else glob.escape(name))):
         shutil.rmtree(doomed)
 
 
 @contextlib.contextmanager
 def lock(folder: str | os.PathLike) -> Iterator[None]:
-    """Be the only writer of a folder. The system drops the lock when the process ends, however it ends.
+    """Lock a folder for a single writer. The system releases the lock when the process ends for any reason.
 
-    On a file system without locks there is no check: it warns, and goes on.
+    If the file system has no locks, this issues a warning and continues without one.
 
     Raises:
-        FolderInUseError: another process (or another run in this one) holds it; says which.
+        FolderInUseError: another process (or another run in this process) holds the lock. The message names the
+            process.
         OSError: the folder cannot be written to.
     """
     path = pathlib.Path(folder) / LOCK
-    # filelock's own way out, a file that is there while the lock is held, stays behind a process that is killed
+    # filelock's fallback, a file that exists while the lock is held, is left behind by a killed process
     held = filelock.FileLock(path, fallback_to_soft=False)
     try:
         held.acquire(blocking=False)
     except filelock.Timeout:
         raise FolderInUseError(
-            f"{folder} is in use{_holder(path)}: wait until that is done, end it, or choose another folder"
+            f"{folder} is in use{_holder(path)}: wait until that process has finished, end it, or choose another folder"
         ) from None
     except (OSError, NotImplementedError) as error:
         if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
@@ -142,7 +143,7 @@ def lock(folder: str | os.PathLike) -> Iterator[None]:
             stacklevel=3,
         )
     if held.is_locked:
-        with contextlib.suppress(OSError):  # where a locked file cannot be written to, the message names no process
+        with contextlib.suppress(OSError):  # if a locked file cannot be written to, the message names no process
             path.write_text(f"{os.getpid()} {socket.gethostname()}")
     try:
         yield
@@ -158,9 +159,9 @@ def _holder(path: pathlib.Path) -> str:
 
 
 def explain(error: BaseException, path: str | os.PathLike) -> str:
-    """Why writing under ``path`` failed, in a few words: from the state of the disk, then from the error itself.
+    """Return in a few words why writing under ``path`` failed, from the state of the disk or else from the error.
 
-    Libraries wrap the system's errors in their own types and long texts.
+    This is needed because libraries wrap system errors in their own types and long messages.
     """
     path = pathlib.Path(path)
     text = " ".join(str(error).split())
@@ -182,9 +183,9 @@ def explain(error: BaseException, path: str | os.PathLike) -> str:
 
 
 class _RaisedLater(logging.Filter):
-    """Leaves out the tracebacks that Orbax logs in each thread and task that an error passes: it raises the error too.
+    """Suppress the tracebacks that Orbax logs in each thread and task an error passes through before it is raised.
 
-    They are shown where the logger shows debugging messages.
+    They are still shown if the logger shows debugging messages.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -200,13 +201,13 @@ _RAISED_LATER = _RaisedLater()
 
 
 def log_errors_once() -> None:
-    """Keep Orbax from logging errors that it raises: a full disk is a thousand lines otherwise."""
+    """Keep Orbax from logging errors that it also raises. Otherwise a full disk logs a thousand lines."""
     for name in ("absl", "asyncio"):
-        logging.getLogger(name).addFilter(_RAISED_LATER)  # the same one again changes nothing
+        logging.getLogger(name).addFilter(_RAISED_LATER)  # adding the same filter twice has no effect
 
 
 def let_go(error: BaseException) -> None:
-    """Free what an error's frames hold, without the warnings of coroutines that will not run any more."""
+    """Free what an error's frames hold, without warnings about coroutines that will never run."""
     for one in _chain(error):
         traceback.clear_frames(one.__traceback__)
     with warnings.catch_warnings():

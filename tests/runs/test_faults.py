@@ -271,11 +271,11 @@ def test_files_in_the_place_of_folders(tmp_path):
         file = file if name != "." else tmp_path / "file"
         file.write_text("")
         run = file if name == "." else file.parent
-        with pytest.raises(NotADirectoryError, match=rf"{file} is no folder, but a folder is needed there: rename"):
+        with pytest.raises(NotADirectoryError, match=rf"{file} is not a folder, but a folder is needed there: rename"):
             RunDirectory.open(run, keep=1, resume=True)
         assert not (run / ".lock").exists()
     for name in ("file", "file/inside/it"):
-        with pytest.raises(NotADirectoryError, match="file is no folder"):
+        with pytest.raises(NotADirectoryError, match="file is not a folder"):
             writing.make_folder(tmp_path / name)
 
 

@@ -80,7 +80,7 @@ def test_other_files_in_the_folder_stay(tmp_path):
         next(tmp_path.glob("*.npz")).rename(tmp_path / f".{'0' * 64}.npz.123")  # as a killed process leaves it
         kept.get(lambda: np.ones(2), "b")
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
-    with pytest.raises(NotADirectoryError, match=r"notes\.txt is no folder"), pieces(tmp_path / "notes.txt", 1):
+    with pytest.raises(NotADirectoryError, match=r"notes\.txt is not a folder"), pieces(tmp_path / "notes.txt", 1):
         pass
 
 
