@@ -226,7 +226,10 @@ def values(params: Any, samples: Any, method: str, code: Any, kind: Any, out: pa
         on_empty="skip" if SKIP.value else "baseline",
     )  # fmt: skip
     labels = UNITS.value.split(",") if UNITS.value else [f"group {g}" for g in range(code.units)]
-    print(f"{result.kind} values ({'all' if result.exact else 'sampled'} coalitions), positive: dependence on it")
+    print(
+        f"{result.kind} values ({'all' if result.exact else 'sampled'} coalitions); a positive value means that the "
+        "sample depends on the group"
+    )
     for b, (row, errors) in enumerate(zip(result.value_BG, result.standard_error_BG, strict=True)):
         cells = [f"{labels[g]}: {row[g]:.4g} +- {errors[g]:.2g}" for g in np.argsort(-row)]
         print(f"  sample {b}: " + ", ".join(cells))

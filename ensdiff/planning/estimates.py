@@ -176,7 +176,7 @@ def training_memory(study: Study, chips: int = 1) -> TrainingMemory:
     """Return the memory on each of ``chips`` chips that train the study, on the mesh that `ensdiff.make_mesh` makes.
 
     Raises:
-        ValueError: there are fewer than one chip.
+        ValueError: ``chips`` is less than 1.
     """
     _check_chips(chips)
     model, shape, config = study.model, study.image_shape, study.train
@@ -245,7 +245,7 @@ def job_hours(study: Study, accelerator: Accelerator, chips: int = 1, share: flo
         share: assumed fraction of the data sheet's peak; it does not apply to measured rates.
 
     Raises:
-        ValueError: there are fewer than one chip, or the share is outside (0, 1].
+        ValueError: ``chips`` is less than 1, or the share is outside (0, 1].
     """
     _check_chips(chips)
     if not 0 < share <= 1:
