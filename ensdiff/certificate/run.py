@@ -64,6 +64,9 @@ class Run:
         """
         path = pathlib.Path(path)
         file = path / "run.json"
+        if not file.exists():
+            what = "holds no run.json" if path.is_dir() else "does not exist"
+            raise FileNotFoundError(f"{path} {what}; train with python -m experiments.train --config=... first")
         description = read_sealed(file)
         if not all(isinstance(description.get(name), dict) for name in ("data", "train")):
             raise ValueError(
