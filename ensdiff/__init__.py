@@ -1,8 +1,8 @@
 """Encoded ensembles of diffusion models: which training data does this sample depend on?
 
 Every training unit has a binary code word; member k trains only on the units whose word has a 1 at k; the members'
-noise predictions are averaged. Dropping the members that saw a unit, and regenerating from the same noise, gives what
-would have been made had the unit never existed (Dai & Gifford, arXiv 2306.02174).
+noise predictions are averaged. Dropping the members that saw a unit and regenerating from the same noise gives the
+image that would have been generated had the unit never existed (Dai & Gifford, arXiv 2306.02174).
 """
 
 from ensdiff import baselines, data, metrics

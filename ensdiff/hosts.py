@@ -1,8 +1,8 @@
-"""Several processes, each with devices of its own: what lies where, and decisions that all of them take alike.
+"""Several processes, each with its own devices: where arrays are held, and how all processes make the same decision.
 
 Every process runs the same program. An array on a mesh of all processes' devices is *global*: each process holds only
-the shards on its own devices, and an operation on it is entered by all processes in the same order. With one process
-everything here is the ordinary `jax.device_put`, `numpy.asarray` and function call.
+the shards on its own devices, and all processes must start operations on it in the same order. With one process,
+everything here reduces to `jax.device_put`, `numpy.asarray` and an ordinary function call.
 """
 
 import pickle
@@ -18,29 +18,29 @@ from tqdm import tqdm
 
 T = TypeVar("T")
 Block = tuple[slice, ...]
-"""What a shard covers of each axis."""
+"""The range of each axis that a shard covers."""
 
 
 def is_writer() -> bool:
-    """Whether this process writes files and prints: process 0 does."""
+    """Return whether this process writes files and prints, which only process 0 does."""
     return jax.process_index() == 0
 
 
 def warn(message: str, category: type[Warning] = UserWarning, stacklevel: int = 1) -> None:
-    """`warnings.warn`, of several processes by the one that prints."""
+    """Call `warnings.warn`, but only in the process that prints."""
     if is_writer():
         warnings.warn(message, category, stacklevel=stacklevel + 1)
 
 
 def progress_bar(total: int, what: str, unit: str, *, shown: bool, done: int = 0, unit_scale: bool = False) -> tqdm:
-    """A progress bar, of several processes on the one that prints.
+    """Return a progress bar. It is shown only in the process that prints.
 
     Args:
         total: number of units of work.
         what: the bar's label.
         unit: name of a unit of work, in the singular.
         shown: False for a bar that prints nothing.
-        done: units of work that are finished already.
+        done: number of units of work that are already finished.
         unit_scale: whether large numbers are written as 1.2k or 3.4M.
 
     >>> with progress_bar(2, "work", "unit", shown=False) as bar:
@@ -51,12 +51,13 @@ def progress_bar(total: int, what: str, unit: str, *, shown: bool, done: int = 0
 
 
 def place(tree: Any, mesh: Mesh, spec: P) -> Any:
-    """Arrays on a mesh, each process touching only what lies on its devices.
+    """Place arrays on a mesh. Each process handles only the shards on its own devices.
 
     Args:
-        tree: a pytree. Of a host array (or one on this process's devices) every process gives the same whole; global
-            arrays are moved, without leaving a process where it holds what it needs already.
-        mesh: devices of all processes, or of this one alone.
+        tree: a pytree. For a host array, or one on this process's devices, every process must pass the same whole
+            array. Global arrays are moved; no data cross processes if each process already holds the shards that it
+            needs.
+        mesh: the devices of all processes, or of this process alone.
         spec: how to split every array.
 
     Raises:
@@ -68,7 +69,7 @@ def place(tree: Any, mesh: Mesh, spec: P) -> Any:
     if not sharding.addressable_devices:
         raise ValueError(
             f"the mesh has no device of process {jax.process_index()}: every process must take part; "
-            "ensdiff.make_mesh() gives a mesh of all"
+            "ensdiff.make_mesh() makes a mesh with devices of all processes"
         )
     return jax.tree.map(lambda leaf: _place(leaf, sharding), tree)
 
@@ -89,13 +90,13 @@ def _place(leaf: Any, sharding: NamedSharding) -> jax.Array:
 
 
 def _reshard(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
-    """Split an array otherwise over the same devices; a collective, so on CPUs one at a time (see `pace`)."""
+    """Split an array differently over the same devices. On CPUs, wait for this collective to finish (see `pace`)."""
     leaf = jax.device_put(leaf, sharding)
     return leaf.block_until_ready() if sharding.mesh.devices.flat[0].platform == "cpu" else leaf
 
 
 def _bounds(index: Block | None, shape: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
-    """A shard's place as something that can be compared: first and last + 1 on each axis."""
+    """Return a shard's place in a form that can be compared: its start and stop on each axis."""
     return tuple(part.indices(size)[:2] for part, size in zip(index or (), shape, strict=True))
 
 
@@ -108,7 +109,10 @@ def _shards_of_processes(sharding: Sharding, shape: tuple[int, ...]) -> dict[int
 
 
 def local(tree: Any) -> Any:
-    """Global arrays whole on a device of every process; other leaves as they are. Accelerators are not waited for."""
+    """Return global arrays whole, on one device of every process, and other leaves unchanged.
+
+    It does not wait for accelerators.
+    """
 
     def gather(leaf: Any) -> Any:
         if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
@@ -122,12 +126,12 @@ def local(tree: Any) -> Any:
 
 
 def fetch(tree: Any) -> Any:
-    """Arrays as NumPy arrays, whole, on every process."""
+    """Return arrays as whole NumPy arrays, on every process."""
     return jax.tree.map(np.asarray, local(tree))
 
 
 def local_block(mesh: Mesh, spec: P, shape: tuple[int, ...]) -> Block:
-    """The smallest block of an array that holds every shard on this process's devices.
+    """Return the smallest block of an array that contains every shard on this process's devices.
 
     >>> mesh = jax.make_mesh((1,), ("member",))
     >>> local_block(mesh, P("member"), (4, 3))
@@ -141,18 +145,21 @@ def local_block(mesh: Mesh, spec: P, shape: tuple[int, ...]) -> Block:
 
 
 def local_members(mesh: Mesh, members: int) -> slice:
-    """Which of K members, split over the mesh's axis ``'member'``, this process holds."""
+    """Return which of K members, split over the mesh's axis ``'member'``, this process holds."""
     return local_block(mesh, P("member"), (members,))[0]
 
 
 def assemble(part: np.ndarray, mesh: Mesh, spec: P, shape: tuple[int, ...]) -> jax.Array:
-    """A global array of which each process gives only its `local_block`.
+    """Build a global array from the `local_block` that each process passes.
 
     Args:
         part: this process's block.
-        mesh: devices of all processes.
+        mesh: the devices of all processes.
         spec: how the array is split.
-        shape: of the whole array.
+        shape: shape of the whole array.
+
+    Raises:
+        ValueError: the part does not have the shape of this process's block.
     """
     if jax.process_count() == 1:
         return jax.device_put(part, NamedSharding(mesh, spec))
@@ -169,7 +176,7 @@ def assemble(part: np.ndarray, mesh: Mesh, spec: P, shape: tuple[int, ...]) -> j
 
 
 def exchange(value: Any) -> list[Any]:
-    """The values that all processes give, in the order of the processes, on every process. All must call it.
+    """Return the values of all processes, in process order, on every process. All processes must call it.
 
     >>> exchange("mine")  # the only process
     ['mine']
@@ -178,13 +185,13 @@ def exchange(value: Any) -> list[Any]:
         return [value]
     content = np.frombuffer(pickle.dumps(value), np.uint8)
     sizes = _rows(np.array([len(content)], np.int32))[:, 0]
-    room = 1 << int(sizes.max() - 1).bit_length()  # few sizes, so few compilations
+    room = 1 << int(sizes.max() - 1).bit_length()  # few distinct sizes, so few compilations
     rows = _rows(np.pad(content, (0, room - len(content))))
     return [pickle.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
 
 
 def _rows(row: np.ndarray) -> np.ndarray:
-    """One row of every process, stacked."""
+    """Stack one row from every process."""
     first = {device.process_index: device for device in reversed(jax.devices())}
     mesh = Mesh(np.array([first[process] for process in sorted(first)], dtype=object), ("process",))
     shape = (len(first), *row.shape)
@@ -192,15 +199,16 @@ def _rows(row: np.ndarray) -> np.ndarray:
 
 
 def decide(choose: Callable[[], T]) -> T:
-    """What process 0 finds, on every process: for questions that files answer, so that no two answers differ.
+    """Call ``choose`` on process 0 only and return its result on every process.
 
-    What ``choose`` raises on process 0 is raised on every process. The others do not call it.
+    Use it for questions that depend on files, so that all processes get the same answer. An exception that ``choose``
+    raises on process 0 is raised on every process.
     """
     return _settle(choose, deciding=(0,))[0]
 
 
 def together(act: Callable[[], T]) -> T:
-    """``act()`` on every process; where it fails on one, it fails on all, with the first process's error."""
+    """Call ``act`` on every process and return its own result. If any call fails, all raise the first such error."""
     return _settle(act, deciding=range(jax.process_count()))[jax.process_index()]
 
 
@@ -221,14 +229,14 @@ def _settle(act: Callable[[], Any], deciding: Any) -> list[Any]:
 
 
 def member_blocks(leaf: Any) -> dict[int, np.ndarray]:
-    """The distinct blocks of members that this process holds of a stacked array, by their first member.
+    """Return the distinct blocks of members of a stacked array that this process holds, keyed by their first member.
 
-    Each is a view of what its device holds where that is the CPU: JAX keeps no copy of the whole array.
+    On a CPU each block is a view of the device's memory, so no copy of the whole array is made.
 
     Args:
-        leaf: an array whose leading axis alone is divided over devices.
+        leaf: an array of which only the leading axis is split over devices.
     """
     if not isinstance(leaf, jax.Array):
         return {0: np.asarray(leaf)}
-    shards = {shard.index[0].start or 0: shard.data for shard in leaf.addressable_shards}  # one of equal ones
+    shards = {shard.index[0].start or 0: shard.data for shard in leaf.addressable_shards}  # one of each set of replicas
     return {first: np.asarray(data) for first, data in shards.items()}

@@ -1,4 +1,4 @@
-"""Types and choices of settings, so that a wrong one is named where it is given."""
+"""Checks of the types and choices of settings, so that a wrong setting is reported where it is given."""
 
 import dataclasses
 import functools
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def check_fields(settings: Any) -> None:
-    """Check every field of a settings dataclass against its annotation; for ``__post_init__``.
+    """Check every field of a settings dataclass against its annotation. Call it in ``__post_init__``.
 
     Raises:
         ValueError: see `check_value`.
@@ -25,8 +25,8 @@ def check_value(name: str, value: Any, hint: Any) -> None:
     """Check one value against a type annotation.
 
     Raises:
-        ValueError: the value has another type, is none of a ``Literal``'s choices, or is a number that is not finite.
-            The message gives the name, the value and what was expected.
+        ValueError: the value has the wrong type, is not one of a ``Literal``'s choices, or is a number that is not
+            finite. The message gives the name, the value and what was expected.
 
     >>> check_value("decay", "linear", typing.Literal["constant", "cosine"])
     Traceback (most recent call last):

@@ -1,1 +1,1 @@
-"""The stacked parameters of all members, their device mesh, and what runs over members."""
+"""The stacked parameters of all members, their device mesh, and the functions that run over members."""

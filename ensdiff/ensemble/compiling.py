@@ -1,4 +1,4 @@
-"""How functions over the mesh and functions that run once are compiled."""
+"""Compilation of functions over the mesh and of functions that run once."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,24 +19,24 @@ def per_device(
     """Compile a function that every device applies to its own shards of the arguments.
 
     Args:
-        function: from the shards that lie on one device to that device's shards of the results. It may use collectives
-            over the axes of the mesh.
+        function: maps the shards on one device to that device's shards of the results. It may use collectives over the
+            axes of the mesh.
         mesh: the devices.
         in_specs: one `PartitionSpec` (or a pytree prefix of them) for each argument.
-        out_specs: the same for the results. A result that is not split must be equal on all devices: this is not
+        out_specs: the same for the results. A result that is not split must be equal on all devices; this is not
             checked.
-        donate: numbers of the arguments whose memory the results may take over.
-        once: compile as `jit_once` does, for a program that runs once; nothing can be donated then.
+        donate: indices of the arguments whose memory the results may reuse.
+        once: compile as `jit_once` does, for a program that runs once; nothing is donated then.
     """
     mapped: Any = jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
     return jit_once(mapped) if once else jax.jit(mapped, donate_argnums=donate)
 
 
 def jit_once(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile a program that runs once, such as draws of noise: on a CPU with little optimisation.
+    """Compile a program that runs once, such as one that draws noise. On a CPU it is compiled with little optimisation.
 
-    That takes a quarter of the time, and the bits of the draws are the same. Inside of another program (or of
-    `jax.eval_shape`) it is the function itself.
+    This takes a quarter of the compile time, and draws keep the same bits. Inside another traced function (or
+    `jax.eval_shape`), the result simply calls ``function``.
     """
     effort = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
     compiled = jax.jit(function, compiler_options=effort)

@@ -1,6 +1,6 @@
 """The encoded ensemble: one stacked parameter pytree, and the weights of its members.
 
-(2) ``eps_w(x, t) = sum_k w_k eps_k(x, t)``, factual ``w = 1/K``.
+(2) ``eps_w(x, t) = sum_k w_k eps_k(x, t)``; the factual weights are ``w = 1/K``.
 """
 
 import dataclasses
@@ -28,20 +28,20 @@ from ensdiff.typing import Array, Params, unmasked
 )
 @dataclasses.dataclass(frozen=True)
 class Ensemble:
-    """K trained members. A pytree: the array leaves are ``params``, everything else is static.
+    """K trained members, as a pytree whose array leaves are ``params``; everything else is static.
 
     Args:
-        params: linen parameters of `UNet`, every leaf with a leading member axis of length K.
+        params: linen parameters of `UNet`; every leaf has a leading member axis of length K.
         code: which member trained on which unit.
         model: the U-Net of one member.
-        schedule: the noise schedule (1) it was trained with.
+        schedule: the noise schedule (1) that the members were trained with.
         image_shape: (H, W, C).
         value_range: the model-space values of black and white; images in [0, 1] are scaled to it.
-        data_digest: `Dataset.digest` of the training data, in hexadecimal digits; None where it is not known, as of
-            members that were trained elsewhere.
+        data_digest: `Dataset.digest` of the training data, in hexadecimal digits; None if it is not known, for example
+            for members that were trained elsewhere.
 
     >>> params
-    Ensemble(8 members, 40 units, 8x8x1 images, ... parameters a member)
+    Ensemble(8 members, 40 units, 8x8x1 images, ... parameters per member)
     >>> {leaf.shape[0] for leaf in jax.tree.leaves(params.params)}
     {8}
     """
@@ -56,18 +56,19 @@ class Ensemble:
 
     @property
     def members(self) -> int:
-        """K."""
+        """K, the number of members."""
         return self.code.members
 
     @property
     def fingerprint(self) -> str:
-        """64 hexadecimal digits of what decides a sample: all bits of all members' parameters, in order, and settings.
+        """A hash, 64 hexadecimal digits, of everything that determines a sample: all members' parameters and settings.
 
-        Settings are the network's (not how it is computed: ``conv``, ``attention``, ``remat``, ``dropout``), the
-        schedule, the shape of images and the value range. The code is no part of it: images, noise and derivatives do
-        not depend on it, and an ensemble may be asked about other units by another code. Nor are devices, shards and
-        processes. It is computed once for parameters that are JAX arrays, whose values cannot change; of several
-        processes all must ask for it together.
+        It covers all bits of the parameters, in member order. The settings are those of the network (except how it is
+        computed: ``conv``, ``attention``, ``remat``, ``dropout``), the schedule, the image shape and the value range.
+        The code is not included: images, noise and derivatives do not depend on it, and another code may be used to ask
+        about other units. Devices, shards and processes have no influence either. For parameters that are JAX arrays,
+        whose values cannot change, the hash is computed only once. With several processes, all must ask for it
+        together.
 
         >>> params.fingerprint == ensdiff.sample(params, 0, 1, steps=2).fingerprint
         True
@@ -80,10 +81,10 @@ class Ensemble:
         return found
 
     def candidate_code(self, code: Code | None = None) -> Code:
-        """The code whose units are asked about: the ensemble's own, or another over the same members.
+        """Return the code whose units are asked about: the ensemble's own, or the given one over the same members.
 
         Raises:
-            ValueError: it is for another number of members.
+            ValueError: the code is for a different number of members.
         """
         code = self.code if code is None else code
         if code.members != self.members:
@@ -93,7 +94,7 @@ class Ensemble:
     def __repr__(self) -> str:
         try:
             size = sum(int(np.prod(leaf.shape[1:])) for leaf in jax.tree.leaves(self.params))
-            parameters = f"{size:,} parameters a member"
+            parameters = f"{size:,} parameters per member"
         except (AttributeError, TypeError):
             parameters = "abstract parameters"
         H, W, C = self.image_shape
@@ -101,7 +102,7 @@ class Ensemble:
 
 
 _COMPUTED = ("conv", "attention", "remat", "dropout")
-"""Fields of `UNetConfig` that change no prediction of a trained network but for rounding."""
+"""Fields of `UNetConfig` that change the predictions of a trained network by rounding at most."""
 
 
 def _fingerprint(params: Ensemble) -> str:
@@ -116,7 +117,7 @@ def _fingerprint(params: Ensemble) -> str:
 
 
 def _as_floats(value: Any) -> Any:
-    """Settings with every number as a float: 1, 1.0 and a NumPy scalar are one setting."""
+    """Return settings with every number as a float, so that 1, 1.0 and a NumPy scalar are the same setting."""
     if isinstance(value, dict):
         return {name: _as_floats(entry) for name, entry in value.items()}
     if isinstance(value, list | tuple):
@@ -125,23 +126,23 @@ def _as_floats(value: Any) -> Any:
 
 
 WEIGHT_SUM = 1e-5
-"""How far a sum of weights may be from 1: many times the rounding of float32."""
+"""The largest allowed distance of a sum of weights from 1, many times the rounding error of float32."""
 
 
 def member_weights(weights: Any, members: int, name: str = "weights") -> Float[np.ndarray, "*rows K"]:
-    """Weights of members as (2) needs them: rows that sum to 1.
+    """Return member weights as (2) needs them: rows that sum to 1.
 
     Args:
-        weights: (..., K). Booleans, and integers that are all 0 or 1, are masks of the members that are kept: each row
-            becomes equal weights of these. Other numbers are weights themselves; they may be negative.
+        weights: (..., K). Booleans, and integers that are all 0 or 1, are masks of the members to keep, which get equal
+            weights. Other numbers are used as weights; they may be negative.
         members: K.
-        name: of the argument, for the error.
+        name: name of the argument, for error messages.
 
     Returns:
-        Float64, each row with a sum of 1 within `WEIGHT_SUM`.
+        Float64; each row sums to 1 within `WEIGHT_SUM`.
 
     Raises:
-        ValueError: another shape, numbers that are not finite, a mask that keeps no member, or weights of another sum.
+        ValueError: the shape is wrong, a number is not finite, a mask keeps no member, or weights do not sum to 1.
 
     >>> member_weights([True, False, True, False], 4).tolist()
     [0.5, 0.0, 0.5, 0.0]
@@ -162,19 +163,19 @@ def member_weights(weights: Any, members: int, name: str = "weights") -> Float[n
     if len(wrong):
         raise ValueError(
             f"{name} sum to {wrong[0]:.6g}: expected 1 (within {WEIGHT_SUM:g}), so that predictions are averaged; give "
-            f"{name} / {name}.sum(-1, keepdims=True), or a boolean mask of the members that are kept"
+            f"{name} / {name}.sum(-1, keepdims=True), or a boolean mask of the members to keep"
         )
     return values
 
 
 def to_model(images: Array, value_range: tuple[float, float]) -> Float[Array, "..."]:
-    """Images in [0, 1], or uint8, to model space, float32."""
+    """Convert images in [0, 1], or uint8, to model space, float32."""
     x = images.astype(jnp.float32) / 255.0 if images.dtype == jnp.uint8 else images.astype(jnp.float32)
     low, high = value_range
     return low + (high - low) * x
 
 
 def to_images(x: Array, value_range: tuple[float, float]) -> Float[Array, "..."]:
-    """Model space to images: clipped to the value range, then scaled to [0, 1]."""
+    """Convert model space to images: clip to the value range, then scale to [0, 1]."""
     low, high = value_range
     return (jnp.clip(x, low, high) - low) / (high - low)

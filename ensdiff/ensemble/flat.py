@@ -1,6 +1,6 @@
-"""One vector for all arrays of one member: what is done to every parameter alike is then one kernel, not a hundred.
+"""One vector for all arrays of one member, so that an elementwise operation on all parameters is one kernel, not 100.
 
-The arrays follow each other in the order of `jax.tree.leaves` (names in alphabetical order), each row by row.
+The arrays are joined in the order of `jax.tree.leaves` (names in alphabetical order), each in row-major order.
 """
 
 import math

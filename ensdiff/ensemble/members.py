@@ -1,10 +1,10 @@
-"""The encoded ensemble: one stacked parameter pytree, its device mesh, and what applies all members at once.
+"""Initialisation and application of all members of an ensemble at once.
 
-(2) ``eps_w(x, t) = sum_k w_k eps_k(x, t)``, factual ``w = 1/K``.
+(2) ``eps_w(x, t) = sum_k w_k eps_k(x, t)``; the factual weights are ``w = 1/K``.
 
-Members are stacked along the leading axis of every parameter, and only `over_members`, `sum_over_members` and
-`update_members` know how. Everything that computes with members runs `per_device` over the mesh axes
-``'member'`` and ``'data'``, so that no collective is needed unless a result is a sum over members.
+Members are stacked along the leading axis of every parameter. Only `over_members`, `sum_over_members` and
+`update_members` decide how to loop over that axis. Everything that computes with members runs `per_device` over the
+mesh axes ``'member'`` and ``'data'``, so that no collective is needed unless a result is a sum over members.
 """
 
 import dataclasses
@@ -30,9 +30,12 @@ from ensdiff.typing import Array, ArrayLike, Key, Params, as_key
 def init_params(
     model: UNetConfig, image_shape: tuple[int, int, int], members: int, key: Key, mesh: Mesh | None = None
 ) -> Params:
-    """Initial parameters of all members, each from its own key ``fold_in(key, member)``.
+    """Return the initial parameters of all members, each drawn with its own key ``fold_in(key, member)``.
 
     On a mesh every device computes its own members, so that no host holds all of them.
+
+    Raises:
+        ValueError: the images do not fit the U-Net.
     """
     H, W, C = image_shape
     model.check_image(H, W)
@@ -62,35 +65,35 @@ def _init_fn(model: UNetConfig, image_shape: tuple[int, int, int], members: int,
 
 
 def abstract_params(model: UNetConfig, image_shape: tuple[int, int, int], members: int) -> Params:
-    """Shapes and dtypes of `init_params`, without computing anything."""
+    """Return the shapes and dtypes of `init_params`, without computing anything."""
     return jax.eval_shape(lambda: init_params(model, image_shape, members, 0))
 
 
 def apply_member(model: UNetConfig, params: Params, x_BHWC: Array, t_B: Array) -> Float[Array, "B H W C"]:
-    """Noise prediction of one member; no dropout."""
+    """Return one member's noise prediction, without dropout."""
     model = dataclasses.replace(model, conv=resolve(model.conv, predicting=True))
     predicted: Any = UNet(model).apply({"params": params}, x_BHWC, t_B)
     return predicted
 
 
 def sum_over_micro_batches(function: Callable, count: int, *arrays_B: Array) -> Any:
-    """``function`` of a batch that is a sum over it, as the sum over micro-batches, computed one after another."""
+    """Evaluate a ``function`` that sums over a batch as a sum over ``count`` micro-batches, one after another."""
     if count == 1:
         return function(*arrays_B)
     return _add_up(function, tuple(a.reshape(count, len(a) // count, *a.shape[1:]) for a in arrays_B))
 
 
 def _add_up(function: Callable, parts: tuple) -> Any:
-    """The sum of ``function`` over a leading axis of its arguments, in a loop."""
+    """Sum ``function`` over the leading axis of its arguments, in a loop."""
     one = jax.eval_shape(function, *jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), parts))
     zero = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), one)
     return jax.lax.scan(lambda sums, part: (jax.tree.map(jnp.add, sums, function(*part)), None), zero, parts)[0]
 
 
 def over_members(model: UNetConfig, function: Callable, *stacked_K: Any) -> Any:
-    """``function`` of every member's own part of the arguments, stacked again: `jax.vmap`, or its loop.
+    """Apply ``function`` to every member's part of the arguments and stack the results, by `jax.vmap` or in a loop.
 
-    ``model.conv`` says how, see `ensdiff.models.conv`.
+    ``model.conv`` selects which, see `ensdiff.models.conv`.
     """
     if one_by_one(model.conv):
         return jax.lax.map(lambda parts: function(*parts), stacked_K)
@@ -98,16 +101,16 @@ def over_members(model: UNetConfig, function: Callable, *stacked_K: Any) -> Any:
 
 
 def sum_over_members(model: UNetConfig, function: Callable, *stacked_K: Any) -> Any:
-    """The sum of ``function`` of every member's part; in a loop it is added up as it comes."""
+    """Sum ``function`` over the members; a loop accumulates the sum, so that only one term is held at a time."""
     if not one_by_one(model.conv):
         return jax.tree.map(lambda a: a.sum(0), jax.vmap(function)(*stacked_K))
     return _add_up(function, stacked_K)
 
 
 def update_members(model: UNetConfig, function: Callable, state_K: Any, *stacked_K: Any) -> tuple[Any, Any]:
-    """`over_members` of a function that returns a new state of its member and something else.
+    """Apply a function that returns a member's new state and another result to every member, as `over_members` does.
 
-    In a loop every member's state is replaced where it lies, so that a donated state is never there twice.
+    A loop replaces every member's state in place, so that a donated state is never duplicated in memory.
     """
     if not one_by_one(model.conv):
         return jax.vmap(function)(state_K, *stacked_K)
@@ -133,15 +136,15 @@ def _predict_fn(model: UNetConfig, mesh: Mesh):
 def predict(
     params: Ensemble, x_BHWC: Float[ArrayLike, "..."], t_B: Int[ArrayLike, " B"] | np.integer | int
 ) -> Float[Array, "K B H W C"]:
-    """Every member's noise prediction ``eps_KBHWC`` for noisy images in model space.
+    """Return every member's noise prediction ``eps_KBHWC`` for noisy images in model space.
 
     Args:
         params: the ensemble.
         x_BHWC: noisy images in model space (data in [-1, 1], plus noise), channels last.
-        t_B: noise level of each image, 0 .. T - 1; one integer stands for all.
+        t_B: noise level of each image, 0 .. T - 1; a single integer applies to all images.
 
     Raises:
-        ValueError: the images have another shape than the ensemble's, or a level is out of range.
+        ValueError: the shape of the images is not the ensemble's, or a level is out of range.
 
     >>> x_BHWC = np.random.default_rng(0).normal(size=(3, 8, 8, 1)).astype(np.float32)
     >>> ensdiff.predict(params, x_BHWC, np.array([10, 500, 999])).shape

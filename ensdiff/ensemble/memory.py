@@ -1,4 +1,4 @@
-"""How many images are computed at once on one device: what may be used, what the activations take, what is cached."""
+"""How many images one device computes at once, from the memory budget, the size of activations and the CPU cache."""
 
 import dataclasses
 import functools
@@ -16,16 +16,16 @@ from ensdiff.models.unet import UNet, UNetConfig
 
 @dataclasses.dataclass(frozen=True)
 class Resources:
-    """What a computation may use, and whether it shows its progress.
+    """The memory that a computation may use, and whether it shows its progress.
 
     Args:
-        chunk: images, states or ablations at a time; None is as many as the memory budget allows.
-        memory_budget: bytes of activations a device may hold; None is half of an accelerator's memory, and 1 GiB on a
-            CPU.
+        chunk: number of images, states or ablations computed at a time; None means as many as the memory budget allows.
+        memory_budget: bytes of activations that a device may hold; None means half of an accelerator's memory, or 1 GiB
+            on a CPU.
         progress: whether progress bars are shown.
 
     Raises:
-        ValueError: a chunk or a budget that is no positive integer.
+        ValueError: the chunk or the budget is not a positive integer.
 
     >>> Resources(chunk=0)
     Traceback (most recent call last):
@@ -47,23 +47,25 @@ class Resources:
                 raise ValueError(f"{name}={value!r}: expected at least {smallest}; leave it out for {instead}")
 
     def budget(self) -> int:
-        """The memory budget in bytes, the same on all processes, which must all call this."""
+        """Return the memory budget in bytes, equal on all processes. All processes must call this method."""
         if self.memory_budget is not None:
             return self.memory_budget
         stats = jax.local_devices()[0].memory_stats() or {}
-        # the least of all processes: their chunks must be the same
+        # the minimum over processes, because their chunks must be equal
         return min(hosts.exchange(stats.get("bytes_limit", 2 * 2**30) // 2))
 
 
 CACHED = {"cpu": 2**18}
-"""Bytes of one activation, at full resolution, of the images whose gradient is computed at once: on a CPU the
-activations of a few images stay in the cache, and all passes over them are then faster."""
+"""Most bytes of one full-resolution activation of the images whose gradient is computed at once. On a CPU the
+activations of a few images stay in the cache, which makes all passes over them faster."""
 
 
 def count_micro_batches(
     model: UNetConfig, image_shape: tuple[int, int, int], batch: int, mesh: Mesh | AbstractMesh
 ) -> int:
-    """Equal micro-batches of one member's batch whose activations stay in the cache of one device; 1 on accelerators.
+    """Return into how many equal micro-batches to split one member's batch, so that activations stay in the cache.
+
+    It is 1 on accelerators.
 
     >>> count_micro_batches(UNetConfig(channels=32), (28, 28, 1), 16, make_mesh(1, devices=jax.devices("cpu")[:1]))
     8
@@ -76,20 +78,20 @@ def count_micro_batches(
 
 
 IMAGES_AT_ONCE = {"cpu": 16}
-"""Most images of one application of a member, where more do not make it faster: on a CPU, larger batches leave the
-cache (`experiments.benchmark`, table "batch")."""
+"""Most images per application of a member, on platforms where more images are not faster: on a CPU, larger batches do
+not fit in the cache (`experiments.benchmark`, table "batch")."""
 
 
 def images_at_once(
     model: UNetConfig, image_shape: tuple[int, int, int], mesh: Mesh | AbstractMesh, members: int, budget: int
 ) -> int:
-    """Images that one application of members may be given on one device; 0 where the budget does not hold one.
+    """Return how many images one application of members may take on one device; 0 if not even one fits the budget.
 
     Args:
         model: the U-Net.
         image_shape: (H, W, C).
         mesh: the devices.
-        members: K; all that lie on one device are alive together, unless they are computed one after another.
+        members: K; all members on one device are computed together, unless ``model.conv`` computes them one by one.
         budget: bytes of activations.
     """
     limit = budget // least_bytes(model, image_shape, mesh, members)
@@ -97,16 +99,16 @@ def images_at_once(
 
 
 def least_bytes(model: UNetConfig, image_shape: tuple[int, int, int], mesh: Mesh | AbstractMesh, members: int) -> int:
-    """Bytes of activations of one image in as many members as are computed together on one device."""
+    """Return the bytes of activations of one image in all the members that one device computes together."""
     alive = 1 if one_by_one(model.conv) else members // mesh.shape["member"]
     return alive * activation_bytes(model, image_shape)
 
 
 @functools.lru_cache(maxsize=64)
 def activation_bytes(model: UNetConfig, image_shape: tuple[int, int, int]) -> int:
-    """An upper bound on the bytes of activations that one image needs in one member's forward pass.
+    """Return an upper bound on the bytes of activations that one image needs in one member's forward pass.
 
-    The sum over the outputs of all layers, from shapes alone; a compiler that reuses buffers needs less.
+    It is the sum over the outputs of all layers, from shapes alone; a compiler that reuses buffers needs less.
     """
     H, W, C = image_shape
     x = jax.ShapeDtypeStruct((1, H, W, C), jnp.float32)

@@ -1,4 +1,4 @@
-"""The device mesh: which devices share the members and their batches, and placing arrays on it."""
+"""The device mesh: which devices share the members and their batches, and how arrays are placed on it."""
 
 import jax
 import numpy as np
@@ -10,13 +10,16 @@ from ensdiff.typing import Params
 
 
 def make_mesh(members: int, batch: int | None = None, devices: list | None = None) -> Mesh:
-    """A ('member', 'data') mesh over as many devices as can share the work equally.
+    """Return a ('member', 'data') mesh over as many devices as can share the work equally.
 
-    The member axis gets a divisor of ``members``, the data axis (where ``batch`` is given) one of the batch: as many
-    devices as that allows are used and, of equal choices, the one with the most member shards is taken.
+    The size of the member axis divides ``members``, and the size of the data axis divides ``batch`` (if given). As many
+    devices as this allows are used. Among choices with equally many devices, the one with the most member shards wins.
 
-    With several processes every process gets a part, equal to within one device, and neighbouring members lie in one
-    process. Where the work cannot be divided over so many, a leading axis ``'copy'`` repeats it.
+    With several processes, every process contributes equally many devices, to within one, and neighbouring members are
+    in one process. If the work cannot be divided over all processes, a leading axis ``'copy'`` repeats it.
+
+    Raises:
+        ValueError: there is no member or no device.
 
     >>> dict(make_mesh(16, devices=jax.devices()[:1]).shape)
     {'member': 1, 'data': 1}
@@ -29,7 +32,7 @@ def make_mesh(members: int, batch: int | None = None, devices: list | None = Non
         own.setdefault(device.process_index, []).append(device)
     m, d = mesh_shape(members, batch, len(devices), len(own))
     copies = max(1, len(own) // (m * d))
-    # in turn from each process, so that each takes part; then a process's devices side by side
+    # take devices from each process in turn, so that each takes part; then put a process's devices side by side
     in_turn = sorted((rank, process) for process, some in own.items() for rank in range(len(some)))
     used = sorted((process, rank) for rank, process in in_turn[: copies * m * d])
     grid = np.array([own[process][rank] for process, rank in used], dtype=object).reshape(copies, m, d)
@@ -39,9 +42,9 @@ def make_mesh(members: int, batch: int | None = None, devices: list | None = Non
 
 
 def mesh_shape(members: int, batch: int | None, devices: int, processes: int = 1) -> tuple[int, int]:
-    """Member and data shards: as many devices as divide the work and, of equal choices, the most member shards.
+    """Return the numbers of member and data shards that use the most devices; ties go to the most member shards.
 
-    The shards lie on all processes, or on a divisor of their number.
+    The shards cover all processes, or a number of processes that divides the total.
 
     >>> mesh_shape(20, 128, 8)  # five member shards would leave three devices idle
     (4, 2)
@@ -56,17 +59,17 @@ def mesh_shape(members: int, batch: int | None, devices: int, processes: int = 1
 
 
 def platform(mesh: Mesh | AbstractMesh) -> str:
-    """``"cpu"``, ``"gpu"`` or ``"tpu"``; ``""`` of an abstract mesh."""
+    """Return ``"cpu"``, ``"gpu"`` or ``"tpu"``; ``""`` for an abstract mesh."""
     return mesh.devices.flat[0].platform if isinstance(mesh, Mesh) else ""
 
 
 def on_mesh(tree: Params, mesh: Mesh, spec: P | None = None) -> Params:
-    """Place every array on the mesh, by default with its leading axis split over the members."""
+    """Place every array on the mesh, by default with its leading axis split over the axis ``'member'``."""
     return hosts.place(tree, mesh, P("member") if spec is None else spec)
 
 
 def pace(tree: Params, mesh: Mesh) -> Params:
-    """Wait for a step's results where queueing steps is not safe, and return them.
+    """Wait for a step's results if queueing steps is not safe, and return them.
 
     XLA's CPU backend can deadlock in an all-reduce when many executions with collectives are in flight on several
     devices (seen with jax 0.10.2 after some hundred queued sampling steps). Accelerators run their queue in order.

@@ -42,7 +42,7 @@ def load(
         DamageWarning: ``run.json`` is damaged, or the checkpoint is of another run than it says; names the fields.
 
     >>> ensdiff.load("runs/tiny")
-    Ensemble(8 members, 40 units, 8x8x1 images, ... parameters a member)
+    Ensemble(8 members, 40 units, 8x8x1 images, ... parameters per member)
     >>> ensdiff.load("runs/tiny", members=[0, 3]).members
     2
     """

@@ -1,15 +1,15 @@
 """Sampling, factual and ablated, of many weight rows at once.
 
 A *state* is one image being denoised under one row of weights. The states of all ablations and samples form one flat
-axis R, so that the factual samples (one row), a landscape (every unit for every sample) and a verification (another
-choice of units for every sample) are the same computation:
+axis R, so that the factual samples (one row), a landscape (every unit for every sample) and a verification (different
+units for every sample) are the same computation:
 
 (2) ``eps_r = sum_k w_rk eps_k(x_r, t)``, and then the sampler's step (s1), (s2) of `ensdiff.diffusion.schedule`.
 
-Member k is applied only to the states that keep it (w_rk != 0): their indices are gathered into batches of one member
-each, so that a step is a loop over batches and its work the number of survivors of all states.
-States share the noise of their sample, so that a counterfactual differs from its sample by the weights alone; and
-nothing reduces over R, so that chunks of any size give the same images.
+Member k is applied only to the states that keep it (w_rk != 0). The indices of these states are gathered into batches
+of one member each, so that a step is a loop over batches, and its work is proportional to the number of surviving
+members summed over states. All states of a sample share its noise, so that a counterfactual differs from its sample
+only by the weights. Nothing reduces over R, so that chunks of any size give the same images.
 """
 
 import dataclasses
@@ -40,11 +40,11 @@ from ensdiff.typing import Array, ArrayLike
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["index_B", "key", "array"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
 class Noise:
-    """The exogenous noise of samples: drawn from a key when needed, or given as an array.
+    """The exogenous noise of samples, drawn from a key when needed or given as an array.
 
     Args:
-        index_B: the number of each sample under the key, or its place on the array's second axis.
-        key: a JAX key; sample b at step j gets ``normal(fold_in(fold_in(key, b), j))``, whatever the batch.
+        index_B: the number of each sample under the key, or its index on the array's second axis.
+        key: a JAX key; sample b at step j gets ``normal(fold_in(fold_in(key, b), j))``, whatever batch it is in.
         array: (S + 1, B, H, W, C): x_T, then the noise of each step.
     """
 
@@ -53,7 +53,7 @@ class Noise:
     array: Float[Array, "S+1 B H W C"] | None = None
 
     def at(self, step: int | Array, image_shape: tuple[int, int, int]) -> Float[Array, "B H W C"]:
-        """Standard normal noise number ``step``; 0 is x_T, j + 1 belongs to sampling step j."""
+        """Return the standard normal noise with number ``step``: 0 is x_T, and j + 1 belongs to sampling step j."""
         if self.array is not None:
             return self.array[step][self.index_B]
 
@@ -64,12 +64,12 @@ class Noise:
 
     @staticmethod
     def specs() -> Any:
-        """How it lies on a mesh whose data axis splits the samples: a pytree prefix of `PartitionSpec`."""
+        """Return its placement on a mesh whose data axis splits the samples: a pytree prefix of `PartitionSpec`."""
         place: Any = P
         return Noise(place("data"), place(), place())
 
     def on_mesh(self, mesh: Mesh) -> "Noise":
-        """The same noise, placed as `specs` says."""
+        """Return the same noise, placed as `specs` defines."""
         return Noise(
             on_mesh(jnp.asarray(self.index_B), mesh, P("data")),
             None if self.key is None else on_mesh(self.key, mesh, P()),
@@ -77,16 +77,16 @@ class Noise:
         )
 
     def take(self, index) -> "Noise":
-        """The noise of some of the samples."""
+        """Return the noise of some of the samples."""
         return dataclasses.replace(self, index_B=jnp.asarray(self.index_B)[index])
 
 
 @functools.lru_cache(maxsize=64)
 def sampling_step(model: UNetConfig, image_shape: tuple[int, int, int], rule: StepRule, mesh: Mesh) -> Callable:
-    """One compiled sampling step of all states: ``(params_K, x_R, noise, batches, j, coefficients) -> x_R``.
+    """Return the compiled sampling step of all states: ``(params_K, x_R, noise, batches, j, coefficients) -> x_R``.
 
-    ``x_R`` is donated; ``rule`` and ``coefficients`` are those of `ensdiff.diffusion.samplers.advance`. Only the sum
-    over members crosses devices.
+    ``x_R`` is donated. `ensdiff.diffusion.samplers.advance` documents ``rule`` and ``coefficients``. Only the sum over
+    members crosses devices.
     """
     summed = mesh.shape["member"] > 1
 
@@ -110,7 +110,7 @@ def sampling_step(model: UNetConfig, image_shape: tuple[int, int, int], rule: St
                 return eps_R.at[batch[1]].add(unless_empty(params_K, x_R, *batch, t)), None
 
             return jax.lax.scan(add, jnp.zeros_like(x_R), batches)[0]
-        index_NP, weight_NP = batches[1:]  # one batch a member, of equal length: all members at once
+        index_NP, weight_NP = batches[1:]  # one batch per member, of equal length: all at once
         eps_NP = over_members(model, lambda *args: weighted(args[0], x_R, *args[1:], t), params_K, index_NP, weight_NP)
         return jnp.zeros_like(x_R).at[index_NP.reshape(-1)].add(eps_NP.reshape(-1, *x_R.shape[1:]))
 
@@ -125,7 +125,7 @@ def sampling_step(model: UNetConfig, image_shape: tuple[int, int, int], rule: St
 
 
 class Chunks(NamedTuple):
-    """How R states are worked off: chunks of ``states``, in batches of ``places``, ``number`` a step and device."""
+    """How R states are processed: chunks of ``states``, in batches of ``places``, ``number`` batches per device."""
 
     states: int
     places: int
@@ -138,14 +138,14 @@ def plan(
     mesh: Mesh | AbstractMesh,
     resources: Resources,
 ) -> Chunks:
-    """Equal chunks that fit in memory, and batches that all of them share (so that one program does for all).
+    """Return the size of equal chunks that fit in memory, and batch sizes for all chunks, so that one program suffices.
 
     Args:
         params: the ensemble.
         weights_RK: the weights of all states.
         mesh: the devices.
-        resources: its chunk is in states, by default as many as `STATES_AT_ONCE` and the memory budget allow; the
-            budget is for states and activations.
+        resources: its chunk is a number of states, by default as many as `STATES_AT_ONCE` and the memory budget allow.
+            The budget covers states and activations.
 
     Raises:
         ValueError: not even one state fits in the budget.
@@ -153,7 +153,7 @@ def plan(
     R, K = weights_RK.shape
     shards, member_shards = mesh.shape["data"], mesh.shape["member"]
     budget, chunk = resources.budget(), resources.chunk
-    # a state: its image, noise, prediction, next image and what the compiler keeps of them; its places in the lists
+    # bytes per state: its image, noise, prediction, next image, the compiler's copies of them, and its batch entries
     state = 4 * 8 * int(np.prod(params.image_shape)) + 8 * K
     least = least_bytes(params.model, params.image_shape, mesh, K)
     if budget < state + least:
@@ -164,7 +164,7 @@ def plan(
     parts = -(-R // most)
     states = -(-R // (parts * shards)) * shards  # equal chunks, a multiple of the data shards
     if parts == 1 and shards == 1:
-        states = max(states, min(round_up(R, FEW_STATES), most))  # more states without weight, for the sake of the size
+        states = max(states, min(round_up(R, FEW_STATES), most))  # pad with states without weight, to a common size
     counts_CDK = np.stack([kept_counts(weights, shards) for _, weights in _padded(weights_RK, states)])
     if not one_by_one(params.model.conv):
         return Chunks(states, max(1, int(counts_CDK.max())), K // member_shards)
@@ -175,18 +175,18 @@ def plan(
 
 
 STATES_AT_ONCE = 1024
-"""States of a chunk and data shard: enough to fill batches, few enough to see progress."""
+"""Most states per chunk and data shard: enough to fill batches, few enough to see progress."""
 
 FEW_STATES, FEW_BATCHES = 32, 16
-"""Smaller numbers are rounded up to these, and others to powers of two, where that costs nothing: a state without
-weight is in no batch, and an empty batch is skipped. So many calls share one compiled program."""
+"""Numbers of states and batches are rounded up to at least these, and to powers of two, if that costs nothing (a state
+without weight is in no batch, and an empty batch is skipped). This lets many calls share one compiled program."""
 
 BATCH_OVERHEAD = {"cpu": 0.5}
-"""What a batch costs beside its images, in images."""
+"""The fixed cost of a batch, in images."""
 
 
 def _padded(weights_RK: np.ndarray, states: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """State numbers and weights of each chunk; the last one repeats its first state with no weight."""
+    """Yield the state numbers and weights of each chunk. The last chunk is padded with its first state, weight 0."""
     for start in range(0, len(weights_RK), states):
         rows = np.arange(start, min(start + states, len(weights_RK)))
         index = np.concatenate([rows, np.full(states - len(rows), rows[0])])
@@ -207,10 +207,13 @@ def denoise(
     Args:
         params: the ensemble.
         config: the sampler.
-        noise: the noise of each state: ``noise.index_B`` has R entries.
-        weights_RK: the weights of each state; a member is evaluated only where its weight is not 0.
-        chunks: sizes of the batches, so that several calls share one compilation.
+        noise: the noise of each state; ``noise.index_B`` has R entries.
+        weights_RK: the weights of each state; a member is evaluated only for states in which its weight is not 0.
+        chunks: sizes of the batches; pass the same to several calls to share one compilation.
         mesh: the devices; by default all that can share the work.
+
+    Raises:
+        ValueError: R is not a multiple of the number of data shards.
     """
     R = len(weights_RK)
     weights_RK = np.asarray(weights_RK, np.float32)
@@ -251,14 +254,14 @@ def run_states(
     Args:
         params: the ensemble.
         config: the sampler.
-        noise: ``noise.index_B`` names the noise of each state, R entries.
+        noise: the noise of each state; ``noise.index_B`` has R entries.
         weights_RK: weights of each state.
         resources: see `plan`.
         what: label of the progress bar.
 
     Yields:
-        The slice of R and the images, (rows, H, W, C) in [0, 1] and still on the device (of every process), of each
-        chunk in order.
+        The slice of R and the images of each chunk, in order. The images are (rows, H, W, C) in [0, 1], still on a
+        device of every process.
     """
     weights_RK = np.asarray(weights_RK, np.float32)
     R = len(weights_RK)

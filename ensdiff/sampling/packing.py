@@ -1,4 +1,4 @@
-"""Which states each member is applied to in a sampling step, packed into batches of equal size."""
+"""The states that each member is applied to in a sampling step, packed into batches of equal size."""
 
 from typing import NamedTuple
 
@@ -7,10 +7,10 @@ from jaxtyping import Float, Int
 
 
 class Batches(NamedTuple):
-    """The work of one sampling step: a list of batches, each of states that one member is applied to.
+    """The work of one sampling step: a list of batches, each with the states that one member is applied to.
 
-    D data shards, M member shards, N batches of P places on each. ``member_DMN`` counts within a member shard,
-    ``index_DMNP`` within a data shard; padded places have weight 0.
+    There are D data shards and M member shards, with N batches of P places on each. ``member_DMN`` is an index within a
+    member shard, ``index_DMNP`` an index within a data shard; padded places have weight 0.
     """
 
     member_DMN: Int[np.ndarray, "D M N"]
@@ -19,18 +19,18 @@ class Batches(NamedTuple):
 
 
 def kept_counts(weights_RK: Float[np.ndarray, "R K"], shards: int) -> Int[np.ndarray, "D K"]:
-    """How many states of each data shard keep each member."""
+    """Count the states of each data shard that keep each member."""
     return np.count_nonzero(weights_RK.reshape(shards, -1, weights_RK.shape[-1]), axis=1)
 
 
 def batch_numbers(counts_CDK: Int[np.ndarray, "C D K"], places: int, member_shards: int) -> int:
-    """N: batches of ``places`` places that the device with the most work needs, the most of C chunks."""
+    """Return N, the number of batches of ``places`` places that the busiest device needs in the largest of C chunks."""
     numbers_K = -(-counts_CDK // places)
     return max(1, int(numbers_K.reshape(*numbers_K.shape[:-1], member_shards, -1).sum(-1).max()))
 
 
 def round_up(count: int, least: int) -> int:
-    """The smallest power of two that is neither below ``count`` nor below ``least``, itself a power of two.
+    """Return the smallest power of two that is at least ``count`` and at least ``least``, itself a power of two.
 
     >>> round_up(3, 16), round_up(17, 16)
     (16, 32)
@@ -39,17 +39,17 @@ def round_up(count: int, least: int) -> int:
 
 
 def choose_places(counts_CDK: Int[np.ndarray, "C D K"], member_shards: int, limit: int, overhead: float) -> int:
-    """P: the cheapest size of a batch among those that pad little.
+    """Return P, the cheapest batch size among those that need little padding.
 
-    The work is at most a tenth more than with batches of single states, which is the least; of the sizes that keep to
-    that, the one for which ``N (P + overhead)`` is least. Sizes have three significant bits (1 .. 8, 10, 12, 14, 16,
-    20, ..), so that few programs serve all.
+    The work may be at most a tenth more than the minimum, which batches of single states reach. Among the sizes that
+    satisfy this, the one with the least ``N (P + overhead)`` is chosen. Sizes have three significant bits (1 .. 8, 10,
+    12, 14, 16, 20, ..), so that few compiled programs serve all calls.
 
     Args:
-        counts_CDK: states that keep each member, by chunk and data shard.
+        counts_CDK: number of states that keep each member, by chunk and data shard.
         member_shards: M.
-        limit: the most places.
-        overhead: what a batch costs beside its images, in images.
+        limit: the largest batch size.
+        overhead: the fixed cost of a batch, in images.
     """
     most = max(1, min(limit, int(counts_CDK.max())))
     sizes = [places for places in range(1, most + 1) if places % (1 << max(0, places.bit_length() - 3)) == 0]
@@ -63,12 +63,12 @@ def choose_places(counts_CDK: Int[np.ndarray, "C D K"], member_shards: int, limi
 def gather_batches(
     weights_RK: Float[np.ndarray, "R K"], shards: int, member_shards: int, places: int, number: int
 ) -> Batches:
-    """Batches of the states that keep each member, from the non-zeros of the weights; each as full as it can be.
+    """Pack the states that keep each member (the non-zeros of the weights) into batches as full as possible.
 
     Args:
         weights_RK: weights of each state; R is a multiple of ``shards``.
-        shards: D, equal runs of states.
-        member_shards: M, equal runs of members.
+        shards: D; each shard has equally many consecutive states.
+        member_shards: M; each shard has equally many consecutive members.
         places: P.
         number: N, at least `batch_numbers`.
     """

@@ -1,4 +1,4 @@
-"""Samples, and their counterfactuals: what `ensdiff.sample` and `ensdiff.counterfactuals` do."""
+"""Samples and their counterfactuals: `ensdiff.sample` and `ensdiff.counterfactuals`."""
 
 import dataclasses
 import functools
@@ -25,16 +25,16 @@ from ensdiff.typing import Array, ArrayLike, Key, as_key, unmasked
 )
 @dataclasses.dataclass(frozen=True)
 class Samples:
-    """Generated images with all that is needed to generate their counterfactuals. ``samples[2:5]`` takes some.
+    """Generated images with everything needed to generate their counterfactuals. ``samples[2:5]`` selects some.
 
     Args:
         images: (B, H, W, C) float32 in [0, 1].
-        noise: the exogenous noise they came from.
-        weights_K: the member weights they were generated with.
+        noise: the exogenous noise that the images were generated from.
+        weights_K: the member weights that they were generated with.
         config: the sampler.
-        fingerprint: `Ensemble.fingerprint` of the ensemble that made them. What regenerates or differentiates them
-            refuses another ensemble; None (by `unbound`, or in samples made by hand) lets them be used with any of
-            as many members and the same images.
+        fingerprint: `Ensemble.fingerprint` of the ensemble that generated them. Functions that regenerate or
+            differentiate the samples refuse any other ensemble. With None (set by `unbound`, or in samples made by
+            hand), any ensemble with the same number of members and the same image shape is accepted.
 
     >>> len(samples), samples.images.shape
     (2, (2, 8, 8, 1))
@@ -58,10 +58,10 @@ class Samples:
         return dataclasses.replace(self, images=self.images[index], noise=self.noise.take(index))
 
     def unbound(self) -> "Samples":
-        """The same samples, to be used with another ensemble than the one that made them.
+        """Return the same samples for use with an ensemble other than the one that generated them.
 
-        Its counterfactuals then start from the same noise, but a distance between them and these images mixes what
-        removing a unit changes with what the other ensemble changes.
+        The other ensemble's counterfactuals start from the same noise, but their distance to these images mixes the
+        effect of removing a unit with the difference between the two ensembles.
 
         >>> samples.unbound().fingerprint is None
         True
@@ -76,18 +76,18 @@ class Samples:
 def sampler_config(
     params: Ensemble, steps: int | None, sampler: str | StepFunction | SamplerConfig, **options
 ) -> SamplerConfig:
-    """A `SamplerConfig` from `sample`'s arguments, checked against the ensemble's schedule.
+    """Return the `SamplerConfig` that `sample`'s arguments describe, checked against the ensemble's schedule.
 
     Raises:
-        ValueError: unknown options, options or other steps beside a whole `SamplerConfig`, or more steps than the
-            schedule has levels.
+        ValueError: an option is unknown, options or different steps are given together with a whole `SamplerConfig`, or
+            there are more steps than the schedule has levels.
     """
     if isinstance(sampler, SamplerConfig):
         if options:
-            raise ValueError(f"sampler is a SamplerConfig already: put {sorted(options)} into it")
+            raise ValueError(f"sampler is already a SamplerConfig: set {sorted(options)} in it instead")
         if steps is not None and steps != sampler.steps:
             raise ValueError(
-                f"steps={steps}, but the sampler is a SamplerConfig of {sampler.steps} steps: leave steps out, or give "
+                f"steps={steps}, but the sampler is a SamplerConfig with {sampler.steps} steps: omit steps, or give "
                 f"dataclasses.replace(sampler, steps={steps})"
             )
         config = sampler
@@ -119,14 +119,14 @@ def sample(
 
     Args:
         params: the ensemble.
-        key: int seed or JAX key of the noise; nothing of the noise is stored.
+        key: int seed or JAX key of the noise; the noise itself is not stored.
         n: number of images.
         steps: sampling steps S; by default 50, or those of a `SamplerConfig`.
-        sampler: ``"ddpm"``, ``"ddim"``, a step function of your own (see `SamplerConfig`), or a whole `SamplerConfig`.
-        noise: instead of ``key`` and ``n``: a (S + 1, B, H, W, C) array, x_T first.
-        weights: (K,) member weights, by default 1/K each: a mask of the members that are kept (booleans, or integers
-            that are all 0 or 1), which become equal weights of these; or numbers that sum to 1 within 1e-5.
-        chunk: images at a time; by default as many as fit in memory.
+        sampler: ``"ddpm"``, ``"ddim"``, your own step function (see `SamplerConfig`), or a whole `SamplerConfig`.
+        noise: an (S + 1, B, H, W, C) array, x_T first, instead of ``key`` and ``n``.
+        weights: (K,) member weights, by default 1/K each. Give numbers that sum to 1 within 1e-5, or a mask of the
+            members to keep (booleans, or integers that are all 0 or 1), which then get equal weights.
+        chunk: number of images generated at a time; by default as many as fit in memory.
         progress: show a progress bar.
         **options: other fields of `SamplerConfig`, such as ``eta`` or ``clip``.
 
@@ -134,8 +134,8 @@ def sample(
         `Samples`; ``.images`` is (n, H, W, C), float32 in [0, 1].
 
     Raises:
-        ValueError: neither or both of key and noise, shapes that do not fit, weights that do not sum to 1, unknown
-            options, or ``steps`` that a `SamplerConfig` contradicts.
+        ValueError: both or neither of key and noise are given, shapes do not fit, weights do not sum to 1, an option is
+            unknown, or ``steps`` contradicts a `SamplerConfig`.
 
     >>> ensdiff.sample(params, 0, 4, steps=3, sampler="ddim").images.shape
     (4, 8, 8, 1)
@@ -175,23 +175,23 @@ def _make_noise(
     if array.shape != expected:
         raise ValueError(f"noise has shape {array.shape}: expected {expected}, x_T first, channels last")
     if n is not None and n != array.shape[1]:
-        raise ValueError(f"n={n}, but noise holds {array.shape[1]} images; leave n out")
+        raise ValueError(f"n={n}, but noise has {array.shape[1]} images; leave n out")
     if not jnp.isfinite(array).all():
-        raise ValueError("noise holds NaN or infinity: expected independent normal numbers")
+        raise ValueError("noise holds NaN or infinity: expected independent standard normal numbers")
     return Noise(jnp.arange(array.shape[1], dtype=jnp.int32), array=array)
 
 
 def check_samples(params: Ensemble, samples: Samples | ArrayLike, what: str, *, factual: bool = True) -> None:
-    """Raise a helpful error unless these are `Samples` that this ensemble made.
+    """Check that these are `Samples` that this ensemble generated.
 
     Args:
         params: the ensemble.
-        samples: what a caller gave.
-        what: needs them, for the error.
-        factual: whether they must have been made with the weights 1/K, from which (3) ablates.
+        samples: the argument to check.
+        what: name of what needs the samples, for error messages.
+        factual: whether they must have been generated with the weights 1/K, from which (3) ablates.
 
     Raises:
-        ValueError: images without their noise; samples of another ensemble, or of other weights than 1/K.
+        ValueError: these are images without their noise, another ensemble generated them, or their weights are not 1/K.
     """
     if not isinstance(samples, Samples):
         raise ValueError(
@@ -200,7 +200,8 @@ def check_samples(params: Ensemble, samples: Samples | ArrayLike, what: str, *, 
         )
     if tuple(samples.images.shape[1:]) != tuple(params.image_shape):
         raise ValueError(
-            f"the samples are {tuple(samples.images.shape[1:])} images, the ensemble makes {params.image_shape}"
+            f"the samples are images of shape {tuple(samples.images.shape[1:])}, but the ensemble generates "
+            f"{params.image_shape}: give samples of this ensemble"
         )
     K = params.members
     weights_K = np.asarray(samples.weights_K)
@@ -213,12 +214,12 @@ def check_samples(params: Ensemble, samples: Samples | ArrayLike, what: str, *, 
         raise ValueError(
             f"the samples were made by another ensemble, with fingerprint {samples.fingerprint[:12]}; this one has "
             f"{params.fingerprint[:12]}. Give the ensemble that made them (ensdiff.load of the same run with the same "
-            "step, members and average), sample from this one, or give samples.unbound() if the difference is meant"
+            "step, members and average), sample from this one, or give samples.unbound() if this is intended"
         )
     if factual and not np.allclose(weights_K * K, 1.0, rtol=0, atol=WEIGHT_SUM):
         raise ValueError(
-            f"the samples were made with other weights than 1/{K} each, and {what} removes units from the whole "
-            "ensemble: load the members that made them (ensdiff.load(..., members=...)) and sample from these, or "
+            f"the samples were made with other weights than 1/{K} each, but {what} removes units from the whole "
+            "ensemble: load only the members with weight (ensdiff.load(..., members=...)) and sample from these, or "
             "sample without weights"
         )
 
@@ -233,16 +234,16 @@ def counterfactuals(
     memory_budget: int | None = None,
     progress: bool = False,
 ) -> Float[np.ndarray, "M B H W C"]:
-    """What each sample would have been had a unit (or a set of units) never existed (3), (4).
+    """Generate each sample as it would have been had a unit (or a set of units) never existed (3), (4).
 
     Args:
         params: the ensemble.
-        samples: what `sample` returned.
+        samples: the result of `sample`.
         units: M entries, each a unit id or a collection of ids that are removed together.
-        code: another code over the same members whose units these are, such as ``code.group_code()`` of a hierarchical
+        code: another code over the same members that defines the units, such as ``code.group_code()`` of a hierarchical
             code.
-        chunk: images at a time; by default as many as the memory budget allows.
-        memory_budget: bytes of activations a device may hold.
+        chunk: number of images generated at a time; by default as many as the memory budget allows.
+        memory_budget: bytes of activations that a device may hold.
         progress: show a progress bar.
 
     Returns:
@@ -250,8 +251,8 @@ def counterfactuals(
 
     Raises:
         NoSurvivorError: every member has seen some unit of a set.
-        ValueError: an unknown unit, a code of another number of members, or samples that another ensemble made or
-            that were made with weights.
+        ValueError: a unit is unknown, the code is for a different number of members, or the samples were generated by
+            another ensemble or with weights.
 
     >>> without = ensdiff.counterfactuals(params, samples, [3, {4, 7}])
     >>> without.shape  # without unit 3; without 4 and 7 together
@@ -277,7 +278,7 @@ def ablated(
     sample_R: Int[np.ndarray, " R"],
     resources: Resources,
 ) -> Float[np.ndarray, "R H W C"]:
-    """Sample ``sample_R[r]`` regenerated from its own noise under the weights ``weights_RK[r]``, for any pairs.
+    """Regenerate sample ``sample_R[r]`` from its own noise under the weights ``weights_RK[r]``, for every r.
 
     Returns images in [0, 1].
     """

@@ -1,1 +1,1 @@
-"""The compiled training step of all members, and the loop around it."""
+"""The compiled training step of all members, and the training loop."""

@@ -138,7 +138,7 @@ def train(
 
     >>> small = ensdiff.UNetConfig(channels=4, multipliers=(1,), norm_groups=2)
     >>> ensdiff.train(data, code, small, steps=2, batch_size=2, run_dir="runs/mine", progress=False)
-    Ensemble(8 members, 40 units, 8x8x1 images, ... parameters a member)
+    Ensemble(8 members, 40 units, 8x8x1 images, ... parameters per member)
     >>> again = ensdiff.train(  # two more steps of the same run
     ...     data, code, params.model, steps=4, batch_size=2, run_dir="runs/mine", resume=True, progress=False
     ... )

@@ -1,7 +1,7 @@
-"""Being told to stop: SIGTERM or SIGINT ends training with a checkpoint, on all processes at the same step.
+"""Stopping on request: SIGTERM or SIGINT ends training with a checkpoint, on all processes at the same step.
 
-A machine that is taken away (a preempted or expiring job) sends SIGTERM and some seconds later SIGKILL; Ctrl-C is
-SIGINT. `on_signals` gives a question that the training loop asks after every step.
+A preempted or expiring job gets SIGTERM, and SIGKILL some seconds later; Ctrl-C sends SIGINT. `on_signals` yields a
+function that the training loop calls after every step to learn whether to stop.
 """
 
 import contextlib
@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterator
 import jax
 
 EXIT_CODE = 75
-"""``EX_TEMPFAIL`` of sysexits.h, "try again later": stopped on request, saved, and ready to go on. An error is 1, and a
-shell says 128 + n of a program that signal n killed, so that a scheduler can tell these from it."""
+"""Exit code of training that stopped on request, saved a checkpoint and can be resumed: ``EX_TEMPFAIL`` of sysexits.h,
+"try again later". A scheduler can tell it from an error (1) and from a program killed by signal n (128 + n)."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Preempted(RuntimeError):
-    """Training stopped because it was asked to. Its message says what was saved.
+    """Training stopped because it was asked to. The message states what was saved.
 
     >>> try:
     ...     ensdiff.train(
@@ -34,12 +34,12 @@ class Preempted(RuntimeError):
 
 @contextlib.contextmanager
 def on_signals() -> Iterator[Callable[[int], bool]]:
-    """Catch SIGTERM and SIGINT; gives a function for `ensdiff.train`'s ``stop``.
+    """Catch SIGTERM and SIGINT, and yield a function for the argument ``stop`` of `ensdiff.train`.
 
-    It takes the number of steps done, must be asked after each of them by every process, and says yes to all of them at
-    the same step. A second SIGINT interrupts at once (KeyboardInterrupt). It never says yes in another thread than the
-    main one, which alone can catch signals, and of several processes without JAX's preemption service, whose signals
-    keep their usual effect.
+    The function takes the number of steps done. Every process must call it after every step, and it returns True on all
+    processes at the same step. A second SIGINT interrupts at once (KeyboardInterrupt). The function only returns True
+    in the main thread, because other threads cannot catch signals. With several processes it also needs JAX's
+    preemption service; without it, the function always returns False and signals keep their usual effect.
     """
     if threading.current_thread() is not threading.main_thread():
         yield _never
@@ -70,7 +70,7 @@ def _never(_step: int) -> bool:
 
 @contextlib.contextmanager
 def _routed() -> Iterator[Callable[[int], bool]]:
-    """Of several processes: JAX's coordination service passes a SIGTERM of one on, and finds a step for all."""
+    """Yield the function for several processes: JAX's coordination service passes SIGTERM on and agrees on a step."""
     from jax.experimental.multihost_utils import reached_preemption_sync_point
 
     count = [0]
