@@ -1,28 +1,28 @@
-"""Run directories: what a training run writes, and how to load it elsewhere.
+"""Run directories: what a training run writes, and how to load it.
 
 ```
 runs/digits/
   run.json               version, model, schedule, code, data and training settings
   data.manifest          unit and content hash of every training item; its SHA-256 is run.json's data.digest
-  environment.jsonl      devices and versions, one line per start; each holds from its step to the next line's
+  environment.jsonl      devices and versions, one line per start; each is valid from its step up to the next line's
   checkpoints/<step>/    Orbax: parameters, optimiser state and average; run.json's content and checksums beside them
-  metrics.jsonl          one line per logged step: each member's mean loss since the line before, and gradient norm
-  tensorboard/           the same for TensorBoard
+  metrics.jsonl          one line per logged step: each member's mean loss since the previous line, and gradient norm
+  tensorboard/           the same values for TensorBoard
   samples/step_<n>.png   sample grids
   damaged/               checkpoints that did not match their checksums when the run was resumed
 ```
-A checkpoint alone is enough to load an ensemble: its metadata hold everything static. Every file appears whole or not
-at all, and says itself when it was changed since (`ensdiff.runs.checkpoints`, `ensdiff.files.checksums`).
+A checkpoint alone is enough to load an ensemble, because its metadata hold everything static. Every file is written
+completely or not at all, and checksums detect later changes (`ensdiff.runs.checkpoints`, `ensdiff.files.checksums`).
 
-Of several processes each writes and reads its own members' part of a checkpoint; every other file is process 0's. So
-the folder must be on a file system that all of them share. One run at a time may write into it.
+With several processes, each writes and reads its own members' part of a checkpoint, and process 0 writes every other
+file. The folder must therefore be on a file system that all processes share. One run at a time may write into it.
 
 Modules, from the lowest up:
 
-- `sums`: checksums of members; `description`: what a run and its checkpoints say about themselves, read and compared.
-- `checkpoints`: opening a checkpoint and reading its arrays; every checksum of arrays is compared there.
-- `logs`, `environment`: the files of lines, and where a run was trained.
-- `resuming`: whether a run may go on; `directory`: writing a run and going on with it.
-- `loading`: `ensdiff.load` and `ensdiff.save`; `checking`: `ensdiff.check_run`; `identity`: which data a run is of.
+- `sums`: checksums of members; `description`: reading and comparing the descriptions of runs and checkpoints.
+- `checkpoints`: opening a checkpoint and reading its arrays, with all comparisons of array checksums.
+- `logs`, `environment`: the line-by-line files, and where a run was trained.
+- `resuming`: whether a run may be resumed; `directory`: writing and resuming a run.
+- `loading`: `ensdiff.load` and `ensdiff.save`; `checking`: `ensdiff.check_run`; `identity`: matching data to a run.
 - `pieces`: finished parts of long computations.
 """

@@ -1,4 +1,4 @@
-"""`check_run`: whether everything in a run directory is what was written."""
+"""`check_run`: check that everything in a run directory is as it was written."""
 
 import contextlib
 import os
@@ -18,23 +18,25 @@ from ensdiff.runs.logs import ENVIRONMENTS, METRICS, checked, read_environments
 def check_run(path: str | os.PathLike) -> list[str]:
     """Read everything that has a checksum or a digest in a run directory, and return what is damaged.
 
-    These are the checkpoints, which are loaded whole, one at a time; ``run.json``, ``config.json``, the data manifest,
-    every line of ``environment.jsonl`` and ``metrics.jsonl``, and attributions with their arrays. Pictures, pages and
-    TensorBoard's files are not read. A checkpoint must be of the run that ``run.json`` describes. What is good here can
-    be loaded.
+    This covers the checkpoints (each is loaded completely, one at a time), ``run.json``, ``config.json``, the data
+    manifest, every line of ``environment.jsonl`` and ``metrics.jsonl``, and attributions with their arrays. Pictures,
+    pages and TensorBoard's files are not read. Every checkpoint must belong to the run that ``run.json`` describes. A
+    checkpoint that passes can be loaded.
 
     Returns:
-        A line for each damaged or missing file, which names it; nothing where all are good.
+        One line per damaged or missing file, which names the file. The list is empty if all are good.
 
     Raises:
-        FileNotFoundError: no such folder.
+        FileNotFoundError: the folder does not exist.
 
     >>> ensdiff.check_run("runs/tiny")
     []
     """
     path = pathlib.Path(path)
     if not path.is_dir():
-        raise FileNotFoundError(f"{path} is no run directory: {'it is a file' if path.exists() else 'it is not there'}")
+        raise FileNotFoundError(
+            f"{path} is not a run directory: it {'is a file' if path.exists() else 'does not exist'}"
+        )
     found: list[str] = []
     description: dict[str, Any] = {}
     with _noted(found):
@@ -83,7 +85,7 @@ def _check_result(file: pathlib.Path) -> None:
 
 def _check_manifest(path: pathlib.Path, description: Any) -> None:
     expected = (description.get("data") or {}).get("digest")
-    # an ensemble that was saved knows the digest of its data, and has no manifest
+    # an ensemble written by `ensdiff.save` has the digest of its data but no manifest
     if expected is not None and read_manifest(path, description) is None and "train" in description:
         raise FileNotFoundError(f"{path / MANIFEST} is missing: run.json has its checksum")
 

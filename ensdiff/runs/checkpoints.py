@@ -1,10 +1,10 @@
-"""Reading a checkpoint: what it says about itself, and all or some of its arrays, compared with their checksums.
+"""Reading a checkpoint: its description, and all or some of its arrays, compared with their checksums.
 
-Orbax writes the arrays, and renames the folder to its number when it is whole. Beside them it keeps our description: a
-sealed value (`ensdiff.files.checksums`) with everything static about the ensemble, and one SHA-256 for each member's
-part of the parameters, of the optimiser state and of the average. Description and arrays appear together or not at all,
-and what is loaded is compared with what was in memory when it was saved: a flaw of disk, network or file format is
-found.
+Orbax writes the arrays, and renames the folder to its step number when it is complete. Beside the arrays it keeps our
+description: a sealed value (`ensdiff.files.checksums`) with everything static about the ensemble, and one SHA-256 for
+each member's part of the parameters, of the optimiser state and of the average. Description and arrays appear together
+or not at all. The loaded values are compared with those that were in memory when the checkpoint was saved, so faults of
+the disk, the network or the file format are detected.
 """
 
 import datetime
@@ -26,15 +26,15 @@ from ensdiff.runs.sums import member_sums
 from ensdiff.typing import Params
 
 METADATA = "_CHECKPOINT_METADATA"
-"""Orbax's file of a checkpoint, which holds our description."""
+"""Orbax's metadata file of a checkpoint, which holds our description."""
 
 
 GROUP = 2**28
-"""Bytes of arrays that are read together where only some members of each are wanted."""
+"""Bytes of arrays that are read together when only some members are loaded."""
 
 
 def steps_of(run: pathlib.Path) -> list[int]:
-    """Numbers of a run's finished checkpoints, ascending."""
+    """Return the step numbers of a run's finished checkpoints in ascending order."""
     folder = run / "checkpoints"
     if not folder.is_dir():
         return []
@@ -43,11 +43,11 @@ def steps_of(run: pathlib.Path) -> list[int]:
 
 
 def run_description(run: pathlib.Path) -> dict[str, Any]:
-    """What a run says about itself: ``run.json``, or without one its newest checkpoint.
+    """Return the description of a run from ``run.json`` or, if that is missing, from its newest checkpoint.
 
     Raises:
-        FileNotFoundError: there is neither.
-        DamagedError: it is not what was written.
+        FileNotFoundError: neither exists.
+        DamagedError: the description is not what was written.
     """
     file = run / "run.json"
     if file.is_file():
@@ -59,7 +59,7 @@ def run_description(run: pathlib.Path) -> dict[str, Any]:
 
 
 def folder_of(run: pathlib.Path, step: int) -> pathlib.Path:
-    """Where a checkpoint is; Orbax wants absolute paths. Its name is the step, whatever it may link to."""
+    """Return the absolute path of a checkpoint, as Orbax requires. Its last part is the step, even if it is a link."""
     return (run / "checkpoints").resolve() / str(step)
 
 
@@ -67,8 +67,8 @@ class Checkpoint(NamedTuple):
     """A checkpoint without its arrays.
 
     Args:
-        folder: where it is.
-        description: what it says about itself (`ensdiff.runs.description`), with ``sums``, its checksums.
+        folder: its path.
+        description: its description (`ensdiff.runs.description`), with its checksums under ``sums``.
     """
 
     folder: pathlib.Path
@@ -76,20 +76,20 @@ class Checkpoint(NamedTuple):
 
 
 def open_checkpoint(run: pathlib.Path, step: int) -> Checkpoint:
-    """Read what a checkpoint says about itself; its arrays may be damaged.
+    """Read the description of a checkpoint, but not its arrays, which may be damaged.
 
     Raises:
-        DamagedError: it cannot be read, is not what was written, or was written as that of another step.
-        ValueError: a newer version wrote it.
+        DamagedError: the description cannot be read, is not what was written, or was written for another step.
+        ValueError: a newer version wrote the checkpoint.
     """
     folder = folder_of(run, step)
     try:
-        parse_json(read_bytes(folder / METADATA))  # Orbax takes the last of fields with one name
+        parse_json(read_bytes(folder / METADATA))  # rejects repeated fields, of which Orbax takes the last
         found = ocp.metadata(folder)
         text = dict(found.custom_metadata or {})
-        # Orbax will want it as a date
+        # Orbax will convert it to a date
         datetime.datetime.fromtimestamp((found.commit_timestamp_nsecs or 0) / 1e9)
-    except Exception as error:  # whatever a reader makes of bytes that are not what was written
+    except Exception as error:  # damaged bytes can raise anything
         raise DamagedError(f"{folder} is damaged: its metadata cannot be read ({_brief(error)})") from error
     sealed = SEAL in text
     if sealed:
@@ -102,19 +102,19 @@ def open_checkpoint(run: pathlib.Path, step: int) -> Checkpoint:
         )
     if "sums" in text:
         _check_sums(folder, text)
-    said = text.get("step")  # ensembles that were saved in format 1 have none
+    said = text.get("step")  # ensembles saved in format 1 have no step
     if said is not None and repr(said) != str(step):
         raise DamagedError(
-            f"{folder} is damaged: it holds step {said!r}, the folder says {step}. A checkpoint is not renamed: "
-            f"call the folder {said!r} again, or put back the one of step {step}"
+            f"{folder} is damaged: it holds step {said!r}, but the folder is named {step}. A checkpoint must not be "
+            f"renamed: rename the folder back to {said!r}, or restore the checkpoint of step {step}"
         )
     return Checkpoint(folder, text)
 
 
 def open_on_all(run: pathlib.Path, step: int) -> Checkpoint:
-    """`open_checkpoint` for all processes, of which the first reads. All must call it."""
+    """Call `open_checkpoint` on the first process and return its result on all. All processes must call it."""
     found = hosts.decide(lambda: open_checkpoint(run, step))
-    return found._replace(folder=folder_of(run, step))  # each process may have another path to it
+    return found._replace(folder=folder_of(run, step))  # each process may reach it by a different path
 
 
 def _check_sums(folder: pathlib.Path, text: Mapping[str, Any]) -> None:
@@ -123,9 +123,9 @@ def _check_sums(folder: pathlib.Path, text: Mapping[str, Any]) -> None:
         members = text["code"]["members"]
         found = {str(part): len(sums) for part, sums in text["sums"].items()}
     except (KeyError, TypeError, AttributeError) as error:
-        raise DamagedError(f"{folder} is damaged: its description is none of an ensemble ({error!r})") from error
+        raise DamagedError(f"{folder} is damaged: its description is not that of an ensemble ({error!r})") from error
     if "params" not in found or set(found.values()) != {members}:
-        raise DamagedError(f"{folder} is damaged: it holds {members} members, and the numbers of checksums are {found}")
+        raise DamagedError(f"{folder} is damaged: it holds {members} members, but the numbers of checksums are {found}")
 
 
 def _brief(error: BaseException) -> str:
@@ -136,7 +136,7 @@ def read_shapes(checkpoint: Checkpoint) -> dict[str, Any]:
     """Return the tree of a checkpoint's arrays, as `jax.ShapeDtypeStruct`.
 
     Raises:
-        DamagedError: it cannot be read, or not all arrays have checksums.
+        DamagedError: the checkpoint cannot be read, or some arrays have no checksums.
     """
     folder, text = checkpoint
     try:
@@ -146,26 +146,31 @@ def read_shapes(checkpoint: Checkpoint) -> dict[str, Any]:
         raise DamagedError(f"{folder} is damaged: it cannot be read ({_brief(error)})") from error
     if "sums" in text and set(text["sums"]) != set(shapes):
         raise DamagedError(
-            f"{folder} is damaged: it holds {', '.join(shapes)}, and there are checksums of {', '.join(text['sums'])}"
+            f"{folder} is damaged: it holds {', '.join(shapes)}, but has checksums of {', '.join(text['sums'])}"
         )
     return shapes
 
 
 def left_on_disk(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return the tree of a checkpoint's arrays with a mark for each not to be read; raises as `read_shapes`."""
+    """Return the tree of a checkpoint's arrays with a placeholder for each, so that none is read.
+
+    Raises:
+        DamagedError: as for `read_shapes`.
+    """
     return jax.tree.map(lambda _: ocp.PLACEHOLDER, read_shapes(checkpoint))
 
 
 def read_arrays(checkpoint: Checkpoint, abstract: dict[str, Any]) -> dict[str, Any]:
-    """Read arrays, compared with their checksums. All processes must call it, each reads its own part.
+    """Read arrays and compare them with their checksums. All processes must call it; each reads its own part.
 
     Args:
-        checkpoint: where they are.
-        abstract: shapes with shardings (`jax.ShapeDtypeStruct`), and the marks of `left_on_disk` for what is not to
-            be read.
+        checkpoint: the checkpoint that holds them.
+        abstract: shapes with shardings (`jax.ShapeDtypeStruct`), and the placeholders of `left_on_disk` for arrays
+            that are not to be read.
 
     Raises:
-        DamagedError: on every process, where one could not read its part, or found other values than were saved.
+        DamagedError: some process could not read its part, or its values differ from those that were saved. The error
+            is raised on every process.
     """
     tree: Any = None
     failure = None
@@ -174,7 +179,7 @@ def read_arrays(checkpoint: Checkpoint, abstract: dict[str, Any]) -> dict[str, A
         failure = _difference(tree, checkpoint.description)
     except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):
         raise
-    except Exception as error:  # whatever a reader makes of bytes that are not what was written
+    except Exception as error:  # damaged bytes can raise anything
         failure = f"it cannot be read ({_brief(error)})"
     failures = [found for found in hosts.exchange(failure) if found]
     if failures:
@@ -183,21 +188,21 @@ def read_arrays(checkpoint: Checkpoint, abstract: dict[str, Any]) -> dict[str, A
 
 
 def parts_of(state: Any) -> dict[str, Any]:
-    """Return what a checkpoint holds of a training state, by name: parameters, optimiser state and average, if any."""
+    """Return the parts of a training state that a checkpoint holds: parameters, optimiser state and any average."""
     return {name: part for name, part in state._asdict().items() if part is not None}
 
 
 def read_state(checkpoint: Checkpoint, like: Any) -> Any:
-    """Read a training state in today's layout, compared with its checksums.
+    """Read a training state in the current layout and compare it with its checksums.
 
-    All processes must call it, each reads its own part.
+    All processes must call it; each reads its own part.
 
     Args:
-        checkpoint: where it is.
-        like: a state (`ensdiff.training.step.TrainState`) of shapes with shardings, see `read_arrays`.
+        checkpoint: the checkpoint that holds it.
+        like: a state (`ensdiff.training.step.TrainState`) of shapes with shardings (see `read_arrays`).
 
     Raises:
-        DamagedError: as `read_arrays`.
+        DamagedError: as for `read_arrays`.
     """
     parts = parts_of(like)
     found = read_arrays(checkpoint, stored_layout(parts, checkpoint.description["format"]))
@@ -205,20 +210,21 @@ def read_state(checkpoint: Checkpoint, like: Any) -> Any:
 
 
 def on_host(shapes: Any) -> Any:
-    """Return shapes that are read into the host's memory, the way `ensdiff.load` reads onto devices.
+    """Return shapes sharded onto the host, so that arrays are read the way `ensdiff.load` reads them onto devices.
 
-    Orbax's reader of NumPy arrays does not open all files that loading needs. What can be read here can be loaded.
+    Orbax's reader of NumPy arrays does not open all the files that loading needs. Arrays that can be read with these
+    shapes can also be loaded.
     """
     try:
         device = jax.local_devices(backend="cpu")[0]
-    except RuntimeError:  # where JAX was told to use an accelerator alone
+    except RuntimeError:  # JAX was configured to use an accelerator only
         device = jax.local_devices()[0]
     sharding = jax.sharding.SingleDeviceSharding(device)
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), shapes)
 
 
 def _load_alone(folder: pathlib.Path, abstract: Any) -> Any:
-    """Orbax's load, in which no process waits for one that fails."""
+    """Load with Orbax so that no process waits for another one that has failed."""
     log_errors_once()
     me = jax.process_index()
     context = ocp.Context()
@@ -230,7 +236,7 @@ def _load_alone(folder: pathlib.Path, abstract: Any) -> Any:
 
 
 def _difference(tree: Mapping[str, Any], text: Mapping[str, Any]) -> str | None:
-    """What is wrong with the parts of a checkpoint that were read."""
+    """Return what is wrong with the parts of a checkpoint that were read, or None."""
     for part, arrays in tree.items():
         leaves = jax.tree.leaves(arrays, is_leaf=lambda leaf: leaf is ocp.PLACEHOLDER)
         if any(leaf is ocp.PLACEHOLDER for leaf in leaves) or not leaves:
@@ -241,7 +247,7 @@ def _difference(tree: Mapping[str, Any], text: Mapping[str, Any]) -> str | None:
 
 
 def _wrong_members(part: str, found: Mapping[int, str], text: Mapping[str, Any]) -> str | None:
-    """Which members' checksums are not those of a description; it has none in format 1."""
+    """Return which members' checksums differ from a description, or None. Format 1 has no checksums to compare."""
     if "sums" not in text:
         return None
     expected = text["sums"].get(part)
@@ -252,7 +258,7 @@ def _wrong_members(part: str, found: Mapping[int, str], text: Mapping[str, Any])
 
 
 def _in_groups(sizes: Sequence[int], limit: int) -> Iterator[slice]:
-    """Neighbours whose sizes add up to at most a limit, or one alone."""
+    """Yield slices of neighbours whose sizes add up to at most a limit. A slice holds at least one entry."""
     first, total = 0, 0
     for i, size in enumerate(sizes):
         if i > first and total + size > limit:
@@ -263,12 +269,12 @@ def _in_groups(sizes: Sequence[int], limit: int) -> Iterator[slice]:
 
 
 def read_members(checkpoint: Checkpoint, part: str, shapes: Params, members: Sequence[int]) -> Params:
-    """Read one part of some members, as NumPy arrays stacked in the order of ``members``.
+    """Read one part of the state of some members, as NumPy arrays stacked in the order of ``members``.
 
-    A few arrays are read at a time, `GROUP` bytes or a single one, and only the members' rows are kept.
+    Only a few arrays are read at a time (up to `GROUP` bytes, or a single array), and only the members' rows are kept.
 
     Raises:
-        DamagedError: it cannot be read, or some of these members have other values than were saved.
+        DamagedError: the part cannot be read, or the values of some of these members differ from those that were saved.
     """
     rows = list(members)
     left = left_on_disk(checkpoint)

@@ -1,7 +1,7 @@
 """Descriptions: everything static about an ensemble, as the JSON-able values that a run and its checkpoints hold.
 
-A description is in ``run.json`` and in every checkpoint. `from_description` reads one, `decided` reduces one to what
-decides the parameters, and `foreign` compares two.
+``run.json`` and every checkpoint hold a description. `from_description` reads one, `decided` reduces one to what
+determines the parameters, and `foreign` compares two.
 """
 
 import dataclasses
@@ -25,11 +25,11 @@ from ensdiff.training.config import TrainConfig, decisive
 from ensdiff.typing import Params
 
 FORMAT = 3
-"""Of a description. 1 had no checksums, and is read without them."""
+"""Format number of descriptions. Format 1 had no checksums, and is read without them."""
 
 
 def describe(params: Ensemble) -> dict[str, Any]:
-    """Everything static about an ensemble, as JSON-able values; `from_description` reads it."""
+    """Return everything static about an ensemble as JSON-able values, for `from_description`."""
     return {
         "format": FORMAT,
         "ensdiff": __version__,
@@ -43,10 +43,10 @@ def describe(params: Ensemble) -> dict[str, Any]:
 
 
 def from_description(text: Mapping[str, Any], params: Params) -> Ensemble:
-    """An ensemble from `describe`'s values and a parameter pytree (or its shapes).
+    """Return an ensemble from the values of `describe` and a parameter pytree (or its shapes).
 
     Raises:
-        ValueError: written by a newer version, or not what `describe` gives.
+        ValueError: a newer version wrote the description, or it is not one that `describe` returns.
     """
     check_format(text)
     try:
@@ -62,7 +62,7 @@ def from_description(text: Mapping[str, Any], params: Params) -> Ensemble:
             _digest_of(text.get("data")),
         )
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"not the description of an ensemble: {error!r}; expected what `describe` gives") from error
+        raise ValueError(f"not the description of an ensemble: {error!r}; expected what `describe` returns") from error
 
 
 def _image_shape(value: Any) -> tuple[int, int, int]:
@@ -83,7 +83,7 @@ def _value_range(value: Any) -> tuple[float, float]:
 
 
 def _check_origin(origin: Any) -> None:
-    """Raise ValueError unless it is None, of a trained run, or lists what forgetting kept and took."""
+    """Raise ValueError unless the origin is None (a trained run) or lists the members kept and the units forgotten."""
     if origin is None:
         return
     lists = [origin.get(name) for name in ("members", "forgotten")] if isinstance(origin, Mapping) else [None]
@@ -96,13 +96,13 @@ def _is_whole(value: Any) -> bool:
 
 
 def _digest_of(data: Any) -> str | None:
-    """The digest of the training data in a description's section of them; versions of before had no digest."""
+    """Return the digest of the training data from the data section of a description. Older versions had no digest."""
     digest = data.get("digest") if isinstance(data, Mapping) else None
     return digest if isinstance(digest, str) else None
 
 
 def check_format(text: Mapping[str, Any]) -> None:
-    """Raise ValueError unless this version reads a description's format."""
+    """Raise ValueError unless this version can read a description's format."""
     found, version = text.get("format"), text.get("ensdiff", "unknown")
     if type(found) is int and 1 <= found <= FORMAT:
         return
@@ -115,10 +115,10 @@ def check_format(text: Mapping[str, Any]) -> None:
 
 
 def read_manifest(run: pathlib.Path, description: Mapping[str, Any]) -> Manifest | None:
-    """The manifest of a run's training data, compared with the digest in its description; None where it has none.
+    """Return the manifest of a run's training data, compared with the digest in its description, or None without one.
 
     Raises:
-        DamagedError: it is another than the description says.
+        DamagedError: the manifest does not match the digest in the description.
     """
     file = run / MANIFEST
     if not file.is_file():
@@ -126,7 +126,7 @@ def read_manifest(run: pathlib.Path, description: Mapping[str, Any]) -> Manifest
     content = read_bytes(file)
     found, said = hashlib.sha256(content).hexdigest(), _digest_of(description.get("data"))
     if found != said:
-        raise DamagedError(f"{file} is damaged: its SHA-256 is {found}, the run's description says {said}")
+        raise DamagedError(f"{file} is damaged: its SHA-256 is {found}, but the run's description states {said}")
     try:
         return Manifest.from_bytes(content)
     except ValueError as error:
@@ -134,12 +134,12 @@ def read_manifest(run: pathlib.Path, description: Mapping[str, Any]) -> Manifest
 
 
 def decided(text: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what decides the parameters at a step, of the description of a run or of a checkpoint.
+    """Return the part of a run's or checkpoint's description that determines the parameters at a step.
 
-    Fields that older versions did not write have their defaults, so that two versions' descriptions can be compared.
+    Fields that older versions did not write get their defaults, so that descriptions of two versions can be compared.
 
     Raises:
-        ValueError: it is not what `describe` gives, or its training settings are none, or a newer version wrote it.
+        ValueError: it is not a description, its training settings are invalid, or a newer version wrote it.
     """
     static = describe(from_description(text, None))
     train = text.get("train")
@@ -159,9 +159,9 @@ class Difference(NamedTuple):
     """A field in which two JSON values differ.
 
     Args:
-        name: where it is, such as ``train.seed`` or ``image_shape[0]``.
-        one: what the first holds there, `MISSING` where it has no such field.
-        other: what the second holds there.
+        name: the path of the field, such as ``train.seed`` or ``image_shape[0]``.
+        one: the first value of the field, or `MISSING` if the first has no such field.
+        other: the second value of the field, or `MISSING`.
     """
 
     name: str
@@ -176,10 +176,10 @@ def differences(one: Any, other: Any, name: str = "", *, exact: bool = False) ->
     """Return every field in which two JSON values differ.
 
     Args:
-        one: a value.
-        other: the other value.
-        name: of both, before the names of their fields.
-        exact: whether equal numbers of different types differ, such as 1 and 1.0.
+        one: the first value.
+        other: the second value.
+        name: the path of both values, which precedes the names of their fields.
+        exact: whether equal numbers of different types, such as 1 and 1.0, count as different.
 
     >>> differences({"train": {"seed": 0}, "steps": 4}, {"train": {"seed": 1}, "steps": 4})
     [Difference(name='train.seed', one=0, other=1)]
@@ -199,17 +199,17 @@ def differences(one: Any, other: Any, name: str = "", *, exact: bool = False) ->
 
 
 def brief(value: Any) -> str:
-    """Return a value's repr for an error, of which the beginning is enough."""
+    """Return a value's repr for an error message, shortened to its beginning if it is long."""
     text = repr(value)
     return text if len(text) <= 90 else f"{text[:70]}... ({len(text)} characters)"
 
 
 def foreign(folder: pathlib.Path, text: Mapping[str, Any], said: Mapping[str, Any]) -> str:
-    """Return how a checkpoint's description differs from that of its run, in words; nothing where it does not."""
+    """Describe how a checkpoint's description differs from that of its run, or return an empty string."""
     try:
         found = differences(decided(text), decided(said))
     except ValueError as error:
         return f"{folder} cannot be compared with run.json: {error}"
     if not found:
         return ""
-    return f"{folder} is of another run than run.json says: other {', '.join(field.name for field in found)}"
+    return f"{folder} belongs to another run than run.json, which differs in {', '.join(field.name for field in found)}"

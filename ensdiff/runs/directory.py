@@ -1,6 +1,6 @@
-"""A run directory while it is written: one writer, checkpoints in the background, the newest good one on resuming.
+"""Writing a run directory: a single writer, checkpoints in the background, resuming from the newest good one.
 
-`ensdiff.runs` lists what is in one.
+`ensdiff.runs` lists the files of a run directory.
 """
 
 import contextlib
@@ -38,16 +38,16 @@ from ensdiff.runs.resuming import check_same, none_good, set_aside, unreadable
 from ensdiff.runs.sums import all_sums
 
 FOLDERS = ("checkpoints", "damaged", "samples", "tensorboard")
-"""That a run directory may hold."""
+"""Folders that a run directory may hold."""
 
 
 class Restored(NamedTuple):
-    """What `RunDirectory.restore` read.
+    """The result of `RunDirectory.restore`.
 
     Args:
         step: number of steps done.
         state: the training state.
-        unlogged: what `RunDirectory.save` was given beside it; None where it was given nothing.
+        unlogged: the argument ``unlogged`` of `RunDirectory.save`, or None if there was none.
     """
 
     step: int
@@ -56,7 +56,7 @@ class Restored(NamedTuple):
 
 
 class RunDirectory:
-    """The files of one run. ``RunDirectory.open(None)`` writes nothing and is otherwise the same."""
+    """The files of one run. ``RunDirectory.open(None)`` returns one that writes nothing."""
 
     def __init__(self, path: pathlib.Path | None, keep: int = 1, keep_every: int = 0):
         self.path = path
@@ -67,26 +67,26 @@ class RunDirectory:
         self._description: dict[str, Any] = {}
         self._damaged = False
         self._writing: int | None = None
-        """Step of the checkpoint that was written last, perhaps not to its end yet."""
+        """Step of the newest checkpoint, which may still be being written."""
 
     @classmethod
     def open(
         cls, path: str | os.PathLike | None, *, keep: int, keep_every: int = 0, resume: bool = False
     ) -> "RunDirectory":
-        """Open or make a run directory, as its only writer.
+        """Open or create a run directory as its only writer.
 
         Args:
             path: the folder; None writes nothing.
-            keep: the newest checkpoints that are kept.
-            keep_every: checkpoints at multiples of so many steps are kept too; 0 is none.
-            resume: go on in a folder that holds checkpoints.
+            keep: how many of the newest checkpoints are kept.
+            keep_every: also keep checkpoints at multiples of this number of steps; 0 keeps no others.
+            resume: continue in a folder that holds checkpoints.
 
         Raises:
-            FileExistsError: it holds checkpoints, and ``resume`` is not set.
-            FolderInUseError: another run writes into it.
-            DamagedError: it holds checkpoints, and none is good.
-            NotADirectoryError: it, or what must be a folder in it, is a file.
-            OSError: it cannot be made or written to.
+            FileExistsError: the folder holds checkpoints, and ``resume`` is not set.
+            FolderInUseError: another run is writing into the folder.
+            DamagedError: the folder holds checkpoints, but all are damaged.
+            NotADirectoryError: the path, or a path in it that must be a folder, is a file.
+            OSError: the folder cannot be created or written to.
         """
         if path is None:
             return cls(None)
@@ -118,7 +118,7 @@ class RunDirectory:
         def check() -> None:
             if not path.is_dir():
                 raise FileNotFoundError(
-                    f"process {jax.process_index()} does not see {path.absolute()}, which process 0 made: "
+                    f"process {jax.process_index()} does not see {path.absolute()}, which process 0 created: "
                     "choose a folder on a file system that all processes share"
                 )
 
@@ -126,9 +126,9 @@ class RunDirectory:
             hosts.decide(make)
             hosts.together(check)
             log_errors_once()
-            run._checkpointer = ocp.training.Checkpointer(  # it keeps all checkpoints, see `_prune`
+            run._checkpointer = ocp.training.Checkpointer(  # it keeps all checkpoints; `_prune` deletes old ones
                 (path / "checkpoints").resolve(),
-                cleanup_tmp_directories=True,  # what a killed run had begun to write
+                cleanup_tmp_directories=True,  # left behind by a killed run
             )
         except BaseException:
             run._open.close()
@@ -140,7 +140,7 @@ class RunDirectory:
 
     def __exit__(self, kind, *_) -> None:
         with self._open:
-            # closing waits for the other processes, and they do not come where only this one failed
+            # closing waits for the other processes, which never arrive if only this one failed
             if self._checkpointer is not None and (kind is None or jax.process_count() == 1):
                 with self._explained(self._written()) if kind is None else contextlib.suppress(Exception):
                     self._checkpointer.close()
@@ -148,7 +148,7 @@ class RunDirectory:
 
     @property
     def latest(self) -> int | None:
-        """Step of the newest finished checkpoint. Every process must ask."""
+        """Step of the newest finished checkpoint, or None. Every process must read it."""
         path = self.path
         if path is None:
             return None
@@ -156,11 +156,11 @@ class RunDirectory:
         return steps[-1] if steps else None
 
     def begin(self, params: Ensemble, train: Any = None, data: Any = None) -> None:
-        """Say what is trained; write ``run.json``. When resuming, check first that it is the same run.
+        """Record what is trained in ``run.json``. When resuming, first check that it is the same run.
 
         Raises:
-            ValueError: the newest checkpoint is of another model, code, way of training or other data; names items that
-                differ.
+            ValueError: the newest checkpoint has another model, code, training settings or data. The message names
+                items that differ.
         """
         path = self.path
         if path is None:
@@ -180,11 +180,11 @@ class RunDirectory:
             if steps:
                 before = open_checkpoint(path, steps[-1]).description
                 check_same(path, steps[-1], before, self._description, data)
-                if data is not None:  # they may be called otherwise; run.json and the checkpoints must agree
+                if data is not None:  # the data may have a new name, but run.json and the checkpoints must agree
                     name = before["data"].get("name", data.name)
                     text["data"]["name"] = self._description["data"]["name"] = name
             elif self._log is not None:
-                self._log.drop_after(0)  # of an attempt that was ended before its first checkpoint
+                self._log.drop_after(0)  # left by an attempt that ended before its first checkpoint
             with self._explained("run.json"):
                 _report_damage(path / "run.json")
                 if manifest is not None:
@@ -192,48 +192,50 @@ class RunDirectory:
                 write_sealed(path / "run.json", text)
             return self._description
 
-        # only process 0 reads all the data for their digest
+        # only process 0 reads all the data to compute their digest
         self._description = hosts.decide(start)
 
     def adopt(self, description: Mapping[str, Any]) -> None:
-        """Instead of `begin`: write a run with a description that is given, as forgetting does."""
+        """Write ``run.json`` from a given description instead of calling `begin`, as forgetting does."""
         assert self.path is not None
         self._description = {name: value for name, value in description.items() if name != SEAL}
         with self._explained("run.json"):
             write_sealed(self.path / "run.json", self._description)
 
     def note_environment(self, step: int, values: Mapping[str, Any]) -> None:
-        """Keep what the steps from ``step`` on are trained on, in ``environment.jsonl``."""
+        """Record the environment in which the steps from ``step`` on are trained, in ``environment.jsonl``."""
         if self.path is None or not hosts.is_writer():
             return
         with self._explained(ENVIRONMENTS):
             note_environment(self.path, step, values)
 
     def save(self, step: int, state: Any, unlogged: Mapping[str, Any] | None = None) -> None:
-        """Write a checkpoint of the whole training state (of `begin`'s run). It goes on while training does.
+        """Write a checkpoint of the whole training state of the run given to `begin`, in the background.
 
         Args:
             step: number of steps done.
             state: the training state.
-            unlogged: what the next line of the metrics needs of the steps before, JSON-able (see `restore`).
+            unlogged: JSON-able values of earlier steps that the next line of the metrics needs (see `restore`).
 
         Raises:
-            OSError: this or the one before could not be written; says which and why, and which checkpoint is the
-                newest good one.
+            OSError: this checkpoint or the previous one could not be written. The message states which and why, and
+                names the newest good checkpoint.
         """
         if self.path is not None:
             self.save_tree(step, parts_of(state), unlogged)
 
     def save_tree(self, step: int, tree: dict[str, Any], unlogged: Mapping[str, Any] | None = None) -> None:
-        """`save` of any parts of a state, by name."""
+        """Do what `save` does for any parts of a state, by name."""
         assert self.path is not None
         path = self.path
 
         def check() -> None:
-            if not (path / "run.json").exists():  # Orbax would make the folder again, without the rest of the run
+            if not (path / "run.json").exists():  # Orbax would recreate the folder without the rest of the run
                 raise FileNotFoundError(f"{path / 'run.json'} is gone")
 
-        sums = {part: all_sums(some) for part, some in tree.items()}  # while the one before may be under way
+        sums = {
+            part: all_sums(some) for part, some in tree.items()
+        }  # the previous checkpoint may still be being written
         self.wait()
         with self._explained(f"checkpoint {step}"):
             hosts.decide(check)
@@ -243,10 +245,10 @@ class RunDirectory:
             self._checkpointer.save_async(step, tree, force=True, custom_metadata=text)
 
     def wait(self) -> None:
-        """Until the newest checkpoint is on the disk, and those that are not kept are gone.
+        """Wait until the newest checkpoint is on disk, then delete those that are not kept.
 
         Raises:
-            OSError: it could not be written, see `save`.
+            OSError: the checkpoint could not be written (see `save`).
         """
         if self._checkpointer is not None:
             with self._explained(self._written()):
@@ -257,7 +259,10 @@ class RunDirectory:
         return "the newest checkpoint" if self._writing is None else f"checkpoint {self._writing}"
 
     def _prune(self) -> None:
-        """Once one was written, delete those that are not kept (Orbax does it file by file, under the step's name)."""
+        """Delete checkpoints that are not kept, after one was written.
+
+        Orbax would delete them file by file under their final names, which is not safe against interruption.
+        """
         if self.path is None or self._writing is None or not hosts.is_writer():
             return
         steps = steps_of(self.path)
@@ -265,12 +270,12 @@ class RunDirectory:
             if not self._keep_every or step % self._keep_every:
                 try:
                     remove_folder(folder_of(self.path, step))
-                except OSError as error:  # nothing is lost by it
+                except OSError as error:  # an extra checkpoint does no harm
                     warn(f"checkpoint {step} of {self.path}, which is no longer kept, could not be deleted: {error}")
 
     @contextlib.contextmanager
     def _explained(self, what: str) -> Iterator[None]:
-        """One clear error of whatever goes wrong in writing."""
+        """Turn any failure to write into one clear error."""
         try:
             yield
         except Exception as error:
@@ -282,13 +287,13 @@ class RunDirectory:
             raise OSError(f"{what} of {self.path} could not be written: {why}; {kept}") from error
 
     def restore(self, state: Any) -> Restored:
-        """Read the newest good checkpoint, onto the shardings of ``state``.
+        """Read the newest good checkpoint onto the shardings of ``state``.
 
-        Newer ones that are damaged are moved to ``damaged/``, with a warning, and their steps are taken again.
+        Newer checkpoints that are damaged are moved to ``damaged/`` with a warning, and their steps are repeated.
 
         Raises:
-            DamagedError: no checkpoint is good; names each, and leaves them where they are.
-            ValueError: the newest good one is of another run than `begin` was told; all are left where they are.
+            DamagedError: every checkpoint is damaged. The message names each, and none is moved.
+            ValueError: the newest good checkpoint does not belong to the run given to `begin`. None is moved.
         """
         path = self.path
         assert path is not None
@@ -315,7 +320,7 @@ class RunDirectory:
         raise none_good(path, failures)
 
     def write_metrics(self, step: int, **values_K: np.ndarray) -> None:
-        """Append one line to ``metrics.jsonl`` and to TensorBoard; each value has one number a member."""
+        """Append one line to ``metrics.jsonl`` and to TensorBoard. Each value has one number per member."""
         if self._log is not None:
             with self._explained("metrics"):
                 self._log.write(step, **values_K)
@@ -331,9 +336,9 @@ class RunDirectory:
 
 
 def _report_damage(path: pathlib.Path) -> None:
-    """Of a file that is about to be written again."""
+    """Warn if a file that is about to be rewritten is damaged."""
     if path.exists():
         try:
             read_sealed(path)
         except DamagedError as error:
-            warn(f"{error}; it is written again")
+            warn(f"{error}; it is rewritten")

@@ -1,4 +1,4 @@
-"""The environment of a run: everything besides its settings and data that decides the bits of its parameters."""
+"""The environment of a run: everything besides its settings and data that determines the bits of its parameters."""
 
 import importlib.metadata
 import os
@@ -16,7 +16,7 @@ CONFIG = ("jax_default_matmul_precision", "jax_default_prng_impl", "jax_enable_x
 
 
 def environment(mesh: Mesh) -> dict[str, Any]:
-    """Return devices, versions and settings as JSON-serialisable values. Equal environments train identical bits.
+    """Return devices, versions and settings as JSON-able values. Equal environments train to identical bits.
 
     >>> sorted(environment(jax.make_mesh((1,), ("member",))))[:3]
     ['cpu', 'device', 'ensdiff']
@@ -36,7 +36,7 @@ def environment(mesh: Mesh) -> dict[str, Any]:
 
 
 def _cpu() -> str:
-    """Return the name of the processor, on whose instruction set XLA's compiled code depends."""
+    """Return the name of the processor. The code that XLA compiles depends on its instruction set."""
     info = pathlib.Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text().splitlines():

@@ -1,7 +1,7 @@
-"""Whether given data are those that an ensemble was trained on, and finding these among others.
+"""Checking that data are those an ensemble was trained on, and selecting these from a larger set.
 
-A unit is known by the content of its items, never by the place or the name of a file: unit 11 is the picture that was
-unit 11 in training. A run keeps the content hash of every item (`ensdiff.data.manifest`), an ensemble their digest.
+A unit is identified by the content of its items, never by the path or name of a file: unit 11 is the picture that was
+unit 11 in training. A run stores a hash of every item (`ensdiff.data.manifest`), an ensemble their digest.
 """
 
 import os
@@ -20,14 +20,14 @@ from ensdiff.runs.description import from_description, read_manifest
 
 
 class Found(NamedTuple):
-    """What `find_training_data` found.
+    """The result of `find_training_data`.
 
     Args:
         data: the training data, in the run's order and with its units.
-        others: number of items given that the run was not trained on.
-        copies: of these, the names of those that equal training items in every byte.
+        others: number of given items that the run was not trained on.
+        copies: names of those of these items that equal training items in every byte.
         differences: a line for each item whose unit holds other items than in the run.
-        compared: whether the run keeps anything that tells its data from others of the same number of units.
+        compared: whether the run stores anything that distinguishes its data from other data with as many units.
     """
 
     data: Dataset
@@ -38,30 +38,30 @@ class Found(NamedTuple):
 
 
 def training_data(run: str | os.PathLike, data: Dataset, *, held_out: int = 0) -> Dataset:
-    """Return the training data of a run, found among ``data`` by content, in the run's order and with its units.
+    """Return the training data of a run, selected from ``data`` by content, in the run's order and with its units.
 
-    Of units that the run has forgotten, items may be missing: they are black images, see `Dataset.absent`. Items that
-    the run never saw are left out.
+    Items of units that the run has forgotten may be missing; black images replace them (see `Dataset.absent`). Items
+    that the run never saw are left out.
 
     Args:
         run: the run directory.
-        data: the same pictures in any order and under any names, and perhaps others.
-        held_out: number of items of ``data`` that were held out of training; they cause no warning.
+        data: the same pictures in any order and under any names, and optionally others.
+        held_out: number of items of ``data`` that were held out of training and cause no warning.
 
     Returns:
-        Data with which everything that takes an ensemble and its training data agrees. Units have the names that the
-        code gives them, else those that they have in ``data``.
+        Data that every function accepts as the training data of the run's ensemble. Units have the names that the code
+        gives them, or else their names in ``data``.
 
     Raises:
-        FileNotFoundError: no such run.
-        DamagedError: what the run says of its data is damaged.
-        ValueError: items are missing (names the first of them), or, of a run that keeps no hashes of its items, the
-            data have another digest, other names or another number of units.
+        FileNotFoundError: the run does not exist.
+        DamagedError: the run's record of its data is damaged.
+        ValueError: items are missing (the message names the first of them). If the run stores no hashes of its items,
+            the data have another digest, other names or another number of units.
 
     Warns:
-        DataWarning: there are more other items than ``held_out``, or further copies of training items; items that are
-            one unit here were several in training, or the other way round; or the run keeps nothing that their content
-            could be compared with.
+        DataWarning: more than ``held_out`` items are not training items, or some items are further copies of training
+            items; items of one unit here belonged to several units in training, or the reverse; or the run stores
+            nothing to compare the content with.
 
     >>> digits = ensdiff.data.digits().subset(range(40))
     >>> found = ensdiff.training_data("runs/tiny", digits.subset(range(40)[::-1]))
@@ -71,14 +71,14 @@ def training_data(run: str | os.PathLike, data: Dataset, *, held_out: int = 0) -
     found = find_training_data(run, data)
     if not found.compared:
         hosts.warn(
-            f"{run} keeps no hashes of its training data, so only the number of units ({data.units}) could be compared",
+            f"{run} stores no hashes of its training data, so only the number of units ({data.units}) was compared",
             DataWarning,
             stacklevel=2,
         )
     say_what_was_left_out(found, run, data.items, held_out)
     if found.differences:
         hosts.warn(
-            f"units of the data are other than in the training of {run}, whose units are taken: "
+            f"units of the data differ from those in the training of {run}, whose units are used: "
             + "; ".join(found.differences),
             DataWarning,
             stacklevel=2,
@@ -87,7 +87,7 @@ def training_data(run: str | os.PathLike, data: Dataset, *, held_out: int = 0) -
 
 
 def say_what_was_left_out(found: Found, run: str | os.PathLike, items: int, held_out: int = 0) -> None:
-    """Warn of items that a run was not trained on, unless they are the number that was held out of training.
+    """Warn about items that a run was not trained on, beyond the number that was held out of training.
 
     Args:
         found: what `find_training_data` returned.
@@ -96,7 +96,7 @@ def say_what_was_left_out(found: Found, run: str | os.PathLike, items: int, held
         held_out: number of items that were held out.
 
     Warns:
-        DataWarning: there are more, or some of them are further copies of training items.
+        DataWarning: there are more than ``held_out``, or some of them are further copies of training items.
     """
     parts = []
     if found.others > held_out:
@@ -112,15 +112,15 @@ def say_what_was_left_out(found: Found, run: str | os.PathLike, items: int, held
 
 
 def find_training_data(run: str | os.PathLike, data: Dataset, absent: Collection[int] = ()) -> Found:
-    """Find what `training_data` returns, with all that it warns of.
+    """Find the data that `training_data` returns, with everything that it warns about.
 
     Args:
         run: the run directory.
-        data: where to look.
-        absent: units whose items may be missing, beside those that the run has forgotten.
+        data: the data to search.
+        absent: units whose items may be missing, in addition to those that the run has forgotten.
 
     Raises:
-        FileNotFoundError, DamagedError, ValueError: as `training_data`.
+        FileNotFoundError, DamagedError, ValueError: as for `training_data`.
     """
     path = pathlib.Path(run)
 
@@ -146,11 +146,11 @@ def find_training_data(run: str | os.PathLike, data: Dataset, absent: Collection
 
 
 def check_data(params: Ensemble, data: Dataset) -> None:
-    """Check that data are what an ensemble was trained on, as far as it knows.
+    """Check that data are what an ensemble was trained on, as far as the ensemble records it.
 
     Raises:
-        ValueError: other images or units, another number of them, or, where the ensemble does not know the digest of
-            its training data, units of other names; says how to find the right ones.
+        ValueError: the images, the units or their number differ. If the ensemble does not record the digest of its
+            training data, the names of the units differ. The message states how to find the right data.
 
     >>> ensdiff.check_data(params, data)
     >>> ensdiff.check_data(params, data.subset(range(40)[::-1]))
@@ -169,17 +169,17 @@ def check_data(params: Ensemble, data: Dataset) -> None:
 
 
 def check_attributed(att: Any, data: Dataset) -> None:
-    """Check that an attribution's units are those of data, as far as it says which they are.
+    """Check that an attribution's units are those of the data, as far as the attribution records them.
 
     Raises:
-        ValueError: another number of units, units of other names or in another order, or the data are not those that
-            the ensemble was trained on.
+        ValueError: the number, the names or the order of the units differ, or the data are not those that the ensemble
+            was trained on.
     """
     units, digest = att.settings.get("units", data.units), att.settings.get("data")
     if data.units != units:
         raise ValueError(
-            f"the data have {data.units} units, the attribution is to {units}: give the training data; for groups of a "
-            "hierarchical code, data.regroup(code.group_of_unit())"
+            f"the data have {data.units} units, the attribution is to {units}: pass the training data; for groups of a "
+            "hierarchical code, pass data.regroup(code.group_of_unit())"
         )
     check_names(att.settings.get("names"), data.unit_names)
     if digest is not None and data.digest() != digest:
@@ -189,5 +189,5 @@ def check_attributed(att: Any, data: Dataset) -> None:
 def _another_digest(data: Dataset, of: str, digest: str) -> str:
     return (
         f"the data have the digest {data.digest()[:12]}..., {of} {digest[:12]}...: they are other images or units, or "
-        "in another order. ensdiff.training_data(run, data) finds the training data of a run among them, by content"
+        "in another order. ensdiff.training_data(run, data) selects a run's training data from them by content"
     )

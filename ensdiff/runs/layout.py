@@ -1,6 +1,6 @@
-"""What older checkpoints hold in another layout: formats 1 and 2 keep the moments of Adam as trees like the parameters.
+"""Layouts of older checkpoints: formats 1 and 2 keep the moments of Adam as trees like the parameters.
 
-Since format 3 each moment is one vector per member (`ensdiff.ensemble.flat`). Parameters and their average are named
+Since format 3, each moment is one vector per member (`ensdiff.ensemble.flat`). Parameters and their average are named
 trees in every format.
 """
 
@@ -16,12 +16,12 @@ FLAT = 3
 
 
 def stored_layout(tree: dict[str, Any], format: int) -> dict[str, Any]:
-    """Shapes of the arrays of a training state as a checkpoint of some format holds them.
+    """Return the shapes of the arrays of a training state as a checkpoint of a given format holds them.
 
     Args:
-        tree: the shapes (`jax.ShapeDtypeStruct`, with shardings or without) of today's layout: ``params``,
-            ``opt_state`` and perhaps ``ema``.
-        format: of the checkpoint's description.
+        tree: the shapes (`jax.ShapeDtypeStruct`, with or without shardings) in the current layout: ``params``,
+            ``opt_state`` and optionally ``ema``.
+        format: the format of the checkpoint's description.
     """
     if format >= FLAT:
         return tree
@@ -32,12 +32,12 @@ def stored_layout(tree: dict[str, Any], format: int) -> dict[str, Any]:
 
 
 def current_layout(found: dict[str, Any], tree: dict[str, Any]) -> dict[str, Any]:
-    """The arrays that were read by `stored_layout`, in today's layout and with the shardings of ``tree``."""
+    """Return arrays read in the `stored_layout` in the current layout, with the shardings of ``tree``."""
     return {**found, "opt_state": jax.tree.map(_vectors, tree["opt_state"], found["opt_state"])}
 
 
 def _vectors(shape: jax.ShapeDtypeStruct, arrays: Any) -> jax.Array:
-    """One array of the optimiser state: the one that was read, or the vectors of a tree that was read."""
+    """Return one array of the optimiser state: the array that was read, or the vectors of the tree that was read."""
     if isinstance(arrays, jax.Array):
         return arrays
     return jax.jit(jax.vmap(ravel), out_shardings=shape.sharding)(arrays)

@@ -1,4 +1,4 @@
-"""Loading an ensemble from a run directory onto the devices there are, and saving one as a run directory."""
+"""Loading an ensemble from a run directory onto the available devices, and saving one as a run directory."""
 
 import dataclasses
 import os
@@ -22,24 +22,28 @@ from ensdiff.runs.directory import RunDirectory
 def load(
     path: str | os.PathLike, step: int | None = None, *, average: bool = True, members: Sequence[int] | None = None
 ) -> Ensemble:
-    """Load an ensemble from a run directory onto the devices there are, of all processes.
+    """Load an ensemble from a run directory onto all available devices of all processes.
 
     Only parameters are read, never the optimiser's state, and they are compared with their checksums.
 
     Args:
         path: the run directory, for example ``"runs/digits"``.
-        step: which checkpoint; by default the newest.
-        average: use the moving average of the parameters where the run kept one.
-        members: load only these members, 0 .. K - 1, in this order: an ensemble of them, whose code has their columns.
-            A few arrays are read at a time, so that the others need no memory.
+        step: the step of the checkpoint; by default the newest one.
+        average: use the moving average of the parameters if the run kept one.
+        members: load only these members, 0 .. K - 1, in this order. The result is an ensemble of them, whose code has
+            only their columns. A few arrays are read at a time, so that the remaining members need no memory.
+
+    Returns:
+        The ensemble.
 
     Raises:
-        FileNotFoundError: no such run, or no such checkpoint; says which there are.
-        DamagedError: the checkpoint is not what was written; says which others there are.
-        ValueError: the run was written by a newer version, or there are no such members.
+        FileNotFoundError: the run or the checkpoint does not exist. The message lists the run's checkpoints.
+        DamagedError: the checkpoint is not what was written. The message lists the run's other checkpoints.
+        ValueError: the run was written by a newer version, or does not have these members.
 
     Warns:
-        DamageWarning: ``run.json`` is damaged, or the checkpoint is of another run than it says; names the fields.
+        DamageWarning: ``run.json`` is damaged, or the checkpoint belongs to another run than ``run.json``. The warning
+            names the fields that differ.
 
     >>> ensdiff.load("runs/tiny")
     Ensemble(8 members, 40 units, 8x8x1 images, ... parameters per member)
@@ -70,7 +74,7 @@ def load(
         return dataclasses.replace(params, params=read_arrays(checkpoint, abstract)[part])
     except DamagedError as error:
         others = [str(other) for other in steps if other != step]
-        more = f"the run also has checkpoint {', '.join(others)} (step=...)" if others else "the run has no other"
+        more = f"the run also has checkpoint {', '.join(others)} (step=...)" if others else "it has no other"
         raise DamagedError(f"{error}; {more}") from error
 
 
@@ -84,7 +88,7 @@ def _check_members(members: Sequence[int], count: int) -> list[int]:
 
 
 def _on_devices(abstract: Any, members: int) -> Any:
-    """Shapes with the sharding that the devices allow."""
+    """Return shapes with the sharding that the available devices allow."""
     mesh = make_mesh(members)
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("member"))
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), abstract)
@@ -94,8 +98,8 @@ def save(params: Ensemble, path: str | os.PathLike, step: int = 0) -> None:
     """Write an ensemble as a run directory with one checkpoint, without optimiser state.
 
     Raises:
-        FileExistsError: the folder holds checkpoints already.
-        OSError: it could not be written; says why.
+        FileExistsError: the folder already holds checkpoints.
+        OSError: the run could not be written. The message states why.
 
     >>> ensdiff.save(params, "runs/copy")
     >>> ensdiff.load("runs/copy").code == params.code
@@ -108,7 +112,7 @@ def save(params: Ensemble, path: str | os.PathLike, step: int = 0) -> None:
 
 
 def _not_of(path: pathlib.Path, checkpoint: Checkpoint) -> str:
-    """`foreign`, of a run that may have no ``run.json``: a checkpoint alone can be loaded."""
+    """Call `foreign` for a run that may have no ``run.json``, because a checkpoint alone can be loaded."""
     if not (path / "run.json").is_file():
         return ""
     try:

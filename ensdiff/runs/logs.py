@@ -1,7 +1,8 @@
-"""What a run writes line by line.
+"""The files that a run writes line by line.
 
-- ``metrics.jsonl``: one sealed line per logged step, and the same for TensorBoard.
-- ``environment.jsonl``: one sealed line per start, where the steps from its own to the next line's were trained.
+- ``metrics.jsonl``: one sealed line per logged step, with the same values for TensorBoard.
+- ``environment.jsonl``: one sealed line per start. It records where the steps from its own up to the next line's were
+  trained.
 """
 
 import contextlib
@@ -21,26 +22,26 @@ ENVIRONMENTS = "environment.jsonl"
 
 
 def write_lines(path: pathlib.Path, lines: Iterable[Mapping[str, Any]]) -> None:
-    """Write a whole file of sealed lines, atomically."""
+    """Write a complete file of sealed lines, atomically."""
     write_atomically(path, "".join(seal_line(line) + "\n" for line in lines))
 
 
 class MetricsLog:
-    """Writes the metrics of a run directory. Of several processes, one has it."""
+    """Writer of the metrics of a run directory. With several processes, only one has it."""
 
     def __init__(self, run: pathlib.Path):
         self.path = run / METRICS
         self._board: Any = None
 
     def write(self, step: int, **values_K: np.ndarray) -> None:
-        """Append one line to ``metrics.jsonl`` and to TensorBoard; each value has one number a member."""
+        """Append one line to ``metrics.jsonl`` and to TensorBoard. Each value has one number per member."""
         line = {"step": step, "time": time.time(), **{k: [float(x) for x in v] for k, v in values_K.items()}}
         with open(self.path, "a") as file:
             file.write(seal_line(line) + "\n")
         self._write_board(step, values_K)
 
     def _write_board(self, step: int, values_K: dict[str, np.ndarray]) -> None:
-        # tensorboardX's own writers without its SummaryWriter, whose thread fails where no one sees it
+        # tensorboardX's event writer without its SummaryWriter, because errors in that one's thread are lost
         from tensorboardX.event_file_writer import EventsWriter  # slow to import
         from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.proto.summary_pb2 import Summary
@@ -58,25 +59,25 @@ class MetricsLog:
         self._board.flush()
 
     def drop_after(self, step: int) -> None:
-        """Leave out steps that will be taken again (a killed run may have logged them), and damaged lines."""
+        """Remove lines of later steps, which will be repeated after an interruption, and damaged lines."""
         if self.path.exists():
             write_lines(self.path, (line for line in read_metrics(self.path.parent) if line["step"] <= step))
 
     def close(self) -> None:
-        """Close TensorBoard's file. Every line has been written to it, or its error raised."""
+        """Close TensorBoard's file. Every earlier `write` has either written its line or raised an error."""
         if self._board is not None:
             with contextlib.suppress(OSError):
                 self._board.close()
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict]:
-    """The lines of a run's ``metrics.jsonl``, oldest first; an unfinished last line is left out.
+    """Return the lines of a run's ``metrics.jsonl``, oldest first, without an unfinished last line.
 
     Args:
         path: the run directory.
 
     Warns:
-        DamageWarning: lines that do not match their checksum are left out; says which.
+        DamageWarning: some lines do not match their checksums and are left out. The warning lists them.
 
     >>> [line["step"] for line in ensdiff.read_metrics("runs/tiny")]
     [4]
@@ -86,33 +87,34 @@ def read_metrics(path: str | os.PathLike) -> list[dict]:
         return []
     lines = read_lines(file)
     if wrong := damage(lines):
-        warn(f"{file} is damaged: {wrong}; what is damaged is left out")
+        warn(f"{file} is damaged: {wrong}; damaged lines are left out")
     return [line for line in lines if line is not None]
 
 
 def read_environments(run: pathlib.Path) -> list[dict[str, Any] | None]:
-    """The lines of a run's ``environment.jsonl``; None in the place of a damaged one.
+    """Return the lines of a run's ``environment.jsonl``, with None in place of a damaged line.
 
-    A line has its first ``step``, and what `ensdiff.runs.environment` gives; or ``unknown``, why that is not known.
+    A line has its first ``step`` and either the values of `ensdiff.runs.environment` or ``unknown``, which states why
+    they are not known.
 
     Raises:
         FileNotFoundError: the run has no such file.
     """
     file = run / ENVIRONMENTS
     lines = read_lines(file)
-    whole = file.read_bytes().endswith(b"\n")  # it is always written as a whole
+    whole = file.read_bytes().endswith(b"\n")  # the file is always written completely
     return [line if line is None or _is_place(line) else None for line in lines] + ([] if whole else [None])
 
 
 def checked(file: pathlib.Path, lines: Sequence[dict[str, Any] | None]) -> list[dict[str, Any]]:
-    """Return a file's lines where all are good, and each is about a later step than the one before.
+    """Return a file's lines after checking that all are good and their steps ascend.
 
     Args:
-        file: the file, for the error.
+        file: the file, for the error message.
         lines: what `read_lines` or `read_environments` read from it.
 
     Raises:
-        DamagedError: they are not; says which.
+        DamagedError: some line is damaged or out of order. The message names it.
     """
     good = [line for line in lines if line is not None]
     wrong = damage(lines) or _disorder([line.get("step") for line in good])
@@ -122,7 +124,7 @@ def checked(file: pathlib.Path, lines: Sequence[dict[str, Any] | None]) -> list[
 
 
 def _disorder(steps: Sequence[Any]) -> str:
-    """Which line is not about a later step than the one before, in words; nothing where all are."""
+    """Describe the first line whose step is not later than the previous one, or return an empty string."""
     for number, step in enumerate(steps, start=1):
         if type(step) is not int or (number > 1 and step <= steps[number - 2]):
             return f"its steps are not ascending at line {number}, which is of step {step}"
@@ -130,7 +132,7 @@ def _disorder(steps: Sequence[Any]) -> str:
 
 
 def note_environment(run: pathlib.Path, step: int, values: Mapping[str, Any]) -> None:
-    """Keep where the steps from ``step`` on are trained; what was said of these before is left out."""
+    """Record where the steps from ``step`` on are trained, and drop earlier records of these steps."""
     file = run / ENVIRONMENTS
     lines = read_environments(run) if file.exists() else [None] * (step > 0)
     if wrong := damage(lines):
@@ -149,7 +151,7 @@ def _is_place(line: Mapping[str, Any]) -> bool:
 
 
 def known_environments(lines: Sequence[dict[str, Any] | None]) -> list[dict[str, Any]]:
-    """The good lines, and where others were damaged a line that says from which step on nothing is known."""
+    """Return the good lines, with damaged ones replaced by a line that marks the steps as unknown."""
     found: list[dict[str, Any]] = []
     gap = False
     for line in [*lines, {"step": np.inf}]:

@@ -1,7 +1,7 @@
-"""Finished pieces of a long computation, kept in a folder so that the same computation goes on after an interruption.
+"""Finished pieces of a long computation, kept in a folder so that it can continue after an interruption.
 
-A piece is named by what it is computed from. So whatever asks for it again, in any order, gets what was kept, and
-another ensemble's, other samples' or other settings' pieces are never taken for it.
+A piece is named by the digest of its inputs. A later request for the same inputs, in any order, therefore finds the
+stored piece, and a piece of another ensemble, other samples or other settings is never mistaken for it.
 """
 
 import contextlib
@@ -26,12 +26,12 @@ _NAME = r"[0-9a-f]{64}\.npz"
 
 
 class Pieces:
-    """Pieces in a folder; ``Pieces(None, ...)`` keeps nothing. Made by `pieces`.
+    """Pieces in a folder, created by `pieces`. ``Pieces(None, ...)`` keeps nothing.
 
     Args:
-        folder: where they are.
+        folder: the folder that holds them.
         of: digest of what all pieces depend on.
-        seconds: between two `snapshot` writes.
+        seconds: minimum time between two writes by `snapshot`.
     """
 
     def __init__(self, folder: pathlib.Path | None, of: str, seconds: float = 30.0):
@@ -39,11 +39,14 @@ class Pieces:
         self._written = time.monotonic()
 
     def get(self, compute: Callable[[], np.ndarray], *inputs: Any) -> np.ndarray:
-        """What ``compute()`` returned for these inputs, now or before the interruption. All processes must call it."""
+        """Return ``compute()`` for these inputs, or its result from before an interruption.
+
+        All processes must call it.
+        """
         return self.get_all(lambda: {"value": compute()}, *inputs)["value"]
 
     def get_all(self, compute: Callable[[], dict[str, np.ndarray]], *inputs: Any) -> dict[str, np.ndarray]:
-        """`get` of several arrays by their names."""
+        """Do what `get` does for several arrays by name."""
         if self.folder is None:
             return compute()
         path = self._path(inputs)
@@ -54,15 +57,17 @@ class Pieces:
         return found
 
     def snapshot(self, state: dict[str, np.ndarray], *inputs: Any) -> None:
-        """Keep how far a computation has come, not more often than ``seconds`` allow. For one that is the same on all
-        processes: the first writes."""
+        """Save the state of a running computation, at most once every ``seconds``.
+
+        The state must be the same on all processes; the first one writes it.
+        """
         if self.folder is None or not hosts.is_writer() or time.monotonic() < self._written + self.seconds:
             return
         _write(self._path(inputs), state)
         self._written = time.monotonic()
 
     def last(self, *inputs: Any) -> dict[str, np.ndarray] | None:
-        """What `snapshot` kept last; None for nothing. All processes must call it."""
+        """Return the state that `snapshot` saved last, or None. All processes must call it."""
         if self.folder is None:
             return None
         path = self._path(inputs)
@@ -75,9 +80,9 @@ class Pieces:
 
 @contextlib.contextmanager
 def pieces(folder: str | os.PathLike | None, *of: Any) -> Iterator[Pieces]:
-    """Pieces of a computation on ``of`` (pytrees), in a folder; they are removed when the block ends without an error.
+    """Keep the pieces of a computation on ``of`` (pytrees) in a folder while a ``with`` block runs.
 
-    So is the folder, unless it holds other files.
+    When the block ends without an error, the pieces are removed, and so is the folder unless it holds other files.
 
     Raises:
         FolderInUseError: another process keeps its pieces there.
@@ -101,7 +106,7 @@ def pieces(folder: str | os.PathLike | None, *of: Any) -> Iterator[Pieces]:
 
 def _remove(folder: pathlib.Path) -> None:
     for file in folder.iterdir():
-        # the last is what a killed process was writing
+        # the last pattern matches the temporary file of a killed process
         if file.name == LOCK or re.fullmatch(rf"{_NAME}|\.{_NAME}\.\d+", file.name):
             file.unlink()
     with contextlib.suppress(OSError):  # not empty
@@ -116,12 +121,12 @@ def _write(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def _read(path: pathlib.Path) -> dict[str, np.ndarray] | None:
-    """The arrays of a piece; None where there is none, or it is not what was written."""
+    """Return the arrays of a piece, or None if it does not exist or is not what was written."""
     if not path.exists():
         return None
     content = path.read_bytes()
     if hashlib.sha256(content[_SUM:]).digest() != content[:_SUM]:
-        warn(f"{path} is damaged: it does not match its checksum, and is computed again")
+        warn(f"{path} is damaged: it does not match its checksum and is recomputed")
         return None
     with np.load(io.BytesIO(content[_SUM:]), allow_pickle=False) as arrays:
         return dict(arrays)

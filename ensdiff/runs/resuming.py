@@ -1,4 +1,4 @@
-"""Whether a run may go on in a folder: that it is the same run, and which of its checkpoints are damaged."""
+"""Whether a run may be resumed in a folder: whether it is the same run, and which checkpoints are damaged."""
 
 import os
 import pathlib
@@ -14,23 +14,23 @@ from ensdiff.runs.description import brief, decided, differences, read_manifest
 def check_same(
     path: pathlib.Path, step: int, before: Mapping[str, Any], now: Mapping[str, Any], data: Any = None
 ) -> None:
-    """Check that a checkpoint is of the run that is resumed: what decides the parameters must be as it was.
+    """Check that a checkpoint belongs to the resumed run: everything that determines the parameters must be unchanged.
 
-    What is logged and kept may change, and what the data are called.
+    The settings for logging and for keeping checkpoints may change, and so may the name of the data.
 
     Args:
         path: the run directory.
-        step: of the checkpoint.
+        step: the step of the checkpoint.
         before: the checkpoint's description.
         now: the description of the run that is resumed.
-        data: its data (`ensdiff.data.Dataset`), of which items that differ are named.
+        data: the data of the resumed run (`ensdiff.data.Dataset`), used to name items that differ.
 
     Raises:
-        ValueError: they differ, or the run was made by forgetting units.
+        ValueError: the descriptions differ, or the run was made by forgetting units.
     """
     if "origin" in before:
         raise ValueError(
-            f"{path} was made by forgetting units and holds some members only: it cannot be trained on. "
+            f"{path} was made by forgetting units and holds only some members: it cannot be trained further. "
             "Train a run in another folder"
         )
     lines = []
@@ -39,14 +39,14 @@ def check_same(
         lines.append(f"{field.name}: {why or f'was {brief(field.one)}, is {brief(field.other)}'}")
     if lines:
         raise ValueError(
-            f"{path} cannot be resumed with other settings than those of checkpoint {step}. "
+            f"{path} cannot be resumed with settings that differ from those of checkpoint {step}. "
             + "; ".join(lines)
-            + ". Use the same, or another folder"
+            + ". Use the same settings, or another folder"
         )
 
 
 def _data_difference(path: pathlib.Path, before: Mapping[str, Any], data: Any) -> str | None:
-    """Which items of the run's data are others, where its manifest is there to say so."""
+    """Describe which items differ from the run's data, or return None if the run has no manifest to compare with."""
     try:
         manifest = None if data is None else read_manifest(path, before)
         if manifest is None:
@@ -55,13 +55,13 @@ def _data_difference(path: pathlib.Path, before: Mapping[str, Any], data: Any) -
     except ValueError as error:
         return str(error)
     return (
-        "items are in another order or in other units, or there are more of them; ensdiff.training_data(run, data) "
-        "finds the training data of a run among them, by content"
+        "items are in another order or in other units, or there are additional items; ensdiff.training_data(run, data) "
+        "selects the run's training data from them by content"
     )
 
 
 def unreadable(run: pathlib.Path) -> dict[int, str]:
-    """Checkpoints that cannot be opened, with what is wrong; of the others the arrays may be damaged."""
+    """Return the error of each checkpoint that cannot be opened, by step. The arrays of the others are not checked."""
     failures = {}
     for step in steps_of(run):
         try:
@@ -72,17 +72,17 @@ def unreadable(run: pathlib.Path) -> dict[int, str]:
 
 
 def set_aside(run: pathlib.Path, failures: Mapping[int, str]) -> bool:
-    """Move damaged checkpoints to ``damaged/``, with a warning each, so that their steps can be written again.
+    """Move damaged checkpoints to ``damaged/`` so that their steps can be rewritten, with one warning per checkpoint.
 
     Args:
         run: the run directory.
-        failures: what is wrong with each, by step.
+        failures: what is wrong with each damaged checkpoint, by step.
 
     Returns:
-        Whether there were any.
+        Whether any checkpoint was moved.
 
     Raises:
-        DamagedError: the run has no other checkpoints; they are left where they are.
+        DamagedError: the run has no other checkpoints. Nothing is moved.
     """
     if failures and not set(steps_of(run)) - set(failures):
         raise none_good(run, failures)
@@ -98,8 +98,8 @@ def set_aside(run: pathlib.Path, failures: Mapping[int, str]) -> bool:
 
 
 def none_good(run: pathlib.Path, failures: Mapping[int, str]) -> DamagedError:
-    """The error of a run without a good checkpoint."""
+    """Return the error for a run without a good checkpoint."""
     return DamagedError(
         f"{run} has no good checkpoint: {'; '.join(failures.values())}. "
-        "Put back a copy of one, or train again in another folder"
+        "Restore one from a copy, or train again in another folder"
     )

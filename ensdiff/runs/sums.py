@@ -1,6 +1,7 @@
 """Checksums of members: one SHA-256 for each member's part of a stacked pytree.
 
-So a part of an ensemble can be checked without reading the rest. `ensdiff.runs.checkpoints` compares them."""
+With these, part of an ensemble can be checked without reading the rest. `ensdiff.runs.checkpoints` compares them.
+"""
 
 import concurrent.futures
 import hashlib
@@ -15,23 +16,25 @@ from ensdiff import hosts
 
 
 def member_sums(tree: Any) -> dict[int, str]:
-    """SHA-256 of each member's part of a stacked pytree: names, shapes, types and bytes of all leaves, by name.
+    """Return the SHA-256 of each member's part of a stacked pytree.
+
+    It covers the names, shapes, dtypes and bytes of all leaves, in the order of their names.
 
     Args:
-        tree: arrays with a leading member axis: on this host, or on devices. Of a global array, the members that this
-            process holds (see `all_sums`).
+        tree: arrays with a leading member axis, on this host or on devices. For a global array, only the members that
+            this process holds are hashed (see `all_sums`).
 
     Returns:
         Hexadecimal digits by member.
     """
     rows: dict[int, list[tuple[str, np.ndarray]]] = {}
     for path, leaf in jax.tree.leaves_with_path(tree):
-        # a tuple with names is read back as a dictionary
+        # a NamedTuple is read back as a dictionary
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         for first, block in hosts.member_blocks(leaf).items():
             for k, row in enumerate(block, start=first):
                 rows.setdefault(k, []).append((name, row))
-    # hashing releases Python's lock: as fast as there are cores
+    # hashing releases Python's global lock, so threads use all cores
     with concurrent.futures.ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
         return dict(zip(rows, pool.map(_sum_rows, rows.values()), strict=True))
 
@@ -46,7 +49,7 @@ def _sum_rows(rows: Iterable[tuple[str, np.ndarray]]) -> str:
 
 
 def all_sums(tree: Any) -> list[str]:
-    """`member_sums` of all members, whichever process holds them, in order. All processes must call it."""
+    """Return the `member_sums` of all members in order, from all processes. All processes must call it."""
     found: dict[int, str] = {}
     for part in hosts.exchange(member_sums(tree)):
         found |= part

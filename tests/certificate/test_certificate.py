@@ -235,7 +235,7 @@ def test_forgetting_again(small, tmp_path):
     assert certificate.verify(tmp_path / "two", data=data.subset(np.delete(np.arange(10), [2, 5])), replay=5).ok
     with pytest.raises(ValueError, match=r"units \[5\] are forgotten already"):
         ensdiff.forget(tmp_path / "two", [5], tmp_path / "three")
-    with pytest.raises(ValueError, match="was made by forgetting units.*cannot be trained on"):
+    with pytest.raises(ValueError, match="was made by forgetting units.*cannot be trained further"):
         train(tmp_path / "two", code, data, resume=True, steps=9)
 
 
@@ -412,7 +412,7 @@ def test_damage_is_not_laundered(copied, tmp_path):
     assert any(re.search(words, line) for line in certificate.verify(path).failures)
     # neither no sums at all nor some that were made to fit help: the optimiser counts its steps
     reseal(path / "checkpoints" / "5", lambda values: values.update(sums={}))
-    with pytest.raises(ensdiff.DamagedError, match="2 members, and the numbers of checksums are {}"):
+    with pytest.raises(ensdiff.DamagedError, match="2 members, but the numbers of checksums are {}"):
         ensdiff.certify(path, [UNIT])
     text = open_checkpoint(path, 4).description
     reseal(path / "checkpoints" / "5", lambda values: values.update(sums=text["sums"]))
@@ -422,9 +422,9 @@ def test_damage_is_not_laundered(copied, tmp_path):
     shutil.rmtree(path / "checkpoints" / "5")
     (path / "checkpoints" / "4").rename(path / "checkpoints" / "5")
     for refused in (lambda: ensdiff.certify(path, [UNIT]), lambda: ensdiff.forget(path, [unit], tmp_path / "out")):
-        with pytest.raises(ensdiff.DamagedError, match="it holds step 4, the folder says 5"):
+        with pytest.raises(ensdiff.DamagedError, match="it holds step 4, but the folder is named 5"):
             refused()
-    assert any("it holds step 4, the folder says 5" in line for line in certificate.verify(path).failures)
+    assert any("it holds step 4, but the folder is named 5" in line for line in certificate.verify(path).failures)
 
 
 def test_no_other_member_is_certified_only_where_nothing_else_is(run_dir, copied):
@@ -673,7 +673,7 @@ def test_units_of_the_data_are_compared(small, copied, examined_once):
     ("run.json", {"train": {"seed": 1}}, "train.seed: run.json says 1, checkpoints/5 says 0"),
     ("run.json", {"code": {"units": 7}}, "run.json is not the description of a run"),
     ("run.json", {"origin": {"members": [0, 1]}}, "the code is not that of members [0, 1]"),
-    ("run.json", {"data": {"digest": "0" * 64}}, "description says " + "0" * 64),
+    ("run.json", {"data": {"digest": "0" * 64}}, "description states " + "0" * 64),
     ("run.json", {"model": {"dropout": 0.5}}, "model.dropout: run.json says 0.5, checkpoints/5 says 0.0"),
     ("run.json", {"schedule": {"timesteps": 21}}, "schedule.timesteps: run.json says 21"),
 ])  # fmt: skip

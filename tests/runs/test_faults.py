@@ -197,7 +197,7 @@ def test_an_older_checkpoint_of_another_run_is_not_taken(whole, tmp_path):
     reseal(folder / "checkpoints" / "2", lambda text: text["train"].update(seed=7))
     cut(folder / "checkpoints" / "4" / "state" / "manifest.ocdbt")
     before = files_of(folder / "checkpoints")
-    with pytest.raises(ValueError, match=r"other settings than those of checkpoint 2\. train\.seed: was 7, is 0"):
+    with pytest.raises(ValueError, match=r"settings that differ from those of checkpoint 2\. train\.seed: was 7, is 0"):
         train(folder, resume=True)
     assert files_of(folder / "checkpoints") == before
 
@@ -315,7 +315,7 @@ def test_check_run_names_every_damaged_file(whole, tmp_path):
     (folder / "metrics.jsonl").unlink()
     (folder / "metrics.jsonl").mkdir()
     assert "metrics.jsonl is a folder" in "".join(ensdiff.check_run(folder))
-    with pytest.raises(FileNotFoundError, match="is no run directory: it is not there"):
+    with pytest.raises(FileNotFoundError, match="is not a run directory: it does not exist"):
         ensdiff.check_run(tmp_path / "typo")
 
 
@@ -345,11 +345,13 @@ def test_checkpoints_are_compared_with_what_the_run_says(whole, tmp_path):
 
     reseal(folder / "checkpoints" / "2", change)
     (line,) = ensdiff.check_run(folder)
-    assert line.startswith(f"{folder / 'checkpoints' / '2'} is of another run than run.json says: other ")
+    assert line.startswith(f"{folder / 'checkpoints' / '2'} belongs to another run than run.json, which differs in ")
     for name in ("train.seed", "data", "value_range", "code."):
         assert name in line
     assert "log_every" not in line
-    with pytest.warns(ensdiff.DamageWarning, match=r"2 is of another run than run\.json says: other .*train\.seed"):
+    with pytest.warns(
+        ensdiff.DamageWarning, match=r"2 belongs to another run than run\.json, which differs in .*train\.seed"
+    ):
         ensdiff.load(folder, 2)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -476,7 +478,7 @@ def test_a_renamed_checkpoint_is_named(whole, tmp_path):
     """The sealed step is compared with the folder's name wherever a checkpoint is read."""
     folder = copied(whole[0], tmp_path / "run")
     (folder / "checkpoints" / "4").rename(folder / "checkpoints" / "99")
-    words = "checkpoints/99 is damaged: it holds step 4, the folder says 99"
+    words = "checkpoints/99 is damaged: it holds step 4, but the folder is named 99"
     for options in ({}, {"step": 99}, {"members": [1]}):
         with pytest.raises(ensdiff.DamagedError, match=words):
             ensdiff.load(folder, **options)
@@ -486,7 +488,7 @@ def test_a_renamed_checkpoint_is_named(whole, tmp_path):
     assert words in said[0]
     # a link does not hide it
     (folder / "checkpoints" / "5").symlink_to(folder / "checkpoints" / "2")
-    with pytest.raises(ensdiff.DamagedError, match="it holds step 2, the folder says 5"):
+    with pytest.raises(ensdiff.DamagedError, match="it holds step 2, but the folder is named 5"):
         ensdiff.load(folder)
 
 

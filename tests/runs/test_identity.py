@@ -119,7 +119,7 @@ def test_a_copy_of_a_training_picture_does_not_take_its_name(place):
 
 def test_pictures_that_were_other_units_are_said_to_be(place):
     data = folder(place / "images").regroup(["x", "x", *map(str, range(10))])
-    with pytest.warns(ensdiff.DataWarning, match="units of the data are other .* of another, 'x', in the data given"):
+    with pytest.warns(ensdiff.DataWarning, match="units of the data differ .* of another, 'x', in the data given"):
         assert ensdiff.training_data(place / "runs" / "mine", data).units == 12
     pairs = folder(place / "images").regroup(np.arange(12) // 2)
     params = dataclasses.replace(random_ensemble(ensdiff.Code.balanced(6, 6)), data_digest=pairs.digest())
@@ -142,7 +142,7 @@ def test_runs_without_a_manifest(place, known):
         assert ensdiff.training_data(place / "saved", data) is data
         message = "these are not the data of .*saved: the data have the digest"
     else:
-        with pytest.warns(ensdiff.DataWarning, match="keeps no hashes of its training data"):
+        with pytest.warns(ensdiff.DataWarning, match="stores no hashes of its training data"):
             assert ensdiff.training_data(place / "saved", data) is data
         message = "these are not the data of .*saved: .*unit 0 is 'p00.png' in the code and 'a.png' in the data"
     for wrong in (other, other.subset(range(11))):

@@ -64,7 +64,7 @@ def test_exact_ablation_goes_on(five, samples, tmp_path, monkeypatch):
     flip(sorted(folder.glob("*.npz"))[0], 100)
     with monkeypatch.context() as patch:
         made = interrupt(patch, scoring, "exact_influence", 99)
-        with pytest.warns(ensdiff.DamageWarning, match="does not match its checksum, and is computed again"):
+        with pytest.warns(ensdiff.DamageWarning, match="does not match its checksum and is recomputed"):
             found = ensdiff.attribute(five, samples, "exact", **options)
         assert len(made) == 5 - 3 + 1  # pieces: three of the units, two of the null; one was damaged
     equal(found, expected)
