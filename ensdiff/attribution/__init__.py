@@ -1,4 +1,4 @@
-"""Three views of one weight row: exact, differential and loss; what finds, what verifies, and what they mean."""
+"""Attribution by weight rows: exact, differential and loss scores, their ranking, verification and significance."""
 
 from ensdiff.attribution.attribute import attribute
 from ensdiff.attribution.audit import Audit, Recall, audit_recall

@@ -1,9 +1,10 @@
-"""`attribute`: which training units each sample depends on, most influential first, and whether that means something.
+"""`attribute`: the training units that each sample depends on, most influential first, and their significance.
 
-All methods score a weight row: ``exact`` by regenerating (4), ``differential`` by the Gram of the Jacobian (6),
-``screen`` by (6) and then the best by (4), ``loss`` by the denoising loss (7). All are compared with the same null
-(`ensdiff.attribution.calibration`). The steps of a call: the candidates; how they are scored (`scoring`); the null's
-scores; the best candidates (`ranking`), while all are counted for the q-values; p- and q-values.
+All methods score a weight row: ``exact`` by regenerating (4), ``differential`` by the Gram matrix of the Jacobian (6),
+``screen`` by (6) and then the best candidates by (4), ``loss`` by the denoising loss (7). All are compared with the
+same null (`ensdiff.attribution.calibration`). A call chooses the candidates, sets up their scores (`scoring`), scores
+the null ablations, ranks the candidates while it counts all of them for the q-values (`ranking`), and computes p- and
+q-values.
 """
 
 import os
@@ -53,52 +54,53 @@ def attribute(
     progress: bool = False,
     partial: str | os.PathLike | None = None,
 ) -> Attribution:
-    """Rank training units by what each sample loses when the unit is removed from its causal history.
+    """Rank training units by how much each sample changes when the unit is removed from its causal history.
 
     Args:
         params: the ensemble.
-        samples: what `ensdiff.sample` returned; for ``"loss"`` also any images (B, H, W, C) in [0, 1], or uint8.
-        method: ``"exact"`` regenerates every sample without every unit (4); ``"differential"`` predicts the distance
-            from the Gram of the Jacobian (6), one run per sample for any number of units; ``"screen"`` ranks all units
-            by (6) and verifies the best ``verify`` of them by (4); ``"loss"`` scores images by how much their
-            denoising loss rises (7), one pass for any number of units. Or a function of your own, which is given the
-            weight rows (3) of M ablations, (M, K), and returns their scores (B, M), larger where a sample depends more
-            on what was removed; candidates and null are scored by it alike, and ranked in the precision of its dtype.
+        samples: the result of `ensdiff.sample`; for ``"loss"`` also any images (B, H, W, C) in [0, 1], or uint8.
+        method: ``"exact"`` regenerates every sample without every unit (4). ``"differential"`` predicts the distance
+            from the Gram matrix of the Jacobian (6), with one run per sample for any number of units. ``"screen"``
+            ranks all units by (6) and verifies the best ``verify`` of them by (4). ``"loss"`` scores images by how
+            much their denoising loss rises (7), with one pass for any number of units. A function is a method of your
+            own: it takes the weight rows (3) of M ablations, (M, K), and returns their scores (B, M), larger if a
+            sample depends more on the removed units. It scores candidates and null ablations alike; candidates are
+            ranked in the precision of its dtype.
         top: units returned per sample.
-        units: the candidates: a list of unit ids, or of sets of ids that are removed together, each once; by default
-            all units one by one (of a run that has forgotten members: all that can still be removed).
+        units: the candidates: a list of unit ids, or of sets of ids that are removed together, without duplicates. By
+            default each unit is a candidate (after members were forgotten, each unit that can still be removed).
         code: another code over the same members whose units are the candidates, such as ``code.group_code()`` of a
             hierarchical code.
-        features: a function of images (B, H, W, C) in [0, 1] to features; distances are L2 between features. By
-            default between pixels. Not for ``"loss"`` and methods of your own.
-        distance: a function of counterfactuals and samples, both (P, H, W, C) in [0, 1], to P distances >= 0, in place
-            of L2; with ``features``, a function of both's features. For ``"exact"``, and for what ``"screen"``
-            verifies (it still screens by L2).
-        verify: units per sample that ``"screen"`` verifies exactly; by default 50, or ``top`` where that is more.
-        audit: unverified units per sample that are verified too, at random, to estimate what ``"screen"`` missed.
-        null: number of null ablations (of each kind) for p- and q-values; ``"all"`` that there are; 0 is none.
-        level: q-value up to which a verdict attributes.
-        loss: draws, levels and weighting, for ``"loss"`` alone.
-        seed: of the null's code words, the audit and the draws of the loss.
-        chunk: images at a time in exact ablation; by default from the memory budget.
-        memory_budget: bytes of activations a device may hold.
+        features: a function from images (B, H, W, C) in [0, 1] to features, between which L2 distances are measured;
+            by default, distances are between pixels. Not for ``"loss"`` or a method of your own.
+        distance: a function that replaces L2: it takes counterfactuals and samples, both (P, H, W, C) in [0, 1], or
+            with ``features`` the features of both, and returns P distances >= 0. For ``"exact"``, and for the
+            verification of ``"screen"`` (which still screens by L2).
+        verify: units per sample that ``"screen"`` verifies exactly; by default 50, or ``top`` if that is more.
+        audit: random unverified units per sample that are also verified, to estimate what ``"screen"`` missed.
+        null: number of null ablations (of each kind) for p- and q-values; ``"all"`` uses every one, 0 uses none.
+        level: largest q-value at which a verdict attributes a sample to a unit.
+        loss: draws, levels and weighting, only for ``"loss"``.
+        seed: seed of the null's code words, of the audit and of the draws of the loss.
+        chunk: images per batch in exact ablation; by default from the memory budget.
+        memory_budget: bytes of activations that a device may hold.
         progress: show progress bars.
-        partial: a folder for what is finished. After an interruption the same call goes on there, and gives bit for
-            bit what it would have given without one; at the end what it kept is removed, and the folder unless it
-            holds other files. Features, distances and samplers that are functions are told apart by their names only.
+        partial: a folder for finished parts. After an interruption the same call continues there, and returns bit for
+            bit what an uninterrupted call returns. In the end it removes these parts, and the folder unless it holds
+            other files. Features, distances and samplers that are functions are distinguished only by their names.
 
     Returns:
-        `Attribution`, arrays of shape (B, top). Distances are >= 0, changes of loss have a sign; for both, larger
-        means that the sample depends more on the unit. Of equal influences the unit with the lower id comes first (of
-        sets, the one given first). Influences that should be equal but differ by rounding (in (6), those of a word and
-        its complement) are ordered by the rounded values.
+        `Attribution` with arrays of shape (B, top). Distances are >= 0, changes of loss have a sign; for both, larger
+        means that the sample depends more on the unit. Among equal influences the unit with the lower id comes first
+        (among sets, the one given first). Influences that should be equal but differ by rounding (in (6), those of a
+        word and its complement) are ordered by the rounded values.
 
     Raises:
-        ValueError: unknown method or units, units given twice, ``top`` larger than the number of candidates, too few
-            unowned words, options of another method, influences that are not finite; and, where the method regenerates
+        ValueError: unknown method or units, duplicate units, ``top`` larger than the number of candidates, too few
+            unowned words, options of another method, influences that are not finite; and, if the method regenerates
             samples, images without their noise, samples of another ensemble or samples made with weights.
         NoSurvivorError: every member saw some unit of a set.
-        FolderInUseError: another process has ``partial``.
+        FolderInUseError: another process uses ``partial``.
 
     >>> att = ensdiff.attribute(params, samples, "exact", units=[3, {4, 7}], top=1)
     >>> att.sets[att.units[0, 0]] in {(3,), (4, 7)}
@@ -108,13 +110,13 @@ def attribute(
     (2, 5)
     """
     check_method(params, samples, method, features, distance=distance, verify=verify, loss=loss)
-    candidates = Candidates.of(params.candidate_code(code), units).by_id()  # of equals, the lower id first
+    candidates = Candidates.of(params.candidate_code(code), units).by_id()  # among equals, the lower id comes first
     request = check_request(method, len(candidates), top, verify, audit, null, level, seed)
     resources = Resources(chunk, memory_budget, progress)
     config = LossConfig() if loss is None else loss
     ablations = null_ablations(candidates, request.null, request.seed) if request.null else None
     measure = measure_name(features, distance)
-    algorithm = resolve(params.model.conv, predicting=True)  # another one rounds otherwise
+    algorithm = resolve(params.model.conv, predicting=True)  # other algorithms round differently
     with pieces(partial, __version__, params, named_sampler(samples), measure, algorithm) as kept:
         inputs = Inputs(params, samples, features, distance, resources, kept)
         scores = scores_of(method, inputs, candidates, config, request.seed)
@@ -145,7 +147,7 @@ def attribute(
 
 
 def _standard_error(candidates: Candidates, scores: Scores, ranking: Ranking) -> Float[np.ndarray, "B T"] | None:
-    """Of scores by loss, from the spread of the blocks of draws; None for other methods."""
+    """Return the standard error of scores by loss, from the spread of the blocks of draws; None for other methods."""
     if scores.estimate is None:
         return None
     weights_RK = candidates.weights(ranking.index_BT.reshape(-1))
@@ -161,7 +163,7 @@ def _settings(
     scores: Scores,
     config: LossConfig,
 ) -> dict[str, Any]:
-    """What the result records of a call, besides the method, in Python's own types, which JSON can write."""
+    """Return the settings of a call that the result records, in Python's own types, which JSON can write."""
     code = candidates.code
     identity: dict[str, Any] = {} if code.names is None else {"names": list(code.names)}
     if params.data_digest is not None and code == params.code:

@@ -1,13 +1,13 @@
-"""What a screen missed, estimated from units that it did not verify.
+"""Audit: an estimate of what a screen missed, from units that it did not verify.
 
-Screening ranks all N units by a prediction and verifies the m best exactly. Of the N - m others, a of them chosen at
-random are verified too. With tau the influence of the last unit that is returned, x of the a exceed tau, so about
-``M = (N - m) x / a`` units were missed, and
+Screening ranks all N units by a prediction and verifies the m best exactly. The audit verifies a random sample of the
+remaining N - m units, of size a. If tau is the influence of the last returned unit, and x of these a units exceed tau,
+then about ``M = (N - m) x / a`` units were missed, and
 
-(a1) ``recall = top / (top + M)``: the share of the units with influence >= tau that the screen found,
+(a1) ``recall = top / (top + M)`` is the share of the units with influence >= tau that the screen found.
 
-with the interval that comes from Clopper & Pearson's (1934) for the proportion x / a. Samples are also pooled, as if
-the proportion were the same in all: ``recall = B top / (B top + sum M)``.
+Its interval follows from the interval of Clopper & Pearson (1934) for the proportion x / a. Samples are also pooled, as
+if the proportion were the same in all of them: ``recall = B top / (B top + sum M)``.
 """
 
 from typing import NamedTuple
@@ -28,16 +28,16 @@ class Recall(NamedTuple):
 
 
 class Audit(NamedTuple):
-    """What a random audit of unverified candidates says about a screen.
+    """The recall of a screen, estimated by a random audit of unverified candidates.
 
     Args:
-        checked: candidates that were audited, a sample.
-        exceeding_B: of these, how many exceed the last returned influence.
-        recall_B: (a1) of each sample, and of its interval the ends.
-        low_B: lower end.
-        high_B: upper end.
-        pooled: of all samples together.
-        confidence: of the intervals.
+        checked: audited candidates per sample.
+        exceeding_B: number of audited candidates that exceed the last returned influence.
+        recall_B: recall (a1) of each sample.
+        low_B: lower end of its confidence interval.
+        high_B: upper end of its confidence interval.
+        pooled: recall of all samples together.
+        confidence: confidence level of the intervals.
     """
 
     checked: int
@@ -56,14 +56,14 @@ def audit_recall(
     top: int,
     confidence: float = 0.95,
 ) -> Audit:
-    """Recall (a1) from the exact influences of a random unverified candidates of each sample.
+    """Return the recall (a1), from exact influences of ``a`` random unverified candidates per sample.
 
     Args:
         influence_BA: exact influences of the audited candidates.
-        least_B: tau, the smallest influence that is returned for each sample.
-        outside: N - m, candidates that were not verified.
-        top: candidates that are returned a sample.
-        confidence: of the intervals.
+        least_B: tau, the smallest returned influence of each sample.
+        outside: N - m, the number of candidates that were not verified.
+        top: candidates returned per sample.
+        confidence: confidence level of the intervals.
     """
     B, checked = influence_BA.shape
     rounding_B = TIE * np.maximum(influence_BA.max(1, initial=0.0), least_B)

@@ -1,18 +1,19 @@
-"""What an influence must exceed to mean something.
+"""Calibration: how large an influence must be to be significant.
 
-An ablation of one unit switches off every member that saw it, and that moves a sample by itself. If the members'
-differences have nothing to do with what they trained on, the word of a unit is like any other word of its kind, so its
-influence is exchangeable with those of words that no unit owns, the *null*:
+An ablation of one unit switches off every member that saw it, which moves a sample even if the unit does not matter.
+If the members' differences have nothing to do with their training data, the code word of a unit is like any other word
+of its kind, so its influence is exchangeable with the influences of words that no unit owns, the *null*:
 
-(n1) ``p = (1 + #{null >= influence}) / (1 + #null)``, uniform on its steps when the data are exchangeable; where an
-     influence and a null influence differ by rounding only (`TIE`), the null reaches it, so that p is not too small;
-(n2) ``q_i = min_{p_j >= p_i} N p_j / #{p <= p_j}``: Benjamini & Hochberg 1995. Calling every unit with q <= a
-     attributed makes false ones a share of at most a of them, on average.
+(n1) ``p = (1 + #{null >= influence}) / (1 + #null)``, uniform on its possible values if the data are exchangeable. A
+     null influence that differs from the influence only by rounding (`TIE`) counts as reaching it, so that p is not too
+     small.
+(n2) ``q_i = min_{p_j >= p_i} N p_j / #{p <= p_j}``: Benjamini & Hochberg 1995. If every unit with q <= a is called
+     attributed, on average at most a share a of these units is called so falsely.
 
 The right null has the kind of the candidate: words of the unit's weight; for a unit of a hierarchical code, words
-inside its group's word; for a set of m units, unions of m unowned words of which some member survives.
+inside its group's word; for a set of m units, unions of m unowned words that leave a surviving member.
 
-All N p-values enter (n2), but they take few values, so counts of them are kept and not the values.
+All N p-values enter (n2), but they take few distinct values, so only their counts are stored.
 """
 
 import math
@@ -28,17 +29,17 @@ from ensdiff.codes.unowned import within
 
 TIE = 1e-5
 """Influences that differ by less than this share of a sample's largest null influence (of their kind) are equal:
-candidates and null may be computed in batches of other sizes, which round float32 differently."""
+candidates and null may be computed in batches of different sizes, which round float32 differently."""
 POOL = 512
-"""Unowned words that are drawn at a time to make unions."""
+"""Unowned words drawn at a time to form unions."""
 
 
 class Null(NamedTuple):
     """Null ablations.
 
     Args:
-        word_LK: the members that each drops.
-        kind_L: which candidates each is to be compared with, see `Candidates.kind_N`.
+        word_LK: the members that each ablation drops.
+        kind_L: the kind of candidates that each ablation is compared with, see `Candidates.kind_N`.
     """
 
     word_LK: UInt8[np.ndarray, "L K"]
@@ -46,16 +47,16 @@ class Null(NamedTuple):
 
     @property
     def fewest(self) -> int:
-        """The number of ablations of the rarest kind."""
+        """Return the number of ablations of the rarest kind."""
         return int(np.unique(self.kind_L, return_counts=True)[1].min())
 
 
 def null_ablations(candidates: Candidates, n: int | Literal["all"], seed: int) -> Null:
-    """n null ablations for every kind of candidate, or all that there are.
+    """Return n null ablations for every kind of candidate, or all that exist.
 
     Raises:
-        ValueError: too few unowned words (says how many members would do); ``"all"`` for sets; sets of units of a
-            hierarchical code, which are exchangeable with nothing.
+        ValueError: too few unowned words (the message states how many members would suffice); ``"all"`` for sets; sets
+            of units of a hierarchical code, which are not exchangeable with other words.
     """
     kind_N = candidates.kind_N
     count = None if n == "all" else n
@@ -83,7 +84,7 @@ def _null_of_kind(candidates: Candidates, kind: int, n: int | None, seed: int) -
 
 
 def _unions(code: Code, size: int, n: int, seed: int) -> UInt8[np.ndarray, "n K"]:
-    """Unions of ``size`` distinct unowned words that leave a survivor."""
+    """Return n unions of ``size`` distinct unowned words that leave a surviving member."""
     rng = np.random.default_rng(derive_key(seed, size))
     found: list[np.ndarray] = []
     free = POOL if code.weight is None else math.comb(code.members, code.weight) - code.units
@@ -100,11 +101,11 @@ def _unions(code: Code, size: int, n: int, seed: int) -> UInt8[np.ndarray, "n K"
 
 
 class Calibration:
-    """p- and q-values of candidates against the influences of the null.
+    """The p- and q-values of candidates relative to the influences of the null ablations.
 
     Args:
         null_BL: influences of the null ablations.
-        kind_L: their kinds.
+        kind_L: the kinds of the null ablations.
     """
 
     def __init__(self, null_BL: Float[np.ndarray, "B L"], kind_L: Int[np.ndarray, " L"]):
@@ -120,7 +121,7 @@ class Calibration:
     def p_values(
         self, score_BM: Float[np.ndarray, "B M"], kind_BM: Int[np.ndarray, "B M"] | None
     ) -> Float[np.ndarray, "B M"]:
-        """(n1) of some candidates' influences."""
+        """Return the p-values (n1) of the influences of some candidates."""
         out = np.empty(score_BM.shape)
         for kind, null in self._null.items():
             chosen = np.ones(score_BM.shape, bool) if kind_BM is None else kind_BM == kind
@@ -129,7 +130,7 @@ class Calibration:
         return out
 
     def count(self, score_BM: Float[np.ndarray, "B M"], kinds: Int[np.ndarray, "..."] | None) -> None:
-        """Take in the influences of M of the N candidates, of kinds (M,), or (B, M) where samples have their own."""
+        """Count the influences of M of the N candidates; kinds are (M,), or (B, M) if they differ between samples."""
         kind_BM = None if kinds is None else np.broadcast_to(kinds, score_BM.shape)
         for kind, null in self._null.items():
             for b in range(len(score_BM)):
@@ -137,27 +138,27 @@ class Calibration:
                 self._counts[kind][b] += np.bincount(_reached(null[b], scores), minlength=null.shape[1] + 1)
 
     def state(self) -> dict[str, np.ndarray]:
-        """What has been counted, for `restore`."""
+        """Return the counts, for `restore`."""
         return {f"count_{kind}": count for kind, count in self._counts.items()}
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
-        """Go on from what another calibration against the same null has counted."""
+        """Continue from the counts of another calibration with the same null."""
         self._counts = {kind: state[f"count_{kind}"] for kind in self._counts}
 
     def count_unknown(self, candidates: int) -> None:
-        """Take in candidates that were not looked at, with p = 1 each: q-values are then too large, never too small."""
+        """Count unscored candidates as p = 1 each, so that q-values may be too large but never too small."""
         first = next(iter(self._counts))
         self._counts[first][:, -1] += candidates
 
     def q_values(self, p_BM: Float[np.ndarray, "B M"]) -> Float[np.ndarray, "B M"]:
-        """(n2) of p-values that have been counted, among all that have been."""
+        """Return the q-values (n2) of counted p-values, among all candidates counted so far."""
         level = np.concatenate([_p(np.arange(null.shape[1] + 1), null.shape[1]) for null in self._null.values()])
         count_B = np.concatenate(list(self._counts.values()), axis=1)
         order = np.argsort(level, kind="stable")
         out = np.empty(p_BM.shape)
         for b in range(len(p_BM)):
             below = np.cumsum(count_B[b, order])
-            # equal levels of several nulls: the last of them has counted all
+            # several nulls may have equal levels: the last of these has the count of all
             last = np.searchsorted(level[order], level[order], side="right") - 1
             share = below[-1] * level[order] / np.maximum(below[last], 1)
             share[below[last] == 0] = np.inf
@@ -167,7 +168,7 @@ class Calibration:
 
 
 def _reached(null_L: np.ndarray, score_M: np.ndarray) -> Int[np.ndarray, " M"]:
-    """How many null influences, sorted and raised by `TIE`, reach each score."""
+    """Return how many null influences, sorted and raised by `TIE`, reach each score."""
     return len(null_L) - np.searchsorted(null_L, score_M, side="left")
 
 

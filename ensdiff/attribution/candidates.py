@@ -1,4 +1,4 @@
-"""What is attributed to: units of a code, or sets of units, without listing all of their code words."""
+"""Candidates of an attribution: units of a code, or sets of units, whose code words are computed when needed."""
 
 import collections
 import dataclasses
@@ -15,11 +15,11 @@ from ensdiff.typing import unmasked
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Candidates:
-    """N candidates, numbered 0 .. N - 1. Made by `of`.
+    """N candidates, numbered 0 .. N - 1; `of` creates them.
 
     Args:
-        code: the code that they are units of.
-        ids: the units, in the order of the candidates; None is all of the code's, in order.
+        code: the code whose units are the candidates.
+        ids: the units, in the order of the candidates; None stands for all units of the code, in order.
         sets: instead of ``ids``, sets of units that are removed together.
     """
 
@@ -29,15 +29,15 @@ class Candidates:
 
     @classmethod
     def of(cls, code: Code, units: Sequence[Any] | None) -> "Candidates":
-        """Candidates from a user's ``units``: None, unit ids, or entries of which some are collections of ids.
+        """Return the candidates for a user's ``units``: None, a list of unit ids, or a list that contains sets of ids.
 
-        None is all units whose removal is defined and changes anything: of a code that some members were taken from,
-        units that all of the others saw or that none of them saw are left out. Candidates have the order in which
-        they are given (see `by_id`).
+        None stands for all units whose removal is defined and has an effect: after some members were taken from a
+        code, units that all or none of the remaining members saw are left out. Candidates keep the order of the list
+        (see `by_id`).
 
         Raises:
-            ValueError: not unit ids, a set or a mapping in the place of the list of entries, or a candidate that is
-                given twice, which would count twice among all.
+            ValueError: entries that are no unit ids, a set or a mapping instead of a list, or a duplicate candidate,
+                which would count twice.
             NoSurvivorError: every member saw some unit of a candidate.
         """
         if units is None:
@@ -67,7 +67,7 @@ class Candidates:
         return cls(code, ids)
 
     def by_id(self) -> "Candidates":
-        """The same units in the order of their ids, so that a lower id is a lower number; sets keep their order."""
+        """Return the same candidates sorted by unit id; sets keep their order."""
         return self if self.ids is None else dataclasses.replace(self, ids=np.sort(self.ids))
 
     def __len__(self) -> int:
@@ -76,10 +76,10 @@ class Candidates:
         return self.code.units if self.ids is None else len(self.ids)
 
     def words(self, index: Int[np.ndarray, " M"]) -> UInt8[np.ndarray, "M K"]:
-        """The members that each candidate drops, 1 = dropped.
+        """Return the members that each candidate drops, 1 = dropped.
 
         Raises:
-            NoSurvivorError: a candidate drops all.
+            NoSurvivorError: a candidate drops all members.
         """
         if self.sets is not None:
             return (self.code.ablate([self.sets[i] for i in index]) == 0).astype(np.uint8)
@@ -91,19 +91,19 @@ class Candidates:
         return words
 
     def weights(self, index: Int[np.ndarray, " M"]) -> Float[np.ndarray, "M K"]:
-        """Weight rows (3)."""
+        """Return the weight rows (3) of candidates."""
         return uniform(self.words(index))
 
     def units(self, index: Int[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
-        """Unit ids of candidates; of sets, their numbers in the list that was given."""
+        """Return the unit ids of candidates; for sets, their positions in the user's list."""
         return index if self.ids is None else self.ids[index]
 
     @functools.cached_property
     def kind_N(self) -> Int[np.ndarray, " N"] | None:
-        """The kind of each candidate: those of one kind can be compared with one null, see `Null`.
+        """Return the kind of each candidate: candidates of one kind can be compared with the same null, see `Null`.
 
         The kind is the size of a set, the group of a unit of a hierarchical code, or the weight of a word in a matrix
-        of mixed weights; None where all are of one kind.
+        of mixed weights; None if all candidates are of one kind.
         """
         if self.sets is not None:
             return np.array([len(entry) for entry in self.sets])
@@ -114,7 +114,7 @@ class Candidates:
         return None
 
     def kinds_of(self, index: slice | Int[np.ndarray, "..."]) -> Int[np.ndarray, "..."] | None:
-        """Kinds of some candidates; None where all are of one kind."""
+        """Return the kinds of some candidates; None if all candidates are of one kind."""
         return None if self.kind_N is None else self.kind_N[index]
 
     def _all(self) -> np.ndarray:
@@ -122,7 +122,7 @@ class Candidates:
 
 
 def uniform(word_MK: UInt8[np.ndarray, "M K"]) -> Float[np.ndarray, "M K"]:
-    """Equal weights of the members that each word does not drop."""
+    """Return weight rows with equal weights for the members that each word does not drop."""
     keep_MK = 1 - word_MK
     return (keep_MK / keep_MK.sum(1, keepdims=True)).astype(np.float32)
 

@@ -1,11 +1,11 @@
 """Code words of a balanced code as 64-bit integers, compiled: `ensdiff.codes.permute` and `combinations.unrank` in JAX.
 
 Member 0 is the highest of the K bits. A word is written in digits of at most 16 members each, the highest first. The
-word of one weight with lexicographic number n is found digit by digit: the words are sorted, so a binary search in the
-cumulative counts of its 2^q values finds the first digit, what is left of n numbers the words of the rest, and the last
-digit is one look-up.
+word with lexicographic number n among the words of one weight is found digit by digit. The words are sorted, so a
+binary search in the cumulative counts of the 2^q values of the first digit finds this digit. The remainder of n numbers
+the words of the remaining digits, and the last digit takes one table look-up.
 
-Must be traced and called under ``jax.enable_x64(True)``.
+These functions must be traced and called under ``jax.enable_x64(True)``.
 """
 
 import functools
@@ -22,13 +22,13 @@ from ensdiff.codes.permute import GOLDEN, ROUNDS, feistel_sides, mix
 from ensdiff.typing import Array
 
 DIGIT = 16
-"""Most members of a digit: tables of 2^16 entries."""
+"""Most members per digit: tables have 2^16 entries."""
 MAX_WORDS = 2**62
 MAX_MEMBERS = 64
 
 
 def compilable(code: Code) -> bool:
-    """Whether `word_fn` can make this code's words."""
+    """Return whether `word_fn` supports this code."""
     return (
         code.packed is None
         and code.weight is not None
@@ -38,7 +38,11 @@ def compilable(code: Code) -> bool:
 
 
 def word_fn(code: Code) -> Callable[[Array], Array]:
-    """A traceable function of unit ids (uint64) to words (uint64)."""
+    """Return a traceable function from unit ids (uint64) to words (uint64).
+
+    Raises:
+        ValueError: the code is not `compilable`.
+    """
     members, weight = code.members, code.weight
     if weight is None or not compilable(code):
         raise ValueError(f"{code}: words of a stored matrix, or of more than {MAX_MEMBERS} members, are not compiled")
@@ -61,7 +65,7 @@ def _permute(index: Array, size: int, key: int) -> Array:
                 right = (right + mix(mix(left + salt) ^ np.uint64(key)) % b) % b
         return left * b + right
 
-    def walk(x: Array) -> Array:  # few are outside, about 2 / sqrt(n) of them: one at a time
+    def walk(x: Array) -> Array:  # few are out of range, about 2 / sqrt(n) of them
         i = jnp.argmax(x >= n)
         return x.at[i].set(rounds(x[i]))
 
@@ -69,14 +73,13 @@ def _permute(index: Array, size: int, key: int) -> Array:
 
 
 class _Digit(NamedTuple):
-    """Tables of one digit.
+    """The tables of one digit.
 
     Args:
-        members: q, its members.
-        table: of all digits but the last, cumulative counts of words by (ones left, value); of the last, the values in
-            the order of their numbers of ones.
-        ones: of all digits but the last, the ones in each value; of the last, where in the table each number of ones
-            begins.
+        members: q, the number of members in the digit.
+        table: cumulative counts of words by (ones left, value); for the last digit, the values sorted by their number
+            of ones.
+        ones: the number of ones in each value; for the last digit, where in the table each number of ones begins.
     """
 
     members: int
@@ -86,7 +89,7 @@ class _Digit(NamedTuple):
 
 @functools.lru_cache(maxsize=8)
 def _digits(members: int, weight: int) -> tuple[_Digit, ...]:
-    """The digits of a word, the highest first."""
+    """Return the tables of all digits of a word, the highest first."""
     count = -(-members // DIGIT)
     sizes = [members // count + (i < members % count) for i in range(count)]
     out: list[_Digit] = []
@@ -109,7 +112,7 @@ def _digits(members: int, weight: int) -> tuple[_Digit, ...]:
 
 
 def look(table: Array, index: Array) -> Array:
-    """``table[index]`` for indices that are in range."""
+    """Return ``table[index]`` for indices that are in range."""
     return table.at[index].get(mode="promise_in_bounds", wrap_negative_indices=False)
 
 
@@ -130,7 +133,7 @@ def _unrank_fn(members: int, weight: int) -> Callable[[Array], Array]:
                 for step in range(q - 1, -1, -1):
                     further = place + (1 << step)
                     place = jnp.where(look(starts, further) <= number, further, place)
-                # values that hold no word share the start of the next that does; the search ends at the last of them
+                # values without words start where the next value with words starts; the search ends at the latter
                 number = number - look(starts, place)
                 value = (place - first).astype(jnp.uint64)
                 ones = ones - look(jnp.asarray(ones_in, jnp.int32), place - first)

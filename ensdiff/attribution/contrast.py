@@ -1,19 +1,19 @@
-"""In/out contrasts: every unit has members that saw it and members that did not.
+"""In/out contrasts: the losses of members that saw a unit against those of members that did not.
 
-With ``l_ik`` the denoising loss of unit i (mean over its items and some draws of (t, eps), summed over pixels) under
-member k alone:
+Let ``l_ik`` be the denoising loss of unit i (mean over its items and some draws of (t, eps), summed over pixels) under
+member k alone.
 
-(f1) memorization, Feldman & Zhang 2020 (arXiv 2008.03703): ``mean_{k out} l_ik - mean_{k in} l_ik``; positive where
+(f1) Memorization, Feldman & Zhang 2020 (arXiv 2008.03703): ``mean_{k out} l_ik - mean_{k in} l_ik``; positive if
      members that saw the unit predict it better. Its standard error is that of a difference of two means over members.
-(f2) membership, the likelihood ratio of Carlini et al. 2022 (arXiv 2112.03570), for all members at once: each
-     member is the target in turn, and the others, in and out, are its shadow models. Losses of a unit are modelled as
-     normal with the means of its other in and out members and one variance each, pooled over all units (a unit has too
-     few members for its own):
+(f2) Membership, the likelihood ratio of Carlini et al. 2022 (arXiv 2112.03570), for all members at once: each member is
+     the target in turn, and the other members, in and out, are its shadow models. The losses of a unit are modelled as
+     normal, with the means of its other in and out members, and one variance for in and one for out, each pooled over
+     all units (one unit has too few members to estimate its own):
      ``score_ik = log N(l_ik; mean in, var in) - log N(l_ik; mean out, var out)``.
-     A member's loss is first compared with its own mean over all units, so that better members do not seem to have
-     seen everything.
+     Each member's mean loss over all units is subtracted first, so that better members do not seem to have seen
+     everything.
 
-One pass over the data gives both for all units, with the same draws for every member.
+One pass over the data computes both for all units, with the same draws for every member.
 """
 
 import functools
@@ -44,20 +44,20 @@ from ensdiff.typing import Key, as_key, unmasked
 
 
 class Contrast(NamedTuple):
-    """What members that saw a unit do otherwise than those that did not.
+    """Differences between members that saw a unit and members that did not.
 
     Args:
-        loss_NK: mean loss of each unit under each member; NaN for units of which items are absent.
-        memorization_N: (f1), in units of the loss; NaN where all or no members saw the unit, or the loss is NaN.
-        memorization_error_N: its standard error; NaN where one member or none saw the unit, or did not.
-        membership_NK: (f2), log likelihood ratio that member k saw unit i; positive speaks for it; NaN where a unit
-            has fewer than two members of a kind.
-        separation_N: mean of (f2) over the members that saw the unit less that over those that did not; NaN where (f2)
-            is.
-        separation_error_N: its standard error; NaN where (f2) is.
-        auc: probability that (f2) of a random pair that was seen exceeds that of a random pair that was not; 1/2 is
-            no better than guessing. NaN where (f2) is NaN for all units.
-        notes: a sentence for each reason why something is NaN; empty where nothing is.
+        loss_NK: mean loss of each unit under each member; NaN for units with absent items.
+        memorization_N: (f1), in units of the loss; NaN if all members or no member saw the unit, or if the loss is NaN.
+        memorization_error_N: its standard error; NaN if fewer than two members saw the unit, or fewer than two did not.
+        membership_NK: (f2), the log likelihood ratio that member k saw unit i; positive is evidence that it did; NaN if
+            fewer than two members saw the unit, or fewer than two did not.
+        separation_N: mean of (f2) over the members that saw the unit minus its mean over those that did not; NaN where
+            (f2) is NaN.
+        separation_error_N: its standard error; NaN where (f2) is NaN.
+        auc: probability that (f2) of a random seen pair (unit, member) exceeds (f2) of a random unseen pair; 1/2 is no
+            better than guessing. NaN if (f2) is NaN for all units.
+        notes: one sentence for each reason why a value is NaN; empty if no value is.
     """
 
     loss_NK: Float[np.ndarray, "N K"]
@@ -79,18 +79,18 @@ def contrast(
     memory_budget: int | None = None,
     progress: bool = False,
 ) -> Contrast:
-    """Memorization and membership scores of all units of the training data, from one pass.
+    """Return memorization and membership scores of all units of the training data, from one pass.
 
     Args:
         params: the ensemble.
-        data: what it was trained on. Units of which items are absent (`Dataset.absent`) are NaN, and change no other.
+        data: its training data. Units with absent items (`Dataset.absent`) are NaN and do not change other units.
         key: int seed or JAX key of the draws, which are the same for all items and members.
-        config: draws, levels and weighting; by default 32 draws an item. A target error is not used.
-        memory_budget: bytes of activations a device may hold.
+        config: draws, levels and weighting; by default 32 draws per item. A target error is ignored.
+        memory_budget: bytes of activations that a device may hold.
         progress: show a progress bar.
 
     Raises:
-        ValueError: the data are not what the ensemble was trained on (`ensdiff.check_data`).
+        ValueError: the ensemble was not trained on these data (`ensdiff.check_data`).
 
     >>> found = ensdiff.contrast(params, data, config=ensdiff.LossConfig(draws=4, block=2))
     >>> found.memorization_N.shape, found.membership_NK.shape
@@ -107,7 +107,7 @@ def unit_losses(
     config: LossConfig | None = None,
     resources: Resources | None = None,
 ) -> Float[np.ndarray, "N K"]:
-    """Mean loss of every unit under every member, NaN where items are absent; arguments are those of `contrast`."""
+    """Return the mean loss of every unit under every member, NaN if items are absent; arguments as in `contrast`."""
     check_data(params, data)
     config = LossConfig(draws=32, block=16) if config is None else config
     resources = Resources() if resources is None else resources
@@ -143,7 +143,7 @@ def _loss_step(
     value_range: tuple[float, float],
     mesh: Mesh,
 ):
-    """Losses of items under each member, summed over one block of draws; no collective."""
+    """Return the compiled losses of items under each member, summed over one block of draws, without a collective."""
 
     def step(params_K, image_BHWC, key, t_D, number_D, weight_D):
         eps_DHWC = draw_noise(key, number_D, image_shape)
@@ -155,15 +155,16 @@ def _loss_step(
 
 
 def contrast_losses(loss_NK: ArrayLike, code: Code) -> Contrast:
-    """The contrasts (f1) and (f2) of given losses.
+    """Return the contrasts (f1) and (f2) of given losses.
 
     Args:
         loss_NK: (N, K) loss of each unit under each member. A row of NaN is a unit whose loss is unknown: all of its
-            contrasts are NaN, and those of other units are what they are without it.
+            contrasts are NaN, and other units have the contrasts that they would have without it.
         code: which member saw which unit.
 
     Raises:
-        ValueError: losses of another shape than the code's, or not finite (but for whole rows of NaN, not all).
+        ValueError: losses whose shape does not fit the code; losses that are not finite, apart from whole rows of NaN;
+            or NaN for all units.
 
     >>> found = contrast_losses([[1, 2, 3], [4, 1, 4], [5, 5, 2]], ensdiff.Code.from_matrix(np.eye(3)))
     >>> found.memorization_N.tolist(), found.auc, found.notes[-1]
@@ -187,12 +188,12 @@ def contrast_losses(loss_NK: ArrayLike, code: Code) -> Contrast:
 
 
 def contrast_table(result: Contrast, names: Sequence[str], top: int = 10) -> str:
-    """The most memorized units as text: the notes, the AUC, and a line for each unit.
+    """Return the most memorized units as text: the notes, the AUC, and a line for each unit.
 
     Args:
         result: the contrasts of all units.
-        names: of all units.
-        top: units that are listed; those whose memorization is NaN never are.
+        names: the names of all units.
+        top: units to list; units whose memorization is NaN are not listed.
     """
     lines = list(result.notes)
     if np.isfinite(result.auc):
@@ -217,7 +218,7 @@ def _with_error(value: float, error: float, digits: int) -> str:
 
 
 def _notes(seen_NK: np.ndarray, membership_NK: np.ndarray, known_N: np.ndarray) -> tuple[str, ...]:
-    """Why what is NaN is NaN."""
+    """Return the reasons why values are NaN."""
     N = len(known_N)
     few_N = np.minimum(seen_NK.sum(1), (~seen_NK).sum(1))[known_N]  # the members of the rarer kind
     unknown_N = np.isnan(membership_NK).any(1)[known_N]
@@ -242,7 +243,7 @@ def _notes(seen_NK: np.ndarray, membership_NK: np.ndarray, known_N: np.ndarray) 
 
 
 def _difference(value_NK: np.ndarray, first_NK: np.ndarray, second_NK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean over the first members less that over the second ones, and its standard error."""
+    """Return the mean over the first members minus the mean over the second members, and its standard error."""
     first, second = _moments(value_NK, first_NK), _moments(value_NK, second_NK)
     with np.errstate(invalid="ignore", divide="ignore"):
         error_N = np.sqrt(first.variance_N / first.count_N + second.variance_N / second.count_N)
@@ -256,7 +257,7 @@ class _Moments(NamedTuple):
 
 
 def _moments(value_NK: np.ndarray, chosen_NK: np.ndarray) -> _Moments:
-    """Mean and unbiased variance over the chosen members; NaN where there are too few."""
+    """Return the mean and unbiased variance over the chosen members; NaN if there are too few."""
     count = chosen_NK.sum(1).astype(float)
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = np.where(chosen_NK, value_NK, 0).sum(1) / count
@@ -266,7 +267,7 @@ def _moments(value_NK: np.ndarray, chosen_NK: np.ndarray) -> _Moments:
 
 
 def _membership(value_NK: np.ndarray, seen_NK: np.ndarray) -> np.ndarray:
-    """(f2), each member left out of its own kind's mean; NaN where a kind has no spread."""
+    """Return (f2), with each member left out of the mean of its own kind (in or out); NaN if a kind has no spread."""
     score_NK = np.zeros(value_NK.shape)
     for chosen_NK, sign in ((seen_NK, 1.0), (~seen_NK, -1.0)):
         moments = _moments(value_NK, chosen_NK)
@@ -274,12 +275,12 @@ def _membership(value_NK: np.ndarray, seen_NK: np.ndarray) -> np.ndarray:
         # pooled within units, so divided by the sum of (count - 1)
         freedom_N = moments.count_N[usable_N] - 1
         variance = (moments.variance_N[usable_N] * freedom_N).sum() / freedom_N.sum() if usable_N.any() else np.nan
-        if not variance > (precision(1.0) * np.nanmax(np.abs(value_NK))) ** 2:  # none, or of rounding only
+        if not variance > (precision(1.0) * np.nanmax(np.abs(value_NK))) ** 2:  # zero, or only rounding
             return np.full(value_NK.shape, np.nan)
         with np.errstate(invalid="ignore", divide="ignore"):
             total_N1, count_N1 = (moments.mean_N * moments.count_N)[:, None], moments.count_N[:, None]
             mean_NK = np.where(chosen_NK, (total_N1 - value_NK) / (count_N1 - 1), moments.mean_N[:, None])
-        # a mean over c members is uncertain itself: a new loss differs from it with variance (1 + 1/c) var
+        # a mean over c members is itself uncertain: a new loss differs from it with variance (1 + 1/c) var
         around_NK = variance * (1 + 1 / np.maximum(np.where(chosen_NK, count_N1 - 1, count_N1), 1))
         score_NK += sign * (-np.square(value_NK - mean_NK) / (2 * around_NK) - np.log(around_NK) / 2)
         score_NK[~usable_N] = np.nan

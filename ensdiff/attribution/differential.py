@@ -3,9 +3,9 @@
 (5) ``J_k = d x_0 / d w_k`` at ``w = 1/K`` by forward mode; ``x_-i ~ x + J (w_-i - w)``.
 (6) with ``G = J^T J``, ``|x_-i - x|^2 ~ d_i^T G d_i``, ``d_i = w_-i - w``.
 
-The weights are free parameters, not renormalised; clips (of x_0 within a step, where on, and of the finished image)
+The weights are free parameters, not renormalised. Clips (of x_0 within a step, if enabled, and of the finished image)
 have derivative 0 where they act. One sampling run carries the state and its K tangents: each member's prediction is
-computed once a step, and the tangents pass through it as one batch.
+computed once per step, and the tangents pass through it as one batch.
 """
 
 import functools
@@ -32,11 +32,11 @@ from ensdiff.sampling.sample import Samples, check_samples
 from ensdiff.typing import Array, ArrayLike
 
 Features = Callable[[Array], Array]
-"""Images (B, H, W, C) in [0, 1] to features with a leading B."""
+"""A function from images (B, H, W, C) in [0, 1] to features with a leading axis B."""
 
 
 class Linearized(NamedTuple):
-    """Images, or their features, and how they move with each member's weight."""
+    """Images, or their features, and their derivatives with respect to each member's weight."""
 
     value_BF: Float[Array, "B ..."]
     tangent_KBF: Float[Array, "K B ..."]
@@ -50,10 +50,10 @@ def tangent_step(
     mesh: Mesh,
     together: int | None = None,
 ) -> Callable:
-    """One compiled step of samples and tangents: ``(params_K, x_B, dx_IB, noise, weight_K, j, coefficients)``.
+    """Return a compiled step ``(params_K, x_B, dx_IB, noise, weight_K, j, coefficients) -> (x_B, dx_IB)``.
 
-    Returns the new ``x_B, dx_IB``; both are donated. A member is linearised at ``together`` samples at a time (a
-    divisor of a device's samples; None is all), and all tangents pass through it as one batch.
+    Both ``x_B`` and ``dx_IB`` are donated. A member is linearised at ``together`` samples at a time (a divisor of the
+    number of samples per device; None is all), and all tangents pass through it as one batch.
     """
     summed = mesh.shape["member"] > 1
 
@@ -67,7 +67,7 @@ def tangent_step(
             def group(args):
                 x_G, dx_IG = args
                 eps_G, push = jax.linearize(lambda x: apply_member(model, params, x, t_G), x_G)
-                # the product rule: the weights' own part is eps_k in row k, the states' part goes through the member
+                # product rule: the weights contribute eps_k to row k, the states contribute through the member
                 return weight * eps_G, (weight * jax.vmap(push)(dx_IG)).at[number].add(eps_G)
 
             def split(a_B):
@@ -92,7 +92,7 @@ def tangent_step(
 
 
 def _run(params: Ensemble, samples: Samples, mesh: Mesh, together: int) -> tuple[Array, Array]:
-    """The finished state and its tangents, in model space, not clipped."""
+    """Return the finished state and its tangents, in model space, not clipped."""
     noise = samples.noise.on_mesh(mesh)
     step = tangent_step(params.model, params.image_shape, rule_of(samples.config), mesh, together)
     stacked = on_mesh(params.params, mesh)
@@ -110,16 +110,16 @@ def linearize(
     features: Features | None,
     resources: Resources,
 ) -> Iterator[tuple[slice, Linearized]]:
-    """Images (or features) of samples and their tangents, a chunk of samples at a time, on the device.
+    """Yield images (or features) of samples and their tangents, one chunk of samples at a time, on the device.
 
-    The tangents of all K weights are alive at once; the memory budget bounds them and the activations of a member.
+    The tangents of all K weights are in memory at once; the memory budget bounds them and a member's activations.
     """
     check_samples(params, samples, "the Jacobian", factual=False)
     B, K = len(samples), params.members
     mesh = make_mesh(K, B)
     budget = resources.budget()
     shards = mesh.shape["data"]
-    state = 4 * 8 * (K + 1) * int(np.prod(params.image_shape))  # a sample's image and tangents, and their next ones
+    state = 4 * 8 * (K + 1) * int(np.prod(params.image_shape))  # a sample's image and tangents, before and after a step
     size = min(B, max(1, budget // 2 // state) * shards)
     size = -(-B // -(-B // size))  # equal chunks
     size = -(-size // shards) * shards
@@ -144,12 +144,12 @@ def linearize(
 def jacobian(
     params: Ensemble, samples: Samples, *, memory_budget: int | None = None, progress: bool = False
 ) -> Float[np.ndarray, "K B H W C"]:
-    """Derivative of each image with respect to each member's weight (5), at the weights it was sampled with.
+    """Return the derivative of each image with respect to each member's weight (5), at the sampling weights.
 
     Args:
         params: the ensemble.
-        samples: what `ensdiff.sample` returned.
-        memory_budget: bytes of activations a device may hold.
+        samples: the result of `ensdiff.sample`.
+        memory_budget: bytes of activations that a device may hold.
         progress: show a progress bar.
 
     Returns:
@@ -175,7 +175,7 @@ def gram(
     memory_budget: int | None = None,
     progress: bool = False,
 ) -> Float[np.ndarray, "B K K"]:
-    """``G_BKK = J^T J`` of each sample (6), of the images or of their features; all that scoring units needs.
+    """Return ``G_BKK = J^T J`` of each sample's image or features (6), from which all units can be scored.
 
     >>> gram_BKK = ensdiff.gram(params, samples)
     >>> gram_BKK.shape, bool(np.allclose(gram_BKK, gram_BKK.swapaxes(1, 2)))
@@ -194,10 +194,10 @@ def quadratic_influence(
     weights_MK: ArrayLike,
     weights_K: ArrayLike,
 ) -> Float[np.ndarray, "B M"]:
-    """``sqrt(d^T G d)``, ``d = w_m - w``: the predicted distance between each sample and each counterfactual (6).
+    """Return the predicted distance between each sample and counterfactual (6), ``sqrt(d^T G d)``, ``d = w_m - w``.
 
     Raises:
-        ValueError: weights that are no masks and do not sum to 1.
+        ValueError: weights that are not masks and do not sum to 1.
     """
     K = np.shape(gram_BKK)[-1]
     d_MK = member_weights(weights_MK, K, "weights_MK") - member_weights(weights_K, K, "weights_K")

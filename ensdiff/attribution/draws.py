@@ -1,7 +1,7 @@
-"""Draws of a noise level t and noise eps, and what members predict for them.
+"""Draws of a noise level t and noise eps, and the members' prediction errors for them.
 
-Draws come in blocks, and each block covers the range of levels by itself. The noise of a draw is a function of its
-number alone, so all members, and all images, are given the same draws, whatever the size of a batch.
+Draws come in blocks, and each block covers the range of levels by itself. The noise of a draw is a function only of its
+number, so all members and all images use the same draws, whatever the batch size.
 """
 
 import dataclasses
@@ -32,19 +32,20 @@ class LossConfig:
     """How the loss (7) is estimated.
 
     Args:
-        draws: draws of (t, eps) an image; rounded up to whole blocks.
-        block: draws a block; blocks are independent, and their spread is the error bar.
-        target_error: add blocks, from two up to ``max_draws`` draws, until the standard error of an image's scores
-            (root of the mean square over some units) is at most this for every image; None is ``draws`` and no more.
-        max_draws: the most draws when there is a target.
+        draws: draws of (t, eps) per image; rounded up to whole blocks.
+        block: draws per block; blocks are independent, and their spread gives the error bar.
+        target_error: if given, start with two blocks and add blocks, up to ``max_draws`` draws, until the standard
+            error of the scores (root mean square over some units) is at most this for every image. If None, use
+            ``draws`` draws.
+        max_draws: the most draws if there is a target error.
         levels: how a block draws t. ``"stratified"``: one from each of ``block`` equal parts of the range;
             ``"antithetic"``: pairs that mirror each other in the range; ``"uniform"``: independent.
         first_level: smallest t.
         last_level: largest t; None is T - 1.
         weighting: ``"simple"``: lambda = 1 and the mean over levels. ``"snr"``:
-            ``lambda_t = n / 2 (SNR(t-1) / SNR(t) - 1)``, ``SNR = abar / (1 - abar)``, n levels in the range, 0 at
-            t = 0: L is then the range's part of the variational bound on -log p(x) in nats (Kingma et al. 2021, arXiv
-            2107.00630, eq. 14).
+            ``lambda_t = n / 2 (SNR(t-1) / SNR(t) - 1)``, ``SNR = abar / (1 - abar)``, with n levels in the range, and
+            0 at t = 0. L is then the part of the variational bound on -log p(x) that belongs to the range, in nats
+            (Kingma et al. 2021, arXiv 2107.00630, eq. 14).
 
     >>> config = ensdiff.LossConfig(draws=64, block=16, weighting="snr")
     >>> config.draw_levels(ensdiff.Schedule(), key=0, block=0).shape
@@ -63,7 +64,7 @@ class LossConfig:
     def __post_init__(self) -> None:
         check_fields(self)
         if self.block < 1:
-            raise ValueError(f"block={self.block}: expected at least 1 draw a block")
+            raise ValueError(f"block={self.block}: expected at least 1 draw per block")
         if self.draws < 2 * self.block or self.max_draws < 2 * self.block:
             raise ValueError(
                 f"draws={self.draws}, max_draws={self.max_draws}: expected at least two blocks of {self.block}, whose "
@@ -84,10 +85,10 @@ class LossConfig:
             )
 
     def level_range(self, schedule: Schedule) -> tuple[int, int]:
-        """First level and one past the last.
+        """Return the first level, and one past the last level.
 
         Raises:
-            ValueError: an empty range, or levels that the schedule lacks.
+            ValueError: an empty range, or levels outside of the schedule.
         """
         last = schedule.timesteps - 1 if self.last_level is None else self.last_level
         if not 0 <= self.first_level <= last < schedule.timesteps:
@@ -97,7 +98,7 @@ class LossConfig:
         return self.first_level, last + 1
 
     def draw_levels(self, schedule: Schedule, key: Key, block: int) -> Int[np.ndarray, " D"]:
-        """Noise levels of the draws of one block."""
+        """Return the noise levels of the draws of one block."""
         low, high = self.level_range(schedule)
         place = np.asarray(jax.random.uniform(jax.random.fold_in(as_key(key), block), (self.block,)), np.float64)
         if self.levels == "stratified":
@@ -108,7 +109,7 @@ class LossConfig:
         return low + level
 
     def level_weights(self, schedule: Schedule) -> Float[np.ndarray, " T"]:
-        """lambda_t of every level of the schedule."""
+        """Return lambda_t of every level of the schedule."""
         if self.weighting == "simple":
             return np.ones(schedule.timesteps)
         low, high = self.level_range(schedule)
@@ -116,19 +117,19 @@ class LossConfig:
         return (high - low) / 2 * np.concatenate([[0.0], snr_T[:-1] / snr_T[1:] - 1.0])
 
     def draw_block(self, schedule: Schedule, key: Key, block: int, averaged: int) -> "Draws":
-        """The draws of one block, weighted for a mean over ``averaged`` draws."""
+        """Return the draws of one block, weighted for a mean over ``averaged`` draws."""
         t_D = self.draw_levels(schedule, key, block)
         number_D = np.arange(block * self.block, (block + 1) * self.block, dtype=np.int32)
         return Draws(t_D, number_D, (self.level_weights(schedule)[t_D] / averaged).astype(np.float32))
 
 
 class Draws(NamedTuple):
-    """Some draws of (t, eps).
+    """Draws of (t, eps).
 
     Args:
         t_D: noise levels.
-        number_D: the draws' numbers, of which their noise is a function (`draw_noise`).
-        weight_D: lambda_t over the number of draws that are averaged.
+        number_D: numbers of the draws, which determine their noise (`draw_noise`).
+        weight_D: lambda_t divided by the number of draws in the mean.
     """
 
     t_D: Int[ArrayLike, " D"]
@@ -136,22 +137,22 @@ class Draws(NamedTuple):
     weight_D: Float[ArrayLike, " D"]
 
     def part(self, start: int, stop: int) -> "Draws":
-        """Some of the draws."""
+        """Return the draws from ``start`` up to ``stop``."""
         return Draws(*(a[start:stop] for a in self))
 
     def on_mesh(self, mesh: Mesh, spec: P) -> "Draws":
-        """The same draws on a mesh."""
+        """Return the same draws on a mesh."""
         return Draws(*(on_mesh(a, mesh, spec) for a in self))
 
 
 class Placed(NamedTuple):
-    """What all passes of an ensemble over draws share.
+    """An ensemble on a mesh, ready for passes over draws.
 
     Args:
         mesh: the devices.
         params_K: the members on the mesh.
         noise_key: key of the draws' noise, on the mesh.
-        states: pairs of an image and a draw that one device can be given at once.
+        states: pairs of an image and a draw that one device can process at once.
     """
 
     mesh: Mesh
@@ -164,7 +165,7 @@ def place(params: Ensemble, key: Array, mesh: Mesh, resources: Resources) -> Pla
     """Place an ensemble on a mesh for passes over draws under a key.
 
     Raises:
-        ValueError: the memory budget does not hold one draw of one image.
+        ValueError: the memory budget is too small for one draw of one image.
     """
     budget = resources.budget()
     states = images_at_once(params.model, params.image_shape, mesh, params.members, budget)
@@ -179,21 +180,21 @@ def place(params: Ensemble, key: Array, mesh: Mesh, resources: Resources) -> Pla
 
 
 def model_images(params: Ensemble, images: ArrayLike) -> Float[Array, "B H W C"]:
-    """Images from anywhere, checked and in model space.
+    """Return any images, checked, in model space.
 
     Raises:
-        ValueError: another shape than the ensemble's, or values further outside of [0, 1] than rounding explains.
+        ValueError: a shape that is not the ensemble's, or values further outside of [0, 1] than rounding explains.
     """
     return to_model(jnp.asarray(check_images(images, tuple(params.image_shape))), params.value_range)
 
 
 def draw_noise(key: Array, number_D: Array, image_shape: tuple[int, int, int]) -> Float[Array, "D H W C"]:
-    """eps of each draw, a function of its number alone."""
+    """Return the noise eps of each draw, a function only of the key and the draw's number."""
     return jax.vmap(lambda number: jax.random.normal(jax.random.fold_in(key, number), image_shape))(number_D)
 
 
 def member_errors(model, schedule, params_K, x_BHWC, t_D, eps_DHWC) -> Float[Array, "K B D F"]:
-    """``eps - eps_k(x_t, t)`` of every member, image and draw, pixels flat."""
+    """Return ``eps - eps_k(x_t, t)`` for every member, image and draw, with pixels flattened."""
     B, D = len(x_BHWC), len(t_D)
     t_R = jnp.tile(t_D, B)
     eps_R = jnp.tile(eps_DHWC, (B, 1, 1, 1))

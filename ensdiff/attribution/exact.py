@@ -1,7 +1,7 @@
 """Exact influence: the distance between a sample and its counterfactual.
 
-(4) ``x(w_-U)``: the same sampler, the same noise, other weights. ``influence = |f(x) - f(x_-U)|_2 >= 0``, f the
-identity on the [0, 1] pixels or a caller's features; or another distance of a caller's.
+(4) ``x_-U = x(w_-U)``: the same sampler and noise with other weights. ``influence = |f(x) - f(x_-U)|_2 >= 0``, where f
+is the identity on the [0, 1] pixels or the caller's features; a caller can also supply another distance.
 """
 
 import functools
@@ -20,7 +20,7 @@ from ensdiff.sampling.sample import Samples, check_samples
 from ensdiff.typing import Array
 
 Distance = Callable[[Array, Array], Array]
-"""Counterfactuals and samples, both (P, H, W, C) in [0, 1] (or both features), to P distances >= 0."""
+"""A function from counterfactuals and samples, both (P, H, W, C) in [0, 1] (or both features), to P distances >= 0."""
 
 
 def exact_influence(
@@ -35,14 +35,14 @@ def exact_influence(
     memory_budget: int | None = None,
     progress: bool = False,
 ) -> Float[np.ndarray, " R"]:
-    """Distance between sample ``sample_R[r]`` and the same sample under the weights ``weights_RK[r]``.
+    """Return the distance between sample ``sample_R[r]`` and its counterfactual under the weights ``weights_RK[r]``.
 
-    Only the distances leave the device. There is one entry per pair, so that every sample can have its own ablations.
-    ``features`` and ``distance`` are traced once for each shape of their arguments and kept from call to call: what
-    they return must depend on their arguments alone.
+    Only the distances leave the device. Each entry r is one pair of a sample and an ablation, so that every sample can
+    have its own ablations. ``features`` and ``distance`` are traced once for each shape of their arguments and kept
+    from call to call, so their results must depend only on their arguments.
 
     Raises:
-        ValueError: samples that another ensemble made.
+        ValueError: the samples are from another ensemble.
     """
     check_samples(params, samples, "exact ablation", factual=False)
 
@@ -62,14 +62,14 @@ def exact_influence(
         what="ablate",
     ):
         size = max(size, len(images))
-        place_P = np.minimum(np.arange(size), len(images) - 1)  # the last chunk in the shape of the others
+        place_P = np.minimum(np.arange(size), len(images) - 1)  # pads the last chunk to the shape of the other chunks
         images = images if size == len(images) else images[place_P]
         out[rows] = programs.measure(images, factual_BF[sample_R[rows]][place_P])[: rows.stop - rows.start]
     return out
 
 
 class _Programs(NamedTuple):
-    """What is compiled for one choice of features and distance."""
+    """The compiled functions for one choice of features and distance."""
 
     embed: Callable[[Array], Array]
     measure: Callable[[Array, Array], Array]
@@ -77,7 +77,7 @@ class _Programs(NamedTuple):
 
 @functools.lru_cache(maxsize=8)
 def _programs(features: Callable[[Array], Array] | None, distance: Distance | None) -> _Programs:
-    """Kept from call to call, so that other chunks and other candidates compile nothing."""
+    """Return the compiled functions, cached so that other chunks and other candidates compile nothing."""
 
     @jax.jit
     def embed(images):
@@ -89,7 +89,7 @@ def _programs(features: Callable[[Array], Array] | None, distance: Distance | No
         if jnp.shape(value_P) != (len(images),):
             raise ValueError(
                 f"the distance {getattr(distance, '__name__', distance)} returned shape {jnp.shape(value_P)} for "
-                f"{len(images)} pairs: expected ({len(images)},), one number a pair"
+                f"{len(images)} pairs: expected ({len(images)},), one number per pair"
             )
         return value_P
 
@@ -97,5 +97,5 @@ def _programs(features: Callable[[Array], Array] | None, distance: Distance | No
 
 
 def l2(one: Array, other: Array) -> Float[Array, " P"]:
-    """The L2 distance of each pair."""
+    """Return the L2 distance of each pair."""
     return jnp.linalg.norm((one - other).reshape(len(one), -1), axis=-1)

@@ -1,7 +1,7 @@
 """Scoring ablations by quadratic forms, for any number of units.
 
-Both the differential and the loss attribution are the same function of an ablation. With s the 0/1 vector of the
-members that survive it, and ``w_-U = s / |s|``:
+Differential and loss attribution score an ablation by the same kind of function. Let s be the 0/1 vector of the members
+that survive the ablation, and ``w_-U = s / |s|``:
 
 (6) ``d^T G d``, ``d = w_-U - w``: as ``d = (I - w 1^T) s / |s|``, it is ``s^T A s / |s|^2`` with
     ``A = (I - w 1^T)^T G (I - w 1^T)``;
@@ -9,9 +9,10 @@ members that survive it, and ``w_-U = s / |s|``:
 
 A is formed in float64, so that no large terms cancel in the float32 sums over members.
 
-A sum over pairs of members is a sum over pairs of bytes of s: with a table of 2^16 entries for each pair of bytes, a
-score of K = 32 members is six look-ups, and no vector of members is ever formed. Words of balanced codes are computed
-where they are scored (`ensdiff.attribution.compiled_words`), so memory is that of one chunk for any number of units.
+A sum over pairs of members is a sum over pairs of bytes of s. With a table of 2^16 entries for each pair of bytes, a
+score for K = 32 members takes six look-ups, and no vector of members is formed. Words of balanced codes are computed on
+the device that scores them (`ensdiff.attribution.compiled_words`), so only one chunk is in memory, for any number of
+units.
 """
 
 import functools
@@ -36,18 +37,18 @@ from ensdiff.ensemble.mesh import on_mesh
 from ensdiff.typing import Array
 
 COMPILED = 2**16
-"""Fewest units for which computing their words on the device is worth compiling it."""
+"""Fewest units for which it is worth compiling the computation of their words."""
 CHUNK = 2**17
-"""Ablations at a time by default: few enough for their words to stay in the cache of a core."""
+"""Default number of ablations per chunk: few enough for their words to stay in the cache of a core."""
 _BITS = ((np.arange(256)[:, None] >> np.arange(7, -1, -1)) & 1).astype(np.float64)
 
 
 class Forms(NamedTuple):
-    """One quadratic form per sample: ``score(s) = s^T A s / |s|^2``, or the square root of it.
+    """One quadratic form per sample: ``score(s) = s^T A s / |s|^2``, or its square root.
 
     Args:
         matrix_BKK: A of each sample, symmetric, float64.
-        root: whether scores are distances, the square root of the form.
+        root: whether scores are distances, which are the square root of the form.
     """
 
     matrix_BKK: Float[np.ndarray, "B K K"]
@@ -55,11 +56,11 @@ class Forms(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """Scores of some consecutive ablations.
+    """The scores of some consecutive ablations.
 
     Args:
-        start: number of the first.
-        score_BM: scores of all samples.
+        start: number of the first ablation.
+        score_BM: scores for all samples.
     """
 
     start: int
@@ -67,14 +68,14 @@ class Chunk(NamedTuple):
 
 
 def gram_forms(gram_BKK: Float[np.ndarray, "B K K"], weights_K: Float[np.ndarray, " K"]) -> Forms:
-    """Predicted distances (6): the scores are ``sqrt(d^T G d)``, ``d = s / |s| - w``, >= 0."""
+    """Return the forms of predicted distances (6): the scores are ``sqrt(d^T G d)``, ``d = s / |s| - w``, >= 0."""
     w = member_weights(weights_K, np.shape(gram_BKK)[-1], "weights_K")
     centre = np.eye(len(w)) - w[:, None]
     return Forms(_symmetric(centre.T @ np.asarray(gram_BKK, np.float64) @ centre), True)
 
 
 def loss_forms(loss_BKK: Float[np.ndarray, "B K K"], weights_K: Float[np.ndarray, " K"]) -> Forms:
-    """Changes of loss (7): the scores are ``L(s / |s|) - L(w)``; positive where the ablation raises the loss."""
+    """Return the forms of changes of loss (7), ``L(s / |s|) - L(w)``; positive if the ablation raises the loss."""
     loss_BKK = np.asarray(loss_BKK, np.float64)
     w = member_weights(weights_K, loss_BKK.shape[-1], "weights_K")
     factual_B = np.einsum("k,bkl,l->b", w, loss_BKK, w)
@@ -86,7 +87,7 @@ def _symmetric(matrix_BKK: np.ndarray) -> np.ndarray:
 
 
 def score_words(forms: Forms, word_MK: UInt8[np.ndarray, "M K"], chunk: int | None = None) -> Float[np.ndarray, "B M"]:
-    """Scores of ablations, given the members that each drops (1 = dropped; some member is kept in each row)."""
+    """Return the scores of ablations, given the members that each drops (1 = dropped; each row keeps some member)."""
     out = [scores for _, scores in stream(forms, len(word_MK), lambda start, stop: word_MK[start:stop], chunk=chunk)]
     return np.concatenate(out, axis=1) if out else np.empty((len(forms.matrix_BKK), 0), np.float32)
 
@@ -100,14 +101,15 @@ def stream(
     chunk: int | None = None,
     progress: bool = False,
 ) -> Iterator[Chunk]:
-    """Scores of many ablations, a chunk at a time.
+    """Score many ablations, one chunk at a time.
 
     Args:
-        forms: of the samples.
-        count: how many ablations.
-        source: a code, for its units one by one, or a function of (start, stop) to the words that are dropped.
-        first: where to begin: 0, or the first number of a chunk of an earlier call.
-        chunk: ablations at a time; by default 131,072.
+        forms: the forms of the samples.
+        count: number of ablations.
+        source: a code, whose units are removed one by one, or a function of (start, stop) to the words that are
+            dropped.
+        first: where to begin: 0, or the start of a chunk of an earlier call.
+        chunk: ablations per chunk; by default 131,072.
         progress: show a progress bar.
 
     Yields:
@@ -140,7 +142,7 @@ def stream(
             waiting: _Waiting | None = None
             for start in range(first, count, size):
                 following = _Waiting(start, step(tables, *words(start)))
-                if waiting is not None:  # the next chunk is under way while this one is used
+                if waiting is not None:  # the device computes the next chunk while the caller uses this one
                     yield waiting.take(size, bar)
                 waiting = following
             if waiting is not None:
@@ -148,22 +150,22 @@ def stream(
 
 
 class _Waiting(NamedTuple):
-    """A chunk that a device may still be computing, and that may be longer than the ablations."""
+    """A chunk that a device may still be computing, perhaps padded past the last ablation."""
 
     start: int
     score_BM: Array
 
     def take(self, count: int, bar: tqdm) -> Chunk:
-        """The scores of the first ``count`` ablations, when they are there."""
+        """Wait for the scores, and return those of the first ``count`` ablations."""
         chunk = Chunk(self.start, np.asarray(self.score_BM)[:, :count])
         bar.update(count)
         return chunk
 
 
 def byte_tables(matrix_BKK: Float[np.ndarray, "B K K"]) -> Float[np.ndarray, "B pairs 65536"]:
-    """For each pair p < q of bytes of s, its part of ``s^T A s`` for all 2^16 values (byte p is the high one).
+    """Return for each pair p < q of bytes of s its part of ``s^T A s``, for all 2^16 values (byte p is the high byte).
 
-    A byte's own part is in the table of its first pair.
+    The part of a single byte is included in the table of the first pair that contains it.
     """
     B, K, _ = matrix_BKK.shape
     count = _bytes(K)
@@ -190,13 +192,13 @@ def _pairs(count: int) -> list[tuple[int, int]]:
 
 
 def _bytes(members: int) -> int:
-    """Bytes of a word; at least two, which make a pair."""
+    """Return the number of bytes per word, at least two, so that there is a pair."""
     return max(2, -(-members // 8))
 
 
 @functools.lru_cache(maxsize=16)
 def _score_step(members: int, code: Code | None, local: int, tabled: bool, root: bool, mesh: Mesh):
-    """The compiled scores of one chunk, its ablations split over the devices."""
+    """Return a compiled function that scores one chunk, with its ablations split over the devices."""
     count = _bytes(members)
     make = None if code is None else word_fn(code)
 
@@ -221,7 +223,7 @@ def _score_step(members: int, code: Code | None, local: int, tabled: bool, root:
     def step(tables, *words):
         word_PM = words[0] if code is None else generated(*words)
         kept_M = members - jax.lax.population_count(word_PM).astype(jnp.int32).sum(0, dtype=jnp.int32)
-        keep_PM = ~word_PM  # the bits past K meet zeros in the tables, and are cut off before the product
+        keep_PM = ~word_PM  # bits past K meet zeros in the tables, or are cut off before the product
         form_BM = (by_tables if tabled else by_products)(tables, keep_PM)
         score_BM = form_BM / jnp.square(kept_M.astype(jnp.float32))[None]
         return jnp.sqrt(jnp.maximum(score_BM, 0.0)) if root else score_BM
@@ -231,7 +233,7 @@ def _score_step(members: int, code: Code | None, local: int, tabled: bool, root:
 
 
 def evaluate(forms: Forms, word_MK: UInt8[np.ndarray, "M K"]) -> Float[np.ndarray, "B M"]:
-    """The same scores by NumPy in float64, for few ablations."""
+    """Return the same scores, computed by NumPy in float64, for few ablations."""
     keep_MK = 1.0 - np.asarray(word_MK, np.float64)
     form_BM = np.einsum("mk,bkl,ml->bm", keep_MK, forms.matrix_BKK, keep_MK, optimize=True)
     score_BM = form_BM / np.square(keep_MK.sum(1))

@@ -1,13 +1,13 @@
 """Leave-group-out scoring of any image by the denoising loss.
 
-(7) ``L(w; x) = E_{t,eps} lambda_t |eps - sum_k w_k eps_k(x_t, t)|^2 = w^T R w`` where ``sum w = 1``, with
+(7) ``L(w; x) = E_{t,eps} lambda_t |eps - sum_k w_k eps_k(x_t, t)|^2 = w^T R w`` if ``sum w = 1``, with
     ``R_kl = E lambda_t <eps - eps_k, eps - eps_l>``, sums over pixels. One prediction of every member for each draw of
-    (t, eps) gives R, and R scores every unit and group: ``score_i = L(w_-i) - L(w)``, positive where removing i makes
-    the image less likely.
+    (t, eps) gives R, and R scores every unit and group: ``score_i = L(w_-i) - L(w)``, positive if removing i makes the
+    image less likely.
 
-Draws come in blocks. A block is an unbiased estimate of R by itself, so the spread of the blocks gives the standard
-error of every score. All members, and all images, are given the same draws: the scores of an image depend on nothing
-but the image, the seed and the number of draws.
+Draws come in blocks. Each block alone gives an unbiased estimate of R, so the spread of the blocks gives the standard
+error of every score. All members and all images use the same draws: the scores of an image depend only on the image,
+the seed and the number of draws.
 """
 
 import dataclasses
@@ -35,16 +35,16 @@ from ensdiff.runs.pieces import Pieces
 from ensdiff.typing import Array, ArrayLike, Key, as_key
 
 PROBES = 64
-"""Units whose standard errors stand for all when draws are added up to a target."""
+"""Number of units whose standard errors represent those of all units when draws are added until a target is met."""
 
 
 class LossMatrix(NamedTuple):
-    """Estimates of R (7) of each image, one a block of draws; their mean is the estimate.
+    """Estimates of R (7) for each image, one per block of draws; their mean is the final estimate.
 
     Args:
         blocks_JBKK: R of each block, in units of squared noise summed over pixels (times lambda).
         empty_JB: ``E lambda |eps|^2``, the loss when nothing is predicted (w = 0).
-        draws: draws an image in all.
+        draws: total draws per image.
     """
 
     blocks_JBKK: Float[np.ndarray, "J B K K"]
@@ -53,20 +53,20 @@ class LossMatrix(NamedTuple):
 
     @property
     def mean_BKK(self) -> Float[np.ndarray, "B K K"]:
-        """R, float64."""
+        """Return R, the mean over the blocks, in float64."""
         return self.blocks_JBKK.mean(0, dtype=np.float64)
 
     def loss(self, weights_MK: ArrayLike) -> Float[np.ndarray, "B M"]:
-        """``L(w; x) = w^T R w`` of each image under each row of weights; masks of the kept members are averaged.
+        """Return ``L(w; x) = w^T R w`` of each image under each row of weights; a mask weights its members equally.
 
         Raises:
-            ValueError: weights that are no masks and do not sum to 1, for which (7) does not hold.
+            ValueError: weights that are not masks and do not sum to 1, for which (7) does not hold.
         """
         w = member_weights(weights_MK, self.blocks_JBKK.shape[-1], "weights_MK")
         return np.einsum("mk,bkl,ml->bm", w, self.mean_BKK, w, optimize=True)
 
     def score_error(self, weights_MK: ArrayLike, weights_K: ArrayLike) -> Float[np.ndarray, "B M"]:
-        """Standard error of ``L(w_m) - L(w)``, from the spread of the blocks."""
+        """Return the standard error of ``L(w_m) - L(w)``, from the spread of the blocks."""
         K = self.blocks_JBKK.shape[-1]
         rows, w = member_weights(weights_MK, K, "weights_MK"), member_weights(weights_K, K, "weights_K")
         blocks = self.blocks_JBKK.astype(np.float64)
@@ -75,7 +75,7 @@ class LossMatrix(NamedTuple):
         return score_JBM.std(0, ddof=1) / np.sqrt(len(blocks))
 
     def score_error_of_each(self, weights_BTK: Float[np.ndarray, "B T K"], weights_K: ArrayLike) -> np.ndarray:
-        """`score_error` (B, T) of each image under rows of weights of its own."""
+        """Return the `score_error` (B, T) of each image, under a different set of weight rows for each image."""
         parts = [self._replace(blocks_JBKK=self.blocks_JBKK[:, b : b + 1]) for b in range(len(weights_BTK))]
         return np.stack([part.score_error(rows, weights_K)[0] for part, rows in zip(parts, weights_BTK, strict=True)])
 
@@ -91,20 +91,20 @@ def loss_matrix(
     progress: bool = False,
     kept: Pieces | None = None,
 ) -> LossMatrix:
-    """R of any images (7), generated here or not: K predictions for each draw of (t, eps).
+    """Return R (7) of any images, generated or not, from K predictions for each draw of (t, eps).
 
     Args:
         params: the ensemble.
         images: (B, H, W, C) in [0, 1], or uint8.
         key: int seed or JAX key of the draws.
         config: draws, levels, weighting.
-        code: whose units' standard errors are brought to ``target_error``; by default the ensemble's.
-        memory_budget: bytes of activations a device may hold.
+        code: the code whose units' standard errors must reach ``target_error``; by default the ensemble's code.
+        memory_budget: bytes of activations that a device may hold.
         progress: show a progress bar.
-        kept: where finished blocks of draws are kept for a call that is interrupted.
+        kept: the store of finished blocks of draws, from which an interrupted call continues.
 
     Raises:
-        ValueError: images of another shape or range.
+        ValueError: images whose shape is not the ensemble's, or whose values are out of range.
 
     >>> estimate = ensdiff.loss_matrix(params, data.images[:3], 0, ensdiff.LossConfig(draws=4, block=2))
     >>> estimate.mean_BKK.shape
@@ -113,7 +113,7 @@ def loss_matrix(
     config = LossConfig() if config is None else config
     key, kept = as_key(key), Pieces(None, "") if kept is None else kept
     compute = _block_losses(params, model_images(params, images), key, config, Resources(None, memory_budget, progress))
-    # a block depends on how many draws it has, not on how many blocks there will be
+    # a block depends on its number of draws, not on the number of blocks
     alike = dataclasses.replace(config, draws=2 * config.block, max_draws=2 * config.block, target_error=None)
 
     def block_of(number: int) -> _Block:
@@ -136,7 +136,7 @@ def loss_matrix(
 
 
 class _Block(NamedTuple):
-    """R of every image, and its loss when nothing is predicted, from one block of draws."""
+    """Estimates from one block of draws: R of every image, and its loss when nothing is predicted."""
 
     loss_BKK: Float[np.ndarray, "B K K"]
     empty_B: Float[np.ndarray, " B"]
@@ -145,7 +145,7 @@ class _Block(NamedTuple):
 def _block_losses(
     params: Ensemble, x_BHWC: Array, key: Key, config: LossConfig, resources: Resources
 ) -> Callable[[int], _Block]:
-    """A function of a block's number to what its draws give."""
+    """Return a function from a block's number to the estimates from its draws."""
     K, B = params.members, len(x_BHWC)
     mesh = make_mesh(K, config.block)
     shards = mesh.shape["data"]
@@ -184,9 +184,10 @@ def _gather(blocks: list[_Block], config: LossConfig) -> LossMatrix:
 
 @functools.lru_cache(maxsize=16)
 def block_step(model: UNetConfig, schedule: Schedule, image_shape: tuple[int, int, int], mesh: Mesh):
-    """The compiled step ``(params_K, loss_KBK, empty, x_BHWC, key, t_D, number_D, weight_D) -> (loss_KBK, empty)``.
+    """Return a compiled ``(params_K, loss_KBK, empty, x_BHWC, key, t_D, number_D, weight_D) -> (loss_KBK, empty)``.
 
-    It adds some draws of all images of a group to R, each device the rows of its own members; the sums are donated.
+    The function adds some draws of a group of images to R. Each device adds the rows of its own members. The sums are
+    donated.
     """
     summed = mesh.shape["data"] > 1
 

@@ -9,7 +9,7 @@ from ensdiff.runs.identity import check_attributed
 
 
 def plot_attribution(att: Any, images_BHWC: np.ndarray, data: Any, top: int) -> Any:
-    """Each sample beside its top units, as `Attribution.plot` says."""
+    """Return a figure with each sample beside its top units; see `Attribution.plot`."""
     if data is not None:
         check_attributed(att, data)
     B, T = len(att.units), min(top, att.units.shape[1])

@@ -1,4 +1,4 @@
-"""Predicted counterfactual images, from the Jacobian alone."""
+"""Counterfactual images predicted from the Jacobian, without regeneration."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,23 +20,23 @@ def predicted_counterfactuals(
     memory_budget: int | None = None,
     progress: bool = False,
 ) -> Float[np.ndarray, "M B H W C"]:
-    """What (5) predicts that each sample would have been without each unit: ``clip(x + J (w_-i - w), 0, 1)``.
+    """Predict by (5) what each sample would have been without each unit: ``clip(x + J (w_-i - w), 0, 1)``.
 
-    One run a sample for any number of units; `ensdiff.counterfactuals` regenerates instead.
+    The prediction takes one run per sample for any number of units; `ensdiff.counterfactuals` regenerates instead.
 
     Args:
         params: the ensemble.
-        samples: what `ensdiff.sample` returned.
+        samples: the result of `ensdiff.sample`.
         units: M entries, each a unit id or a collection of ids that are removed together.
-        memory_budget: bytes of activations a device may hold.
+        memory_budget: bytes of activations that a device may hold.
         progress: show a progress bar.
 
     Returns:
         (M, B, H, W, C) in [0, 1].
 
     Raises:
-        NoSurvivorError: every member has seen some unit of a set.
-        ValueError: an unknown unit, or samples that another ensemble made or that were made with weights.
+        NoSurvivorError: every member saw some unit of a set.
+        ValueError: an unknown unit, samples from another ensemble, or samples made with weights.
 
     >>> ensdiff.predicted_counterfactuals(params, samples, [3, {4, 7}]).shape
     (2, 2, 8, 8, 1)

@@ -1,4 +1,4 @@
-"""From scores to a ranking: the null's scores, the best candidates of each sample, their verification, p and q."""
+"""From scores to a ranking: scores of the null, best candidates of each sample, their verification, p- and q-values."""
 
 from typing import NamedTuple
 
@@ -17,8 +17,8 @@ class Ranking(NamedTuple):
     """The most influential candidates of each sample, most influential first.
 
     Args:
-        index_BT: their numbers.
-        score_BT: their scores.
+        index_BT: the numbers of these candidates.
+        score_BT: the scores of these candidates.
     """
 
     index_BT: Int[np.ndarray, "B T"]
@@ -26,7 +26,7 @@ class Ranking(NamedTuple):
 
 
 class Significance(NamedTuple):
-    """What the null says about a ranking; None everywhere without a null.
+    """The significance of a ranking relative to the null; all fields are None without a null.
 
     Args:
         p_BT: p-values (n1).
@@ -40,14 +40,14 @@ class Significance(NamedTuple):
 
 
 class Top:
-    """The highest scores seen so far of each sample, with their numbers; of equal scores the lower number wins."""
+    """The highest scores of each sample so far, with candidate numbers; among equal scores the lower number wins."""
 
     def __init__(self, samples: int, top: int):
         self.scores_BT = np.full((samples, top), -np.inf)
         self.index_BT = np.full((samples, top), -1, np.int64)
 
     def update(self, start: int, scores_BM: Float[np.ndarray, "B M"]) -> None:
-        """Take in the scores of ablations ``start``, ``start + 1``, ..."""
+        """Add the scores of ablations ``start``, ``start + 1``, ..."""
         top = self.scores_BT.shape[1]
         for b, scores_M in enumerate(scores_BM):
             better = np.flatnonzero(scores_M > self.scores_BT[b, -1])
@@ -61,7 +61,7 @@ class Top:
 
 
 def calibrate(scoring: Scoring, null: Null | None) -> Calibration | None:
-    """Score the null ablations like the candidates; None without a null."""
+    """Score the null ablations like the candidates, and return their calibration; None without a null."""
     if null is None:
         return None
     null_BL = scoring.of_words(null.word_LK)
@@ -70,13 +70,13 @@ def calibrate(scoring: Scoring, null: Null | None) -> Calibration | None:
 
 
 def rank(scoring: Scoring, top: int, calibration: Calibration | None, kept: Pieces) -> Ranking:
-    """Find the candidates with the highest scores, and count all candidates in the calibration.
+    """Return the candidates with the highest scores, and count all candidates in the calibration.
 
     Args:
-        scoring: of the candidates.
-        top: how many to return for each sample.
-        calibration: where all scores are counted; None counts none.
-        kept: where the progress is kept, if the scoring has an identity.
+        scoring: the scoring of the candidates.
+        top: candidates to return per sample.
+        calibration: the calibration that counts all scores, or None.
+        kept: the store of the progress, which is used if the scoring has an identity.
 
     Raises:
         ValueError: a score is NaN or infinite.
@@ -108,7 +108,7 @@ def rank_shortlist(
     top: int,
     calibration: Calibration | None,
 ) -> Ranking:
-    """Rank each sample's shortlist by exact influence; candidates that are not on it are counted with p = 1.
+    """Rank each sample's shortlist by exact influence, and count all other candidates as p = 1.
 
     Raises:
         ValueError: an influence is NaN or infinite.
@@ -132,13 +132,13 @@ def audit_shortlist(
     count: int,
     seed: int,
 ) -> Audit:
-    """Estimate what a shortlist missed from ``count`` random candidates of each sample (or all) that are not on it."""
+    """Estimate what a shortlist missed, from (at most) ``count`` random candidates per sample that are not on it."""
     B, outside = len(shortlist_BV), len(candidates) - shortlist_BV.shape[1]
     count = min(count, outside)
     chosen = []
     for b, shortlist in enumerate(shortlist_BV):
         rng = np.random.default_rng(derive_key(seed, 3, b))
-        # the places of `count` of the others in the list of all without the shortlist
+        # positions of `count` candidates in the list of those that are not on the shortlist
         place = np.sort(rng.choice(outside, count, replace=False))
         for taken in np.sort(shortlist):
             place += place >= taken
@@ -151,7 +151,7 @@ def audit_shortlist(
 
 
 def significance(ranking: Ranking, candidates: Candidates, calibration: Calibration | None) -> Significance:
-    """p- and q-values of a ranking whose candidates the calibration has counted."""
+    """Return the p- and q-values of a ranking whose candidates the calibration has counted."""
     if calibration is None:
         return Significance()
     p_BT = calibration.p_values(ranking.score_BT, candidates.kinds_of(ranking.index_BT))
@@ -162,11 +162,11 @@ def _check_finite(score_BM: np.ndarray) -> None:
     """Refuse scores that cannot be ranked.
 
     Raises:
-        ValueError: one is NaN or infinite; names the sample.
+        ValueError: a score is NaN or infinite; the message names the sample.
     """
     if not np.isfinite(score_BM).all():
         b = int(np.flatnonzero(~np.isfinite(score_BM).all(1))[0])
         raise ValueError(
-            f"sample {b} has an influence that is NaN or infinite: the sample, its features or the parameters of a "
-            "member that survives are"
+            f"sample {b} has an influence that is NaN or infinite: check that the sample, its features and the "
+            "parameters of the surviving members are finite"
         )

@@ -1,4 +1,4 @@
-"""Checks of the arguments of `attribute`, and names for what is no JSON."""
+"""Checks of the arguments of `attribute`, and names for values that JSON cannot store."""
 
 import dataclasses
 import json
@@ -24,10 +24,10 @@ def check_method(
 
     Args:
         params: the ensemble.
-        samples: what a caller gave.
+        samples: the caller's samples or images.
         method: a name or a function.
         features: the caller's features, or None.
-        **options: ``distance``, ``verify`` and ``loss`` of the caller, None where they were left out.
+        **options: the caller's ``distance``, ``verify`` and ``loss``, None if they were left out.
 
     Raises:
         ValueError: an unknown method, options of another method, or samples that the method cannot use.
@@ -48,7 +48,7 @@ def check_method(
             )
         if not isinstance(samples, Samples) and np.ndim(samples) == 0:
             raise ValueError(
-                f"samples is a {type(samples).__name__}: expected what ensdiff.sample returned, or images (B, H, W, "
+                f"samples is a {type(samples).__name__}: expected the result of ensdiff.sample, or images (B, H, W, "
                 "C), such as data.images"
             )
     else:
@@ -56,15 +56,15 @@ def check_method(
 
 
 class Request(NamedTuple):
-    """The numbers that a call asks for: Python's own, which JSON can write.
+    """The numbers of a call, in Python's own types, which JSON can write.
 
     Args:
         top: units returned per sample.
-        verify: units per sample that a screen verifies, at most all.
-        audit: unverified units per sample that are verified too.
+        verify: units per sample that a screen verifies, at most the number of candidates.
+        audit: random unverified units per sample that are also verified.
         null: null ablations of each kind, or ``"all"``.
-        level: q-value up to which a verdict attributes.
-        seed: of the null's words, the audit and the draws of the loss.
+        level: largest q-value at which a verdict attributes a sample to a unit.
+        seed: seed of the null's words, of the audit and of the draws of the loss.
     """
 
     top: int
@@ -78,16 +78,16 @@ class Request(NamedTuple):
 def check_request(
     method: Method | str | Score, candidates: int, top: Any, verify: Any, audit: Any, null: Any, level: float, seed: Any
 ) -> Request:
-    """Check the numbers of a call.
+    """Check the numbers of a call, and return them with defaults filled in.
 
     Raises:
-        ValueError: one that is no number, or out of range.
+        ValueError: a value is not a number, or is out of range.
     """
     if not _whole(top) or not 1 <= top <= candidates:
         raise ValueError(f"top={top}: expected 1 .. {candidates}, the number of candidate units")
     verify = max(VERIFY, top) if verify is None else verify
     if not _whole(verify):
-        raise ValueError(f"verify={verify!r}: expected the number of units that are verified")
+        raise ValueError(f"verify={verify!r}: expected the number of units to verify")
     if verify < top:
         raise ValueError(f"verify={verify} is less than top={top}: verify at least as many units as are returned")
     if null != "all" and (not _whole(null) or null < 0):
@@ -103,19 +103,19 @@ def check_request(
 
 
 def name_of(function: Any) -> str:
-    """The name of a function, or the name itself."""
+    """Return the name of a function, or the argument if it is a name."""
     return function if isinstance(function, str) else getattr(function, "__name__", type(function).__name__)
 
 
 def measure_name(features: Callable | None, distance: Callable | None) -> str:
-    """How a distance is measured: ``"l2"``, or the names of the caller's functions."""
+    """Return the name of a distance: ``"l2"``, or the names of the caller's functions."""
     if features is None:
         return "l2" if distance is None else name_of(distance)
     return name_of(features) if distance is None else f"{name_of(distance)} of {name_of(features)}"
 
 
 def named_sampler(samples: Any) -> Any:
-    """The samples, with a function as sampler replaced by its name: its address differs between two runs."""
+    """Return the samples, with a sampler function replaced by its name, because its address differs between runs."""
     if not isinstance(samples, Samples) or isinstance(samples.config.sampler, str):
         return samples
     values = dataclasses.asdict(samples.config) | {"sampler": name_of(samples.config.sampler)}

@@ -1,4 +1,4 @@
-"""`Attribution`: the most influential units of each sample, and whether they mean something."""
+"""`Attribution`: the most influential units of each sample, and their significance."""
 
 import dataclasses
 import io
@@ -24,21 +24,21 @@ class Attribution:
     """The most influential units of each sample, most influential first.
 
     Args:
-        units: (B, top) unit ids; of sets, their numbers in ``sets``.
-        influence: (B, top). Of ``"exact"``, ``"screen"`` and ``"differential"``: distances between the sample and its
-            counterfactual, >= 0, in units of ``distance``. Of ``"loss"``: how much the removal of the unit raises the
+        units: (B, top) unit ids; for sets, their positions in ``sets``.
+        influence: (B, top). For ``"exact"``, ``"screen"`` and ``"differential"``: distances between the sample and its
+            counterfactual, >= 0, in units of ``distance``. For ``"loss"``: how much the removal of the unit raises the
             image's loss (7), squared noise summed over pixels; positive means less likely without the unit.
         p_value: (B, top) share of null ablations that reach the influence (n1); None without a null.
         q_value: (B, top) Benjamini-Hochberg q among all candidates (n2); None without a null.
-        null_BL: (B, L) influences of the L null ablations; None without.
-        method: how it was computed.
+        null_BL: (B, L) influences of the L null ablations; None without a null.
+        method: name of the method that computed the influences.
         distance: ``"l2"`` over [0, 1] pixels, the name of the feature or distance function, ``"loss"``, or ``"score"``
-            of a method of the caller's.
-        settings: everything else that was asked for.
-        level: of the verdicts: units with q <= level (but for rounding) are attributed.
-        standard_error: (B, top) of the influence, from the draws of the loss; None for the other methods.
-        sets: the sets of units that were the candidates, where sets were given.
-        audit: what a screen missed; None without an audit.
+            for a caller's own method.
+        settings: all other settings of the call.
+        level: level of the verdicts: units with q <= level (up to rounding) are attributed.
+        standard_error: (B, top) of the influence, from the draws of the loss; None for other methods.
+        sets: the candidate sets of units, if sets were given.
+        audit: estimate of what a screen missed; None without an audit.
 
     >>> att = ensdiff.attribute(params, samples, "differential", top=3, null=9)
     >>> att.units.shape, att.p_value.shape
@@ -63,7 +63,7 @@ class Attribution:
 
     @property
     def verdict(self) -> list[str] | None:
-        """One sentence a sample: what it is attributable to at ``level``, or that it is not; None without a null."""
+        """Return one sentence per sample: the units it is attributable to at ``level``, if any. None without a null."""
         if self.q_value is None:
             return None
         out = []
@@ -78,9 +78,9 @@ class Attribution:
 
     @property
     def resolution(self) -> float | None:
-        """The q that one unit alone could reach at best: candidates / (1 + null ablations), at most 1.
+        """Return the lowest q that a single unit could reach: candidates / (1 + null ablations), at most 1.
 
-        Where it exceeds ``level``, "unattributable" may only mean that the null is too small; None without a null.
+        If it exceeds ``level``, "unattributable" may only mean that the null is too small. None without a null.
         """
         if self.null_BL is None:
             return None
@@ -88,7 +88,7 @@ class Attribution:
 
     @property
     def limitation(self) -> str | None:
-        """What "unattributable" cannot mean with so small a null; None where the null is large enough, or absent."""
+        """Return a warning if the null is too small for a single unit to be attributable; otherwise None."""
         if self.resolution is None or at_most(self.resolution, self.level):
             return None
         return (
@@ -121,7 +121,7 @@ class Attribution:
         if self.audit is not None:
             recall = self.audit.pooled
             lines.append(
-                f"  audit of {self.audit.checked} unverified units a sample: recall {recall.value:.3f} "
+                f"  audit of {self.audit.checked} unverified units per sample: recall {recall.value:.3f} "
                 f"({self.audit.confidence:.0%} interval {recall.low:.3f} .. {recall.high:.3f}, samples pooled)"
             )
         return "\n".join(lines)
@@ -130,7 +130,7 @@ class Attribution:
         return str(int(unit)) if self.sets is None else "{" + ", ".join(map(str, self.sets[int(unit)])) + "}"
 
     def to_pandas(self) -> Any:
-        """A pandas DataFrame, one row a sample and unit: sample, rank, unit, influence and what else there is.
+        """Return a pandas DataFrame with one row per sample and unit: sample, rank, unit, influence and its statistics.
 
         Raises:
             ImportError: pandas is not installed; it comes with ``pip install 'ensdiff[pandas]'``.
@@ -151,10 +151,10 @@ class Attribution:
         return pandas.DataFrame(columns)
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write ``path.npz`` (the arrays) and ``path.json`` (all else; readable by itself, with checksums of both).
+        """Write ``path.npz`` (the arrays) and ``path.json`` (the other values, readable text, and both checksums).
 
         Raises:
-            OSError: they cannot be written.
+            OSError: the files cannot be written.
         """
         stem, arrays = pathlib.Path(path), io.BytesIO()
         np.savez_compressed(
@@ -174,12 +174,13 @@ class Attribution:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Attribution":
-        """What `save` wrote to the same path.
+        """Load what `save` wrote to the same path.
 
         Raises:
             FileNotFoundError: one of the two files is missing.
-            DamagedError: one is not what was written; names it. Files of older versions have no checksums.
-            ValueError: one was not written by `save`.
+            DamagedError: a file changed after it was written; the message names it. Files of older versions have no
+                checksums, so this is not checked for them.
+            ValueError: a file was not written by `save`.
         """
         stem = pathlib.Path(path)
         values = read_sealed(_with(stem, ".json"))
@@ -209,15 +210,16 @@ class Attribution:
         )
 
     def plot(self, images: ArrayLike, data: Any = None, *, top: int = 6) -> Any:
-        """A matplotlib figure: each sample beside its top units.
+        """Return a matplotlib figure that shows each sample beside its top units.
 
         Args:
             images: (B, H, W, C) the samples, in [0, 1] (``samples.images``).
-            data: the training data, for the units' pictures (their first item); without it their numbers are shown.
-            top: units shown a sample.
+            data: the training data, to show each unit's first item; without it only the units' numbers are shown.
+            top: units shown per sample.
 
         Raises:
-            ValueError: images of another number of samples, or data that are not the units of this attribution.
+            ValueError: the number of images is not the number of samples, or the data do not have the units of this
+                attribution.
         """
         from ensdiff.attribution.plot import plot_attribution
 

@@ -1,4 +1,4 @@
-"""How the methods of `attribute` score ablations, each given by the members that it drops."""
+"""The scores that each method of `attribute` gives to ablations; an ablation is given by the members that it drops."""
 
 import dataclasses
 import functools
@@ -23,25 +23,26 @@ from ensdiff.sampling.sample import Samples
 from ensdiff.typing import Array, unmasked
 
 WORDS_AT_ONCE = 1024
-"""Candidates that a method other than a quadratic form scores at a time, for all samples."""
+"""Candidates per chunk, for all samples, for methods other than quadratic forms."""
 PAIRS_OF_A_PIECE = 4096
-"""Pairs of an ablation and a sample whose exact influences are kept together, where progress is kept."""
+"""Pairs of an ablation and a sample whose exact influences are kept together, if progress is kept."""
 
 Method = Literal["exact", "differential", "screen", "loss"]
 Score = Callable[[Float[np.ndarray, "M K"]], Any]
-"""A caller's method: the weight rows (3) of M ablations to scores (B, M); larger means that the sample depends more on
-what was removed. Scores of one ablation must not depend on which others are asked for together."""
+"""A caller's method: a function from the weight rows (3) of M ablations to scores (B, M). Larger means that the sample
+depends more on the removed units. The scores of one ablation must not depend on the other ablations of the call."""
 
 
 class Scoring(NamedTuple):
     """One method's scores of candidates, and of any other ablations.
 
     Args:
-        candidates: what is scored.
+        candidates: the candidates to score.
         samples: B, the number of samples.
-        of_words: the members that each of M ablations drops, (M, K), to scores (B, M).
-        chunks: the candidates' scores from a candidate's number on, in order.
-        identity: all that decides these scores, so that an interrupted ranking can continue; None where it starts over.
+        of_words: a function from the members that each of M ablations drops, (M, K), to scores (B, M).
+        chunks: a function from a candidate's number to the scores of this candidate and all later ones, in order.
+        identity: everything that determines these scores, so that an interrupted ranking can continue; None if it
+            starts over.
     """
 
     candidates: Candidates
@@ -52,15 +53,15 @@ class Scoring(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """What the scores of one call are computed from.
+    """The inputs from which the scores of one call are computed.
 
     Args:
         params: the ensemble.
-        samples: what `ensdiff.sample` returned, or images (B, H, W, C), for methods that regenerate nothing.
-        features: of images, between which distances are measured; None is the pixels.
-        distance: between pixels or features; None is L2.
-        resources: for all computations.
-        kept: where finished parts are kept.
+        samples: the result of `ensdiff.sample`, or images (B, H, W, C) for methods that regenerate nothing.
+        features: a function from images to the features between which distances are measured; None for pixels.
+        distance: the distance between pixels or features; None for L2.
+        resources: memory budget, chunk and progress bars of all computations.
+        kept: the store of finished parts.
     """
 
     params: Ensemble
@@ -72,12 +73,12 @@ class Inputs(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """How one method scores ablations.
+    """The scores of one method.
 
     Args:
-        final: the scores that are returned, of candidates and null alike.
-        screen: the predictions by which a screen chooses the candidates that it scores; None for other methods.
-        estimate: the losses behind the scores of ``"loss"``; None for other methods.
+        final: the scores that the call returns, for candidates and null alike.
+        screen: the predictions by which a screen chooses the candidates to verify; None for other methods.
+        estimate: the loss matrices behind the scores of ``"loss"``; None for other methods.
     """
 
     final: Scoring
@@ -88,14 +89,14 @@ class Scores(NamedTuple):
 def scores_of(
     method: Method | str | Score, inputs: Inputs, candidates: Candidates, config: LossConfig, seed: int
 ) -> Scores:
-    """Set up the scores of a method, and compute what all of them share: the Gram matrices (6) or the losses (7).
+    """Return the scores of a method, after computing what they share: the Gram matrices (6) or loss matrices (7).
 
     Args:
         method: a name, or a caller's function.
         inputs: the ensemble and the samples.
-        candidates: what is scored.
+        candidates: the candidates to score.
         config: draws of ``"loss"``.
-        seed: of these draws.
+        seed: seed of these draws.
     """
     params, samples, features, _, resources, kept = inputs
     shared: Any = dict(memory_budget=resources.memory_budget, progress=resources.progress)
@@ -117,7 +118,7 @@ def scores_of(
 def score_by_words(
     of_words: Callable[[UInt8[np.ndarray, "M K"]], Float[np.ndarray, "B M"]], candidates: Candidates, samples: int
 ) -> Scoring:
-    """Score candidates by a function of the words that they drop."""
+    """Return the scoring of candidates by a function of the members that they drop."""
 
     def chunks(first: int) -> Iterator[Chunk]:
         for start in range(first, len(candidates), WORDS_AT_ONCE):
@@ -128,7 +129,7 @@ def score_by_words(
 
 
 def score_by_forms(forms: Forms, candidates: Candidates, resources: Resources) -> Scoring:
-    """Score candidates by quadratic forms, (6) or (7), one for each sample."""
+    """Return the scoring of candidates by quadratic forms, (6) or (7), one for each sample."""
     code, ids = candidates.code, candidates.ids
     source: Any = code
     if ids is not None or candidates.sets is not None or code.packed is not None:
@@ -152,7 +153,7 @@ def score_by_forms(forms: Forms, candidates: Candidates, resources: Resources) -
 def exact_of_pairs(
     inputs: Inputs, word_RK: UInt8[np.ndarray, "R K"], sample_R: Int[np.ndarray, " R"]
 ) -> Float[np.ndarray, " R"]:
-    """Exact influence (4) of the ablation that drops the members ``word_RK[r]`` on sample ``sample_R[r]``."""
+    """Return the exact influence (4) on sample ``sample_R[r]`` of dropping the members ``word_RK[r]``, for each r."""
 
     def compute(word_RK: np.ndarray, sample_R: np.ndarray) -> np.ndarray:
         params, samples, features, distance, resources, _ = inputs
@@ -169,23 +170,23 @@ def exact_of_pairs(
 
 
 def exact_of_words(inputs: Inputs, word_MK: UInt8[np.ndarray, "M K"]) -> Float[np.ndarray, "B M"]:
-    """Exact influence (4) of every ablation on every sample."""
+    """Return the exact influence (4) of every ablation on every sample."""
     B = len(inputs.samples)
     influence_R = exact_of_pairs(inputs, np.repeat(word_MK, B, axis=0), np.tile(np.arange(B), len(word_MK)))
     return influence_R.reshape(-1, B).T
 
 
 def own_scores(score: Score, samples: int, word_MK: UInt8[np.ndarray, "M K"]) -> Float[np.ndarray, "B M"]:
-    """Scores of ablations by a caller's method, checked.
+    """Return a caller's scores of ablations, checked.
 
     Raises:
-        ValueError: it did not return one finite number per sample and ablation.
+        ValueError: the method did not return one finite number per sample and ablation.
     """
     name = getattr(score, "__name__", score)
     found = np.asarray(unmasked(score(uniform(word_MK)), f"scores of the method {name}"))
     if found.dtype.kind not in "buif" and not jnp.issubdtype(found.dtype, jnp.floating):
         raise ValueError(f"the method {name} returned {found.dtype}: expected real numbers")
-    # as exact as they are: integers are doubles, numbers of 16 bits are widened
+    # no precision is lost: integers become float64, 16-bit floats become float32
     found = found.astype(np.float64 if found.dtype.kind in "biu" or found.itemsize > 4 else np.float32)
     expected = (samples, len(word_MK))
     if found.shape != expected or not np.isfinite(found).all():

@@ -1,19 +1,20 @@
 """Shapley and Banzhaf values of groups, from R or G, without new model calls.
 
-The game: n groups of units, and the effect ``v(U)`` of removing the groups U together, the score (6) or (7) of the
-members that survive U; ``v({}) = 0``. The value of a group is its mean marginal effect ``v(U + g) - v(U)`` over
-coalitions U of other groups that are removed already:
+In this game of n groups of units, ``v(U)`` is the effect of removing the groups U together, the score (6) or (7) of the
+members that survive U; ``v({}) = 0``. The value of a group g is its mean marginal effect ``v(U + g) - v(U)`` over
+coalitions U of other groups that are already removed:
 
-(v1) Shapley: a random number of others first, uniform over 0 .. n - 1, then random ones. The values sum to
+(v1) Shapley: the size of U is uniform over 0 .. n - 1, and U is a random coalition of this size. The values sum to
      ``v(all groups)``.
-(v2) Banzhaf with probability r: each other group is removed with probability r; r = 1/2 is Banzhaf's (1965).
+(v2) Banzhaf with probability r: each other group is removed with probability r; r = 1/2 is the value of Banzhaf (1965).
 
-Where no member survives a coalition, the ensemble predicts nothing, ``w = 0``, whose score (``empty``) is known too.
-With balanced codes of weight K/2 a few groups leave nobody: such values then say mostly who removes the last member.
-``on_empty="skip"`` averages only over coalitions after which some member survives, with and without the group.
+If no member survives a coalition, the ensemble predicts nothing, ``w = 0``, whose score (``empty``) is also known. With
+balanced codes of weight K/2, removing a few groups leaves no member: the values then mainly show which group removes
+the last member. ``on_empty="skip"`` averages only over coalitions that leave a member, with and without the group.
 
-Values of up to `EXACT_GROUPS` groups are computed from all 2^n coalitions; of more, by sampling. The standard error
-joins that of sampling coalitions with that of the draws behind R, whose blocks are valued one by one.
+Values of up to `EXACT_GROUPS` groups are computed from all 2^n coalitions; values of more groups, by sampling. The
+standard error combines the error of sampling coalitions with the error of the draws behind R, whose blocks are valued
+one by one.
 """
 
 import math
@@ -38,11 +39,11 @@ class GroupValues(NamedTuple):
     """Values of n groups for each sample, in the score's units.
 
     Args:
-        value_BG: positive where removing the group moves the sample (6), or raises its loss (7), on average.
-        standard_error_BG: of the values; 0 where all coalitions were used and nothing was drawn.
+        value_BG: positive if removing the group moves the sample (6), or raises its loss (7), on average.
+        standard_error_BG: standard errors of the values; 0 if all coalitions were used and nothing was drawn.
         kind: ``"shapley"`` or ``"banzhaf"``.
         exact: whether all coalitions were used.
-        used_G: share of coalitions that counted; below 1 only with ``on_empty="skip"``.
+        used_G: share of coalitions that were averaged; below 1 only with ``on_empty="skip"``.
     """
 
     value_BG: Float[np.ndarray, "B G"]
@@ -64,23 +65,25 @@ def group_values(
     coalitions: int = 2000,
     seed: int = 0,
 ) -> GroupValues:
-    """Shapley or Banzhaf values of groups of units.
+    """Return Shapley or Banzhaf values of groups of units.
 
     Args:
         estimate: R of images, from `loss_matrix`; or G of samples, from `gram`.
-        code: whose units the groups are made of.
+        code: the code whose units form the groups.
         groups: a list of unit ids, or of sets of ids, one for each group; by default every unit is a group. Values
             are in the order of this list.
         kind: ``"shapley"`` (v1) or ``"banzhaf"`` (v2).
-        removed: r of (v2), by default 1/2; for ``"banzhaf"`` alone.
-        on_empty: ``"baseline"``: no member predicts nothing; ``"skip"``: leave such coalitions out.
+        removed: r of (v2), by default 1/2; only for ``"banzhaf"``.
+        on_empty: how to treat coalitions that leave no member. ``"baseline"``: the prediction is 0; ``"skip"``: leave
+            these coalitions out.
         weights_K: the weights that the samples were generated with, for G; by default 1/K.
-        coalitions: drawn a group (Banzhaf), or orders of all groups (Shapley), where there are too many groups for all.
-        seed: of the draws.
+        coalitions: coalitions drawn per group (Banzhaf), or orders of all groups drawn (Shapley), if there are more
+            than `EXACT_GROUPS` groups.
+        seed: seed of these draws.
 
     Raises:
-        ValueError: unknown options; a matrix of another shape or that is not finite; a group whose removal alone leaves
-            no member, with ``"skip"``.
+        ValueError: unknown options; a matrix that is not finite or does not fit the code; with ``"skip"``, a group
+            whose removal alone leaves no member.
 
     >>> values = ensdiff.group_values(ensdiff.gram(params, samples), code, groups=[0, 1, {2, 3}])
     >>> values.value_BG.shape, values.exact
@@ -128,7 +131,7 @@ def group_values(
 
 
 class _Game:
-    """v of coalitions, for every sample and, where R was drawn, for every block of draws."""
+    """The game v, for every sample and, if R was drawn, for every block of draws."""
 
     def __init__(self, estimate: Any, code: Code, weights_K: Any, skip: bool):
         K = code.members
@@ -149,17 +152,17 @@ class _Game:
         self.blocks, self.samples, self.forms = J, B, J * B
 
     def mean(self, of_FX: np.ndarray) -> np.ndarray:
-        """Over the blocks."""
+        """Return the mean over the blocks."""
         return of_FX.reshape(self.blocks, self.samples, -1).mean(0)
 
     def draws_variance(self, value_FG: np.ndarray) -> np.ndarray:
-        """Variance of the mean over blocks."""
+        """Return the variance of the mean over the blocks."""
         if self.blocks == 1:
             return np.zeros((self.samples, value_FG.shape[1]))
         return value_FG.reshape(self.blocks, self.samples, -1).var(0, ddof=1) / self.blocks
 
     def marginals(self, coalition_CG: np.ndarray, group: int, word_GK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """``v(U + g) - v(U)``, and whether it counts."""
+        """Return ``v(U + g) - v(U)`` of each coalition, and whether the coalition is averaged."""
         dropped_CK = (coalition_CG.astype(np.float32) @ word_GK.astype(np.float32)) > 0
         more_CK = dropped_CK | word_GK[group]
         valid_C = ~more_CK.all(1) if self.skip else np.ones(len(more_CK), bool)
@@ -168,13 +171,13 @@ class _Game:
     def _scores(self, dropped_CK: Bool[np.ndarray, "C K"]) -> Float[np.ndarray, "F C"]:
         alive = ~dropped_CK.all(1)
         out = np.repeat(self.empty_F[:, None], len(dropped_CK), axis=1)
-        words, place = np.unique(dropped_CK[alive], axis=0, return_inverse=True)  # few, where members are few
+        words, place = np.unique(dropped_CK[alive], axis=0, return_inverse=True)  # few distinct words
         out[:, alive] = evaluate(self.form, words.astype(np.uint8))[:, place.reshape(-1)]
         return out
 
 
 def _all_coalitions(n: int, kind: str, removed: float, _coalitions: int, _seed: int):
-    """Every coalition of the others, with its probability."""
+    """Yield for every group all coalitions of other groups, with their probabilities."""
     number = np.arange(2 ** (n - 1))
     others = ((number[:, None] >> np.arange(n - 1)) & 1).astype(bool)
     size = others.sum(1)

@@ -1,4 +1,4 @@
-"""Other ways of scoring training units, behind one signature, to compare with: every evaluation should show them."""
+"""Baselines: other ways of scoring training units, with one signature. Every evaluation should compare with them."""
 
 from ensdiff.baselines.gradients import projected_gradients
 from ensdiff.baselines.scores import BASELINES, BaselineConfig, baseline_scores

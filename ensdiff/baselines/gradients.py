@@ -1,11 +1,11 @@
 """Random projections of each image's gradient under each member.
 
-(g1) ``g_k(x) = grad_theta (mean over draws of (t, eps) of q(x, t, eps; theta_k))``, where ``q`` is the squared noise
+(g1) ``g_k(x) = grad_theta (mean over draws of (t, eps) of q(x, t, eps; theta_k))``, where ``q`` is the squared error
 ``|eps - eps_k(x_t, t)|^2`` (``output="loss"``) or the squared prediction ``|eps_k(x_t, t)|^2`` (``"square"``), summed
-over pixels. (g2) ``phi_k(x) = P^T g_k(x) / sqrt(d)``, P of d columns of random signs, the same for all members and
-images, so that ``phi . phi'`` is ``g . g'`` on average, with a relative error of ``1 / sqrt(d)``.
+over pixels. (g2) ``phi_k(x) = P^T g_k(x) / sqrt(d)``, where P has d columns of random signs, the same for all members
+and images, so that ``phi . phi'`` is ``g . g'`` on average, with a relative error of ``1 / sqrt(d)``.
 
-All images get the same draws. P is never stored: its rows are made anew, a block at a time.
+All images use the same draws. P is never stored: its rows are recomputed one block at a time.
 """
 
 import dataclasses
@@ -37,9 +37,9 @@ from ensdiff.typing import Array, ArrayLike, Key, as_key
 
 Output = Literal["loss", "square"]
 ROWS = 8192
-"""Rows of the projection that are there at a time."""
+"""Rows of the projection in memory at a time."""
 IMAGES = 64, 256
-"""Least and most images of one call: their number is rounded up, so that one program serves many numbers."""
+"""Smallest and largest number of images per call; numbers are rounded up, so that one program serves many of them."""
 
 
 def projected_gradients(
@@ -54,21 +54,22 @@ def projected_gradients(
     memory_budget: int | None = None,
     progress: bool = False,
 ) -> Float[np.ndarray, "K B D"]:
-    """Projected gradients (g2) of images under members.
+    """Return projected gradients (g2) of images under members.
 
     Args:
         params: the ensemble.
         images: (B, H, W, C) in [0, 1], or uint8.
-        output: whose gradient (g1).
+        output: the quantity q of (g1), ``"loss"`` or ``"square"``.
         key: int seed or JAX key of the draws and the projection.
-        draws: of (t, eps); the levels are stratified.
+        draws: number of draws of (t, eps); the levels are stratified.
         dimension: d of the projection.
-        members: which members; by default all.
-        memory_budget: bytes of gradients a device may hold.
+        members: numbers of the members; by default all members.
+        memory_budget: bytes of gradients that a device may hold.
         progress: show a progress bar.
 
     Raises:
-        ValueError: images of another shape or range, unknown members or output.
+        ValueError: images whose shape is not the ensemble's or whose values are out of range, unknown members or
+            output, or less than one draw or dimension.
 
     >>> import ensdiff
     >>> model, code = ensdiff.UNetConfig(channels=4, norm_groups=2), ensdiff.Code.balanced(members=4, units=6)
@@ -118,9 +119,9 @@ def _step(
     dimension: int,
     mesh: Mesh,
 ):
-    """``(params_K, x_CHWC, count, t_D, noise_key, projection_key) -> phi_KCd`` of the first ``count`` images.
+    """Return a compiled ``(params_K, x_CHWC, count, t_D, noise_key, projection_key) -> phi_KCd``.
 
-    Each device works on its own members; there is no collective.
+    It projects the gradients of the first ``count`` images. Each device works on its own members, without a collective.
     """
     model = dataclasses.replace(model, conv=resolve(model.conv))  # as in training, not as in predictions
 
@@ -156,7 +157,7 @@ def _step(
 
 
 def project(rows_CP: Array, key: Array, dimension: int) -> Float[Array, "C d"]:
-    """``rows_CP @ P / sqrt(d)``, P of random signs; a block of its rows at a time (g2)."""
+    """Return ``rows_CP @ P / sqrt(d)`` (g2), where P has random signs and is computed one block of rows at a time."""
     C, size = rows_CP.shape
     width = min(ROWS, size)
     blocks = -(-size // width)

@@ -1,6 +1,6 @@
 """`baseline_scores`: every baseline by its name, with one signature and one sign.
 
-A larger score says that the unit matters more to the query, and that its presence makes the query more likely.
+A larger score means that the unit matters more to the query, and that its presence makes the query more likely.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ BASELINES = {
     "trak": "TRAK: gradients of the loss, ridge regression, summed over the unit's items",
     "d-trak": "D-TRAK: gradients of the squared prediction, ridge regression, summed over the unit's items",
 }
-"""The baselines, and what each computes."""
+"""The baselines, and the score that each computes."""
 
 GRADIENTS = ("gradient", "trak", "d-trak")
 
@@ -39,11 +39,11 @@ class BaselineConfig:
     """Settings of the baselines that use gradients.
 
     Args:
-        draws: of (t, eps) an image.
-        dimension: of the random projection.
-        ridge: of TRAK, as a share of the mean eigenvalue.
-        square_ridge: of D-TRAK.
-        seed: of the draws, the projection and the random scores.
+        draws: draws of (t, eps) per image.
+        dimension: dimension of the random projection.
+        ridge: ridge of TRAK, as a share of the mean eigenvalue.
+        square_ridge: ridge of D-TRAK, as a share of the mean eigenvalue.
+        seed: seed of the draws, the projection and the random scores.
 
     >>> BaselineConfig(dimension=512).ridge
     0.1
@@ -73,27 +73,28 @@ def baseline_scores(
     memory_budget: int | None = None,
     progress: bool = False,
 ) -> dict[str, Float[np.ndarray, "B N"]]:
-    """Scores of every training unit for each image, by each baseline.
+    """Return the scores of every training unit for each image, by each baseline.
 
     Args:
         images: (B, H, W, C) in [0, 1], or uint8; generated or not.
         data: the training data, whose units are scored.
-        params: the ensemble, for the baselines that use gradients. Data with as many units must be its training data
-            (`ensdiff.check_data`); they may also be grouped otherwise.
-        methods: names of `BASELINES`; by default all that the arguments allow: those of gradients need ``params``,
-            ``"feature"`` needs ``features``.
-        config: settings of those that use gradients.
-        features: of (n, H, W, C) images in [0, 1]; (n, F) rows.
-        members: whose gradients are averaged; by default all.
-        memory_budget: bytes of gradients a device may hold.
+        params: the ensemble, for the baselines that use gradients. If the data have as many units as the ensemble, they
+            must be its training data (`ensdiff.check_data`); data with another number of units are not checked, so that
+            items can be grouped differently.
+        methods: names of `BASELINES`; by default all that the arguments allow: ``"gradient"``, ``"trak"`` and
+            ``"d-trak"`` need ``params``, ``"feature"`` needs ``features``.
+        config: settings of the baselines that use gradients.
+        features: a function from (n, H, W, C) images in [0, 1] to (n, F) features.
+        members: the members whose gradients are averaged; by default all members.
+        memory_budget: bytes of gradients that a device may hold.
         progress: show progress bars.
 
     Returns:
-        Scores (B, N) by name; larger means that the unit matters more.
+        Scores (B, N) by name of the baseline; larger means that the unit matters more.
 
     Raises:
-        ValueError: an unknown baseline, one without what it needs, images of another shape or range, features that are
-            not finite, or data that are not what the ensemble was trained on, or of which items are absent
+        ValueError: an unknown baseline, a baseline without an argument that it needs, images of the wrong shape or
+            range, features that are not finite, data on which the ensemble was not trained, or data with absent items
             (`Dataset.absent`).
 
     >>> import ensdiff
@@ -116,7 +117,9 @@ def baseline_scores(
     data.check_present("a baseline", "give data that have them, or data.subset of the others")
     query, train = _pixels(images), _pixels(data.images)
     if query.shape[1:] != train.shape[1:]:
-        raise ValueError(f"the images are {query.shape[1:]}, the training data {train.shape[1:]}")
+        raise ValueError(
+            f"the images are {query.shape[1:]}, the training data {train.shape[1:]}: give images of the same shape"
+        )
     B, N = len(query), data.units
     options: dict[str, Any] = dict(
         draws=config.draws, dimension=config.dimension, members=members, memory_budget=memory_budget, progress=progress
@@ -154,7 +157,7 @@ def baseline_scores(
 
 
 def _missing(name: str, params: Any, features: Any) -> str | None:
-    """What a baseline needs and is not there."""
+    """Return the argument that a baseline needs and that is missing; None if it has all."""
     if name in GRADIENTS and params is None:
         return "the ensemble (params)"
     return "a feature function (features)" if name == "feature" and features is None else None
@@ -172,5 +175,5 @@ def _distances(query: np.ndarray, train: np.ndarray) -> Float[np.ndarray, "B n"]
 
 
 def _over_items(scores_Bn: np.ndarray, data: Dataset, combine: np.ufunc) -> Float[np.ndarray, "B N"]:
-    """Scores of items to scores of their units."""
+    """Return the scores of units, combined from the scores of their items."""
     return np.stack([combine.reduce(scores_Bn[:, data.items_of(unit)], axis=1) for unit in range(data.units)], axis=1)

@@ -1,11 +1,12 @@
 """From projected gradients to scores: cosines, and TRAK's ridge regression.
 
-(k1) ``tau(x, i) = phi(x) . (Phi^T Phi / n + lambda I)^-1 phi(i) / n``, Phi the n training items' projected gradients,
-lambda a share of the mean eigenvalue of ``Phi^T Phi / n``; the mean over members (Park et al. 2023, arXiv 2303.14186,
-eq. 13, without its weights, which are constant to first order for a squared loss). With gradients of the loss it is
-TRAK, with those of the squared prediction D-TRAK (Zheng et al. 2024, arXiv 2311.00500).
+(k1) ``tau(x, i) = phi(x) . (Phi^T Phi / n + lambda I)^-1 phi(i) / n``, averaged over members, where Phi has the
+projected gradients of the n training items, and lambda is a share of the mean eigenvalue of ``Phi^T Phi / n`` (Park et
+al. 2023, arXiv 2303.14186, eq. 13, without its weights, which are constant to first order for a squared loss). With
+gradients of the loss this is TRAK, with gradients of the squared prediction D-TRAK (Zheng et al. 2024, arXiv
+2311.00500).
 
-Both gradients point to a larger loss, so a positive score says that the item's presence lowers the query's loss.
+Both gradients point to a larger loss, so a positive score means that the item's presence lowers the query's loss.
 """
 
 import numpy as np
@@ -15,15 +16,15 @@ from ensdiff.typing import ArrayLike
 
 
 def trak_scores(query_KBD: ArrayLike, train_KND: ArrayLike, ridge: float) -> Float[np.ndarray, "B N"]:
-    """Scores (k1), in float64, the mean over members.
+    """Return the scores (k1), averaged over members, in float64.
 
     Args:
         query_KBD: (K, B, D) projected gradients of the queries under each member.
-        train_KND: (K, N, D), of the training items.
+        train_KND: (K, N, D) projected gradients of the training items under each member.
         ridge: lambda as a share of the mean eigenvalue; 0 is the pseudo-inverse.
 
     Raises:
-        ValueError: shapes that do not fit, or a negative ridge.
+        ValueError: shapes that do not fit together, or a negative ridge.
 
     >>> phi = np.eye(3)[None]
     >>> trak_scores(phi, phi, 0.0).round(6).tolist()
@@ -35,7 +36,7 @@ def trak_scores(query_KBD: ArrayLike, train_KND: ArrayLike, ridge: float) -> Flo
     total = np.zeros((query_KBD.shape[1], train_KND.shape[1]))
     for query, train in zip(query_KBD, train_KND, strict=True):
         phi = np.asarray(train, np.float64)
-        # the singular values serve any ridge, and 0
+        # the singular values serve any ridge, including 0
         U, s, Vt = np.linalg.svd(phi, full_matrices=False)
         kernel = s**2 / len(phi)
         damped = kernel + ridge * kernel.sum() / phi.shape[1]
@@ -46,10 +47,10 @@ def trak_scores(query_KBD: ArrayLike, train_KND: ArrayLike, ridge: float) -> Flo
 
 
 def cosine_scores(query_KBD: ArrayLike, train_KND: ArrayLike) -> Float[np.ndarray, "B N"]:
-    """Cosines of projected gradients, the mean over members; 0 for a gradient of zeros.
+    """Return the cosines of projected gradients, averaged over members; 0 for a gradient of zeros.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: shapes that do not fit together.
 
     >>> cosine_scores(np.ones((1, 1, 2)), np.array([[[1.0, 1.0], [-2.0, -2.0]]])).round(6).tolist()
     [[1.0, -1.0]]
@@ -62,7 +63,7 @@ def cosine_scores(query_KBD: ArrayLike, train_KND: ArrayLike) -> Float[np.ndarra
 def _check(query_KBD: ArrayLike, train_KND: ArrayLike) -> None:
     a, b = np.shape(query_KBD), np.shape(train_KND)
     if len(a) != 3 or len(b) != 3 or (a[0], a[2]) != (b[0], b[2]) or 0 in a + b:
-        raise ValueError(f"gradients of shapes {a} and {b}: expected (K, B, D) and (K, N, D), none of them 0")
+        raise ValueError(f"gradients of shapes {a} and {b}: expected (K, B, D) and (K, N, D), all at least 1")
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:

@@ -134,7 +134,7 @@ def test_own_method_of_any_images(tiny, rng):
         (lambda p, s: ensdiff.sample(p, 0, 1, steps=21, sampler=my_ddim), "only 20 noise levels"),
         (lambda p, s: ensdiff.attribute(p, s, "differential", distance=my_l2), "for method='exact' and 'screen'"),
         (lambda p, s: ensdiff.attribute(p, s, lambda w: w, distance=my_l2, top=1), "for method='exact' and 'screen'"),
-        (lambda p, s: ensdiff.attribute(p, s, "exact", distance=lambda a, b: a, top=1), "one number a pair"),
+        (lambda p, s: ensdiff.attribute(p, s, "exact", distance=lambda a, b: a, top=1), "one number per pair"),
         (lambda p, s: ensdiff.attribute(p, s, lambda w: w, features=lambda x: x, top=1), "features have no meaning"),
         (lambda p, s: ensdiff.attribute(p, s, lambda w: w, top=1), "one row per sample and one column per ablation"),
         (lambda p, s: ensdiff.attribute(p, s, lambda w: np.full((1, len(w)), np.nan), top=1), "NaN or infinity"),
