@@ -302,7 +302,7 @@ def test_a_signal_to_one_stops_both_with_a_checkpoint(programs, tmp_path, told, 
     assert codes == [EXIT_CODE, EXIT_CODE], str(run)
     (step,) = steps_of(tmp_path / "run")
     for i in range(2):
-        assert f"stopped: asked to stop, at step {step} of 1000000" in run.text(i)
+        assert f"stopped: asked to stop at step {step} of 1000000" in run.text(i)
         assert "error:" not in run.text(i)
         assert "Traceback" not in run.text(i)
     assert ensdiff.check_run(tmp_path / "run") == []

@@ -1,1 +1,1 @@
-"""Noise schedules, and the coefficients of samplers."""
+"""Noise schedules and samplers."""

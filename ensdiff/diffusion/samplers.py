@@ -1,4 +1,4 @@
-"""Samplers as one affine step from level to level; their coefficients, in float64 on the host."""
+"""Samplers as one affine step from level to level, with coefficients computed in float64 on the host."""
 
 import dataclasses
 from collections.abc import Callable
@@ -18,14 +18,14 @@ Spacing = Literal["leading", "trailing"]
 
 
 class Level(NamedTuple):
-    """What a `StepFunction` is told of its step: a step from level t, ``x_t = signal x_0 + sigma eps``, to the next.
+    """The levels of a sampling step, passed to a `StepFunction`. At level t, ``x_t = signal x_0 + sigma eps``.
 
     Args:
-        t: the level.
+        t: the level that the step starts from.
         signal: ``sqrt(abar_t)``.
         sigma: ``sqrt(1 - abar_t)``.
-        next_signal: the same of the level that the step goes to; 1 at the last step.
-        next_sigma: 0 at the last step.
+        next_signal: ``signal`` of the level that the step goes to; 1 at the last step.
+        next_sigma: ``sigma`` of the level that the step goes to; 0 at the last step.
     """
 
     t: Any
@@ -36,24 +36,24 @@ class Level(NamedTuple):
 
 
 StepFunction = Callable[[Array, Array, Array, Level], Array]
-"""``(x_B, eps_B, z_B, level) -> x_B`` at the next level: states and predicted noise (B, H, W, C) in model space, fresh
-standard normal noise of the same shape, and a `Level` of scalars. Made of JAX operations, one sample at a time:
-whatever mixes samples would make a counterfactual depend on its neighbours."""
+"""A caller's sampling step, ``(x_B, eps_B, z_B, level) -> x_B`` at the next level. Its arguments are the states and the
+predicted noise, (B, H, W, C) in model space, fresh standard normal noise of the same shape, and a `Level` of scalars.
+It must consist of JAX operations and treat each sample independently: mixing samples would make a counterfactual depend
+on its neighbours."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SamplerConfig:
-    """How to sample. Static and hashable.
+    """Settings of sampling, static and hashable.
 
     Args:
-        sampler: ``"ddpm"`` (ancestral), ``"ddim"``, or a `StepFunction` of your own,
-            ``(x_B, eps_B, z_B, level) -> x_B``. It does its own clipping; ``eta``, ``variance`` and ``clip`` are not
-            for it, and are refused.
-        steps: S, between 1 and the schedule's T; fewer than T strides over the levels.
-        eta: noise share of ``"ddim"``, in [0, 1]; 0 is deterministic. Refused with other samplers.
-        variance: variance of ``"ddpm"``, see the module's text. Refused with other samplers.
-        spacing: which levels a strided sampler visits. ``"leading"``: 0, T//S, 2 T//S, ... (both references);
-            ``"trailing"``: T - 1 downwards in steps of T / S.
+        sampler: ``"ddpm"`` (ancestral), ``"ddim"``, or your own `StepFunction`, ``(x_B, eps_B, z_B, level) -> x_B``,
+            which does its own clipping and does not accept ``eta``, ``variance`` or ``clip``.
+        steps: S, between 1 and the schedule's T; with fewer than T, the sampler skips levels.
+        eta: noise share of ``"ddim"``, in [0, 1]; 0 is deterministic. Other samplers refuse it.
+        variance: variance of ``"ddpm"``, see `ensdiff.diffusion.schedule`. Other samplers refuse it.
+        spacing: which levels the sampler visits when it skips some. ``"leading"``: 0, T//S, 2 T//S, ... (as in both
+            reference implementations); ``"trailing"``: T - 1 downwards in steps of T / S.
         clip: clip the predicted x_0 to [-1, 1] at every step (s1).
 
     >>> config = SamplerConfig(sampler="ddim", steps=4, eta=0.5)
@@ -84,7 +84,7 @@ class SamplerConfig:
 
 
 class SamplerSteps(NamedTuple):
-    """Coefficients of (s1) and (s2) for each of S steps, first step first; float64 on the host."""
+    """Coefficients of (s1) and (s2) for each of S steps, in the order of the steps; float64 on the host."""
 
     t_S: Int[np.ndarray, " S"]
     signal_S: Float[np.ndarray, " S"]
@@ -95,10 +95,10 @@ class SamplerSteps(NamedTuple):
 
 
 def sampler_steps(schedule: Schedule, config: SamplerConfig) -> SamplerSteps:
-    """Coefficients of every step of the sampler.
+    """Return the coefficients of every step of the sampler.
 
     Raises:
-        ValueError: more steps than the schedule has levels.
+        ValueError: there are more steps than the schedule has levels, or the sampler is a `StepFunction`.
 
     >>> sampler_steps(Schedule(), SamplerConfig(steps=50)).t_S[[0, 1, -1]].tolist()
     [980, 960, 0]
@@ -125,7 +125,7 @@ def sampler_steps(schedule: Schedule, config: SamplerConfig) -> SamplerSteps:
 
 
 def _visited(schedule: Schedule, config: SamplerConfig) -> Int[np.ndarray, " S"]:
-    """The levels of the steps, first step first."""
+    """Return the level that each step starts from, in the order of the steps."""
     T, S = schedule.timesteps, config.steps
     if S > T:
         raise ValueError(f"steps={S}: the schedule has only {T} noise levels; ask for at most {T} steps")
@@ -135,12 +135,12 @@ def _visited(schedule: Schedule, config: SamplerConfig) -> Int[np.ndarray, " S"]
 
 
 def step_arguments(schedule: Schedule, config: SamplerConfig) -> list[tuple]:
-    """What `advance` needs of each step: an int level, then float32 scalars, computed in float64.
+    """Return the arguments of `advance` for each step: an int level, then float32 scalars, computed in float64.
 
-    Of a `StepFunction` the fields of `Level`, else those of `SamplerSteps`.
+    They are the fields of `Level` for a `StepFunction`, and those of `SamplerSteps` otherwise.
 
     Raises:
-        ValueError: more steps than the schedule has levels.
+        ValueError: there are more steps than the schedule has levels.
     """
     if not callable(config.sampler):
         t_S, *columns = sampler_steps(schedule, config)
@@ -154,11 +154,11 @@ def step_arguments(schedule: Schedule, config: SamplerConfig) -> list[tuple]:
 
 
 class StepRule(NamedTuple):
-    """What decides how a sampler takes a step, and so which program is compiled.
+    """The settings of a sampler that a compiled step depends on.
 
     Args:
         clip: whether (s1) clips x_0.
-        function: takes the step in the place of (s1) and (s2).
+        function: a caller's step, used instead of (s1) and (s2).
     """
 
     clip: bool
@@ -172,10 +172,10 @@ def advance(
     z_B: Float[Array, "B H W C"],
     arguments: tuple,
 ) -> Float[Array, "B H W C"]:
-    """One step of a sampler: (s1) and (s2), or the caller's step function.
+    """Make one step of a sampler, by (s1) and (s2) or by the caller's step function, and return the states.
 
     Raises:
-        ValueError: a step function returned another shape.
+        ValueError: a step function returned an array of the wrong shape.
     """
     if rule.function is not None:
         moved = rule.function(x_B, eps_B, z_B, Level(*arguments))
@@ -194,5 +194,5 @@ def advance(
 
 
 def rule_of(config: SamplerConfig) -> StepRule:
-    """The `StepRule` of a sampler."""
+    """Return the `StepRule` of a sampler."""
     return StepRule(config.clip, config.sampler if callable(config.sampler) else None)

@@ -6,18 +6,18 @@ Forward noising, Ho et al. 2020 (arXiv 2006.11239):
 
 Every sampler here is the same affine step from level t (``a = abar_t``) to the previous level (``p = abar_prev``):
 
-(s1) ``x_0 = (x - sqrt(1 - a) eps) / sqrt(a)``, clipped to [-1, 1] when asked,
+(s1) ``x_0 = (x - sqrt(1 - a) eps) / sqrt(a)``, clipped to [-1, 1] if ``clip`` is set,
 (s2) ``x <- keep * x + target * x_0 + noise * z``.
 
 - ``ddpm``: the posterior of Ho et al. eq. 7 on the strided chain, ``alpha' = a / p``, ``beta' = 1 - alpha'``:
   ``keep = sqrt(alpha') (1 - p) / (1 - a)``, ``target = sqrt(p) beta' / (1 - a)``, and a variance that is
   ``posterior`` (``(1 - p) / (1 - a) beta'``, at least 1e-20), ``beta`` (``beta'``) or ``alpha_beta``
-  (``alpha' beta'``, the one of GenEns).
+  (``alpha' beta'``, as in GenEns).
 - ``ddim``: Song et al. 2021 (arXiv 2010.02502) eq. 12 and 16 with ``sigma^2 = eta^2 (1 - p) / (1 - a) beta'``:
   ``keep = sqrt(1 - p - sigma^2) / sqrt(1 - a)``, ``target = sqrt(p) - keep sqrt(a)``, ``noise = sigma``.
   With eta = 1 it is ``ddpm`` with the posterior variance.
 
-A caller's own step takes the place of (s1) and (s2): a `StepFunction`.
+A caller's own step, a `StepFunction`, replaces (s1) and (s2).
 """
 
 import dataclasses
@@ -59,12 +59,12 @@ class Schedule:
 
     @functools.cached_property
     def beta_T(self) -> Float[np.ndarray, " T"]:
-        """Beta of each level, float64."""
+        """Beta of each level, (T,) float64."""
         return np.linspace(self.beta_start, self.beta_end, self.timesteps, dtype=np.float64)
 
     @functools.cached_property
     def abar_T(self) -> Float[np.ndarray, " T"]:
-        """Cumulative product of 1 - beta, float64."""
+        """Cumulative product of 1 - beta, (T,) float64."""
         return np.cumprod(1.0 - self.beta_T)
 
 
@@ -74,7 +74,7 @@ def add_noise(
     t_B: Int[ArrayLike, " B"],
     eps_BHWC: Float[ArrayLike, "B H W C"],
 ) -> Float[Array, "B H W C"]:
-    """Forward noising (1) of images in model space, [-1, 1], to the levels ``t_B``."""
+    """Add noise to images in model space, [-1, 1], up to the levels ``t_B``, by equation (1)."""
     signal_T = jnp.asarray(np.sqrt(schedule.abar_T), x_BHWC.dtype)
     sigma_T = jnp.asarray(np.sqrt(1.0 - schedule.abar_T), x_BHWC.dtype)
     return signal_T[t_B][:, None, None, None] * x_BHWC + sigma_T[t_B][:, None, None, None] * eps_BHWC

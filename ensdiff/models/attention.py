@@ -13,7 +13,7 @@ AttentionOrder = Literal["auto", "batch", "image"]
 
 
 def resolve_attention(order: AttentionOrder, platform: str | None = None) -> AttentionOrder:
-    """What ``"auto"`` stands for on a platform, by default that of the default backend."""
+    """Return the order that ``"auto"`` selects on a platform, by default the platform of the default backend."""
     if order != "auto":
         return order
     return "image" if (jax.default_backend() if platform is None else platform) == "cpu" else "batch"
@@ -25,9 +25,9 @@ def attend(
     v_BNSD: Float[Array, "B N S D"],
     order: AttentionOrder,
 ) -> Float[Array, "B N S D"]:
-    """``softmax(q k^T / sqrt(D)) v`` of N heads over S pixels; divided by the softmax's sum after the product with v.
+    """Return ``softmax(q k^T / sqrt(D)) v`` of N heads over S pixels.
 
-    The weights are float32 until they meet v.
+    The weights are float32 until they are multiplied by v. The division by their sum follows that product.
     """
 
     def weigh(q, k, v, *, axes):
@@ -40,7 +40,7 @@ def attend(
     if order == "batch":
         return weigh(q_BNSD, k_BNSD, v_BNSD, axes="kd")
     B, N, S, D = q_BNSD.shape
-    # keys and values with their pixels last: then no product of the backward pass transposes S x S weights
+    # keys and values have their pixels last, so that no product of the backward pass transposes S x S weights
     k_RDS, v_RDS = (x.swapaxes(2, 3).reshape(B * N, D, S) for x in (k_BNSD, v_BNSD))
     keep = jax.checkpoint_policies.save_only_these_names("largest")
     one = jax.checkpoint(lambda qkv: weigh(*qkv, axes="dk"), policy=keep)

@@ -1,8 +1,8 @@
 """The noise predictor of one member: the U-Net of Ho et al. 2020 (arXiv 2006.11239), channels last, in linen.
 
 Its options cover both reference implementations (GenEns and `diffusers.UNet2DModel`). Nothing here knows about the
-ensemble: `ensdiff.ensemble.members` stacks members. Parameters are float32; ``compute_dtype`` is what the layers run
-in, and normalisation statistics and attention weights are float32 always.
+ensemble: `ensdiff.ensemble.members` stacks members. Parameters are float32. Layers compute in ``compute_dtype``, but
+normalisation statistics and attention weights are always float32.
 """
 
 import dataclasses
@@ -25,33 +25,33 @@ TimeLayout = Literal["sin_cos", "cos_sin", "interleaved"]
 
 @dataclasses.dataclass(frozen=True)
 class UNetConfig:
-    """Shape of the U-Net. Static and hashable.
+    """Architecture of the U-Net, static and hashable.
 
     Args:
         image_channels: C of the images, and of the predicted noise.
         channels: width of the first convolution; the time embedding is 4 times as wide.
         multipliers: width of each level as a multiple of ``channels``; each further level halves H and W.
-        blocks: residual blocks a level on the way down (one more on the way up).
-        attention_levels: levels with self-attention after each residual block on the way down, 0 is full resolution.
-        attention_levels_up: the same for the way up; None means as on the way down.
-        middle_attention: self-attention between the two middle blocks.
-        head_channels: channels of one attention head; None is a single head.
+        blocks: residual blocks per level on the way down (one more on the way up).
+        attention_levels: levels with self-attention after each residual block on the way down; 0 is full resolution.
+        attention_levels_up: the same for the way up; None uses ``attention_levels``.
+        middle_attention: whether there is self-attention between the two middle blocks.
+        head_channels: channels of one attention head; None uses a single head.
         norm_groups: groups of each GroupNorm; must divide every width.
         norm_epsilon: epsilon of each GroupNorm.
         time_layout: order of the sinusoids: ``"sin_cos"`` and ``"cos_sin"`` are blocks, ``"interleaved"`` alternates
             sine and cosine.
         time_shift: the slowest frequency is ``10000^(-(width/2 - 1) / (width/2 - time_shift))``; 0, or 1 as in
             DDPM's code.
-        dropout: rate inside residual blocks while training.
+        dropout: dropout rate inside residual blocks during training.
         downsample: ``"conv"`` (3x3, stride 2, one row of padding on every side), ``"conv_end"`` (the same, padded below
             and on the right only, as in DDPM's code) or ``"pool"`` (2x2 mean).
         upsample: ``"conv"`` (nearest, then a 3x3 convolution) or ``"nearest"``.
         compute_dtype: ``"float32"`` or ``"bfloat16"``.
         remat: recompute residual blocks in the backward pass instead of keeping their activations.
         conv: how members are computed, see `ensdiff.models.conv`.
-        attention: ``"batch"`` computes the attention of all images at once; ``"image"`` of one head of one image after
-            another, so that its weights stay in the cache, and once more in the backward pass instead of keeping them;
-            ``"auto"`` is ``"image"`` on a CPU.
+        attention: ``"batch"`` computes the attention of all images at once. ``"image"`` computes one head of one image
+            at a time, so that its weights stay in the cache, and recomputes the weights in the backward pass instead of
+            keeping them. ``"auto"`` is ``"image"`` on a CPU and ``"batch"`` elsewhere.
 
     >>> UNetConfig(image_channels=3, channels=64, multipliers=(1, 2, 2), attention_levels=(2,)).channels
     64
@@ -82,11 +82,11 @@ class UNetConfig:
         if self.image_channels < 1 or self.channels < 2 or self.channels % 2 or self.blocks < 1:
             raise ValueError(
                 f"image_channels={self.image_channels}, channels={self.channels}, blocks={self.blocks}: expected at "
-                "least one image channel, an even number of channels, and at least one block a level"
+                "least one image channel, an even number of channels, and at least one block per level"
             )
         if not self.multipliers or not all(0 < m <= 1024 for m in self.multipliers):
             raise ValueError(
-                f"multipliers={self.multipliers}: expected one multiplier a level, each above 0, for example (1, 2)"
+                f"multipliers={self.multipliers}: expected one multiplier per level, each above 0, for example (1, 2)"
             )
         if self.norm_groups < 1 or not self.norm_epsilon > 0:
             raise ValueError(
@@ -120,11 +120,11 @@ class UNetConfig:
 
     @property
     def dtype(self) -> jnp.dtype:
-        """The compute dtype as a dtype."""
+        """``compute_dtype`` as a dtype."""
         return jnp.dtype(self.compute_dtype)
 
     def check_image(self, height: int, width: int) -> None:
-        """Raise ValueError when an image of this size cannot be halved as often as the levels ask."""
+        """Raise ValueError if images of this size cannot be halved between all levels."""
         factor = 2 ** (len(self.multipliers) - 1)
         if height % factor or width % factor:
             raise ValueError(
@@ -136,7 +136,7 @@ class UNetConfig:
 def timestep_embedding(
     t_B: Int[ArrayLike, " B"], width: int, layout: TimeLayout, shift: int = 0
 ) -> Float[Array, "B D"]:
-    """Sinusoids of the noise level: frequencies ``10000^(-i / (width/2 - shift))``, i = 0 .. width/2 - 1.
+    """Return sinusoids of the noise level, with frequencies ``10000^(-i / (width/2 - shift))``, i = 0 .. width/2 - 1.
 
     >>> timestep_embedding(jnp.array([0]), 4, "cos_sin").tolist()
     [[1.0, 1.0, 0.0, 0.0]]
@@ -153,7 +153,7 @@ def timestep_embedding(
 class Conv(nn.Module):
     """A biased convolution with parameters ``kernel`` (h, w, C, D) and ``bias`` (D,).
 
-    ``upsampled`` repeats each pixel to 2x2 first.
+    With ``upsampled``, each pixel is first repeated to 2x2.
     """
 
     features: int
@@ -210,7 +210,10 @@ class GroupNorm(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """norm, swish, conv; plus the time; norm, swish, dropout, conv; plus the input (through 1x1 if widths differ)."""
+    """A residual block: norm, swish, conv; add the time embedding; norm, swish, dropout, conv; add the input.
+
+    If the widths differ, the input passes through a 1x1 convolution.
+    """
 
     features: int
     config: UNetConfig
@@ -236,7 +239,7 @@ class ResBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention over the pixels, scale ``head_channels ** -0.5``, with a residual connection."""
+    """Self-attention over the pixels with scale ``head_channels ** -0.5`` and a residual connection."""
 
     config: UNetConfig
 
@@ -256,11 +259,11 @@ class Attention(nn.Module):
 
 
 class UNet(nn.Module):
-    """Noise prediction of one member for a batch of noisy images.
+    """The noise predictor of one member, for a batch of noisy images.
 
-    ``__call__(x_BHWC, t_B, dropout_keys_B=None)``: images in model space ([-1, 1] plus noise), integer noise levels,
-    and one key an image when training with dropout (per-image keys keep the draw independent of how the batch is
-    sharded). Returns float32 noise of the images' shape.
+    ``__call__(x_BHWC, t_B, dropout_keys_B=None)`` takes images in model space ([-1, 1] plus noise), integer noise
+    levels and, when training with dropout, one key per image (so that the draws do not depend on how the batch is
+    sharded). It returns the predicted noise, float32, in the shape of the images.
 
     >>> net = UNet(UNetConfig(channels=4, multipliers=(1,), norm_groups=2))
     >>> x_BHWC, t_B = jnp.zeros((2, 8, 8, 1)), jnp.array([0, 999])

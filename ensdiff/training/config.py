@@ -1,4 +1,4 @@
-"""How to train: the settings, and which of them decide the parameters."""
+"""The settings of training, and which of them determine the trained parameters."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -11,25 +11,25 @@ from ensdiff.settings import check_fields
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """How to train.
+    """Settings of training.
 
     Args:
-        steps: optimiser steps.
-        batch_size: images a member a step.
-        learning_rate: peak rate of Adam.
+        steps: number of optimiser steps.
+        batch_size: images per member and step.
+        learning_rate: peak learning rate of Adam.
         warmup: steps of linear warm-up from 0.
         decay: ``"constant"`` or ``"cosine"`` (to 0 at the last step).
-        clip: largest norm of one member's gradient; 0 is no clipping.
-        ema: decay of the exponential moving average of the parameters; 0 is none. The ensemble uses the average.
+        clip: largest norm of one member's gradient; 0 disables clipping.
+        ema: decay of the exponential moving average of the parameters, which the ensemble then uses; 0 disables it.
         flip: mirror images left to right at random.
-        seed: of the initial parameters, the batches, the noise and dropout.
+        seed: seed of the initial parameters, the batches, the noise and dropout.
         log_every: steps between lines of metrics.
         checkpoint_every: steps between checkpoints; the last step is always kept.
-        sample_every: steps between grids of samples; 0 is none.
-        keep: the newest checkpoints that are kept.
-        keep_every: checkpoints at multiples of so many steps are kept as well; 0 is none.
-        steps_per_call: steps that one call of the compiled program makes. More than 1 saves an accelerator the wait
-            for the host between steps; losses are then looked at once a call.
+        sample_every: steps between grids of samples; 0 writes none.
+        keep: number of newest checkpoints to keep.
+        keep_every: also keep checkpoints at multiples of this number of steps; 0 keeps none.
+        steps_per_call: steps per call of the compiled program. With more than 1, an accelerator need not wait for the
+            host between steps; losses are then checked once per call.
 
     >>> config = ensdiff.TrainConfig(steps=200, learning_rate=1e-3, decay="cosine")
     >>> config.steps, config.decay
@@ -71,7 +71,7 @@ class TrainConfig:
             raise ValueError(f"ema={self.ema}: expected a decay in [0, 1); 0 is none")
 
     def unreached(self) -> list[str]:
-        """Settings that ``steps`` ends before, a sentence each: `ensdiff.train` warns of them.
+        """Return one sentence for each setting that has no full effect within ``steps``; `ensdiff.train` warns of them.
 
         >>> TrainConfig(steps=50).unreached()
         ['warmup=100 is more than steps=50: the learning rate ends at 0.0001 and never reaches 0.0002; ...']
@@ -91,7 +91,7 @@ class TrainConfig:
         return found
 
     def steps_to_stop(self, done: int) -> int:
-        """Steps of the next call after ``done`` steps: up to the next checkpoint, grid of samples or end.
+        """Return the number of steps of the next call: at most up to the next checkpoint, grid of samples or the end.
 
         >>> TrainConfig(steps=50, checkpoint_every=20, steps_per_call=8).steps_to_stop(16)
         4
@@ -104,15 +104,15 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class StepSettings:
-    """What of a `TrainConfig` enters a compiled training step: configs that agree in it share one program.
+    """The part of a `TrainConfig` that a compiled training step depends on; configs that agree in it share one program.
 
     Args:
-        learning_rate: as in `TrainConfig`, as are the next four.
-        warmup: see there.
-        clip: see there.
-        ema: see there.
-        flip: see there.
-        decay_steps: the step at which a cosine reaches 0; None is a constant rate.
+        learning_rate: as in `TrainConfig`.
+        warmup: as in `TrainConfig`.
+        clip: as in `TrainConfig`.
+        ema: as in `TrainConfig`.
+        flip: as in `TrainConfig`.
+        decay_steps: the step at which cosine decay reaches 0; None for a constant rate.
 
     >>> one, other = TrainConfig(steps=200, seed=1), TrainConfig(steps=400, seed=2, log_every=5)
     >>> StepSettings.of(one) == StepSettings.of(other)
@@ -128,13 +128,13 @@ class StepSettings:
 
     @classmethod
     def of(cls, config: TrainConfig) -> "StepSettings":
-        """Those of a config."""
+        """Return the step settings of a config."""
         decay_steps = max(config.steps, config.warmup + 1) if config.decay == "cosine" else None
         return cls(config.learning_rate, config.warmup, config.clip, config.ema, config.flip, decay_steps)
 
 
 def decisive(train: Mapping[str, Any]) -> dict[str, Any]:
-    """Of the fields of a `TrainConfig`, those that decide the parameters at a step; the others may change in resuming.
+    """Return the fields of a `TrainConfig` that determine the parameters at a step. The rest may change on resuming.
 
     >>> sorted(decisive({"seed": 0, "keep": 3, "steps": 40, "decay": "constant"}))
     ['decay', 'seed']
@@ -146,5 +146,5 @@ def decisive(train: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def seed_of(config: TrainConfig) -> np.uint32:
-    """The seed as an argument of the compiled steps, so that one program serves all seeds."""
-    return np.uint32(config.seed % 2**32)  # as much of it as a JAX key takes
+    """Return the seed as an argument of the compiled steps, so that one program serves all seeds."""
+    return np.uint32(config.seed % 2**32)  # a JAX key uses these 32 bits

@@ -1,4 +1,4 @@
-"""Training: the loop around the compiled step, with checkpoints, metrics and progress."""
+"""The training loop around the compiled step, with checkpoints, metrics and progress."""
 
 import dataclasses
 import os
@@ -43,9 +43,9 @@ def make_batch(
     members: slice = slice(None),
     positions: slice = slice(None),
 ) -> Batch:
-    """Step ``step``'s batch of every member: images of its own split, and the mask looked up anew from the code.
+    """Return the batch of every member at ``step``: images of its own split, and the mask recomputed from the code.
 
-    ``members`` and ``positions`` in their batches are all, or those whose images this process needs.
+    ``members`` and ``positions`` (in the batches) restrict the result to the images that this process needs.
     """
     index_KB = batch_indices(splits, config.seed, step, config.batch_size, members)[:, positions]
     return Batch(data.images[index_KB], splits.mask(index_KB, members))
@@ -54,9 +54,10 @@ def make_batch(
 def stepper(
     data: Dataset, splits: Splits, model: UNetConfig, schedule: Schedule, config: TrainConfig, mesh: Mesh
 ) -> Callable[[TrainState, int, int], tuple[TrainState, StepMetrics]]:
-    """``(state, step, count) -> (state, metrics)``: ``count`` steps from ``step`` on, at most ``steps_per_call``.
+    """Return a function ``(state, step, count) -> (state, metrics)`` that makes ``count`` steps, starting at ``step``.
 
-    The state is donated; the metrics have a leading axis of steps. Every process places its own part of the batches.
+    ``count`` is at most ``steps_per_call``. The state is donated; the metrics have a leading axis of steps. Every
+    process places its own part of the batches.
     """
     shape_KB = splits.code.members, config.batch_size
     mine = hosts.local_block(mesh, P("member", "data"), shape_KB)
@@ -81,7 +82,7 @@ def stepper(
             placed = assemble(stacked, P(None, "member", "data"), (per_call, *shape_KB))
             state, metrics = steps_fn(state, placed, np.int32(step), np.int32(count), seed)
             metrics_S = jax.tree.map(lambda a: a[:count], hosts.local(metrics))
-        if mesh.shape["data"] > 1:  # then the step holds a collective
+        if mesh.shape["data"] > 1:  # then the step contains a collective
             pace(metrics_S, mesh)
         return state, metrics_S
 
@@ -107,34 +108,35 @@ def train(
 
     Args:
         data: the images and their units.
-        code: the code; ``code.units`` must equal ``data.units``, and where both have names, they must agree in order.
+        code: the code; ``code.units`` must equal ``data.units``. If both have names, these must agree in order.
         model: the U-Net; by default a small one for the data's channels.
-        config: how to train; single fields can be given as keyword arguments instead (``steps=200``).
+        config: the settings; single fields can also be given as keyword arguments (``steps=200``).
         schedule: the noise schedule.
-        run_dir: where to write checkpoints, metrics and sample grids; None writes nothing.
+        run_dir: folder for checkpoints, metrics and sample grids; None writes nothing.
         resume: continue from the newest good checkpoint in ``run_dir``. Without it, a folder with checkpoints is
             refused.
         progress: show a progress bar.
-        mesh: the devices, a ('member', 'data') mesh; by default all.
-        on_open: called (on every process) once the run directory is open and, when resuming, found to be the same run.
-        stop: asked after every step, on every process, with the number of steps done; where it says yes (on all
+        mesh: the devices, as a ('member', 'data') mesh; by default all.
+        on_open: called on every process when the run directory is open and, on resuming, known to be of the same run.
+        stop: called on every process after every step with the number of steps done. When it returns True (on all
             processes at the same step), a checkpoint is written and training ends with `Preempted`.
-            `ensdiff.training.preemption.on_signals` gives one.
+            `ensdiff.training.preemption.on_signals` yields such a function.
         **options: fields of `TrainConfig`.
 
     Returns:
-        The trained `Ensemble` (its moving average, where ``ema`` is on).
+        The trained `Ensemble`, with the moving average of the parameters if ``ema`` is not 0.
 
     Raises:
-        ValueError: settings that do not fit together.
-        DivergedError: a loss or gradient was not finite; names the member and the step. The newest checkpoint is good.
-        DamagedError: there are checkpoints to resume from, and none is what was written.
-        FolderInUseError: another run writes into ``run_dir``.
-        OSError: ``run_dir`` cannot be written to: says why, and which checkpoint is kept.
-        Preempted: ``stop`` said so.
+        ValueError: settings do not fit together.
+        DivergedError: a loss or gradient was not finite. The message names the member and the step. The newest
+            checkpoint is still good.
+        DamagedError: there are checkpoints to resume from, but all of them are damaged.
+        FolderInUseError: another run is writing into ``run_dir``.
+        OSError: ``run_dir`` cannot be written to. The message gives the reason and the checkpoint that is kept.
+        Preempted: ``stop`` returned True.
 
     Warns:
-        UserWarning: ``steps`` ends before a setting has any effect, see `TrainConfig.unreached`.
+        UserWarning: training ends before a setting has its full effect, see `TrainConfig.unreached`.
 
     >>> small = ensdiff.UNetConfig(channels=4, multipliers=(1,), norm_groups=2)
     >>> ensdiff.train(data, code, small, steps=2, batch_size=2, run_dir="runs/mine", progress=False)
@@ -156,9 +158,11 @@ def train(
     schedule = Schedule() if schedule is None else schedule
     mesh = make_mesh(code.members, config.batch_size) if mesh is None else mesh
     if config.batch_size % mesh.shape["data"]:
-        raise ValueError(f"batch_size={config.batch_size} does not divide over {mesh.shape['data']} data shards")
+        raise ValueError(
+            f"batch_size={config.batch_size} cannot be split over {mesh.shape['data']} data shards: give a multiple"
+        )
 
-    data.check_present("training", "give data that have them, or data.subset of the others")
+    data.check_present("training", "give data with these items, or a data.subset of the other items")
     splits = Splits.build(data, code, hosts.local_members(mesh, code.members))
     state = init_state(model, data.shape, code.members, config, mesh)
     digest = hosts.decide(data.digest)  # only process 0 reads all the data
@@ -187,21 +191,23 @@ def train(
                     run.save(done, state, watch.unlogged())
                 if stopping:
                     run.wait()
-                    kept = "nothing is kept" if run_dir is None else f"{run_dir} has it; set resume to go on"
-                    raise Preempted(f"asked to stop, at step {done} of {config.steps}: {kept}")
+                    kept = "without run_dir, nothing is saved"
+                    if run_dir is not None:
+                        kept = f"{run_dir} has the checkpoint; set resume to continue"
+                    raise Preempted(f"asked to stop at step {done} of {config.steps}: {kept}")
                 if config.sample_every and done % config.sample_every == 0:
                     run.write_file(f"samples/step_{done:07d}.png", sample_grid(ensemble(state)))
     return ensemble(state)
 
 
 def sample_grid(params: Ensemble, n: int = 36) -> bytes:
-    """A PNG of n samples (on every process), from the same noise whatever the parameters."""
+    """Return a PNG of n samples (on every process), always from the same noise."""
     images = sample(params, 0, n, steps=min(50, params.schedule.timesteps), sampler="ddim").images
     return to_png(grid(np.asarray(images)), scale=4)
 
 
 class _Watch:
-    """Reads losses one call late (so that the device is never waited for), checks, logs and shows them."""
+    """Checks, logs and shows losses. It reads them one call late, so that the host never waits for the device."""
 
     def __init__(
         self, run: RunDirectory, config: TrainConfig, start: int, progress: bool, unlogged: dict[str, Any] | None
@@ -231,7 +237,7 @@ class _Watch:
             self.check(step, loss_K, norm_K)
 
     def unlogged(self) -> dict[str, Any] | None:
-        """The steps since the last logged one: how many, and the sums of their losses. None for no step."""
+        """Return the number of steps since the last logged one and the sums of their losses; None if there are none."""
         return {"steps": self.steps, "loss_K": self.loss_K.tolist()} if self.steps else None
 
     def check(self, step: int, loss_K: np.ndarray, norm_K: np.ndarray) -> None:

@@ -28,7 +28,7 @@ class Preempted(RuntimeError):
     ...     )
     ... except ensdiff.Preempted as stopped:
     ...     print(stopped)
-    asked to stop, at step 2 of 4: runs/mine has it; set resume to go on
+    asked to stop at step 2 of 4: runs/mine has the checkpoint; set resume to continue
     """
 
 

@@ -1,9 +1,9 @@
 """One training step of all members, compiled.
 
 Each member minimises the simple loss of Ho et al. 2020, ``E |eps - eps_k(x_t, t)|^2`` (mean over pixels), over its own
-split. Nothing is shared: batches, noise, clip, optimiser and average of a member are functions of its own split, its
-number and the step (`step_keys`, `data.splits`). That is what makes an ablation exact: a member that did not see a
-unit has bit for bit the parameters it would have without the unit.
+split. Nothing is shared: a member's batches, noise, clipping, optimiser and average are functions of its own split, its
+number and the step (`step_keys`, `data.splits`). This makes an ablation exact: a member that did not see a unit has,
+bit for bit, the parameters that it would have without the unit.
 """
 
 import functools
@@ -30,10 +30,10 @@ from ensdiff.typing import Array, ArrayLike, Params
 
 
 class TrainState(NamedTuple):
-    """What a checkpoint holds. Every array has a leading member axis; ``ema`` is None without averaging.
+    """The training state, which a checkpoint holds. Every array has a leading member axis.
 
-    ``params`` and ``ema`` are named trees, and the moments of Adam one vector per member each, see
-    `ensdiff.ensemble.flat`.
+    ``params`` and ``ema`` are named trees; ``ema`` is None without averaging. Each moment of Adam is one vector per
+    member, see `ensdiff.ensemble.flat`.
     """
 
     params: Params
@@ -42,21 +42,21 @@ class TrainState(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """One step's images and the mask that repeats, from the code alone, which of them may teach their member."""
+    """One step's images, and a mask, computed from the code alone, of those that their member may train on."""
 
     images_KBHWC: UInt8[ArrayLike, "K B H W C"]
     mask_KB: Float[ArrayLike, "K B"]
 
 
 class StepMetrics(NamedTuple):
-    """Loss (mean over pixels and batch) and norm of the gradient before clipping, of each member."""
+    """Each member's loss (mean over pixels and batch) and norm of its gradient before clipping."""
 
     loss_K: Float[Array, " K"]
     grad_norm_K: Float[Array, " K"]
 
 
 def optimizer(settings: StepSettings) -> optax.GradientTransformation:
-    """Adam with warm-up and a clip, for *one* member, over the vector of its parameters."""
+    """Return Adam with warm-up and clipping for *one* member, over the vector of its parameters."""
     peak, warmup = settings.learning_rate, settings.warmup
     if settings.decay_steps is not None:
         rate = optax.warmup_cosine_decay_schedule(0.0, peak, warmup, settings.decay_steps)
@@ -69,7 +69,7 @@ def optimizer(settings: StepSettings) -> optax.GradientTransformation:
 def init_state(
     model: UNetConfig, image_shape: tuple[int, int, int], members: int, config: TrainConfig, mesh: Mesh | None = None
 ) -> TrainState:
-    """Initial parameters, optimiser state and average of all members; on a mesh, computed where they stay."""
+    """Return initial parameters, optimiser state and average of all members; every device computes its own members."""
     params = init_params(model, image_shape, members, jax.random.fold_in(jax.random.key(config.seed), 0), mesh)
     opt_state = _init_optimizer(StepSettings.of(config), mesh)(params)
     return TrainState(params, opt_state, jax.tree.map(jnp.copy, params) if config.ema else None)
@@ -82,7 +82,7 @@ def _init_optimizer(settings: StepSettings, mesh: Mesh | None) -> Callable[[Para
 
 
 def step_keys(seed: Array | np.integer, step: Array, member: Array, position: Array) -> Array:
-    """The key of one image in one member's batch: a function of nothing else, so of no other member."""
+    """Return the key of one image in one member's batch. It depends on the arguments alone, so on no other member."""
     key = jax.random.fold_in(jax.random.key(seed), 1)
     return jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, member), step), position)
 
@@ -90,7 +90,7 @@ def step_keys(seed: Array | np.integer, step: Array, member: Array, position: Ar
 def member_loss(
     model: UNetConfig, schedule: Schedule, value_range, flip: bool, params, images_BHWC, mask_B, keys_B
 ) -> Float[Array, ""]:
-    """Sum over the batch of one member's masked loss, mean over pixels."""
+    """Return the sum over the batch of one member's masked loss (mean over pixels)."""
 
     def draw(key):
         level, noise, dropout, mirror = jax.random.split(key, 4)
@@ -109,7 +109,7 @@ def member_loss(
 def member_update(
     settings: StepSettings, state: TrainState, gradient_P: Array, step: Array
 ) -> tuple[TrainState, Float[Array, ""]]:
-    """One member's optimiser step and average; returns the norm of its gradient too."""
+    """Make one member's optimiser step and update its average. Returns the new state and the norm of the gradient."""
     with jax.numpy_dtype_promotion("standard"):  # optax raises a float to the power of an integer count
         update_P, opt_state = optimizer(settings).update(gradient_P, state.opt_state)
     params = optax.apply_updates(state.params, unravel(update_P, state.params))
@@ -129,7 +129,7 @@ def _member_step(
     value_range,
     update: Callable,
 ) -> Callable:
-    """One member's step on one device: loss, gradient, sum over the data shards, optimiser."""
+    """Return one member's step on one device: loss, gradient, sum over the data shards, optimiser."""
     shards = mesh.shape["data"]
 
     def member_step(state, member, images_BHWC, mask_B, step, seed):
@@ -163,13 +163,13 @@ def make_train_step(
     value_range: tuple[float, float] = (-1.0, 1.0),
     update: Callable = member_update,
 ) -> Callable[..., tuple[TrainState, StepMetrics]]:
-    """The compiled step of the whole ensemble: ``(state, batch, step, seed) -> (state, metrics)``.
+    """Return the compiled step of the whole ensemble: ``(state, batch, step, seed) -> (state, metrics)``.
 
     The state is donated; ``step`` and ``seed`` (`seed_of` the config) are integers. Configs with the same
     `StepSettings` get the same function.
 
-    Each device works on its own members (and on its share of their batches, where there is a data axis: then the
-    gradients are summed over it; over a pure member mesh there is no collective).
+    Each device computes its own members, on its share of their batches. Gradients are summed over the data axis; if
+    that axis has size 1, there is no collective.
     """
     return _train_step(model, schedule, StepSettings.of(config), mesh, value_range, update)
 
@@ -205,10 +205,10 @@ def make_train_steps(
     mesh: Mesh | AbstractMesh,
     value_range: tuple[float, float] = (-1.0, 1.0),
 ) -> Callable[..., tuple[TrainState, StepMetrics]]:
-    """``config.steps_per_call`` steps in one program: ``(state, batches, step, count, seed) -> (state, metrics)``.
+    """Return a program for up to ``steps_per_call`` steps: ``(state, batches, step, count, seed) -> (state, metrics)``.
 
-    Batches and metrics have a leading axis of ``steps_per_call`` steps; only the first ``count`` of them are made, so
-    that the program is the same, and gives the same bits, whatever the number.
+    Batches and metrics have a leading axis of ``config.steps_per_call`` steps, of which only the first ``count`` are
+    made. So one program, with the same bits, serves every count.
     """
     return _train_steps(model, schedule, StepSettings.of(config), mesh, value_range)
 

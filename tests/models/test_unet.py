@@ -139,7 +139,7 @@ def test_attention_in_float64(rng, order):
 
 @pytest.mark.parametrize(("options", "message"), [
     (dict(norm_groups=5), "norm_groups must divide 32"),
-    (dict(multipliers=()), "one multiplier a level"),
+    (dict(multipliers=()), "one multiplier per level"),
     (dict(attention_levels=(2,)), r"levels are 0 \.\. 1"),
     (dict(head_channels=7), "head_channels=7"),
     (dict(dropout=1.0), "rate in"),

@@ -743,7 +743,7 @@ def test_a_signal_saves_and_stops(whole, tmp_path, number):
                 os.kill(os.getpid(), number)
             return asked(done)
 
-        with pytest.raises(ensdiff.Preempted, match=r"at step 3 of 4: .*run has it; set resume to go on"):
+        with pytest.raises(ensdiff.Preempted, match=r"step 3 of 4: .*run has the checkpoint; set resume to continue"):
             train(tmp_path / "run", stop=stop)
     assert signal.getsignal(number) == before
     assert checkpoints.steps_of(tmp_path / "run") == [2, 3]

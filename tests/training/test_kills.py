@@ -126,7 +126,8 @@ def test_a_signal_saves_and_exits_with_the_stated_code(tmp_path, trainer, argume
     assert code == EXIT_CODE == 75, trainer.said()
     text = trainer.log.read_text()
     step = steps_of(folder)[-1]
-    assert f"stopped: asked to stop, at step {step} of {ENDLESS}: {folder} has it; set resume to go on" in text
+    told = f"asked to stop at step {step} of {ENDLESS}: {folder} has the checkpoint; set resume to continue"
+    assert f"stopped: {told}" in text
     assert "Traceback" not in text
     assert "error:" not in text
     assert step >= reached
