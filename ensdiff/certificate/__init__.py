@@ -1,4 +1,4 @@
-"""Deletion certificates, and runs without the members that saw some units."""
+"""Deletion certificates, and copies of runs without the members that saw certain units."""
 
 from ensdiff.certificate.certificate import LIMITS, Certificate, Verification, certify
 from ensdiff.certificate.forget import forget

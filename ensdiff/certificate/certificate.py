@@ -1,4 +1,4 @@
-"""The deletion certificate: which members of a run never drew some units, and how anyone can check it."""
+"""The deletion certificate: which members of a run never drew certain units, and how anyone can check that."""
 
 import dataclasses
 import hashlib
@@ -22,14 +22,14 @@ from ensdiff.files.writing import write_atomically
 __all__ = ["LIMITS", "NAME", "Certificate", "Verification", "certify"]
 
 FORMAT = 2
-"""Of a certificate. One of format 1 says less, and must be made again."""
+"""Format number of certificates. Format 1 covers less, so such a certificate must be reissued."""
 
 
 class Verification(NamedTuple):
-    """What `Certificate.verify` found.
+    """The result of `Certificate.verify`.
 
     Args:
-        failures: a line for each difference; none where the certificate holds.
+        failures: one line per difference; empty if the certificate holds.
         checked: what was checked, in words.
 
     >>> found = ensdiff.certify("runs/tiny", units=[3]).verify("runs/tiny")
@@ -48,10 +48,10 @@ class Verification(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Certificate:
-    """A certificate; made by `certify`, or `load`.
+    """A deletion certificate, made by `certify` or `load`.
 
     Args:
-        values: its content, JSON-able.
+        values: its content as JSON-able values.
 
     >>> certificate = ensdiff.certify("runs/tiny", units=[3])
     >>> certificate.units, len(certificate.survivors)
@@ -68,35 +68,35 @@ class Certificate:
         """The units that no survivor drew.
 
         Raises:
-            ValueError: a forged certificate lists something else.
+            ValueError: the certificate is forged and lists something else.
         """
         return tuple(_unit_ids(self.values.get("units")))
 
     @property
     def survivors(self) -> tuple[int, ...]:
-        """The members that drew none of them, by the numbers they were trained under."""
+        """The members that drew none of the units, by their numbers in training."""
         return tuple(self.values["members"]["survivors"])
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all other fields: what to keep elsewhere, or to sign."""
+        """SHA-256 of all other fields. This is the value to store elsewhere or to sign."""
         return self.values["digest"]
 
     def __repr__(self) -> str:
         return printable(f"Certificate({self.values.get('claim', 'no claim')} digest {self.values.get('digest')})")
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write it as JSON."""
+        """Write the certificate as JSON."""
         write_atomically(path, json.dumps(self.values, indent=1) + "\n")
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Certificate":
-        """What `save` wrote; nothing of it is believed before `verify`.
+        """Load a certificate that `save` wrote. Its content is not trusted until `verify` has checked it.
 
         Raises:
-            FileNotFoundError: no such file.
-            ValueError: not a certificate, or one of another version; not JSON that every reader understands in the
-                same way (see `ensdiff.files.reading.parse_json`).
+            FileNotFoundError: the file does not exist.
+            ValueError: the file is not a certificate, has another format, or is not JSON that every parser reads in
+                the same way (see `ensdiff.files.reading.parse_json`).
         """
         values = read_json(path, finite=True)
         if not isinstance(values, dict) or values.get("kind") != KIND:
@@ -112,17 +112,18 @@ class Certificate:
         return cls(values)
 
     def verify(self, run: str | os.PathLike, *, data: Dataset | None = None, replay: int = 0) -> Verification:
-        """Check everything that the certificate says against a run.
+        """Check every statement of the certificate against a run.
 
-        Every section is recomputed from the run and compared, so that a change of any byte of the certified files
-        or of the certificate is found. Every checkpoint is read, and compared with its own checksums. The survivors'
-        index streams are recomputed over all steps, and looked through for the units.
+        Every section is recomputed from the run and compared, so that a change of any byte of the certified files or
+        of the certificate is detected. Every checkpoint is read and compared with its own checksums. The survivors'
+        index streams are recomputed over all steps and searched for the units.
 
         Args:
             run: the run directory.
-            data: the training data. All items of units that survivors saw must be among them, and items must be in one
-                unit of the data where they are in one unit of the manifest, whatever the unit's number and name.
-            replay: train up to so many of the last steps anew (needs ``data``) and compare bit for bit; 0 trains none.
+            data: the training data. They must hold all items of units that survivors saw. Items of one unit of the
+                manifest must also form one unit of the data, whatever its number and name.
+            replay: retrain at most this many of the last steps (needs ``data``) and compare the results bit for bit; 0
+                retrains none.
 
         Returns:
             All failures, not only the first, as text that is safe to print whatever the files hold.
@@ -150,7 +151,7 @@ class Certificate:
         return Verification(tuple(dict.fromkeys(map(printable, failures))), tuple(checked))
 
     def _compare(self, sections: Mapping[str, Any]) -> list[str]:
-        """What differs from the sections of a run."""
+        """Return a line for each difference from the sections of a run."""
         failures = []
         for name, value in sections.items():
             if name == "files":
@@ -162,14 +163,14 @@ class Certificate:
         return failures
 
     def _verify_streams(self, facts: Facts, checked: list[str]) -> list[str]:
-        """Draws of the units by survivors, or by members that the certificate calls so."""
+        """Return draws of the units by survivors, or by members that the certificate lists as survivors."""
         failures = [f"streams: {line}" for line in (*facts.streams.violations, *self._claimed(facts))]
         draws = facts.run.last * facts.run.config.batch_size * len(facts.survivors)
         checked.append(f"{draws:,} draws of {len(facts.survivors)} members, none of them of units {facts.units}")
         return failures
 
     def _claimed(self, facts: Facts) -> list[str]:
-        """Draws of the units by members that the certificate, wrongly, calls survivors."""
+        """Return draws of the units by members that the certificate wrongly lists as survivors."""
         members = self.values.get("members")
         claimed = members.get("survivors") if isinstance(members, dict) else None
         entries = claimed if isinstance(claimed, list) else []
@@ -178,12 +179,12 @@ class Certificate:
 
 
 class _Found(NamedTuple):
-    """What a certificate of some units says about a run, recomputed, and what stands in the way of one.
+    """The recomputed content of a certificate for a run and some units.
 
     Args:
-        facts: None where the run cannot be opened.
-        sections: those that could be computed.
-        failures: a line for each that could not.
+        facts: the run and the units; None if the run cannot be opened.
+        sections: the sections that could be computed.
+        failures: one line per section that could not be computed.
     """
 
     facts: Facts | None
@@ -192,14 +193,14 @@ class _Found(NamedTuple):
 
 
 def _examine(path: pathlib.Path, units: tuple[int, ...]) -> _Found:
-    """Recompute all sections; what raises in one is a failure, and the others go on.
+    """Recompute all sections. An error in one section becomes a failure, and the remaining sections are still computed.
 
-    The streams are those of as many steps as the newest checkpoint's number says. They are computed only where all
-    checkpoints were found to be the run's, and to be of their steps: an empty folder can have any number.
+    The number of the newest checkpoint gives the number of steps of the streams. The streams are computed only if all
+    checkpoints belong to the run and to their steps, because an empty folder can have any number as its name.
     """
     files = find_files(path)
     sections: dict[str, Any] = {"files": hashes(path, files)}
-    if files.odd:  # nothing is read through a link, or from a pipe that may never end
+    if files.odd:  # never read through a link, or from a pipe that may not end
         return _Found(None, sections, odd_files(files))
     try:
         facts = Facts(Run.open(path), files, units)
@@ -217,11 +218,11 @@ def _examine(path: pathlib.Path, units: tuple[int, ...]) -> _Found:
 
 
 def _verify_data(facts: Facts, data: Dataset | None, replay: int, checked: list[str]) -> list[str]:
-    """Compare the data with the manifest, and train the last steps again on them."""
+    """Compare the data with the manifest, and retrain the last steps on them."""
     if replay < 0:
         raise ValueError(f"replay={replay}: expected a number of steps, 0 for none")
     if data is None:
-        return ["replay: it needs the training data, give data="] if replay else []
+        return ["replay: it needs the training data, pass data="] if replay else []
     manifest = facts.run.manifest
     unseen = np.flatnonzero(~facts.run.code.matrix()[:, facts.survivors].any(1)).tolist()
     found = data.places(manifest, absent=unseen)
@@ -236,20 +237,20 @@ def _verify_data(facts: Facts, data: Dataset | None, replay: int, checked: list[
 
 
 def certify(run: str | os.PathLike, units: Collection[int]) -> Certificate:
-    """Certify that the members of a run that never saw some units did not: see `Certificate.verify`.
+    """Certify which members of a run never saw certain units (see `Certificate.verify`).
 
-    The members that did see them are still in the run; `ensdiff.forget` writes a run without them. That the run holds
-    no other member is certified only where nothing lies in its directory but what training and forgetting write;
-    otherwise the claim lists the files that were not examined.
+    The members that did see the units are still in the run; `ensdiff.forget` writes a run without them. The certificate
+    states that the run holds no other member only if its directory holds nothing except what training and forgetting
+    write. Otherwise the claim lists the files that were not examined.
 
     Args:
         run: the directory of a finished run that `ensdiff.train` wrote.
         units: the ids of the units.
 
     Raises:
-        FileNotFoundError: no such run, or files that a certificate needs are missing.
-        ValueError: unknown units, a damaged run, a checkpoint that is not the held members' state at its step, a link
-            in the place of a file, or a survivor that did draw one of the units.
+        FileNotFoundError: the run does not exist, or files that a certificate needs are missing.
+        ValueError: the units are unknown, the run is damaged, a checkpoint is not the state of the run's members at its
+            step, a file is a link, or a survivor did draw one of the units.
         NoSurvivorError: every member saw some of the units.
 
     >>> ensdiff.certify("runs/tiny", units=[3, 7]).units
@@ -268,14 +269,14 @@ def certify(run: str | os.PathLike, units: Collection[int]) -> Certificate:
 
 
 def _given(units: Any) -> list[int]:
-    """Unit ids from an argument: one id or a collection of them."""
+    """Return the unit ids in an argument, which is one id or a collection of ids."""
     if isinstance(units, str):
         raise ValueError(f"units={units!r}: expected unit ids, such as [3, 7]")
     return list(units) if isinstance(units, Collection) else [units]
 
 
 def _unit_ids(entries: Any) -> list[int]:
-    """The ids in the section ``units`` of a certificate that may be forged."""
+    """Return the ids in the section ``units`` of a certificate, which may be forged."""
     if not isinstance(entries, list) or not all(
         isinstance(entry, dict) and type(entry.get("id")) is int for entry in entries
     ):
@@ -298,12 +299,12 @@ def _compare_files(certified: Any, found: dict[str, str]) -> list[str]:
         elif name not in certified:
             out.append(f"{name}: the file is not one that was certified")
         elif certified[name] != found[name]:
-            out.append(f"{name}: the file is another than the certified one (SHA-256 {found[name]})")
+            out.append(f"{name}: the file differs from the certified one (SHA-256 {found[name]})")
     return out
 
 
 def _compare_others(certified: Any, found: list[str]) -> list[str]:
-    """What lies in a run that holds no other member by its certificate."""
+    """Compare the files beside a run with those that its certificate lists."""
     if not isinstance(certified, list):
         return ["others: not a list of files"]
     new = [

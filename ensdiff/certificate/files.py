@@ -1,4 +1,4 @@
-"""The files of a run: which are certified, and what else lies in its directory."""
+"""The files of a run: which of them are certified, and what else its directory holds."""
 
 import itertools
 import json
@@ -15,9 +15,9 @@ from ensdiff.files.checksums import file_sum, read_lines, seal_line
 from ensdiff.files.reading import read_json, whole_number
 
 FILES = ("run.json", "config.json", MANIFEST, "environment.jsonl")
-"""What is certified beside the checkpoints; ``config.json`` is there when experiments.train wrote the run."""
+"""Files that are certified besides the checkpoints. ``config.json`` exists if experiments.train wrote the run."""
 NAME = "certificate.json"
-"""Where a run's certificate is, unless told otherwise."""
+"""Default name of a run's certificate."""
 KIND = "ensdiff deletion certificate"
 CHECKPOINT = re.compile(
     r"_CHECKPOINT_METADATA|commit_success\.txt|state/"
@@ -25,18 +25,18 @@ CHECKPOINT = re.compile(
     r"|(ocdbt\.process_\d+/)?(manifest\.ocdbt|d/[0-9a-f]{32}))",
     re.ASCII,
 )
-"""Files in the folder of a checkpoint: Orbax's description, and one tree of arrays that is called ``state``."""
+"""Files in the folder of a checkpoint: Orbax's description, and one tree of arrays named ``state``."""
 _LOCK_BYTES = 300
-"""Of the file ``.lock``: a process and the name of a host."""
+"""Maximum size of the file ``.lock``, which holds a process id and a host name."""
 
 
 class Files(NamedTuple):
-    """What lies in a run directory, by name relative to it.
+    """The content of a run directory, as names relative to it.
 
     Args:
-        certified: plain files that are part of the run: `FILES`, and all in the folders of checkpoints.
-        odd: links, pipes and the like in the places of such files.
-        others: everything else, and files that no checkpoint has; folders without files do not count.
+        certified: regular files that are part of the run: `FILES`, and all files in the folders of checkpoints.
+        odd: links, pipes and similar in place of such files.
+        others: everything else, including files that do not belong in a checkpoint. Folders without files are ignored.
     """
 
     certified: tuple[str, ...]
@@ -45,7 +45,7 @@ class Files(NamedTuple):
 
 
 def find_files(path: pathlib.Path) -> Files:
-    """Look through a run directory, which may be missing; nothing is opened and no link is followed.
+    """List the files of a run directory, which may not exist. No file is opened and no link is followed.
 
     Raises:
         OSError: a folder in it cannot be read.
@@ -68,7 +68,7 @@ def find_files(path: pathlib.Path) -> Files:
 
 
 def _entries(path: pathlib.Path) -> Iterator[tuple[str, bool]]:
-    """The name of everything below a folder but folders, and whether it is a plain file."""
+    """Yield the name of everything below a folder except folders, and whether it is a regular file."""
 
     def fail(error: OSError) -> None:
         raise error
@@ -82,10 +82,10 @@ def _entries(path: pathlib.Path) -> Iterator[tuple[str, bool]]:
 
 
 def check_files(path: pathlib.Path) -> Files:
-    """`find_files`, where all certified files are plain ones.
+    """Return `find_files` after checking that all certified files are regular files.
 
     Raises:
-        ValueError: some are links, pipes or the like; names them.
+        ValueError: some are links, pipes or similar. The message names them.
     """
     files = find_files(path)
     if files.odd:
@@ -94,7 +94,7 @@ def check_files(path: pathlib.Path) -> Files:
 
 
 def odd_files(files: Files) -> list[str]:
-    """A line for each certified file that is no plain one."""
+    """Return one line per certified file that is not a regular file."""
     return [
         f"{name}: a link or a special file, which may lead out of the run; put a plain file or folder in its place"
         for name in files.odd
@@ -102,21 +102,21 @@ def odd_files(files: Files) -> list[str]:
 
 
 def hashes(path: pathlib.Path, files: Files) -> dict[str, str]:
-    """SHA-256 of each certified file."""
+    """Return the SHA-256 of each certified file."""
     return {name: file_sum(path / name) for name in files.certified}
 
 
 def strangers(path: pathlib.Path, files: Files, members: int, last: int, fields: Collection[str]) -> list[str]:
-    """Of the other files, those that may hold anything, such as members that the run says it does not hold.
+    """Return the other files whose content is unknown, and which may therefore hold further members.
 
-    Known are the run's lock, a certificate, and metrics.
+    The known files are the run's lock, a certificate and the metrics.
 
     Args:
         path: the run directory.
-        files: what lies in it.
-        members: number of members that the metrics are of.
-        last: the last step that they may be of.
-        fields: that a certificate may have.
+        files: its content.
+        members: number of members in the metrics.
+        last: the last step that the metrics may hold.
+        fields: the fields that a certificate may have.
     """
     known = {
         ".lock": lambda file: file.stat().st_size <= _LOCK_BYTES,
@@ -140,13 +140,13 @@ def _is_certificate(file: pathlib.Path, fields: Collection[str]) -> bool:
 
 
 _LOGGED = {"step", "time", "loss_K", "grad_norm_K"}
-"""Fields of a line of the metrics."""
+"""Fields of one line of the metrics."""
 
 
 def _is_log(file: pathlib.Path, members: int, last: int) -> bool:
-    """Whether a file is the metrics of that many members up to a step, and nothing but them.
+    """Return whether a file holds only metrics, of ``members`` members and of steps up to ``last``.
 
-    It must be what training writes, to the character: a number may not have more digits than it needs.
+    It must be exactly what training writes, character for character, so that extra digits cannot hide anything.
     """
     lines = [values for values in read_lines(file) if values is not None and _is_logged(values, members)]
     steps = [0, *(values["step"] for values in lines)]

@@ -1,4 +1,4 @@
-"""A smaller run, without the members that saw some units."""
+"""Forgetting units: writing a smaller run without the members that saw them."""
 
 import json
 import os
@@ -20,26 +20,26 @@ from ensdiff.runs.logs import METRICS, read_metrics, write_lines
 
 
 def forget(run: str | os.PathLike, units: Collection[int], out: str | os.PathLike) -> Certificate:
-    """Write a run without the members that saw the units: nothing of them is in it, and the run is left as it is.
+    """Write a new run without the members that saw the units, and leave the old run unchanged.
 
-    The new run loads, samples and attributes like any other. It keeps the numbers that its members were trained under,
-    and the code over all members, so that their training can still be checked and replayed. Its own code is that code
-    without the columns of the members that are gone; units keep their ids. Sample grids, reports and TensorBoard files
-    are not taken over, because all members made them, and neither is the working directory of the training, because the
-    new run may be published. Send the output of other programs elsewhere (``--out=``): what they leave in the new run
-    may hold members as far as its certificate can tell, and does not pass `Certificate.verify`.
+    The new run loads, samples and attributes like any other. It keeps its members' numbers from training and the code
+    over all members, so that their training can still be checked and replayed. Its own code is that code without the
+    columns of the removed members; units keep their ids. Sample grids, reports and TensorBoard files are not copied,
+    because all members contributed to them. The working directory of the training is not copied either, because the
+    new run may be published. Send the output of other programs elsewhere (``--out=``): the certificate cannot tell
+    whether files that they leave in the new run hold members, so such files make `Certificate.verify` fail.
 
     Args:
-        run: a run that `ensdiff.train` wrote, or one that has forgotten units already.
-        units: the ids of the units, forgotten together.
-        out: a new directory; it appears only when it is whole.
+        run: a run that `ensdiff.train` wrote, or one that has already forgotten units.
+        units: the ids of the units to forget together.
+        out: a new directory; it appears only when it is complete.
 
     Returns:
-        The certificate of all units that were forgotten, which is in the new run too, as ``certificate.json``.
+        The certificate for all units that were forgotten, which the new run also holds as ``certificate.json``.
 
     Raises:
         FileExistsError: ``out`` exists and is not an empty folder.
-        ValueError: unknown units, or units that are forgotten already; a damaged run.
+        ValueError: the units are unknown or already forgotten, or the run is damaged.
         NoSurvivorError: every member saw some of the units.
 
     >>> certificate = ensdiff.forget("runs/tiny", [3], "runs/without_3")
@@ -51,7 +51,7 @@ def forget(run: str | os.PathLike, units: Collection[int], out: str | os.PathLik
     files = check_files(pathlib.Path(run))
     old, out = Run.open(run), pathlib.Path(out)
     if jax.process_count() > 1:
-        raise ValueError("forgetting is one process's work: run it in one")
+        raise ValueError("forgetting runs in a single process: start it in one process only")
     wanted = _given(units)
     again = sorted({int(i) for i in wanted} & set(old.forgotten)) if all(isinstance(i, int) for i in wanted) else []
     if again:

@@ -1,9 +1,9 @@
-"""Training the last steps of a run anew, and comparing bit for bit.
+"""Retraining the last steps of a run and comparing the result bit for bit.
 
-A member's parameters are a function of its own data, number and keys, but their *bits* are a function of the compiled
-program too. So the same program runs: all members that were trained, in the same places of a mesh of the same shape.
-Members that the run no longer holds, or that saw the units, are there as stand-ins with initial parameters; causal
-isolation is what makes them irrelevant.
+A member's parameters are a function of its own data, number and keys, but their *bits* also depend on the compiled
+program. The replay therefore runs the same program: all members that were trained, in the same positions of a mesh of
+the same shape. Placeholders with initial parameters replace members that the run no longer holds or that saw the
+units; causal isolation guarantees that they do not affect the others.
 """
 
 from collections.abc import Iterator
@@ -22,10 +22,10 @@ from ensdiff.training.step import TrainState, init_state
 
 
 def start_of_replay(run: Run, steps: int) -> int:
-    """The oldest checkpoint from which the newest is at most so many steps away; 0 is the initialisation.
+    """Return the oldest checkpoint at most ``steps`` steps before the newest. Step 0 is the initialisation.
 
     Raises:
-        ValueError: none is so near.
+        ValueError: no checkpoint is that near.
     """
     starts = [step for step in (0, *run.steps) if step < run.last]
     near = [step for step in starts if run.last - step <= steps]
@@ -38,16 +38,16 @@ def start_of_replay(run: Run, steps: int) -> int:
 
 
 def replay(run: Run, aligned: Dataset, members: list[int], steps: int) -> tuple[int, list[str]]:
-    """Train anew from an earlier checkpoint to the newest; what differs at each checkpoint on the way.
+    """Retrain from an earlier checkpoint to the newest, and compare the state at each checkpoint on the way.
 
     Args:
         run: the run.
         aligned: its training data, in the manifest's order.
-        members: that are compared, by their numbers.
-        steps: at most so many.
+        members: the numbers of the members to compare.
+        steps: the maximum number of steps to retrain.
 
     Returns:
-        The step it began at, and a line for each member and part of its state that differs.
+        The step at which the replay began, and one line per member and part of its state that differs.
 
     Raises:
         ValueError: no checkpoint is near enough, or there are too few devices.
@@ -77,14 +77,14 @@ def replay(run: Run, aligned: Dataset, members: list[int], steps: int) -> tuple[
 
 
 def _segments(run: Run, start: int) -> Iterator[tuple[int, int, dict[str, Any]]]:
-    """Steps from ``start`` to the newest checkpoint, by where they were trained."""
+    """Yield the steps from ``start`` to the newest checkpoint, split by where they were trained."""
     bounds = [place["step"] for place in run.environments[1:]] + [run.last]
     for place, end in zip(run.environments, bounds, strict=True):
         first, last = max(start, place["step"]), min(end, run.last)
         if first < last:
             if "unknown" in place:
                 raise ValueError(
-                    f"steps {first} to {last} cannot be trained again, because it is unknown where they were trained: "
+                    f"steps {first} to {last} cannot be replayed, because it is unknown where they were trained: "
                     f"{place['unknown']}"
                 )
             yield first, last, place
@@ -95,15 +95,15 @@ def _mesh(place: dict[str, Any]) -> Mesh:
     devices = jax.local_devices()
     if len(devices) < m * d:
         raise ValueError(
-            f"the run was trained on {m * d} devices ({m} member shards, {d} data shards), here are {len(devices)}: "
-            f"the same program needs as many; on a CPU set JAX_NUM_CPU_DEVICES={m * d}"
+            f"the run was trained on {m * d} devices ({m} member shards, {d} data shards), but this process has "
+            f"{len(devices)}: the replay needs as many; on a CPU set JAX_NUM_CPU_DEVICES={m * d}"
         )
     grid = np.array(devices[: m * d], dtype=object).reshape(m, d)
     return Mesh(grid, ("member", "data"), axis_types=(AxisType.Auto,) * 2)
 
 
 def _state(run: Run, step: int, mesh: Mesh) -> TrainState:
-    """All members' state at a step: the initial one, over it what the checkpoint holds."""
+    """Return all members' state at a step: the checkpoint's state for held members, the initial one for the others."""
     initial = init_state(run.ensemble.model, run.ensemble.image_shape, run.code.members, run.config, mesh)
     if step == 0:
         return initial
@@ -117,7 +117,7 @@ def _state(run: Run, step: int, mesh: Mesh) -> TrainState:
 
 
 def _compare(run: Run, step: int, state: TrainState, members: list[int]) -> list[str]:
-    """A line for each member and part of the state that has other bits than the checkpoint's."""
+    """Return one line per member and part of the state whose bits differ from the checkpoint's."""
     stored, out = run.state(step), []
     for part in TrainState._fields:
         mine, theirs = jax.tree.leaves(getattr(state, part)), jax.tree.leaves(getattr(stored, part))

@@ -1,4 +1,4 @@
-"""A run directory as the trainer left it: what a certificate is about."""
+"""A run directory as the trainer left it, which is what a certificate describes."""
 
 import dataclasses
 import functools
@@ -26,21 +26,21 @@ from ensdiff.training.step import TrainState, init_state
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run that `ensdiff.train` wrote, or `ensdiff.forget`.
+    """A run that `ensdiff.train` or `ensdiff.forget` wrote.
 
-    Members have the numbers that they were trained under, which key their random streams; a run that has forgotten
-    units holds only some.
+    Members keep their numbers from training, which key their random streams. A run that has forgotten units holds only
+    some of the members.
 
     Args:
         path: the directory.
-        description: ``run.json``.
+        description: the content of ``run.json``.
         code: the code over all members that were trained.
         held: the numbers of the members that the run holds.
-        forgotten: units that were forgotten before.
-        unchecked_before: checkpoints that had no checksums in the run that these units were forgotten from.
-        ensemble: what `ensdiff.load` gives, without parameters; its code is that of the held members.
-        config: how it was trained.
-        environments: where, see `ensdiff.runs.environment`; each with its first step.
+        forgotten: units that were already forgotten.
+        unchecked_before: checkpoints without checksums in the run from which these units were forgotten.
+        ensemble: the ensemble that `ensdiff.load` returns, without parameters; its code is that of the held members.
+        config: the training settings.
+        environments: where the run was trained (see `ensdiff.runs.environment`), each with its first step.
     """
 
     path: pathlib.Path
@@ -55,12 +55,12 @@ class Run:
 
     @classmethod
     def open(cls, path: str | os.PathLike) -> "Run":
-        """Read everything but the checkpoints' arrays.
+        """Read everything except the checkpoints' arrays.
 
         Raises:
-            FileNotFoundError: no such run.
-            ValueError: a file is damaged, files contradict each other, or nothing says how the run was trained; names
-                the file.
+            FileNotFoundError: the run does not exist.
+            ValueError: a file is damaged, files contradict each other, or the run does not record how it was trained.
+                The message names the file.
         """
         path = pathlib.Path(path)
         file = path / "run.json"
@@ -89,7 +89,7 @@ class Run:
             raise ValueError(f"{file}: the code is not that of members {list(held)} of the origin's code")
         environments = read_places(path)
         if (path / "config.json").exists():
-            read_sealed(path / "config.json")  # its seal is all that says whether it is what was written
+            read_sealed(path / "config.json")  # only its own checksum shows whether it is what was written
         if 0 in steps_of(path):
             raise ValueError(
                 f"{path / 'checkpoints' / '0'} was not written by training, which keeps nothing before its first step, "
@@ -99,12 +99,12 @@ class Run:
 
     @functools.cached_property
     def steps(self) -> tuple[int, ...]:
-        """The finished checkpoints, ascending."""
+        """Steps of the finished checkpoints, in ascending order."""
         return tuple(steps_of(self.path))
 
     @property
     def last(self) -> int:
-        """The newest checkpoint: what `ensdiff.load` opens."""
+        """Step of the newest checkpoint, which is the one that `ensdiff.load` opens."""
         if not self.steps:
             raise FileNotFoundError(f"{self.path} holds no finished checkpoint")
         return self.steps[-1]
@@ -114,17 +114,19 @@ class Run:
         """The data manifest.
 
         Raises:
-            FileNotFoundError: the run has none.
-            DamagedError: damaged, or another one than ``run.json`` says.
-            ValueError: it has more units than the code.
+            FileNotFoundError: the run has no manifest.
+            DamagedError: the manifest is damaged, or is not the one that ``run.json`` refers to.
+            ValueError: the manifest has more units than the code.
         """
         file = self.path / MANIFEST
         manifest = read_manifest(self.path, self.description)
         if manifest is None:
-            raise FileNotFoundError(f"{file} does not exist: runs have one since ensdiff.train writes it; train again")
+            raise FileNotFoundError(
+                f"{file} does not exist: older versions of ensdiff.train did not write it; train again"
+            )
         units = int(manifest.unit_of_item.max()) + 1
         if units > self.code.units:
-            raise ValueError(f"{file} has units up to {units - 1}, the code has {self.code.units}")
+            raise ValueError(f"{file} has units up to {units - 1}, but the code has {self.code.units} units")
         return manifest
 
     @functools.cached_property
@@ -132,22 +134,23 @@ class Run:
         """Every checkpoint without its arrays, by step.
 
         Raises:
-            DamagedError: one cannot be read, is another than was written, or is that of another step.
+            DamagedError: a checkpoint cannot be read, is not what was written, or belongs to another step.
         """
         return {step: open_checkpoint(self.path, step) for step in self.steps}
 
     @property
     def unchecked(self) -> list[int]:
-        """Steps whose arrays got no checksums when they were trained: nothing shows whether they were changed since."""
+        """Steps whose arrays were saved without checksums, so that later changes cannot be detected."""
         found = [step for step, checkpoint in self.checkpoints.items() if "sums" not in checkpoint.description]
         return sorted({*self.unchecked_before, *found} & set(self.steps))
 
     def state(self, step: int) -> TrainState:
-        """The training state of the held members in a checkpoint, as NumPy arrays.
+        """Return the training state of the held members in a checkpoint, as NumPy arrays.
 
         Raises:
-            DamagedError: it cannot be read, or does not match its checksums.
-            ValueError: it holds anything but the state of the held members after that many steps; says what.
+            DamagedError: the checkpoint cannot be read, or does not match its checksums.
+            ValueError: the checkpoint holds anything other than the state of the held members after ``step`` steps. The
+                message states what.
         """
         expected = _state_shapes(self.ensemble.model, self.ensemble.image_shape, len(self.held), self.config)
         checkpoint = self.checkpoints[step]
@@ -161,7 +164,7 @@ class Run:
         state = jax.tree.map(np.asarray, read_state(checkpoint, on_host(expected)))
         for name, leaf in jax.tree.leaves_with_path(state.opt_state):
             if jax.tree_util.keystr(name).endswith("count") and (leaf != step).any():
-                raise ValueError(f"checkpoints/{step} is that of another step: its optimiser took {leaf.max()} steps")
+                raise ValueError(f"checkpoints/{step} belongs to another step: its optimiser took {leaf.max()} steps")
         return state
 
 
@@ -173,7 +176,7 @@ def _state_shapes(
 
 
 def _differences(found: Any, expected: Any) -> list[str]:
-    """A line for each array of a checkpoint that has another name, shape or type than in a training state."""
+    """Return one line per array of a checkpoint whose name, shape or dtype differs from those of a training state."""
     here, there = (
         {
             jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype} {leaf.shape}"
@@ -189,21 +192,21 @@ def _differences(found: Any, expected: Any) -> list[str]:
 
 
 def read_places(run: pathlib.Path) -> tuple[dict[str, Any], ...]:
-    """Where a run was trained, from its first step on.
+    """Return where a run was trained, from its first step on.
 
     Raises:
-        FileNotFoundError: it does not say so.
-        DamagedError: some of what it says is damaged.
+        FileNotFoundError: the run has no record of it.
+        DamagedError: part of the record is damaged.
     """
     file = run / ENVIRONMENTS
     if not file.is_file():
-        raise FileNotFoundError(f"{file} does not exist: runs have one since ensdiff.train writes it; train again")
+        raise FileNotFoundError(f"{file} does not exist: older versions of ensdiff.train did not write it; train again")
     try:
         places = checked(file, read_environments(run))
     except DamagedError as error:
         raise DamagedError(
-            f"{error}. Put back a copy, or resume the run: it then says from which step on it is unknown where the "
-            "members were trained"
+            f"{error}. Restore the file from a copy, or resume the run, which records from which step on it is unknown "
+            "where the members were trained"
         ) from error
     if not places or places[0]["step"] != 0:
         raise DamagedError(f"{file} is damaged: it does not begin with step 0")

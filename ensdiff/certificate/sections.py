@@ -1,6 +1,6 @@
 """The content of a certificate, section by section, computed from a run.
 
-Making a certificate and checking one are the same computation: to check, every section is recomputed and compared.
+Making and checking a certificate share the same computation: a check recomputes every section and compares it.
 """
 
 import functools
@@ -35,20 +35,20 @@ LIMITS = (
     "It is not signed: who can change the run and the certificate together can make both agree. Keep the "
     "certificate's digest where they cannot change it.",
 )
-"""What a certificate does not prove; a change of the words needs a new `FORMAT`."""
+"""What a certificate does not prove. A change of this text requires a new `FORMAT`."""
 
 
 class Facts:
-    """A run and the units that it is to be free of.
+    """A run, and the units that its survivors must not have seen.
 
     Args:
         run: the run.
-        files: what lies in its directory.
-        units: ids.
+        files: the content of its directory.
+        units: the ids of the units.
 
     Raises:
-        ValueError: unknown units, or none.
-        NoSurvivorError: every member of the run saw some of them.
+        ValueError: the units are unknown, or there are none.
+        NoSurvivorError: every member of the run saw some of the units.
     """
 
     def __init__(self, run: Run, files: Files, units: Sequence[int]):
@@ -66,11 +66,11 @@ class Facts:
                 raise NoSurvivorError(f"{run.path}: {error}") from None
 
     def items(self) -> np.ndarray:
-        """Indices of the units' items."""
+        """Return the indices of the units' items."""
         return np.flatnonzero(np.isin(self.run.manifest.unit_of_item, self.units))
 
     def streams_of(self, members: Sequence[int]) -> Streams:
-        """The draws of members over all steps."""
+        """Return the draws of members over all steps."""
         config = self.run.config
         return read_streams(
             self.run.code, self.run.manifest, self.units, members,
@@ -84,7 +84,7 @@ class Facts:
 
 
 def claim(facts: Facts) -> str:
-    """What is certified, in words."""
+    """Return what is certified, in words."""
     run, beside = facts.run, others(facts)
     if set(run.held) != set(facts.survivors):
         gone = "the run holds others too"
@@ -105,19 +105,19 @@ def claim(facts: Facts) -> str:
 
 
 def _quoted(name: str) -> str:
-    """The name of a file as a JSON string, so that no name can be read as words of the sentence that names it."""
+    """Return the name of a file as a JSON string, so that no name can pass for part of the sentence around it."""
     return printable(json.dumps(name, ensure_ascii=False))
 
 
 def others(facts: Facts) -> list[str]:
-    """Files in the run that may hold other members; none are listed where the run holds others anyway."""
+    """Return the files in the run that may hold other members, or none if the run itself holds other members."""
     if set(facts.run.held) != set(facts.survivors):
         return []
     return strangers(facts.run.path, facts.files, len(facts.run.held), facts.run.last, FIELDS)
 
 
 def units(facts: Facts) -> list[dict[str, Any]]:
-    """The units, with their code words and the content of their items."""
+    """Return the units, with their code words and the hashes of their items."""
     manifest = facts.run.manifest
     words = facts.run.code.rows(facts.units)
     out = []
@@ -129,29 +129,30 @@ def units(facts: Facts) -> list[dict[str, Any]]:
 
 
 def code(facts: Facts) -> dict[str, Any]:
-    """The code over all members that were trained."""
+    """Return the code over all members that were trained."""
     values = facts.run.code.to_dict()
     long = {name: hashlib.sha256(repr(values.pop(name)).encode()).hexdigest() for name in LONG if name in values}
     return {**values, **{f"{name}_sha256": value for name, value in long.items()}}
 
 
 LONG = ("matrix", "groups", "names")
-"""Fields of a stored code that are given by their hash."""
+"""Fields of a stored code of which the certificate holds only the hash."""
 
 
 def members(facts: Facts) -> dict[str, Any]:
-    """Who was trained, who is here, and who saw none of the units."""
+    """Return which members were trained, which the run holds, and which saw none of the units."""
     run = facts.run
     return {"trained": run.code.members, "held": list(run.held), "survivors": facts.survivors}
 
 
 def config(facts: Facts) -> dict[str, Any]:
-    """How the members were trained, the same in ``run.json`` and in every checkpoint.
+    """Return how the members were trained, after checking that ``run.json`` and every checkpoint agree.
 
-    Older checkpoints may differ in what decides no parameters, because a run may be resumed with another.
+    Older checkpoints may differ in settings that do not determine the parameters, because a run may be resumed with
+    other values of them.
 
     Raises:
-        ValueError: they differ; names the fields.
+        ValueError: they differ. The message names the fields.
     """
     run = facts.run
     names = ("format", "model", "schedule", "code", "image_shape", "value_range", "train", "data", "origin")
@@ -174,13 +175,13 @@ def config(facts: Facts) -> dict[str, Any]:
 
 
 def data(facts: Facts) -> dict[str, Any]:
-    """The training data; the digest is that of the manifest."""
+    """Return the description of the training data, whose digest is that of the manifest."""
     _ = facts.run.manifest  # checked against the digest
     return facts.run.description["data"]
 
 
 def copies(facts: Facts) -> list[dict[str, int]]:
-    """Items of other units that survivors saw and that agree with an item of the units in every byte."""
+    """Return the items of other units that survivors saw and that equal an item of the units in every byte."""
     manifest = facts.run.manifest
     own = {manifest.sha256[i]: int(manifest.unit_of_item[i]) for i in facts.items()}
     same = np.flatnonzero(np.isin(manifest.sha256, list(own)) & ~np.isin(manifest.unit_of_item, facts.units))
@@ -192,7 +193,7 @@ def copies(facts: Facts) -> list[dict[str, int]]:
 
 
 def streams(facts: Facts) -> dict[str, Any]:
-    """Hashes of every survivor's draws over all steps."""
+    """Return hashes of every survivor's draws over all steps."""
     run = facts.run
     return {
         "seed": run.config.seed,
@@ -203,32 +204,32 @@ def streams(facts: Facts) -> dict[str, Any]:
 
 
 def parameters(facts: Facts) -> dict[str, Any]:
-    """Hashes of every survivor's parameters, average and optimiser state at the newest checkpoint.
+    """Return hashes of every survivor's parameters, average and optimiser state at the newest checkpoint.
 
-    Every checkpoint is read, and compared with the checksums that were computed while it was trained.
+    Every checkpoint is read and compared with the checksums that were computed during training.
 
     Raises:
-        DamagedError: one is damaged.
-        ValueError: one holds anything but the state of the held members at its step.
+        DamagedError: a checkpoint is damaged.
+        ValueError: a checkpoint holds anything other than the state of the held members at its step.
     """
     run = facts.run
     for step in run.steps[:-1]:
-        run.state(step)  # compared, and let go before the next is read
+        run.state(step)  # compared, and freed before the next is read
     state = run.state(run.last)
     sums = run.checkpoints[run.last].description.get("sums")
-    if sums is None:  # of a version without checksums
+    if sums is None:  # written by a version without checksums
         sums = {part: all_sums(tree) for part, tree in parts_of(state).items()}
     sha256 = {str(k): {part: sums[part][run.held.index(k)] for part in sorted(sums)} for k in facts.survivors}
     return {"step": run.last, "sha256": sha256}
 
 
 def trained_on(facts: Facts) -> list[dict[str, Any]]:
-    """Devices and versions, from each step on."""
+    """Return the devices and versions of the training, each with its first step."""
     return list(facts.run.environments)
 
 
 def capacity(facts: Facts) -> dict[str, int]:
-    """How many more units the survivors bear the removal of."""
+    """Return how many more units can be removed before no survivor is left."""
     rest = np.setdiff1d(np.arange(facts.run.code.units), [*facts.units, *facts.run.forgotten])
     if not len(rest):
         return remaining_capacity([], [0] * len(facts.survivors))._asdict()
@@ -237,7 +238,7 @@ def capacity(facts: Facts) -> dict[str, int]:
 
 
 def limits(facts: Facts) -> list[str]:
-    """What is not proved."""
+    """Return what the certificate does not prove."""
     return list(LIMITS)
 
 
@@ -250,11 +251,11 @@ SECTIONS: dict[str, Callable[[Facts], Any]] = {
 
 
 FIELDS = ("kind", "format", *SECTIONS, "files", "digest")
-"""Of a certificate."""
+"""Fields of a certificate."""
 
 
 def compare(one: Any, other: Any, names: tuple[str, str], place: str = "") -> list[str]:
-    """A line for each field in which two JSON values differ."""
+    """Return one line per field in which two JSON values differ."""
 
     def says(name: str, value: Any) -> str:
         return f"{name} has no such field" if value is MISSING else f"{name} says {brief(value)}"

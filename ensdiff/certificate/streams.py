@@ -1,4 +1,4 @@
-"""Which items the members drew, computed anew over all steps: `data.batch_indices` is a pure function."""
+"""Which items the members drew, recomputed over all steps from the pure function `data.batch_indices`."""
 
 import hashlib
 from collections.abc import Collection, Iterator
@@ -11,15 +11,15 @@ from ensdiff.codes import Code
 from ensdiff.data import Dataset, Manifest, Splits, batch_indices
 
 DRAWS = 2**20
-"""Draws of all members computed at a time."""
+"""Number of draws of all members that are computed at a time."""
 
 
 class Streams(NamedTuple):
-    """What the streams of some members hold.
+    """The result of reading the streams of some members.
 
     Args:
-        sha256: of each member's item indices over all steps, as little-endian int64.
-        violations: draws that touch a unit that the member must not have seen, the first of each member.
+        sha256: the hash of each member's item indices over all steps, as little-endian int64.
+        violations: the first draw of each member from a unit that the member must not have seen.
     """
 
     sha256: dict[int, str]
@@ -36,16 +36,16 @@ def read_streams(
     batch: int,
     steps: int,
 ) -> Streams:
-    """Hash the draws of members, and look for those that touch the given units or one that the code forbids.
+    """Hash the draws of members, and find draws from the given units or from units that the code forbids.
 
     Args:
-        code: over all members that were trained.
-        manifest: of the training data.
-        units: that must not be touched.
-        members: whose draws.
-        seed: of the training.
-        batch: draws of a member a step.
-        steps: that were taken.
+        code: the code over all members that were trained.
+        manifest: the manifest of the training data.
+        units: the units that must not be drawn.
+        members: the members whose draws are read.
+        seed: the seed of the training.
+        batch: draws per member and step.
+        steps: number of steps.
     """
     splits = Splits.build(_without_images(manifest, code.units), code)
     hashes = {k: hashlib.sha256() for k in members}
@@ -68,9 +68,9 @@ def read_streams(
 
 
 def _draws(splits: Splits, seed: int, batch: int, steps: int) -> Iterator[tuple[int, Int[np.ndarray, "K P"]]]:
-    """The draws of all members in order, many steps at a time, and the position of the first.
+    """Yield the draws of all members in order, many steps at a time, with the position of the first draw.
 
-    A draw depends on its position ``step * batch + place`` alone, so c steps of ``batch`` are one of ``c * batch``.
+    A draw depends only on its position ``step * batch + place``, so c steps of ``batch`` equal one of ``c * batch``.
     """
     at_once = max(1, DRAWS // (batch * splits.code.members))
     whole = steps // at_once
@@ -81,6 +81,6 @@ def _draws(splits: Splits, seed: int, batch: int, steps: int) -> Iterator[tuple[
 
 
 def _without_images(manifest: Manifest, units: int) -> Dataset:
-    """A data set of which only the units are looked at."""
+    """Return a data set of which only the units are used."""
     images = np.broadcast_to(np.uint8(0), (manifest.items, 1, 1, 1))
     return Dataset(images, manifest.unit_of_item, range(units))  # type: ignore[arg-type]

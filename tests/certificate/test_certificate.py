@@ -416,7 +416,7 @@ def test_damage_is_not_laundered(copied, tmp_path):
         ensdiff.certify(path, [UNIT])
     text = open_checkpoint(path, 4).description
     reseal(path / "checkpoints" / "5", lambda values: values.update(sums=text["sums"]))
-    with pytest.raises(ValueError, match="checkpoints/5 is that of another step: its optimiser took 4 steps"):
+    with pytest.raises(ValueError, match="checkpoints/5 belongs to another step: its optimiser took 4 steps"):
         ensdiff.certify(path, [UNIT])
     # nor does another number of the folder
     shutil.rmtree(path / "checkpoints" / "5")
@@ -488,7 +488,7 @@ def test_no_streams_of_as_many_steps_as_a_folder_says(copied, monkeypatch):
     shutil.copytree(path / "checkpoints" / "5", large, dirs_exist_ok=True)
     reseal(large, lambda text: text.update(step=999999999999))
     for found in (certificate.verify(path, data=DATA, replay=10**13).failures, [str(refusal(path))]):
-        assert any("999999999999 is that of another step: its optimiser took 5 steps" in line for line in found), found
+        assert any("999999999999 belongs to another step: its optimiser took 5 steps" in line for line in found), found
 
 
 def refusal(path):
@@ -768,7 +768,7 @@ def test_a_member_that_saw_the_unit_is_no_survivor(run_dir, honest, record_prope
 
 def test_replay_needs_what_it_needs(copied):
     path, certificate = copied
-    assert certificate.verify(path, replay=5).failures == ("replay: it needs the training data, give data=",)
+    assert certificate.verify(path, replay=5).failures == ("replay: it needs the training data, pass data=",)
     result = certificate.verify(path, data=DATA, replay=-1)
     assert result.failures == ("replay=-1: expected a number of steps, 0 for none",)
     shutil.rmtree(path / "checkpoints" / "4")
@@ -859,7 +859,7 @@ def test_digits_from_the_command_line(run, tmp_path):
     file.write_bytes(content)
     done = run("certify", "verify", f"--run={small}")
     assert done.returncode == 1
-    assert f"differs: {file.relative_to(small)}: the file is another than the certified one" in done.stdout
+    assert f"differs: {file.relative_to(small)}: the file differs from the certified one" in done.stdout
     assert "does not hold" in done.stderr
     assert "Traceback" not in done.stderr
 

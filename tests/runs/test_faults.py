@@ -177,7 +177,7 @@ def test_training_goes_on_over_a_damaged_checkpoint(whole, tmp_path, caplog):
     ]
     run = types.SimpleNamespace(environments=places, last=4)
     assert [segment[:2] for segment in _segments(run, 2)] == [(2, 4)]
-    with pytest.raises(ValueError, match="steps 0 to 2 cannot be trained again, because it is unknown where"):
+    with pytest.raises(ValueError, match="steps 0 to 2 cannot be replayed, because it is unknown where"):
         list(_segments(run, 0))
 
 
