@@ -1,4 +1,4 @@
-"""Attribution: derivatives against differences, Grams against distances, limits, and p-values."""
+"""Attribution: Jacobians against finite differences, Gram matrices against distances, limits, and p-values."""
 
 import dataclasses
 import json
@@ -77,7 +77,7 @@ def test_gram_is_the_jacobians_and_predicts_distances(tiny, samples, jacobian):
 
 
 def test_differential_is_the_limit_of_exact(tiny, samples):
-    """Weights moved a little of the way towards an ablation: the distances agree to first order."""
+    """For weights that move a small part of the way towards an ablation, both distances agree to first order."""
     direction = CODE.ablate([2])[0] - 0.25
     gram = ensdiff.gram(tiny, samples)
     small = 0.005
@@ -107,7 +107,7 @@ def test_screening_everything_is_exact(tiny, samples):
 
 
 def test_influences_that_are_no_numbers_are_refused(tiny, samples):
-    """Not ranked last, or not at all, as if they were none."""
+    """NaN influences raise an error instead of being ranked last or left out."""
 
     def broken(images, factual):
         return jnp.full(len(images), jnp.nan)
@@ -118,7 +118,7 @@ def test_influences_that_are_no_numbers_are_refused(tiny, samples):
 
 
 def test_what_does_not_depend_on_who_made_the_samples(tiny, samples):
-    """Derivatives are taken at the weights that made them, and a loss is that of any image."""
+    """Derivatives are taken at the weights of sampling, and a loss is defined for any image."""
     made = ensdiff.sample(tiny, 0, 3, steps=STEPS, clip=False, weights=CODE.ablate([3])[0])
     assert np.isfinite(ensdiff.jacobian(tiny, made)).all()
     moved = dataclasses.replace(tiny, params=jax.tree.map(lambda a: 2 * np.asarray(a), tiny.params))
@@ -126,7 +126,7 @@ def test_what_does_not_depend_on_who_made_the_samples(tiny, samples):
 
 
 def test_of_equal_influences_the_lower_id_comes_first(tiny, samples):
-    """In whatever order the units are given."""
+    """The order in which the units are given does not matter."""
 
     def constant(weights_MK):
         return np.ones((3, len(weights_MK)))
@@ -193,7 +193,7 @@ def test_p_values_are_shares_of_the_null():
 
 
 def closed_form(monkeypatch, tiny, rng):
-    """An ensemble whose members are exact denoisers of Gaussians N(m_k, s^2 I), and its sampler's closed form.
+    """Return an ensemble whose members are exact denoisers of Gaussians N(m_k, s^2 I), and its sampler in closed form.
 
     ``eps_k(x, t) = sqrt(1 - a) (x - sqrt(a) m_k) / (a s^2 + 1 - a)``: with weights w the mean enters as w . m, and
     every step of the sampler is affine in (x, w . m, w . 1).
@@ -210,7 +210,7 @@ def closed_form(monkeypatch, tiny, rng):
     params = dataclasses.replace(tiny, params={"mean": jnp.asarray(means)})
 
     def by_hand(samples, weights):
-        """The DDIM recursion in float64, one image at a time, for weights of any sum."""
+        """Compute the DDIM recursion in float64, one image at a time, for weights of any sum."""
         steps = sampler_steps(params.schedule, samples.config)
         out = []
         for b in range(len(samples)):
@@ -228,7 +228,7 @@ def closed_form(monkeypatch, tiny, rng):
 
 @pytest.fixture
 def clean_caches():
-    """Compiled steps must not remember a network that a test replaced."""
+    """Clear the compiled steps, which must not keep a network that a test replaced."""
     from ensdiff.attribution import differential
     from ensdiff.sampling import denoise
 
@@ -272,7 +272,7 @@ def test_predicted_counterfactuals(tiny, samples, jacobian):
 
 
 def test_audit_of_a_screen(tiny, samples):
-    """Auditing all that was not verified counts exactly what was missed."""
+    """Auditing all unverified units counts exactly the missed units."""
     exact = ensdiff.attribute(tiny, samples, "exact", top=6)
     screen = ensdiff.attribute(tiny, samples, "screen", top=2, verify=2, audit=4)
     for b in range(3):
@@ -315,7 +315,7 @@ def test_sets_and_groups_are_removed_together(tiny):
     for b in range(2):
         np.testing.assert_allclose(groups.influence[b], distance[b, groups.units[b]], rtol=1e-3)
     assert groups.null_BL.shape == (2, 8)
-    data = ensdiff.data.arrays(np.zeros((9, 8, 8, 1), np.uint8), np.repeat(names, 3))  # its units are in sorted order
+    data = ensdiff.data.arrays(np.zeros((9, 8, 8, 1), np.uint8), np.repeat(names, 3))  # its units are sorted by name
     with pytest.raises(ValueError, match="same names in another order"):
         groups.plot(samples.images, data)
     assert len(groups.plot(samples.images, dataclasses.replace(data, unit_names=names)).axes) == 8
@@ -406,7 +406,7 @@ def test_bad_calls(tiny, samples):
 
 
 def test_the_primal_is_computed_once_a_member(tiny):
-    """In the lowered step, each convolution over samples appears once, not once a tangent."""
+    """In the lowered step, each convolution over samples appears once, not once per tangent."""
     from ensdiff.attribution.differential import tangent_step
     from ensdiff.diffusion.samplers import StepRule, step_arguments
     from ensdiff.sampling.denoise import Noise

@@ -1,4 +1,4 @@
-"""p- and q-values: uniform when the data are exchangeable, planted units found, BH as scipy computes it."""
+"""p- and q-values: uniform for exchangeable data, able to find planted units, and equal to SciPy's BH adjustment."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def p_by_loop(scores, null):
 
 @pytest.mark.parametrize("kinds", [1, 3])
 def test_p_and_q_against_a_loop_and_scipy(rng, kinds):
-    """In chunks, with ties, and for several kinds of candidates with nulls of several sizes."""
+    """Scores come in chunks, with ties, and with several kinds of candidates whose nulls have different sizes."""
     scores = rng.integers(0, 40, (2, 300)).astype(np.float32)
     null = rng.integers(0, 40, (2, 90)).astype(np.float32)
     kind_N, kind_L = rng.integers(0, kinds, 300), np.sort(rng.integers(0, kinds, 90))
@@ -37,7 +37,7 @@ def test_p_and_q_against_a_loop_and_scipy(rng, kinds):
 
 
 def test_rounding_does_not_decide_what_a_null_reaches():
-    """A null influence that equals a candidate's but for its rounding reaches it, whichever of them came out larger."""
+    """A null influence that differs from a candidate's only by rounding reaches it, whichever of the two is larger."""
     null = np.array([[0.5, 1.0, 2.0, -4.0]], np.float32)
     calibration = Calibration(null, np.zeros(4, int))
     up, down = (np.nextafter(np.float32(1), np.float32(end)) for end in (2, 0))
@@ -58,7 +58,7 @@ def test_candidates_that_were_not_looked_at_count_as_p_1(rng):
 
 
 def exchangeable_loss(rng, members):
-    """R of members whose differences have nothing to do with what they saw."""
+    """Return R of members whose differences have nothing to do with the units that they saw."""
     error = rng.normal(size=(members, 30))
     return (error @ error.T)[None]
 
@@ -70,7 +70,7 @@ def exchangeable_loss(rng, members):
     Code.hierarchical(12, np.arange(300) % 3, group_weight=10, weight=5),
 ], ids=["half", "third", "mixed", "hierarchical"])  # fmt: skip
 def test_p_values_are_uniform_when_data_are_exchangeable(code):
-    """Members at random, units by their words: p of a unit is uniform on its steps, for every kind of code."""
+    """With random members, the p-value of a unit is uniform on its possible values, for every kind of code."""
     rng = np.random.default_rng(3)
     candidates = Candidates.of(code, None)
     kind_N, null = candidates.kind_N, null_ablations(candidates, 100, 0)
@@ -83,13 +83,13 @@ def test_p_values_are_uniform_when_data_are_exchangeable(code):
         calibration = Calibration(evaluate(forms, null.word_LK), null.kind_L)
         collected.append(calibration.p_values(score, kind)[0, 0])
     steps = int(round(1 / min(collected)))
-    jittered = np.array(collected) - rng.random(400) / max(steps, 101)  # between the steps
+    jittered = np.array(collected) - rng.random(400) / max(steps, 101)  # between the possible values
     assert kstest(jittered, "uniform").pvalue > 1e-3
     assert abs(np.mean(np.array(collected) <= 0.1) - 0.1) < 0.05
 
 
 def test_a_null_of_another_weight_would_not_be_uniform():
-    """The reason why kinds have their own null: fewer survivors mean larger influences."""
+    """Each kind needs its own null because fewer survivors mean larger influences."""
     code = Code.from_matrix(np.concatenate([Code.balanced(12, 100, 6).matrix(), Code.balanced(12, 100, 3).matrix()]))
     rng, wrong = np.random.default_rng(3), []
     null = code.unowned(100, weight=3)
@@ -101,7 +101,7 @@ def test_a_null_of_another_weight_would_not_be_uniform():
 
 
 def planted_loss(rng, code, unit, members):
-    """R of members of which those that saw the unit predict the image better."""
+    """Return R of members that predict the image better if they saw the unit."""
     seen = code.rows(unit)[0].astype(bool)
     error = rng.normal(size=(members, 400)) * np.where(seen, 0.6, 1.4)[:, None]
     return (error @ error.T)[None]
@@ -172,7 +172,7 @@ def test_recall_of_an_audit():
     influence = np.array([[0.1, 0.9, 0.2, 0.3], [0.1, 0.2, 0.3, 0.4]])
     audit = audit_recall(influence, np.array([0.5, 0.5]), outside=40, top=10)
     assert audit.exceeding_B.tolist() == [1, 0]
-    np.testing.assert_allclose(audit.recall_B, [10 / (10 + 10), 1.0])  # one of four, so ten of forty
+    np.testing.assert_allclose(audit.recall_B, [10 / (10 + 10), 1.0])  # one of four, so an estimated ten of forty
     assert audit.pooled.value == pytest.approx(10 / 15)
     np.testing.assert_allclose(audit.low_B[1], 10 / (10 + 40 * (1 - 0.025 ** (1 / 4))))  # Clopper-Pearson of 0 of 4
     assert (audit.low_B <= audit.recall_B).all()
@@ -189,7 +189,7 @@ def test_an_audited_unit_that_exceeds_by_rounding_was_not_missed():
 
 
 def test_methods_are_compared_without_regard_to_the_order_of_equals(rng):
-    """Units 0 to 2 move the sample equally, but for rounding: whichever of them is named first is right."""
+    """Units 0 to 2 move the sample equally, up to rounding, so naming any of them first is right."""
     exact = np.array([[0.3, 0.1 + 0.2, 0.3, 0.2, 0.1]])
     for first in (0, 1, 2):
         assert named_first(exact, np.array([[first]])) == (1.0, 1.0)
@@ -210,7 +210,7 @@ def test_a_q_value_is_at_the_level_whatever_its_rounding():
 
 
 def test_intervals_of_recall_cover():
-    """Populations whose true recall is known: the interval holds it at least 95 % of the time."""
+    """For populations of known recall, the interval contains the recall at least 95 % of the time."""
     rng, covered = np.random.default_rng(0), 0
     outside, missed, top = 200, 6, 10
     population = np.arange(outside) < missed

@@ -1,4 +1,4 @@
-"""Memorization and membership scores: against loops, against what was planted, and from a run over the data."""
+"""Memorization and membership scores: against loops, against planted effects, and from a run over the data."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def test_scores_against_loops(rng):
     variance = {}
     for kind in (True, False):
         squares = [((c := centred[i][seen[i] == kind]) - c.mean()) ** 2 for i in range(12)]
-        variance[kind] = np.sum(squares) / (12 * 3)  # pooled: three degrees of freedom a unit
+        variance[kind] = np.sum(squares) / (12 * 3)  # pooled: three degrees of freedom per unit
     for i in range(12):
         inside, outside = loss[i, seen[i]], loss[i, ~seen[i]]
         assert result.memorization_N[i] == pytest.approx(outside.mean() - inside.mean())
@@ -48,7 +48,7 @@ def test_scores_against_loops(rng):
 def test_planted_memorization_is_recovered_and_its_absence_too(rng):
     code = Code.balanced(16, 500, 8)
     some = contrast_losses(losses(rng, code, 0.5), code)
-    # members differ in skill, which is in the error bars too
+    # members differ in skill, which the error bars include
     assert np.mean(np.abs(some.memorization_N - 0.5) < 2 * some.memorization_error_N) > 0.9
     assert some.auc > 0.8
     none = contrast_losses(losses(rng, code, 0.0), code)
@@ -61,7 +61,7 @@ def test_planted_memorization_is_recovered_and_its_absence_too(rng):
 def test_units_with_too_few_members_are_nan(rng):
     code = Code.from_matrix([[1, 0, 0, 0, 0], [0, 1, 1, 0, 0], [0, 0, 1, 1, 1], [1, 1, 0, 0, 0]])
     result = contrast_losses(rng.random((4, 5)), code)
-    assert np.isnan(result.membership_NK[0]).all()  # one member saw it: no other like it
+    assert np.isnan(result.membership_NK[0]).all()  # only one member saw it
     assert np.isfinite(result.membership_NK[1:]).all()
     assert np.isfinite(result.memorization_N).all()
     assert np.isnan(result.memorization_error_N[0])
@@ -72,7 +72,7 @@ IDENTITY = [[1.0, 2.0, 3.0], [4.0, 1.0, 4.0], [5.0, 5.0, 2.0]]
 
 @pytest.mark.filterwarnings("ignore::ensdiff.CodeWarning")
 def test_one_member_for_each_unit():
-    """The code of models that were trained elsewhere, one for each artist: memorization is known, membership is not."""
+    """With one model for each artist, trained elsewhere, memorization is known but membership is not."""
     found = contrast_losses(IDENTITY, Code.from_matrix(np.eye(3)))
     np.testing.assert_array_equal(found.memorization_N, [1.5, 3, 3])
     for nothing in found[2:6]:  # errors, membership and separation
@@ -105,7 +105,7 @@ def test_units_that_all_or_no_members_saw(rng):
     table = contrast_table(found, ["none", "ada", "bob"])
     assert f"AUC {found.auc:.4f}" in table
     assert "none:" not in table
-    nothing = contrast_losses([[1.0]], Code.undivided(1))  # of one member, which saw everything
+    nothing = contrast_losses([[1.0]], Code.undivided(1))  # one member, which saw everything
     assert np.isnan(nothing.memorization_N).all()
     assert np.isnan(nothing.auc)
     assert contrast_table(nothing, ["all"]).splitlines() == list(nothing.notes)
@@ -147,7 +147,7 @@ def test_losses_that_do_not_fit_the_code(rng):
 
 
 def test_losses_of_units_are_diagonals_of_r(tiny):
-    """One pass over items of several units, in small chunks: the diagonal of R for the same draws."""
+    """One pass over items of several units, in small chunks, gives the diagonal of R for the same draws."""
     data = ensdiff.data.arrays(blobs(9), groups=[0, 0, 1, 2, 3, 4, 5, 5, 5])
     config = LossConfig(draws=16, block=8)
     loss = unit_losses(tiny, data, 3, config)

@@ -1,4 +1,4 @@
-"""Metrics of evidence against small hand computations, SciPy, for-loops, and their limits."""
+"""Metrics of evidence against small calculations by hand, SciPy, for-loops, and limits."""
 
 import itertools
 import sys
@@ -25,7 +25,7 @@ def problem(seed, B=5, N=12, M=9):
 
 
 def test_bootstrap_covers_a_mean():
-    """Of 200 samples of a normal distribution, some 95 % of the intervals hold its mean."""
+    """About 95 % of the intervals from 200 samples of a normal distribution contain its mean."""
     rng = np.random.default_rng(0)
     found = [mean(rng.normal(size=60), resamples=200) for _ in range(200)]
     covered = sum(estimate.low < 0 < estimate.high for estimate in found)
@@ -94,7 +94,7 @@ def test_counts_come_in_blocks(monkeypatch):
     whole = mean(values, resamples=50)
     monkeypatch.setattr(
         sys.modules["ensdiff.metrics.bootstrap"], "BLOCK", 3 * 7
-    )  # the package has a function of the name
+    )  # the package also has a function of this name
     np.testing.assert_allclose(mean(values, resamples=50), whole, rtol=1e-12)
 
 
@@ -107,7 +107,7 @@ def test_bootstrap_of_counts_refuses_nothing():
 
 
 @given(SEEDS)
-@example(seed=785)  # two like subsets, whose sums a matrix product may round differently
+@example(seed=785)  # two equal subsets, whose sums a matrix product may round differently
 def test_lds_against_a_loop(seed):
     rng, scores, subsets = problem(seed)
     outputs = rng.normal(size=(5, 9))
@@ -127,14 +127,14 @@ def test_lds_of_like_subsets_does_not_hang_on_rounding(seed):
     ranks = [stats.rankdata([scores[b][s == 1].sum() for s in subsets.T]) for b in range(5)]
     expected = np.mean([spearman(ranks[b], outputs[b]) for b in range(5)])
     assert metrics.lds(scores, subsets, outputs, resamples=0).value == pytest.approx(expected)
-    order = rng.permutation(12)  # another order of the terms of every sum
+    order = rng.permutation(12)  # sums with their terms in another order
     assert metrics.lds(rounded[:, order], subsets[order], outputs, resamples=0).value == pytest.approx(expected)
 
 
 @given(SEEDS)
 def test_lds_limits(seed):
     rng, scores, subsets = problem(seed)
-    # any increasing function; a sum of its own for each subset, so that like subsets give the same bits
+    # any increasing function; one sum per subset, so that equal subsets give identical bits
     outputs = np.exp(np.stack([(scores * s).sum(1) for s in subsets.T], axis=1))
     assert metrics.lds(scores, subsets, outputs, resamples=0).value == pytest.approx(1)
     assert metrics.lds(scores, subsets, -outputs, resamples=0).value == pytest.approx(-1)
@@ -149,14 +149,14 @@ def test_lds_limits(seed):
 
 
 def test_lds_of_a_constant_is_zero():
-    """Subsets of equal size make the sums of a constant equal, but for rounding."""
+    """Subsets of equal size make the sums of a constant equal, up to rounding."""
     rng = np.random.default_rng(0)
     subsets = np.array([rng.permutation(np.repeat([0, 1], 6)) for _ in range(9)]).T
     assert metrics.lds(np.full((5, 12), 0.1), subsets, rng.normal(size=(5, 9)), resamples=0).value == 0
 
 
 def test_squared_scores_game_lds():
-    """Where the outputs are sums of squares, the control is perfect and the scores are not."""
+    """If the outputs are sums of squares, the control is perfect and the scores are not."""
     _, scores, subsets = problem(1, N=30, M=40)
     outputs = np.square(scores) @ subsets
     assert metrics.lds(scores**2, subsets, outputs, resamples=0).value == pytest.approx(1)
@@ -248,7 +248,7 @@ def test_group_retrieval_limits(seed):
 
 
 def by_all_orders(scores_G, effects_G):
-    """Top-1, NDCG of three and reciprocal rank, averaged over every order of tied scores and of tied effects."""
+    """Return top-1, NDCG of three and reciprocal rank, averaged over every order of tied scores and of tied effects."""
     G, found = len(scores_G), []
     discount = [1 / np.log2(rank + 2) if rank < 3 else 0 for rank in range(G)]
     gain = effects_G - effects_G.min()
@@ -283,7 +283,7 @@ def test_constant_effects_get_what_chance_gets():
         assert (found.ndcg.value, found.correlation.value) == (0, 0)
 
 
-# ties but for rounding
+# ties up to rounding
 
 ALMOST = {
     "float64": np.array([[0.3, 0.1 + 0.2, 0.7]]),
@@ -294,11 +294,11 @@ ALMOST = {
 
 @pytest.mark.parametrize("values", ALMOST.values(), ids=ALMOST)
 def test_values_that_differ_by_rounding_are_ties_in_every_metric(values):
-    """Each gives what the values without rounding give, and not what the order of a rounding would give."""
+    """Each metric gives the value for unrounded numbers, and does not depend on the order that rounding creates."""
     exact = np.array([[1.0, 1.0, 2.0]])
     assert values[0, 0] != values[0, 1]
     other = np.array([[1.0, 2.0, 5.0]])
-    for kind in ("spearman", "pearson") if values[0, 0] else ():  # beside nothing larger, no difference is small
+    for kind in ("spearman", "pearson") if values[0, 0] else ():  # for zeros, no difference is small
         found = [metrics.loo(v[:, :2], other[:, :2], kind=kind, resamples=0).value for v in (values, -values)]
         assert found == [0, 0]
         assert metrics.loo(other[:, :2], values[:, :2], kind=kind, resamples=0).value == 0
@@ -317,7 +317,7 @@ def test_values_that_differ_by_rounding_are_ties_in_every_metric(values):
 
 
 def test_merging_moves_no_value_by_more_than_the_tolerance(rng):
-    """However dense: half precision has a thousand values between 1 and 2, each within rounding of the next."""
+    """This holds for dense values: half precision has a thousand values between 1 and 2, all a rounding apart."""
     dense = np.sort(1 + rng.random((1, 4000))).astype(np.float16)
     found = rankable(dense, "scores", "BN")
     assert np.abs(found - dense).max() <= 2 * precision(dense)
@@ -343,9 +343,9 @@ def test_a_q_value_that_is_the_level_is_found():
 
 def test_planted_by_hand():
     scores = np.zeros((3, 20))
-    scores[0, 4] = 1.0  # first
-    scores[1, :12] = 1.0 + np.arange(12)  # unit 0 is the twelfth
-    found = metrics.planted(scores, [4, 0, 7], resamples=0)  # the third is tied with all
+    scores[0, 4] = 1.0  # ranked first
+    scores[1, :12] = 1.0 + np.arange(12)  # unit 0 is ranked twelfth
+    found = metrics.planted(scores, [4, 0, 7], resamples=0)  # the third is tied with all units
     assert found.recall_1.value == pytest.approx((1 + 0 + 1 / 20) / 3)
     assert found.recall_10.value == pytest.approx((1 + 0 + 1 / 2) / 3)
     assert found.mrr.value == pytest.approx((1 + 1 / 12 + np.mean(1 / np.arange(1, 21))) / 3)
@@ -380,7 +380,7 @@ def test_radius_and_its_published_unit(rng):
     assert found.value == pytest.approx(distances.max(1).mean())
     np.testing.assert_array_equal(found.radius_B, distances.max(1))
     assert found.low < found.value < found.high
-    # enlarging 8x8x1 images by repeating pixels and channels
+    # enlarge 8x8x1 images by repeating pixels and channels
     a, b = rng.random((2, 8, 8, 1))
     large = [np.repeat(np.repeat(np.repeat(x, 32, 0), 32, 1), 3, 2) for x in (a, b)]
     assert metrics.published_scale((8, 8, 1)) * np.linalg.norm(a - b) == pytest.approx(
@@ -407,7 +407,7 @@ def test_power_law_recovers_a_slope(seed, slope):
 
 
 def test_published_radii_as_a_power_law():
-    """The published MNIST radii at their two ends, which give a slope of -0.14."""
+    """The two ends of the published MNIST radii give a slope of -0.14."""
     found = metrics.power_law([256, 8192], [[107.9], [66.0]], resamples=0)
     assert found.slope.value == pytest.approx(np.log(66.0 / 107.9) / np.log(32))
 

@@ -18,7 +18,7 @@ def samples(tiny):
 
 
 def counted(traced):
-    """Features and a distance that note the shapes they are traced for."""
+    """Return features and a distance that record the shapes for which they are traced."""
 
     def features(images):
         traced.append(("features", images.shape[0]))
@@ -32,7 +32,7 @@ def counted(traced):
 
 
 def test_other_chunks_and_other_calls_trace_nothing(tiny, samples):
-    """Five pairs in chunks of two: the last chunk has one, and is computed in the shape of the others."""
+    """With five pairs in chunks of two, the last chunk has one pair and is padded to the shape of the other chunks."""
     traced = []
     features, distance = counted(traced)
     whole = exact_influence(tiny, samples, WEIGHTS, SAMPLES, *counted([]))

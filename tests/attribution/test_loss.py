@@ -29,7 +29,7 @@ def estimate(tiny, images):
 
 
 def draws_of(params, config, seed, blocks):
-    """The levels and noise of the same draws."""
+    """Return the levels and the noise of the same draws."""
     key = as_key(seed)
     t = np.concatenate([config.draw_levels(params.schedule, key, j) for j in range(blocks)])
     eps = draw_noise(jax.random.fold_in(key, 2**31 - 1), jnp.arange(len(t)), params.image_shape)
@@ -38,7 +38,7 @@ def draws_of(params, config, seed, blocks):
 
 @pytest.mark.parametrize("weighting", ["simple", "snr"])
 def test_quadratic_form_is_the_direct_loss(tiny, images, weighting, rng):
-    """For random weights that sum to 1: predict with the mixed members, square, average."""
+    """For random weights that sum to 1, the form equals the mean squared error of the mixed prediction."""
     config = dataclasses.replace(FEW, weighting=weighting)
     estimate = loss_matrix(tiny, images, 7, config)
     t, eps = draws_of(tiny, config, 7, 2)
@@ -79,7 +79,7 @@ def test_draws_do_not_depend_on_batch_memory_or_devices(tiny, images, estimate, 
     for other in (
         loss_matrix(
             tiny, images, 7, FEW, memory_budget=activation_bytes(tiny.model, tiny.image_shape)
-        ),  # one at a time
+        ),  # one image at a time
         loss_matrix(tiny, images[[2, 0, 1]], 7, FEW)._replace(draws=0),
     ):
         order = [0, 1, 2] if other.draws else [1, 2, 0]
@@ -93,7 +93,7 @@ def test_draws_do_not_depend_on_batch_memory_or_devices(tiny, images, estimate, 
 
 
 def linear_gaussian(means):
-    """Members whose denoiser is exact for data N(m_k, 0): ``eps_k(x_t, t) = (x_t - sqrt(abar) m_k) / sqrt(1 - abar)``.
+    """Return members that denoise data N(m_k, 0) exactly: ``eps_k(x_t, t) = (x_t - sqrt(abar) m_k) / sqrt(1 - abar)``.
 
     With it ``eps - sum_k w_k eps_k = sqrt(abar / (1 - abar)) (sum_k w_k m_k - x_0)``, without noise, so
     ``L(w; x) = E_t lambda_t SNR_t |sum_k w_k m_k - x_0|^2`` in closed form.
@@ -114,7 +114,7 @@ def closed_form_ensemble(tiny, rng):
 
 @pytest.mark.parametrize("weighting", ["simple", "snr"])
 def test_linear_gaussian_losses_in_closed_form(tiny, images, rng, monkeypatch, weighting):
-    """Every level once (stratified over exactly T levels): no sampling error at all is left."""
+    """Every level is drawn once (stratified over exactly T levels), so there is no sampling error."""
     params, means = closed_form_ensemble(tiny, rng)
     monkeypatch.setattr("ensdiff.attribution.draws.apply_member", linear_gaussian(means))
     from ensdiff.attribution.loss import block_step
@@ -147,7 +147,7 @@ def test_equal_members_score_zero(tiny, images):
 
 
 def test_error_bars_cover_and_shrink(tiny, images):
-    """The spread of blocks against the spread of whole estimates from other seeds."""
+    """The spread of blocks predicts the spread of whole estimates from different seeds."""
     config = LossConfig(draws=64, block=8)
     weights, factual = CODE.ablate([0]), CODE.factual()[0]
     estimates = [loss_matrix(tiny, images[:1], seed, config) for seed in range(24)]
@@ -224,7 +224,7 @@ def test_bad_images(tiny, images):
 
 
 def test_whole_pipeline_on_other_members():
-    """A code of mixed weights and a weight other than K / 2 score like a loop over units."""
+    """A code of mixed weights, and a weight other than K / 2, give the same scores as a loop over units."""
     for code in (
         ensdiff.Code.balanced(6, 12, 2, seed=1),
         ensdiff.Code.from_matrix([[1, 0, 0, 0, 0, 1], [0, 1, 1, 0, 1, 0], [1, 0, 0, 1, 0, 0], [0, 1, 1, 1, 0, 1]]),

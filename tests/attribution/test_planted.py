@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 def planted_digits():
-    """150 digits of one image a unit, but unit 37 holds its image eight times."""
+    """Return 150 digits with one image per unit, except that unit 37 contains its image eight times."""
     digits = ensdiff.data.digits()
     chosen = np.sort(np.random.default_rng(0).permutation(digits.items)[:150])
     index = np.concatenate([chosen, np.repeat(chosen[UNIT], 7)])
@@ -38,7 +38,7 @@ def train(folder):
 
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory):
-    """Trained in a process of its own: with the optimisation of these tests long programs are slow."""
+    """Train in a separate process: with the compiler optimisation of these tests, long programs are slow."""
     folder = tmp_path_factory.mktemp("planted") / "run"
     flags = [flag for flag in os.environ["XLA_FLAGS"].split() if "fusion_emitters" in flag]
     environment = {**os.environ, "XLA_FLAGS": " ".join(flags)}
@@ -56,7 +56,7 @@ def test_planted_copies_are_ranked_first_by_loss(planted):
     assert att.p_value[0, 0] < 1e-3
     assert att.q_value[0, 0] <= 0.1
     assert att.verdict[0].startswith("attributable to 37")
-    # images that nobody trained on do not lead to it
+    # images that no member trained on are not attributed to it
     seen = set(map(bytes, data.images))
     unseen = np.stack([image for image in ensdiff.data.digits().images if image.tobytes() not in seen][:4])
     other = ensdiff.attribute(params, unseen, "loss", top=1, loss=ensdiff.LossConfig(draws=512))
@@ -68,4 +68,4 @@ def test_planted_copies_are_memorized(planted):
     result = ensdiff.contrast(params, data)
     assert UNIT in np.argsort(-result.memorization_N)[:5]
     assert result.memorization_N[UNIT] > 3 * result.memorization_error_N[UNIT]
-    assert result.auc > 0.8  # 150 digits are few: most pairs of unit and member are told right
+    assert result.auc > 0.8  # 150 digits are few, but most pairs of unit and member are classified correctly

@@ -1,4 +1,4 @@
-"""Scoring units by quadratic forms: against direct losses and loops, whatever the chunk, the devices and the order."""
+"""Scoring units by quadratic forms: against direct losses and loops, for any chunk size, device count and order."""
 
 import math
 
@@ -42,11 +42,11 @@ def test_words_that_are_not_compiled():
 
 @pytest.mark.parametrize(("members", "weight"), [(4, 2), (9, 2), (16, 8), (33, 20), (64, 32), (80, 40)])
 def test_scores_against_a_loop_over_members(members, weight):
-    """Tables of byte pairs (and, past 64 members, products) against the sums over members written out."""
+    """Tables of byte pairs (and, beyond 64 members, products) give the explicit sums over members."""
     rng = np.random.default_rng(1)
     words = np.array([rng.permutation(np.arange(members) < weight) for _ in range(40)]).astype(np.uint8)
     words[0] = 0
-    words[0, :1] = 1  # of another weight
+    words[0, :1] = 1  # a word of another weight
     matrix, w = gram_of(members), rng.dirichlet(np.ones(members))
     distances, losses = gram_forms(matrix, w), loss_forms(matrix, w)
     got_distance, got_loss = score_words(distances, words), score_words(losses, words, chunk=7)
@@ -65,7 +65,7 @@ def test_scores_against_a_loop_over_members(members, weight):
 
 @pytest.mark.parametrize("source", ["compiled", "rows"])
 def test_streaming_does_not_depend_on_chunks(source):
-    """10^5 units in chunks of several sizes, and all at once on the host."""
+    """10^5 units are scored in chunks of several sizes, and all at once on the host."""
     code = Code.balanced(20, 10**5, seed=2)
     forms = gram_forms(gram_of(20), np.full(20, 1 / 20))
     every = evaluate(forms, code.matrix())
@@ -79,7 +79,7 @@ def test_streaming_does_not_depend_on_chunks(source):
             top.update(start, scores)
         assert seen == 10**5
         for b in range(3):
-            # float32 may exchange neighbours
+            # float32 may swap neighbours
             np.testing.assert_allclose(every[b, top.index_BT[b]], np.sort(every[b])[::-1][:25], rtol=1e-6)
             np.testing.assert_allclose(top.scores_BT[b], np.sort(every[b])[::-1][:25], rtol=1e-5)
 
@@ -96,7 +96,7 @@ def test_scores_do_not_depend_on_the_number_of_devices(monkeypatch):
 
 
 def test_products_agree_with_tables(monkeypatch):
-    """What an accelerator does instead of looking up."""
+    """An accelerator multiplies matrices instead of looking up tables."""
     forms, words = gram_forms(gram_of(20), np.full(20, 1 / 20)), Code.balanced(20, 500).matrix()
     tables = score_words(forms, words)
     monkeypatch.setattr("ensdiff.attribution.forms.MAX_MEMBERS", 8)

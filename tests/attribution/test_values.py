@@ -1,4 +1,4 @@
-"""Shapley and Banzhaf values against their definitions written out."""
+"""Shapley and Banzhaf values against explicit implementations of their definitions."""
 
 import functools
 import itertools
@@ -22,7 +22,7 @@ def estimate_of(rng, blocks=3, samples=2, members=8):
 
 
 def value_of(R, empty, code, groups, members=8):
-    """v of a coalition of removed groups, from the definition."""
+    """Return v of a coalition of removed groups, from the definition."""
 
     @functools.cache
     def score(coalition):
@@ -68,7 +68,7 @@ def test_exact_values_against_their_definitions(rng, groups):
         v = value_of(estimate.mean_BKK[b], estimate.empty_JB[:, b].mean(), CODE, entries)
         np.testing.assert_allclose(shapley.value_BG[b], shapley_by_orders(v, n), rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(banzhaf.value_BG[b], banzhaf_by_subsets(v, n, 0.3), rtol=1e-5, atol=1e-6)
-        assert shapley.value_BG[b].sum() == pytest.approx(v(range(n)), rel=1e-5)  # efficiency
+        assert shapley.value_BG[b].sum() == pytest.approx(v(range(n)), rel=1e-5)  # the efficiency of Shapley values
 
 
 def test_values_are_in_the_order_of_the_groups(rng):
@@ -77,7 +77,7 @@ def test_values_are_in_the_order_of_the_groups(rng):
     np.testing.assert_array_equal(given.value_BG, group_values(gram, CODE, [{4}, {0}, {3}]).value_BG)
     in_order = group_values(gram, CODE, [0, 3, 4])
     np.testing.assert_allclose(given.value_BG, in_order.value_BG[:, [2, 0, 1]], rtol=1e-9)
-    assert (np.diff(np.sort(given.value_BG)) != 0).all()  # so that an order can be seen
+    assert (np.diff(np.sort(given.value_BG)) != 0).all()  # all values differ, so that their order can be checked
 
 
 def test_error_is_that_of_the_blocks_where_all_coalitions_are_used(rng):
@@ -102,14 +102,14 @@ def test_sampled_values_agree_within_their_errors(rng, monkeypatch, kind):
     assert not sampled.exact
     distance = np.abs(sampled.value_BG - exact.value_BG) / sampled.standard_error_BG
     assert distance.max() < 4.5
-    assert distance.mean() > 0.1  # the errors are not merely large
+    assert distance.mean() > 0.1  # the standard errors are not just too large
     np.testing.assert_allclose(sampled.used_G, exact.used_G, atol=0.05)
 
 
 def test_a_group_that_does_nothing_has_no_value(rng):
-    """Members of one group are all alike in R, and equal groups get equal values."""
+    """If all members are alike in R, groups of equal size get equal values."""
     code = Code.from_matrix([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
-    R = np.eye(4)[None] + 1.0  # every member alike
+    R = np.eye(4)[None] + 1.0  # all members are alike
     values = group_values(R, code, on_empty="skip")
     np.testing.assert_allclose(values.value_BG[0], values.value_BG[0, 0])
     nothing = group_values(np.ones((1, 4, 4)), code, on_empty="skip")

@@ -1,4 +1,4 @@
-"""The stacked pytree, its mesh, and member predictions against members one by one."""
+"""The stacked pytree, its mesh, and predictions of all members against those of single members."""
 
 import dataclasses
 import importlib
@@ -63,7 +63,7 @@ def test_an_ensemble_is_a_pytree_of_stacked_arrays(tiny):
 
 
 def sums_by_loop(leaf):
-    """The sums of `stacked_sums` in Python's integers, one member and one word at a time."""
+    """Compute the sums of `stacked_sums` in Python integers, one member and one word at a time."""
 
     def mix(x):
         x = (x ^ x >> 16) * 0x85EBCA6B % 2**32
@@ -82,7 +82,7 @@ def sums_by_loop(leaf):
 
 
 def test_sums_of_parameters_are_the_same_everywhere(rng, monkeypatch):
-    """On the host, on devices, over shards, and in blocks; and they see what sums with odd weights would not."""
+    """The sums agree on host, devices, shards and blocks, and detect changes that sums with odd weights would miss."""
     monkeypatch.setattr("ensdiff.ensemble.digest._BLOCK", 20)
     normal = rng.normal(size=(4, 3, 5))
     kinds = [np.float32, np.float16, jnp.bfloat16, np.int32, np.uint8, bool]
@@ -95,7 +95,7 @@ def test_sums_of_parameters_are_the_same_everywhere(rng, monkeypatch):
         np.testing.assert_array_equal(_stack([_sums_on_devices(leaf) for leaf in placed]), expected)
     across = jax.sharding.NamedSharding(jax.make_mesh((3,), ("x",)), jax.sharding.PartitionSpec(None, "x"))
     np.testing.assert_array_equal(stacked_sums([jax.device_put(leaves[0], across)])[:, 0], expected[:, 0])
-    np.testing.assert_array_equal(stacked_sums([normal])[:, 0], sums_by_loop(normal))  # float64, on the host alone
+    np.testing.assert_array_equal(stacked_sums([normal])[:, 0], sums_by_loop(normal))  # float64 exists only on the host
     flipped = leaves[0].copy()
     flipped[1, 0, :2] *= -1
     swapped = leaves[0][:, :, ::-1]
@@ -114,7 +114,7 @@ def test_a_fingerprint_is_of_what_decides_a_sample(tiny):
     same = {
         moved(params=on_mesh(tiny.params, make_mesh(4, devices=jax.devices()[:2]))),
         moved(params=jax.tree.map(np.asarray, tiny.params)),
-        moved(code=ensdiff.Code.balanced(4, 3)),  # asked about other units
+        moved(code=ensdiff.Code.balanced(4, 3)),  # a code with other units
         moved(model=dataclasses.replace(tiny.model, conv="map", remat=True, dropout=0.5, multipliers=(1.0,))),
         moved(value_range=(np.float64(-1), 1.0)),
         pickle.loads(pickle.dumps(tiny)).fingerprint,
@@ -132,7 +132,7 @@ def test_a_fingerprint_is_of_what_decides_a_sample(tiny):
 
 
 def test_digests_tell_stored_codes_apart(tiny):
-    """Unfinished work is found by a digest of the ensemble: two matrices, or groups, are two ensembles."""
+    """Unfinished work is found by a digest of the ensemble, so other matrices or other groups give other digests."""
     codes = [ensdiff.Code.from_matrix(CODE.matrix()[order]) for order in (range(6), [1, 0, 2, 3, 4, 5])]
     groups = [np.arange(12) % 3, np.arange(12) // 4]
     codes += [ensdiff.Code.hierarchical(6, of_unit, group_weight=4, weight=2) for of_unit in groups]
@@ -140,7 +140,7 @@ def test_digests_tell_stored_codes_apart(tiny):
 
 
 def test_a_fingerprint_follows_arrays_that_change(tiny):
-    """JAX arrays cannot change, so theirs is computed once; NumPy's can."""
+    """JAX arrays cannot change, so their fingerprint is computed once; NumPy arrays can."""
     params = dataclasses.replace(tiny, params={"a": np.ones((4, 3), np.float32)})
     before = params.fingerprint
     params.params["a"][2, 1] = 2
@@ -176,7 +176,7 @@ def test_weights_that_do_not_average(given, message):
 
 
 def test_members_start_from_their_own_keys():
-    """Member k's initial parameters do not depend on how many members there are."""
+    """Member k's initial parameters do not depend on the number of members."""
     few, many = (init_params(TINY, (8, 8, 1), members, 0) for members in (2, 4))
     for a, b in zip(jax.tree.leaves(few), jax.tree.leaves(many), strict=True):
         np.testing.assert_array_equal(a, b[:2])
@@ -203,7 +203,7 @@ def test_image_ranges():
 
 def test_activation_bytes_grow_with_the_image():
     small, large = (activation_bytes(TINY, (side, side, 1)) for side in (8, 16))
-    assert 3.5 < large / small < 4.5  # all but the time embedding
+    assert 3.5 < large / small < 4.5  # everything but the time embedding grows
     assert small > 8 * 8 * 4 * 4 * 10  # at least the convolutions' outputs
 
 

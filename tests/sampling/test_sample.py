@@ -1,4 +1,4 @@
-"""Sampling: NumPy twins, limits, and that batch, chunk and devices never change an image."""
+"""Sampling: NumPy references, limits, and independence of images from batch, chunk and devices."""
 
 import dataclasses
 import itertools
@@ -22,7 +22,7 @@ STEPS = 5
 
 
 def twin(params, config, noise_SBHWC, weights_RK, index_R):
-    """The sampler as a loop over states and steps, in float64, with every member evaluated by `predict`."""
+    """Compute the sampler as a loop over states and steps, in float64, with every member evaluated by `predict`."""
     steps = sampler_steps(params.schedule, config)
     out = []
     for weights, index in zip(weights_RK, index_R, strict=True):
@@ -118,7 +118,7 @@ def test_equal_members_give_equal_counterfactuals():
 
 
 def test_one_kept_member_is_that_members_own_sampler(tiny, noise):
-    """Weights (0, 0, 1, 0) of four = an ensemble of that member alone."""
+    """Weights (0, 0, 1, 0) of four members are equivalent to an ensemble of that member alone."""
     alone = ensdiff.Ensemble(
         jax.tree.map(lambda a: a[2:3], tiny.params),
         ensdiff.Code.undivided(6),
@@ -132,7 +132,7 @@ def test_one_kept_member_is_that_members_own_sampler(tiny, noise):
 
 @pytest.mark.parametrize("devices", [1, 2, 4])
 def test_devices_do_not_matter(tiny, noise, devices):
-    """Members over the devices; and three states over a data axis of three."""
+    """Members are spread over the devices, and three states over a data axis of three."""
     config = SamplerConfig("ddpm", STEPS)
     rows = np.concatenate([CODE.factual(), CODE.ablate([0, 1])])
     given = Noise(jnp.arange(3), array=jnp.asarray(noise))
@@ -188,7 +188,7 @@ def test_batches_pad_at_most_a_tenth(shards, member_shards, local, limit, seed):
 
 @pytest.mark.parametrize(("members", "ones", "units", "samples"), [(16, 8, 32, 8), (20, 10, 100, 3), (16, 8, 40, 1)])
 def test_a_landscape_evaluates_little_more_than_its_survivors(tiny, members, ones, units, samples):
-    """U-Net evaluations of a step on one device, against the sum over states of the members that each keeps."""
+    """The U-Net evaluations of a step on one device are close to the sum over states of the members that each keeps."""
     params = dataclasses.replace(tiny, code=ensdiff.Code.balanced(members, units, ones))
     weights = np.repeat(params.code.ablate(np.arange(units)), samples, axis=0)
     chunks = plan(params, weights, ensdiff.make_mesh(members, devices=jax.devices()[:1]), Resources())
@@ -197,7 +197,7 @@ def test_a_landscape_evaluates_little_more_than_its_survivors(tiny, members, one
 
 
 def test_a_dropped_member_is_never_evaluated(tiny):
-    """Not even in batches that only fill up a program: parameters that are not there at all change nothing."""
+    """Dropped members are not even evaluated in batches that only pad a program, so NaN parameters change nothing."""
     broken = jax.tree.map(lambda a: a.at[0].set(jnp.nan), tiny.params)
     weights = [0.0, 0.5, 0.25, 0.25]
     images = ensdiff.sample(dataclasses.replace(tiny, params=broken), 0, 3, steps=STEPS, weights=weights).images
@@ -205,7 +205,7 @@ def test_a_dropped_member_is_never_evaluated(tiny):
 
 
 def test_landscapes_of_many_sizes_share_few_programs(tiny):
-    """40 of them; a program is of one number of states, one of batches and one of places."""
+    """There are 40 landscapes; a program has one number of states, one number of batches and one number of places."""
     programs = set()
     for units, samples in itertools.product(range(8, 18), (1, 2, 3, 4)):
         params = dataclasses.replace(tiny, code=ensdiff.Code.balanced(8, units))
@@ -217,7 +217,7 @@ def test_landscapes_of_many_sizes_share_few_programs(tiny):
 
 
 def test_a_budget_holds_the_states_and_one_batch(tiny):
-    """More states than fit are not added for the sake of the program; where one does not fit, the least is said."""
+    """Padding never adds more states than fit; if not even one state fits, the error states the minimum."""
     mesh = ensdiff.make_mesh(4, devices=jax.devices()[:1])
     one = activation_bytes(tiny.model, tiny.image_shape)
     state = 4 * 8 * 64 + 8 * 4
@@ -238,7 +238,7 @@ def test_the_mask_of_survivors_gives_the_counterfactual(tiny, mask):
 
 
 def uses(data, folder):
-    """Everything that is given an ensemble and its samples, and whether it removes units from the whole ensemble."""
+    """Yield each function that takes an ensemble and samples, and whether it removes units from the whole ensemble."""
     from ensdiff.interop import ctf
 
     row, first = CODE.ablate([3]), np.array([0])
@@ -277,7 +277,7 @@ def test_samples_are_refused_by_another_ensemble(tiny, tmp_path):
 
 
 def test_samples_of_before_have_no_fingerprint(tiny):
-    """Pickled without the field, as by a version that had none; a pytree keeps it."""
+    """Samples pickled by an older version lack the field; a pytree keeps it."""
     samples = ensdiff.sample(tiny, 0, 2, steps=STEPS)
     state = {name: value for name, value in vars(samples).items() if name != "fingerprint"}
     old = object.__new__(ensdiff.Samples)

@@ -1,4 +1,4 @@
-"""Training processes that are killed or told to stop at random moments, against one that nobody disturbed."""
+"""Training processes that are killed or stopped at random moments, compared with an undisturbed one."""
 
 import json
 import pathlib
@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 EVERY = 2
 """Steps between checkpoints of the runs that are killed."""
 ENDLESS = 10**6
-"""Steps of those runs: none gets so far, however fast the machine, before it is killed."""
+"""Steps of those runs: more than any machine completes before it kills the run."""
 
 
 @pytest.fixture(scope="module")
@@ -40,12 +40,12 @@ def arguments(tmp_path_factory):
 
 @pytest.fixture
 def trainer(run, tmp_path):
-    """A trainer that is forked: Python and its imports take longer than the training that is disturbed."""
+    """Return a trainer in a forked process: starting Python and its imports takes longer than the training."""
     return Trainer(run, tmp_path / "run.log")
 
 
 class Trainer(NamedTuple):
-    """``experiments.train``, one process after another, with one log."""
+    """Processes of ``experiments.train``, one after another, with one log."""
 
     programs: Programs
     log: pathlib.Path
@@ -61,14 +61,14 @@ class Trainer(NamedTuple):
 
 
 def logged(folder):
-    """The newest step in the run's metrics; reading does not disturb a line that is being written."""
+    """Return the newest step in the run's metrics, ignoring a line that is still being written."""
     path = folder / "metrics.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     return max((json.loads(line)["step"] for line in lines if line.endswith("}")), default=0)
 
 
 def disturb(folder, trainer, args, rng, how=signal.SIGKILL, within=4):
-    """Start training and end it by a signal, some random steps and a random moment after it resumed."""
+    """Start training and end it by a signal, a random number of steps and a random moment after it resumed."""
     before = steps_of(folder)
     target = (before[-1] if before else 0) + int(rng.integers(1, within))
     process = trainer.start(args)
@@ -87,21 +87,21 @@ def disturb(folder, trainer, args, rng, how=signal.SIGKILL, within=4):
 
 
 def undisturbed(folder, trainer, arguments, steps):
-    """One process without a stop, that writes no checkpoint before the end."""
+    """Train in one process without a stop or an intermediate checkpoint."""
     trainer.finish(arguments(folder, steps, f"--config.train.checkpoint_every={steps}"))
     return ensdiff.load(folder), [line["loss_K"] for line in ensdiff.read_metrics(folder)]
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(12, marks=pytest.mark.slow)])
 def test_many_kills(tmp_path, trainer, arguments, kills, record_property):
-    """At moments that nobody chose, in starting, training and writing; tests/runs/test_faults.py chooses some."""
+    """Kills come at random moments of starting, training and writing; tests/runs/test_faults.py chooses moments."""
     folder, rng = tmp_path / "run", np.random.default_rng(int(time.time()))
     args = arguments(folder, ENDLESS, f"--config.train.checkpoint_every={EVERY}")
     for _ in range(kills):
         code, reached = disturb(folder, trainer, args, rng)
         assert code == -signal.SIGKILL, trainer.said()
         kept = steps_of(folder)
-        # the newest checkpoint may have been under way, and the one before was waited for
+        # the newest checkpoint may not have been complete, but the one before it was
         assert (kept[-1] if kept else 0) >= reached - 2 * EVERY
         assert ensdiff.check_run(folder) == []
     steps = (kept[-1] if kept else 0) + EVERY + 1
@@ -119,7 +119,7 @@ def test_many_kills(tmp_path, trainer, arguments, kills, record_property):
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_exits_with_the_stated_code(tmp_path, trainer, arguments, how, record_property):
-    """Nothing is lost: the next run begins where this one was stopped. Only here another process does."""
+    """Nothing is lost: the next run begins where this one stopped. Only here another process continues."""
     folder = tmp_path / "run"
     args = arguments(folder, ENDLESS, f"--config.train.checkpoint_every={ENDLESS}")
     code, reached = disturb(folder, trainer, args, np.random.default_rng(0), how)
@@ -139,7 +139,7 @@ def test_a_signal_saves_and_exits_with_the_stated_code(tmp_path, trainer, argume
 
 @pytest.mark.slow
 def test_the_same_twice(tmp_path, trainer, arguments, run, typed):
-    """Samples and attributions of two processes, byte for byte; forks share a hash seed, so one of them is none."""
+    """Two processes give byte-identical samples and attributions. One is no fork, because forks share a hash seed."""
     folder = tmp_path / "run"
     trainer.finish(arguments(folder, 3))
     found = []

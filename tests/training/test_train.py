@@ -27,7 +27,7 @@ MODEL = ensdiff.UNetConfig(channels=4, norm_groups=2, multipliers=(1,), dropout=
 
 
 def run(images, *, mesh=None, config=CONFIG, update=member_update, steps=3, code=CODE):
-    """A few steps by hand, so that every test shares one compilation a mesh."""
+    """Take a few steps without `train`, so that all tests share one compilation per mesh."""
     dataset = ensdiff.data.arrays(images)
     splits = Splits.build(dataset, code)
     mesh = ensdiff.make_mesh(code.members, devices=jax.devices()[:1]) if mesh is None else mesh
@@ -40,7 +40,7 @@ def run(images, *, mesh=None, config=CONFIG, update=member_update, steps=3, code
 
 
 def same_members(a, b):
-    """For each member: are all its arrays bit for bit the same?"""
+    """Return for each member whether all its arrays are equal bit for bit."""
     equal = [np.array([np.array_equal(x[k], y[k]) for k in range(len(x))]) for x, y in
              zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)]  # fmt: skip
     return np.all(equal, axis=0)
@@ -53,7 +53,7 @@ def changed(unit):
 
 
 def test_a_batch_in_micro_batches_trains_like_a_whole_one(monkeypatch):
-    """One image at a time, and two: the loss, the gradient and with them everything else."""
+    """Micro-batches of one or two images give the loss and the gradient of the whole batch."""
     mesh = ensdiff.make_mesh(4, devices=jax.devices()[:1])
     whole = run(blobs(), steps=2)
     train_step = sys.modules["ensdiff.training.step"]._train_step
@@ -72,7 +72,7 @@ def test_a_batch_in_micro_batches_trains_like_a_whole_one(monkeypatch):
 @pytest.mark.parametrize("unit", [0, 4])
 @pytest.mark.parametrize("devices", [1, 2])
 def test_causal_isolation(unit, devices):
-    """Every pixel of one unit changed: members that did not see it end bit for bit the same, the others do not."""
+    """If every pixel of one unit changes, exactly the members that did not see it stay the same bit for bit."""
     mesh = ensdiff.make_mesh(4, devices=jax.devices()[:devices])
     before, _ = run(blobs(), mesh=mesh)
     after, _ = run(changed(unit), mesh=mesh)
@@ -80,14 +80,14 @@ def test_causal_isolation(unit, devices):
 
 
 def clipped_together(settings, state, grads, step):
-    """What must never be done: one norm over the gradients of all members."""
+    """Clip by one norm over the gradients of all members, which would break isolation."""
     norm = jnp.sqrt(jax.lax.psum(optax.tree.norm(grads, squared=True), "members"))
     grads = jax.tree.map(lambda g: g * jnp.minimum(1.0, settings.clip / norm), grads)
     return member_update(dataclasses.replace(settings, clip=0.0), state, grads, step)
 
 
 def test_isolation_catches_a_global_norm_clip(monkeypatch):
-    """Only a named `vmap` lets members see each other at all."""
+    """Only a named `vmap` allows members to see each other at all."""
 
     def together(model, function, state_K, *stacked_K):
         return jax.vmap(function, axis_name="members")(state_K, *stacked_K)
@@ -100,7 +100,7 @@ def test_isolation_catches_a_global_norm_clip(monkeypatch):
 
 
 def test_a_wrong_index_never_teaches():
-    """Batches full of other members' items: the mask keeps every parameter as if the batch were empty."""
+    """If batches are full of other members' items, the mask keeps every parameter as if the batch were empty."""
     dataset = ensdiff.data.arrays(blobs())
     splits = Splits.build(dataset, CODE)
     mesh = ensdiff.make_mesh(4, devices=jax.devices()[:1])
@@ -116,7 +116,7 @@ def test_a_wrong_index_never_teaches():
 
 
 def test_loss_is_the_mean_over_members_own_images(rng):
-    """The step's loss and gradient against a loop over members, with the noise that the step draws."""
+    """The step's loss and gradient equal those of a loop over members, with the noise that the step draws."""
     dataset = ensdiff.data.arrays(blobs())
     splits = Splits.build(dataset, CODE)
     model = dataclasses.replace(MODEL, dropout=0.0)
@@ -182,7 +182,7 @@ def test_bfloat16_trains_float32_parameters():
     ensemble = ensdiff.train(dataset, CODE, model, CONFIG, schedule=SHORT, progress=False)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(ensemble.params))
     full, _ = run(blobs())
-    # three steps of a normalised optimiser: the same direction, not the same numbers
+    # three steps of a normalised optimiser give the same direction, but not the same numbers
     a, b = (np.concatenate([np.ravel(x) for x in jax.tree.leaves(p)]) for p in (full.ema, ensemble.params))
     assert 0 < np.abs(a - b).max() < 0.1
 
@@ -202,7 +202,7 @@ def test_lowered_step_has_no_collective_and_no_grouped_convolution():
 
 
 def test_one_compilation():
-    """The step is traced and compiled once, whatever the number of steps."""
+    """The step is traced and compiled once for any number of steps."""
     traces = []
 
     def counted(*args):
@@ -232,7 +232,7 @@ def test_one_compilation():
 
 @pytest.mark.parametrize("name", ["make_train_step", "make_train_steps"])
 def test_configs_share_a_program_unless_a_setting_enters_it(name):
-    """Another seed, number of steps, batch or interval is no other program; with a cosine the number of steps is."""
+    """Seed, steps, batch size and intervals do not change the program; with a cosine schedule the steps do."""
     module, mesh = sys.modules["ensdiff.training.step"], ensdiff.make_mesh(4, devices=jax.devices()[:1])
 
     def program(config, **other):
@@ -268,7 +268,7 @@ def test_train_writes_a_run_that_loads_and_resumes_bit_for_bit(tmp_path):
     options = dict(schedule=SHORT, progress=False)
     whole = ensdiff.train(data, CODE, MODEL, CONFIG, **options, run_dir=tmp_path / "whole", steps=5)
     ensdiff.train(data, CODE, MODEL, CONFIG, **options, run_dir=tmp_path / "cut", steps=2)
-    # as if the first two steps' config had asked for five: only the number of steps differs
+    # the config of the first two steps differs only in the number of steps
     resumed = ensdiff.train(data, CODE, MODEL, CONFIG, **options, run_dir=tmp_path / "cut", steps=5, resume=True)
     assert same_members(whole.params, resumed.params).all()
     loaded = ensdiff.load(tmp_path / "cut")
@@ -302,7 +302,7 @@ def test_train_writes_a_run_that_loads_and_resumes_bit_for_bit(tmp_path):
 
 
 def test_several_steps_a_call_are_the_same_steps(tmp_path):
-    """To rounding; and bit for bit however many of them a call makes, so that a run can stop anywhere."""
+    """Results agree up to rounding, and bit for bit for any number of steps per call, so a run can stop anywhere."""
     data = ensdiff.data.arrays(blobs())
     options = dict(schedule=SHORT, progress=False, steps=5)
     one = ensdiff.train(data, CODE, MODEL, CONFIG, **options)
@@ -352,7 +352,7 @@ def test_save_and_load_without_training(tmp_path, tiny):
     assert ensdiff.load(tmp_path / "saved").data_digest == known.data_digest
     loaded = ensdiff.load(tmp_path / "saved")
     assert same_members(loaded.params, tiny.params).all()
-    assert loaded.fingerprint == tiny.fingerprint  # on four devices, and on one
+    assert loaded.fingerprint == tiny.fingerprint  # saved from four devices, loaded on one
     assert ensdiff.load(tmp_path / "saved", members=[0, 3]).fingerprint != tiny.fingerprint
     with pytest.raises(FileExistsError):
         ensdiff.save(tiny, tmp_path / "saved")
