@@ -1,4 +1,4 @@
-"""Descriptions of runs and checkpoints, and whether two are of one run."""
+"""Descriptions of runs and checkpoints, and whether two descriptions are of the same run."""
 
 import dataclasses
 import pathlib

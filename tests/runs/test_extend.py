@@ -1,4 +1,4 @@
-"""What users bring themselves: a sampler, a distance, a method. Their versions of the built-in ones give the same."""
+"""Samplers, distances and methods that users supply: their versions of the built-in ones give the same results."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,12 +12,12 @@ from tests.helpers import random_ensemble
 
 @pytest.fixture(scope="module")
 def wide():
-    """An untrained ensemble with code words that no unit owns, and none the complement of another: those would tie."""
+    """Return an untrained ensemble with unowned code words; no two words are complements, because those would tie."""
     return random_ensemble(ensdiff.Code.balanced(members=6, units=8, weight=2, seed=0))
 
 
 def my_ddim(x_B, eps_B, z_B, level):
-    """DDIM without noise, with clipping."""
+    """Compute one step of DDIM without noise, with clipping."""
     x0_B = jnp.clip((x_B - level.sigma * eps_B) / level.signal, -1.0, 1.0)
     eps_B = (x_B - level.signal * x0_B) / level.sigma
     return level.next_signal * x0_B + level.next_sigma * eps_B
@@ -28,7 +28,7 @@ def my_l2(one, other):
 
 
 def test_own_sampler_equals_ddim(tiny):
-    """Samples, counterfactuals and derivatives by a user's DDIM are those of the built-in one."""
+    """A user's DDIM gives the samples, counterfactuals and derivatives of the built-in DDIM."""
     ours = ensdiff.sample(tiny, 0, 3, steps=5, sampler="ddim")
     theirs = ensdiff.sample(tiny, 0, 3, steps=5, sampler=my_ddim)
     assert theirs.config == SamplerConfig(my_ddim, steps=5)
@@ -69,7 +69,7 @@ def test_own_distance_equals_l2(wide):
 
 
 def test_own_distance_orders_units_by_itself(tiny):
-    """The largest difference of a pixel, against one computed from the counterfactuals; by screening everything too."""
+    """The largest difference of any pixel equals one computed from counterfactuals, also by screening all units."""
 
     def largest(one, other):
         return jnp.abs(one - other).max(axis=(1, 2, 3))
@@ -95,7 +95,7 @@ def test_own_distance_between_features(tiny):
 
 
 def test_own_method_equals_differential(wide):
-    """A method of quadratic forms shares ranking, null, p, q and verdict with the built-in one."""
+    """A method of quadratic forms shares ranking, null, p- and q-values and verdict with the built-in method."""
     samples = ensdiff.sample(wide, 0, 2, steps=3)
     gram_BKK = ensdiff.gram(wide, samples).astype(np.float64)
 
@@ -115,12 +115,12 @@ def test_own_method_equals_differential(wide):
 
 
 def test_own_method_of_any_images(tiny, rng):
-    """It needs no samples: the number of rows is all that is asked of the images."""
+    """A user's method needs no samples: only the number of images is used."""
     images = rng.random((3, 8, 8, 1), dtype=np.float32)
     att = ensdiff.attribute(tiny, images, lambda weights_MK: np.tile(weights_MK[:, 0], (3, 1)), top=2, null=0)
     without_member_0 = 1 - tiny.code.matrix()[:, 0]
     assert set(att.units[0]) <= set(np.flatnonzero(without_member_0))
-    place = 1e-5 * 2.0 ** np.arange(tiny.members)  # doubles that float32 could not tell apart
+    place = 1e-5 * 2.0 ** np.arange(tiny.members)  # float64 differences that float32 could not represent
     exact = ensdiff.attribute(tiny, images, lambda weights_MK: 1234.5 + np.tile(weights_MK @ place, (3, 1)), top=6)
     np.testing.assert_array_equal(exact.units[0], np.argsort(-(tiny.code.ablate(range(6)) @ place)))
 
@@ -150,7 +150,7 @@ def test_what_is_refused(tiny, call, words):
 
 
 def test_partial_work_of_an_own_sampler_is_found_again(tiny, tmp_path):
-    """Functions are told apart by their names, so that another process goes on."""
+    """Functions are distinguished by their names, so that another process can continue."""
     from ensdiff.attribution.request import named_sampler
     from ensdiff.ensemble.digest import digest
 

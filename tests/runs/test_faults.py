@@ -1,4 +1,4 @@
-"""Files that were cut or changed, disks that fill up or vanish, two writers, signals: named, and nothing lost."""
+"""Truncated and changed files, full and vanishing disks, two writers and signals: errors name them, nothing is lost."""
 
 import contextlib
 import dataclasses
@@ -34,14 +34,14 @@ from tests.helpers import CODE, ROOT, blobs
 
 pytestmark = [
     pytest.mark.faults,
-    # coroutines of what reads a damaged checkpoint, which end when they are collected
+    # coroutines from reading a damaged checkpoint, which end when they are garbage-collected
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A run of four steps, checkpoints at 2 and 4, that nothing disturbed."""
+    """Return a run of four steps without faults, with checkpoints at 2 and 4."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     params = train(folder)
     checksums.write_sealed(folder / "config.json", {"data": {"name": "arrays", "seed": 3}})
@@ -51,7 +51,7 @@ def whole(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def states(whole):
-    """What is stored at each checkpoint."""
+    """Return the stored state of each checkpoint."""
     found = {}
     for step in (2, 4):
         checkpoint = checkpoints.open_checkpoint(whole[0], step)
@@ -70,11 +70,11 @@ def is_stored(state, tree):
 
 
 VITAL = ("/state/d/", "_CHECKPOINT_METADATA", "state/manifest.ocdbt")
-"""Parts of a checkpoint whose loss must be noticed; others repeat what we say ourselves, such as old shardings."""
+"""Parts of a checkpoint whose loss must be noticed; other parts repeat our own records, such as old shardings."""
 
 
 def damage(folder, whole, states, state, cases):
-    """Try each (file, what was done to it): resuming takes the older checkpoint and says why, or nothing was lost."""
+    """Damage each file in its way: resuming takes the older checkpoint with a warning, or nothing was lost."""
     detected = harmless = 0
     for name, act in cases:
         copied(whole, folder)
@@ -113,7 +113,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(whole, states,
 
 @pytest.mark.slow
 def test_damage_anywhere_in_a_checkpoint(whole, states, tmp_path, record_property):
-    """A bit, and two lengths, of every file."""
+    """Every file is damaged by one changed bit, and by truncation to two lengths."""
     checkpoint = whole[0] / "checkpoints" / "4"
     cases = []
     for name in files_of(checkpoint):
@@ -144,7 +144,7 @@ def without_time(folder):
 
 
 def test_training_goes_on_over_a_damaged_checkpoint(whole, tmp_path, caplog):
-    """The damaged one's step is taken and written again; the end is bit for bit the same."""
+    """The damaged checkpoint's steps are trained and saved once more, with the same end bit for bit."""
     folder = copied(whole[0], tmp_path / "run")
     cut(folder / "checkpoints" / "4" / "state" / "manifest.ocdbt")
     for name in ("run.json", "config.json"):
@@ -164,12 +164,12 @@ def test_training_goes_on_over_a_damaged_checkpoint(whole, tmp_path, caplog):
         assert part in said, said
     assert same(params.params, whole[1])
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
-    # steps that were not logged yet when checkpoint 2 was written count in the next line
+    # steps that were not yet logged when checkpoint 2 was written count in the next line
     assert [line["step"] for line in ensdiff.read_metrics(folder)] == [3, 4]
     assert without_time(folder) == without_time(whole[0])
     (folder / "config.json").unlink()
     assert ensdiff.check_run(folder) == []
-    # the certificate knows that the first steps were trained nobody knows where
+    # the certificate records that the place of the first steps is unknown
     places = read_places(folder)
     assert [(place["step"], "unknown" in place, "mesh" in place) for place in places] == [
         (0, True, False),
@@ -182,7 +182,7 @@ def test_training_goes_on_over_a_damaged_checkpoint(whole, tmp_path, caplog):
 
 
 def test_where_nothing_is_known():
-    """Between the first step after the last good line and the next good line."""
+    """The place is unknown from the first step after the last good line up to the next good line."""
     mesh = {"mesh": {"member": 1, "data": 1}}
     lines = [{"step": 0, **mesh}, None, None, {"step": 7, **mesh}, {"step": 9, **mesh}, None]
     assert [line["step"] for line in logs.known_environments(lines)] == [0, 1, 7, 9, 10]
@@ -192,7 +192,7 @@ def test_where_nothing_is_known():
 
 
 def test_an_older_checkpoint_of_another_run_is_not_taken(whole, tmp_path):
-    """The settings are compared with the checkpoint that is resumed from, not with the newest."""
+    """The settings are compared with the checkpoint that is resumed from, not with the newest one."""
     folder = copied(whole[0], tmp_path / "run")
     reseal(folder / "checkpoints" / "2", lambda text: text["train"].update(seed=7))
     cut(folder / "checkpoints" / "4" / "state" / "manifest.ocdbt")
@@ -203,11 +203,11 @@ def test_an_older_checkpoint_of_another_run_is_not_taken(whole, tmp_path):
 
 
 class Killed(BaseException):
-    """In the place of SIGKILL."""
+    """Stands for SIGKILL."""
 
 
 def test_a_kill_while_a_checkpoint_is_deleted(whole, tmp_path, monkeypatch):
-    """Nothing is left under its step's name, and what is left is gone after the next start."""
+    """Nothing remains under its step's name, and the remains are gone after the next start."""
     folder = copied(whole[0], tmp_path / "run")
 
     def killed(path, **_):
@@ -216,7 +216,7 @@ def test_a_kill_while_a_checkpoint_is_deleted(whole, tmp_path, monkeypatch):
 
     with RunDirectory.open(folder, keep=1, resume=True) as run:
         run.wait()
-        assert checkpoints.steps_of(folder) == [2, 4]  # nothing is deleted before something was written
+        assert checkpoints.steps_of(folder) == [2, 4]  # nothing is deleted until something was written
         run.adopt(checksums.read_sealed(folder / "run.json"))
         run.save(5, new_state())
         with monkeypatch.context() as patch:
@@ -255,7 +255,7 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, code):
         raise OSError(getattr(errno, code), os.strerror(getattr(errno, code)))
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    for _ in range(2):  # nothing stays behind that would stop the next
+    for _ in range(2):  # nothing remains that would stop the next writer
         with pytest.warns(UserWarning, match="has no locks") as caught, writing.lock(tmp_path):
             pass
         assert len(caught) == 1
@@ -280,7 +280,7 @@ def test_files_in_the_place_of_folders(tmp_path):
 
 
 def test_a_line_says_a_thing_once(tmp_path):
-    """Of a field that is given twice, readers may take the one or the other."""
+    """If a field is given twice, readers might take either value."""
     twice = checksums.seal_line({"step": 0, "stop": 5}).replace("stop", "step")
     text = twice[: twice.index(', "crc32"')] + "}"
     (tmp_path / "lines").write_text(f'{text[:-1]}, "crc32": {zlib.crc32(text.encode())}}}\n')
@@ -320,7 +320,7 @@ def test_check_run_names_every_damaged_file(whole, tmp_path):
 
 
 def test_what_check_run_calls_good_can_be_loaded(whole, tmp_path):
-    """It reads checkpoints the way load does, which opens files that a reader of NumPy arrays does not need."""
+    """`check_run` reads checkpoints as `load` does, which opens files that a reader of NumPy arrays does not need."""
     folder = copied(whole[0], tmp_path / "run")
     file = folder / "checkpoints" / "4" / "state" / "array_metadatas" / "process_0"
     cut(file)
@@ -329,7 +329,7 @@ def test_what_check_run_calls_good_can_be_loaded(whole, tmp_path):
     for read in (lambda: ensdiff.load(folder), lambda: CertifiedRun.open(folder).state(4)):
         with pytest.raises(ensdiff.DamagedError, match="checkpoints/4 is damaged: it cannot be read"):
             read()
-    file.unlink()  # neither needs it
+    file.unlink()  # neither function needs it
     assert ensdiff.check_run(folder) == []
     assert same(ensdiff.load(folder).params, whole[1])
 
@@ -339,7 +339,7 @@ def test_checkpoints_are_compared_with_what_the_run_says(whole, tmp_path):
     other = ensdiff.Code.balanced(members=4, units=6, seed=1).to_dict()
 
     def change(text):
-        text["train"].update(seed=7, log_every=9)  # the second decides nothing
+        text["train"].update(seed=7, log_every=9)  # the second setting does not decide the result
         text["data"].update(digest="0" * 64)
         text.update(code=other, value_range=[0.0, 1.0])
 
@@ -382,7 +382,7 @@ def test_lines_of_a_run_are_in_order(whole, tmp_path):
     {"origin": {"members": [0], "forgotten": None}},
 ])  # fmt: skip
 def test_a_description_of_no_ensemble(whole, tmp_path, change):
-    """An error that names the field, where a run is loaded and where its data are looked for."""
+    """An error names the field, both when a run is loaded and when its data are looked up."""
     values = {**checksums.read_sealed(whole[0] / "run.json"), **change}
     (name,) = change
     with pytest.raises(ValueError, match=name):
@@ -408,16 +408,16 @@ def test_every_bit_of_a_saved_attribution(tmp_path, record_property):
             except ensdiff.DamagedError as error:
                 detected += str(file) in str(error)
             else:
-                assert suffix == ".json"  # where a letter of a name that is not looked for was changed
+                assert suffix == ".json"  # a letter of the name of an unused field was changed
                 assert (found.method, found.level, found.settings) == (att.method, att.level, att.settings)
                 np.testing.assert_array_equal(found.influence, att.influence)
         file.write_bytes(content)
     assert detected > 200
     record_property("count", ("corruptions detected", detected))
-    for suffix in (".json", ".npz"):  # the two may be renamed together
+    for suffix in (".json", ".npz"):  # both files may be renamed together
         shutil.copyfile(tmp_path / f"att{suffix}", tmp_path / f"b.1{suffix}")
     np.testing.assert_array_equal(ensdiff.Attribution.load(tmp_path / "b.1").influence, numbers)
-    # as an older version wrote it
+    # a file of an older version
     values = json.loads((tmp_path / "att.json").read_text())
     for name in ("sha256", "sealed", "files"):
         del values[name]
@@ -448,7 +448,7 @@ def test_chosen_members(whole, tmp_path):
     for wrong in ([], [4], [-1], [1, 1], [0.5], 3):
         with pytest.raises(ValueError, match=r"members"):
             ensdiff.load(whole[0], members=wrong)
-    # only what is read is checked: here member 3's average is not what was saved
+    # only the parts that are read are checked: here member 3's average differs from the saved one
     folder = copied(whole[0], tmp_path / "run")
     reseal(folder / "checkpoints" / "4", lambda text: text["sums"]["ema"].__setitem__(3, "0" * 64))
     assert same(ensdiff.load(folder, members=[2, 0]).params, some.params)
@@ -475,7 +475,7 @@ def test_versions(whole, tmp_path):
 
 
 def test_a_renamed_checkpoint_is_named(whole, tmp_path):
-    """The sealed step is compared with the folder's name wherever a checkpoint is read."""
+    """The sealed step is compared with the folder's name whenever a checkpoint is read."""
     folder = copied(whole[0], tmp_path / "run")
     (folder / "checkpoints" / "4").rename(folder / "checkpoints" / "99")
     words = "checkpoints/99 is damaged: it holds step 4, but the folder is named 99"
@@ -486,7 +486,7 @@ def test_a_renamed_checkpoint_is_named(whole, tmp_path):
     step, _, said = restore(folder, new_state())
     assert step == 2
     assert words in said[0]
-    # a link does not hide it
+    # a link does not hide this
     (folder / "checkpoints" / "5").symlink_to(folder / "checkpoints" / "2")
     with pytest.raises(ensdiff.DamagedError, match="it holds step 2, but the folder is named 5"):
         ensdiff.load(folder)
@@ -501,7 +501,7 @@ def test_names_that_are_no_steps(whole, tmp_path):
 
 
 def test_a_description_without_its_checksum(whole, tmp_path):
-    """Only runs of format 1 have none: without it, neither the step nor the sums can be relied on."""
+    """Only runs of format 1 have no checksum. In other formats, the step and the sums are unreliable without it."""
     folder = copied(whole[0], tmp_path / "run")
     path = folder / "checkpoints" / "4" / checkpoints.METADATA
     values = json.loads(path.read_text())
@@ -517,7 +517,7 @@ def test_a_description_without_its_checksum(whole, tmp_path):
 
 
 def test_every_bit_of_the_small_files(whole, tmp_path, record_property):
-    """A changed bit is found, or changes nothing that is read."""
+    """A changed bit is detected, or changes no value that is read."""
     detected = 0
     for name in ("run.json", "config.json"):
         path = tmp_path / name
@@ -614,14 +614,14 @@ def test_one_writer(whole, tmp_path):
 
 
 def goes_on(folder, whole):
-    """After the fault: resuming reaches the same end, and leaves nothing behind of what failed."""
+    """Check that resuming after the fault reaches the same end and removes the remains of the failure."""
     assert same(train(folder, resume=True).params, whole)
     assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["2", "4"]
     assert ensdiff.check_run(folder) == []
 
 
 def at_step(step, folder, act):
-    """A ``stop`` that never stops: at a step it does something to a run whose checkpoint 2 is on the disk."""
+    """Return a ``stop`` that never stops, but acts on a run at one step, once its checkpoint 2 is on the disk."""
 
     def stop(done):
         if done == step:
@@ -636,7 +636,7 @@ def at_step(step, folder, act):
 
 @contextlib.contextmanager
 def small_disk(folder, size):
-    """A file system of ``size`` bytes in memory; the test is skipped where this user may not mount one."""
+    """Mount a file system of ``size`` bytes in memory; skip the test if this user may not mount one."""
     folder.mkdir()
     done = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True, text=True
@@ -650,7 +650,7 @@ def small_disk(folder, size):
 
 
 def test_a_full_disk(whole, tmp_path, caplog, capfd):
-    """One error that names the checkpoint, and not the thousand lines of the threads that it went through."""
+    """One error names the checkpoint, instead of a thousand lines from the threads that raised it."""
     with small_disk(tmp_path / "disk", 8 * 2**20) as disk:
 
         def fill():
@@ -725,7 +725,7 @@ def test_every_mth_checkpoint_is_kept(tmp_path):
 
 @pytest.mark.parametrize("devices", [1, 2, 3])
 def test_restoring_onto_another_number_of_devices(whole, states, tmp_path, devices):
-    """Written by four devices."""
+    """The checkpoint was written by four devices."""
     mesh = ensdiff.make_mesh(4, devices=jax.devices()[:devices])
     step, state, said = restore(copied(whole[0], tmp_path / "run"), new_state(mesh))
     assert (step, said) == (4, [])

@@ -1,4 +1,4 @@
-"""Checkpoints of older formats: a run that was written in one of them goes on, and loses units, as any other."""
+"""Checkpoints of older formats: a run that was written in one of them continues, and forgets units, like any other."""
 
 import sys
 
@@ -19,7 +19,7 @@ OPTIONS = dict(
 
 
 def adam_over_the_tree(settings):
-    """The optimiser of formats 1 and 2: every moment is a tree like the parameters."""
+    """Return the optimiser of formats 1 and 2, in which every moment is a tree like the parameters."""
     rate = optax.linear_schedule(0.0, settings.learning_rate, settings.warmup)
     return optax.chain(optax.clip_by_global_norm(settings.clip), optax.adam(rate))
 
@@ -36,7 +36,7 @@ def update_of_a_tree(settings, state, gradient_P, step):
 
 
 def train_in_format_2(monkeypatch, data, run_dir, steps):
-    """Train with the optimiser and write with the layout that format 2 had."""
+    """Train with the optimiser and write with the layout of format 2."""
     loop, description = sys.modules["ensdiff.training.loop"], sys.modules["ensdiff.runs.description"]
     init_state = loop.init_state
 
@@ -54,7 +54,7 @@ def train_in_format_2(monkeypatch, data, run_dir, steps):
 
 
 def test_a_run_in_the_layout_of_format_2_is_resumed(tmp_path, monkeypatch):
-    """Two steps by the old optimiser and three by the new one are five of the new one, but for rounding."""
+    """Two steps of the old optimiser and three of the new one equal five of the new one, up to rounding."""
     data = ensdiff.data.arrays(blobs())
     train_in_format_2(monkeypatch, data, tmp_path / "old", steps=2)
     before = open_checkpoint(tmp_path / "old", 2)

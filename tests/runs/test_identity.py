@@ -1,4 +1,4 @@
-"""Units are known by the content of their items: whatever files are called, and in whatever order they come."""
+"""Units are identified by the content of their items, for any names and any order of the files."""
 
 import dataclasses
 import pathlib
@@ -34,7 +34,7 @@ def folder(path, **options):
 
 
 def write_run(path, params, data, config):
-    """A run as `ensdiff.train` leaves it, without training."""
+    """Write a run as `ensdiff.train` leaves it, without training."""
     with RunDirectory.open(path, keep=1) as run:
         run.begin(params, data=data)
         run.save_tree(0, {"params": params.params})
@@ -44,7 +44,7 @@ def write_run(path, params, data, config):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A place with twelve pictures and a run that was trained on them there."""
+    """Return a folder with twelve pictures and a run that was trained on them there."""
     place = tmp_path_factory.mktemp("place")
     (place / "images").mkdir()
     for i, image in enumerate(blobs(12)):
@@ -58,7 +58,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def place(made, tmp_path):
-    """A copy that a test may change; what was recorded of the first place is not there."""
+    """Return a copy of the folder that a test may change; the run's recorded paths are those of the original."""
     return pathlib.Path(shutil.copytree(made, tmp_path / "place"))
 
 
@@ -101,7 +101,7 @@ def test_items_that_the_run_never_saw_are_left_out_and_counted(place):
 
 
 def test_a_copy_of_a_training_picture_does_not_take_its_name(place):
-    """Of equal pictures nothing tells which was trained on, whichever name comes first."""
+    """For equal pictures, nothing shows which one was trained on, and their names' order does not decide it."""
     pictures = place / "images"
     shutil.copyfile(pictures / "p03.png", pictures / "a_copy.png")
     shutil.copyfile(pictures / "p05.png", pictures / "z_copy.png")
@@ -130,7 +130,7 @@ def test_pictures_that_were_other_units_are_said_to_be(place):
 
 @pytest.mark.parametrize("known", [True, False])
 def test_runs_without_a_manifest(place, known):
-    """Saved ones know the digest, those of other programs not even that: then names and numbers are compared."""
+    """Saved ensembles know the digest; those of other programs do not, so names and numbers are compared."""
     data = folder(place / "images")
     params = ensdiff.load(place / "runs" / "mine")
     named = ensdiff.Code.from_matrix(CODE.matrix(), names=data.unit_names)
@@ -160,7 +160,7 @@ def test_a_manifest_that_was_changed_is_not_believed(place):
 
 
 def test_forgotten_pictures_may_be_gone(place):
-    """The aligned data are the run's all the same, and nothing is trained on what stands for the missing ones."""
+    """The aligned data still match the run, and nothing is trained on the placeholders of the missing pictures."""
     run = place / "runs" / "mine"
     description = ensdiff.files.checksums.read_sealed(run / "run.json")
     origin = {"members": list(range(6)), "forgotten": [3], "code": CODE.to_dict()}
@@ -183,7 +183,7 @@ def test_forgotten_pictures_may_be_gone(place):
 
 
 def test_pictures_of_deleted_items_are_said_to_be_deleted(tiny, tmp_path):
-    """What stands for them is shown nowhere."""
+    """The placeholders of deleted items are not shown anywhere."""
     whole = from_images(blobs(9), [0, 0, 1, 2, 3, 4, 5, 5, 5], labels=[7, 7, 8, 8, 8, 9, 5, 6, 5])
     data = whole.subset([1, 3, 4, 5, 6, 7, 8]).align(whole.manifest(), absent=[0, 1], names=whole.unit_names)
     samples = ensdiff.sample(tiny, 0, 1, steps=2)
@@ -242,12 +242,12 @@ def test_names_are_compared_where_nothing_else_is_known():
     params = random_ensemble(code.reordered(data.unit_names))
     ensdiff.check_data(params, data)
     np.testing.assert_array_equal(params.code.rows([data.unit_names.index("zed")]), code.rows([0]))
-    ensdiff.check_data(random_ensemble(code), ensdiff.data.arrays(blobs(6)))  # "item 0" says no more than a number
+    ensdiff.check_data(random_ensemble(code), ensdiff.data.arrays(blobs(6)))  # "item 0" is only a number
 
 
 @pytest.fixture
 def given(monkeypatch):
-    """Flags of the programs for one test."""
+    """Return a function that sets flags of the programs for one test."""
     if "data" not in flags.FLAGS:
         runs.define_data_flag()
     if not flags.FLAGS.is_parsed():
@@ -263,7 +263,7 @@ def given(monkeypatch):
 
 
 def test_programs_find_data_that_moved_with_the_run(place, given, monkeypatch):
-    """A relative path: from here, from where training was started, or as the run lies to the data."""
+    """A relative path is tried from here, from where training started, and at the same position relative to the run."""
     elsewhere = place / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
@@ -276,12 +276,12 @@ def test_programs_find_data_that_moved_with_the_run(place, given, monkeypatch):
     (elsewhere / "images" / "a.png").rename(elsewhere / "images" / "here.png")
     assert runs.training_data().unit_names[11] == "here.png"
     assert runs.all_data().unit_names[0] == "here.png"
-    # other data under the same name do not hide the right ones
+    # other data under the same name do not hide the right data
     (elsewhere / "images" / "p00.png").unlink()
     assert runs.training_data().unit_names[11] == runs.all_data().unit_names[0] == "a.png"
-    assert runs.all_data(absent=[0]).unit_names[0] == "here.png"  # what may be missing hides nothing
+    assert runs.all_data(absent=[0]).unit_names[0] == "here.png"  # items that may be missing
     (place / "images" / "p01.png").rename(place / "p01.png")
-    assert runs.all_data().unit_names[0] == "here.png"  # the first, where none has all
+    assert runs.all_data().unit_names[0] == "here.png"  # if no place has all items, the first is taken
     (place / "p01.png").rename(place / "images" / "p01.png")
     shutil.rmtree(elsewhere / "images")
     (place / "images").rename(place / "pictures")
@@ -294,7 +294,7 @@ def test_programs_find_data_that_moved_with_the_run(place, given, monkeypatch):
 
 
 def test_runs_of_before_say_only_where_they_were(tmp_path):
-    """Without the working directory of training, a relative path lies to the data as the run does."""
+    """Without the working directory of training, data are looked for at the same position relative to the run."""
     config = {"data": {"name": "folder", "path": "images"}, "run_dir": "runs/mine"}
     sections = building.data_sections(tmp_path / "runs" / "mine", config)
     assert [section["path"] for section in sections] == ["images", str(tmp_path / "images")]
@@ -304,7 +304,7 @@ def test_runs_of_before_say_only_where_they_were(tmp_path):
 
 
 def test_held_out_items_stay_held_out_when_files_are_renamed(place, given):
-    """Which items are held out goes by number and order; the run's are found by content."""
+    """Held-out items are chosen by number and order, but the run's items are found by content."""
     run = place / "runs" / "held"
     section = {"name": "folder", "path": str(place / "images"), "mode": "L", "held_out": 4}
     data = building.load_data(section)
@@ -368,7 +368,7 @@ def test_a_run_made_by_forgetting_takes_no_other_files(place, given):
 
 
 def test_a_run_is_resumed_with_its_pictures_whatever_they_are_called(place):
-    """In another order, under other names, in a renamed folder; anything else is named."""
+    """Pictures may change order, names and folder; any other change is named in the error."""
     run, before = place / "runs" / "mine", folder(place / "images")
     params = ensdiff.load(run)
     config = ConfigDict({"run_dir": str(run), "resume": True})
@@ -398,7 +398,7 @@ def test_a_run_is_resumed_with_its_pictures_whatever_they_are_called(place):
     config.data.held_out = 1
     np.testing.assert_array_equal(building.run_data(config).images, before.images)
     config.resume = False
-    assert building.run_data(config).items == 12  # a new run: a random one is held out
+    assert building.run_data(config).items == 12  # in a new run, a random item is held out
     (place / "other" / "p03.png").unlink()
     with pytest.raises(ValueError, match="data: 1 of 12 training items are not among the data: item 3 of unit 3; 1 of"):
         begin(folder(place / "other"))

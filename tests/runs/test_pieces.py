@@ -1,4 +1,4 @@
-"""Attribution that was interrupted goes on: what was finished is kept, and the end is bit for bit the same."""
+"""Interrupted attribution continues: finished parts are kept, and the result is the same bit for bit."""
 
 import sys
 
@@ -16,11 +16,11 @@ pytestmark = pytest.mark.faults
 
 
 class Interrupted(BaseException):
-    """As KeyboardInterrupt is, no Exception."""
+    """Not an Exception, like KeyboardInterrupt."""
 
 
 def interrupt(monkeypatch, module, name, calls):
-    """Let a function be called so often, and then end the program. Gives the list of its calls."""
+    """Let a function run ``calls`` times, then raise `Interrupted`. Return the list of its calls."""
     plain, made = getattr(module, name), []
 
     def counted(*args, **options):
@@ -35,7 +35,7 @@ def interrupt(monkeypatch, module, name, calls):
 
 @pytest.fixture(scope="module")
 def five():
-    """Five members, so that four words are left for the null."""
+    """Return an ensemble of five members, so that four words are left for the null."""
     return random_ensemble(ensdiff.Code.balanced(members=5, units=6, weight=2, seed=0))
 
 
@@ -70,14 +70,14 @@ def test_exact_ablation_goes_on(five, samples, tmp_path, monkeypatch):
     equal(found, expected)
     assert not folder.exists()
     at_once = ensdiff.attribute(five, samples, "exact", top=2, null=3)
-    np.testing.assert_allclose(at_once.influence, expected.influence, rtol=1e-5)  # batches of another size
+    np.testing.assert_allclose(at_once.influence, expected.influence, rtol=1e-5)  # batches of a different size
 
 
 def test_other_files_in_the_folder_stay(tmp_path):
     (tmp_path / "notes.txt").write_text("of the user")
     with pieces(tmp_path, 1) as kept:
         kept.get(lambda: np.ones(2), "a")
-        next(tmp_path.glob("*.npz")).rename(tmp_path / f".{'0' * 64}.npz.123")  # as a killed process leaves it
+        next(tmp_path.glob("*.npz")).rename(tmp_path / f".{'0' * 64}.npz.123")  # a file that a killed process left
         kept.get(lambda: np.ones(2), "b")
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
     with pytest.raises(NotADirectoryError, match=r"notes\.txt is not a folder"), pieces(tmp_path / "notes.txt", 1):
@@ -98,7 +98,7 @@ def test_pieces_of_other_things_are_not_taken(five, samples, tmp_path, monkeypat
 
 
 def test_pieces_of_another_algorithm_are_not_taken(five, samples, tmp_path, monkeypatch):
-    """Predictions of another version or machine may round otherwise."""
+    """Predictions of another version or machine may round differently."""
     monkeypatch.setattr(scoring, "PAIRS_OF_A_PIECE", 6)
     options = dict(top=2, null=0, partial=tmp_path / "x")
     with monkeypatch.context() as patch:
@@ -128,7 +128,7 @@ def test_loss_scores_go_on(five, samples, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("null", [0, 3])
 def test_scoring_of_many_units_goes_on(tmp_path, monkeypatch, null):
-    """From the last snapshot, with the best so far and the counts behind the q-values."""
+    """Scoring continues from the last snapshot, with the best so far and the counts behind the q-values."""
     code = ensdiff.Code.balanced(members=12, units=700, seed=0)
     params = random_ensemble(code)
     samples = ensdiff.sample(params, 0, 2, steps=2)
@@ -182,7 +182,7 @@ def test_two_processes_do_not_share_pieces(tmp_path):
 
 
 def test_samples_and_scores_are_the_same_twice(five):
-    """One seed: bit for bit."""
+    """The same seed gives the same results bit for bit."""
     found = []
     for _ in range(2):
         samples = ensdiff.sample(five, 3, 2, steps=2)
