@@ -244,7 +244,7 @@ LIBRARY = [
     ("seen by everyone", lambda h: read_code(h.root / "everyone.npy"), B, ["units 0", "could never be removed"]),
     ("member that saw nothing", lambda h: read_code(h.root / "nobody.npy"), B, ["members 1 see no unit", "drop"]),
     ("array that claims too much", lambda h: read_code(h.root / "claims.npy"), B, ["claims.npy", "000000000 bytes"]),
-    ("pickle that calls", lambda h: read_code(h.root / "call.pkl"), B, ["wants to call", "not run"]),
+    ("pickle that calls", lambda h: read_code(h.root / "call.pkl"), B, ["the pickle calls", "not run"]),
     ("pickle cut short", lambda h: read_code(h.root / "cut.pkl"), B, ["cut.pkl", "truncated"]),
     ("JSON of a list", lambda h: read_code(h.root / "list.json"), B, ["not a code", "Code.to_dict"]),
     ("JSON too deep", lambda h: read_code(h.root / "deep.json"), B, ["deep.json is not a JSON file"]),

@@ -1,4 +1,4 @@
-"""Other implementations' checkpoints and files; torch is imported only when one of theirs is read or written."""
+"""Checkpoints and files of other implementations. torch is imported only when one of them is read or written."""
 
 from ensdiff.interop import ctf, diffusers, genens
 from ensdiff.interop.inception import inception
@@ -6,6 +6,6 @@ from ensdiff.interop.matrices import read_code
 from ensdiff.interop.tensors import channels_last
 
 SAMPLERS = {"genens": genens.SAMPLER, "diffusers": diffusers.SAMPLER}
-"""The references' samplers, by name."""
+"""The samplers of the reference implementations, by name."""
 
 __all__ = ["SAMPLERS", "channels_last", "ctf", "diffusers", "genens", "inception", "read_code"]

@@ -1,6 +1,6 @@
 """Counterfactual universe files (``.ctf``), which counterfactualuniverses reads and writes.
 
-A plain tar of
+A file is an uncompressed tar of
 
 - ``config.json``: ``Format`` (``"ONEFILE"``: each training unit is one image), ``TrainingUnits``, ``NumberGenerated``,
   and the sizes ``TrainHeight``, ``TrainWidth``, ``TrainChannel``, ``GenHeight``, ``GenWidth``, ``GenChannel``;
@@ -9,7 +9,7 @@ A plain tar of
 - ``leave_{i}_out.png``: the samples' exact counterfactuals (4) without unit i, counted from 1.
 
 Every PNG is a grid of 8-bit tiles, read row by row. Files written here hold the SHA-256 of each part in its extended
-header (POSIX pax, which other readers pass over), and a part that does not match is refused.
+header (POSIX pax, which other readers ignore), and a part that does not match is rejected.
 """
 
 import contextlib
@@ -37,13 +37,13 @@ from ensdiff.runs.identity import check_data
 from ensdiff.sampling.sample import Samples, ablated, check_samples
 
 STATES = 4096
-"""Images computed before they are written: enough to fill chunks of any size, few enough to lose little."""
+"""Number of images computed before they are written: enough to fill chunks, and few enough to lose little work."""
 _MAX_PIXELS = 178_000_000
-"""Pixels of the largest grid that is written: Pillow refuses to open larger ones as bombs."""
+"""Pixels of the largest grid that is written. Pillow rejects larger ones as decompression bombs."""
 
 
 def read(path: str | os.PathLike) -> Universe:
-    """Open a counterfactual universe file, see `Universe`."""
+    """Open a counterfactual universe file (see `Universe`)."""
     return Universe(path)
 
 
@@ -57,11 +57,11 @@ def write(
     memory_budget: int | None = None,
     progress: bool = False,
 ) -> Universe:
-    """Compute the whole landscape, every sample without every unit (4), into a counterfactual universe file.
+    """Compute the whole landscape, every sample without every unit (4), and write a counterfactual universe file.
 
-    Pictures are written as they are computed into the folder ``PATH.partial``, with their checksums. A write that was
-    interrupted goes on there when it is called again with the same arguments; what is missing or damaged is made again.
-    The file itself appears only when it is whole, and has been opened and read again.
+    Pictures are written to the folder ``PATH.partial`` as they are computed, with their checksums. An interrupted write
+    continues there when it is called again with the same arguments; missing or damaged pictures are recomputed. The
+    file itself appears only when it is complete and has been read back.
 
     Args:
         path: the file, such as ``"digits.ctf"``.
@@ -69,15 +69,18 @@ def write(
         samples: what `ensdiff.sample` returned.
         data: the training data; its units are the code's.
         chunk: images at a time; by default from the memory budget.
-        memory_budget: bytes of activations a device may hold.
+        memory_budget: maximum bytes of activations per device.
         progress: show a progress bar.
 
+    Returns:
+        The file, opened.
+
     Raises:
-        FileExistsError: the file exists.
-        ValueError: the data are not what the ensemble was trained on (`ensdiff.check_data`), or items are absent
-            (`Dataset.absent`); ``PATH.partial`` belongs to another landscape.
-        DamagedError: a part changed on the disk while the others were computed; the same call makes it again.
-        OSError: it cannot be written; what is there is kept.
+        FileExistsError: the file already exists.
+        ValueError: the data are not what the ensemble was trained on (`ensdiff.check_data`), items are absent
+            (`Dataset.absent`), or ``PATH.partial`` belongs to another landscape.
+        DamagedError: a part changed on disk while others were computed. The same call recomputes it.
+        OSError: the file cannot be written. Finished parts are kept.
     """
     path = pathlib.Path(path)
     check_samples(params, samples, "a counterfactual universe")
@@ -123,20 +126,20 @@ def _explained(folder: pathlib.Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OSError(
-            f"{folder} could not be written to: {explain(error, folder)}; what is there is kept, and the same call "
-            "goes on with it"
+            f"{folder} could not be written to: {explain(error, folder)}; finished parts are kept, and the same call "
+            "continues from them"
         ) from error
 
 
 class Parts:
-    """Files of a universe that is being written, each with its checksum, in a folder that `lock` holds.
+    """Files of a universe that is being written, each with its checksum, in a locked folder.
 
     Args:
-        folder: where they are.
-        of: digest of what they are computed from.
+        folder: the folder.
+        of: digest of everything the files are computed from.
 
     Raises:
-        ValueError: the folder has parts of another universe.
+        ValueError: the folder holds parts of another universe.
     """
 
     def __init__(self, folder: pathlib.Path, of: str):
@@ -154,7 +157,7 @@ class Parts:
         self._sums: dict[str, str] = {line["name"]: line[SEAL] for line in lines if line is not None}
         for name in list(self._sums):
             if self._read(name) is None:
-                warn(f"{folder / name} is damaged or missing, and is made again")
+                warn(f"{folder / name} is damaged or missing and is recomputed")
                 del self._sums[name]
         write_atomically(self._log, "".join(map(self._line, self._sums)))
 
@@ -162,13 +165,13 @@ class Parts:
         return seal_line({"name": name, SEAL: self._sums[name]}) + "\n"
 
     def _read(self, name: str) -> bytes | None:
-        """The content of a part; None where it is not what was written."""
+        """Return the content of a part, or None if it is not what was written."""
         path = self.folder / pathlib.PurePath(name).name
         content = path.read_bytes() if path.is_file() else b""
         return content if hashlib.sha256(content).hexdigest() == self._sums[name] else None
 
     def has(self, name: str) -> bool:
-        """Whether a part was finished."""
+        """Return whether a part is finished."""
         return name in self._sums
 
     def write(self, name: str, content: bytes) -> None:
@@ -179,16 +182,16 @@ class Parts:
             file.write(self._line(name))
 
     def items(self) -> Iterator[tuple[str, bytes, str]]:
-        """Name, content and checksum of all parts.
+        """Yield the name, content and checksum of every part.
 
         Raises:
-            DamagedError: one is not what was written.
+            DamagedError: a part is not what was written.
         """
         for name in sorted(self._sums, key=lambda name: (pathlib.PurePath(name).suffix, name)):
             content = self._read(name)
             if content is None:
                 raise DamagedError(
-                    f"{self.folder / name} was changed since it was written; the same call makes it again"
+                    f"{self.folder / name} was changed after it was written; the same call recomputes it"
                 )
             yield name, content, self._sums[name]
 
@@ -198,7 +201,7 @@ def _leave(unit: int) -> str:
 
 
 def _write_fixed(parts: Parts, params: Ensemble, samples: Samples, data: Dataset) -> None:
-    """Write everything but the counterfactuals, where it is not there already."""
+    """Write every part that is missing, except the counterfactuals."""
     single = data.units == data.items
     for count, (H, W, _), what in (
         (len(samples), params.image_shape, "samples"),
@@ -237,7 +240,7 @@ def _write_fixed(parts: Parts, params: Ensemble, samples: Samples, data: Dataset
 
 
 def _columns(count: int) -> int:
-    """The widest grid without empty tiles that is not wider than high: some readers count the tiles."""
+    """Return the columns of the widest full grid that is not wider than high, because some readers count its tiles."""
     return max(n for n in range(1, math.isqrt(count) + 1) if count % n == 0)
 
 
@@ -248,7 +251,7 @@ def _picture(images_BHWC: Any) -> bytes:
 
 
 def _pack(parts: Parts, path: pathlib.Path) -> None:
-    """Make the file of its parts; they are deleted when it is there, and has been opened and read again."""
+    """Pack the parts into the file. They are deleted once the file exists and has been read back."""
     temporary = parts.folder / "packed"
     with _explained(parts.folder):
         with tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar:
@@ -262,7 +265,7 @@ def _pack(parts: Parts, path: pathlib.Path) -> None:
         with Universe(temporary) as packed:
             packed.check()
     if os.path.lexists(path):
-        raise FileExistsError(f"{path} appeared while it was computed: move it away, and the same call goes on")
+        raise FileExistsError(f"{path} appeared during the computation: move it away, then repeat the call to continue")
     with _explained(parts.folder):
         os.replace(temporary, path)
         sync_folder(path.parent)

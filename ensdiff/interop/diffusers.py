@@ -1,8 +1,9 @@
-"""Ensembles of `diffusers.UNet2DModel`, in both directions.
+"""Reading and writing ensembles of `diffusers.UNet2DModel`.
 
-counterfactualuniverses keeps them as ``Shard{k}/pytorch_model.bin``; its 50-step sampler is `SAMPLER` here, given a
-(51, B, H, W, C) noise array: the posterior variance on a strided chain, nothing clipped. Models that were trained
-elsewhere, one by one, make an ensemble too: give `load` their folders and the code of who saw what.
+counterfactualuniverses stores them as ``Shard{k}/pytorch_model.bin``. Its 50-step sampler is `SAMPLER` here, with a
+(51, B, H, W, C) noise array: posterior variance on a strided chain, without clipping. Models that were trained
+separately elsewhere also form an ensemble: pass their folders to `load`, with a code that states which member saw which
+unit.
 """
 
 import dataclasses
@@ -42,9 +43,9 @@ SAMPLER = SamplerConfig("ddpm", steps=50, clip=False)
 FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin", "pytorch_model.bin", "model.safetensors")
 CONFIG, NOISE = "config.json", "scheduler_config.json"
 DESCRIPTION, MATRIX = "ensdiff.json", "code.npy"
-"""What `save` adds, so that `load` finds the code, the schedule and the network again, and knows the members."""
+"""Files that `save` adds so that `load` can restore the code, schedule and network, and recognise the members."""
 MATRIX_LIMIT = 2**28
-"""Bytes of the largest code matrix that is written."""
+"""Size in bytes of the largest code matrix that is written."""
 
 
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -61,30 +62,31 @@ def load(
 ) -> Ensemble:
     """Open an ensemble of `UNet2DModel` checkpoints.
 
-    `ensdiff.interop.options` lists every field of the two kinds of configuration and what is done with it.
+    `ensdiff.interop.options` lists every field of the two kinds of configuration and how it is treated.
 
     Args:
-        directory: a folder of ``Shard0``, ``Shard1``, ... with one checkpoint each; or the members' own folders (or
+        directory: a folder of ``Shard0``, ``Shard1``, ... with one checkpoint each, or the members' own folders (or
             files), in the order of the code's columns.
-        code: the code, its (N, K) matrix, 1 = trained on, or a file of it (see `read_code`). Without it, the one that
-            `save` wrote to ``ensdiff.json`` (or, where that is missing, ``code.npy``), for which the shards must be
-            those that it wrote, in their order; else unit k stands for member k's own data.
-        config: `UNet2DModel`'s arguments, in the place of every ``config.json``; needed where there is none in the
-            folder or with each member.
-        image_size: height and width, where the config has no ``sample_size``.
-        schedule: the noise levels that the members were trained with, in the place of every
-            ``scheduler_config.json``.
+        code: the code, its (N, K) matrix (1 = trained on), or a file that holds one (see `read_code`). By default the
+            code that `save` wrote to ``ensdiff.json`` (or, if that is missing, to ``code.npy``); the shards must then
+            be those that `save` wrote, in their order. Without either file, unit k stands for member k's own data.
+        config: `UNet2DModel`'s arguments, instead of every ``config.json``. Required if neither the folder nor every
+            member has such a file.
+        image_size: height and width, if the config has no ``sample_size``.
+        schedule: the noise levels that the members were trained with, instead of every ``scheduler_config.json``.
 
-    The noise schedule is that of the ``scheduler_config.json`` with each member (beside its weights, or in the
-    ``scheduler`` folder of its pipeline) or in the folder. Where there is none at all, it is diffusers' and ensdiff's
-    default. How its scheduler would sample is not read: `ensdiff.sample` has its own settings.
+    The noise schedule is read from the ``scheduler_config.json`` of each member (beside its weights, or in the
+    ``scheduler`` folder of its pipeline) or of the folder. If none exists, it is the common default of diffusers and
+    ensdiff. Sampling options of the scheduler are not read, because `ensdiff.sample` has its own settings.
+
+    Returns:
+        The ensemble.
 
     Raises:
-        FileNotFoundError, ImportError, ValueError: see `ensdiff.interop.tensors`; a field of a configuration that
-            ensdiff does not know, or a value that it does not have, is named; members of different networks or
-            schedules are named with the fields in which they differ.
-        DamagedError: without ``code``, shards are not those that `save` wrote (names them), ``code.npy`` holds another
-            code than ``ensdiff.json``, or ``ensdiff.json`` was changed.
+        FileNotFoundError, ImportError, ValueError: see `ensdiff.interop.tensors`. The message names a field or value
+            that ensdiff does not support, and the fields in which the networks or schedules of members differ.
+        DamagedError: without ``code``, shards are not those that `save` wrote (the message names them), ``code.npy``
+            holds another code than ``ensdiff.json``, or ``ensdiff.json`` was changed.
     """
     root = pathlib.Path(directory) if isinstance(directory, str | os.PathLike) else None
     members = _shards(root) if root is not None else [pathlib.Path(path) for path in directory]  # type: ignore[union-attr]
@@ -94,7 +96,7 @@ def load(
     unet, size = _common_config(root, files, config)
     size = image_size if image_size is not None else size
     if size is None:
-        raise ValueError("the config has no sample_size: give image_size=")
+        raise ValueError("the config has no sample_size: pass image_size=")
     found: list[tuple[str, Schedule]] = []
     digest, sums = None, None
     if root is not None and (root / DESCRIPTION).exists():
@@ -124,28 +126,28 @@ def save(
     *,
     format: Format | str = "safetensors",
 ) -> None:
-    """Write every member as a `UNet2DModel` checkpoint that predicts the same.
+    """Write every member as a `UNet2DModel` checkpoint that makes the same predictions.
 
-    ``Shard{k}`` gets ``config.json`` and the weights: ``UNet2DModel.from_pretrained("DIR/Shard0")`` opens them. Beside
-    the shards go ``config.json``, ``scheduler_config.json`` (for `DDPMScheduler`), the code matrix as ``code.npy``
-    (up to 256 MiB) and ``ensdiff.json``, from which `load` takes the code, the network, the schedule, the digest of the
-    training data and a checksum of each member.
+    ``Shard{k}`` gets ``config.json`` and the weights: ``UNet2DModel.from_pretrained("DIR/Shard0")`` opens them. The
+    folder of the shards also gets ``config.json``, ``scheduler_config.json`` (for `DDPMScheduler`), the code matrix as
+    ``code.npy`` (up to 256 MiB) and ``ensdiff.json``, from which `load` reads the code, the network, the schedule, the
+    digest of the training data and a checksum of each member.
 
     Args:
-        params: the ensemble; its values must be those of diffusers, [-1, 1].
+        params: the ensemble; its value range must be that of diffusers, [-1, 1].
         directory: a new or empty folder.
         format: ``"safetensors"``, or ``"bin"`` for ``pytorch_model.bin``, which counterfactualuniverses reads.
 
     Raises:
-        FileExistsError: the folder holds something.
+        FileExistsError: the folder is not empty.
         ImportError: the ``torch`` extra is not installed.
-        ValueError: `UNet2DModel` has no such U-Net; says what differs.
+        ValueError: `UNet2DModel` cannot represent the U-Net. The message states what differs.
     """
     check_value("format", format, Format)
     options = model_options(params)
     root = pathlib.Path(directory)
     if root.exists() and any(root.iterdir()):
-        raise FileExistsError(f"{root} holds files already; choose a new folder")
+        raise FileExistsError(f"{root} already holds files; choose a new folder")
     name = FILES[0] if format == "safetensors" else "pytorch_model.bin"
     text = json.dumps(options, indent=2) + "\n"
     for k, state in enumerate(unstack(params, _style(params.model))):
@@ -162,21 +164,21 @@ def save(
 
 
 def _check_matrix(root: pathlib.Path, code: Code) -> None:
-    """Raise DamagedError where there is a matrix beside the description, and it is another code."""
+    """Raise DamagedError if the matrix beside the description exists and holds another code."""
     file = root / MATRIX
     if code.units * code.members > MATRIX_LIMIT or not file.exists():
         return
     if not np.array_equal(read_npy(file), code.matrix()):
         raise DamagedError(
-            f"{file} holds another code than {root / DESCRIPTION}: one of them was changed. Give code= with the one "
-            f"that is right for the shards, such as code={str(file)!r}"
+            f"{file} holds another code than {root / DESCRIPTION}: one of them was changed. Pass the correct one for "
+            f"the shards, such as code={str(file)!r}"
         )
 
 
 def _check_members(
     where: pathlib.Path, members: Sequence[pathlib.Path], expected: Sequence[str], found: Sequence[str]
 ) -> None:
-    """Raise DamagedError where members are not those that `save` wrote, or are in another order."""
+    """Raise DamagedError if members are not those that `save` wrote, or are in another order."""
     different = [
         f"{path.name} holds what was {members[expected.index(now)].name}" if now in expected else f"{path.name} differs"
         for path, then, now in zip(members, expected, found, strict=True)
@@ -184,15 +186,15 @@ def _check_members(
     ]
     if different:
         raise DamagedError(
-            f"{where} describes other members: {'; '.join(different)}. Its code says who saw what, and may be "
-            "wrong for these. Put the shards back, or give code= for the members as they are"
+            f"{where} describes other members: {'; '.join(different)}. Its code states which member saw which unit and "
+            "may be wrong for these. Restore the shards, or pass code= for the members as they are"
         )
 
 
 def _common_schedule(
     root: pathlib.Path | None, files: Sequence[pathlib.Path], found: list[tuple[str, Schedule]]
 ) -> Schedule:
-    """The noise levels of all members, which must be those that were found already; the default where none says any."""
+    """Return the noise levels of all members, which must agree with those in ``found``; by default ``Schedule()``."""
     if root is not None and (root / NOISE).exists():
         found.append((str(root / NOISE), read_schedule(root / NOISE)))
     for_all, silent = bool(found), []
@@ -208,14 +210,14 @@ def _common_schedule(
     _same(found)
     if silent and not for_all:
         raise ValueError(
-            f"{found[0][0]} says how its member was trained, but there is no {NOISE} with {', '.join(silent[:3])}: "
-            "copy it there if these were trained with the same, or give schedule="
+            f"{found[0][0]} gives its member's noise levels, but there is no {NOISE} with "
+            f"{', '.join(silent[:3])}: copy it there if these were trained with the same, or pass schedule="
         )
     return found[0][1]
 
 
 def _same(found: Sequence[tuple[str, Any]]) -> None:
-    """Raise ValueError where the settings of two places differ; names the places and the fields."""
+    """Raise ValueError if the settings of two files differ. The message names the files and the fields."""
     (first, one), *others = found
     for place, other in others:
         if other != one:
@@ -234,13 +236,13 @@ def _shards(root: pathlib.Path) -> list[pathlib.Path]:
             k = whole_number(match[1])
             if k is None:
                 raise ValueError(
-                    f"{path}: expected shards to be named Shard0, Shard1, ..., without leading zeros: rename it, or "
-                    "give a list of the members' folders"
+                    f"{path}: expected shards named Shard0, Shard1, ..., without leading zeros: rename it, or "
+                    "pass a list of the members' folders"
                 )
             shards[k] = path
     if not shards or sorted(shards) != list(range(len(shards))):
         raise FileNotFoundError(
-            f"{root} holds shards {sorted(shards)}: expected folders Shard0, Shard1, ...; or give a list of the "
+            f"{root} holds shards {sorted(shards)}: expected folders Shard0, Shard1, ..., or a list of the "
             "members' folders"
         )
     return [shards[k] for k in sorted(shards)]
@@ -259,7 +261,7 @@ def _checkpoint(member: pathlib.Path) -> pathlib.Path:
 def _common_config(
     root: pathlib.Path | None, files: Sequence[pathlib.Path], given: Mapping[str, Any] | None
 ) -> tuple[UNetConfig, Any]:
-    """The configuration that all members share, and their image size."""
+    """Return the configuration that all members share, and their image size."""
     if given is not None:
         return unet_config(given), given.get("sample_size")
     shared = root / CONFIG if root is not None and (root / CONFIG).exists() else None
@@ -269,7 +271,7 @@ def _common_config(
         if own.exists():
             places.append(own)
         elif shared is None:
-            raise FileNotFoundError(f"no {CONFIG} beside {file}: give config=, UNet2DModel's arguments")
+            raise FileNotFoundError(f"no {CONFIG} beside {file}: pass config=, UNet2DModel's arguments")
     contents = [read_object(place) for place in places]
     configs = [unet_config(content, str(place)) for place, content in zip(places, contents, strict=True)]
     _same([(str(place), config) for place, config in zip(places, configs, strict=True)])

@@ -1,7 +1,7 @@
 """GenEns checkpoints (``*_split{k}_ckpt.pt``): the ensembles of arXiv 2306.02174.
 
-Its sampler is `SAMPLER` here, given a (1001, B, H, W, C) noise array: 1,000 ancestral steps with variance
-``alpha_t beta_t``, nothing clipped before the end.
+Its sampler is `SAMPLER` here, with a (1001, B, H, W, C) noise array: 1,000 ancestral steps with variance
+``alpha_t beta_t``, and no clipping before the end.
 """
 
 import os
@@ -22,7 +22,7 @@ from ensdiff.models.unet import UNetConfig, timestep_embedding
 
 SAMPLER = SamplerConfig("ddpm", steps=1000, variance="alpha_beta", clip=False)
 TABLE = "time_embedding.timembedding.0.weight"
-"""The frozen table of sinusoids; not a parameter."""
+"""The fixed table of sinusoids, which is not a parameter."""
 
 
 def load(
@@ -35,14 +35,17 @@ def load(
 
     Args:
         paths: the members' files in the order of the code's columns, or a folder of ``*_split{k}_ckpt.pt``.
-        code: the code, its (N, K) matrix, 1 = trained on, or a file of it (see `read_code`); without it unit k stands
-            for member k's own data. Files of a folder must have one name but for k.
+        code: the code, its (N, K) matrix (1 = trained on), or a file that holds one (see `read_code`). By default,
+            unit k stands for member k's own data. The files of a folder must have the same name except for k.
         image_size: height and width; by default 28 for one channel (MNIST) and 32 for three (CIFAR-10).
 
+    Returns:
+        The ensemble.
+
     Raises:
-        FileNotFoundError, ImportError, ValueError: see `ensdiff.interop.tensors`; also an entry of a checkpoint that
-            `ensdiff.interop.options` does not list, another table of noise levels than GenEns's 1,000, or a folder
-            with checkpoints of several epochs or runs (names two of them).
+        FileNotFoundError, ImportError, ValueError: see `ensdiff.interop.tensors`. ValueError is also raised if a
+            checkpoint has an entry that `ensdiff.interop.options` does not list or another table of noise levels than
+            GenEns's 1,000, or if a folder holds checkpoints of several epochs or runs (the message names two of them).
     """
     files = _files(paths)
     states = [read_state_dict(file, "model_state_dict", GENENS) for file in files]
@@ -66,11 +69,13 @@ def _files(paths: Sequence[str | os.PathLike] | str | os.PathLike) -> list[pathl
             assert match is not None
             k = whole_number(match[2])
             if k is None:
-                raise ValueError(f"{path}: split {match[2]!r} is no number as 0, 1, 2, ...: rename it, or give a list")
+                raise ValueError(
+                    f"{path}: split {match[2]!r} is not a number such as 0, 1, 2, ...: rename it, or pass a list"
+                )
             one = one or (match[1], path)
             if match[1] != one[0]:
                 raise ValueError(
-                    f"{one[1]} and {path} are checkpoints of different epochs or runs: give a list of the files of one "
+                    f"{one[1]} and {path} are checkpoints of different epochs or runs: pass a list of the files of one "
                     "ensemble, in the order of the code's columns"
                 )
             found[k] = path
@@ -86,7 +91,7 @@ def _files(paths: Sequence[str | os.PathLike] | str | os.PathLike) -> list[pathl
 
 
 def _check_levels(state: dict[str, np.ndarray], config: UNetConfig, file: pathlib.Path) -> None:
-    """The table of sinusoids, where there is one, tells T and the layout, which nothing else in the file does."""
+    """Check T and the layout of the time embedding by the table of sinusoids, the only entry that shows them."""
     levels = Schedule().timesteps
     found = state.get(TABLE)
     expected = np.asarray(timestep_embedding(jnp.arange(levels), config.channels, config.time_layout))
@@ -98,7 +103,7 @@ def _check_levels(state: dict[str, np.ndarray], config: UNetConfig, file: pathli
 
 
 def infer_config(state: dict[str, np.ndarray], source: str) -> UNetConfig:
-    """The U-Net that these weights belong to."""
+    """Return the U-Net configuration that these weights belong to."""
     try:
         channels, image_channels = state["head.weight"].shape[:2]
         levels: list[list[int]] = [[]]

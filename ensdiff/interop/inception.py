@@ -1,9 +1,9 @@
-"""Inception features from a TorchScript file by its path, with which Frechet and kernel distances are FID and KID.
+"""Inception features from a TorchScript file. With them, the Frechet and kernel distances are FID and KID.
 
 No package ships the weights. The published scripts (of the original TensorFlow network) take uint8 pictures of any
-size, channels first, resize them inside, and give 2,048 features when they are called with ``return_features=True``.
+size, channels first, resize them internally, and return 2,048 features when called with ``return_features=True``.
 
-A TorchScript file is a program: load only one that you trust.
+A TorchScript file is a program: load only files that you trust.
 """
 
 import os
@@ -15,31 +15,32 @@ from jaxtyping import Float
 
 
 def inception(path: str | os.PathLike, *, batch: int = 64) -> Callable[[np.ndarray], Float[np.ndarray, "N F"]]:
-    """A feature function for `ensdiff.metrics.frechet_distance` and `kernel_distance`.
+    """Return a feature function for `ensdiff.metrics.frechet_distance` and `kernel_distance`.
 
     Args:
-        path: a TorchScript file. It is called with (n, 3, H, W) uint8 pictures, and with ``return_features=True`` where
-            it has that argument, and must give (n, F) or (n, F, 1, 1) features.
+        path: a TorchScript file. It is called with (n, 3, H, W) uint8 pictures, and with ``return_features=True`` if
+            it has that argument. It must return (n, F) or (n, F, 1, 1) features.
         batch: pictures at a time.
 
     Returns:
-        A function of (N, H, W, C) pictures, uint8 or in [0, 1], with 1 or 3 channels (one is repeated).
+        A function of (N, H, W, C) pictures, uint8 or in [0, 1], with 1 or 3 channels (a single one is repeated). It
+        raises ValueError for pictures or features of another shape.
 
     Raises:
-        FileNotFoundError: no such file.
+        FileNotFoundError: the file does not exist.
         ImportError: torch is not installed.
-        ValueError: not a TorchScript file; by the function: pictures or features of another shape.
+        ValueError: the file is not a TorchScript file.
     """
     path = pathlib.Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist: give the TorchScript file of an Inception network")
+        raise FileNotFoundError(f"{path} does not exist: expected the TorchScript file of an Inception network")
     try:
         import torch
     except ImportError as error:
         raise ImportError("Inception features need PyTorch: pip install 'ensdiff[torch]'") from error
     try:
         network = torch.jit.load(str(path), map_location="cpu").eval()
-    except Exception as error:  # what a damaged file raises is not limited
+    except Exception as error:  # a damaged file can raise anything
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"{path} is not a TorchScript file: {first}") from error
     names = [argument.name for argument in network.forward.schema.arguments]
@@ -54,19 +55,21 @@ def inception(path: str | os.PathLike, *, batch: int = 64) -> Callable[[np.ndarr
                 parts.append(np.asarray(part.cpu().numpy(), np.float64).reshape(len(part), -1))
         out = np.concatenate(parts)
         if len(out) != len(pictures):
-            raise ValueError(f"{path} gave features of {len(out)} pictures for {len(pictures)}: expected one row each")
+            raise ValueError(
+                f"{path} returned features of {len(out)} pictures for {len(pictures)}: expected one row per picture"
+            )
         return out
 
     return features
 
 
 def _pictures(images: np.ndarray) -> np.ndarray:
-    """(N, 3, H, W) uint8."""
+    """Return pictures as (N, 3, H, W) uint8."""
     images = np.asarray(images)
     if images.ndim != 4 or images.shape[-1] not in (1, 3) or not len(images):
         raise ValueError(f"the images have shape {images.shape}: expected (N, H, W, C), channels last, 1 or 3 channels")
     if images.dtype != np.uint8:
         if images.dtype.kind != "f" or not (images.min() >= 0 and images.max() <= 1):
-            raise ValueError("the images hold something else than uint8, or floats in [0, 1]")
+            raise ValueError("the images hold other values than uint8, or floats in [0, 1]")
         images = np.round(images * 255).astype(np.uint8)
     return np.ascontiguousarray(np.repeat(images, 3 // images.shape[-1], axis=-1).transpose(0, 3, 1, 2))

@@ -1,8 +1,9 @@
 """Code matrices from files: NumPy's ``.npy`` and ``.npz``, the references' ``.pkl``, ensdiff's ``.json``.
 
-Both references keep the code as an (N, K) array with 1 where member k was trained on unit i, one of them as a pickle. A
-pickle is a program, so NumPy's own classes are never called by it: `_Unpickler` replaces the few that a pickled array
-names by records of what they were given, and refuses every other. The array is then built from the checked record.
+Both reference implementations store the code as an (N, K) array with 1 where member k was trained on unit i; one of
+them uses a pickle. A pickle is a program, so it is never allowed to call NumPy's own classes. `_Unpickler` replaces the
+few classes that a pickled array names by records of their arguments, and rejects all others. The array is then built
+from the checked record.
 """
 
 import io
@@ -24,16 +25,17 @@ SUFFIXES = (".npy", ".npz", ".pkl", ".pickle", ".json")
 
 
 def read_code(path: str | os.PathLike, key: str | None = None) -> Code:
-    """The code that a file holds.
+    """Return the code that a file holds.
 
     Args:
         path: ``.npy``, ``.npz`` (an array ``"names"`` beside the matrix names the units), ``.pkl`` (an array, or nested
             lists), or ``.json`` (`Code.to_dict`).
-        key: the array's name in an ``.npz`` of several; ``"code"`` is found without.
+        key: the array's name in an ``.npz`` of several arrays. An array named ``"code"`` is found without it.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: another kind of file, damaged, a pickle of anything but an array of numbers, or not a code matrix.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is of another kind, is damaged, is a pickle of anything other than an array of numbers, or
+            does not hold a code matrix.
     """
     path = pathlib.Path(path)
     if not path.is_file():
@@ -42,7 +44,7 @@ def read_code(path: str | os.PathLike, key: str | None = None) -> Code:
         raise ValueError(f"{path}: expected a code matrix in a file of type {', '.join(SUFFIXES)}")
     if key is not None and path.suffix != ".npz":
         raise ValueError(
-            f"key={key!r}: {path} holds one code without a name, only .npz files have names; leave key out"
+            f"key={key!r}: {path} holds one code without a name, because only .npz files have names; omit key"
         )
     if path.suffix == ".json":
         try:
@@ -62,7 +64,7 @@ def read_code(path: str | os.PathLike, key: str | None = None) -> Code:
 
 
 def _read(path: pathlib.Path, key: str | None) -> tuple[np.ndarray, list[Any] | None]:
-    """The matrix, and the names of its rows where the file has them."""
+    """Return the matrix, and the names of its rows if the file has them."""
     if path.suffix in (".pkl", ".pickle"):
         return read_pickled_array(path.read_bytes()), None
     if path.suffix == ".npy":
@@ -72,7 +74,7 @@ def _read(path: pathlib.Path, key: str | None) -> tuple[np.ndarray, list[Any] | 
     name = key or ("code" if "code" in names else names[0] if len(names) == 1 else None)
     if name not in names:
         raise ValueError(
-            f"{path} holds the arrays {names}: " + (f"there is no {key!r}" if key else "say which by key=")
+            f"{path} holds the arrays {names}: " + (f"there is no {key!r}" if key else "choose one with key=")
         )
     if key == "names" or "names" not in held:
         return read_npz(path, [name])[name], None
@@ -81,7 +83,7 @@ def _read(path: pathlib.Path, key: str | None) -> tuple[np.ndarray, list[Any] | 
 
 
 class _Dtype:
-    """What a pickle says of a dtype: a kind and a size, and later the byte order."""
+    """Record of a pickled dtype: a kind and a size, and later the byte order."""
 
     def __init__(self, name: Any, *_: Any):
         if not isinstance(name, str) or not re.fullmatch(r"[biuf][1248]", name):
@@ -99,7 +101,7 @@ class _Dtype:
 
 
 class _Array:
-    """What a pickle says of an array: `numpy` checks it and builds the array."""
+    """Record of a pickled array, which `numpy` checks and builds."""
 
     def __init__(self, *_: Any):
         self.state: Any = None
@@ -122,7 +124,7 @@ def _build(content: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
 
 
 class _Buffer(_Array):
-    """An array pickled with protocol 5: all in one call."""
+    """Record of an array pickled with protocol 5, in a single call."""
 
     def __init__(self, content: Any, dtype: Any, shape: Any, order: Any):
         self.array = _build(content, dtype, shape, order)
@@ -132,28 +134,28 @@ class _Buffer(_Array):
 
 
 def _encode(text: Any, encoding: Any = "latin1") -> bytes:
-    """How protocols below 3 write bytes."""
+    """Return bytes from text, which is how protocols below 3 write them."""
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"pickled bytes in encoding {encoding!r}")
     return str(text).encode("latin1")
 
 
 def _no_bytes() -> bytes:
-    """How protocols below 3 write no bytes at all."""
+    """Return empty bytes, which protocols below 3 write as a call."""
     return b""
 
 
 DEPTH, FREE = 32, 2**20
-"""How deep lists may be nested (an array has no more axes), and how many numbers a pickle of any size may hold."""
+"""Maximum nesting of lists (an array has no more axes), and how many numbers a pickle of any size may hold."""
 
 
 def _check_lists(value: list | tuple, size: int) -> None:
-    """Refuse nested lists that are no array of numbers, or hold more numbers than a pickle of ``size`` bytes can.
+    """Reject nested lists that are not an array of numbers, or that hold more numbers than ``size`` bytes can.
 
-    A number takes a byte or more, but a list that is used twice is written once: forty lists of two, each holding the
-    next one twice, are an array of 2^40 numbers. Lists are looked at once at every depth, however often they are used.
+    A number takes at least one byte, but a list that is used twice is written once: forty lists of two, each holding
+    the next one twice, are an array of 2^40 numbers. Each list is visited once per depth, however often it is used.
     """
-    # lists of one depth, and how often each is part of the array
+    # the lists at one depth, and how often each occurs in the array
     lists, times = {id(value): value}, {id(value): 1}
     numbers = 0
     for _ in range(DEPTH):
@@ -181,7 +183,7 @@ def _check_lists(value: list | tuple, size: int) -> None:
 
 _ALLOWED: dict[tuple[str, str], Any] = {("_codecs", "encode"): _encode, ("numpy", "dtype"): _Dtype}
 _ALLOWED[("__builtin__", "bytes")] = _ALLOWED[("builtins", "bytes")] = _no_bytes
-_ALLOWED[("numpy", "ndarray")] = "ndarray"  # only ever named, as an argument of _reconstruct
+_ALLOWED[("numpy", "ndarray")] = "ndarray"  # only named, as an argument of _reconstruct
 for _core in ("numpy.core", "numpy._core"):
     _ALLOWED[(f"{_core}.multiarray", "_reconstruct")] = _Array
     _ALLOWED[(f"{_core}.numeric", "_frombuffer")] = _Buffer
@@ -193,15 +195,15 @@ class _Unpickler(pickle.Unpickler):
             return _ALLOWED[module, name]
         except KeyError:
             raise pickle.UnpicklingError(
-                f"the pickle wants to call {module}.{name}; it was not run. Expected nothing but a NumPy array"
+                f"the pickle calls {module}.{name}; it was not run. Expected only a NumPy array"
             ) from None
 
 
 def _check_sizes(content: bytes) -> None:
-    """Refuse a pickle that names more than it holds.
+    """Reject a pickle that declares more than it holds.
 
-    The unpickler makes room for whatever size or memo index it reads before it looks whether the bytes are there: ten
-    bytes could ask for 64 GiB.
+    The unpickler allocates memory for any size or memo index before it checks that the bytes exist, so ten bytes could
+    claim 64 GiB.
     """
     try:
         stores = [
@@ -219,10 +221,10 @@ def _check_sizes(content: bytes) -> None:
 
 
 def read_pickled_array(content: bytes) -> np.ndarray:
-    """The NumPy array of numbers (or nested lists of them) that a pickle holds; nothing else is ever called.
+    """Return the array of numbers (or of nested lists of them) that a pickle holds, without running any other code.
 
     Raises:
-        pickle.UnpicklingError: anything else, or damaged.
+        pickle.UnpicklingError: the pickle is damaged or holds anything else.
     """
     try:
         _check_sizes(content)
@@ -233,7 +235,7 @@ def read_pickled_array(content: bytes) -> np.ndarray:
             value = np.asarray(value)
     except pickle.UnpicklingError:
         raise
-    except Exception as error:  # what an altered pickle can raise is not limited
+    except Exception as error:  # an altered pickle can raise anything
         raise pickle.UnpicklingError(f"not a readable pickle: {error!r}") from error
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "biuf":
         raise pickle.UnpicklingError(f"a pickled {type(value).__name__}: expected an array of numbers")

@@ -1,8 +1,8 @@
-"""Every field of the foreign configurations that are read, and what is done with each.
+"""Every field of the configurations of other implementations, and how ensdiff treats it.
 
-A field is *honoured* (the ensemble is built by it), *fixed* (only values that ensdiff's own mathematics agrees with are
-accepted), or *irrelevant* (it changes nothing of what is loaded). A field in no table is refused by its name, so an
-option that a later version adds is never dropped in silence. docs/interop.md shows these tables.
+A field is *honoured* (it determines the ensemble), *fixed* (only values that match ensdiff's own mathematics are
+accepted), or *irrelevant* (it does not affect what is loaded). A field in no table is rejected by name, so an option
+that a later version adds is never silently dropped. docs/interop.md shows these tables.
 """
 
 import reprlib
@@ -11,12 +11,12 @@ from typing import Any, Literal, NamedTuple
 
 
 class Option(NamedTuple):
-    """What is done with one field.
+    """The treatment of one field.
 
     Args:
         use: ``"honoured"``, ``"fixed"`` or ``"irrelevant"``.
-        why: what the field says, and where an irrelevant one is set in ensdiff.
-        allowed: the values that are accepted; empty for any.
+        why: the meaning of the field and, for an irrelevant one, where it is set in ensdiff.
+        allowed: the accepted values; empty if any value is accepted.
     """
 
     use: Literal["honoured", "fixed", "irrelevant"]
@@ -124,17 +124,17 @@ GENENS: dict[str, Option] = {
 
 
 def check_options(values: Mapping[str, Any], table: Mapping[str, Option], source: str) -> None:
-    """Refuse a foreign configuration that asks for what ensdiff does not do.
+    """Reject a configuration of another implementation that needs something ensdiff does not support.
 
     Raises:
-        ValueError: a field that no table knows, or a value that is not accepted; names the source and the field.
+        ValueError: a field is unknown or a value is not accepted. The message names the source and the field.
     """
     for name, value in values.items():
         option = table.get(name)
         if option is None:
             raise ValueError(
-                f"{source}: {name}={reprlib.repr(value)} is not known here, so it is not ignored: expected some of "
-                f"{', '.join(table)}. Remove it if it changes nothing"
+                f"{source}: {name}={reprlib.repr(value)} is unknown to ensdiff, so it is not ignored: expected fields "
+                f"among {', '.join(table)}. Remove it if it has no effect"
             )
         if option.allowed and not any(value is a or (type(value) is not bool and value == a) for a in option.allowed):
             raise ValueError(

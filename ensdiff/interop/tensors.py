@@ -1,8 +1,8 @@
-"""torch state dicts to stacked parameters: reading them safely, and moving each tensor to its place.
+"""Conversion of torch state dicts to stacked parameters: safe reading, and mapping each tensor to its parameter.
 
-A *style* says what the other implementation calls the parts of the U-Net; `names` lists, for a configuration, every
-tensor it must hold. Convolutions are (out, in, h, w) there and (h, w, in, out) here, dense layers (out, in) there and
-(in, out) here.
+A *style* holds the other implementation's names for the parts of the U-Net; `names` lists every tensor that a
+configuration requires. Convolutions are (out, in, h, w) there and (h, w, in, out) here; dense layers are (out, in)
+there and (in, out) here.
 """
 
 import os
@@ -28,7 +28,10 @@ _NUMBERS = ("float16", "bfloat16", "float32", "float64", "bool", "uint8", "int8"
 
 
 class Style(NamedTuple):
-    """Names of the parts; blocks, samplers and attention are functions of ('down'|'middle'|'up', level, index)."""
+    """Names of the parts of a U-Net.
+
+    Blocks, samplers and attention are functions of ('down'|'middle'|'up', level, index).
+    """
 
     head: str
     time: tuple[str, str]
@@ -43,21 +46,21 @@ class Style(NamedTuple):
 def read_state_dict(
     path: str | os.PathLike, key: str | None = None, known: Mapping[str, Option] | None = None
 ) -> dict[str, np.ndarray]:
-    """The tensors of a torch or safetensors file as NumPy arrays; nothing in the file is executed.
+    """Return the tensors of a torch or safetensors file as NumPy arrays, without executing anything in the file.
 
-    Floating-point tensors come as float32, integers and booleans as they are.
+    Floating-point tensors are returned as float32, integers and booleans unchanged.
 
     Args:
-        path: the file; ``.safetensors``, else what ``torch.save`` wrote.
-        key: the entry that holds the state dict, where the file holds more.
-        known: the entries that may lie beside it; any, by default.
+        path: the file: ``.safetensors``, or a file that ``torch.save`` wrote.
+        key: the entry that holds the state dict, if the file holds several.
+        known: the entries that are allowed beside it; by default any.
 
     Raises:
-        FileNotFoundError: no such file.
-        ImportError: the package that reads it is missing; says how to install it.
-        ValueError: truncated, foreign, a pickle of more than tensors, or one that would grow beyond its file; a tensor
-            that is no plain array of real numbers (sparse, quantised, complex, without data, or with strides that
-            repeat its elements) is named.
+        FileNotFoundError: the file does not exist.
+        ImportError: the package that reads it is missing. The message states how to install it.
+        ValueError: the file is truncated, is of another kind, is a pickle of more than tensors, or would expand beyond
+            its own size; or a tensor is not a plain array of real numbers (it is sparse, quantised, complex, without
+            data, or has strides that repeat elements). The message names the tensor.
     """
     path = pathlib.Path(path)
     if not path.is_file():
@@ -94,7 +97,7 @@ def read_state_dict(
 
 
 def _check_records(path: pathlib.Path) -> None:
-    """Refuse an archive of torch's whose records were compressed: torch never does, and few bytes may become many."""
+    """Reject a torch archive with compressed records: torch never compresses, and few bytes could expand to many."""
     if not zipfile.is_zipfile(path):
         return
     try:
@@ -104,8 +107,8 @@ def _check_records(path: pathlib.Path) -> None:
         raise ValueError(f"{path} is not a checkpoint, or is damaged: {error}") from error
     if claimed > path.stat().st_size:
         raise ValueError(
-            f"{path}: its records claim {claimed} bytes, the file has {path.stat().st_size}. torch.save compresses "
-            "nothing, so another program made it: write it again with torch.save"
+            f"{path}: its records claim {claimed} bytes, but the file has {path.stat().st_size}. torch.save compresses "
+            "nothing, so another program made the file: rewrite it with torch.save"
         )
 
 
@@ -117,7 +120,7 @@ def _real(array: np.ndarray, name: str) -> np.ndarray:
 
 
 def _plain(tensor: Any, name: str) -> np.ndarray:
-    """A torch tensor as an array, if it is a plain one."""
+    """Return a torch tensor as an array. Raise ValueError unless it is a plain tensor of real numbers."""
     import torch
 
     kind = str(tensor.dtype).removeprefix("torch.")
@@ -143,7 +146,7 @@ def _plain(tensor: Any, name: str) -> np.ndarray:
 
 
 def _repeats(shape: Sequence[int], strides: Sequence[int]) -> bool:
-    """Whether two indices of an array may share an element."""
+    """Return whether two indices of an array may share an element."""
     last = 0
     for stride, count in sorted((s, n) for s, n in zip(strides, shape, strict=True) if n > 1):
         if stride <= last:
@@ -153,7 +156,7 @@ def _repeats(shape: Sequence[int], strides: Sequence[int]) -> bool:
 
 
 def write_state_dict(path: pathlib.Path, state: Mapping[str, np.ndarray]) -> None:
-    """Write tensors as ``.safetensors``, or else as ``torch.save`` does."""
+    """Write tensors as ``.safetensors``, or with ``torch.save`` for any other suffix."""
     try:
         if path.suffix == ".safetensors":
             from safetensors.numpy import save_file
@@ -168,7 +171,7 @@ def write_state_dict(path: pathlib.Path, state: Mapping[str, np.ndarray]) -> Non
 
 
 def names(config: UNetConfig, style: Style, params: Any) -> dict[str, tuple[str, ...]]:
-    """The other implementation's tensor name of every parameter: name -> path in one member's parameters."""
+    """Return the other implementation's tensor name of every parameter, mapped to its path in a member's parameters."""
     table: dict[str, tuple[str, ...]] = {style.head: ("head",), style.time[0]: ("time1",), style.time[1]: ("time2",)}
     table |= {style.tail[0]: ("tail_norm",), style.tail[1]: ("tail",)}
     for module in params:
@@ -197,7 +200,7 @@ def names(config: UNetConfig, style: Style, params: Any) -> dict[str, tuple[str,
 
 
 def convert(tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """One torch tensor in the layout of a parameter of this shape (without the member axis)."""
+    """Return a torch tensor in the layout of a parameter of shape ``shape`` (without the member axis)."""
     if len(shape) == 4:
         return tensor.transpose(2, 3, 1, 0)
     if len(shape) == 2:  # a dense layer, or a 1x1 convolution that is one
@@ -206,7 +209,7 @@ def convert(tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def unstack(params: Ensemble, style: Style) -> Iterator[dict[str, np.ndarray]]:
-    """Each member's parameters as the other implementation's state dict: the reverse of `stack`."""
+    """Yield each member's parameters as the other implementation's state dict. This is the inverse of `stack`."""
     table = names(params.model, style, params.params)
     for k in range(params.members):
         state = {}
@@ -221,7 +224,7 @@ def unstack(params: Ensemble, style: Style) -> Iterator[dict[str, np.ndarray]]:
 
 
 def channels_last(array: Any) -> np.ndarray:
-    """Images or noise of the references, (..., C, H, W), in ensdiff's layout, (..., H, W, C)."""
+    """Return images or noise of the reference implementations, (..., C, H, W), in ensdiff's layout, (..., H, W, C)."""
     return np.ascontiguousarray(np.moveaxis(np.asarray(array), -3, -1))
 
 
@@ -235,16 +238,16 @@ def stack(
     ignored: frozenset[str] = frozenset(),
     schedule: Schedule | None = None,
 ) -> Ensemble:
-    """An ensemble of members trained elsewhere.
+    """Return an ensemble of members that were trained elsewhere.
 
     Raises:
-        ValueError: a tensor is missing, extra, of another shape or no floating-point numbers (names it, the file and
-            both shapes); the code is for another number of members.
+        ValueError: a tensor is missing, is not expected, has another shape, or does not hold floating-point numbers
+            (the message names it, the file and both shapes); or the code is for another number of members.
     """
     members = len(states)
     code = as_code(code, members)
     if code.members != members:
-        raise ValueError(f"the code is for {code.members} members, {members} checkpoints were given")
+        raise ValueError(f"the code is for {code.members} members, but {members} checkpoints were given")
     abstract = abstract_params(config, image_shape, 1)
     table = names(config, style, abstract)
     leaves: dict[tuple[str, ...], list[np.ndarray]] = {path: [] for path in table.values()}
@@ -270,12 +273,12 @@ def stack(
 
 
 def member_code(members: int) -> Code:
-    """The code where nothing is known of the training: unit k stands for all that member k alone was trained on."""
+    """Return the code to use when none is given: unit k stands for all data that only member k was trained on."""
     return Code.undivided(1) if members == 1 else Code.from_matrix(np.eye(members, dtype=np.uint8))
 
 
 def as_code(code: CodeLike, members: int) -> Code:
-    """The code of a caller who gave a `Code`, a matrix, a file of one (see `read_code`), or nothing."""
+    """Return a code from a `Code`, a matrix, a file that holds one (see `read_code`), or None."""
     if code is None:
         return member_code(members)
     if isinstance(code, str | os.PathLike):

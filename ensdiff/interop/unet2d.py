@@ -1,4 +1,4 @@
-"""The configuration of diffusers' `UNet2DModel` and `DDPMScheduler`, from and to `UNetConfig` and `Schedule`."""
+"""Conversion between diffusers' `UNet2DModel` and `DDPMScheduler` and ensdiff's `UNetConfig` and `Schedule`."""
 
 import pathlib
 from collections.abc import Mapping
@@ -17,14 +17,14 @@ DEFAULTS: dict[str, Any] = {
     "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
     "up_block_types": ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
 }  # fmt: skip
-"""UNet2DModel's own defaults for what is honoured."""
+"""UNet2DModel's own defaults for honoured fields."""
 
 
 def model_options(params: Ensemble) -> dict[str, Any]:
-    """The content of a ``config.json`` that makes `UNet2DModel` the same U-Net.
+    """Return the content of a ``config.json`` with which `UNet2DModel` is the same U-Net.
 
     Raises:
-        ValueError: there is none.
+        ValueError: `UNet2DModel` cannot represent the U-Net.
     """
     model = params.model
     H, W, C = params.image_shape
@@ -39,7 +39,7 @@ def model_options(params: Ensemble) -> dict[str, Any]:
     if model.channels != model.widths[0]:
         raise ValueError(
             f"the first level has {model.widths[0]} channels and the first convolution {model.channels}: UNet2DModel "
-            "has them equal (a first multiplier of 1)"
+            "needs equal numbers (a first multiplier of 1)"
         )
     if tuple(params.value_range) != (-1.0, 1.0):
         raise ValueError(f"value_range={params.value_range}: diffusers' models work in (-1, 1)")
@@ -66,10 +66,10 @@ def model_options(params: Ensemble) -> dict[str, Any]:
 
 
 def unet_config(config: Mapping[str, Any], source: str = "the config") -> UNetConfig:
-    """`UNetConfig` of `UNet2DModel`'s arguments.
+    """Return the `UNetConfig` for `UNet2DModel`'s arguments.
 
     Raises:
-        ValueError: a field that is unknown, or a value that ensdiff does not have; names it and the source.
+        ValueError: a field is unknown, or ensdiff does not support its value. The message names it and the source.
     """
     check_options(config, UNET, source)
     for name in ("down_block_types", "up_block_types", "block_out_channels"):
@@ -132,7 +132,8 @@ def read_schedule(path: pathlib.Path) -> Schedule:
     """Return the noise levels of a ``scheduler_config.json``.
 
     Raises:
-        FileNotFoundError, ValueError: the file is missing, or holds a field or value that ensdiff does not have.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file holds a field or value that ensdiff does not support.
     """
     values = read_object(path)
     check_options(values, SCHEDULER, str(path))
@@ -147,7 +148,7 @@ def height_and_width(size: Any) -> tuple[int, int]:
     """Return the height and width of a ``sample_size``.
 
     Raises:
-        ValueError: neither a positive integer nor two of them.
+        ValueError: the size is neither a positive integer nor two of them.
     """
     pair = size if isinstance(size, list | tuple) else (size, size)
     if len(pair) != 2 or not all(type(side) is int and side > 0 for side in pair):

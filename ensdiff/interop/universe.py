@@ -1,4 +1,4 @@
-"""Reading counterfactual universe files, whose format `ensdiff.interop.ctf` describes."""
+"""Reading of counterfactual universe files. `ensdiff.interop.ctf` describes their format."""
 
 import hashlib
 import io
@@ -19,20 +19,21 @@ from ensdiff.files.checksums import DamagedError
 ONE, MANY = "ONEFILE", "MULTIFILE"
 SIZES = ("Height", "Width", "Channel")
 SUM = "ENSDIFF.sha256"
-"""Keyword of a part's checksum."""
+"""Keyword of a part's checksum in its header."""
 _MODES = {1: "L", 3: "RGB"}
 
 
 class Universe:
-    """An open ``.ctf`` file; pictures are decoded when asked for. Use it in a ``with`` statement, or `close` it.
+    """An open ``.ctf`` file, whose pictures are decoded on access. Use it in a ``with`` statement, or `close` it.
 
     Args:
         path: the file.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a plain tar, or not of this format; says what is missing or wrong.
-        DamagedError: a part (also one that is asked for later) is not what was written; names it.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is not an uncompressed tar, or is not of this format. The message states what is wrong.
+        DamagedError: a part is not what was written. Parts that are read later raise it too. The message names the
+            part.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -40,10 +41,10 @@ class Universe:
         if not self.path.is_file():
             raise FileNotFoundError(f"{self.path} does not exist")
         try:
-            self._tar = tarfile.open(self.path, "r:")  # noqa: SIM115 - closed by close(); never a compressed one
+            self._tar = tarfile.open(self.path, "r:")  # noqa: SIM115 - closed by close(); "r:" rejects compressed files
             members = self._tar.getmembers()
         except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError) as error:
-            raise ValueError(f"{self.path} is not a plain tar file, or is cut short: {error}") from error
+            raise ValueError(f"{self.path} is not a plain tar file, or is truncated: {error}") from error
         size = self.path.stat().st_size
         self._members = {  # a sparse member may claim to be of any size
             member.name.removeprefix("./"): member
@@ -71,14 +72,14 @@ class Universe:
         absent = (name for i in range(self.units) if not self._has(name := f"leave_{i + 1}_out.png"))
         missing += itertools.islice(absent, 3)
         if missing:
-            raise ValueError(f"{self.path} is not whole: {', '.join(missing[:3])} is missing")
+            raise ValueError(f"{self.path} is incomplete: {', '.join(missing[:3])} is missing")
         self._train: list[tuple[str, int]] = []
         if not self._one:
             found = [(int(m[1]), int(m[2]), m[0]) for name in self._members if (m := re.fullmatch(_TRAIN, name))]
             self._train = [(name, count) for _, count, name in sorted(found)]
             if len(self._train) != self.units:
                 raise ValueError(
-                    f"{self.path} has {len(self._train)} files train_*.png: expected {self.units}, one a unit"
+                    f"{self.path} has {len(self._train)} files train_*.png: expected {self.units}, one per unit"
                 )
 
     def __enter__(self) -> "Universe":
@@ -119,8 +120,8 @@ class Universe:
         """Read every part.
 
         Raises:
-            ValueError: one cannot be read; names it.
-            DamagedError: one is not what was written; names it.
+            ValueError: a part cannot be read. The message names it.
+            DamagedError: a part is not what was written. The message names it.
         """
         _ = self.factual
         for unit in range(self.units):
@@ -160,12 +161,12 @@ class Universe:
         except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
             raise ValueError(f"{self.path}: config.json is not JSON: {error}") from error
         if not isinstance(config, dict) or not isinstance(config.get("Format"), str):
-            raise ValueError(f"{self.path}: config.json says no Format")
+            raise ValueError(f"{self.path}: config.json has no Format")
         names = ["TrainingUnits", "NumberGenerated", *(part + size for part in ("Train", "Gen") for size in SIZES)]
         for name in names:
             value = config.get(name)
             if type(value) is not int or not 1 <= value <= 2**31:
-                raise ValueError(f"{self.path}: config.json says {name}={value!r}: expected an integer of at least 1")
+                raise ValueError(f"{self.path}: config.json has {name}={value!r}: expected an integer of at least 1")
         return config
 
     def _tiles(self, name: str, shape: tuple[int, ...], count: int) -> np.ndarray:
@@ -182,7 +183,7 @@ class Universe:
                 pixels = np.asarray(picture)
         except DamagedError:
             raise
-        except Exception as error:  # what a damaged picture raises is not limited
+        except Exception as error:  # a damaged picture can raise anything
             raise ValueError(f"{self.path}: {name} cannot be used: {error}") from error
         tiles = pixels.reshape(height // H, H, width // W, W, C).transpose(0, 2, 1, 3, 4)
         return tiles.reshape(-1, H, W, C)[:count]

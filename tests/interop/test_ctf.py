@@ -135,7 +135,7 @@ def test_damage_to_an_unfinished_file_is_not_packed(landscape, tmp_path, monkeyp
         assert not path.exists()
         patch.setattr(ctf, "ablated", never)
         patch.setattr(ctf.Universe, "check", another)
-        with pytest.raises(FileExistsError, match="appeared while it was computed"):
+        with pytest.raises(FileExistsError, match="appeared during the computation"):
             write()
         assert path.read_bytes() == b"a good one"
         path.unlink()
@@ -147,7 +147,7 @@ def test_damage_to_an_unfinished_file_is_not_packed(landscape, tmp_path, monkeyp
     (folder / "a note.txt").write_text("of the user")
     with monkeypatch.context() as patch:
         patch.setattr(ctf, "ablated", never)
-        with pytest.warns(ensdiff.DamageWarning, match="is made again") as caught:
+        with pytest.warns(ensdiff.DamageWarning, match="is recomputed") as caught:
             write()
     assert len(caught) == 3
     assert list(tmp_path.iterdir()) == [path]
@@ -214,12 +214,12 @@ def test_damaged_and_foreign_files(whole, tmp_path):
         with pytest.raises(ValueError, match="is not a plain tar file|config.json is missing"):
             ctf.read(path)
     path.write_bytes(whole.read_bytes()[:3000])
-    with pytest.raises(ValueError, match="is missing|cut short"):
+    with pytest.raises(ValueError, match="is missing|truncated"):
         ctf.read(path)
     for change, message in (
         ({"config.json": None}, "config.json is missing"),
         ({"config.json": b"{"}, "config.json is not JSON"),
-        ({"config.json": b"[]"}, "says no Format"),
+        ({"config.json": b"[]"}, "has no Format"),
         ({"config.json": config_with(whole, TrainingUnits=0)}, "TrainingUnits=0: expected an integer of at least 1"),
         ({"config.json": config_with(whole, GenWidth="8")}, "GenWidth='8'"),
         ({"config.json": config_with(whole, TrainingUnits=9)}, "leave_7_out.png, leave_8_out.png, leave_9_out.png is"),

@@ -141,7 +141,7 @@ def test_honoured_fields_are_honoured():
         elif option.allowed:
             with pytest.raises(ValueError, match=f"the config: {name}='other' is not supported: expected"):
                 diffusers.unet_config({**SMALL, name: "other"})
-    with pytest.raises(ValueError, match=r"the config: quantize='int8' is not known here, so it is not ignored"):
+    with pytest.raises(ValueError, match=r"the config: quantize='int8' is unknown to ensdiff, so it is not ignored"):
         diffusers.unet_config({**SMALL, "quantize": "int8"})
     for name, value in (("block_out_channels", 8), ("block_out_channels", ["8", 16]), ("norm_num_groups", None)):
         with pytest.raises(ValueError, match=f"the config: {name}="):
@@ -173,13 +173,13 @@ def zoo_of_configs(folder, *schedulers):
         ([{"variance_type": "learned_range"}], "variance_type='learned_range' is not supported"),
         ([{"trained_betas": [0.1, 0.2]}], "trained_betas=.0.1, 0.2. is not supported: expected None"),
         ([{"beta_schedule": "scaled_linear"}], "beta_schedule='scaled_linear' is not supported: expected 'linear'"),
-        ([{"shift": 3.0}], "shift=3.0 is not known here, so it is not ignored"),
+        ([{"shift": 3.0}], "shift=3.0 is unknown to ensdiff, so it is not ignored"),
         ([{"beta_start": "low"}], "scheduler_config.json: beta_start='low': expected a finite number"),
         ([{"beta_end": 0.02}, {"beta_end": 0.03}], r"member0.* and .*member1.* differ .beta_end: 0.02 and 0.03"),
         ([{}, {"num_train_timesteps": 500, "beta_start": 1e-3}],
          r"differ .timesteps: 1000 and 500; beta_start: 0.0001 and 0.001"),
-        ([{}, None], "member0.* says how its member was trained, but there is no scheduler_config.json with .*member1"),
-        ([None, {}], "member1.* says how its member was trained, but there is no scheduler_config.json with .*member0"),
+        ([{}, None], "member0.* gives its member's noise levels, but there is no scheduler_config.json with .*member1"),
+        ([None, {}], "member1.* gives its member's noise levels, but there is no scheduler_config.json with .*member0"),
     ],
 )  # fmt: skip
 def test_schedulers_that_are_refused(tmp_path, schedulers, message):
@@ -305,7 +305,7 @@ def test_genens_round_trip(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"expected 0, 1"):
         genens.load(tmp_path / "nothing")
     for change, message in (
-        ({"ema_state_dict": {}}, "split1.*: ema_state_dict={} is not known here, so it is not ignored"),
+        ({"ema_state_dict": {}}, "split1.*: ema_state_dict={} is unknown to ensdiff, so it is not ignored"),
         ({"model_state_dict": {**tensors, genens.TABLE: torch.tensor(table[:500])}}, r"shape \(500, 32\): expected"),
         ({"model_state_dict": {**tensors, genens.TABLE: torch.tensor(table[:, ::-1].copy())}}, "interleaved sinusoids"),
         ({"model_state_dict": {**tensors, "head.bias": torch.arange(32)}}, "head.bias has dtype int64: expected float"),
@@ -355,7 +355,7 @@ def test_what_diffusers_cannot_represent(deep, tmp_path):
     with pytest.raises(ValueError, match="format='pt': expected one of 'safetensors', 'bin'"):
         diffusers.save(deep, tmp_path / "x", format="pt")
     (tmp_path / "file").touch()
-    with pytest.raises(FileExistsError, match="holds files already"):
+    with pytest.raises(FileExistsError, match="already holds files"):
         diffusers.save(deep, tmp_path)
 
 
@@ -500,7 +500,7 @@ def test_two_files_of_one_member_are_refused(tmp_path):
     for names_of, message in (
         (("epoch10_split0", "epoch10_split1", "epoch20_split0"), "epoch10_split0.* and .*epoch20_split0.* different"),
         (("epoch10_split0", "epoch20_split1"), "epoch10_split0.* and .*epoch20_split1.* of different epochs or runs"),
-        (("a_split0", "a_split00"), "split '00' is no number"),
+        (("a_split0", "a_split00"), "split '00' is not a number"),
     ):
         folder = tmp_path / "-".join(names_of)
         folder.mkdir()
@@ -595,7 +595,7 @@ def test_tensors_that_are_no_plain_arrays_are_named(tmp_path):
     with zipfile.ZipFile(path) as old, zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as new:
         for record in old.infolist():
             new.writestr(record.filename, old.read(record))
-    with pytest.raises(ValueError, match=r"bomb.pt: its records claim 4\d{6} bytes, the file has \d{4}\."):
+    with pytest.raises(ValueError, match=r"bomb.pt: its records claim 4\d{6} bytes, but the file has \d{4}\."):
         read_state_dict(tmp_path / "bomb.pt")
 
 

@@ -223,7 +223,7 @@ def test_every_function_of_an_ensemble_and_data_compares_them(place):
         lambda: ensdiff.baselines.baseline_scores(images, other, params, ["pixel"]),
         lambda: att.plot(images, other),
     ):
-        with pytest.raises(ValueError, match=r"the digest .*ensdiff\.training_data\(run, data\) finds"):
+        with pytest.raises(ValueError, match=r"the digest .*ensdiff\.training_data\(run, data\) selects"):
             call()
     with pytest.raises(ValueError, match=r"the data have 12 units, the attribution is to 2: .*regroup"):
         dataclasses.replace(att, settings={"units": 2}).plot(images, data)
