@@ -1,4 +1,4 @@
-"""What tests share, and shape checks by jaxtyping's import hook (`tests.shapes`)."""
+"""Shared fixtures, marks and reports of the tests, and shape checks by jaxtyping's import hook (`tests.shapes`)."""
 
 import gc
 import os
@@ -14,7 +14,7 @@ HOOKED = (
     "ensdiff.data", "ensdiff.diffusion", "ensdiff.ensemble", "ensdiff.metrics", "ensdiff.models",
     "ensdiff.report.figures", "ensdiff.training.step",
 )  # fmt: skip
-"""Modules and rooms whose arrays are checked. It stays installed, for what `import ensdiff` leaves to its first use."""
+"""Modules and rooms whose arrays are checked. The hook stays installed, for modules that are imported lazily."""
 install_import_hook(HOOKED, "tests.shapes.check_arrays")
 import jax
 import numpy as np
@@ -24,7 +24,7 @@ from hypothesis import settings
 import ensdiff  # noqa: F401
 from tests.helpers import ROOT, command, environment
 
-# the same examples in every run of CI, which must not fail by chance; new ones in every run by hand
+# the same examples in every CI run, which must not fail by chance; new examples in every manual run
 settings.register_profile("ensdiff", deadline=None, max_examples=30, derandomize="CI" in os.environ)
 settings.load_profile("ensdiff")
 
@@ -34,17 +34,17 @@ SMOKE = (
     "tests/models/test_unet.py", "tests/sampling/test_sample.py", "tests/test_package.py", "tests/test_strict.py",
     "tests/training/test_train.py",
 )  # fmt: skip
-"""Where the tests marked ``smoke`` are: minutes that meet every package the library is built on, for another version of
-Python or of these packages."""
+"""Paths of the tests marked ``smoke``, which in a few minutes use every package that the library is built on, to check
+another version of Python or of these packages."""
 LONGEST = (
     "test_processes", "test_colabs", "test_evaluate", "test_planted", "test_certificate", "test_kills",
     "test_explorer_browser", "test_aot", "test_package", "test_interop", "test_train", "test_faults",
 )  # fmt: skip
-"""Modules that take longest with all of their tests."""
+"""The modules whose tests take the longest in total."""
 
 
 def pytest_collection_modifyitems(items):
-    """Mark ``smoke``; put the longest modules first, so that no core waits while another has just begun one of them."""
+    """Mark ``smoke``, and put the longest modules first, so that no core starts one of them when others are done."""
     for item in items:
         place = item.path.relative_to(ROOT).as_posix()
         if any(place == path or place.startswith(f"{path}/") for path in SMOKE) and not item.get_closest_marker("slow"):
@@ -55,13 +55,13 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True, scope="module")
 def mappings():
-    """Forget compiled programs when there are many: they took 5 GB of memory by the end of all tests.
+    """Clear the compiled programs when there are many: they would take 5 GB of memory by the end of all tests.
 
-    They also take mappings, ten each. Beyond the kernel's limit of 65,530 a process the compiler ends it by a
-    segmentation fault, and all tests in one process come that far.
+    Each program also takes ten memory mappings. Beyond the kernel's limit of 65,530 per process, the compiler crashes
+    with a segmentation fault, and all tests in one process would reach this limit.
     """
     yield
-    maps = pathlib.Path("/proc/self/maps")  # of Linux
+    maps = pathlib.Path("/proc/self/maps")  # only on Linux
     if maps.exists() and len(maps.read_bytes().splitlines()) > 16_000:
         jax.clear_caches()
         gc.collect()
@@ -74,7 +74,7 @@ def rng() -> np.random.Generator:
 
 @pytest.fixture(scope="session")
 def tiny():
-    """An untrained ensemble of four members for 8x8 images."""
+    """Return an untrained ensemble of four members for 8x8 images."""
     from tests.helpers import random_ensemble
 
     return random_ensemble()
@@ -82,7 +82,7 @@ def tiny():
 
 @pytest.fixture(scope="session")
 def deep():
-    """The same of a network with two levels, for tests of what networks compute."""
+    """Return an untrained ensemble of a network with two levels, for tests of what networks compute."""
     from tests.helpers import DEEP, random_ensemble
 
     return random_ensemble(model=DEEP)
@@ -90,7 +90,7 @@ def deep():
 
 @pytest.fixture(scope="session")
 def typed():
-    """Run a program as a user types it, in a new process: ``typed("train", "--config=...")``."""
+    """Return a function that runs a program as a user does, in a new process: ``typed("train", "--config=...")``."""
 
     def call(program, *args):
         return subprocess.run(
@@ -102,7 +102,7 @@ def typed():
 
 @pytest.fixture(scope="session")
 def run():
-    """Run a program in a fork of a process that has its imports, seconds faster: ``run("train", "--config=...")``."""
+    """Yield a function that runs a program in a fork with its imports, in seconds less: ``run("train", ...)``."""
     from tests.forks import Programs
 
     with Programs() as call:
@@ -110,9 +110,9 @@ def run():
 
 
 def pytest_terminal_summary(terminalreporter):
-    """What tests measured or counted, shown also when they pass.
+    """Show what tests measured or counted, also if they pass.
 
-    They say so by ``record_property("largest difference", text)`` or ``record_property("count", (what, number))``.
+    Tests report it by ``record_property("largest difference", text)`` or ``record_property("count", (what, number))``.
     """
     counts: dict[str, int] = {}
     for report in terminalreporter.getreports("passed"):

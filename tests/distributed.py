@@ -1,4 +1,4 @@
-"""Runs of several JAX processes on this machine, and workers that take one job after another in them."""
+"""Runs of several JAX processes on this machine, and teams of workers in such processes that take successive jobs."""
 
 import contextlib
 import faulthandler
@@ -15,15 +15,15 @@ ROOT = pathlib.Path(__file__).parent.parent
 LIMIT = 500
 """Seconds that a run or a job may take."""
 THREADS = 4
-"""Of XLA in each process. Else it takes the larger of its cores and devices, and a sum shared by another number of
-threads (the weight gradient of a convolution) is rounded otherwise."""
+"""XLA's threads in each process. The default is the larger of its numbers of cores and devices, and another number of
+threads changes the rounding of sums that they share (the weight gradient of a convolution)."""
 
 PROCESSES = 4
-"""Of teams that may live at the same time."""
+"""Most processes of all teams that may run at the same time."""
 
 
 def free_port(candidates=(0,)):
-    """A port that nobody listens on: the system's choice, or the first of some that is free."""
+    """Return a free port: the system's choice, or the first free port among some candidates."""
     for port in candidates:
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
@@ -32,7 +32,7 @@ def free_port(candidates=(0,)):
 
 
 def variables(devices=1, **more):
-    """The environment of one of several processes."""
+    """Return the environment variables of one of several processes."""
     return {
         "JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu", "NPROC": str(THREADS), "PYTHONUNBUFFERED": "1",
         **more,
@@ -40,10 +40,10 @@ def variables(devices=1, **more):
 
 
 class Run:
-    """Processes that a test started, each with a log; ended with the test, whatever happens.
+    """Processes that a test starts, each with a log.
 
-    Each command is a module and its arguments. ``programs`` (`tests.forks.Programs`) forks them; without it each is a
-    new interpreter, as a user starts it.
+    Each command is a module and its arguments. ``programs`` (`tests.forks.Programs`) forks the processes; without it,
+    each one is a new interpreter, as a user would start it.
     """
 
     def __init__(self, folder, commands, programs=None, environments=None):
@@ -62,7 +62,7 @@ class Run:
                 )
 
     def wait(self, limit=LIMIT):
-        """Exit codes; where the time is up, every process is ended and the test fails with all logs."""
+        """Return the exit codes. After ``limit`` seconds, end all processes and fail with all logs."""
         deadline = time.monotonic() + limit
         try:
             return [process.wait(max(0.1, deadline - time.monotonic())) for process in self.processes]
@@ -84,7 +84,7 @@ class Run:
 
 
 class Team:
-    """Processes that know each other and take one job after another: what one compiled, the next job finds compiled."""
+    """Connected processes that take one job after another, so that later jobs reuse compiled programs."""
 
     def __init__(self, folder, programs, processes, devices):
         port = free_port()
@@ -104,7 +104,7 @@ class Team:
         self.logged = [0] * processes
 
     def __call__(self, task, **options):
-        """Run ``task`` (a function below) in every process, and return what it returned in each."""
+        """Run ``task`` (the name of a function below) in every process, and return its results from all of them."""
         self.logged = [log.stat().st_size for log in self.run.logs]
         deadline = time.monotonic() + LIMIT
         answers, waiting = {}, {line: i for i, line in self.lines.items()}
@@ -124,7 +124,7 @@ class Team:
         return [answers[i] for i in sorted(answers)]
 
     def said(self, i):
-        """What a process logged during the last job."""
+        """Return what a process logged during the last job."""
         return self.run.logs[i].read_bytes()[self.logged[i] :].decode(errors="replace")
 
     @property
@@ -138,9 +138,9 @@ class Team:
 
 
 class Teams:
-    """One team for each number of processes and devices, started when it is asked for.
+    """One team for each number of processes and devices, started at its first use.
 
-    The ones that were not used for longest are ended where there are more than `PROCESSES`: each takes about 1 GB.
+    The least recently used teams are ended if there would be more than `PROCESSES` processes: each takes about 1 GB.
     """
 
     def __init__(self, folder, programs):
@@ -162,9 +162,9 @@ class Teams:
 
 
 def everything(run_dir, steps, resume=False, until=None):
-    """Train, load, sample, remove units, attribute by every method, write a universe, save; all as NumPy.
+    """Train, load, sample, remove units, attribute by every method, write a universe, save; return NumPy arrays.
 
-    ``until`` names what is computed last: "params" or "samples".
+    ``until`` names the last result to compute: "params" or "samples".
     """
     import dataclasses
 
@@ -210,12 +210,12 @@ def everything(run_dir, steps, resume=False, until=None):
 
 
 def halves(images):
-    """Features of images that are not pixels."""
+    """Return features of images that are not their pixels."""
     return images[:, ::2] * 2.0
 
 
 def odd(batch, n):
-    """Three members, which two processes cannot share equally: a data axis over processes, or one device left over."""
+    """Use three members, which two processes cannot share equally: data are split instead, or a device is left over."""
     import numpy as np
 
     import ensdiff
@@ -236,7 +236,7 @@ def odd(batch, n):
 
 
 def primitives(apart):
-    """What each process sees of placed arrays, and how errors of one reach the others."""
+    """Return what each process sees of placed arrays, and how errors of one process reach the others."""
     import jax
     import numpy as np
     from jax.sharding import PartitionSpec as P
@@ -291,7 +291,7 @@ def primitives(apart):
 
 
 def main(address, port, processes, i):
-    """Take jobs until the test's process hangs up."""
+    """Take jobs until the test's process closes the connection."""
     import jax
 
     if processes > 1:
@@ -301,7 +301,7 @@ def main(address, port, processes, i):
     here = pathlib.Path.cwd()
     while True:
         task, options = line.recv()
-        faulthandler.dump_traceback_later(LIMIT - 20)  # where it hangs, for the log that the test shows
+        faulthandler.dump_traceback_later(LIMIT - 20)  # logs where it hangs
         try:
             answer = True, globals()[task](**options)
         except Exception:

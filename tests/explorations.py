@@ -1,4 +1,4 @@
-"""Small explorations that the tests of the explorer share: untrained ensembles, with names that try to break out."""
+"""Small explorations for the tests of the explorer: untrained ensembles, with names that try to inject HTML."""
 
 import numpy as np
 
@@ -12,7 +12,7 @@ METRICS = [{"step": step, "loss_K": [1.0 / step + k for k in range(1, 9)]} for s
 
 
 def items(inline_names=(HOSTILE, "b & c"), *, null=9, top=12, **options):
-    """Twenty items as units, of three classes; 8 members."""
+    """Return an exploration of twenty items as units, in three classes, with 8 members."""
     names = [*inline_names, *(f"picture {i}" for i in range(len(inline_names), 20))]
     data = from_images(blobs(20), names=names, labels=np.arange(20) % 3)
     params = random_ensemble(ensdiff.Code.balanced(8, 20, seed=0))
@@ -22,7 +22,7 @@ def items(inline_names=(HOSTILE, "b & c"), *, null=9, top=12, **options):
 
 
 def groups():
-    """Thirty items in four groups, both removable; 8 members."""
+    """Return explorations of thirty items in four groups, with items or groups as units, and 8 members."""
     group = np.arange(30) % 4
     data = from_images(blobs(30), labels=group)
     code = ensdiff.Code.hierarchical(8, group, group_weight=6, weight=3, seed=0, group_names=list("wxyz"))

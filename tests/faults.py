@@ -1,4 +1,4 @@
-"""What the fault tests share: damage to files, and runs that are small enough to copy often."""
+"""Helpers of the fault tests: damage to files, and runs that are small enough to copy often."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ CONFIG = TrainConfig(
 
 
 def train(run_dir=None, *, config=CONFIG, **options):
-    """Train the small run, or as much of it as is asked for."""
+    """Train the small run; options change its length and other settings."""
     data = ensdiff.data.arrays(blobs())
     return ensdiff.train(data, CODE, MODEL, config, schedule=SHORT, run_dir=run_dir, progress=False, **options)
 
@@ -30,7 +30,7 @@ def new_state(mesh=None):
 
 
 def restore(folder, state):
-    """Step, state and warnings of resuming in a folder."""
+    """Return the step, the state and the warnings of resuming in a folder."""
     with warnings.catch_warnings(record=True) as caught, RunDirectory.open(folder, keep=3, resume=True) as run:
         warnings.simplefilter("always")
         step, found, _ = run.restore(state)
@@ -38,7 +38,7 @@ def restore(folder, state):
 
 
 def same(a, b):
-    """Bit for bit, every array of two trees."""
+    """Return whether all arrays of two trees are equal bit for bit."""
     equal = jax.tree.map(lambda x, y: np.asarray(x).tobytes() == np.asarray(y).tobytes(), a, b)
     return all(jax.tree.leaves(equal))
 
@@ -49,20 +49,20 @@ def copied(folder, place):
 
 
 def cut(path, size=None):
-    """Truncate a file; by default to half."""
+    """Truncate a file, by default to half of its size."""
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2 if size is None else size])
 
 
 def flip(path, position, bit=0):
-    """Change one bit."""
+    """Change one bit of a file."""
     content = bytearray(path.read_bytes())
     content[position] ^= 1 << bit
     path.write_bytes(content)
 
 
 def flips(path, count, seed=0):
-    """Random places for `flip`; all of them where the file has no more bytes."""
+    """Return ``count`` random places for `flip`, or one in every byte of a smaller file."""
     size = path.stat().st_size
     rng = np.random.default_rng(seed)
     places = np.arange(size) if size <= count else np.sort(rng.choice(size, count, replace=False))
@@ -70,7 +70,7 @@ def flips(path, count, seed=0):
 
 
 def reseal(checkpoint, change):
-    """Another description with a checksum that is right."""
+    """Change the description of a checkpoint, and give it a valid checksum."""
     path = checkpoint / "_CHECKPOINT_METADATA"
     values = json.loads(path.read_text())
     text = dict(values["custom_metadata"])

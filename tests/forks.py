@@ -1,12 +1,12 @@
-"""Programs and workers, each in a fork of a process that has imported what they import.
+"""A server that runs programs and workers in forks of a process that has already imported what they import.
 
-Starting Python and importing JAX takes seconds; forking this server takes none. What is started still has a process of
-its own, with the exit code, the signals and the output that a user sees. The server never touches a JAX device, so a
+Starting Python and importing JAX takes seconds; forking this server takes almost no time. Each program still has its
+own process, with the exit code, the signals and the output that a user sees. The server never uses a JAX device, so a
 fork is safe.
 
-A line of JSON on stdin is answered by one on stdout: {"what", "args", "folder", "environment", "out", "err"} starts a
-module or a script and is answered by {"pid"}; {"wait": pid} and {"poll": pid} are answered by {"returncode"}, null
-while it runs.
+The server answers each line of JSON on stdin by one line on stdout. {"what", "args", "folder", "environment", "out",
+"err"} starts a module or a script and is answered by {"pid"}. {"wait": pid} and {"poll": pid} are answered by
+{"returncode"}, which is null while the process runs.
 """
 
 import json
@@ -24,7 +24,7 @@ from tests.helpers import ROOT
 
 
 class Done(NamedTuple):
-    """How a program ended."""
+    """The exit code and the output of a program."""
 
     returncode: int
     stdout: str
@@ -32,7 +32,7 @@ class Done(NamedTuple):
 
 
 class Started:
-    """A process that the server started, with those methods of `subprocess.Popen` that tests use."""
+    """A process that the server started, with the methods of `subprocess.Popen` that tests use."""
 
     def __init__(self, ask, pid):
         self._ask, self.pid, self.returncode = ask, pid, None
@@ -63,7 +63,7 @@ class Started:
 
 
 class Programs:
-    """The server's client; use it in a ``with`` statement."""
+    """The server's client, for use in a ``with`` statement."""
 
     def __init__(self):
         self.server = subprocess.Popen(
@@ -77,10 +77,10 @@ class Programs:
         return json.loads(self.server.stdout.readline())
 
     def start(self, what, *args, out, err=None, folder=ROOT, environment=()):
-        """Start a module, or a script by its path. Its output is appended to files; ``err`` is ``out`` if None.
+        """Start a module, or a script by its path. Its output is appended to the files ``out`` and ``err``.
 
-        ``environment`` replaces variables; those that JAX reads when it is imported have no effect, except for
-        ``JAX_NUM_CPU_DEVICES``.
+        If ``err`` is None, errors go to ``out``. ``environment`` replaces variables; variables that JAX reads on import
+        have no effect, except for ``JAX_NUM_CPU_DEVICES``.
         """
         answer = self._ask(
             what=str(what), args=list(map(str, args)), folder=str(folder), out=str(out), err=str(err or out),
@@ -89,7 +89,7 @@ class Programs:
         return Started(self._ask, answer["pid"])
 
     def __call__(self, program, *args, folder=ROOT):
-        """Run a program of ``experiments``, or the path of a script, to its end."""
+        """Run a program of ``experiments``, or a script by its path, to its end."""
         what = program if isinstance(program, pathlib.Path) else f"experiments.{program}"
         with tempfile.TemporaryDirectory() as logs:
             out, err = (pathlib.Path(logs) / name for name in ("out", "err"))
@@ -105,7 +105,7 @@ class Programs:
 
 
 def serve():
-    """Answer until stdin ends."""
+    """Answer requests until stdin ends."""
     import matplotlib  # noqa: F401
     import ml_collections.config_flags  # noqa: F401
     import sklearn.datasets  # noqa: F401
@@ -128,7 +128,7 @@ def serve():
 
 
 def act(what, args, folder, out, err, environment):
-    """In the child: be the program, and end."""
+    """Run the program in the child process, and exit."""
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for number, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666), number)

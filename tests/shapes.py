@@ -1,7 +1,7 @@
 """The type checker of jaxtyping's import hook: shapes and dtypes of arrays.
 
-mypy checks all other types. A check of these while tests run would come before the error that a user sees for a wrong
-argument. For the same reason a public function that checks an array itself annotates what it takes before that check.
+mypy checks all other types. Checking those at run time would hide the error that a user sees for a wrong argument. For
+the same reason, a public function that checks an array itself annotates the type that it accepts before this check.
 """
 
 import inspect
@@ -14,10 +14,10 @@ from jaxtyping import AbstractArray
 
 
 def check_arrays(function: Callable) -> Callable:
-    """Check annotations that hold an array with a shape, when the function is called, and no others.
+    """Return the function with checks, at each call, of the annotations that contain an array with a shape.
 
-    Arguments of constructors are not checked: pytrees are also made of what stands for arrays, such as shapes and
-    partition specs, and settings check their own fields.
+    Arguments of constructors are not checked: pytrees may contain placeholders for arrays, such as shapes and partition
+    specs, and settings check their own fields.
     """
     annotations = function.__annotations__
     made = function.__name__ == "__init__"
