@@ -1,4 +1,4 @@
-"""Groups and classes as people keep them: lists, NumPy arrays, columns of pandas, bytes from files."""
+"""Groups and classes in the forms that users have them: lists, NumPy arrays, pandas columns, bytes from files."""
 
 import reprlib
 from collections.abc import Sequence
@@ -16,18 +16,19 @@ MISSING = ("nan", "NaN", "NaT", "None", "<NA>")
 def categories(
     values: Any, items: int, what: str = "group", files: Sequence[str] | None = None
 ) -> Shaped[np.ndarray, " N"]:
-    """One category of each image: an array of text, integers or booleans, of which none is missing.
+    """Return one category per image as an array of text, integers or booleans, without missing values.
 
     Args:
-        values: a list, or anything that NumPy can read (an array, a masked array, a column of pandas): text, integers
-            or booleans. Bytes are decoded as UTF-8.
+        values: text, integers or booleans, in a list or anything that NumPy can read (an array, a masked array, a
+            pandas column). Bytes are decoded as UTF-8.
         items: number of images.
         what: ``"group"`` or ``"label"``, for messages.
-        files: of the images, for messages.
+        files: file names of the images, for messages.
 
     Raises:
-        ValueError: a value is missing (None, NaN, NaT, pandas' NA, a masked entry, empty text, or one of `MISSING`);
-            values are of several types, or of another type; two of them would be shown alike. Names the first image.
+        ValueError: a value is missing (None, NaN, NaT, pandas' NA, a masked entry, empty text, or one of `MISSING`),
+            values are of several types or of an unsupported type, or two values look the same when printed. The message
+            names the first such image.
 
     >>> categories([b"ada", b"ada", b"bob"], 3).tolist()
     ['ada', 'ada', 'bob']
@@ -57,7 +58,7 @@ def categories(
             f"{reprlib.repr(entries[i])}. Give each image a {what}, or leave these images out"
         )
         if isinstance(entries[i], str | bytes) and entries[i]:
-            message += "; if this is a name and not how a missing value is written, change it a little"
+            message += "; if this is a real name rather than a missing value, spell it differently"
         raise ValueError(message)
     if kind in "biu":
         return array

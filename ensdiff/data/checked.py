@@ -1,4 +1,4 @@
-"""Images in memory, checked: what every reader ends in."""
+"""The checks of images in memory that every reader ends with."""
 
 from collections.abc import Mapping, Sequence, Set
 from typing import Any
@@ -20,20 +20,20 @@ def from_images(
     labels: Any = None,
     names: Sequence[str] | None = None,
 ) -> Dataset:
-    """A checked `Dataset`; what every reader ends in.
+    """Check images and return them as a `Dataset`. Every reader ends with this function.
 
     Args:
-        images: (N, H, W, C) or (N, H, W); uint8, or floats in [0, 1], beyond which rounding errors are cut off.
-        groups: None for one unit per item, or one value per item, all strings, all integers or all booleans: units are
-            the distinct values, in sorted order. A list, an array (bytes are decoded as UTF-8) or a column of pandas.
-        name: of the data set.
-        labels: one class per item, of the same kinds.
-        names: of the units, where each item is one; all different.
+        images: (N, H, W, C) or (N, H, W); uint8, or floats in [0, 1]. Floats outside by rounding errors are clipped.
+        groups: None for one unit per item, or one value per item: all strings, all integers or all booleans, in a list,
+            an array (bytes are decoded as UTF-8) or a pandas column. Units are the distinct values, in sorted order.
+        name: name of the data set.
+        labels: one class per item, of the same types as ``groups``.
+        names: names of the units when each item is a unit; all must be different.
 
     Raises:
-        ValueError: what was given, what was expected, and how to mend it. An image without a group or label (None, NaN,
-            pandas' NA, a masked entry, empty text, or the text ``nan``, ``NaN``, ``NaT``, ``None`` or ``<NA>`` that
-            a missing value becomes) is named: what is missing is no group of its own.
+        ValueError: an argument has the wrong shape, type or range, or an image has no group or label (None, NaN,
+            pandas' NA, a masked entry, empty text, or ``nan``, ``NaN``, ``NaT``, ``None`` or ``<NA>``, the text that a
+            missing value becomes). Missing values do not form a group; the message names the image.
 
     >>> images = np.zeros((4, 8, 8), np.uint8)
     >>> from_images(images, groups=["ada", "ada", "bob", "eve"], name="sketches").unit_names
@@ -75,7 +75,7 @@ def from_images(
         if groups is not None or len(names) != len(images):
             raise ValueError(f"{len(names)} names for {len(images)} images: expected one per image, and no groups")
         if isinstance(names, Set | Mapping):
-            raise ValueError(f"the names are a {type(names).__name__}, without an order of images: give a list")
+            raise ValueError(f"the names are a {type(names).__name__}, without an order: give a list")
         unit_names = [str(name) for name in categories(names, len(images), "name").tolist()]
         check_distinct(unit_names, "units")
     if labels is not None:

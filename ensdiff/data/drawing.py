@@ -1,4 +1,4 @@
-"""Matplotlib figures that need no display: making one, showing an image in it, and writing it as SVG."""
+"""Matplotlib figures without a display: create one, show an image in it, and write it as SVG."""
 
 import io
 from typing import Any
@@ -9,7 +9,7 @@ import numpy as np
 def sheet(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Any, Any]:
     """Return a figure of ``width`` by ``height`` inches and its (rows, columns) array of axes.
 
-    The axes have no lines above and on the right. ``options`` are those of `matplotlib.figure.Figure.subplots`.
+    The axes have no top and right lines. ``options`` are those of `matplotlib.figure.Figure.subplots`.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""Small pictures: checked, to 8 bits, side by side, and as PNG bytes."""
+"""Small pictures: check them, convert them to 8 bits, join them in a grid, and encode them as PNG."""
 
 import io
 from typing import Any
@@ -10,20 +10,21 @@ from ensdiff.typing import unmasked
 
 
 def to_uint8(image: Any) -> UInt8[np.ndarray, "..."]:
-    """Images as uint8: floats in [0, 1] are clipped and rounded, uint8 is returned as it is."""
+    """Return images as uint8: floats in [0, 1] are clipped and rounded, and uint8 is returned unchanged."""
     image = np.asarray(image)
     return image if image.dtype == np.uint8 else np.round(np.clip(image, 0, 1) * 255).astype(np.uint8)
 
 
 def check_images(images: Any, image_shape: tuple[int, ...] | None = None) -> np.ndarray:
-    """Images as they are, or with floats clipped that exceed [0, 1] by rounding only.
+    """Return images unchanged if they are uint8; clip floats that exceed [0, 1] by rounding only.
 
     Args:
         images: (B, H, W, C), uint8 or floats in [0, 1].
-        image_shape: the (H, W, C) that they must have; None is any.
+        image_shape: the (H, W, C) that they must have; None allows any.
 
     Raises:
-        ValueError: another shape or dtype, or values further outside of [0, 1] than rounding explains; names the image.
+        ValueError: the shape or dtype is wrong, or a value is further outside of [0, 1] than rounding explains. The
+            message names the image.
     """
     array = np.asarray(unmasked(images, "the images"))
     sizes = "H, W, C" if image_shape is None else ", ".join(map(str, image_shape))
@@ -34,7 +35,7 @@ def check_images(images: Any, image_shape: tuple[int, ...] | None = None) -> np.
     if array.dtype.kind != "f":
         raise ValueError(f"the images have dtype {array.dtype}: expected uint8, or floats in [0, 1]")
     rounding = 1e-6 + 2 * float(np.finfo(array.dtype).eps)
-    if not (array.min() >= -rounding and array.max() <= 1 + rounding):  # true of NaN too
+    if not (array.min() >= -rounding and array.max() <= 1 + rounding):  # also true of NaN
         within = (array >= -rounding) & (array <= 1 + rounding)
         wrong = np.flatnonzero(~within.reshape(len(array), -1).all(1))[0]
         raise ValueError(
@@ -45,7 +46,7 @@ def check_images(images: Any, image_shape: tuple[int, ...] | None = None) -> np.
 
 
 def grid(images_BHWC: Any, columns: int | None = None, pad: int = 1) -> UInt8[np.ndarray, "H W C"]:
-    """Images side by side, row by row, with a grey line of ``pad`` pixels between them.
+    """Join images in a grid, row by row, with a grey line of ``pad`` pixels between them.
 
     >>> grid(np.zeros((5, 8, 8, 1)), columns=3).shape
     (17, 26, 1)
@@ -62,7 +63,7 @@ def grid(images_BHWC: Any, columns: int | None = None, pad: int = 1) -> UInt8[np
 
 
 def to_png(image_HWC: Any, scale: int = 1) -> bytes:
-    """A PNG of one image (grey or RGB), every pixel enlarged to ``scale`` x ``scale``."""
+    """Return a PNG of one image (grey or RGB), with every pixel enlarged to ``scale`` x ``scale``."""
     from PIL import Image
 
     pixels = to_uint8(image_HWC)

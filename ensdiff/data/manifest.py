@@ -1,9 +1,9 @@
 """The data manifest: the content hash and the unit of every training item, without the items.
 
-A text file. The first line says the format and the sizes, then comes one line an item, in the items' order: its unit
+It is a text file. The first line states the format and the sizes. Then follows one line per item, in order: its unit
 and the SHA-256 of its pixels (H x W x C bytes, row by row, channels last). The manifest's own SHA-256 is the digest of
-the data set. Index streams can be computed anew from it, and items found again by their content, when pictures have
-been deleted.
+the data set. After pictures have been deleted, the manifest still suffices to recompute index streams and to find the
+remaining items by their content.
 """
 
 import hashlib
@@ -42,7 +42,7 @@ class Manifest(NamedTuple):
         return len(self.unit_of_item)
 
     def to_bytes(self) -> bytes:
-        """The file's content."""
+        """Return the content of the manifest file."""
         H, W, C = self.shape
         first = f"ensdiff data manifest 1: {self.items} items of {H}x{W}x{C}\n".encode()
         pairs = zip(self.unit_of_item.tolist(), self.sha256.tolist(), strict=True)
@@ -50,21 +50,21 @@ class Manifest(NamedTuple):
 
     @classmethod
     def from_bytes(cls, content: bytes) -> "Manifest":
-        """What `to_bytes` gave.
+        """Read the manifest from a file's content, as `to_bytes` returned it.
 
         Raises:
-            ValueError: it is something else; says which line.
+            ValueError: a line is not that of a manifest; the message gives the line.
 
         >>> Manifest.from_bytes(b"ensdiff data manifest 1: 1 items of 8x8x1\\n0 " + b"ab" * 32 + b"\\n").items
         1
         """
         first = FIRST_LINE.match(content)
         if first is None:
-            raise ValueError("line 1 is not that of a data manifest")
+            raise ValueError("line 1 is not the first line of a data manifest")
         items, H, W, C = map(int, first.groups())
         lines = content[first.end() :].split(b"\n")
         if lines.pop() != b"" or len(lines) != items:
-            raise ValueError(f"{len(lines)} whole lines of items: expected {items}, as line 1 says")
+            raise ValueError(f"{len(lines)} complete lines of items: expected {items}, the number in line 1")
         for number, line in enumerate(lines, 2):
             if not re.fullmatch(rb"(0|[1-9]\d{0,17}) [0-9a-f]{64}", line):
                 raise ValueError(f"line {number} is not a unit and a SHA-256")
@@ -73,10 +73,10 @@ class Manifest(NamedTuple):
         return cls((H, W, C), units, np.array([content for _, content in pairs], "S64"))
 
     def digest(self) -> str:
-        """SHA-256 of the file's content, as hexadecimal digits."""
+        """Return the SHA-256 of the file's content as hexadecimal digits."""
         return hashlib.sha256(self.to_bytes()).hexdigest()
 
 
 def hash_item(image: np.ndarray) -> str:
-    """SHA-256 of one item's pixels, uint8 (H, W, C), as in the manifest."""
+    """Return the SHA-256 of one item's pixels, uint8 (H, W, C), as the manifest lists it."""
     return hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest()

@@ -1,4 +1,4 @@
-"""Finding a manifest's items among others by their content, where several may be equal in every byte."""
+"""Find the items of a manifest in a data set by their content, even if several items are equal in every byte."""
 
 from collections import Counter, deque
 from collections.abc import Collection, Sequence
@@ -12,16 +12,16 @@ from ensdiff.data.manifest import Manifest
 def match_items(
     manifest: Manifest, unit_of_item: Int[np.ndarray, " n"], sha256: np.ndarray, absent: Collection[int] = ()
 ) -> Int[np.ndarray, " N"]:
-    """For each item of a manifest the index of an item with the same content, or -1. No item is used twice.
+    """Return, for each item of a manifest, the index of a given item with the same content, or -1.
 
-    Items whose content occurs once on both sides decide which unit here is which unit of the manifest. Copies then go
-    to their own unit, and what is left in order: the k-th copy to the k-th copy. Where there are fewer copies here than
-    in the manifest, units in ``absent`` go without.
+    No given item is used twice. Items whose content occurs once on both sides determine which given unit corresponds to
+    which unit of the manifest. Copies are then assigned within corresponding units, and the remaining copies in order,
+    the k-th to the k-th. If there are fewer given copies than in the manifest, the units in ``absent`` get none.
 
     Args:
-        manifest: whose items are looked for.
-        unit_of_item: unit of each item here, in a numbering of its own.
-        sha256: content hash of each item here, dtype ``S64``.
+        manifest: the manifest whose items are looked for.
+        unit_of_item: unit of each given item; the numbering may differ from the manifest's.
+        sha256: content hash of each given item, dtype ``S64``.
         absent: units of the manifest whose items may be missing.
 
     >>> manifest = Manifest((1, 1, 1), np.array([0, 1, 2]), np.array([b"a", b"b", b"a"], "S64"))
@@ -50,28 +50,28 @@ def match_items(
 
 
 SHOWN = 10
-"""Items that are named where units differ."""
+"""Most items that are listed when units differ."""
 
 
 def unit_differences(
     manifest: Manifest, found: Int[np.ndarray, " N"], unit_of_item: Int[np.ndarray, " n"], names: Sequence[str]
 ) -> list[str]:
-    """A line for each item that belongs together with others in the manifest and with others again here.
+    """Return one line for each item whose unit contains different items in the manifest than in the given data.
 
-    Numbers and names of units may differ; which items are of one unit may not. Of more than `SHOWN` items, the last
-    line says how many.
+    Only the grouping of items into units is compared: numbers and names of units may differ. If there are more than
+    `SHOWN` such items, the last line gives the number of the remaining ones.
 
     Args:
-        manifest: whose units are compared.
-        found: what `match_items` returned: the index here of each of the manifest's items, or -1.
-        unit_of_item: unit of each item here.
-        names: of the units here.
+        manifest: the manifest whose units are compared.
+        found: the result of `match_items`: for each item of the manifest, the index of the given item, or -1.
+        unit_of_item: unit of each given item.
+        names: names of the given units.
 
     >>> manifest = Manifest((1, 1, 1), np.array([0, 1]), np.array([b"a", b"b"], "S64"))
     >>> unit_differences(manifest, np.array([0, 1]), np.array([1, 0]), ["ada", "bob"])
     []
     >>> unit_differences(manifest, np.array([0, 1]), np.array([0, 0]), ["ada"])
-    ["item 0 is of unit 0 in the run's manifest, and of another, 'ada', in the data given"]
+    ["item 0 belongs to unit 0 in the run's manifest, but to another, 'ada', in the data given"]
     """
     here = np.flatnonzero(found >= 0)
     said, given = manifest.unit_of_item[here], unit_of_item[found[here]]
@@ -85,17 +85,17 @@ def unit_differences(
     wrong_pairs = {tuple(pair) for pair, good in zip(pairs.tolist(), agree, strict=True) if not good}
     wrong = [i for i, pair in enumerate(zip(said.tolist(), given.tolist(), strict=True)) if pair in wrong_pairs]
     lines = [
-        f"item {here[i]} is of unit {said[i]} in the run's manifest, and of another, {str(names[int(given[i])])!r}, in "
-        "the data given"
+        f"item {here[i]} belongs to unit {said[i]} in the run's manifest, but to another, "
+        f"{str(names[int(given[i])])!r}, in the data given"
         for i in wrong[:SHOWN]
     ]
-    return lines + ([f"so are {len(wrong) - SHOWN} more items"] if len(wrong) > SHOWN else [])
+    return lines + ([f"the same holds for {len(wrong) - SHOWN} more items"] if len(wrong) > SHOWN else [])
 
 
 class _Stock:
-    """Copies that are still to be given, and which unit here is taken for which of the manifest.
+    """Copies that are not yet assigned, and the correspondence between units of the manifest and given units.
 
-    A copy that is given and a unit that is taken stay so: queues only lose what is at their front.
+    Assignments are never undone, so queues only lose entries at their front.
     """
 
     def __init__(self, unit_of_item: np.ndarray, content: np.ndarray, items: np.ndarray):
@@ -112,19 +112,19 @@ class _Stock:
             self.every.setdefault(c, deque()).append(item)
 
     def learn(self, theirs: np.ndarray, ours: np.ndarray) -> None:
-        """Take for each unit of the manifest the unit here that most of its items are in."""
+        """Let each unit of the manifest correspond to the given unit that contains most of its items."""
         votes = Counter(zip(theirs.tolist(), ours.tolist(), strict=True))
         for (unit, here), _ in sorted(votes.items(), key=lambda pair: (-pair[1], pair[0])):
             self.meant.setdefault(unit, here)
         self.taken.update(self.meant.values())
 
     def own(self, unit: int, content: int) -> int:
-        """A copy in the unit that is taken for this one; -1 for none."""
+        """Assign and return a copy in the unit that corresponds to this one; -1 if there is none."""
         queue = self.of_unit.get((content, self.meant[unit])) if unit in self.meant else None
         return self._give(self._front(queue))
 
     def any(self, unit: int, content: int) -> int:
-        """A copy of its own, else in a unit that is taken for no other, else any; -1 for none."""
+        """Assign and return a copy: in the corresponding unit, else in a free unit, else any; -1 if there is none."""
         item = self.own(unit, content)
         if item < 0:
             queue = self.unclaimed.get(content)

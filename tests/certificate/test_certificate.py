@@ -650,7 +650,8 @@ def test_units_of_the_data_are_compared(small, copied, examined_once):
     assert certificate.verify(small, data=renamed).ok
     (line,) = certificate.verify(small, data=DATA.regroup(list("abcdee"))).failures
     assert line in [
-        f"data: item {i} is of unit {i} in the run's manifest, and of another, 'e', in the data given" for i in (4, 5)
+        f"data: item {i} belongs to unit {i} in the run's manifest, but to another, 'e', in the data given"
+        for i in (4, 5)
     ]
     # a manifest that gives the picture of unit 3 to unit 5, in a run and a certificate that agree with it
     path, _ = copied
@@ -666,7 +667,7 @@ def test_units_of_the_data_are_compared(small, copied, examined_once):
     assert forged_run.verify(path).ok
     (line,) = forged_run.verify(path, data=DATA).failures
     assert line.startswith("data: item ")
-    assert "is of unit 5 in the run's manifest, and of another, 'item " in line
+    assert "belongs to unit 5 in the run's manifest, but to another, 'item " in line
 
 
 @pytest.mark.parametrize(("file", "change", "message"), [

@@ -768,7 +768,7 @@ def test_units_differ_where_items_are_together_with_others():
     gone = unit_differences(said, np.array([0, -1, 2, 3]), np.arange(4), list("wxyz"))
     assert gone == []
     lines = unit_differences(painted(range(24), range(24)).manifest(), np.arange(24), np.arange(24) // 2, ["x"] * 12)
-    assert lines[-1] == "so are 2 more items"
+    assert lines[-1] == "the same holds for 2 more items"
 
 
 def test_default_names_are_those_of_the_new_places():

@@ -119,12 +119,12 @@ def test_a_copy_of_a_training_picture_does_not_take_its_name(place):
 
 def test_pictures_that_were_other_units_are_said_to_be(place):
     data = folder(place / "images").regroup(["x", "x", *map(str, range(10))])
-    with pytest.warns(ensdiff.DataWarning, match="units of the data differ .* of another, 'x', in the data given"):
+    with pytest.warns(ensdiff.DataWarning, match="units of the data differ .* to another, 'x', in the data given"):
         assert ensdiff.training_data(place / "runs" / "mine", data).units == 12
     pairs = folder(place / "images").regroup(np.arange(12) // 2)
     params = dataclasses.replace(random_ensemble(ensdiff.Code.balanced(6, 6)), data_digest=pairs.digest())
     run = write_run(place / "runs" / "pairs", params, pairs, {})
-    with pytest.warns(ensdiff.DataWarning, match="item [01] is of unit 0 in the run's manifest, and of another"):
+    with pytest.warns(ensdiff.DataWarning, match="item [01] belongs to unit 0 in the run's manifest, but to another"):
         assert ensdiff.training_data(run, folder(place / "images")).units == 6
 
 
