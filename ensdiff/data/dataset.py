@@ -1,4 +1,4 @@
-"""Images in memory, each belonging to one training unit."""
+"""Data sets: images in memory, each belonging to one training unit."""
 
 import dataclasses
 import functools
@@ -16,9 +16,10 @@ from ensdiff.typing import unmasked
 
 
 class DataWarning(UserWarning):
-    """Data were read or found, but not all of them, or not exactly what was expected; says what.
+    """Data were read, but some were left out or differ from what was expected. The message gives the details.
 
-    Files of a folder were left out, or a run's training data could not be compared or came with others.
+    For example, files of a folder were left out, or a run's training data could not be compared or came with other
+    items.
 
     >>> import pathlib, warnings
     >>> from PIL import Image
@@ -39,18 +40,18 @@ class Dataset:
     """Training images and the units that they belong to.
 
     Args:
-        images: (N_items, H, W, C) uint8, 0 .. 255. It may be a memory map. They are hashed once and not looked at
-            again, so do not change them in place: make another data set.
-        unit_of_item: (N_items,) unit id of each item, 0 .. units - 1, every unit with at least one item.
-        unit_names: a name of each unit.
-        name: of the data set.
-        labels: (N_items,) class of each item, integers or strings, where known; for evaluation and for the groups of a
-            hierarchical code only, training does not see it.
+        images: (N_items, H, W, C) uint8, 0 .. 255, possibly a memory map. Hashes are computed only once, so do not
+            change images in place: make another data set.
+        unit_of_item: (N_items,) unit id of each item, 0 .. units - 1; every unit has at least one item.
+        unit_names: the name of each unit.
+        name: name of the data set.
+        labels: (N_items,) class of each item, integers or strings, or None if unknown. Only evaluation and the groups
+            of a hierarchical code use it; training does not.
 
     >>> digits = ensdiff.data.digits()
     >>> digits
     Dataset(digits: 1797 images of 8x8x1 in 1797 units)
-    >>> digits.regroup(digits.labels).items_of(7)[:4].tolist()  # one unit a class
+    >>> digits.regroup(digits.labels).items_of(7)[:4].tolist()  # one unit per class
     [7, 17, 27, 43]
     >>> digits.subset(range(100)).units
     100
@@ -74,7 +75,7 @@ class Dataset:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(H, W, C)."""
+        """(H, W, C) of every image."""
         H, W, C = self.images.shape[1:]
         return (H, W, C)
 
@@ -84,21 +85,25 @@ class Dataset:
         return order, np.searchsorted(self.unit_of_item[order], np.arange(self.units + 1))
 
     def items_of(self, unit: int) -> Int[np.ndarray, " n"]:
-        """Indices of the images of one unit."""
+        """Return the indices of the images of one unit.
+
+        Raises:
+            ValueError: the unit does not exist.
+        """
         if not 0 <= unit < self.units:
             raise ValueError(f"unit {unit} does not exist: ids are 0 .. {self.units - 1}")
         order, starts = self._by_unit
         return order[starts[unit] : starts[unit + 1]]
 
     def regroup(self, groups: Sequence[Any] | np.ndarray | None, names: Sequence[str] | None = None) -> "Dataset":
-        """The same images with other units: one per item (None), or per value of ``groups`` as in `from_images`.
+        """Return the same images with different units: one per item, or one per value of ``groups``.
 
         Args:
-            groups: one value per item, or None.
-            names: of the new units, in the sorted order of their values; by default the values.
+            groups: one value per item as in `from_images`, or None for one unit per item.
+            names: names of the new units, in the sorted order of their values; by default the values.
 
         Raises:
-            ValueError: an image without a group, or what else `from_images` refuses; another number of names.
+            ValueError: `from_images` would refuse the groups, or the number of names is wrong.
         """
         unit_of_item, own = units_of(self.items, groups)
         names = own if names is None else names
@@ -107,13 +112,13 @@ class Dataset:
         return self._hand_on(dataclasses.replace(self, unit_of_item=unit_of_item, unit_names=names), slice(None))
 
     def subset(self, items: Any) -> "Dataset":
-        """Some of the images. Units without images are dropped and the others renumbered, in order.
+        """Return some of the images as a data set. Units without images are dropped and the rest renumbered, in order.
 
         Args:
             items: indices of the images, or a mask of booleans, one per image.
 
         Raises:
-            ValueError: no images, indices that are not integers or out of range, or a mask of another length.
+            ValueError: there are no images, an index is not an integer or out of range, or a mask has the wrong length.
         """
         items = self._indices(items)
         kept, unit_of_item = np.unique(self.unit_of_item[items], return_inverse=True)
@@ -125,7 +130,7 @@ class Dataset:
 
     @functools.cached_property
     def _sha256(self) -> np.ndarray:
-        """The content hash of every item. Of an item that `align` did not find, the manifest's, not that of black."""
+        """The content hash of every item. For an item that `align` did not find, it is the hash in the manifest."""
         return np.array([hash_item(image) for image in self.images], "S64")
 
     @functools.cached_property
@@ -134,45 +139,45 @@ class Dataset:
 
     @property
     def absent(self) -> Int[np.ndarray, " n"]:
-        """Indices of items that `align` did not find, for which black images stand."""
+        """Indices of the items that `align` did not find and replaced by black images."""
         return np.flatnonzero(self._is_absent)
 
     @property
     def absent_units(self) -> Int[np.ndarray, " n"]:
-        """Ids of the units of which items are absent."""
+        """Ids of the units with absent items."""
         return np.unique(self.unit_of_item[self.absent])
 
     def pictures_of(self, unit: int) -> UInt8[np.ndarray, "n H W C"]:
-        """The images of one unit without those that are absent: none of a unit that was deleted."""
+        """Return the images of one unit except absent ones; a deleted unit has none."""
         items = self.items_of(unit)
         return self.images[items[~self._is_absent[items]]]
 
-    def check_present(self, use: str, fix: str = "give data that have them") -> None:
-        """Check that no item is absent, where black images would be taken for data.
+    def check_present(self, use: str, fix: str = "give data with these items") -> None:
+        """Check that no item is absent, so that black images are not mistaken for data.
 
         Args:
             use: what needs all items, for the message.
             fix: what to do, for the message.
 
         Raises:
-            ValueError: items are absent; says how many, and of which unit the first is.
+            ValueError: items are absent; the message gives their number and the unit of the first.
         """
         if len(self.absent):
             unit = int(self.unit_of_item[self.absent[0]])
             raise ValueError(
-                f"{len(self.absent)} items of the data are absent, the first of unit {unit}, and black images stand "
-                f"for them: {use} needs the pictures; {fix}"
+                f"{len(self.absent)} items of the data are absent, the first of unit {unit}, and replaced by black "
+                f"images: {use} needs the pictures; {fix}"
             )
 
     def _hand_on(self, other: "Dataset", items: Any) -> "Dataset":
-        """Give what is known of some items to the data set of these items."""
+        """Copy what has been computed for some items to the data set of these items, and return that data set."""
         for name in ("_sha256", "_is_absent"):
             if name in self.__dict__:
                 other.__dict__[name] = self.__dict__[name][items]
         return other
 
     def _indices(self, items: Any) -> np.ndarray:
-        """What `subset` was given, as indices."""
+        """Return the argument of `subset` as indices."""
         given = np.asarray(unmasked(items, "items"))
         if given.dtype == np.bool_ and given.ndim == 1:
             if len(given) != self.items:
@@ -190,7 +195,7 @@ class Dataset:
         return given
 
     def manifest(self) -> Manifest:
-        """The content hash and the unit of every item; of what `align` returned, the manifest that it was given."""
+        """Return the content hash and the unit of every item. After `align`, this is the manifest that it was given."""
         return Manifest(self.shape, self.unit_of_item.astype(np.int64), self._sha256)
 
     @functools.cached_property
@@ -198,7 +203,7 @@ class Dataset:
         return self.manifest().digest()
 
     def digest(self) -> str:
-        """SHA-256 of the manifest, so of the images and their units, as hexadecimal digits. Computed once."""
+        """Return the SHA-256 of the manifest, and so of images and units, in hexadecimal digits. Computed once."""
         return self._digest
 
     def align(
@@ -209,27 +214,29 @@ class Dataset:
         *,
         found: Int[np.ndarray, " n"] | None = None,
     ) -> "Dataset":
-        """The items of a manifest, in its order, found here by their content: whatever their order and names here.
+        """Find a manifest's items in this data set by their content, and return them in the manifest's order.
 
-        Of items that are equal in every byte, a unit gets those of one unit here where that is possible, and otherwise
-        the k-th copy of the manifest is the k-th copy here. Where fewer copies are here than the manifest has, those of
-        the units in ``absent`` are the missing ones.
+        The order and names of items in this data set do not matter. Among items that are equal in every byte, a unit of
+        the manifest gets items of one unit of this data set if possible; otherwise the k-th copy in the manifest is
+        matched to the k-th copy here. If there are fewer copies here than in the manifest, the copies of the units in
+        ``absent`` count as the missing ones.
 
         Args:
-            manifest: of the data that a run was trained on.
-            absent: units whose items may be missing, because they were deleted; they become black images.
-            names: of the manifest's units, where they are known; by default the names that their items' units have
-                here.
-            found: what `places` returned for the same manifest and ``absent``, where it is known already.
+            manifest: manifest of the data that a run was trained on.
+            absent: units whose items may be missing because they were deleted; these items become black images.
+            names: names of the manifest's units, if known; by default the names of the units that their items have in
+                this data set.
+            found: the result of `places` for the same manifest and ``absent``, if already computed.
 
         Returns:
-            A data set with the manifest's items and units, whose own manifest is the given one. Its images are this
-            one's, not copied, where all are in their places. Labels are kept, and
-            -1 (or an empty string) for what is missing. A unit whose items are in several units here has the first
-            one's name "and n more".
+            A data set with the manifest's items and units, so that its manifest is the given one. It shares the images
+            of this data set, without a copy, if all items are already in order. Labels are kept; missing items have the
+            label -1 or an empty string. If the items of a unit are in several units here, its name is that of the first
+            and "and n more".
 
         Raises:
-            ValueError: items of other units are missing (names some), or the images are of another size.
+            ValueError: items of units that are not in ``absent`` are missing (the message names some), or the sizes of
+                the images differ.
         """
         found = self.places(manifest, absent) if found is None else found
         lost = np.flatnonzero((found < 0) & ~np.isin(manifest.unit_of_item, list(absent)))
@@ -253,17 +260,20 @@ class Dataset:
         return out
 
     def places(self, manifest: Manifest, absent: Collection[int] = ()) -> Int[np.ndarray, " n"]:
-        """Which item here is each of a manifest's items, as `align` decides; -1 where it is missing.
+        """Return the index here of each of a manifest's items, as `align` matches them; -1 for missing items.
 
         Raises:
-            ValueError: the images are of another size.
+            ValueError: the sizes of the images differ.
         """
         if self.shape != manifest.shape:
-            raise ValueError(f"the data are images of {self.shape}, the manifest's of {manifest.shape}")
+            raise ValueError(
+                f"the data are images of {self.shape}, the manifest's of {manifest.shape}: give the data that the run "
+                "was trained on, in the same size"
+            )
         return match_items(manifest, self.unit_of_item, self._sha256, absent)
 
     def _lacking(self, manifest: Manifest, found: np.ndarray, lost: np.ndarray, names: Sequence[str] | None) -> str:
-        """Which items of a manifest are missing here, and which items here are none of it."""
+        """Describe which items of a manifest are missing here, and which items here are not in the manifest."""
 
         def unit_name(item: int) -> str:
             unit = int(manifest.unit_of_item[item])
@@ -273,24 +283,24 @@ class Dataset:
         text += ", ".join(unit_name(int(item)) for item in lost[:5]) + (", ..." if len(lost) > 5 else "")
         copies = self.spare_copies(manifest, found)
         other = np.setdiff1d(np.arange(self.items), [*found, *copies])
-        for which, what in ((other, "are no training items"), (copies, "are further copies of training items")):
+        for which, what in ((other, "are not training items"), (copies, "are further copies of training items")):
             if len(which):
                 kept = dict.fromkeys(str(self.unit_names[int(unit)]) for unit in self.unit_of_item[which[:1000]])
                 text += f"; {len(which)} of the {self.items} items given {what}, such as {', '.join(list(kept)[:5])}"
         return text
 
     def spare_copies(self, manifest: Manifest, found: Int[np.ndarray, " N"]) -> Int[np.ndarray, " n"]:
-        """Items here that equal items of a manifest in every byte, beside those that were taken for them.
+        """Return the items here that equal items of a manifest in every byte but were not matched to any.
 
         Args:
-            manifest: of the data that a run was trained on.
-            found: what `places` returned.
+            manifest: manifest of the data that a run was trained on.
+            found: the result of `places`.
         """
         other = np.setdiff1d(np.arange(self.items), found)
         return other[np.isin(self._sha256[other], manifest.sha256)]
 
     def _names_of(self, manifest: Manifest, found: np.ndarray) -> Sequence[str]:
-        """The names that the items of a manifest's units have here."""
+        """Return names of a manifest's units: those of the units here that contain their items."""
         units = int(manifest.unit_of_item.max()) + 1
         if isinstance(self.unit_names, ItemNames):
             return ItemNames(units, "item" if units == manifest.items else "unit")
@@ -303,7 +313,7 @@ class Dataset:
         return self._with_alternatives(names, manifest, found)
 
     def _with_alternatives(self, names: list[str], manifest: Manifest, found: np.ndarray) -> list[str]:
-        """Names of units; where items have spare copies in other units here, nothing tells which copy was meant."""
+        """Add "or ..." to the names of units whose items have spare copies in other units, as either may be right."""
         holders: dict[bytes, set[int]] = {}
         copies = self.spare_copies(manifest, found)
         if len(copies):

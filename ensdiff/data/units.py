@@ -1,4 +1,4 @@
-"""Units of images, and their names."""
+"""The units of images, and their names."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ from ensdiff.data.categories import categories
 
 
 class ItemNames(Sequence[str]):
-    """``"item 0"``, ``"item 1"``, ... without storing them."""
+    """The names ``"item 0"``, ``"item 1"``, ..., without storing them."""
 
     def __init__(self, count: int, prefix: str = "item"):
         self.size, self.prefix = count, prefix
@@ -22,7 +22,7 @@ class ItemNames(Sequence[str]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(self.size))]
         if not -self.size <= index < self.size:
-            raise IndexError(f"there are {self.size} units, not a unit {index}")
+            raise IndexError(f"unit {index} does not exist: there are {self.size} units")
         return f"{self.prefix} {index % self.size}"
 
 
@@ -34,10 +34,10 @@ class Units(NamedTuple):
 
 
 def units_of(items: int, groups: Any) -> Units:
-    """Return one unit per item (None), or one per distinct value of ``groups``, in their sorted order.
+    """Return one unit per item if ``groups`` is None, or else one per distinct value of ``groups``, in sorted order.
 
     Raises:
-        ValueError: all images are in one group, or what else `categories` refuses.
+        ValueError: all images are in one group, or `categories` refuses the groups.
     """
     if groups is None:
         return Units(np.arange(items), ItemNames(items))
