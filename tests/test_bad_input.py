@@ -1,4 +1,4 @@
-"""What must be refused: with which error, and with which words. The table is the documentation of the messages."""
+"""Every refused input, with its error and words of its message. The tables document the messages."""
 
 import functools
 import gzip
@@ -28,12 +28,12 @@ FOLDER_OF = 2000
 
 
 def hidden(values):
-    """The same with one masked entry."""
+    """Return the same values with one masked entry."""
     return np.ma.masked_array(values, np.arange(values.size).reshape(values.shape) == 1)
 
 
 def png_header(width, height):
-    """A PNG that says it is of any size, and holds nothing."""
+    """Return a PNG file that claims any size and contains no pixels."""
 
     def chunk(kind, content):
         body = kind + content
@@ -45,7 +45,7 @@ def png_header(width, height):
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory):
-    """Good and bad files, a tiny ensemble and its samples."""
+    """Return good and bad files, a tiny ensemble and its samples."""
     root = tmp_path_factory.mktemp("bad")
     params = random_ensemble()
     samples = ensdiff.sample(params, 0, 2, steps=2)
@@ -268,7 +268,7 @@ LIBRARY = [
     ("images NaN", lambda h: ensdiff.attribute(h.params, nan_image(), "loss", top=1, null=0), B, ["image 1 holds NaN"]),
     ("images of integers", lambda h: ensdiff.loss_matrix(h.params, images().astype(int)), B, ["int64", "uint8"]),
     ("noise level out of range", lambda h: ensdiff.predict(h.params, images(), 20), B, ["t_B=20", "0 .. 19"]),
-    # what is masked is missing
+    # masked values count as missing
     ("masked code", lambda h: ensdiff.Code.from_matrix(hidden(CODE.matrix())), B, ["the code: 1 of", "masked"]),
     ("masked groups", lambda h: ensdiff.Code.hierarchical(8, hidden(np.arange(30) // 10)), B, ["groups: 1 of 30"]),
     ("masked pictures", lambda h: data.from_images(hidden(np.zeros((3, 8, 8), np.uint8))), B, ["images: 1 of 192"]),
@@ -420,7 +420,7 @@ PROGRAMS = [
     ("report", ["{root}/run", "--data=digits"], 1, ["1797 units", "the ensemble 6"]),
     ("report", ["{root}/run"], 1, ["shows training images", "--data="]),
 ]  # fmt: skip
-AFTER_LOADING = [  # of a run, which takes seconds
+AFTER_LOADING = [  # these first load a run, which takes seconds
     ("train", [DIGITS, "--config.run_dir={root}/good.png", "--config.train.steps=1"], 1, ["good.png"]),
     ("attribute", ["--run={root}/run", "--n=1", "--steps=1", "--top=0"], 1, ["top=0", "1 .. 6"]),
     ("attribute", ["--run={root}/run", "--n=1", "--steps=1", "--top=9"], 1, ["top=9", "1 .. 6"]),
@@ -465,7 +465,7 @@ def test_the_traceback_comes_with_debug(here, run):
 
 
 def test_a_real_command_ends_the_same_way(typed, here):
-    """Not forked: what the others take for granted."""
+    """The other tests of commands run in forks; this one checks that a real command ends the same way."""
     done = typed("sample", f"--run={here.root}/none")
     assert done.returncode == 1
     assert (

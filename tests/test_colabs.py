@@ -40,7 +40,7 @@ def test_nothing_is_stored_but_the_cells(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_is_linked_and_names_no_address_that_does_not_exist(name):
-    """There is no public repository: the README links to the file, and nothing is a placeholder for an address."""
+    """There is no public repository, so the README links to the file, and no placeholder stands for an address."""
     assert f"](colabs/{name}.ipynb)" in (ROOT / "README.md").read_text()
     first = read(name).cells[0]
     assert first.cell_type == "markdown"
@@ -50,7 +50,7 @@ def test_is_linked_and_names_no_address_that_does_not_exist(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_first_cell_installs_where_needed(name):
-    """The same cell in all."""
+    """All notebooks have the same first cell."""
     source = code_cells(name)[0].source
     assert source == code_cells(NAMES[0])[0].source
     for text in ("[cuda12]", "[tpu]", "jax.devices()", "JAX_NUM_CPU_DEVICES"):
@@ -59,7 +59,7 @@ def test_first_cell_installs_where_needed(name):
 
 @pytest.mark.parametrize("found", ["gpu", "tpu", "cpu", "ensdiff"])
 def test_first_cell_chooses_the_extra(found, monkeypatch):
-    """Run with the signs of an accelerator, or of an installed ensdiff, replaced, and pip by a list."""
+    """Fake signs of an accelerator or an installed ensdiff select the extra that the cell asks pip for."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name if found == "ensdiff" else None)
     monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/nvidia-smi" if found == "gpu" else None)
     monkeypatch.setattr(glob, "glob", lambda pattern: ["/dev/accel0"] if found == "tpu" and "accel" in pattern else [])
@@ -98,10 +98,10 @@ FIGURES = {"quickstart": 4, "attribute_your_images": 3, "paper": 3}
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", NAMES)
 def test_executes(name, tmp_path, monkeypatch, record_property):
-    """As stored, in a folder of its own; nothing else executes the cells.
+    """Execute the stored notebook in a separate folder; no other test executes the cells.
 
-    The quickstart has the compiler as a user has it and no cache of compilations. The others are compiled in less time,
-    and optimised as much.
+    The quickstart runs with a user's compiler settings and without a compilation cache. The other notebooks compile
+    faster, with the same optimisation.
     """
     from nbclient import NotebookClient
 

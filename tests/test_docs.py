@@ -1,4 +1,4 @@
-"""Documentation that cannot rot: an example in every public docstring, which pytest runs, and pages that run."""
+"""Documentation that cannot become outdated: pytest runs examples of all public docstrings, and the pages' commands."""
 
 import doctest
 import pkgutil
@@ -30,7 +30,7 @@ def test_every_public_callable_has_an_example(name):
 
 @pytest.mark.parametrize("page", ["README.md", "BUILD.md"])
 def test_links_and_paths_of_the_front_pages_lead_somewhere(page):
-    """Relative links, and every folder/ and file.py between backquotes inside the project's own folders."""
+    """All relative links exist, and so does every folder/ and file.py between backquotes in the project's folders."""
     text = (ROOT / page).read_text()
     links = re.findall(r"\]\(([^):#]+)\)", text)
     paths = re.findall(r"`((?:ensdiff|experiments|tests|docs|colabs)/(?:[\w./-]*(?:/|\.\w+))?)`", text)
@@ -44,7 +44,7 @@ PAGES = ["README.md", "BUILD.md", *(f"docs/{page.name}" for page in sorted((ROOT
 
 @pytest.mark.parametrize("page", PAGES)
 def test_names_of_the_code_exist(page):
-    """Every `ensdiff.module.name` of a page, and every program."""
+    """Every `ensdiff.module.name` on a page exists, and every program."""
     text = (ROOT / page).read_text()
     for name in re.findall(r"`(ensdiff(?:\.\w+)+)", text):
         pkgutil.resolve_name(name)
@@ -53,7 +53,7 @@ def test_names_of_the_code_exist(page):
 
 
 def test_the_readme_finds_what_it_names():
-    """The functions that the README says are in a file are there."""
+    """The functions that the README places in a file are in this file."""
     named = re.findall(r"`(\w+)` in `(ensdiff/[\w/]+\.py)`", (ROOT / "README.md").read_text())
     assert named
     for function, file in named:
@@ -86,7 +86,7 @@ SMALL = [
 
 @pytest.mark.slow
 def test_the_way_from_the_page_to_ones_own_pictures(run, tmp_path):
-    """The commands of docs/your_images.md as they stand, but for few steps of a small network."""
+    """The commands of docs/your_images.md work as written, apart from few steps and a small network."""
     text = (ROOT / "docs" / "your_images.md").read_text()
     lines = re.findall(r"<!-- run -->\n```\n(.*?)\n```", text, re.DOTALL)
     assert [shlex.split(line)[2].partition(".")[2] for line in lines] == ["train", "sample", "attribute", "attribute"]

@@ -1,4 +1,4 @@
-"""Arbitrary settings, codes and files: nothing but the documented errors may come out."""
+"""Arbitrary settings, codes and files raise only documented errors."""
 
 import dataclasses
 import gzip
@@ -29,7 +29,7 @@ LONG = pytest.param(800, marks=pytest.mark.slow)
 
 
 def check(examples, strategy, call):
-    """Call with so many examples; anything but a result or a documented error fails."""
+    """Call with ``examples`` examples; fail on anything but a result or a documented error."""
 
     said: list[str] = []
 
@@ -84,7 +84,7 @@ def test_settings(kind, examples):
 
 
 def mutated(content):
-    """The bytes with some replaced, cut off, repeated or put in; sometimes any bytes."""
+    """Yield the bytes with some replaced, cut off, repeated or inserted, and sometimes arbitrary bytes."""
     n = len(content)
 
     def change(edits):
@@ -176,7 +176,7 @@ def test_files(name, examples):
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder, name)
         path.write_bytes(content())
-        read(path)  # the good one is read
+        read(path)  # the valid file is read
 
         def call(changed):
             path.write_bytes(changed)

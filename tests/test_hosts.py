@@ -1,4 +1,4 @@
-"""What several processes need, as far as one process can show it; tests/test_processes.py runs two."""
+"""Support for several processes, as far as one process can test it; tests/test_processes.py runs two."""
 
 import collections
 import dataclasses
@@ -22,7 +22,7 @@ from tests.helpers import CODE, TINY, blobs
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """What a mesh asks of a device."""
+    """The attributes of a device that a mesh uses."""
 
     id: int
     process_index: int
@@ -32,7 +32,7 @@ class Device:
 
 @given(st.integers(1, 24), st.integers(1, 5), st.integers(1, 4), st.one_of(st.none(), st.integers(1, 12)))
 def test_a_mesh_of_several_processes(members, count, each, batch):
-    """Every process takes part, about equally; members and batch divide; a process's members are neighbours."""
+    """Every process takes an almost equal part; members and batch divide; each process holds adjacent members."""
     devices = [Device(2048 * process + i, process) for i in range(each) for process in range(count)]
     mesh = make_mesh(members, batch, devices)
     used = [device.process_index for device in mesh.devices.flat]
@@ -47,7 +47,7 @@ def test_a_mesh_of_several_processes(members, count, each, batch):
 
 
 def test_members_and_batch_over_processes():
-    """The cases that matter: all devices where members divide, a data axis where not, copies where neither."""
+    """All devices split members if they divide; otherwise the mesh has a data axis, or copies if nothing divides."""
     four = [Device(i + 2048 * process, process) for process in range(2) for i in range(2)]
     shapes = [dict(make_mesh(*work, four).shape) for work in ((16, None), (2, 8), (3, 1), (1, 1))]
     assert shapes == [
@@ -79,7 +79,7 @@ def test_one_process_places_and_fetches():
 
 
 def test_initial_parameters_on_a_mesh_are_the_same():
-    """Computed where they stay, over both axes, bit for bit as on one device; the optimiser's state with them."""
+    """Initial parameters and optimiser state, computed on their devices, equal those of one device bit for bit."""
     config = TrainConfig(ema=0.9)
     mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(2, 2), ("member", "data"))
     placed = init_state(TINY, (8, 8, 1), 4, config, mesh)
@@ -90,7 +90,7 @@ def test_initial_parameters_on_a_mesh_are_the_same():
 
 
 def test_a_process_reads_only_its_own_images():
-    """Splits of two members of four: their batches are those of the whole, and no other image is touched."""
+    """With splits for two members of four, the batches are those of the whole, and no other image is read."""
     data = ensdiff.data.arrays(blobs())
     held = slice(2, 4)
     own = Splits.build(data, CODE, held)
@@ -112,7 +112,7 @@ def test_a_process_reads_only_its_own_images():
 
 @pytest.fixture
 def given_flags():
-    """Set flags of the programs for one test."""
+    """Return a function that sets flags of the programs for one test."""
     saved = flags.FLAGS.flag_values_dict()
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
@@ -171,7 +171,7 @@ def test_a_contradiction_and_a_port_in_use(given_flags):
     ({"coordinator": "127.0.0.1:9", "num_processes": 4}, {}, 8, 2),
     ({"coordinator": "10.0.0.1:9", "num_processes": 4}, {}, 8, 8),
     ({"distributed": True}, {"SLURM_STEP_TASKS_PER_NODE": "2(x3),1"}, 8, 4),
-    ({"distributed": True}, {"SLURM_STEP_TASKS_PER_NODE": "2(x3),1"}, 4, 4),  # srun bound it to its cores
+    ({"distributed": True}, {"SLURM_STEP_TASKS_PER_NODE": "2(x3),1"}, 4, 4),  # srun bound the process to its cores
     ({"distributed": True}, {"OMPI_COMM_WORLD_LOCAL_SIZE": "16"}, 8, 1),
 ])  # fmt: skip
 def test_share_of_the_cores(given_flags, monkeypatch, values, environment, bound, expected):

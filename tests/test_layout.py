@@ -1,4 +1,4 @@
-"""Imports go strictly downward, from room to room and from module to module."""
+"""Imports only go strictly downward, from room to room and from module to module."""
 
 import ast
 import pathlib
@@ -16,14 +16,14 @@ FLOORS = (
     "files",
     "codes models diffusion metrics",
     "data ensemble",
-    "sampling training.config",  # what a run says of its training lies below the runs, and the loop above them
+    "sampling training.config",  # settings that a run records lie below runs, the training loop above them
     "runs",
     "training attribution",
     "baselines certificate interop planning",
     "report",
     "__init__",
 )
-"""The rooms of the package from the lowest floor up. A room imports from lower floors only."""
+"""The rooms of the package from the lowest floor up. A room imports only from lower floors."""
 LEVEL = {name: level for level, floor in enumerate(FLOORS) for name in floor.split()}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
@@ -36,7 +36,7 @@ MODULES = {module_of(path): ast.parse(path.read_text()) for path in FILES}
 
 
 def imported(tree: ast.AST):
-    """Names of what is imported anywhere in a module, inside of functions and for type checkers too."""
+    """Yield all names that a module imports, also inside of functions and for type checkers."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -45,7 +45,7 @@ def imported(tree: ast.AST):
 
 
 def own_modules(module: str) -> set[str]:
-    """Modules of the package that a module imports."""
+    """Return the modules of the package that a module imports."""
     found = set()
     for name in imported(MODULES[module]):
         inside = name.removeprefix("ensdiff.") if name.startswith("ensdiff.") else ""
@@ -95,14 +95,14 @@ def test_the_library_imports_nothing_of_the_programs(module):
 
 
 def test_tests_mirror_the_package():
-    """A folder of tests is a room, or the programs; what is about several rooms lies beside the folders."""
+    """A folder of tests belongs to one room or to the programs; tests of several rooms lie beside the folders."""
     folders = {path.parent.relative_to(ROOT / "tests") for path in (ROOT / "tests").rglob("test_*.py")}
     rooms = {path.name for path in PACKAGE.iterdir() if path.is_dir()}
     assert {str(folder) for folder in folders} <= rooms | {".", "experiments"}
 
 
 def test_settings_start_no_backend():
-    """Programs choose their devices after importing and building settings, and cannot once JAX's backend runs."""
+    """Programs choose their devices after importing and building settings, which must not start JAX's backend."""
     code = (
         "import ensdiff, experiments.aot, experiments.benchmark; from jax._src import xla_bridge as bridge; "
         "ensdiff.UNetConfig(); ensdiff.TrainConfig(); ensdiff.Schedule(); ensdiff.Code.balanced(4, 6); "

@@ -1,4 +1,4 @@
-"""The wheel and the sdist: built, and the wheel used as a user who has no clone would."""
+"""The wheel and the sdist: both are built, and the wheel is used as a user without a clone would use it."""
 
 import importlib.util
 import os
@@ -54,7 +54,7 @@ def test_every_packaged_config_can_be_read(name):
 
 
 def test_import_is_light():
-    """What few calls need is imported by those: scipy.stats alone would double the time to import ensdiff."""
+    """Packages that few calls need are imported by these calls: scipy.stats would double the time to import ensdiff."""
     heavy = {"scipy", "matplotlib", "pandas", "tensorflow", "tensorflow_datasets", "torch", "PIL", "IPython"}
     code = f"import sys, ensdiff; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, text=True)
@@ -62,7 +62,7 @@ def test_import_is_light():
 
 
 def test_import_without_extras():
-    """Every module of the library is imported where no extra is installed."""
+    """Every module of the library can be imported without any extra."""
     extras = {"tensorflow_datasets", "array_record", "torch", "safetensors", "diffusers", "pandas", "libtpu"}
     code = (
         f"import importlib, pkgutil, sys; sys.modules.update(dict.fromkeys({extras})); import ensdiff; "
@@ -75,7 +75,7 @@ def test_import_without_extras():
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """The folder of both archives."""
+    """Return the folder of both archives."""
     if importlib.util.find_spec("build") is None:
         pytest.skip("needs build: pip install -e '.[dev]'")
     out = tmp_path_factory.mktemp("dist")
@@ -86,7 +86,7 @@ def built(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def python(built, tmp_path_factory):
-    """Run a fresh environment's Python in an empty folder. It has the wheel, and borrows what the wheel depends on."""
+    """Run Python of a fresh environment in an empty folder. It has the wheel, and borrows the wheel's dependencies."""
     root = tmp_path_factory.mktemp("fresh")
     venv.create(root / "venv", with_pip=True)
     executable = root / "venv" / "bin" / "python"
@@ -95,7 +95,7 @@ def python(built, tmp_path_factory):
     paths = {"base": str(root / "venv"), "platbase": str(root / "venv")}
     site = pathlib.Path(sysconfig.get_path("purelib", vars=paths))
     outer = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
-    # what a .pth file names is searched last, and the .pth files in there, such as an editable install's, are not read
+    # paths from a .pth file are searched last, and .pth files in them, such as an editable install's, are not read
     (site / "outer.pth").write_text("\n".join(sorted(outer)) + "\n")
     empty = root / "empty"
     empty.mkdir()
@@ -134,9 +134,9 @@ def test_import_from_the_wheel(python):
 
 @pytest.mark.slow
 def test_programs_from_the_wheel(python):
-    """Without the repository: help, an error that says where configs are, and the whole quickstart, tiny.
+    """Without the repository, help, an error about configs and a tiny quickstart work.
 
-    The only run of the quickstart as a program.
+    No other test runs the quickstart as a program.
     """
     done = python("-m", "experiments.quickstart", "--help")
     assert "python -m experiments.quickstart" in done.stdout

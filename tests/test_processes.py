@@ -1,4 +1,4 @@
-"""Two processes over loopback against one: training, sampling, attribution, files, resuming, and failures."""
+"""Two processes over loopback compared with one: training, sampling, attribution, files, resuming, and failures."""
 
 import functools
 import json
@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.multiprocess, pytest.mark.timeout(1200)]
 
 
 def same(a, b):
-    """Bit for bit, every array of two trees."""
+    """Assert that all arrays of two trees are equal bit for bit."""
     assert jax.tree.structure(a) == jax.tree.structure(b)
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
@@ -34,15 +34,15 @@ def losses(folder):
 
 @pytest.fixture(scope="module")
 def programs(run):
-    """What forks programs: Python and its imports take longer than what they do here."""
+    """Return the server that forks programs: starting Python and its imports takes longer than the programs."""
     return run
 
 
 @pytest.fixture(scope="module")
 def team(tmp_path_factory, programs):
-    """``team(processes, devices)("task")`` does a task of tests/distributed.py, in processes that tests share.
+    """Yield ``team(processes, devices)("task")``, which runs a task of tests/distributed.py in shared processes.
 
-    Tests that need the same stand together: few teams live at a time.
+    Tests that need the same team are adjacent, because few teams exist at a time.
     """
     teams = Teams(tmp_path_factory.mktemp("teams"), programs)
     yield teams
@@ -51,7 +51,7 @@ def team(tmp_path_factory, programs):
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory, team):
-    """``one(devices)``: what one process with that many devices found, and its run directory."""
+    """Return ``one(devices)``: the results of one process with that many devices, and its run directory."""
     folder = tmp_path_factory.mktemp("one")
 
     @functools.cache
@@ -64,7 +64,7 @@ def one(tmp_path_factory, team):
 
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
 def test_resume_with_another_number_of_processes(one, team, tmp_path, before, after):
-    """Two devices in all before and after, so that the parameters are bit for bit those of an uninterrupted run."""
+    """The total is always two devices, so the parameters equal those of an uninterrupted run bit for bit."""
     expected, folder = one(2)
     run_dir = tmp_path / "run"
     for processes, steps in ((before, 2), (after, 4)):
@@ -79,7 +79,7 @@ def test_resume_with_another_number_of_processes(one, team, tmp_path, before, af
 
 @pytest.mark.faults
 def test_a_damaged_checkpoint_on_two_processes(team, tmp_path):
-    """Only one process reads what is damaged; both take the older checkpoint, and end where one process ends."""
+    """Only one process reads the damaged part, but both take the older checkpoint, and end where one process ends."""
     from tests import faults
 
     run_dir, train = tmp_path / "run", dict(run_dir=tmp_path / "run", steps=4, until="params")
@@ -99,13 +99,13 @@ def test_a_damaged_checkpoint_on_two_processes(team, tmp_path):
 
 @pytest.mark.parametrize("devices", [1, 2])
 def test_two_processes_do_what_one_does(one, team, tmp_path, devices):
-    """Against one process with the same devices in all.
+    """Compare with one process that has the same total number of devices.
 
-    Only here everything that the library computes runs over several processes.
+    No other test runs everything that the library computes over several processes.
 
-    Parameters and losses are bit for bit the same: each device runs the same program on the same members with as many
-    threads, and nothing is summed over devices. Samples are sums over members, which two ways of communicating may
-    add in another order.
+    Parameters and losses are bit for bit the same: each device runs the same program on the same members with the same
+    number of threads, and nothing is summed over devices. Samples are sums over members, which may be added in another
+    order between processes than within one.
     """
     expected, folder = one(2 * devices)
     first, second = team(2, devices)("everything", run_dir=tmp_path / "run", steps=4)
@@ -114,7 +114,7 @@ def test_two_processes_do_what_one_does(one, team, tmp_path, devices):
     same(first["loaded"], first["params"])
     same(first["saved"], first["params"])
     same(first["fingerprint"], expected["fingerprint"])
-    close(first["universe"], expected["universe"], atol=1)  # of 255: a rounded pixel
+    close(first["universe"], expected["universe"], atol=1)  # in units of 1/255: a rounded pixel
     assert losses(tmp_path / "run") == losses(folder)
     for name in ("samples", "counterfactuals", "jacobian", "exact", "differential", "screen", "loss", "contrast"):
         close(first[name], expected[name])
@@ -165,7 +165,7 @@ def test_primitives(team, tmp_path, devices):
 
 @pytest.mark.parametrize(("devices", "batch", "n"), [(2, 4, 1), (1, 4, 1), (1, 3, 2)])
 def test_work_that_does_not_divide(team, devices, batch, n):
-    """Three of four devices; a data axis over processes; and (batch 3 on two devices) the same work on both."""
+    """Three of four devices; a data axis over processes; or (batch 3 on two devices) the same work on both."""
     expected = team()("odd", batch=batch, n=n)[0]
     first, second = team(2, devices)("odd", batch=batch, n=n)
     same(first, second)
@@ -173,7 +173,7 @@ def test_work_that_does_not_divide(team, devices, batch, n):
 
 
 def test_one_device_gives_the_same_to_rounding(one, team, tmp_path):
-    """Another number of devices is another program a device, so float rounding differs."""
+    """Another number of devices changes the program on each device, so float rounding differs."""
     found = team()("everything", run_dir=tmp_path / "run", steps=4, until="samples")[0]
     expected, _ = one(2)
     close(found["params"], expected["params"], atol=2e-5)
@@ -181,7 +181,7 @@ def test_one_device_gives_the_same_to_rounding(one, team, tmp_path):
 
 
 def pair(program, *args, port=None, ids=(0, 1), processes=2):
-    """The commands of processes that belong together."""
+    """Return the commands of processes that work together."""
     flags = [f"--coordinator=127.0.0.1:{port or free_port()}", f"--num_processes={processes}"]
     return [[f"experiments.{program}", *flags, f"--process_id={i}", *args] for i in ids]
 
@@ -204,9 +204,9 @@ def train_arguments(run_dir, steps=2):
 
 
 def test_programs(programs, tmp_path):
-    """Train, sample and attribute as a user types them: files and lines once, and a refusal that both understand.
+    """Train, sample and attribute as a user does: files and lines are written once, and both processes show an error.
 
-    Only here the programs' own start and end over several processes are run to a good end.
+    No other test starts and successfully ends the programs over several processes.
     """
     run_dir = tmp_path / "run"
     codes, run = finish(tmp_path / "train", pair("train", *train_arguments(run_dir)), programs)
@@ -233,9 +233,9 @@ def test_programs(programs, tmp_path):
 
 
 def test_slurm_is_found(tmp_path):
-    """What srun sets is enough: no flag at all. The port follows from the job's number.
+    """The variables that srun sets suffice, without a flag. The port is derived from the job's number.
 
-    The only pair of new interpreters, as a cluster starts them; the others are forked.
+    This is the only test with new interpreters, as a cluster starts them; other tests fork.
     """
     port = free_port(range(65535 - 2**12 + 1, 2**16))
     common = {
@@ -261,7 +261,7 @@ def test_a_start_without_the_other_gives_up(programs, tmp_path, process):
 
 @pytest.mark.parametrize("wrong", [0, 1])
 def test_an_error_of_one_ends_the_other(programs, tmp_path, tiny, wrong):
-    """One process is told to remove a unit that is none; the other waits for it in the next sum over members."""
+    """One process gets an invalid unit to remove, while the other waits for it in the next sum over members."""
     ensdiff.save(tiny, tmp_path / "run")
     args = [f"--run={tmp_path / 'run'}", "--n=2", "--steps=3"]
     commands = pair("sample", *args, "--remove=3")
@@ -275,7 +275,7 @@ def test_an_error_of_one_ends_the_other(programs, tmp_path, tiny, wrong):
 
 
 def train_without_end(folder, programs):
-    """Two training processes that have taken some steps."""
+    """Start two training processes, and wait until they have taken some steps."""
     run = Run(folder, pair("train", *train_arguments(folder / "run", 10**6), "--config.train.log_every=1"), programs)
     metrics = folder / "run" / "metrics.jsonl"
     try:
@@ -289,9 +289,9 @@ def train_without_end(folder, programs):
 @pytest.mark.faults
 @pytest.mark.parametrize(("told", "how"), [(0, signal.SIGTERM), (1, signal.SIGINT)])
 def test_a_signal_to_one_stops_both_with_a_checkpoint(programs, tmp_path, told, how):
-    """At the same step, with the exit code for it; one process goes on from there to the same end.
+    """Both stop at the same step with its exit code; one process continues from there to the same end.
 
-    Only here processes agree about a signal that one of them got.
+    No other test checks that processes agree on a signal that only one of them received.
     """
     run = train_without_end(tmp_path, programs)
     try:
@@ -318,7 +318,7 @@ def test_a_signal_to_one_stops_both_with_a_checkpoint(programs, tmp_path, told, 
 
 @pytest.mark.parametrize(("victim", "how"), [(0, signal.SIGKILL), (1, signal.SIGKILL)])
 def test_the_death_of_one_ends_the_other(programs, tmp_path, victim, how):
-    """Killed in the middle of training; the other ends with an error, well before the test's time is up."""
+    """If one process is killed during training, the other ends with an error, well before the test's time limit."""
     run = train_without_end(tmp_path, programs)
     try:
         run.processes[victim].send_signal(how)

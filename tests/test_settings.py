@@ -12,7 +12,7 @@ from ensdiff.settings import check_fields
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """A field of each kind of choice."""
+    """Settings with one field for each kind of choice."""
 
     word: Literal["a", "b"] = "a"
     digit: Literal[0, 1] = 0

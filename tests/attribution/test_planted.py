@@ -1,7 +1,7 @@
 """A planted copy is found: one digit, eight times under one unit, is that image's most influential unit by loss.
 
-Only here a network that has learned something is asked which unit it learned from: other tests train for a few steps,
-and the notebooks and studies print what they find. Training takes most of the time.
+No other test attributes samples of a network that has learned something: other tests train for a few steps, and the
+notebooks and studies print their results without checking them. Training takes most of the time.
 """
 
 import os

@@ -22,7 +22,7 @@ KEY = jax.random.key(0)
 
 
 def by_hand(params, output, draws):
-    """(g1) as a compiled function of one member's parameters and one image."""
+    """Return a compiled function of one member's parameters and one image that computes (g1)."""
     t_D = jnp.asarray(LossConfig(block=draws, draws=2 * draws).draw_levels(params.schedule, KEY, 0))
     eps = draw_noise(jax.random.fold_in(KEY, 1), jnp.arange(draws), params.image_shape)
 
@@ -37,7 +37,7 @@ def by_hand(params, output, draws):
 
 
 def signs(size, dimension):
-    """P, from what it does to unit vectors."""
+    """Return P, computed by projecting unit vectors."""
     return np.sqrt(dimension) * np.asarray(project(jnp.eye(size), jax.random.fold_in(KEY, 2), dimension))
 
 
@@ -70,7 +70,7 @@ def test_projection_is_of_signs_and_keeps_products(size, dimension):
 def test_projection_over_blocks(monkeypatch):
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(6, 50)).astype(np.float32)
-    monkeypatch.setattr(baselines.gradients, "ROWS", 16)  # three whole blocks and a part
+    monkeypatch.setattr(baselines.gradients, "ROWS", 16)  # three whole blocks and a partial one
     P = signs(50, 4000) / np.sqrt(4000)
     got = np.asarray(project(jnp.asarray(rows), jax.random.fold_in(KEY, 2), 4000))
     np.testing.assert_allclose(got, rows @ P, rtol=1e-3, atol=1e-4)
@@ -83,7 +83,7 @@ def test_projection_over_blocks(monkeypatch):
 
 @given(st.integers(0, 1000))
 def test_trak_of_a_linear_model_is_its_influence(seed):
-    """Least squares: times the residual, (k1) is the derivative of the prediction with respect to an item's weight."""
+    """Up to the residual, (k1) is the derivative of a least-squares prediction with respect to an item's weight."""
     rng = np.random.default_rng(seed)
     X, y, q = rng.normal(size=(20, 4)), rng.normal(size=20), rng.normal(size=(3, 4))
 
@@ -123,7 +123,7 @@ def test_cosines_and_bad_gradients(rng):
         baselines.trak_scores(a, a, -1)
 
 
-# the one signature
+# the common signature
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +144,7 @@ def test_units_of_several_items(tiny, grouped):
     assert found["pixel"].argmax(1).tolist() == found["feature"].argmax(1).tolist() == [1, 2]
     assert found["pixel"].max(1).tolist() == pytest.approx([0, 0], abs=1e-6)
     assert (found["constant"] == 1).all()
-    # the sum over a unit's items of what items as units get
+    # a unit's score is the sum of its items' scores
     items = baselines.baseline_scores(query, grouped.regroup(None), tiny, config=config, methods=["trak", "gradient"])
     for name, scores in items.items():
         expected = np.stack([scores[:, grouped.unit_of_item == unit].sum(1) for unit in range(4)], axis=1)
