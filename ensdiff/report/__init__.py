@@ -1,4 +1,4 @@
-"""Figures and the HTML report."""
+"""The figures and the HTML report."""
 
 from ensdiff.data.images import grid, to_png
 from ensdiff.report.build import HOW_TO_READ, attribution_sections

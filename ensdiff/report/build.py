@@ -1,4 +1,4 @@
-"""From an attribution to the sections of the report."""
+"""Building the sections of the report from an attribution."""
 
 from collections.abc import Sequence
 
@@ -35,11 +35,11 @@ def attribution_sections(
     *,
     progress: bool = False,
 ) -> Sequence[SampleSection]:
-    """One section a sample: its most influential units with their images and the counterfactual without each.
+    """Return one section per sample: its most influential units, with their images and the counterfactual without each.
 
     Raises:
         ValueError: the data are not what the ensemble was trained on (`ensdiff.check_data`), or the attribution is to
-            other units, or to sets.
+            other units or to sets of units.
     """
     check_data(params, data)
     check_attributed(att, data)
@@ -83,7 +83,9 @@ def attribution_sections(
         note = f"Most influential of {att.settings['candidates']:,} units."
         if att.verdict is not None:
             note += f" Verdict: {att.verdict[b]}"
-            note += "." if att.limitation is None else f" (the null is too small to say otherwise: {att.limitation})."
+            note += (
+                "." if att.limitation is None else f" (the null is too small for any other verdict: {att.limitation})."
+            )
         if att.null_BL is not None:
             null = att.null_BL[b]
             note += (

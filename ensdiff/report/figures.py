@@ -11,12 +11,12 @@ from ensdiff.data.drawing import sheet, svg, tint
 
 
 def data_uri(content: bytes, kind: str = "image/png") -> str:
-    """Bytes as a ``data:`` URI."""
+    """Return bytes as a ``data:`` URI."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 GREY = "#888888"
-"""Reads on light and on dark."""
+"""A colour that is readable on both light and dark backgrounds."""
 
 
 def _axes(width: float, height: float) -> tuple[Any, Any]:
@@ -30,7 +30,7 @@ def _uri(figure: Any) -> str:
 
 
 def loss_figure(metrics: Sequence[dict]) -> str:
-    """Training loss of each member (thin) and their mean (thick) against the step, as an SVG data URI."""
+    """Plot each member's training loss (thin) and the mean (thick) against the step, as an SVG data URI."""
     figure, axes = _axes(6.0, 2.6)
     steps = [line["step"] for line in metrics]
     losses = np.array([line["loss_K"] for line in metrics])
@@ -41,7 +41,7 @@ def loss_figure(metrics: Sequence[dict]) -> str:
 
 
 def null_figure(null: np.ndarray, influences: np.ndarray) -> str:
-    """Histogram of null influences with the attributed units marked, as an SVG data URI."""
+    """Plot a histogram of null influences with the attributed units marked, as an SVG data URI."""
     figure, axes = _axes(4.0, 1.6)
     axes.hist(null, bins=20, color="#999999", alpha=0.6)
     for influence in influences:
@@ -51,9 +51,9 @@ def null_figure(null: np.ndarray, influences: np.ndarray) -> str:
 
 
 def capacity_figure(members: Sequence[int], removals: Sequence[int]) -> bytes:
-    """SVG of the share of members that survives m removals against the share of the data that each member sees.
+    """Plot the share of members that survive m removals against the share of units that each member sees, as SVG.
 
-    One line a number of members and of removals; every weight is a point of it.
+    There is one line per pair of a number of members and a number of removals, with one point per weight.
     """
     from ensdiff.codes import deletion_capacity
 

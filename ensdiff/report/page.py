@@ -1,4 +1,4 @@
-"""One self-contained HTML page of a run: samples, the training units that move them most, and the counterfactuals."""
+"""One self-contained HTML page per run: samples, the training units that move them most, and the counterfactuals."""
 
 import os
 import pathlib
@@ -14,7 +14,7 @@ from ensdiff.report.figures import data_uri
 
 
 class Table(NamedTuple):
-    """A table with a title, and a sentence on how to read it."""
+    """A table with a title and a sentence on how to read it."""
 
     title: str
     header: Sequence[str]
@@ -23,7 +23,7 @@ class Table(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """A picture as a data URI, with its title and a text for those who do not see it."""
+    """A picture as a data URI, with its title and an alternative text."""
 
     title: str
     uri: str
@@ -34,12 +34,12 @@ class UnitCard(NamedTuple):
     """One training unit that a sample may depend on.
 
     Args:
-        name: of the unit.
-        images: (n, H, W, C) its training images, without deleted ones.
+        name: its name.
+        images: (n, H, W, C) its training images that are not deleted.
         counterfactual: (H, W, C) in [0, 1], the sample without the unit.
         influence: how far the sample moves.
         members: (K,) 1 for each member that saw the unit.
-        extra: more figures, such as a p-value.
+        extra: further values, such as a p-value.
         deleted: number of its training images that are deleted.
     """
 
@@ -53,7 +53,7 @@ class UnitCard(NamedTuple):
 
 
 class SampleSection(NamedTuple):
-    """A sample, what was found about it, and its units, most influential first."""
+    """A sample, a note on the findings, and its units, most influential first."""
 
     heading: str
     image: Float[np.ndarray, "H W C"]
@@ -63,7 +63,7 @@ class SampleSection(NamedTuple):
 
 
 class Page(NamedTuple):
-    """All that the report shows."""
+    """The content of the report."""
 
     title: str
     intro: Sequence[str]
@@ -74,25 +74,25 @@ class Page(NamedTuple):
 
 
 SHOWN = 4
-"""Training images shown of a unit with more."""
+"""Maximum number of training images shown per unit."""
 
 
 def picture(image: np.ndarray, side: int = 96) -> str:
-    """A data URI of an image, enlarged by a whole factor to about ``side`` pixels."""
+    """Return a data URI of an image, enlarged by an integer factor to about ``side`` pixels."""
     return data_uri(to_png(image, scale=max(1, side // max(image.shape[:2]))))
 
 
 GAIN = 4
-"""Differences are shown brighter than they are by this factor."""
+"""Factor by which differences are brightened."""
 
 
 def difference(image: np.ndarray, counterfactual: np.ndarray) -> np.ndarray:
-    """Absolute difference of two images in [0, 1] times `GAIN`: black where they agree."""
+    """Return the absolute difference of two images in [0, 1], times `GAIN`. It is black where they agree."""
     return GAIN * np.abs(np.asarray(image, np.float32) - np.asarray(counterfactual, np.float32))
 
 
 def write_page(path: str | os.PathLike, page: Page) -> pathlib.Path:
-    """Write the page: one file, nothing fetched, names escaped. Whole or not at all.
+    """Write the page as one file, completely or not at all. It fetches nothing, and names in it are escaped.
 
     Returns:
         The file's absolute path.

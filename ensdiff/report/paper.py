@@ -1,4 +1,4 @@
-"""Matplotlib figures for papers: on white, in points, with the numbers that a caption needs."""
+"""Matplotlib figures for papers: on white, sized in points, with the numbers that a caption needs."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,24 +21,25 @@ def radius_figure(
     *,
     label: str = "counterfactual radius (L2)",
 ) -> Any:
-    """Counterfactual radius against the size of the training set, both on logarithmic axes.
+    """Plot the counterfactual radius against the size of the training set, both on logarithmic axes.
 
-    Every sample is a small point, their mean at each size a large one, with a bar from quartile to quartile.
+    Each sample is a small point. The mean at each size is a large point, with a bar from the lower to the upper
+    quartile.
 
     Args:
-        sizes: (G,) training units N, all different.
-        radii: (G, B) radius of each sample, > 0: the largest influence of a single unit. NaN where a size has fewer
-            samples than others.
-        slope: of the logarithm of the mean radius against that of N, as `ensdiff.metrics.power_law` fits it; drawn
-            through the mean of the points, where every least-squares line goes.
+        sizes: (G,) numbers of training units N, all different.
+        radii: (G, B) radius of each sample, > 0: the largest influence of a single unit. Use NaN to fill up a size with
+            fewer samples than others.
+        slope: the slope of the logarithm of the mean radius against the logarithm of N, as `ensdiff.metrics.power_law`
+            fits it. The line passes through the mean of the points, as every least-squares line does.
         interval: (low, high) of the slope, drawn as a band about the same point.
-        label: of the vertical axis.
+        label: the label of the vertical axis.
 
     Returns:
         A matplotlib figure.
 
     Raises:
-        ValueError: shapes that do not fit, sizes or radii that are not positive, an interval without its slope.
+        ValueError: shapes do not fit, sizes or radii are not positive, or an interval is given without a slope.
 
     >>> figure = radius_figure([100, 1000], np.array([[0.5, 0.7], [0.2, 0.3]]), slope=-0.39, interval=(-0.5, -0.3))
     >>> figure.axes[0].get_legend_handles_labels()[1]
@@ -57,7 +58,7 @@ def radius_figure(
     if (radii_GB <= 0).any() or np.isinf(radii_GB).any():
         raise ValueError("radii on a logarithmic axis must be positive and finite (NaN where there is no sample)")
     if interval is not None and slope is None:
-        raise ValueError(f"interval={interval} without its slope: give both")
+        raise ValueError(f"interval={interval} without a slope: pass both")
 
     order = np.argsort(sizes_G)
     sizes_G, radii_GB = sizes_G[order], radii_GB[order]
@@ -94,20 +95,20 @@ def landscape_figure(
     influence_MB: ArrayLike | None = None,
     pictures_MHWC: np.ndarray | None = None,
 ) -> Any:
-    """A sheet of counterfactuals: a row a sample, first as it was generated, then without each unit.
+    """Draw a sheet of counterfactuals with one row per sample: first as generated, then without each unit.
 
     Args:
         images_BHWC: the samples, in [0, 1].
         counterfactuals_MBHWC: what `ensdiff.counterfactuals` returned for M units.
-        names: of the M units; by default their numbers in the list.
-        influence_MB: written below each counterfactual.
-        pictures_MHWC: a training image of each unit, in a row above.
+        names: the names of the M units; by default their positions in the list.
+        influence_MB: the influences to write below the counterfactuals.
+        pictures_MHWC: a training image of each unit, to show in a row above.
 
     Returns:
         A matplotlib figure.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: shapes do not fit.
 
     >>> figure = landscape_figure(np.zeros((2, 4, 4, 1)), np.ones((3, 2, 4, 4, 1)), ["a", "b", "c"])
     >>> len(figure.axes)
@@ -121,9 +122,9 @@ def landscape_figure(
     M, B = without.shape[:2]
     labels = [f"unit {i}" for i in range(M)] if names is None else list(names)
     if len(labels) != M:
-        raise ValueError(f"{M} units, but {len(labels)} names: expected one a unit")
+        raise ValueError(f"{M} units, but {len(labels)} names: expected one per unit")
     if pictures_MHWC is not None and len(pictures_MHWC) != M:
-        raise ValueError(f"{M} units, but {len(pictures_MHWC)} pictures: expected one a unit")
+        raise ValueError(f"{M} units, but {len(pictures_MHWC)} pictures: expected one per unit")
     if influence_MB is not None and np.shape(influence_MB) != (M, B):
         raise ValueError(f"influence_MB has shape {np.shape(influence_MB)}: expected {(M, B)}")
     above = int(pictures_MHWC is not None)
@@ -149,19 +150,19 @@ def landscape_figure(
 def comparison_figure(
     values: Mapping[str, ArrayLike], label: str, costs: Mapping[str, float] | None = None, *, cost: str = "U-Net calls"
 ) -> Any:
-    """Methods against each other by one measure: every sample a point, the mean and its interval over samples.
+    """Plot one measure of several methods: a point per sample, and the mean with its interval over samples.
 
     Args:
-        values: (B,) of each method, such as rank correlations with exact influences. NaN is left out.
-        label: of the measure.
-        costs: of each method, > 0, in a second panel on a logarithmic axis.
+        values: (B,) values of each method, such as rank correlations with exact influences. NaN is left out.
+        label: the label of the measure.
+        costs: the cost of each method, > 0, shown in a second panel on a logarithmic axis.
         cost: the label of that panel.
 
     Returns:
         A matplotlib figure.
 
     Raises:
-        ValueError: no methods, a method without values or cost, or a cost that is not positive.
+        ValueError: there are no methods, a method has no values or no cost, or a cost is not positive.
 
     >>> figure = comparison_figure({"differential": [0.97, 0.95], "loss": [0.1, -0.1]}, "Spearman with exact")
     >>> [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
@@ -169,7 +170,7 @@ def comparison_figure(
     """
     kept = _by_method(values)
     if costs is not None and (set(costs) != set(kept) or min(costs.values()) <= 0):
-        raise ValueError(f"costs of {sorted(costs)}: expected a positive one of each of {sorted(kept)}")
+        raise ValueError(f"costs of {sorted(costs)}: expected a positive cost for each of {sorted(kept)}")
     figure, (row,) = sheet(6.4 if costs else 4.4, 0.7 + 0.35 * len(kept), 1, 2 if costs else 1)
     places = np.arange(len(kept))
     for y, value_B in zip(places, kept.values(), strict=True):
@@ -187,15 +188,15 @@ def comparison_figure(
 
 
 def comparison_table(measures: Mapping[str, Mapping[str, ArrayLike]], title: str = "Methods", note: str = "") -> Table:
-    """Methods against each other by several measures, as a table for `write_page` (or for ``tabulate``).
+    """Compare methods by several measures in a table for `write_page` (or for ``tabulate``).
 
     Args:
-        measures: of each measure the (B,) values of each method; a method may lack some measures.
-        title: of the table.
-        note: how to read it, put before what the cells are.
+        measures: for each measure, the (B,) values of each method. A method may lack some measures.
+        title: the title of the table.
+        note: how to read the table, put before the explanation of its cells.
 
     Returns:
-        A `Table`: the mean over samples and its 95 % interval.
+        A `Table` of the means over samples with their 95 % intervals.
 
     >>> comparison_table({"top-1": {"screen": [1, 1, 1], "loss": [0, 0, 0]}}).rows
     [('screen', '1.00 (1.00 to 1.00)'), ('loss', '0.00 (0.00 to 0.00)')]
@@ -223,5 +224,5 @@ def _by_method(values: Mapping[str, ArrayLike]) -> dict[str, np.ndarray]:
     out = {name: value[~np.isnan(value)] for name, value in out.items()}
     empty = [name for name, value in out.items() if not len(value)]
     if empty or not out:
-        raise ValueError(f"no values of {', '.join(empty) or 'any method'}: expected some of every method")
+        raise ValueError(f"no values of {', '.join(empty) or 'any method'}: expected some values for every method")
     return out

@@ -493,5 +493,5 @@ def test_files_beside_the_page_are_asked_for_only_when_used(tab, pages):
 def test_a_lost_folder_is_said_on_the_page(tab, pages, tmp_path):
     lonely = shutil.copy(pages["beside"], tmp_path / "beside.html")
     tab.driver.get(lonely.as_uri())
-    tab.until(lambda: "could not be read: keep the folder beside this page" in tab.text("message"))
+    tab.until(lambda: "could not be read: keep that folder beside this page" in tab.text("message"))
     assert all("ERR_FILE_NOT_FOUND" in entry["message"] for entry in tab.driver.get_log("browser"))

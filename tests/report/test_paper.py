@@ -43,7 +43,7 @@ def test_radius_figure_draws_means_and_a_line_of_the_slope_through_the_centre():
         ([0, 1], [[1.0], [2.0]], {}, "positive numbers"),
         ([1, 2], [[1.0], [0.0]], {}, "must be positive"),
         ([1, 2], [[1.0], [np.nan]], {}, "size 2 has no radius"),
-        ([1, 2], [[1.0], [2.0]], {"interval": (0.0, 1.0)}, "without its slope"),
+        ([1, 2], [[1.0], [2.0]], {"interval": (0.0, 1.0)}, "without a slope"),
     ],
 )
 def test_radius_figure_refuses(sizes, radii, options, words):
@@ -97,7 +97,7 @@ def test_methods_are_compared_by_means_over_samples():
     for call, words in (
         (lambda: comparison_figure({}, "x"), "no values of any method"),
         (lambda: comparison_figure({"a": [np.nan]}, "x"), "no values of a"),
-        (lambda: comparison_figure({"a": [1]}, "x", {"b": 1}), "expected a positive one of each"),
+        (lambda: comparison_figure({"a": [1]}, "x", {"b": 1}), "expected a positive cost for each"),
         (lambda: comparison_table({}), "no measures"),
     ):
         with pytest.raises(ValueError, match=words):

@@ -107,4 +107,4 @@ def test_a_null_too_small_to_attribute_is_said_beside_the_verdict(tiny, null, sm
     att = ensdiff.attribute(params, samples, "differential", top=1, null=null, level=0.2)
     (section,) = attribution_sections(params, data, samples, att)
     assert "Verdict: " in section.note
-    assert ("the null is too small to say otherwise" in section.note) == small == (att.limitation is not None)
+    assert ("the null is too small for any other verdict" in section.note) == small == (att.limitation is not None)

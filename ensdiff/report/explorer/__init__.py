@@ -1,4 +1,4 @@
-"""The explorer: one HTML page in which units are removed from samples, and what the samples would then have been."""
+"""The explorer: an HTML page that removes units from samples and shows what the samples would have been."""
 
 from ensdiff.report.explorer.layer import Layer, explore, same_samples
 from ensdiff.report.explorer.write import Exploration, write_explorer

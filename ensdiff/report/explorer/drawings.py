@@ -1,4 +1,4 @@
-"""Matplotlib's drawings inside the page: their text and axes take the page's colours, light or dark."""
+"""Matplotlib drawings inside the page. Their text and axes use the page's colours in its light and dark themes."""
 
 import html
 import re
@@ -11,7 +11,7 @@ from jaxtyping import Float
 from ensdiff.data.drawing import sheet, svg, tint
 
 INK, GREY, UNITS, NULL, MARK = "#010203", "#040506", "#0708aa", "#0a0baa", "#0d0eaa"
-"""Colours that no other element has; the page's own replace them."""
+"""Colours that no other element uses. The page's own colours replace them."""
 _THEME = {
     INK: "var(--ink)",
     GREY: "var(--soft)",
@@ -22,7 +22,7 @@ _THEME = {
 
 
 def inline_svg(figure: Any, label: str) -> str:
-    """An ``<svg>`` to put into HTML: themed, named for those who do not see it, and without ids that clash."""
+    """Return an ``<svg>`` to put into HTML: with the page's theme, an accessible name, and no ids that clash."""
     settings = {"svg.fonttype": "none", "font.family": "sans-serif"}
     text = svg(figure, transparent=True, settings=settings).decode()
     text = text[text.index("<svg") :]
@@ -37,7 +37,7 @@ def inline_svg(figure: Any, label: str) -> str:
 
 
 def _identity(name: str, used: set[str]) -> str:
-    """Ids that are referred to stay; a curve of a member becomes a class; the rest go."""
+    """Return the attribute that replaces an id: the id itself if it is used, a class for a member's curve, or none."""
     if name in used:
         return f' id="{name}"'
     return f' class="curve" data-member="{name[7:]}"' if name.startswith("member-") else ""
@@ -59,11 +59,11 @@ def _axes(width: float, height: float) -> tuple[Any, Any]:
 def distribution(
     influences: Float[np.ndarray, " N"], null: Float[np.ndarray, " L"] | None, marks: Sequence[float], what: str
 ) -> str:
-    """Densities of all units' influences and of the null's on one scale, with some units marked."""
+    """Draw the densities of all units' influences and of the null's on one scale, with some units marked."""
     figure, axes = _axes(6.4, 2.6)
     groups = [influences] if null is None else [influences, null]
     low, high = min(g.min() for g in groups), max(*(g.max() for g in groups), *marks)
-    # so many bins as the smaller group can fill
+    # as many bins as the smaller group can fill
     bins = np.linspace(low, high if high > low else low + 1e-6, 1 + int(np.clip(min(map(len, groups)) / 3, 8, 40)))
     axes.hist(influences, bins, density=True, color=UNITS, alpha=0.55, label=f"{len(influences):,} {what}")
     if null is not None:
@@ -83,7 +83,7 @@ def distribution(
 
 
 def training(metrics: Sequence[dict]) -> str:
-    """Training loss of every member against the step; each curve can be told apart by its member."""
+    """Draw the training loss of every member against the step, with each curve identified by its member."""
     figure, axes = _axes(6.4, 3.0)
     steps = [line["step"] for line in metrics]
     loss_SK = np.array([line["loss_K"] for line in metrics])

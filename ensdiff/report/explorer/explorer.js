@@ -18,7 +18,7 @@ const explorer = (() => {
   const fill = (node, ...children) => node.replaceChildren(...children);
   const picture = (uri, alt) => make("img", { src: uri, alt });
 
-  // ---- data that are loaded when they are first used: from the page, or by script tags (fetch refuses file://)
+  // ---- data loaded on first use: from the page, or by script tags (fetch does not work with file://)
   const kept = new Map();
   const waiting = new Map();
   const loaded = (name, value) => {
@@ -39,7 +39,7 @@ const explorer = (() => {
     return new Promise((resolve, reject) => {
       waiting.set(name, () => resolve(kept.get(name)));
       const script = make("script", { src: `${page.folder}/${name}.js` });
-      script.onerror = () => reject(new Error(`${page.folder}/${name}.js could not be read: keep the folder beside this page`));
+      script.onerror = () => reject(new Error(`${page.folder}/${name}.js could not be read: keep that folder beside this page`));
       document.head.append(script);
     });
   }
@@ -101,7 +101,7 @@ const explorer = (() => {
     $("original").alt = `sample ${b} as generated`;
     drawVerdict();
     drawRadii();
-    $("distribution").innerHTML = sample().figure; // made by matplotlib: no name is in it
+    $("distribution").innerHTML = sample().figure; // drawn by matplotlib; it contains no names to escape
     drawTable().catch(failed);
     changed();
     drawLandscape().catch(failed);
@@ -110,7 +110,7 @@ const explorer = (() => {
     const { verdict, radius, scale, rows, null: spread } = sample();
     const kinds = `${layer().name}s`;
     const among = layer().exact ? `all ${whole(layer().candidates)} ${kinds}` : `the ${layer().verified} verified of ${whole(layer().candidates)} ${kinds}`;
-    let text = "No null was drawn, so nothing is said about whether these influences mean something.";
+    let text = "No null ablations were drawn, so this page cannot tell whether these influences are significant.";
     if (verdict?.length) {
       text = `Attributable to ${plural(verdict.length, layer().name)} at level ${layer().level}.`;
     } else if (verdict) {
@@ -118,9 +118,9 @@ const explorer = (() => {
       if (layer().limitation) text += ` But ${layer().limitation}.`;
     }
     $("verdict").textContent = text;
-    let where = `Counterfactual radius ${show(radius)}, the largest influence among ${among} (the length of the sample itself, in L2, is ${show(scale)}).`;
+    let where = `Counterfactual radius ${show(radius)}, the largest influence among ${among} (the L2 norm of the sample itself is ${show(scale)}).`;
     if (spread) {
-      where += ` Null ablations move it by ${show(spread[1])} in the median, ${show(spread[2])} at the 95 % point and ${show(spread[3])} at most; the radius has p = ${show(rows[0][2])}.`;
+      where += ` Null ablations move it by a median of ${show(spread[1])}, by ${show(spread[2])} at the 95th percentile and by ${show(spread[3])} at most; the radius has p = ${show(rows[0][2])}.`;
     }
     $("radius").textContent = where;
   }
@@ -152,7 +152,7 @@ const explorer = (() => {
     } else if (chosen.length) {
       found = sample().sets[state.removed.join(",")] || null;
     }
-    if (mine !== turn) return; // another choice was made meanwhile
+    if (mine !== turn) return; // another choice was made in the meantime
     const survives = [...Array(page.members).keys()].map((k) => chosen.every((u) => u.word[k] === "0"));
     const left = survives.filter(Boolean).length;
     drawChips(chosen);
@@ -163,7 +163,7 @@ const explorer = (() => {
     if (!chosen.length) {
       say("Nothing is removed. Choose a unit in the table.");
     } else if (!left) {
-      say(`No member survives: every member saw ${chosen.length > 1 ? "one of these units" : "this unit"}. Remove fewer together; an ensemble with more members, or a smaller weight of its code words, leaves more.`, true);
+      say(`No member survives: every member saw ${chosen.length > 1 ? "one of these units" : "this unit"}. Remove fewer units together, or use an ensemble with more members or with code words of smaller weight.`, true);
     } else if (!found) {
       say(`${plural(left, "member")} of ${page.members} would survive, but this removal was not computed in advance. To compute it:`);
       $("command").textContent = command();
@@ -305,7 +305,7 @@ const explorer = (() => {
     fill($("units-body"), ...rows.map((r, i) => tableRow(r, details[i], most, calibrated)));
     markTable();
     $("more").hidden = state.all || layer().verified <= sample().rows.length;
-    $("more").textContent = `Show all ${layer().verified} that were removed exactly`;
+    $("more").textContent = `Show all ${layer().verified} units that were removed exactly`;
   }
   function markTable() {
     for (const row of $("units-body").rows) {
@@ -350,7 +350,7 @@ const explorer = (() => {
     if (mine[0] !== state.layer || mine[1] !== state.sample) return;
     state.field = { ...field, classes, exactly };
     let note = complete ? `All ${whole(candidates)} ${name}s, ` : `The ${whole(count)} of ${whole(candidates)} ${name}s with the largest influence, `;
-    note += exact ? "each by exact ablation." : "predicted by differential ablation (the best were then removed exactly, see above).";
+    note += exact ? "each by exact ablation." : "predicted by differential ablation (the most influential were then removed exactly, see above).";
     $("landscape-note").textContent = note;
     $("landscape").hidden = false;
     document.querySelector(".key.exact").hidden = exact;
@@ -366,7 +366,7 @@ const explorer = (() => {
   }
   function orderField() {
     const { units: ids, influence, classes } = state.field;
-    const order = [...ids.keys()]; // the most influential first, as they are kept
+    const order = [...ids.keys()]; // stored with the most influential first
     if ($("sort").value === "number") order.sort((x, y) => ids[x] - ids[y]);
     if ($("sort").value === "class") order.sort((x, y) => classes.of[ids[x]] - classes.of[ids[y]] || influence[y] - influence[x]);
     state.field.order = order;

@@ -1,6 +1,6 @@
-"""What the explorer shows of one kind of unit: the items or groups that a code can remove, and what each removal does.
+"""Layers of the explorer: one kind of unit that a code can remove, such as items or groups, and what each removal does.
 
-A run with a hierarchical code has two layers, its items and its groups; every other run has one.
+A run with a hierarchical code has two layers, its items and its groups; every other run has one layer.
 """
 
 import itertools
@@ -21,32 +21,31 @@ from ensdiff.runs.identity import check_data
 from ensdiff.sampling.sample import Samples, ablated
 
 TOLERANCE = 0.01
-"""Relative difference of two computations of the same influence, on whatever devices, that is put down to rounding."""
+"""Largest relative difference, due to rounding, between computations of one influence on different devices."""
 MOST_SETS = 8
-"""Of so many units at most all subsets are computed: 247 of them."""
+"""Maximum number of units of which all subsets are computed: 247 subsets of two or more."""
 
 
 class Removal(NamedTuple):
-    """A sample without some units: the image, and how far it moved (L2 over pixels in [0, 1])."""
+    """A sample without some units: the image, and how far the sample moved (L2 over pixels in [0, 1])."""
 
     image: Float[np.ndarray, "H W C"]
     influence: float
 
 
 class Layer(NamedTuple):
-    """All that was computed about the units of one code.
+    """Everything that was computed about the units of one code.
 
     Args:
-        name: what one unit is called, in the singular.
+        name: the singular name for one unit.
         code: the units' words.
         data: the training images, with this layer's units.
         att: the most influential units of each sample by exact ablation, most influential first.
         image_BTHWC: each sample without each of these units, [0, 1].
-        sets: of each sample, what it is without sets of units, by their sorted ids. Sets without survivors are left
-            out.
-        landscape: influences of all units (or of the most influential): exact ones, or predicted by ``differential``.
+        sets: for each sample, its removals of sets of units, by sorted unit ids. Sets without survivors are left out.
+        landscape: influences of all units (or of the most influential): exact, or predicted by ``differential``.
         whole: whether the landscape holds every unit that can be removed.
-        classes: a name of each unit's class, where it has one.
+        classes: the class name of each unit, or None without classes.
     """
 
     name: str
@@ -66,7 +65,7 @@ class Layer(NamedTuple):
 
     @property
     def radius_B(self) -> Float[np.ndarray, " B"]:
-        """Counterfactual radius, of the exact influences of single units; of a screen, those that it verified."""
+        """Counterfactual radius from the exact influences of single units; for a screen, those that it verified."""
         return radius(self.att.influence, resamples=0).radius_B
 
 
@@ -86,25 +85,28 @@ def explore(
     memory_budget: int | None = None,
     progress: bool = False,
 ) -> Layer:
-    """Compute what the explorer shows of one kind of unit.
+    """Compute what the explorer shows for one kind of unit.
 
     Args:
         params: the ensemble.
         data: its training data.
         samples: what `ensdiff.sample` returned.
-        att: an attribution of the same samples by ``"exact"`` or ``"screen"``, to be used instead of a new one.
-        groups: the groups of a hierarchical code instead of its units.
-        top: units a sample whose removal is computed exactly; where there are no more units than that, all.
-        combined: of the first so many units of each sample every subset is removed too, at most `MOST_SETS`.
-        null: null ablations for p- and q-values; 0 is none.
-        level: q up to which a sample is attributed.
-        landscape: units a sample whose predicted influence is kept, the most influential.
-        seed: of the null's words.
-        memory_budget: bytes of activations a device may hold.
+        att: an attribution of the same samples by ``"exact"`` or ``"screen"``, to use instead of a new one.
+        groups: use the groups of a hierarchical code instead of its units.
+        top: number of units per sample whose removal is computed exactly; all if there are no more units.
+        combined: number of first units per sample of which every subset is removed too, at most `MOST_SETS`.
+        null: number of null ablations for p- and q-values; 0 is none.
+        level: the largest q-value at which a sample is attributed to a unit.
+        landscape: number of most influential units per sample whose predicted influence is kept.
+        seed: the seed of the null's words.
+        memory_budget: maximum bytes of activations per device.
         progress: show progress bars.
 
+    Returns:
+        The layer.
+
     Raises:
-        ValueError: numbers out of range, data of another run, or an attribution of other samples.
+        ValueError: a number is out of range, the data are of another run, or the attribution is of other samples.
     """
     if not 0 <= combined <= MOST_SETS:
         raise ValueError(f"combined={combined}: expected 0 .. {MOST_SETS} units of which all subsets are removed")
@@ -143,19 +145,19 @@ def explore(
 
 
 def all_units(code: Code) -> int:
-    """How many units can be removed."""
+    """Return how many units can be removed."""
     from ensdiff.attribution.candidates import Candidates
 
     return len(Candidates.of(code, None))
 
 
 def same_samples(params: Ensemble, samples: Samples, att: Attribution, code: Code | None = None) -> bool:
-    """Whether an attribution can be shown with these samples: each one's first unit is removed anew."""
+    """Return whether an attribution can be shown with these samples, by recomputing the first removal of each."""
     return unfit(params, samples, att, params.code if code is None else code) is None
 
 
 def unfit(params: Ensemble, samples: Samples, att: Attribution, code: Code) -> str | None:
-    """Why an attribution cannot be shown with these samples; None where it can."""
+    """Return why an attribution cannot be shown with these samples, or None if it can."""
     if att.method not in ("exact", "screen") or att.distance != "l2" or att.sets is not None:
         return f"it is by {att.method!r} in {att.distance}; shown are 'exact' or 'screen' of single units in l2"
     if len(att) != len(samples):
@@ -176,7 +178,7 @@ def unfit(params: Ensemble, samples: Samples, att: Attribution, code: Code) -> s
 def _subsets(
     params: Ensemble, samples: Samples, code: Code, unit_BP: Int[np.ndarray, "B P"], resources: Resources
 ) -> list[dict[tuple[int, ...], Removal]]:
-    """Every sample without every set of two or more of its units that leaves a survivor, as one landscape."""
+    """Remove every set of two or more units that leaves a survivor from every sample, in a single landscape."""
     sets, sample_R = [], []
     for b, units in enumerate(unit_BP):
         words_PK = code.rows(units)
@@ -197,7 +199,7 @@ def _subsets(
 
 
 def _classes(data: Dataset, group_of_unit: np.ndarray | None) -> list[str] | None:
-    """The class of each unit, by the labels of its items (or its group); None where that says nothing new."""
+    """Return the class of each unit from the labels of its items or from its group, or None if it adds nothing."""
     if data.labels is not None:
         present = np.setdiff1d(np.arange(data.items), data.absent)
         units, labels = data.unit_of_item[present], data.labels[present]

@@ -1,4 +1,4 @@
-"""The explorer's page: its data as JSON and small PNGs, in the page or, where they are large, in files beside it."""
+"""Writing the explorer's page: its data are JSON and small PNGs, in the page or, if large, in files beside it."""
 
 import importlib.resources
 import json
@@ -20,29 +20,29 @@ from ensdiff.report.page import render
 from ensdiff.sampling.sample import Samples
 
 FIRST = 8
-"""Units of a sample that are in the page from the start; the others are loaded when they are asked for."""
+"""Number of units per sample that the page holds from the start. The others are loaded on demand."""
 PICTURES = 4
-"""Training images shown of a unit with more."""
+"""Maximum number of training images shown per unit."""
 THUMBNAIL = 64
-"""Training images are reduced to so many pixels a side."""
+"""Maximum side of training images in pixels; larger ones are scaled down."""
 BLOCK = 256
-"""Units whose training images are loaded together."""
+"""Number of units whose training images are loaded together."""
 INLINE = 3 * 2**20
-"""Bytes of lazily used data up to which they are in the page, which is then all there is."""
+"""Maximum bytes of on-demand data that are put into the page itself, which is then a single file."""
 
 
 class Exploration(NamedTuple):
-    """What a page is about.
+    """The content of a page.
 
     Args:
         title: its heading.
         samples: the samples.
         layers: one or two kinds of units.
-        command: the start of a command that removes units from these samples, to which ``--remove=3,8`` is added
-            (and ``--groups``, of groups).
+        command: the start of a command that removes units from these samples. The page appends ``--remove=3,8``, and
+            ``--groups`` if groups are removed.
         facts: pairs of a label and a value.
-        metrics: the run's, for the training curves.
-        grids: PNGs of samples while training, by step.
+        metrics: the run's metrics, for the training curves.
+        grids: PNGs of samples during training, by step.
     """
 
     title: str
@@ -55,20 +55,20 @@ class Exploration(NamedTuple):
 
 
 def write_explorer(path: str | os.PathLike, exploration: Exploration, *, inline: int = INLINE) -> pathlib.Path:
-    """Write the page; of more than ``inline`` bytes of data, most go into the folder ``<name>_files`` beside it.
+    """Write the page. On-demand data of more than ``inline`` bytes go into the folder ``<name>_files`` beside it.
 
-    Names are escaped, nothing is fetched from a network, and the page is whole or not written at all.
+    Names are escaped, nothing is fetched from a network, and the page is written completely or not at all.
 
     Args:
-        path: of the page.
-        exploration: what is shown.
-        inline: bytes of lazily used data that are put into the page; 0 for files in any case.
+        path: the path of the page.
+        exploration: the content of the page.
+        inline: maximum bytes of on-demand data that are put into the page; 0 always writes files.
 
     Returns:
         The page's absolute path.
 
     Raises:
-        ValueError: a layer is of other samples.
+        ValueError: a layer is of other samples than the exploration.
     """
     path = pathlib.Path(path).resolve()
     B = len(exploration.samples)
@@ -86,7 +86,7 @@ def write_explorer(path: str | os.PathLike, exploration: Exploration, *, inline:
     template = "explorer/explorer.html.jinja"
     html = render(template, page=exploration, page_json=_json(page), parts={} if beside else parts, **text)
     make_folder(path.parent)
-    if folder.is_dir():  # of an earlier page
+    if folder.is_dir():  # left by an earlier page
         shutil.rmtree(folder)
     if beside:
         folder.mkdir()
@@ -97,13 +97,13 @@ def write_explorer(path: str | os.PathLike, exploration: Exploration, *, inline:
 
 
 def _json(value: Any) -> str:
-    """JSON that may stand inside ``<script>``: no character that HTML knows, and ASCII only."""
+    """Return JSON that is safe inside ``<script>``: ASCII only, without HTML's special characters."""
     text = json.dumps(value, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def page_data(exploration: Exploration, lazy: dict[str, Any]) -> dict[str, Any]:
-    """The JSON of the page; what is used only on demand goes into ``lazy`` by name."""
+    """Return the JSON of the page, and put data that are only used on demand into ``lazy`` by name."""
     images = np.asarray(exploration.samples.images)
     return {
         "members": exploration.layers[0].code.members,
@@ -175,14 +175,14 @@ def _sample(layer: Layer, b: int, first: int, image: np.ndarray) -> dict[str, An
 
 
 def _verdict(layer: Layer, b: int) -> list[int]:
-    """The units that a sample is attributed to."""
+    """Return the units that a sample is attributed to."""
     att = layer.att
     assert att.q_value is not None
     return [int(unit) for unit in att.units[b, at_most(att.q_value[b], att.level)]]
 
 
 def _rows(layer: Layer, b: int, part: slice) -> list[list[Any]]:
-    """Units of a sample: id, influence, p, q and the picture without it."""
+    """Return rows of a sample's units: id, influence, p, q and the picture without the unit."""
     att = layer.att
     rows = []
     for t in range(*part.indices(att.units.shape[1])):
@@ -192,7 +192,7 @@ def _rows(layer: Layer, b: int, part: slice) -> list[list[Any]]:
 
 
 def _units(layer: Layer, ids: np.ndarray) -> dict[str, list[Any]]:
-    """By id: name, class, code word, number of training images and some of those that are not deleted."""
+    """Return by id each unit's name, class, code word, number of training images, and some images not deleted."""
     out = {}
     for unit, word in zip(ids.tolist(), layer.code.rows(ids), strict=True):
         name = str(layer.data.unit_names[unit])
@@ -222,7 +222,7 @@ def _thumbnail(image: np.ndarray) -> str:
 
 
 def _number(value: Any) -> float:
-    """Six significant digits: what is shown has three, and must not be rounded twice."""
+    """Round to six significant digits. The page shows three, so that double rounding does not change them."""
     return float(f"{float(value):.6g}")
 
 
