@@ -87,7 +87,7 @@ def sampler_config(
             raise ValueError(f"sampler is already a SamplerConfig: set {sorted(options)} in it instead")
         if steps is not None and steps != sampler.steps:
             raise ValueError(
-                f"steps={steps}, but the sampler is a SamplerConfig with {sampler.steps} steps: omit steps, or give "
+                f"steps={steps}, but the sampler is a SamplerConfig of {sampler.steps} steps: omit steps, or give "
                 f"dataclasses.replace(sampler, steps={steps})"
             )
         config = sampler

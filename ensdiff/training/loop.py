@@ -191,9 +191,8 @@ def train(
                     run.save(done, state, watch.unlogged())
                 if stopping:
                     run.wait()
-                    kept = "without run_dir, nothing is saved"
-                    if run_dir is not None:
-                        kept = f"{run_dir} has the checkpoint; set resume to continue"
+                    told = f"{run_dir} has the checkpoint; set resume to continue"
+                    kept = "nothing is saved" if run_dir is None else told
                     raise Preempted(f"asked to stop at step {done} of {config.steps}: {kept}")
                 if config.sample_every and done % config.sample_every == 0:
                     run.write_file(f"samples/step_{done:07d}.png", sample_grid(ensemble(state)))
