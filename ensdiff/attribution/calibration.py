@@ -95,8 +95,8 @@ def _unions(code: Code, size: int, n: int, seed: int) -> UInt8[np.ndarray, "n K"
         if len(found) >= n:
             return np.stack(found[:n])
     raise ValueError(
-        f"null={n}: unions of {size} unowned words leave a member too seldom; remove fewer units together, or train "
-        "with more members or a smaller weight"
+        f"null={n}: unions of {size} unowned words rarely leave a surviving member; remove fewer units together, or "
+        "train with more members or a smaller weight"
     )
 
 

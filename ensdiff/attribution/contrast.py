@@ -224,7 +224,7 @@ def _notes(seen_NK: np.ndarray, membership_NK: np.ndarray, known_N: np.ndarray) 
     unknown_N = np.isnan(membership_NK).any(1)[known_N]
     notes = []
     if lost := int((~known_N).sum()):
-        notes.append(f"Everything is NaN for {lost} of {N} units of which items are absent: their loss is unknown.")
+        notes.append(f"Everything is NaN for {lost} of {N} units with absent items: their loss is unknown.")
     if none := int((few_N == 0).sum()):
         notes.append(
             f"Memorization and membership are NaN for {none} of {N} units that all members or no member saw: there is "

@@ -14,7 +14,7 @@ def plot_attribution(att: Any, images_BHWC: np.ndarray, data: Any, top: int) -> 
         check_attributed(att, data)
     B, T = len(att.units), min(top, att.units.shape[1])
     if len(images_BHWC) != B:
-        raise ValueError(f"{len(images_BHWC)} images for an attribution of {B} samples: give the same samples")
+        raise ValueError(f"{len(images_BHWC)} images for an attribution of {B} samples: give the images of its samples")
     figure, axes = sheet(1.3 * (T + 1), 1.6 * B, B, T + 1)
     for b in range(B):
         _show(axes[b, 0], images_BHWC[b], f"sample {b}")

@@ -145,7 +145,7 @@ class _Game:
         else:
             grams = table(estimate, "the Gram matrices", "BKK")
             if grams.shape[1:] != (K, K):
-                raise ValueError(f"the Gram matrices have shape {grams.shape}: expected (B, {K}, {K}), as the code")
+                raise ValueError(f"the Gram matrices have shape {grams.shape}: expected (B, {K}, {K}) for this code")
             J, B = 1, len(grams)
             self.form = gram_forms(grams, w)
             self.empty_F = np.sqrt(np.maximum(np.einsum("k,fkl,l->f", w, grams, w), 0))

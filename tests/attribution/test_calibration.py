@@ -164,7 +164,7 @@ def test_too_small_nulls_say_what_would_do():
         null_ablations(Candidates.of(inside, [{0, 1}]), 9, 0)
     with pytest.raises(ValueError, match="too many to list"):
         null_ablations(Candidates.of(Code.balanced(12, 60, 3), [{0, 1}]), "all", 0)
-    with pytest.raises(ValueError, match="leave a member too seldom"):
+    with pytest.raises(ValueError, match="rarely leave a surviving member"):
         null_ablations(Candidates(Code.balanced(8, 30), sets=(tuple(range(10)),)), 9, 0)
 
 

@@ -133,7 +133,7 @@ def test_a_unit_of_unknown_loss_changes_no_other(rng):
         np.testing.assert_allclose(getattr(found, name)[rest], getattr(without, name), err_msg=name)
         assert np.isnan(getattr(found, name)[5]).all()
     assert found.auc == without.auc
-    assert found.notes == ("Everything is NaN for 1 of 12 units of which items are absent: their loss is unknown.",)
+    assert found.notes == ("Everything is NaN for 1 of 12 units with absent items: their loss is unknown.",)
     loss[6, 0] = np.nan
     with pytest.raises(ValueError, match="expected finite losses .* or rows of NaN for some"):
         contrast_losses(loss, code)

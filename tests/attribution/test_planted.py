@@ -1,7 +1,7 @@
-"""A planted copy is found: one digit, eight times under one unit, is that image's most influential unit by loss.
+"""A planted copy is found: by loss, the unit that contains one digit eight times has the most influence on this digit.
 
-No other test attributes samples of a network that has learned something: other tests train for a few steps, and the
-notebooks and studies print their results without checking them. Training takes most of the time.
+No other test uses a network that has learned something: other tests train for a few steps, and the notebooks and
+studies only print their results. Training takes most of the time.
 """
 
 import os
