@@ -114,7 +114,7 @@ def baseline_scores(
             raise ValueError(f"the baseline {name!r} needs {missing}: give it, or leave the baseline out")
     if params is not None and data.units == params.code.units:
         check_data(params, data)
-    data.check_present("a baseline", "give data that have them, or data.subset of the others")
+    data.check_present("a baseline", "give data with these items, or a data.subset of the other items")
     query, train = _pixels(images), _pixels(data.images)
     if query.shape[1:] != train.shape[1:]:
         raise ValueError(

@@ -68,7 +68,7 @@ class TrainConfig:
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate={self.learning_rate}: expected a positive number")
         if not 0 <= self.ema < 1:
-            raise ValueError(f"ema={self.ema}: expected a decay in [0, 1); 0 is none")
+            raise ValueError(f"ema={self.ema}: expected a decay in [0, 1); 0 disables the average")
 
     def unreached(self) -> list[str]:
         """Return one sentence for each setting that has no full effect within ``steps``; `ensdiff.train` warns of them.
