@@ -231,7 +231,7 @@ def _verify_data(facts: Facts, data: Dataset | None, replay: int, checked: list[
     checked.append("that the data hold every item of units that these members saw, in the manifest's units")
     if replay:
         start, differences = train_anew(facts.run, aligned, facts.survivors, replay)
-        checked.append(f"steps {start} to {facts.run.last} of these members, trained anew, bit for bit")
+        checked.append(f"steps {start} to {facts.run.last} of these members, retrained, bit for bit")
         failures += differences
     return failures
 

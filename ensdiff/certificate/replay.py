@@ -32,7 +32,7 @@ def start_of_replay(run: Run, steps: int) -> int:
     if not near:
         raise ValueError(
             f"--replay={steps}: the run keeps checkpoints {', '.join(map(str, run.steps))}, so at least "
-            f"{run.last - max(starts)} steps must be trained anew"
+            f"{run.last - max(starts)} steps must be retrained"
         )
     return min(near)
 
@@ -71,7 +71,8 @@ def replay(run: Run, aligned: Dataset, members: list[int], steps: int) -> tuple[
         ]
         if differences and other:
             differences.append(
-                "the bits are those of the place of training only, and this is another: " + "; ".join(other)
+                "equal bits can be expected only in the environment of the training, and this one differs: "
+                + "; ".join(other)
             )
     return start, differences
 

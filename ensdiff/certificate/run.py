@@ -70,7 +70,7 @@ class Run:
         description = read_sealed(file)
         if not all(isinstance(description.get(name), dict) for name in ("data", "train")):
             raise ValueError(
-                f"{file} does not say what the members were trained on: only runs that ensdiff.train wrote can be "
+                f"{file} does not state what the members were trained on: only runs that ensdiff.train wrote can be "
                 "certified, not ensembles that were saved or converted"
             )
         try:

@@ -258,7 +258,7 @@ def compare(one: Any, other: Any, names: tuple[str, str], place: str = "") -> li
     """Return one line per field in which two JSON values differ."""
 
     def says(name: str, value: Any) -> str:
-        return f"{name} has no such field" if value is MISSING else f"{name} says {brief(value)}"
+        return f"{name} has no such field" if value is MISSING else f"{name} has {brief(value)}"
 
     return [
         f"{field.name}: {says(names[0], field.one)}, {says(names[1], field.other)}"

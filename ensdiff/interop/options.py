@@ -38,7 +38,7 @@ def _irrelevant(why: str) -> Option:
 
 _METADATA = {
     "_diffusers_version": _irrelevant("which version wrote the file"),
-    "_name_or_path": _irrelevant("where its writer got it from"),
+    "_name_or_path": _irrelevant("the name or path from which its writer loaded it"),
     "_use_default_values": _irrelevant("which values its writer left at their defaults; they are in the file"),
 }
 
@@ -83,8 +83,8 @@ UNET: dict[str, Option] = {
 }
 """``config.json``: arguments of diffusers' `UNet2DModel`."""
 
-_CLIPPING = "sampling only: give `ensdiff.sample` its own `SamplerConfig(clip=...)`"
-_SPACING = "sampling only: give `ensdiff.sample` its own `SamplerConfig(spacing=...)`"
+_CLIPPING = "sampling only: pass `SamplerConfig(clip=...)` to `ensdiff.sample`"
+_SPACING = "sampling only: pass `SamplerConfig(spacing=...)` to `ensdiff.sample`"
 
 SCHEDULER: dict[str, Option] = {
     "_class_name": _fixed("noise levels of Ho et al.", "DDPMScheduler", "DDIMScheduler"),
@@ -93,12 +93,12 @@ SCHEDULER: dict[str, Option] = {
     "beta_start": _honoured("beta of the least noisy level"),
     "beta_end": _honoured("beta of the noisiest level"),
     "beta_schedule": _fixed("beta is linear in t", "linear"),
-    "trained_betas": _fixed("beta is linear in t, not a list of its own", None),
+    "trained_betas": _fixed("beta is linear in t, not an explicit list", None),
     "rescale_betas_zero_snr": _fixed("the noisiest level keeps a little signal", False),
     "prediction_type": _fixed("the network predicts the noise", "epsilon"),
     "predict_epsilon": _fixed("prediction_type in versions before 0.10", True),
     "variance_type": _fixed(
-        "a variance that is not predicted; which one is for sampling only: `SamplerConfig(variance=...)`",
+        "a fixed variance, not a predicted one; its value matters for sampling only: `SamplerConfig(variance=...)`",
         "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log",
     ),
     "clip_sample": _irrelevant(_CLIPPING),

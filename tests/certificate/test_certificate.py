@@ -87,7 +87,7 @@ def test_an_honest_certificate_holds(run_dir, honest, tmp_path):
     result = Certificate.load(tmp_path / "certificate.json").verify(run_dir, data=DATA, replay=5)
     assert result.ok, result.failures
     assert "20 draws of 2 members, none of them of units [3]" in result.checked
-    assert "steps 0 to 5 of these members, trained anew, bit for bit" in result.checked
+    assert "steps 0 to 5 of these members, retrained, bit for bit" in result.checked
     assert certificate == ensdiff.certify(run_dir, UNIT)  # nothing in it depends on when or where it was made
 
 
@@ -556,19 +556,19 @@ def test_a_forged_description_is_a_failure(small, tmp_path, change):
     """A failure of the verification, and no error of another kind."""
     write_sealed(tmp_path / "run.json", {**read_sealed(small / "run.json"), **change})
     result = Certificate.load(small / "certificate.json").verify(tmp_path)
-    assert any("run.json" in line and ("is not the des" in line or "does not say" in line) for line in result.failures)
+    assert any("run.json" in line and ("is not the des" in line or "does not state" in line) for line in result.failures)
 
 
 def test_an_older_checkpoint_of_another_run(run_dir, copied):
     """One of another seed, and one with all members."""
     path, certificate = copied
     reseal(path / "checkpoints" / "2", lambda text: text["train"].update(seed=9, log_every=7))
-    with pytest.raises(ValueError, match=r"^train.seed: run.json says 0, checkpoints/2 says 9$"):
+    with pytest.raises(ValueError, match=r"^train.seed: run.json has 0, checkpoints/2 has 9$"):
         ensdiff.certify(path, [UNIT])
     shutil.copytree(run_dir.with_name("small") / "checkpoints" / "2", path / "checkpoints" / "2", dirs_exist_ok=True)
     shutil.rmtree(path / "checkpoints" / "4")
     shutil.copytree(run_dir / "checkpoints" / "4", path / "checkpoints" / "4")
-    with pytest.raises(ValueError, match=r"code.members: run.json says 2, checkpoints/4 says 4"):
+    with pytest.raises(ValueError, match=r"code.members: run.json has 2, checkpoints/4 has 4"):
         ensdiff.certify(path, [UNIT])
     here = open_checkpoint(path, 5).description
     more = {name: here[name] for name in ("code", "origin", "sums")}
@@ -671,12 +671,12 @@ def test_units_of_the_data_are_compared(small, copied, examined_once):
 
 
 @pytest.mark.parametrize(("file", "change", "message"), [
-    ("run.json", {"train": {"seed": 1}}, "train.seed: run.json says 1, checkpoints/5 says 0"),
+    ("run.json", {"train": {"seed": 1}}, "train.seed: run.json has 1, checkpoints/5 has 0"),
     ("run.json", {"code": {"units": 7}}, "run.json is not the description of a run"),
     ("run.json", {"origin": {"members": [0, 1]}}, "the code is not that of members [0, 1]"),
     ("run.json", {"data": {"digest": "0" * 64}}, "description states " + "0" * 64),
-    ("run.json", {"model": {"dropout": 0.5}}, "model.dropout: run.json says 0.5, checkpoints/5 says 0.0"),
-    ("run.json", {"schedule": {"timesteps": 21}}, "schedule.timesteps: run.json says 21"),
+    ("run.json", {"model": {"dropout": 0.5}}, "model.dropout: run.json has 0.5, checkpoints/5 has 0.0"),
+    ("run.json", {"schedule": {"timesteps": 21}}, "schedule.timesteps: run.json has 21"),
 ])  # fmt: skip
 def test_a_changed_description_says_which_field(copied, file, change, message):
     path, certificate = copied
@@ -697,7 +697,7 @@ def test_changed_parameters_are_named_by_member(run_dir, tmp_path, record_proper
     lines = [line for line in result.failures if line.startswith("parameters.sha256")]
     assert {line.split(":")[0].split(".")[2] for line in lines} == {str(k) for k in SURVIVORS}
     assert any(
-        line.startswith("config.train.learning_rate: the certificate says 0.01, the run") for line in result.failures
+        line.startswith("config.train.learning_rate: the certificate has 0.01, the run") for line in result.failures
     )
     counted(record_property, "forgeries detected")
 
@@ -775,7 +775,7 @@ def test_replay_needs_what_it_needs(copied):
     shutil.rmtree(path / "checkpoints" / "4")
     again = ensdiff.certify(path, [UNIT])
     (line,) = again.verify(path, data=DATA, replay=2).failures
-    assert line == "--replay=2: the run keeps checkpoints 2, 5, so at least 3 steps must be trained anew"
+    assert line == "--replay=2: the run keeps checkpoints 2, 5, so at least 3 steps must be retrained"
     file = path / "environment.jsonl"
     (place,) = read_environments(path)
     file.write_text(json.dumps({**place, "mesh": {"member": 8, "data": 1}}) + "\n")
@@ -793,7 +793,7 @@ def test_a_replay_elsewhere_says_so_when_bits_differ(copied):
     file.write_text(json.dumps({**place, "cpu": "another", "mesh": {"member": 1, "data": 2}}) + "\n")
     lines = ensdiff.certify(path, [UNIT]).verify(path, data=DATA, replay=5).failures
     if lines:  # two data shards sum gradients in another order
-        assert "this is another: cpu: 'another', here" in lines[-1]
+        assert "this one differs: cpu: 'another', here" in lines[-1]
 
 
 @pytest.mark.slow
@@ -850,7 +850,7 @@ def test_digits_from_the_command_line(run, tmp_path):
     done = run("certify", "verify", f"--run={small}", "--replay=2")
     assert done.returncode == 0, done.stderr
     assert "the certificate holds" in done.stdout
-    assert "checked: steps 2 to 4 of these members, trained anew, bit for bit" in done.stdout
+    assert "checked: steps 2 to 4 of these members, retrained, bit for bit" in done.stdout
     digest = json.loads((small / "certificate.json").read_text())["digest"]
     assert run("certify", "verify", f"--run={small}", f"--digest={digest}").returncode == 0
     assert run("certify", "verify", f"--run={small}", "--digest=123").returncode == 1

@@ -193,7 +193,7 @@ def test_a_unit_shows_its_counterfactual_difference_and_members(tab, pages, flat
     tab.click("#gain option[value='1']")
     tab.until(lambda: (tab.canvas("#difference")[..., 1] == gap).all())
     tab.click("#signed")
-    tab.until(lambda: "grey is none" in tab.text("difference-caption"))
+    tab.until(lambda: "grey means no difference" in tab.text("difference-caption"))
     assert f"{gap.max() / 255:.3g} at most" in tab.one("#difference").get_attribute("aria-label")
     drawn = [
         ["on" in i.get_attribute("class") for i in row.find_elements("css selector", "i")] for row in tab.all(".word")

@@ -244,7 +244,7 @@ const explorer = (() => {
     }
     canvas.getContext("2d").putImageData(before, 0, 0);
     const mean = sum / (0.75 * before.data.length * 255);
-    $("difference-caption").textContent = `difference × ${gain}${signed ? ", grey is none" : ""}`;
+    $("difference-caption").textContent = `difference × ${gain}${signed ? ", grey means no difference" : ""}`;
     canvas.setAttribute("aria-label", `difference: ${show(mean)} on average, ${show(largest / 255)} at most, of a range of 1`);
   }
   function divide() {
