@@ -113,7 +113,7 @@ def _check_records(path: pathlib.Path) -> None:
 
 
 def _real(array: np.ndarray, name: str) -> np.ndarray:
-    """Floats of any size (also bfloat16) as float32."""
+    """Return floats of any size (including bfloat16) as float32."""
     if jnp.issubdtype(array.dtype, jnp.complexfloating):
         raise ValueError(f"{name} is complex ({array.dtype}): expected real numbers")
     return array.astype(np.float32) if jnp.issubdtype(array.dtype, jnp.floating) else array

@@ -102,15 +102,15 @@ class Universe:
         return self._tiles("factual.png", self.image_shape, self.count)
 
     def counterfactual(self, unit: int) -> UInt8[np.ndarray, "B H W C"]:
-        """The samples without unit ``unit``, counted from 0."""
+        """Return the samples without unit ``unit``, counted from 0."""
         return self._tiles(f"leave_{self._check(unit) + 1}_out.png", self.image_shape, self.count)
 
     def counterfactuals(self) -> Iterator[UInt8[np.ndarray, "B H W C"]]:
-        """The samples without each unit, in order."""
+        """Yield the samples without each unit, in order."""
         return (self.counterfactual(unit) for unit in range(self.units))
 
     def training(self, unit: int) -> UInt8[np.ndarray, "n H W C"]:
-        """The training images of unit ``unit``, counted from 0."""
+        """Return the training images of unit ``unit``, counted from 0."""
         self._check(unit)
         if self._one:
             return self._training_set()[unit : unit + 1]

@@ -67,7 +67,7 @@ class RunDirectory:
         self._description: dict[str, Any] = {}
         self._damaged = False
         self._writing: int | None = None
-        """Step of the newest checkpoint, which may still be being written."""
+        """Step of the newest checkpoint, whose writing may still be in progress."""
 
     @classmethod
     def open(
@@ -233,9 +233,8 @@ class RunDirectory:
             if not (path / "run.json").exists():  # Orbax would recreate the folder without the rest of the run
                 raise FileNotFoundError(f"{path / 'run.json'} is gone")
 
-        sums = {
-            part: all_sums(some) for part, some in tree.items()
-        }  # the previous checkpoint may still be being written
+        # the previous checkpoint may still be in progress
+        sums = {part: all_sums(some) for part, some in tree.items()}
         self.wait()
         with self._explained(f"checkpoint {step}"):
             hosts.decide(check)
