@@ -101,8 +101,10 @@ def upsampled_conv2d(
     """
     B, H, W, C = x_BHWC.shape
     D = kernel.shape[-1]
-    merge = np.array([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], np.float32)  # parity, tap of 2, tap of 3
-    small = jnp.einsum("apr,bqs,rscd->pqcabd", merge, merge, kernel, precision="highest").astype(kernel.dtype)
+    wide = np.result_type(kernel.dtype, np.float32)  # weights of bfloat16 are added in float32
+    merge = np.array([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], wide)  # parity, tap of 2, tap of 3
+    small = jnp.einsum("apr,bqs,rscd->pqcabd", merge, merge, kernel.astype(wide), precision="highest")
+    small = small.astype(kernel.dtype)
     y = conv2d(x_BHWC, small.reshape(2, 2, C, 4 * D), strategy=strategy).reshape(B, H + 1, W + 1, 2, 2, D)
     rows = [jnp.stack([y[:, a : a + H, b : b + W, a, b] for b in (0, 1)], axis=3) for a in (0, 1)]
     return jnp.stack(rows, axis=2).reshape(B, 2 * H, 2 * W, D)

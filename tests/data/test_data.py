@@ -163,7 +163,7 @@ def test_any_labels_make_the_groups_of_a_code(labels, names):
 
 def test_a_label_that_stands_for_none_makes_no_group():
     read = data.arrays(np.zeros((4, 2, 2), np.uint8), labels=[0, 1, -1, 1])
-    with pytest.raises(ValueError, match="1 items have the label -1.*first is item 2"):
+    with pytest.raises(ValueError, match="1 items have the label -1.*first one is item 2"):
         build_code({"members": 8, "groups": "label"}, read)
 
 

@@ -79,11 +79,11 @@ def test_an_interrupted_write_goes_on(landscape, whole, tmp_path, monkeypatch):
     path = tmp_path / "x.ctf"
     computed, plain = [], ctf.ablated
 
-    def ablated(params, samples, rows, index, **resources):
+    def ablated(params, samples, rows, index, resources):
         computed.append(len(rows) // len(samples))
         if len(computed) == 3:
             raise KeyboardInterrupt
-        return plain(params, samples, rows, index, **resources)
+        return plain(params, samples, rows, index, resources)
 
     monkeypatch.setattr(ctf, "ablated", ablated)
     monkeypatch.setattr(ctf, "STATES", 6)  # two units a call
