@@ -67,7 +67,8 @@ def count_micro_batches(
 
     It is 1 on accelerators.
 
-    >>> count_micro_batches(UNetConfig(channels=32), (28, 28, 1), 16, ensdiff.make_mesh(1, devices=jax.devices("cpu")[:1]))
+    >>> mesh = ensdiff.make_mesh(1, devices=jax.devices("cpu")[:1])
+    >>> count_micro_batches(UNetConfig(channels=32), (28, 28, 1), 16, mesh)
     8
     """
     held = CACHED.get(platform(mesh))

@@ -46,9 +46,9 @@ def distances(a: ArrayLike, b: ArrayLike, axes: int = 3) -> Float[np.ndarray, ".
     return np.sqrt(np.square(difference).sum(axis=tuple(range(-axes, 0))))
 
 
-def correlate(a: np.ndarray, b: np.ndarray) -> Float[np.ndarray, "..."] | np.floating:
+def correlate(a: np.ndarray, b: np.ndarray) -> Float[np.ndarray, "..."]:
     """Return the Pearson correlation over the last axis; 0 where either array is constant."""
-    return (_direction(a) * _direction(b)).sum(-1)
+    return np.asarray((_direction(a) * _direction(b)).sum(-1))
 
 
 def _direction(values: np.ndarray) -> np.ndarray:
