@@ -208,7 +208,10 @@ def decide(choose: Callable[[], T]) -> T:
 
 
 def together(act: Callable[[], T]) -> T:
-    """Call ``act`` on every process and return its own result. If any call fails, all raise the first such error."""
+    """Call ``act`` on every process and return this process's result.
+
+    If calls fail, every process raises the error of the first process that failed, in process order.
+    """
     return _settle(act, deciding=range(jax.process_count()))[jax.process_index()]
 
 

@@ -157,7 +157,7 @@ def jacobian_step(case: Case) -> Step:
 
 
 def loss_step(case: Case) -> Step:
-    """Return the program of some draws of the loss matrix (7) for one image."""
+    """Return the program that adds some draws of (t, eps) for one image to the loss matrix R, see `LossMatrix`."""
     shards, K = case.mesh.shape["data"], case.members
     draws = 32 * shards
     function = block_step(case.model, case.schedule, case.image_shape, case.mesh)

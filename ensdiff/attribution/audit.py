@@ -31,7 +31,7 @@ class Audit(NamedTuple):
     """The recall of a screen, estimated by a random audit of unverified candidates.
 
     Args:
-        checked: audited candidates per sample.
+        checked: number of audited candidates per sample.
         exceeding_B: number of audited candidates that exceed the last returned influence.
         recall_B: recall (a1) of each sample.
         low_B: lower end of its confidence interval.

@@ -180,10 +180,10 @@ def place(params: Ensemble, key: Array, mesh: Mesh, resources: Resources) -> Pla
 
 
 def model_images(params: Ensemble, images: ArrayLike) -> Float[Array, "B H W C"]:
-    """Return any images, checked, in model space.
+    """Check images, generated or not, and return them in the value range of the model.
 
     Raises:
-        ValueError: a shape that is not the ensemble's, or values further outside of [0, 1] than rounding explains.
+        ValueError: a shape that is not the ensemble's, or values outside [0, 1] by more than rounding explains.
     """
     return to_model(jnp.asarray(check_images(images, tuple(params.image_shape))), params.value_range)
 

@@ -106,8 +106,8 @@ def stream(
     Args:
         forms: the forms of the samples.
         count: number of ablations.
-        source: a code, whose units are removed one by one, or a function of (start, stop) to the words that are
-            dropped.
+        source: a code, whose units are removed one by one, or a function that takes (start, stop) and returns the
+            words of these ablations (1 = dropped).
         first: where to begin: 0, or the start of a chunk of an earlier call.
         chunk: ablations per chunk; by default 131,072.
         progress: show a progress bar.
@@ -163,9 +163,9 @@ class _Waiting(NamedTuple):
 
 
 def byte_tables(matrix_BKK: Float[np.ndarray, "B K K"]) -> Float[np.ndarray, "B pairs 65536"]:
-    """Return for each pair p < q of bytes of s its part of ``s^T A s``, for all 2^16 values (byte p is the high byte).
+    """Return, for each pair p < q of bytes of s, the table of what it adds to ``s^T A s`` at each of its 2^16 values.
 
-    The part of a single byte is included in the table of the first pair that contains it.
+    Byte p is the high byte of the value. What a single byte adds is in the table of the first pair that contains it.
     """
     B, K, _ = matrix_BKK.shape
     count = _bytes(K)

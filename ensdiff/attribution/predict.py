@@ -22,7 +22,7 @@ def predicted_counterfactuals(
 ) -> Float[np.ndarray, "M B H W C"]:
     """Predict by (5) what each sample would have been without each unit: ``clip(x + J (w_-i - w), 0, 1)``.
 
-    The prediction takes one run per sample for any number of units; `ensdiff.counterfactuals` regenerates instead.
+    This takes one sampling run per sample for any number of units; `ensdiff.counterfactuals` regenerates instead.
 
     Args:
         params: the ensemble.

@@ -131,7 +131,7 @@ def group_values(
 
 
 class _Game:
-    """The game v, for every sample and, if R was drawn, for every block of draws."""
+    """The game v of every form: one form per sample or, if R was drawn, per block of draws and sample."""
 
     def __init__(self, estimate: Any, code: Code, weights_K: Any, skip: bool):
         K = code.members
@@ -152,11 +152,11 @@ class _Game:
         self.blocks, self.samples, self.forms = J, B, J * B
 
     def mean(self, of_FX: np.ndarray) -> np.ndarray:
-        """Return the mean over the blocks."""
+        """Return the (B, X) mean over the blocks."""
         return of_FX.reshape(self.blocks, self.samples, -1).mean(0)
 
     def draws_variance(self, value_FG: np.ndarray) -> np.ndarray:
-        """Return the variance of the mean over the blocks."""
+        """Return the (B, G) variance of the mean over the blocks of draws; 0 with one block."""
         if self.blocks == 1:
             return np.zeros((self.samples, value_FG.shape[1]))
         return value_FG.reshape(self.blocks, self.samples, -1).var(0, ddof=1) / self.blocks

@@ -163,14 +163,17 @@ class Certificate:
         return failures
 
     def _verify_streams(self, facts: Facts, checked: list[str]) -> list[str]:
-        """Return draws of the units by survivors, or by members that the certificate lists as survivors."""
+        """Return a line for each survivor, real or only listed as one, that drew a unit it must not have seen.
+
+        A line about the examined draws is added to ``checked``.
+        """
         failures = [f"streams: {line}" for line in (*facts.streams.violations, *self._claimed(facts))]
         draws = facts.run.last * facts.run.config.batch_size * len(facts.survivors)
         checked.append(f"{draws:,} draws of {len(facts.survivors)} members, none of them of units {facts.units}")
         return failures
 
     def _claimed(self, facts: Facts) -> list[str]:
-        """Return draws of the units by members that the certificate wrongly lists as survivors."""
+        """Return a line for each member wrongly listed as a survivor that drew a unit it must not have seen."""
         members = self.values.get("members")
         claimed = members.get("survivors") if isinstance(members, dict) else None
         entries = claimed if isinstance(claimed, list) else []

@@ -102,7 +102,7 @@ def odd_files(files: Files) -> list[str]:
 
 
 def hashes(path: pathlib.Path, files: Files) -> dict[str, str]:
-    """Return the SHA-256 of each certified file."""
+    """Return the SHA-256 of each certified file, keyed by its path within the run."""
     return {name: file_sum(path / name) for name in files.certified}
 
 

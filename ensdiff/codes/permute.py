@@ -116,7 +116,7 @@ def _rounds(x: np.ndarray, a: np.ndarray, b: np.ndarray, key: np.ndarray) -> np.
 
 
 def _permute_large(index: Any, size: int, key: Any) -> np.ndarray:
-    """Evaluate the same network on Python integers, for one size and one key."""
+    """Compute `permute` for one key and one size of any length, on Python integers and with a longer hash."""
     numbers = np.asarray(index, dtype=object)
     out = np.empty(numbers.shape, dtype=object)
     a = math.isqrt(size - 1) + 1

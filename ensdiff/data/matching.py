@@ -15,8 +15,9 @@ def match_items(
     """Return, for each item of a manifest, the index of a given item with the same content, or -1.
 
     No given item is used twice. Items whose content occurs once on both sides determine which given unit corresponds to
-    which unit of the manifest. Copies are then assigned within corresponding units, and the remaining copies in order,
-    the k-th to the k-th. If there are fewer given copies than in the manifest, the units in ``absent`` get none.
+    which unit of the manifest. Copies are then assigned within corresponding units, and the remaining copies of each
+    content in order: the first to the first, the second to the second. If there are fewer given copies than in the
+    manifest, the units in ``absent`` get none.
 
     Args:
         manifest: the manifest whose items are looked for.

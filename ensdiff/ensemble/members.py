@@ -77,7 +77,7 @@ def apply_member(model: UNetConfig, params: Params, x_BHWC: Array, t_B: Array) -
 
 
 def sum_over_micro_batches(function: Callable, count: int, *arrays_B: Array) -> Any:
-    """Evaluate a ``function`` that sums over a batch as a sum over ``count`` micro-batches, one after another."""
+    """Call ``function``, which sums over a batch, on ``count`` equal micro-batches in turn and add up the results."""
     if count == 1:
         return function(*arrays_B)
     return _add_up(function, tuple(a.reshape(count, len(a) // count, *a.shape[1:]) for a in arrays_B))

@@ -21,7 +21,7 @@ DEFAULTS: dict[str, Any] = {
 
 
 def model_options(params: Ensemble) -> dict[str, Any]:
-    """Return the content of a ``config.json`` with which `UNet2DModel` is the same U-Net.
+    """Return the content of a ``config.json`` from which `UNet2DModel` builds the same U-Net.
 
     Raises:
         ValueError: `UNet2DModel` cannot represent the U-Net.

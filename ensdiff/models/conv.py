@@ -139,7 +139,7 @@ def _patches(x_BHWC: Array, h: int, w: int, stride: int, padding: int) -> Array:
 
 
 def _by_lax(a: Array, b: Array, out: Out, size: tuple[int, int], stride: int, padding: int) -> Array:
-    """Compute the form with XLA's convolution and its transposes by autodiff."""
+    """Compute what ``out`` selects with XLA's convolution, or with its transposes by autodiff."""
 
     def conv(x, k):
         return _plain(x, k, stride, (padding, padding))
@@ -148,7 +148,7 @@ def _by_lax(a: Array, b: Array, out: Out, size: tuple[int, int], stride: int, pa
 
 
 def _by_matmul(a: Array, b: Array, out: Out, size: tuple[int, int], stride: int, padding: int) -> Array:
-    """Compute the form as a matrix product with the windows of the input."""
+    """Compute what ``out`` selects as a matrix product with the windows of the input, or as its transpose."""
 
     def conv(x, k):
         h, w, C, D = k.shape
@@ -168,7 +168,7 @@ def _by_transpose(conv, a: Array, b: Array, out: Out, size: tuple[int, int]) -> 
 
 
 def _on_cpu(a: Array, b: Array, out: Out, size: tuple[int, int], stride: int, padding: int) -> Array:
-    """Compute the form with convolutions that XLA's CPU backend runs at full speed even inside loops."""
+    """Compute what ``out`` selects with convolutions that XLA's CPU backend runs at full speed even inside loops."""
     if out == "y":
         return _plain(a, b, stride, (padding, padding))
     if stride > 1:

@@ -33,7 +33,7 @@ Grid = list[list[Array]]
 
 
 def output(x_BHWC: Num[ArrayLike, "B H W C"], kernel: Num[ArrayLike, "3 3 C D"]) -> Float[Array, "B H W D"]:
-    """Compute the cross-correlation of stride 1, with one row or column of zeros on each side of the input.
+    """Return the cross-correlation of images with a 3x3 kernel, at stride 1, with one pixel of zeros around each image.
 
     Args:
         x_BHWC: images of any size.

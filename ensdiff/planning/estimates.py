@@ -41,7 +41,7 @@ class Accelerator(NamedTuple):
 
     Args:
         platform: ``"cpu"``, ``"gpu"`` or ``"tpu"``.
-        memory: bytes per chip; None if the name does not determine the machine's memory.
+        memory: bytes per chip; None if machines of this kind differ in memory.
         peak: FLOP/s in the data sheet, by compute dtype; empty if ``measured`` is given.
         measured: FLOP/s of each job, measured by `experiments.benchmark`.
         note: description of the chip.

@@ -35,12 +35,12 @@ class UnitCard(NamedTuple):
 
     Args:
         name: its name.
-        images: (n, H, W, C) its training images that are not deleted.
+        images: (n, H, W, C) those of its training images that the data set still holds.
         counterfactual: (H, W, C) in [0, 1], the sample without the unit.
-        influence: how far the sample moves.
+        influence: how far the sample moves without the unit, in the units of `Attribution.influence`.
         members: (K,) 1 for each member that saw the unit.
         extra: further values, such as a p-value.
-        deleted: number of its training images that are deleted.
+        deleted: number of its training images that were deleted from the data set.
     """
 
     name: str
@@ -92,7 +92,7 @@ def difference(image: np.ndarray, counterfactual: np.ndarray) -> np.ndarray:
 
 
 def write_page(path: str | os.PathLike, page: Page) -> pathlib.Path:
-    """Write the page as one file, completely or not at all. It fetches nothing, and names in it are escaped.
+    """Write the page as one file, completely or not at all. The page loads nothing else, and names in it are escaped.
 
     Returns:
         The file's absolute path.

@@ -21,6 +21,7 @@ Modules, from the lowest up:
 
 - `sums`: checksums of members; `description`: reading and comparing the descriptions of runs and checkpoints.
 - `checkpoints`: opening a checkpoint and reading its arrays, with all comparisons of array checksums.
+- `layout`: converting the arrays of checkpoints in older formats.
 - `logs`, `environment`: the line-by-line files, and where a run was trained.
 - `resuming`: whether a run may be resumed; `directory`: writing and resuming a run.
 - `loading`: `ensdiff.load` and `ensdiff.save`; `checking`: `ensdiff.check_run`; `identity`: matching data to a run.
