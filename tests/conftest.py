@@ -9,13 +9,8 @@ from jaxtyping import install_import_hook
 
 import tests.shapes  # noqa: F401
 
-HOOKED = (
-    "ensdiff.attribution.differential", "ensdiff.attribution.exact", "ensdiff.attribution.forms", "ensdiff.codes",
-    "ensdiff.data", "ensdiff.diffusion", "ensdiff.ensemble", "ensdiff.metrics", "ensdiff.models",
-    "ensdiff.report.figures", "ensdiff.training.step",
-)  # fmt: skip
-"""Modules and rooms whose arrays are checked. The hook stays installed, for modules that are imported lazily."""
-install_import_hook(HOOKED, "tests.shapes.check_arrays")
+# stays installed, for what `import ensdiff` leaves to its first use
+install_import_hook("ensdiff", "tests.shapes.check_arrays")
 import jax
 import numpy as np
 import pytest

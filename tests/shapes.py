@@ -1,4 +1,4 @@
-"""The type checker of jaxtyping's import hook: shapes and dtypes of arrays.
+"""The type checker of jaxtyping's import hook: shapes and dtypes of arrays, in every module of the library.
 
 mypy checks all other types. Checking those at run time would hide the error that a user sees for a wrong argument. For
 the same reason, a public function that checks an array itself annotates the type that it accepts before this check.

@@ -3,7 +3,6 @@
 import importlib
 import pkgutil
 
-import jax
 import jax.numpy as jnp
 import pytest
 from jaxtyping import TypeCheckError
@@ -11,12 +10,12 @@ from jaxtyping import TypeCheckError
 import ensdiff
 from ensdiff.codes.combinations import unrank
 from ensdiff.models.conv import conv2d
-from tests.conftest import HOOKED, SMOKE
+from tests.conftest import SMOKE
 from tests.helpers import ROOT
 
 
 def test_no_promotion():
-    with pytest.raises(jax.dtypes.TypePromotionError):
+    with pytest.raises(ValueError, match="dtype promotion"):
         jnp.ones(2, jnp.int32) + jnp.ones(2)
     with pytest.raises(ValueError, match="rank_promotion"):
         jnp.ones((3, 2)) + jnp.ones(2)
@@ -29,10 +28,8 @@ def test_shapes_are_checked():
         conv2d(jnp.ones((2, 4, 4, 1), jnp.int32), jnp.ones((3, 3, 1, 1)))
 
 
-def test_modules_are_hooked():
-    found = [module.name for module in pkgutil.walk_packages(ensdiff.__path__, "ensdiff.")]
-    names = [name for name in found if any(f"{name}.".startswith(f"{hooked}.") for hooked in HOOKED)]
-    assert len(names) > 30
+def test_every_module_is_hooked():
+    names = [found.name for found in pkgutil.walk_packages(ensdiff.__path__, "ensdiff.")]
     unhooked = [name for name in names if type(importlib.import_module(name).__loader__).__name__ != "_JaxtypingLoader"]
     assert unhooked == []
     assert unrank.__wrapped__.__module__ == unrank.__module__
