@@ -18,7 +18,7 @@ from ensdiff.attribution.audit import Audit
 from ensdiff.attribution.calibration import Null, null_ablations
 from ensdiff.attribution.candidates import Candidates
 from ensdiff.attribution.draws import LossConfig
-from ensdiff.attribution.exact import Distance
+from ensdiff.attribution.exact import Distance, measure_of
 from ensdiff.attribution.ranking import Ranking, audit_shortlist, calibrate, rank, rank_shortlist, significance
 from ensdiff.attribution.request import Request, check_method, check_request, measure_name, name_of, named_sampler
 from ensdiff.attribution.result import Attribution
@@ -118,7 +118,7 @@ def attribute(
     measure = measure_name(features, distance)
     algorithm = resolve(params.model.conv, predicting=True)  # other algorithms round differently
     with pieces(partial, __version__, params, named_sampler(samples), measure, algorithm) as kept:
-        inputs = Inputs(params, samples, features, distance, resources, kept)
+        inputs = Inputs(params, samples, features, measure_of(features, distance), resources, kept)
         scores = scores_of(method, inputs, candidates, config, request.seed)
         calibration = calibrate(scores.final, ablations)
         found: Audit | None = None

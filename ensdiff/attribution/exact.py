@@ -23,6 +23,45 @@ Distance = Callable[[Array, Array], Array]
 """A function from counterfactuals and samples, both (P, H, W, C) in [0, 1] (or both features), to P distances >= 0."""
 
 
+class Measure(NamedTuple):
+    """A distance between images, compiled: its features, and the distances of images from the features of others.
+
+    Both are traced once for each shape of their arguments, so that other chunks and other candidates compile nothing.
+    Later changes of anything else that the caller's functions read have no effect on a measure: make one for each call.
+    """
+
+    embed: Callable[[Array], Array]
+    distances: Callable[[Array, Array], Array]
+
+
+def measure_of(features: Callable[[Array], Array] | None, distance: Distance | None) -> Measure:
+    """Return the measure for the caller's features and distance; None stands for pixels and L2."""
+    return _l2_of_pixels() if features is None and distance is None else _compile(features, distance)
+
+
+@functools.cache
+def _l2_of_pixels() -> Measure:
+    return _compile(None, None)
+
+
+def _compile(features: Callable[[Array], Array] | None, distance: Distance | None) -> Measure:
+    @jax.jit
+    def embed(images):
+        return jnp.asarray(images if features is None else features(images), jnp.float32)
+
+    @jax.jit
+    def distances(images, factual):
+        value_P = (l2 if distance is None else distance)(embed(images), factual)
+        if jnp.shape(value_P) != (len(images),):
+            raise ValueError(
+                f"the distance {getattr(distance, '__name__', distance)} returned shape {jnp.shape(value_P)} for "
+                f"{len(images)} pairs: expected ({len(images)},), one number per pair"
+            )
+        return value_P
+
+    return Measure(embed, distances)
+
+
 def exact_influence(
     params: Ensemble,
     samples: Samples,
@@ -38,62 +77,36 @@ def exact_influence(
     """Return the distance between sample ``sample_R[r]`` and its counterfactual under the weights ``weights_RK[r]``.
 
     Only the distances leave the device. Each entry r is one pair of a sample and an ablation, so that every sample can
-    have its own ablations. ``features`` and ``distance`` are traced once for each shape of their arguments and kept
-    from call to call, so their results must depend only on their arguments.
+    have its own ablations. ``features`` and ``distance`` are traced once for each shape of their arguments.
 
     Raises:
         ValueError: the samples are from another ensemble.
     """
-    check_samples(params, samples, "exact ablation", factual=False)
+    resources = Resources(chunk, memory_budget, progress)
+    return measured_influence(params, samples, weights_RK, sample_R, measure_of(features, distance), resources)
 
-    try:
-        programs = _programs(features, distance)
-    except TypeError:  # a callable without a hash
-        programs = _programs.__wrapped__(features, distance)
-    factual_BF = np.asarray(programs.embed(samples.images))
+
+def measured_influence(
+    params: Ensemble,
+    samples: Samples,
+    weights_RK: Float[np.ndarray, "R K"],
+    sample_R: Int[np.ndarray, " R"],
+    measure: Measure,
+    resources: Resources,
+) -> Float[np.ndarray, " R"]:
+    """Do what `exact_influence` does, with a measure that several calls share."""
+    check_samples(params, samples, "exact ablation", factual=False)
+    factual_BF = np.asarray(measure.embed(samples.images))
     out = np.empty(len(weights_RK), np.float32)
     size = 0
     for rows, images in run_states(
-        params,
-        samples.config,
-        samples.noise.take(sample_R),
-        weights_RK,
-        Resources(chunk, memory_budget, progress),
-        what="ablate",
+        params, samples.config, samples.noise.take(sample_R), weights_RK, resources, what="ablate"
     ):
         size = max(size, len(images))
         place_P = np.minimum(np.arange(size), len(images) - 1)  # pads the last chunk to the shape of the other chunks
         images = images if size == len(images) else images[place_P]
-        out[rows] = programs.measure(images, factual_BF[sample_R[rows]][place_P])[: rows.stop - rows.start]
+        out[rows] = measure.distances(images, factual_BF[sample_R[rows]][place_P])[: rows.stop - rows.start]
     return out
-
-
-class _Programs(NamedTuple):
-    """The compiled functions for one choice of features and distance."""
-
-    embed: Callable[[Array], Array]
-    measure: Callable[[Array, Array], Array]
-
-
-@functools.lru_cache(maxsize=8)
-def _programs(features: Callable[[Array], Array] | None, distance: Distance | None) -> _Programs:
-    """Return the compiled functions, cached so that other chunks and other candidates compile nothing."""
-
-    @jax.jit
-    def embed(images):
-        return jnp.asarray(images if features is None else features(images), jnp.float32)
-
-    @jax.jit
-    def measure(images, factual):
-        value_P = (l2 if distance is None else distance)(embed(images), factual)
-        if jnp.shape(value_P) != (len(images),):
-            raise ValueError(
-                f"the distance {getattr(distance, '__name__', distance)} returned shape {jnp.shape(value_P)} for "
-                f"{len(images)} pairs: expected ({len(images)},), one number per pair"
-            )
-        return value_P
-
-    return _Programs(embed, measure)
 
 
 def l2(one: Array, other: Array) -> Float[Array, " P"]:

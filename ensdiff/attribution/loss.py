@@ -117,7 +117,8 @@ def loss_matrix(
     alike = dataclasses.replace(config, draws=2 * config.block, max_draws=2 * config.block, target_error=None)
 
     def block_of(number: int) -> _Block:
-        return _Block(**kept.get_all(lambda: compute(number)._asdict(), "loss", number, key, repr(alike), images))
+        # "loss" alone named pieces that held one array
+        return _Block(**kept.get_all(lambda: compute(number)._asdict(), "losses", number, key, repr(alike), images))
 
     most = config.max_draws if config.target_error is not None else config.draws
     code = params.code if code is None else code

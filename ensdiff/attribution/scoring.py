@@ -1,6 +1,5 @@
 """The scores that each method of `attribute` gives to ablations; an ablation is given by the members that it drops."""
 
-import dataclasses
 import functools
 import json
 from collections.abc import Callable, Iterator
@@ -13,7 +12,7 @@ from jaxtyping import Float, Int, UInt8
 from ensdiff.attribution.candidates import Candidates, uniform
 from ensdiff.attribution.differential import gram
 from ensdiff.attribution.draws import LossConfig
-from ensdiff.attribution.exact import Distance, exact_influence
+from ensdiff.attribution.exact import Measure, measured_influence
 from ensdiff.attribution.forms import Chunk, Forms, gram_forms, loss_forms, score_words, stream
 from ensdiff.attribution.loss import LossMatrix, loss_matrix
 from ensdiff.ensemble.ensemble import Ensemble
@@ -59,7 +58,7 @@ class Inputs(NamedTuple):
         params: the ensemble.
         samples: the result of `ensdiff.sample`, or images (B, H, W, C) for methods that regenerate nothing.
         features: a function from images to the features between which distances are measured; None for pixels.
-        distance: the distance between pixels or features; None for L2.
+        measure: the distance between pixels or features, compiled for this call alone.
         resources: memory budget, chunk and progress bars of all computations.
         kept: the store of finished parts.
     """
@@ -67,7 +66,7 @@ class Inputs(NamedTuple):
     params: Ensemble
     samples: Any
     features: Callable[[Array], Array] | None
-    distance: Distance | None
+    measure: Measure
     resources: Resources
     kept: Pieces
 
@@ -156,9 +155,8 @@ def exact_of_pairs(
     """Return the exact influence (4) on sample ``sample_R[r]`` of dropping the members ``word_RK[r]``, for each r."""
 
     def compute(word_RK: np.ndarray, sample_R: np.ndarray) -> np.ndarray:
-        params, samples, features, distance, resources, _ = inputs
-        options = dataclasses.asdict(resources)
-        return exact_influence(params, samples, uniform(word_RK), sample_R, features, distance, **options)
+        params, samples, _, measure, resources, _ = inputs
+        return measured_influence(params, samples, uniform(word_RK), sample_R, measure, resources)
 
     if inputs.kept.folder is None or not len(word_RK):
         return compute(word_RK, sample_R)

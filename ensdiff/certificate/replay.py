@@ -17,6 +17,7 @@ from ensdiff.certificate.run import Run
 from ensdiff.data import Dataset, Splits
 from ensdiff.ensemble.mesh import on_mesh
 from ensdiff.runs.environment import environment
+from ensdiff.runs.layout import FLAT
 from ensdiff.training.loop import stepper
 from ensdiff.training.step import TrainState, init_state
 
@@ -69,6 +70,9 @@ def replay(run: Run, aligned: Dataset, members: list[int], steps: int) -> tuple[
             for name, value in environment(mesh).items()
             if name != "mesh" and value != place.get(name)
         ]
+        oldest = min(run.checkpoints[step].description["format"] for step in run.steps if step > first)
+        if oldest < FLAT:
+            other.append(f"format of checkpoints: {oldest}, whose optimiser rounded differently from that of {FLAT}")
         if differences and other:
             differences.append(
                 "equal bits can be expected only in the environment of the training, and this one differs: "

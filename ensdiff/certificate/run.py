@@ -16,10 +16,20 @@ from ensdiff.data.manifest import Manifest
 from ensdiff.ensemble.ensemble import Ensemble
 from ensdiff.files.checksums import DamagedError, read_sealed
 from ensdiff.models.unet import UNetConfig
-from ensdiff.runs.checkpoints import Checkpoint, on_host, open_checkpoint, parts_of, read_shapes, read_state, steps_of
+from ensdiff.runs.checkpoints import (
+    Checkpoint,
+    on_host,
+    open_checkpoint,
+    parts_of,
+    read_arrays,
+    read_shapes,
+    read_state,
+    steps_of,
+)
 from ensdiff.runs.description import from_description, read_manifest
 from ensdiff.runs.layout import stored_layout
 from ensdiff.runs.logs import ENVIRONMENTS, checked, read_environments
+from ensdiff.runs.sums import all_sums
 from ensdiff.training.config import TrainConfig
 from ensdiff.training.step import TrainState, init_state
 
@@ -152,20 +162,39 @@ class Run:
             ValueError: the checkpoint holds anything other than the state of the held members after ``step`` steps. The
                 message states what.
         """
-        expected = _state_shapes(self.ensemble.model, self.ensemble.image_shape, len(self.held), self.config)
         checkpoint = self.checkpoints[step]
-        stored = stored_layout(parts_of(expected), checkpoint.description["format"])
-        wrong = _differences(read_shapes(checkpoint), stored)
+        wrong = _differences(read_shapes(checkpoint), self._stored(checkpoint))
         if wrong:
             raise ValueError(
                 f"checkpoints/{step} is not the state of {len(self.held)} members alone: {'; '.join(wrong[:3])}"
                 + (f"; and {len(wrong) - 3} more" if len(wrong) > 3 else "")
             )
-        state = jax.tree.map(np.asarray, read_state(checkpoint, on_host(expected)))
+        state = jax.tree.map(np.asarray, read_state(checkpoint, on_host(self._expected)))
         for name, leaf in jax.tree.leaves_with_path(state.opt_state):
             if jax.tree_util.keystr(name).endswith("count") and (leaf != step).any():
                 raise ValueError(f"checkpoints/{step} belongs to another step: its optimiser took {leaf.max()} steps")
         return state
+
+    def sums(self, step: int) -> dict[str, list[str]]:
+        """Return the checksums of each held member's parts of a checkpoint, in the layout in which it was written.
+
+        Raises:
+            DamagedError: the checkpoint has no checksums and cannot be read.
+        """
+        checkpoint = self.checkpoints[step]
+        if "sums" in checkpoint.description:
+            return checkpoint.description["sums"]
+        arrays = read_arrays(checkpoint, on_host(self._stored(checkpoint)))
+        return {part: all_sums(tree) for part, tree in arrays.items()}
+
+    @property
+    def _expected(self) -> TrainState:
+        """The shapes of the state of the held members."""
+        return _state_shapes(self.ensemble.model, self.ensemble.image_shape, len(self.held), self.config)
+
+    def _stored(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        """Return the shapes of the state of the held members in the layout of a checkpoint."""
+        return stored_layout(parts_of(self._expected), checkpoint.description["format"])
 
 
 @functools.cache

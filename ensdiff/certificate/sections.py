@@ -17,9 +17,7 @@ from ensdiff.certificate.streams import Streams, read_streams
 from ensdiff.codes import NoSurvivorError
 from ensdiff.codes.capacity import remaining_capacity
 from ensdiff.files.reading import printable
-from ensdiff.runs.checkpoints import parts_of
 from ensdiff.runs.description import MISSING, brief, decided, differences
-from ensdiff.runs.sums import all_sums
 
 LIMITS = (
     "It is about these members of this run. Other copies of the models, other runs and samples that were drawn before "
@@ -149,20 +147,20 @@ def config(facts: Facts) -> dict[str, Any]:
     """Return how the members were trained, after checking that ``run.json`` and every checkpoint agree.
 
     Older checkpoints may differ in settings that do not determine the parameters, because a run may be resumed with
-    other values of them.
+    other values of them. Any checkpoint may have an older format than ``run.json``, which resuming rewrites.
 
     Raises:
         ValueError: they differ. The message names the fields.
     """
     run = facts.run
-    names = ("format", "model", "schedule", "code", "image_shape", "value_range", "train", "data", "origin")
+    names = ("model", "schedule", "code", "image_shape", "value_range", "train", "data", "origin")
     differences = []
     for step, checkpoint in run.checkpoints.items():
         text = checkpoint.description
         here, there = ({name: d[name] for name in names if name in d} for d in (run.description, text))
         if step != run.last:
             try:
-                here, there = decided(here), decided(there)
+                here, there = decided(run.description), decided(text)
             except ValueError as error:
                 raise ValueError(f"checkpoints/{step} cannot be compared with run.json: {error}") from error
         differences += compare(here, there, ("run.json", f"checkpoints/{step}"))
@@ -215,10 +213,8 @@ def parameters(facts: Facts) -> dict[str, Any]:
     run = facts.run
     for step in run.steps[:-1]:
         run.state(step)  # compared, and freed before the next is read
-    state = run.state(run.last)
-    sums = run.checkpoints[run.last].description.get("sums")
-    if sums is None:  # written by a version without checksums
-        sums = {part: all_sums(tree) for part, tree in parts_of(state).items()}
+    run.state(run.last)
+    sums = run.sums(run.last)
     sha256 = {str(k): {part: sums[part][run.held.index(k)] for part in sorted(sums)} for k in facts.survivors}
     return {"step": run.last, "sha256": sha256}
 

@@ -8,8 +8,10 @@ import optax
 
 import ensdiff
 from ensdiff.ensemble.flat import ravel, unravel
+from ensdiff.files.checksums import read_sealed
 from ensdiff.runs.checkpoints import open_checkpoint, read_shapes
 from ensdiff.training.step import StepSettings, TrainState, make_train_step
+from tests.faults import reseal
 from tests.helpers import CODE, SHORT, blobs
 
 MODEL = ensdiff.UNetConfig(channels=4, norm_groups=2, multipliers=(1,))
@@ -84,6 +86,33 @@ def test_a_run_in_the_layout_of_format_2_forgets(tmp_path, monkeypatch):
     assert certificate.verify(tmp_path / "without").ok
     shapes = read_shapes(open_checkpoint(tmp_path / "without", 2))
     assert len(jax.tree.leaves(shapes["opt_state"])) == 4
+
+
+def test_a_finished_run_in_format_2_that_is_resumed_can_be_certified(tmp_path, monkeypatch):
+    """Resuming rewrites run.json in the new format, although no checkpoint is written."""
+    data = ensdiff.data.arrays(blobs())
+    train_in_format_2(monkeypatch, data, tmp_path / "old", steps=2)
+    ensdiff.train(data, CODE, MODEL, run_dir=tmp_path / "old", steps=2, resume=True, **OPTIONS)
+    assert read_sealed(tmp_path / "old" / "run.json")["format"] == 3
+    assert open_checkpoint(tmp_path / "old", 2).description["format"] == 2
+    assert ensdiff.certify(tmp_path / "old", [3]).verify(tmp_path / "old").ok
+    assert ensdiff.forget(tmp_path / "old", [3], tmp_path / "without").verify(tmp_path / "without").ok
+
+
+def test_certificates_of_format_1_hash_the_arrays_as_they_were_written(tmp_path, monkeypatch):
+    """So a certificate made by an older version still holds."""
+    data = ensdiff.data.arrays(blobs())
+    train_in_format_2(monkeypatch, data, tmp_path / "old", steps=2)
+    written = open_checkpoint(tmp_path / "old", 2).description["sums"]
+
+    def older(text):
+        text.update(format=1)
+        del text["sums"]
+
+    reseal(tmp_path / "old" / "checkpoints" / "2", older)
+    certificate = ensdiff.certify(tmp_path / "old", [3])
+    for k, parts in certificate.values["parameters"]["sha256"].items():
+        assert parts == {part: sums[int(k)] for part, sums in written.items()}
 
 
 def test_members_are_joined_in_one_documented_order(rng):

@@ -56,14 +56,14 @@ def test_exact_ablation_goes_on(five, samples, tmp_path, monkeypatch):
     expected = ensdiff.attribute(five, samples, "exact", **options)
     assert not folder.exists()
     with monkeypatch.context() as patch:
-        made = interrupt(patch, scoring, "exact_influence", 3)
+        made = interrupt(patch, scoring, "measured_influence", 3)
         with pytest.raises(Interrupted):
             ensdiff.attribute(five, samples, "exact", **options)
         assert len(made) == 3
     assert len(list(folder.glob("*.npz"))) == 3
     flip(sorted(folder.glob("*.npz"))[0], 100)
     with monkeypatch.context() as patch:
-        made = interrupt(patch, scoring, "exact_influence", 99)
+        made = interrupt(patch, scoring, "measured_influence", 99)
         with pytest.warns(ensdiff.DamageWarning, match="does not match its checksum and is recomputed"):
             found = ensdiff.attribute(five, samples, "exact", **options)
         assert len(made) == 5 - 3 + 1  # pieces: three of the units, two of the null; one was damaged
@@ -86,7 +86,7 @@ def test_other_files_in_the_folder_stay(tmp_path):
 
 def test_pieces_of_other_things_are_not_taken(five, samples, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        interrupt(patch, scoring, "exact_influence", 1)
+        interrupt(patch, scoring, "measured_influence", 1)
         with pytest.raises(Interrupted):
             ensdiff.attribute(five, samples, "exact", top=2, null=3, partial=tmp_path / "x")
     other = random_ensemble(five.code, seed=5)
@@ -102,10 +102,10 @@ def test_pieces_of_another_algorithm_are_not_taken(five, samples, tmp_path, monk
     monkeypatch.setattr(scoring, "PAIRS_OF_A_PIECE", 6)
     options = dict(top=2, null=0, partial=tmp_path / "x")
     with monkeypatch.context() as patch:
-        interrupt(patch, scoring, "exact_influence", 2)
+        interrupt(patch, scoring, "measured_influence", 2)
         with pytest.raises(Interrupted):
             ensdiff.attribute(five, samples, "exact", **options)
-    made = interrupt(monkeypatch, scoring, "exact_influence", 99)
+    made = interrupt(monkeypatch, scoring, "measured_influence", 99)
     monkeypatch.setattr(sys.modules["ensdiff.attribution.attribute"], "resolve", lambda *_, **__: "another")
     ensdiff.attribute(five, samples, "exact", **options)
     assert len(made) == 3  # all
