@@ -1,4 +1,4 @@
-"""Exact influence traces a caller's features and distance once for each shape, anew in each call."""
+"""Exact influence traces a caller's features and distance once for each shape, and again in another call."""
 
 import jax.numpy as jnp
 import numpy as np
