@@ -84,12 +84,12 @@ class Programs:
         )  # fmt: skip
         return Started(self._ask, answer["pid"])
 
-    def __call__(self, program, *args, folder=ROOT):
-        """Run a program of ``experiments``, or a script by its path, to its end."""
+    def __call__(self, program, *args, folder=ROOT, environment=()):
+        """Run a program of ``experiments``, or a script by its path, to its end; see `start` for ``environment``."""
         what = program if isinstance(program, pathlib.Path) else f"experiments.{program}"
         with tempfile.TemporaryDirectory() as logs:
             out, err = (pathlib.Path(logs) / name for name in ("out", "err"))
-            program = self.start(what, *args, out=out, err=err, folder=folder)
+            program = self.start(what, *args, out=out, err=err, folder=folder, environment=environment)
             try:
                 code = program.wait()
             except BaseException:  # such as the time limit of a test

@@ -37,6 +37,10 @@ def test_cuda_needs_nothing_but_jax(run, tmp_path):
         assert text in done.stdout
 
 
+PLAIN = {"XLA_FLAGS": ""}
+"""libtpu reads these flags too, and ends the process at those of CPUs."""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("topology", "mesh", "programs"), [
     ("v5e:2x4", (8, 1), STEPS), ("v4:2x2x1", (8, 1), ["loss"]), ("v6e:2x2", (4, 1), ["loss"]),
@@ -45,8 +49,9 @@ def test_tpu_programs_fit_without_a_tpu(run, tmp_path, topology, mesh, programs)
     pytest.importorskip("libtpu", reason="compiling for TPUs needs libtpu: pip install -e '.[aot]'")
     out = tmp_path / "aot.json"
     done = run(
-        "aot", f"--topology={topology}", f"--programs={','.join(programs)}", "--states=12", *TINY, f"--out={out}"
-    )
+        "aot", f"--topology={topology}", f"--programs={','.join(programs)}", "--states=12", *TINY, f"--out={out}",
+        environment=PLAIN,
+    )  # fmt: skip
     record, steps = steps_of(done, out, programs)
     assert tuple(record["mesh"].values()) == mesh
     for step in steps.values():
@@ -63,7 +68,7 @@ def test_what_does_not_fit_is_said(run, tmp_path):
     pytest.importorskip("libtpu", reason="compiling for TPUs needs libtpu: pip install -e '.[aot]'")
     done = run(
         "aot", "--topology=v5e:2x2", "--programs=landscape", *TINY, "--config.model.multipliers=(1,)",
-        "--states=4000000", "--config.code.members=4", "--units=6",
+        "--states=4000000", "--config.code.members=4", "--units=6", environment=PLAIN,
     )  # fmt: skip
     assert done.returncode == 1
     assert "these steps do not fit in the 16 GiB of a device: landscape" in done.stderr

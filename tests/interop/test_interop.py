@@ -255,7 +255,7 @@ def test_round_trips_and_errors(tmp_path):
     assert ensdiff.counterfactuals(zoo, samples, [0]).shape == (1, 1, 8, 8, 1)
     assert ensdiff.attribute(zoo, samples, "exact", top=2).units.shape == (1, 2)
 
-    with pytest.raises(ValueError, match="for 3 members, 2 checkpoints"):
+    with pytest.raises(ValueError, match="for 3 members, but 2 checkpoints"):
         diffusers.load(tmp_path, np.eye(3))
     file = tmp_path / "Shard1" / "pytorch_model.bin"
     whole = file.read_bytes()

@@ -164,7 +164,7 @@ def test_damaged_and_foreign_files_are_named(tmp_path, suffix):
 
 def test_other_errors(tmp_path):
     np.savez(tmp_path / "two.npz", a=MATRIX, b=MATRIX)
-    with pytest.raises(ValueError, match=r"holds the arrays \['a', 'b'\]: say which"):
+    with pytest.raises(ValueError, match=r"holds the arrays \['a', 'b'\]: choose one"):
         read_code(tmp_path / "two.npz")
     with pytest.raises(ValueError, match="there is no 'c'"):
         read_code(tmp_path / "two.npz", "c")
