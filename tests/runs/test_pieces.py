@@ -1,5 +1,6 @@
 """Interrupted attribution continues: finished parts are kept, and the result is the same bit for bit."""
 
+import functools
 import sys
 
 import numpy as np
@@ -133,7 +134,7 @@ def test_scoring_of_many_units_goes_on(tmp_path, monkeypatch, null):
     params = random_ensemble(code)
     samples = ensdiff.sample(params, 0, 2, steps=2)
     monkeypatch.setattr("ensdiff.attribution.forms.CHUNK", 64)
-    monkeypatch.setattr(Pieces.__init__, "__defaults__", (0.0,))
+    monkeypatch.setattr(Pieces, "__init__", functools.partialmethod(Pieces.__init__, seconds=0.0))
     options = dict(top=5, null=null)
     expected = ensdiff.attribute(params, samples, "differential", **options)
     plain, seen = ranking.Top.update, []
