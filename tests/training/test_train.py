@@ -394,3 +394,12 @@ def test_data_and_model_must_fit():
         ensdiff.train(data, CODE, ensdiff.UNetConfig(image_channels=3))
     with pytest.raises(ValueError, match="multiples of 16"):
         ensdiff.train(data, CODE, ensdiff.UNetConfig(multipliers=(1, 1, 1, 1, 1)))
+
+
+def test_every_image_of_every_member_and_step_has_its_own_key():
+    """Two members that draw the same picture at the same place of a batch still get other noise."""
+    places = [
+        (seed, step, member, place) for seed in (0, 1) for step in (0, 1) for member in (0, 2) for place in (0, 3)
+    ]
+    keys = {np.asarray(jax.random.key_data(step_keys(np.uint32(seed), *rest))).tobytes() for seed, *rest in places}
+    assert len(keys) == len(places)
