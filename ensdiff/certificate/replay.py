@@ -2,8 +2,9 @@
 
 A member's parameters are a function of its own data, number and keys, but their *bits* also depend on the compiled
 program. The replay therefore runs the same program: all members that were trained, in the same positions of a mesh of
-the same shape. Placeholders with initial parameters replace members that the run no longer holds or that saw the
-units; causal isolation guarantees that they do not affect the others.
+the same shape, with the recorded execution (`ensdiff.training.execution`). Placeholders with initial parameters replace
+members that the run no longer holds or that saw the units; causal isolation guarantees that they do not affect the
+others.
 """
 
 from collections.abc import Iterator
@@ -16,8 +17,10 @@ from jax.sharding import AxisType, Mesh
 from ensdiff.certificate.run import Run
 from ensdiff.data import Dataset, Splits
 from ensdiff.ensemble.mesh import on_mesh
+from ensdiff.runs.description import from_description
 from ensdiff.runs.environment import environment
 from ensdiff.runs.layout import FLAT
+from ensdiff.training.execution import Execution
 from ensdiff.training.loop import stepper
 from ensdiff.training.step import TrainState, init_state
 
@@ -51,7 +54,8 @@ def replay(run: Run, aligned: Dataset, members: list[int], steps: int) -> tuple[
         The step at which the replay began, and one line per member and part of its state that differs.
 
     Raises:
-        ValueError: no checkpoint is near enough, or there are too few devices.
+        ValueError: no checkpoint is near enough, there are too few devices, or this version cannot repeat the recorded
+            execution.
     """
     start = start_of_replay(run, steps)
     splits = Splits.build(aligned, run.code)
@@ -59,7 +63,7 @@ def replay(run: Run, aligned: Dataset, members: list[int], steps: int) -> tuple[
     for first, last, place in _segments(run, start):
         mesh = _mesh(place)
         model, schedule, config = run.ensemble.model, run.ensemble.schedule, run.config
-        call = stepper(aligned, splits, model, schedule, config, mesh)
+        call = stepper(aligned, splits, model, schedule, config, mesh, _execution(run, first, place))
         state = _state(run, start, mesh) if state is None else on_mesh(state, mesh)
         for step in range(first, last):
             state, _ = call(state, step, 1)
@@ -93,6 +97,16 @@ def _segments(run: Run, start: int) -> Iterator[tuple[int, int, dict[str, Any]]]
                     f"{place['unknown']}"
                 )
             yield first, last, place
+
+
+def _execution(run: Run, first: int, place: dict[str, Any]) -> Execution:
+    """Return how the steps from ``first`` on were executed.
+
+    Older versions recorded this only as the model's settings. A later resumption may have changed these in
+    ``run.json``, but not in a checkpoint of these steps.
+    """
+    description = run.checkpoints[min(step for step in run.steps if step > first)].description
+    return Execution.from_record(place, from_description(description, None).model)
 
 
 def _mesh(place: dict[str, Any]) -> Mesh:

@@ -50,7 +50,7 @@ class Run:
         unchecked_before: checkpoints without checksums in the run from which these units were forgotten.
         ensemble: the ensemble that `ensdiff.load` returns, without parameters; its code is that of the held members.
         config: the training settings.
-        environments: where the run was trained (see `ensdiff.runs.environment`), each with its first step.
+        environments: where and how the run was trained (see `ensdiff.runs.logs`), each with its first step.
     """
 
     path: pathlib.Path

@@ -220,7 +220,7 @@ def parameters(facts: Facts) -> dict[str, Any]:
 
 
 def trained_on(facts: Facts) -> list[dict[str, Any]]:
-    """Return the devices and versions of the training, each with its first step."""
+    """Return the devices, versions and executions of the training, each with its first step."""
     return list(facts.run.environments)
 
 

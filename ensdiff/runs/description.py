@@ -21,7 +21,7 @@ from ensdiff.files.checksums import DamagedError
 from ensdiff.files.reading import read_bytes
 from ensdiff.files.version import __version__
 from ensdiff.models.unet import UNetConfig
-from ensdiff.training.config import TrainConfig, decisive
+from ensdiff.training.config import EXECUTED, TrainConfig, decisive
 from ensdiff.typing import Params
 
 FORMAT = 3
@@ -137,6 +137,7 @@ def decided(text: Mapping[str, Any]) -> dict[str, Any]:
     """Return the part of a run's or checkpoint's description that determines the parameters at a step.
 
     Fields that older versions did not write get their defaults, so that descriptions of two versions can be compared.
+    Settings that a run's executions record (`ensdiff.training.config.EXECUTED`) are left out.
 
     Raises:
         ValueError: it is not a description, its training settings are invalid, or a newer version wrote it.
@@ -149,6 +150,7 @@ def decided(text: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"train: {error}; expected the fields of a TrainConfig") from error
     return {
         **{name: value for name, value in static.items() if name not in ("format", "ensdiff", "data")},
+        "model": {name: value for name, value in static["model"].items() if name not in EXECUTED},
         "train": settings,
         "data": static.get("data", {}).get("digest"),
         "origin": text.get("origin"),

@@ -1,4 +1,7 @@
-"""The environment of a run: everything besides its settings and data that determines the bits of its parameters."""
+"""The environment of a run: where it was trained, as far as this determines the bits of its parameters.
+
+The bits also depend on the settings, the data and the execution of the steps (`ensdiff.training.execution`).
+"""
 
 import importlib.metadata
 import os
@@ -16,7 +19,8 @@ CONFIG = ("jax_default_matmul_precision", "jax_default_prng_impl", "jax_enable_x
 
 
 def environment(mesh: Mesh) -> dict[str, Any]:
-    """Return devices, versions and settings as JSON-able values. Equal environments train to identical bits.
+    """Return devices, versions and settings as JSON-able values. Equal environments and executions train to
+    identical bits.
 
     >>> sorted(environment(jax.make_mesh((1,), ("member",))))[:3]
     ['cpu', 'device', 'ensdiff']

@@ -1,8 +1,8 @@
 """The files that a run writes line by line.
 
 - ``metrics.jsonl``: one sealed line per logged step, with the same values for TensorBoard.
-- ``environment.jsonl``: one sealed line per start. It records where the steps from its own up to the next line's were
-  trained.
+- ``environment.jsonl``: one sealed line per start. It records where and how the steps from its own up to the next
+  line's were trained.
 """
 
 import contextlib
@@ -95,7 +95,8 @@ def read_environments(run: pathlib.Path) -> list[dict[str, Any] | None]:
     """Return the lines of a run's ``environment.jsonl``, with None in place of a damaged line.
 
     A line has its first ``step`` and either the values of `ensdiff.runs.environment` or ``unknown``, which states why
-    they are not known.
+    they are not known. ``execution`` has the fields of `ensdiff.training.execution.Execution`; lines of older versions
+    do not have it.
 
     Raises:
         FileNotFoundError: the run has no such file.
@@ -132,7 +133,7 @@ def _disorder(steps: Sequence[Any]) -> str:
 
 
 def note_environment(run: pathlib.Path, step: int, values: Mapping[str, Any]) -> None:
-    """Record where the steps from ``step`` on are trained, and drop earlier records of these steps."""
+    """Record where and how the steps from ``step`` on are trained, and drop earlier records of these steps."""
     file = run / ENVIRONMENTS
     lines = read_environments(run) if file.exists() else [None] * (step > 0)
     if wrong := damage(lines):

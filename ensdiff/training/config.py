@@ -145,6 +145,11 @@ def decisive(train: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in train.items() if name not in free}
 
 
+EXECUTED = ("conv", "attention")
+"""Fields of `UNetConfig` that change what is trained by rounding only. A run records their concrete values in its
+executions (`ensdiff.training.execution`), and they may change on resuming."""
+
+
 def seed_of(config: TrainConfig) -> np.uint32:
     """Return the seed as an argument of the compiled steps, so that one program serves all seeds."""
     return np.uint32(config.seed % 2**32)  # a JAX key uses these 32 bits

@@ -20,8 +20,10 @@ from ensdiff.ensemble.mesh import make_mesh, pace
 from ensdiff.models.unet import UNetConfig
 from ensdiff.runs.directory import RunDirectory
 from ensdiff.runs.environment import environment
+from ensdiff.runs.logs import read_environments
 from ensdiff.sampling.sample import sample
 from ensdiff.training.config import TrainConfig, seed_of
+from ensdiff.training.execution import Execution, repeatable
 from ensdiff.training.preemption import Preempted
 from ensdiff.training.step import Batch, StepMetrics, TrainState, init_state, make_train_step, make_train_steps
 
@@ -52,7 +54,13 @@ def make_batch(
 
 
 def stepper(
-    data: Dataset, splits: Splits, model: UNetConfig, schedule: Schedule, config: TrainConfig, mesh: Mesh
+    data: Dataset,
+    splits: Splits,
+    model: UNetConfig,
+    schedule: Schedule,
+    config: TrainConfig,
+    mesh: Mesh,
+    execution: Execution,
 ) -> Callable[[TrainState, int, int], tuple[TrainState, StepMetrics]]:
     """Return a function ``(state, step, count) -> (state, metrics)`` that makes ``count`` steps, starting at ``step``.
 
@@ -63,6 +71,7 @@ def stepper(
     mine = hosts.local_block(mesh, P("member", "data"), shape_KB)
     per_call = config.steps_per_call
     seed = seed_of(config)
+    model = execution.apply_to(model)
     step_fn = make_train_step(model, schedule, config, mesh)
     steps_fn = make_train_steps(model, schedule, config, mesh)
 
@@ -174,10 +183,11 @@ def train(
     with RunDirectory.open(run_dir, keep=config.keep, keep_every=config.keep_every, resume=resume) as run:
         run.begin(ensemble(state), train=config, data=data)
         start, state, unlogged = run.restore(state) if run.latest is not None else (0, state, None)
-        run.note_environment(start, environment(mesh))
+        execution = hosts.decide(lambda: _execution(run, start, model, mesh))
+        run.note_environment(start, {**environment(mesh), "execution": execution.record()})
         if on_open is not None:
             on_open()
-        call = stepper(data, splits, model, schedule, config, mesh)
+        call = stepper(data, splits, model, schedule, config, mesh, execution)
         watch = _Watch(run, config, start, progress, unlogged)
         with watch:
             done = start
@@ -197,6 +207,16 @@ def train(
                 if config.sample_every and done % config.sample_every == 0:
                     run.write_file(f"samples/step_{done:07d}.png", sample_grid(ensemble(state)))
     return ensemble(state)
+
+
+def _execution(run: RunDirectory, start: int, model: UNetConfig, mesh: Mesh) -> Execution:
+    """Return how the steps from ``start`` on are executed: as before if the run is resumed in the same environment."""
+    try:
+        lines = read_environments(run.path) if run.path is not None and start else []
+    except FileNotFoundError:
+        lines = []
+    before = repeatable(lines, environment(mesh), model)
+    return Execution.of(model) if before is None else before
 
 
 def sample_grid(params: Ensemble, n: int = 36) -> bytes:

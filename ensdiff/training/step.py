@@ -26,6 +26,7 @@ from ensdiff.ensemble.members import init_params, sum_over_micro_batches, update
 from ensdiff.ensemble.memory import count_micro_batches
 from ensdiff.models.unet import UNet, UNetConfig
 from ensdiff.training.config import StepSettings, TrainConfig
+from ensdiff.training.execution import Execution
 from ensdiff.typing import Array, ArrayLike, Params
 
 
@@ -171,6 +172,7 @@ def make_train_step(
     Each device computes its own members, on its share of their batches. Gradients are summed over the data axis; if
     that axis has size 1, there is no collective.
     """
+    model = Execution.of(model).apply_to(model)  # so that "auto" and what it stands for share a program
     return _train_step(model, schedule, StepSettings.of(config), mesh, value_range, update)
 
 
@@ -210,6 +212,7 @@ def make_train_steps(
     Batches and metrics have a leading axis of ``config.steps_per_call`` steps, of which only the first ``count`` are
     made. So one program, with the same bits, serves every count.
     """
+    model = Execution.of(model).apply_to(model)
     return _train_steps(model, schedule, StepSettings.of(config), mesh, value_range)
 
 

@@ -810,6 +810,35 @@ def test_resumed_runs_are_replayed_where_each_part_was_trained(tmp_path):
     assert result.ok, result.failures
 
 
+def test_replay_repeats_the_recorded_execution(copied, monkeypatch):
+    """A line without an execution means the model's settings, one of another version is a failure."""
+    path, _ = copied
+    file = path / "environment.jsonl"
+    (place,) = read_environments(path)
+    module, used = sys.modules["ensdiff.certificate.replay"], []
+    plain = module.stepper
+
+    def noted(*args):
+        used.append(args[-1])
+        return plain(*args)
+
+    monkeypatch.setattr(module, "stepper", noted)
+    other = {**place["execution"], "attention": "batch"}  # a network without attention, so the same program
+    for lines, expected in (
+        ([{name: value for name, value in place.items() if name != "execution"}], ["image"]),
+        ([{**place, "execution": other}], ["batch"]),
+        ([place, {**place, "step": 4, "execution": other}], ["image", "batch"]),
+    ):
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        used.clear()
+        assert ensdiff.certify(path, [UNIT]).verify(path, data=DATA, replay=5).ok
+        assert [execution.attention for execution in used] == expected
+    file.write_text(json.dumps({**place, "execution": {**other, "pipeline": "tape"}}) + "\n")
+    (line,) = ensdiff.certify(path, [UNIT]).verify(path, data=DATA, replay=5).failures
+    assert "pipeline='tape'" in line
+    assert "a newer ensdiff may have written it" in line
+
+
 @pytest.mark.slow
 def test_copies_that_others_own_are_listed(tmp_path):
     images = blobs()

@@ -1,0 +1,106 @@
+"""How training steps are executed: the choices that change no draw and no formula, but the rounding of the results.
+
+A run records the execution of each of its segments in ``environment.jsonl``, next to the devices and versions. So a
+resumed run repeats the choices of the run that it continues, and a certificate's replay repeats those of the training.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+from ensdiff.models.attention import AttentionOrder, resolve_attention
+from ensdiff.models.conv import Strategy, one_by_one, resolve
+from ensdiff.models.unet import UNetConfig
+from ensdiff.settings import check_fields
+
+
+@dataclasses.dataclass(frozen=True)
+class Execution:
+    """The choices with which training steps are executed. Equal executions in equal environments give equal bits.
+
+    Args:
+        conv: how members are computed, a strategy of `ensdiff.models.conv` other than ``"auto"``.
+        stack: number of members of one device that are computed together; 0 stands for all of them.
+        attention: the order of attention, ``"batch"`` or ``"image"``.
+        pipeline: where batches are made. With ``"host"``, the host makes and places the batch of each step. With
+            ``"device"``, the data set is in the devices' memory.
+
+    Raises:
+        ValueError: a field has the wrong type, or is ``"auto"``.
+
+    >>> Execution.of(UNetConfig(conv="matmul", attention="batch"))
+    Execution(conv='matmul', stack=0, attention='batch', pipeline='host')
+    """
+
+    conv: Strategy
+    stack: int
+    attention: AttentionOrder
+    pipeline: Literal["host", "device"] = "host"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for name in ("conv", "attention"):
+            if getattr(self, name) == "auto":
+                raise ValueError(f"{name}='auto': expected a concrete choice; Execution.of resolves it")
+        if self.stack < 0:
+            raise ValueError(f"stack={self.stack}: expected a number of members, or 0 for all members of a device")
+
+    @classmethod
+    def of(cls, model: UNetConfig, pipeline: Literal["host", "device"] = "host") -> "Execution":
+        """Return the execution that a model's settings select, with ``"auto"`` resolved for the default backend."""
+        stack = 1 if one_by_one(model.conv) else 0
+        return cls(resolve(model.conv), stack, resolve_attention(model.attention), pipeline)
+
+    @classmethod
+    def from_record(cls, line: Mapping[str, Any], model: UNetConfig) -> "Execution":
+        """Return the execution that a line of ``environment.jsonl`` records.
+
+        Lines of older versions have none. They mean what these versions did: the model's settings, and the host
+        pipeline.
+
+        Raises:
+            ValueError: the record is not one that this version can repeat.
+        """
+        if "execution" not in line:
+            return cls.of(model)
+        try:
+            return cls(**line["execution"])
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"environment.jsonl, step {line.get('step')}: the execution {line['execution']!r} cannot be repeated "
+                f"({error}); a newer ensdiff may have written it"
+            ) from error
+
+    def record(self) -> dict[str, Any]:
+        """Return the fields as JSON-able values, for `from_record`."""
+        return dataclasses.asdict(self)
+
+    def apply_to(self, model: UNetConfig) -> UNetConfig:
+        """Return the model with these choices in place of its own."""
+        return dataclasses.replace(model, conv=self.conv, attention=self.attention)
+
+
+def repeatable(
+    lines: Iterable[Mapping[str, Any] | None], today: Mapping[str, Any], model: UNetConfig
+) -> Execution | None:
+    """Return the execution that a resumed run repeats, or None if it has to be chosen.
+
+    It is that of the newest line with today's environment, unless the model's settings ask for something else.
+
+    Args:
+        lines: what `ensdiff.runs.logs.read_environments` returns.
+        today: the value of `ensdiff.runs.environment.environment`.
+        model: the model; a setting that is not ``"auto"`` asks for itself.
+
+    Raises:
+        ValueError: the record of that line is not one that this version can repeat.
+    """
+    today = json.loads(json.dumps(today))
+    for line in reversed([line for line in lines if line is not None]):
+        if {name: value for name, value in line.items() if name not in ("step", "execution")} == today:
+            found = Execution.from_record(line, model)
+            asked = {"conv": model.conv, "attention": model.attention}
+            same = all(value in ("auto", getattr(found, name)) for name, value in asked.items())
+            return found if same else None
+    return None
