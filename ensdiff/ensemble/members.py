@@ -66,6 +66,11 @@ def _init_fn(model: UNetConfig, image_shape: tuple[int, int, int], members: int,
 
 def abstract_params(model: UNetConfig, image_shape: tuple[int, int, int], members: int) -> Params:
     """Return the shapes and dtypes of `init_params`, without computing anything."""
+    return jax.tree.map(lambda shape: shape, _abstract_params(model, tuple(image_shape), members))  # a caller's own dicts
+
+
+@functools.lru_cache(maxsize=64)
+def _abstract_params(model: UNetConfig, image_shape: tuple[int, int, int], members: int) -> Params:
     return jax.eval_shape(lambda: init_params(model, image_shape, members, 0))
 
 
