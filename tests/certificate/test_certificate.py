@@ -428,6 +428,7 @@ def test_damage_is_not_laundered(copied, tmp_path):
     assert any("it holds step 4, but the folder is named 5" in line for line in certificate.verify(path).failures)
 
 
+@pytest.mark.slow
 def test_no_other_member_is_certified_only_where_nothing_else_is(run_dir, copied):
     """Everything that may hold members is named, and the claim says that nobody looked into it."""
     path, certificate = copied
@@ -479,6 +480,7 @@ def test_a_checkpoint_of_step_0(run_dir, copied, tmp_path):
     assert any(words in line for line in certificate.verify(path).failures)
 
 
+@pytest.mark.slow
 def test_no_streams_of_as_many_steps_as_a_folder_says(copied, monkeypatch):
     """An empty folder with a large number, and a checkpoint that was sealed with it."""
     path, certificate = copied
@@ -769,6 +771,7 @@ def test_a_member_that_saw_the_unit_is_no_survivor(run_dir, honest, record_prope
     counted(record_property, "forgeries detected")
 
 
+@pytest.mark.slow
 def test_replay_needs_what_it_needs(copied):
     path, certificate = copied
     assert certificate.verify(path, replay=5).failures == ("replay: it needs the training data, pass data=",)

@@ -19,6 +19,7 @@ def saved(tiny, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_universe_and_back(run, tiny, saved, tmp_path):
     path = tmp_path / "x.ctf"
     args = ["ctf", f"--run={saved / 'run'}", "--n=2", "--steps=3", f"--to={path}"]

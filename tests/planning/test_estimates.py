@@ -75,6 +75,7 @@ def test_attention_keeps_its_weights():
     assert estimates.attention_bytes(none, SHAPE) == 0
 
 
+@pytest.mark.slow
 def test_flops_of_the_jobs_are_those_of_the_compiled_prediction():
     """Within 5 % of XLA's own count where padding is next to nothing, and of the lowered steps otherwise."""
     model = ensdiff.UNetConfig(channels=32, multipliers=(1,), norm_groups=4, middle_attention=False, conv="loop")
@@ -188,6 +189,7 @@ def test_plan_reads_a_config_and_flags_go_first(run):
 SMALL = ["--image=8x8x1", "--units=60", "--members=8", "--channels=8", "--multipliers=1", "--batch=2"]
 
 
+@pytest.mark.slow
 def test_plan_counts_compiled_steps(run):
     """For GPUs it lowers, which needs nothing: FLOPs of the lowered steps beside the analytic ones."""
     done = run("plan", *SMALL, "--compile=cuda:2")

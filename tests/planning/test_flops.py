@@ -104,6 +104,7 @@ def lowered(conv):
     return found | {"gradients": (read_lowered(gradient.lower(*arguments)), None)}
 
 
+@pytest.mark.slow
 def test_predictions_on_cpus_filter_and_training_does_not():
     """By default, in every program; the analytic counts are those of the plain convolutions."""
     plain, default = lowered("map"), lowered("auto")

@@ -436,6 +436,7 @@ def test_load_refuses_damage_and_says_what_else_there_is(whole, tmp_path):
     assert "checkpoints/4 is damaged" in ensdiff.check_run(folder)[0]
 
 
+@pytest.mark.slow
 def test_chosen_members(whole, tmp_path):
     everything = ensdiff.load(whole[0])
     some = ensdiff.load(whole[0], members=[2, 0])
@@ -715,6 +716,7 @@ def test_atomic_writes_leave_the_old_file(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.slow
 def test_every_mth_checkpoint_is_kept(tmp_path):
     config = dataclasses.replace(CONFIG, checkpoint_every=1, keep=2, keep_every=3)
     train(tmp_path / "run", config=config, steps=8)

@@ -79,6 +79,7 @@ def test_a_run_in_the_layout_of_format_2_is_resumed(tmp_path, monkeypatch):
     assert jax.tree.structure(first.params) == jax.tree.structure(whole.params)
 
 
+@pytest.mark.slow
 def test_a_run_in_the_layout_of_format_2_forgets(tmp_path, monkeypatch):
     data = ensdiff.data.arrays(blobs())
     train_in_format_2(monkeypatch, data, tmp_path / "old", steps=2)
@@ -88,6 +89,7 @@ def test_a_run_in_the_layout_of_format_2_forgets(tmp_path, monkeypatch):
     assert len(jax.tree.leaves(shapes["opt_state"])) == 4
 
 
+@pytest.mark.slow
 def test_a_finished_run_in_format_2_that_is_resumed_can_be_certified(tmp_path, monkeypatch):
     """Resuming rewrites run.json in the new format, although no checkpoint is written."""
     data = ensdiff.data.arrays(blobs())

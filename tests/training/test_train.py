@@ -52,6 +52,7 @@ def changed(unit):
     return images
 
 
+@pytest.mark.slow
 def test_a_batch_in_micro_batches_trains_like_a_whole_one(monkeypatch):
     """Micro-batches of one or two images give the loss and the gradient of the whole batch."""
     mesh = ensdiff.make_mesh(4, devices=jax.devices()[:1])
