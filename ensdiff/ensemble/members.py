@@ -66,7 +66,7 @@ def _init_fn(model: UNetConfig, image_shape: tuple[int, int, int], members: int,
 
 def abstract_params(model: UNetConfig, image_shape: tuple[int, int, int], members: int) -> Params:
     """Return the shapes and dtypes of `init_params`, without computing anything."""
-    return jax.tree.map(lambda shape: shape, _abstract_params(model, tuple(image_shape), members))  # a caller's own dicts
+    return jax.tree.map(lambda shape: shape, _abstract_params(model, tuple(image_shape), members))
 
 
 @functools.lru_cache(maxsize=64)

@@ -4,6 +4,7 @@ import sys
 
 import jax
 import numpy as np
+import pytest
 import optax
 
 import ensdiff
