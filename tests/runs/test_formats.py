@@ -4,8 +4,8 @@ import sys
 
 import jax
 import numpy as np
-import pytest
 import optax
+import pytest
 
 import ensdiff
 from ensdiff.ensemble.flat import ravel, unravel
