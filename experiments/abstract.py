@@ -122,19 +122,21 @@ def landscape_step(case: Case) -> Step:
     chunks = plan(ensemble, weights_RK, case.mesh, Resources(states, case.memory // 2))
     function = sampling_step(case.model, case.image_shape, StepRule(clip=True), case.mesh)
     lists, split = (shards, case.mesh.shape["member"], chunks.number), P("data", "member")
+    places = *lists, chunks.together, chunks.places
     arguments = (
         case.params(),
         case.array((states, *case.image_shape), jnp.float32, P("data")),
         case.noise(states),
         Batches(
             case.array(lists, jnp.int32, split),  # type: ignore[arg-type]
-            case.array((*lists, chunks.places), jnp.int32, split),  # type: ignore[arg-type]
-            case.array((*lists, chunks.places), jnp.float32, split),  # type: ignore[arg-type]
+            case.array(places, jnp.int32, split),  # type: ignore[arg-type]
+            case.array(places, jnp.float32, split),  # type: ignore[arg-type]
         ),
         *case.coefficients(),
     )
-    flops = landscape_step_flops(case.model, case.image_shape, chunks.number * chunks.places)
-    note = f"{states} states, {chunks.number} batches of {chunks.places} predictions per chip"
+    batch = chunks.together * chunks.places
+    flops = landscape_step_flops(case.model, case.image_shape, chunks.number * batch)
+    note = f"{states} states, {chunks.number} batches of {batch} predictions per chip"
     return Step("landscape", function, arguments, flops, note)
 
 

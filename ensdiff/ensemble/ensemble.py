@@ -64,7 +64,7 @@ class Ensemble:
         """A hash, 64 hexadecimal digits, of everything that determines a sample: all members' parameters and settings.
 
         It covers all bits of the parameters, in member order. The settings are those of the network (except how it is
-        computed: ``conv``, ``attention``, ``remat``, ``dropout``), the schedule, the image shape and the value range.
+        computed: ``conv``, ``stack``, ``attention``, ``remat``, ``dropout``), the schedule, the image shape and the value range.
         The code is not included: images, noise and derivatives do not depend on it, and another code may be used to ask
         about other units. Devices, shards and processes have no influence either. For parameters that are JAX arrays,
         whose values cannot change, the hash is computed only once. With several processes, all must ask for it
@@ -101,7 +101,7 @@ class Ensemble:
         return f"Ensemble({self.members} members, {self.code.units} units, {H}x{W}x{C} images, {parameters})"
 
 
-_COMPUTED = ("conv", "attention", "remat", "dropout")
+_COMPUTED = ("conv", "stack", "attention", "remat", "dropout")
 """Fields of `UNetConfig` that change the predictions of a trained network by rounding at most."""
 
 

@@ -2,8 +2,10 @@
 
 (2) ``eps_w(x, t) = sum_k w_k eps_k(x, t)``; the factual weights are ``w = 1/K``.
 
-Members are stacked along the leading axis of every parameter. Only `over_members`, `sum_over_members` and
-`update_members` decide how to loop over that axis. Everything that computes with members runs `per_device` over the
+Members are stacked along the leading axis of every parameter. `group_size` decides how many of a device's members are
+computed together. `over_members`, `sum_over_members` and `update_members` apply `jax.vmap` inside of a group and a
+compiled loop over groups. Only sampling has a loop of its own, which skips members (`ensdiff.sampling.denoise`).
+Everything that computes with members runs `per_device` over the
 mesh axes ``'member'`` and ``'data'``, so that no collective is needed unless a result is a sum over members.
 """
 
@@ -95,29 +97,58 @@ def _add_up(function: Callable, parts: tuple) -> Any:
     return jax.lax.scan(lambda sums, part: (jax.tree.map(jnp.add, sums, function(*part)), None), zero, parts)[0]
 
 
-def over_members(model: UNetConfig, function: Callable, *stacked_K: Any) -> Any:
-    """Apply ``function`` to every member's part of the arguments and stack the results, by `jax.vmap` or in a loop.
+def group_size(model: UNetConfig, members: int) -> int:
+    """Return how many of one device's ``members`` are computed together.
 
-    ``model.conv`` selects which, see `ensdiff.models.conv`.
+    It is 1 for strategies that compute members one by one; otherwise the largest divisor of ``members`` that is at most
+    ``model.stack``, or all of them if ``model.stack`` is 0.
+
+    >>> [group_size(UNetConfig(conv="grouped", stack=stack), 6) for stack in (0, 1, 2, 4, 9)]
+    [6, 1, 2, 3, 6]
     """
     if one_by_one(model.conv):
+        return 1
+    return max(size for size in range(1, (model.stack or members) + 1) if members % size == 0)
+
+
+def _leading(tree: Any) -> int:
+    return jax.tree.leaves(tree)[0].shape[0]
+
+
+def over_members(model: UNetConfig, function: Callable, *stacked_K: Any) -> Any:
+    """Apply ``function`` to every member's part of the arguments and stack the results, in groups of `group_size`."""
+    members = _leading(stacked_K)
+    size = group_size(model, members)
+    if size == 1:
         return jax.lax.map(lambda parts: function(*parts), stacked_K)
-    return jax.vmap(function)(*stacked_K)
+    if size == members:
+        return jax.vmap(function)(*stacked_K)
+    return jax.lax.map(lambda parts: function(*parts), stacked_K, batch_size=size)
 
 
 def sum_over_members(model: UNetConfig, function: Callable, *stacked_K: Any) -> Any:
-    """Sum ``function`` over the members; a loop accumulates the sum, so that only one term is held at a time."""
-    if not one_by_one(model.conv):
-        return jax.tree.map(lambda a: a.sum(0), jax.vmap(function)(*stacked_K))
-    return _add_up(function, stacked_K)
+    """Sum ``function`` over the members; the loop over groups accumulates the sum, and holds one group's terms."""
+    members = _leading(stacked_K)
+    size = group_size(model, members)
+
+    def together(*parts_G: Any) -> Any:
+        return jax.tree.map(lambda a: a.sum(0), jax.vmap(function)(*parts_G))
+
+    if size == 1:
+        return _add_up(function, stacked_K)
+    if size == members:
+        return together(*stacked_K)
+    return _add_up(together, jax.tree.map(lambda a: a.reshape(members // size, size, *a.shape[1:]), stacked_K))
 
 
 def update_members(model: UNetConfig, function: Callable, state_K: Any, *stacked_K: Any) -> tuple[Any, Any]:
     """Apply a function that returns a member's new state and another result to every member, as `over_members` does.
 
-    A loop replaces every member's state in place, so that a donated state is never duplicated in memory.
+    The loop over groups replaces every member's state in place, so that a donated state is never duplicated in memory.
     """
-    if not one_by_one(model.conv):
+    members = _leading(state_K)
+    size = group_size(model, members)
+    if size == members > 1:
         return jax.vmap(function)(state_K, *stacked_K)
 
     def member(state_K, numbered):
@@ -126,8 +157,18 @@ def update_members(model: UNetConfig, function: Callable, state_K: Any, *stacked
         new, rest = function(old, *parts)
         return jax.tree.map(lambda a, b: jax.lax.dynamic_update_index_in_dim(a, b, k, 0), state_K, new), rest
 
-    members = jax.tree.leaves(state_K)[0].shape[0]
-    return jax.lax.scan(member, state_K, (jnp.arange(members), stacked_K))
+    def group(state_K, numbered):
+        start, parts_G = numbered
+        old_G = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, start, size), state_K)
+        new_G, rest_G = jax.vmap(function)(old_G, *parts_G)
+        replace = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=start, axis=0)
+        return jax.tree.map(replace, state_K, new_G), rest_G
+
+    if size == 1:
+        return jax.lax.scan(member, state_K, (jnp.arange(members), stacked_K))
+    grouped = jax.tree.map(lambda a: a.reshape(members // size, size, *a.shape[1:]), stacked_K)
+    state_K, rest = jax.lax.scan(group, state_K, (jnp.arange(0, members, size), grouped))
+    return state_K, jax.tree.map(lambda a: a.reshape(members, *a.shape[2:]), rest)
 
 
 @functools.lru_cache(maxsize=32)

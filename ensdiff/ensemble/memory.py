@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
 
 from ensdiff import hosts
+from ensdiff.ensemble.members import group_size
 from ensdiff.ensemble.mesh import platform
 from ensdiff.models.conv import one_by_one
 from ensdiff.models.unet import UNet, UNetConfig
@@ -65,14 +66,14 @@ def count_micro_batches(
 ) -> int:
     """Return into how many equal micro-batches to split one member's batch, so that activations stay in the cache.
 
-    It is 1 on accelerators.
+    It is 1 on accelerators, and where ``model`` stacks members, whose activations do not stay in the cache anyway.
 
     >>> mesh = ensdiff.make_mesh(1, devices=jax.devices("cpu")[:1])
     >>> count_micro_batches(UNetConfig(channels=32), (28, 28, 1), 16, mesh)
     8
     """
     held = CACHED.get(platform(mesh))
-    if held is None or not one_by_one(model.conv):
+    if held is None or not (one_by_one(model.conv) or model.stack == 1):
         return 1
     image = image_shape[0] * image_shape[1] * model.channels * model.dtype.itemsize
     return next(n for n in range(1, batch + 1) if batch % n == 0 and (n == batch or batch // n * image <= held))
@@ -86,13 +87,13 @@ not fit in the cache (`experiments.benchmark`, table "batch")."""
 def images_at_once(
     model: UNetConfig, image_shape: tuple[int, int, int], mesh: Mesh | AbstractMesh, members: int, budget: int
 ) -> int:
-    """Return how many images one application of members may take on one device; 0 if not even one fits the budget.
+    """Return how many images each member of a group may take at once on a device; 0 if not even one fits the budget.
 
     Args:
         model: the U-Net.
         image_shape: (H, W, C).
         mesh: the devices.
-        members: K; all members on one device are computed together, unless ``model.conv`` computes them one by one.
+        members: K; the device computes `ensdiff.ensemble.members.group_size` of its members together.
         budget: bytes of activations.
     """
     limit = budget // least_bytes(model, image_shape, mesh, members)
@@ -100,9 +101,8 @@ def images_at_once(
 
 
 def least_bytes(model: UNetConfig, image_shape: tuple[int, int, int], mesh: Mesh | AbstractMesh, members: int) -> int:
-    """Return the bytes of activations of one image in all the members that one device computes together."""
-    alive = 1 if one_by_one(model.conv) else members // mesh.shape["member"]
-    return alive * activation_bytes(model, image_shape)
+    """Return the bytes of activations of one image in the members that one device computes together."""
+    return group_size(model, members // mesh.shape["member"]) * activation_bytes(model, image_shape)
 
 
 @functools.lru_cache(maxsize=64)

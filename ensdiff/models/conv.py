@@ -9,19 +9,25 @@ again, and each backend can compute each of them in its fastest way:
   the convolution itself. On CPUs, both gradients are therefore written as plain convolutions.
 - Other backends use the gradients of autodiff.
 
-The *strategy* decides what a `vmap` over members becomes, and which algorithm computes one member:
+How the members of one device are computed is a dial between two ends. At one end, a compiled loop computes one member
+after another: only one member's activations are alive at a time, and compiling takes as long as for one member. At the
+other end, all members are computed together, by `jax.vmap`, which fills a large device with small networks. Between
+them, members are computed in groups: together inside of a group, and one group after another
+(`ensdiff.ensemble.members`; ``UNetConfig.stack`` is the size of a group).
 
-- ``"map"``: a compiled loop computes one member after another, each with a plain convolution. `over_members` then
-  loops over whole members and does not stack their convolutions at all. Only one member's activations are alive at a
-  time, and compiling takes as long as for one member.
-- ``"winograd"``: the same loop. On CPUs, `ensdiff.models.winograd` computes the 3x3 convolutions of wide layers, with
-  16 products instead of 36. Compiling takes longer. The kernel gradient is the same as with ``"map"``.
-- ``"loop"``: one plain convolution per member, unrolled.
-- ``"grouped"``: one grouped convolution, which is the default of `vmap`.
-- ``"matmul"``: shifted copies of the input (im2col) times the kernels, one batched matrix product for all members.
+The *strategy* decides what a convolution of several members becomes (its *form*), and which algorithm computes one
+member:
 
-All strategies compute the same sums up to rounding. If only the inputs are stacked, they become one larger batch.
-``"auto"`` may stand for different strategies in predictions and in training.
+- ``"map"``: members are always computed one by one, each with a plain convolution.
+- ``"winograd"``: the same, but on CPUs `ensdiff.models.winograd` computes the 3x3 convolutions of wide layers, with 16
+  products instead of 36. Compiling takes longer. The kernel gradient is the same as with ``"map"``.
+- ``"grouped"``: one grouped convolution for the group, which is what `jax.vmap` makes of a plain convolution.
+- ``"matmul"``: shifted copies of the input (im2col) times the kernels, one batched matrix product for the group.
+- ``"loop"``: one plain convolution per member, written out.
+
+The last three are `STACKED`, the forms for groups of any size. In a group of one, all strategies but ``"winograd"``
+are the plain convolution. All strategies compute the same sums up to rounding. If only the inputs are stacked, they
+become one larger batch. ``"auto"`` may stand for different strategies in predictions and in training.
 """
 
 import functools
@@ -41,6 +47,9 @@ from ensdiff.typing import Array, ArrayLike
 Strategy = Literal["auto", "map", "winograd", "grouped", "loop", "matmul"]
 Out = Literal["y", "x", "k"]
 
+STACKED: tuple[Strategy, ...] = ("grouped", "matmul", "loop")
+"""The strategies that can compute several members together."""
+
 AUTO: dict[str, Strategy] = {"cpu": "map", "tpu": "map", "gpu": "map"}
 """The strategy that ``"auto"`` stands for. The CPU's was chosen by measurement (`experiments.benchmark`, table
 "strategies") and the TPU's from compiled programs (BUILD.md); the GPU's is not measured."""
@@ -59,8 +68,8 @@ def resolve(strategy: Strategy, platform: str | None = None, *, predicting: bool
 
 
 def one_by_one(strategy: Strategy) -> bool:
-    """Return whether members are computed one after another, in a compiled loop."""
-    return resolve(strategy) in ("map", "winograd")
+    """Return whether a strategy always computes members one after another, in a compiled loop."""
+    return resolve(strategy) not in STACKED
 
 
 def conv2d(

@@ -21,11 +21,11 @@ import jax
 import numpy as np
 
 from ensdiff.codes.errors import fitting_weights, smallest_members
-from ensdiff.ensemble.members import abstract_params
+from ensdiff.ensemble.members import abstract_params, group_size
 from ensdiff.ensemble.memory import activation_bytes
 from ensdiff.ensemble.mesh import mesh_shape
 from ensdiff.models.attention import resolve_attention
-from ensdiff.models.conv import one_by_one, resolve
+from ensdiff.models.conv import resolve
 from ensdiff.models.unet import UNetConfig
 from ensdiff.planning.flops import jacobian_step_flops, landscape_step_flops, train_step_flops, unet_layers
 from ensdiff.training.config import TrainConfig
@@ -149,8 +149,7 @@ class TrainingMemory(NamedTuple):
         params: parameters of the chip's members.
         optimizer: Adam's two moments of these members, and step counts.
         average: moving average of these members; 0 without one.
-        gradients: gradients of the members that are computed together, or of one member if they are computed one after
-            another.
+        gradients: gradients of the members that are computed together (`ensdiff.ensemble.members.group_size`).
         activations: outputs of all layers and attention weights, for the chip's share of the batch of each member that
             is computed at the same time. Operator fusion and ``remat``, neither of which is counted, need less.
     """
@@ -183,7 +182,7 @@ def training_memory(study: Study, chips: int = 1) -> TrainingMemory:
     state = jax.eval_shape(lambda: init_state(model, shape, 1, config))
     members, data = mesh_shape(study.members, config.batch_size, chips)
     local, images = study.members // members, config.batch_size // data
-    together = 1 if one_by_one(model.conv) else local
+    together = group_size(model, local)
     params = _bytes(state.params)
     return TrainingMemory(
         local * params,

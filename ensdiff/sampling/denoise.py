@@ -7,9 +7,10 @@ units for every sample) are the same computation:
 (2) ``eps_r = sum_k w_rk eps_k(x_r, t)``, and then the sampler's step (s1), (s2) of `ensdiff.diffusion.schedule`.
 
 Member k is applied only to the states that keep it (w_rk != 0). The indices of these states are gathered into batches
-of one member each, so that a step is a loop over batches, and its work is proportional to the number of surviving
-members summed over states. All states of a sample share its noise, so that a counterfactual differs from its sample
-only by the weights. Nothing reduces over R, so that chunks of any size give the same images.
+of one member each, or of a group of members that are computed together (`ensdiff.ensemble.members.group_size`). A step
+is a loop over batches, and its work is proportional to the number of surviving members summed over states. All states
+of a sample share its noise, so that a counterfactual differs from its sample only by the weights. Nothing reduces over
+R, so that chunks of any size give the same images.
 """
 
 import dataclasses
@@ -28,10 +29,9 @@ from ensdiff import hosts
 from ensdiff.diffusion.samplers import SamplerConfig, StepRule, advance, rule_of, step_arguments
 from ensdiff.ensemble.compiling import jit_once, per_device
 from ensdiff.ensemble.ensemble import Ensemble, to_images
-from ensdiff.ensemble.members import apply_member, over_members
+from ensdiff.ensemble.members import apply_member, group_size
 from ensdiff.ensemble.memory import Resources, images_at_once, least_bytes
 from ensdiff.ensemble.mesh import make_mesh, on_mesh, pace, platform
-from ensdiff.models.conv import one_by_one
 from ensdiff.models.unet import UNetConfig
 from ensdiff.sampling.packing import Batches, batch_numbers, choose_places, gather_batches, kept_counts, round_up
 from ensdiff.typing import Array, ArrayLike
@@ -94,25 +94,29 @@ def sampling_step(model: UNetConfig, image_shape: tuple[int, int, int], rule: St
         eps_P = apply_member(model, params, x_R[index_P], jnp.full(index_P.shape, t, jnp.int32))
         return weight_P[:, None, None, None] * eps_P
 
-    def unless_empty(params_K, x_R, member, index_P, weight_P, t):
+    def unless_empty(params_K, x_R, group, index_GP, weight_GP, t):
+        G, places = index_GP.shape
+
         def predict():
-            return weighted(jax.tree.map(lambda a: a[member], params_K), x_R, index_P, weight_P, t)
+            if G == 1:
+                params = jax.tree.map(lambda a: a[group], params_K)
+                return weighted(params, x_R, index_GP[0], weight_GP[0], t)
+            params_G = params_K
+            if G < jax.tree.leaves(params_K)[0].shape[0]:
+                params_G = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, group * G, G), params_K)
+            eps_GP = jax.vmap(weighted, in_axes=(0, None, 0, 0, None))(params_G, x_R, index_GP, weight_GP, t)
+            return eps_GP.reshape(-1, *x_R.shape[1:])
 
         def nothing():
-            return jnp.zeros((len(index_P), *x_R.shape[1:]))
+            return jnp.zeros((G * places, *x_R.shape[1:]))
 
-        return jax.lax.cond(weight_P.any(), predict, nothing)
+        return jax.lax.cond(weight_GP.any(), predict, nothing)
 
     def mean(params_K, x_R, batches, t):
-        if one_by_one(model.conv):
+        def add(eps_R, batch):
+            return eps_R.at[batch[1].reshape(-1)].add(unless_empty(params_K, x_R, *batch, t)), None
 
-            def add(eps_R, batch):
-                return eps_R.at[batch[1]].add(unless_empty(params_K, x_R, *batch, t)), None
-
-            return jax.lax.scan(add, jnp.zeros_like(x_R), batches)[0]
-        index_NP, weight_NP = batches[1:]  # one batch per member, of equal length: all at once
-        eps_NP = over_members(model, lambda *args: weighted(args[0], x_R, *args[1:], t), params_K, index_NP, weight_NP)
-        return jnp.zeros_like(x_R).at[index_NP.reshape(-1)].add(eps_NP.reshape(-1, *x_R.shape[1:]))
+        return jax.lax.scan(add, jnp.zeros_like(x_R), batches)[0]
 
     def step(params_K, x_R, noise, batches, j, coefficients):
         eps_R = mean(params_K, x_R, jax.tree.map(lambda a: a[0, 0], batches), coefficients[0])
@@ -125,11 +129,16 @@ def sampling_step(model: UNetConfig, image_shape: tuple[int, int, int], rule: St
 
 
 class Chunks(NamedTuple):
-    """How R states are processed: chunks of ``states``, in batches of ``places``, ``number`` batches per device."""
+    """How R states are processed.
+
+    They are in chunks of ``states``, with ``number`` batches per device, each of ``places`` states for each of
+    ``together`` members.
+    """
 
     states: int
     places: int
     number: int
+    together: int = 1
 
 
 def plan(
@@ -166,12 +175,11 @@ def plan(
     if parts == 1 and shards == 1:
         states = max(states, min(round_up(R, FEW_STATES), most))  # pad with states without weight, to a common size
     counts_CDK = np.stack([kept_counts(weights, shards) for _, weights in _padded(weights_RK, states)])
-    if not one_by_one(params.model.conv):
-        return Chunks(states, max(1, int(counts_CDK.max())), K // member_shards)
+    together = group_size(params.model, K // member_shards)
     at_once = max(1, images_at_once(params.model, params.image_shape, mesh, K, budget - states // shards * state))
     overhead = BATCH_OVERHEAD.get(platform(mesh), 32.0)
-    places = choose_places(counts_CDK, member_shards, at_once, overhead)
-    return Chunks(states, places, batch_numbers(counts_CDK, places, member_shards))
+    places = choose_places(counts_CDK, member_shards, at_once, overhead, together)
+    return Chunks(states, places, batch_numbers(counts_CDK, places, member_shards, together), together)
 
 
 STATES_AT_ONCE = 1024
@@ -222,8 +230,8 @@ def denoise(
     if R % shards:
         raise ValueError(f"{R} states cannot be split over {shards} data shards; choose a multiple of {shards}")
     chunks = plan(params, weights_RK, mesh, Resources(chunk=R)) if chunks is None else chunks
-    number = round_up(chunks.number, FEW_BATCHES) if one_by_one(params.model.conv) else chunks.number
-    batches = gather_batches(weights_RK, shards, mesh.shape["member"], chunks.places, number)
+    number = round_up(chunks.number, FEW_BATCHES) if chunks.together == 1 else chunks.number
+    batches = gather_batches(weights_RK, shards, mesh.shape["member"], chunks.places, number, chunks.together)
     step = sampling_step(params.model, params.image_shape, rule_of(config), mesh)
     stacked = on_mesh(params.params, mesh)
     placed = Batches(*(on_mesh(a, mesh, P("data", "member")) for a in batches))

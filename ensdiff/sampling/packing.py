@@ -1,4 +1,8 @@
-"""The states that each member is applied to in a sampling step, packed into batches of equal size."""
+"""The states that each member is applied to in a sampling step, packed into batches of equal size.
+
+A batch belongs to a group of G neighbouring members, which are computed together: each is applied to P states of its
+own. G is 1 where members are computed one by one.
+"""
 
 from typing import NamedTuple
 
@@ -7,15 +11,16 @@ from jaxtyping import Float, Int
 
 
 class Batches(NamedTuple):
-    """The work of one sampling step: a list of batches, each with the states that one member is applied to.
+    """The work of one sampling step: a list of batches, each with the states that a group of members is applied to.
 
-    There are D data shards and M member shards, with N batches of P places on each. ``member_DMN`` is an index within a
-    member shard, ``index_DMNP`` an index within a data shard; padded places have weight 0.
+    There are D data shards and M member shards, with N batches of G members and P places each. ``group_DMN`` is the
+    number of a group of G neighbouring members within a member shard, and ``index_DMNGP`` an index within a data shard;
+    padded places have weight 0.
     """
 
-    member_DMN: Int[np.ndarray, "D M N"]
-    index_DMNP: Int[np.ndarray, "D M N P"]
-    weight_DMNP: Float[np.ndarray, "D M N P"]
+    group_DMN: Int[np.ndarray, "D M N"]
+    index_DMNGP: Int[np.ndarray, "D M N G P"]
+    weight_DMNGP: Float[np.ndarray, "D M N G P"]
 
 
 def kept_counts(weights_RK: Float[np.ndarray, "R K"], shards: int) -> Int[np.ndarray, "D K"]:
@@ -23,10 +28,14 @@ def kept_counts(weights_RK: Float[np.ndarray, "R K"], shards: int) -> Int[np.nda
     return np.count_nonzero(weights_RK.reshape(shards, -1, weights_RK.shape[-1]), axis=1)
 
 
-def batch_numbers(counts_CDK: Int[np.ndarray, "C D K"], places: int, member_shards: int) -> int:
-    """Return N, the number of batches of ``places`` places that the busiest device needs in the largest of C chunks."""
+def batch_numbers(counts_CDK: Int[np.ndarray, "C D K"], places: int, member_shards: int, together: int = 1) -> int:
+    """Return N, the number of batches of ``places`` places that the busiest device needs in the largest of C chunks.
+
+    A group of ``together`` members needs as many as its busiest member.
+    """
     numbers_K = -(-counts_CDK // places)
-    return max(1, int(numbers_K.reshape(*numbers_K.shape[:-1], member_shards, -1).sum(-1).max()))
+    numbers_DMG = numbers_K.reshape(*numbers_K.shape[:-1], member_shards, -1, together).max(-1)
+    return max(1, int(numbers_DMG.sum(-1).max()))
 
 
 def round_up(count: int, least: int) -> int:
@@ -38,11 +47,13 @@ def round_up(count: int, least: int) -> int:
     return max(least, 1 << (count - 1).bit_length())
 
 
-def choose_places(counts_CDK: Int[np.ndarray, "C D K"], member_shards: int, limit: int, overhead: float) -> int:
+def choose_places(
+    counts_CDK: Int[np.ndarray, "C D K"], member_shards: int, limit: int, overhead: float, together: int = 1
+) -> int:
     """Return P, the cheapest batch size among those that need little padding.
 
     The work may be at most a tenth more than the minimum, which batches of single states reach. Among the sizes that
-    satisfy this, the one with the least ``N (P + overhead)`` is chosen. Sizes have three significant bits (1 .. 8, 10,
+    satisfy this, the one with the least ``N (G P + overhead)`` is chosen. Sizes have three significant bits (1 .. 8, 10,
     12, 14, 16, 20, ..), so that few compiled programs serve all calls.
 
     Args:
@@ -50,18 +61,24 @@ def choose_places(counts_CDK: Int[np.ndarray, "C D K"], member_shards: int, limi
         member_shards: M.
         limit: the largest batch size.
         overhead: the fixed cost of a batch, in images.
+        together: G.
     """
     most = max(1, min(limit, int(counts_CDK.max())))
     sizes = [places for places in range(1, most + 1) if places % (1 << max(0, places.bit_length() - 3)) == 0]
-    numbers = {places: batch_numbers(counts_CDK, places, member_shards) for places in sizes}
+    numbers = {places: batch_numbers(counts_CDK, places, member_shards, together) for places in sizes}
     return min(
         (places for places in sizes if places * numbers[places] <= 1.1 * numbers[1]),
-        key=lambda places: numbers[places] * (places + overhead),
+        key=lambda places: numbers[places] * (together * places + overhead),
     )
 
 
 def gather_batches(
-    weights_RK: Float[np.ndarray, "R K"], shards: int, member_shards: int, places: int, number: int
+    weights_RK: Float[np.ndarray, "R K"],
+    shards: int,
+    member_shards: int,
+    places: int,
+    number: int,
+    together: int = 1,
 ) -> Batches:
     """Pack the states that keep each member (the non-zeros of the weights) into batches as full as possible.
 
@@ -71,21 +88,26 @@ def gather_batches(
         member_shards: M; each shard has equally many consecutive members.
         places: P.
         number: N, at least `batch_numbers`.
+        together: G, a divisor of the number of members of a shard.
     """
     K = weights_RK.shape[-1]
     shape = shards, member_shards, number
-    member, index = np.zeros(shape, np.int32), np.zeros((*shape, places), np.int32)
-    weight = np.zeros((*shape, places), np.float32)
+    group = np.zeros(shape, np.int32)
+    index, weight = np.zeros((*shape, together, places), np.int32), np.zeros((*shape, together, places), np.float32)
     local = K // member_shards
     for d, weights_QK in enumerate(weights_RK.reshape(shards, -1, K)):
         for m in range(member_shards):
-            n = 0
-            for k in range(local):
-                column = weights_QK[:, m * local + k]
-                kept = np.flatnonzero(column)
-                for start in range(0, len(kept), places):
-                    part = kept[start : start + places]
-                    member[d, m, n], index[d, m, n, : len(part)] = k, part
-                    weight[d, m, n, : len(part)] = column[part]
-                    n += 1
-    return Batches(member, index, weight)
+            first = 0  # batch of the group
+            for g in range(local // together):
+                last = first
+                for i in range(together):
+                    column = weights_QK[:, m * local + g * together + i]
+                    kept = np.flatnonzero(column)
+                    for n, start in enumerate(range(0, len(kept), places), first):
+                        part = kept[start : start + places]
+                        index[d, m, n, i, : len(part)] = part
+                        weight[d, m, n, i, : len(part)] = column[part]
+                        last = max(last, n + 1)
+                group[d, m, first:last] = g
+                first = last
+    return Batches(group, index, weight)

@@ -143,7 +143,7 @@ def padding(setting: Setting, params: ensdiff.Ensemble) -> float:
     mesh = make_mesh(setting.members)
     chunks = plan(params, weights, mesh, Resources())
     parts = -(-len(weights) // chunks.states)
-    return parts * chunks.number * chunks.places * mesh.size / np.count_nonzero(weights)
+    return parts * chunks.number * chunks.together * chunks.places * mesh.size / np.count_nonzero(weights)
 
 
 def jacobian_job(setting: Setting, params: ensdiff.Ensemble) -> Job:

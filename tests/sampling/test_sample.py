@@ -159,31 +159,37 @@ def test_a_data_axis_does_not_matter(noise):
 
 @settings(max_examples=50)
 @given(
-    st.integers(1, 3), st.integers(1, 5), st.integers(1, 3), st.integers(1, 3), st.integers(1, 4), st.integers(0, 999)
-)
-def test_gathered_batches_hold_each_kept_state_once(shards, per_shard, member_shards, local, places, seed):
+    st.integers(1, 3), st.integers(1, 5), st.integers(1, 3), st.sampled_from([(1, 1), (3, 1), (3, 3), (4, 2)]),
+    st.integers(1, 4), st.integers(0, 999),
+)  # fmt: skip
+def test_gathered_batches_hold_each_kept_state_once(shards, per_shard, member_shards, grouped, places, seed):
     rng = np.random.default_rng(seed)
+    local, together = grouped
     shape = shards * per_shard, member_shards * local
     weights = rng.random(shape) * (rng.random(shape) < 0.5)
-    number = batch_numbers(kept_counts(weights, shards)[None], places, member_shards)
-    batches = gather_batches(weights.astype(np.float32), shards, member_shards, places, number)
+    number = batch_numbers(kept_counts(weights, shards)[None], places, member_shards, together)
+    batches = gather_batches(weights.astype(np.float32), shards, member_shards, places, number, together)
     rebuilt = np.zeros_like(weights)
-    for d, m, n in np.ndindex(batches.member_DMN.shape):
-        k = m * local + batches.member_DMN[d, m, n]
-        for index, weight in zip(batches.index_DMNP[d, m, n], batches.weight_DMNP[d, m, n], strict=True):
+    for d, m, n, g in np.ndindex(batches.index_DMNGP.shape[:-1]):
+        k = m * local + batches.group_DMN[d, m, n] * together + g
+        for index, weight in zip(batches.index_DMNGP[d, m, n, g], batches.weight_DMNGP[d, m, n, g], strict=True):
             rebuilt[d * per_shard + index, k] += weight
     np.testing.assert_allclose(rebuilt, weights, rtol=1e-6)
-    assert batches.index_DMNP.shape == (shards, member_shards, number, places)
+    assert batches.index_DMNGP.shape == (shards, member_shards, number, together, places)
 
 
 @settings(max_examples=50)
-@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 4), st.integers(1, 40), st.integers(0, 999))
-def test_batches_pad_at_most_a_tenth(shards, member_shards, local, limit, seed):
+@given(
+    st.integers(1, 3), st.integers(1, 3), st.sampled_from([(1, 1), (3, 1), (4, 2), (4, 4)]), st.integers(1, 40),
+    st.integers(0, 999),
+)  # fmt: skip
+def test_batches_pad_at_most_a_tenth(shards, member_shards, grouped, limit, seed):
+    local, together = grouped
     counts = np.random.default_rng(seed).integers(0, 60, (2, shards, member_shards * local))
-    places = choose_places(counts, member_shards, limit, overhead=1.0)
+    places = choose_places(counts, member_shards, limit, 1.0, together)
     assert 1 <= places <= limit
-    least = batch_numbers(counts, 1, member_shards)
-    assert places * batch_numbers(counts, places, member_shards) <= 1.1 * least
+    least = batch_numbers(counts, 1, member_shards, together)
+    assert places * batch_numbers(counts, places, member_shards, together) <= 1.1 * least
 
 
 @pytest.mark.parametrize(("members", "ones", "units", "samples"), [(16, 8, 32, 8), (20, 10, 100, 3), (16, 8, 40, 1)])
@@ -222,9 +228,13 @@ def test_a_budget_holds_the_states_and_one_batch(tiny):
     one = activation_bytes(tiny.model, tiny.image_shape)
     state = 4 * 8 * 64 + 8 * 4
     weights = np.full((20, 4), 0.25)
+    pairs = dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, conv="loop", stack=2))
     for budget in (one + state, one + 3 * state, 3 * one + 40 * state):
         chunks = plan(tiny, weights, mesh, Resources(memory_budget=budget))
         assert chunks.states * state + chunks.places * one <= budget
+        chunks = plan(pairs, weights, mesh, Resources(memory_budget=2 * budget))
+        assert chunks.together == 2
+        assert chunks.states * state + 2 * chunks.places * one <= 2 * budget
     with pytest.raises(ValueError, match=f"needs up to {one + state} bytes"):
         plan(tiny, weights, mesh, Resources(memory_budget=one + state - 1))
 
