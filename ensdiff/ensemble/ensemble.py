@@ -64,11 +64,11 @@ class Ensemble:
         """A hash, 64 hexadecimal digits, of everything that determines a sample: all members' parameters and settings.
 
         It covers all bits of the parameters, in member order. The settings are those of the network (except how it is
-        computed: ``conv``, ``stack``, ``attention``, ``remat``, ``dropout``), the schedule, the image shape and the value range.
-        The code is not included: images, noise and derivatives do not depend on it, and another code may be used to ask
-        about other units. Devices, shards and processes have no influence either. For parameters that are JAX arrays,
-        whose values cannot change, the hash is computed only once. With several processes, all must ask for it
-        together.
+        computed: ``conv``, ``stack``, ``precision``, ``attention``, ``remat``, ``dropout``), the schedule, the image
+        shape and the value range. The code is not included: images, noise and derivatives do not depend on it, and
+        another code may be used to ask about other units. Devices, shards and processes have no influence either. For
+        parameters that are JAX arrays, whose values cannot change, the hash is computed only once. With several
+        processes, all must ask for it together.
 
         >>> params.fingerprint == ensdiff.sample(params, 0, 1, steps=2).fingerprint
         True
@@ -101,8 +101,12 @@ class Ensemble:
         return f"Ensemble({self.members} members, {self.code.units} units, {H}x{W}x{C} images, {parameters})"
 
 
-_COMPUTED = ("conv", "stack", "attention", "remat", "dropout")
-"""Fields of `UNetConfig` that change the predictions of a trained network by rounding at most."""
+_COMPUTED = ("conv", "stack", "precision", "attention", "remat", "dropout")
+"""Fields of `UNetConfig` that change the predictions of a trained network by the rounding of products of float32.
+
+``precision`` is one of them, because its default already means something else on each device: an ensemble has one
+fingerprint on a CPU and on a GPU that rounds factors to TF32. ``compute_dtype`` is not: it rounds everything that
+layers pass on, on every device, and so it defines which function the members are."""
 
 
 def _fingerprint(params: Ensemble) -> str:

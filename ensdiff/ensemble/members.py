@@ -77,8 +77,9 @@ def _abstract_params(model: UNetConfig, image_shape: tuple[int, int, int], membe
 
 
 def apply_member(model: UNetConfig, params: Params, x_BHWC: Array, t_B: Array) -> Float[Array, "B H W C"]:
-    """Return one member's noise prediction, without dropout."""
-    model = dataclasses.replace(model, conv=resolve(model.conv, predicting=True))
+    """Return one member's noise prediction, without dropout. It can be differentiated in both modes."""
+    attention = "auto" if model.attention == "fused" else model.attention
+    model = dataclasses.replace(model, conv=resolve(model.conv, predicting=True), attention=attention)
     predicted: Any = UNet(model).apply({"params": params}, x_BHWC, t_B)
     return predicted
 

@@ -7,7 +7,7 @@ from typing import Literal
 import jax.numpy as jnp
 
 from ensdiff.models.attention import AttentionOrder
-from ensdiff.models.conv import STACKED, Strategy
+from ensdiff.models.conv import STACKED, Precision, Strategy
 from ensdiff.settings import check_fields
 
 TimeLayout = Literal["sin_cos", "cos_sin", "interleaved"]
@@ -36,7 +36,13 @@ class UNetConfig:
         downsample: ``"conv"`` (3x3, stride 2, one row of padding on every side), ``"conv_end"`` (the same, padded below
             and on the right only, as in DDPM's code) or ``"pool"`` (2x2 mean).
         upsample: ``"conv"`` (nearest, then a 3x3 convolution) or ``"nearest"``.
-        compute_dtype: ``"float32"`` or ``"bfloat16"``.
+        compute_dtype: dtype of the layers' inputs, products and outputs, ``"float32"`` or ``"bfloat16"`` (7 bits of
+            mantissa instead of 23). Parameters, the optimiser, normalisation statistics, attention weights before they
+            are multiplied by the values, sums of gradients over images, and sums over members are always float32.
+        precision: how products of float32 numbers are computed. ``"default"`` leaves it to JAX and the device: NVIDIA
+            GPUs since Ampere use TF32, which rounds the factors to 10 bits of mantissa and adds up in float32; TPUs
+            round the factors to bfloat16; CPUs compute in float32. ``"highest"`` is full float32 everywhere, several
+            times slower on GPUs and TPUs. It makes no difference to products of bfloat16.
         remat: recompute residual blocks in the backward pass instead of keeping their activations.
         conv: how members are computed, see `ensdiff.models.conv`.
         stack: the number of members of one device that are computed together: the largest divisor of the device's
@@ -44,7 +50,10 @@ class UNetConfig:
             for the forms that can be stacked. Results change by rounding at most.
         attention: ``"batch"`` computes the attention of all images at once. ``"image"`` computes one head of one image
             at a time, so that its weights stay in the cache, and recomputes the weights in the backward pass instead of
-            keeping them. ``"auto"`` is ``"image"`` on a CPU and ``"batch"`` elsewhere.
+            keeping them. ``"auto"`` is ``"image"`` on a CPU and ``"batch"`` elsewhere. ``"fused"`` trains with
+            `jax.nn.dot_product_attention`, which on NVIDIA GPUs is a kernel of cuDNN for bfloat16 and heads of up to
+            128 channels, a multiple of 8. Such kernels have no forward-mode derivative, so predictions take what
+            ``"auto"`` stands for.
 
     >>> UNetConfig(image_channels=3, channels=64, multipliers=(1, 2, 2), attention_levels=(2,)).channels
     64
@@ -66,6 +75,7 @@ class UNetConfig:
     downsample: Literal["conv", "conv_end", "pool"] = "conv"
     upsample: Literal["conv", "nearest"] = "conv"
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "default"
     remat: bool = False
     conv: Strategy = "auto"
     stack: int = 0
@@ -110,8 +120,8 @@ class UNetConfig:
             raise ValueError(f"stack={self.stack}: expected a number of members, or 0 for the default")
         if self.stack > 1 and self.conv not in STACKED:
             raise ValueError(
-                f"stack={self.stack} with conv={self.conv!r}, which computes members one by one or chooses their number "
-                f"itself: the forms that can be stacked are {', '.join(map(repr, STACKED))}; else leave stack at 0"
+                f"stack={self.stack} with conv={self.conv!r}: the forms that can be stacked are "
+                f"{', '.join(map(repr, STACKED))}; with other values of conv leave stack at 0"
             )
 
     @property

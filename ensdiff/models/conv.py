@@ -45,6 +45,7 @@ from ensdiff.settings import check_value
 from ensdiff.typing import Array, ArrayLike
 
 Strategy = Literal["auto", "map", "winograd", "grouped", "loop", "matmul"]
+Precision = Literal["default", "highest"]
 Out = Literal["y", "x", "k"]
 
 STACKED: tuple[Strategy, ...] = ("grouped", "matmul", "loop")
@@ -72,6 +73,11 @@ def one_by_one(strategy: Strategy) -> bool:
     return resolve(strategy) not in STACKED
 
 
+def lax_precision(precision: Precision) -> str | None:
+    """Return a precision as JAX's products take it; ``"default"`` is None, so that JAX's own setting decides."""
+    return None if precision == "default" else precision
+
+
 def conv2d(
     x_BHWC: Float[ArrayLike, "B H W C"],
     kernel: Float[ArrayLike, "h w C D"],
@@ -79,6 +85,7 @@ def conv2d(
     stride: int = 1,
     padding: int = 1,
     strategy: Strategy = "auto",
+    precision: Precision = "default",
 ) -> Float[Array, "B I J D"]:
     """Compute a two-dimensional convolution (cross-correlation), channels last, with equal zero padding on all sides.
 
@@ -88,19 +95,24 @@ def conv2d(
         stride: stride in both directions.
         padding: number of rows and columns of zeros added on each side.
         strategy: how members are computed; see the module docstring.
+        precision: of the products, here and in all derivatives; see `UNetConfig`.
 
     >>> conv2d(jnp.ones((1, 4, 4, 1)), jnp.ones((3, 3, 1, 1)))[0, :, :, 0].tolist()[1]
     [6.0, 9.0, 9.0, 6.0]
     """
     if kernel.shape[:2] == (1, 1) and stride == 1 and padding == 0:
-        return jnp.einsum("bhwc,cd->bhwd", x_BHWC, kernel[0, 0])
+        return jnp.einsum("bhwc,cd->bhwd", x_BHWC, kernel[0, 0], precision=lax_precision(precision))
     size = tuple((n + 2 * padding - k) // stride + 1 for n, k in zip(x_BHWC.shape[1:3], kernel.shape[:2], strict=True))
-    strategy = resolve(strategy)
-    return _conv_p.bind(x_BHWC, kernel, out="y", size=size, stride=stride, padding=padding, strategy=strategy)
+    how = {"strategy": resolve(strategy), "precision": lax_precision(precision)}
+    return _conv_p.bind(x_BHWC, kernel, out="y", size=size, stride=stride, padding=padding, **how)
 
 
 def upsampled_conv2d(
-    x_BHWC: Float[Array, "B H W C"], kernel: Float[Array, "3 3 C D"], *, strategy: Strategy = "auto"
+    x_BHWC: Float[Array, "B H W C"],
+    kernel: Float[Array, "3 3 C D"],
+    *,
+    strategy: Strategy = "auto",
+    precision: Precision = "default",
 ) -> Float[Array, "B 2*H 2*W D"]:
     """Repeat each pixel to 2x2, then apply a 3x3 convolution padded by 1, with about 4/9 of the products.
 
@@ -114,18 +126,20 @@ def upsampled_conv2d(
     merge = np.array([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], wide)  # parity, tap of 2, tap of 3
     small = jnp.einsum("apr,bqs,rscd->pqcabd", merge, merge, kernel.astype(wide), precision="highest")
     small = small.astype(kernel.dtype)
-    y = conv2d(x_BHWC, small.reshape(2, 2, C, 4 * D), strategy=strategy).reshape(B, H + 1, W + 1, 2, 2, D)
+    y = conv2d(x_BHWC, small.reshape(2, 2, C, 4 * D), strategy=strategy, precision=precision)
+    y = y.reshape(B, H + 1, W + 1, 2, 2, D)
     rows = [jnp.stack([y[:, a : a + H, b : b + W, a, b] for b in (0, 1)], axis=3) for a in (0, 1)]
     return jnp.stack(rows, axis=2).reshape(B, 2 * H, 2 * W, D)
 
 
-def _plain(x_BHWC: Array, kernel: Array, stride: int, padding: tuple[int, int]) -> Array:
+def _plain(x_BHWC: Array, kernel: Array, stride: int, padding: tuple[int, int], precision: str | None) -> Array:
     return jax.lax.conv_general_dilated(
         x_BHWC,
         kernel,
         window_strides=(stride, stride),
         padding=tuple((p, p) for p in padding),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision=precision,
     )
 
 
@@ -147,21 +161,26 @@ def _patches(x_BHWC: Array, h: int, w: int, stride: int, padding: int) -> Array:
     return jnp.concatenate(windows, axis=-1)
 
 
-def _by_lax(a: Array, b: Array, out: Out, size: tuple[int, int], stride: int, padding: int) -> Array:
+def _by_lax(
+    a: Array, b: Array, out: Out, size: tuple[int, int], stride: int, padding: int, precision: str | None
+) -> Array:
     """Compute what ``out`` selects with XLA's convolution, or with its transposes by autodiff."""
 
     def conv(x, k):
-        return _plain(x, k, stride, (padding, padding))
+        return _plain(x, k, stride, (padding, padding), precision)
 
     return _by_transpose(conv, a, b, out, size)
 
 
-def _by_matmul(a: Array, b: Array, out: Out, size: tuple[int, int], stride: int, padding: int) -> Array:
+def _by_matmul(
+    a: Array, b: Array, out: Out, size: tuple[int, int], stride: int, padding: int, precision: str | None
+) -> Array:
     """Compute what ``out`` selects as a matrix product with the windows of the input, or as its transpose."""
 
     def conv(x, k):
         h, w, C, D = k.shape
-        return jnp.einsum("bijc,cd->bijd", _patches(x, h, w, stride, padding), k.reshape(h * w * C, D))
+        windows = _patches(x, h, w, stride, padding)
+        return jnp.einsum("bijc,cd->bijd", windows, k.reshape(h * w * C, D), precision=precision)
 
     return _by_transpose(conv, a, b, out, size)
 
@@ -176,20 +195,22 @@ def _by_transpose(conv, a: Array, b: Array, out: Out, size: tuple[int, int]) -> 
     return jax.linear_transpose(lambda k: conv(a, k), k)(b)[0]
 
 
-def _on_cpu(a: Array, b: Array, out: Out, size: tuple[int, int], stride: int, padding: int) -> Array:
+def _on_cpu(
+    a: Array, b: Array, out: Out, size: tuple[int, int], stride: int, padding: int, precision: str | None
+) -> Array:
     """Compute what ``out`` selects with convolutions that XLA's CPU backend runs at full speed even inside loops."""
     if out == "y":
-        return _plain(a, b, stride, (padding, padding))
+        return _plain(a, b, stride, (padding, padding), precision)
     if stride > 1:
-        return _by_matmul(a, b, out, size, stride, padding)
+        return _by_matmul(a, b, out, size, stride, padding, precision)
     if out == "x":
         h, w = b.shape[:2]
-        return _plain(a, jnp.flip(b, (0, 1)).swapaxes(2, 3), 1, (h - 1 - padding, w - 1 - padding))
+        return _plain(a, jnp.flip(b, (0, 1)).swapaxes(2, 3), 1, (h - 1 - padding, w - 1 - padding), precision)
     if b.shape[1] > a.shape[1] or b.shape[2] > a.shape[2]:  # else XLA swaps input and kernel
         a, padding = jnp.pad(a, ((0, 0), (padding, padding), (padding, padding), (0, 0))), 0
 
     # sum_bij x[b, i + p, j + q, c] y[b, i, j, d]: channels are the batch, images are channels, y is the kernel
-    k = _plain(a.transpose(3, 1, 2, 0), b.transpose(1, 2, 0, 3), 1, (padding, padding))
+    k = _plain(a.transpose(3, 1, 2, 0), b.transpose(1, 2, 0, 3), 1, (padding, padding), precision)
     return k.transpose(1, 2, 0, 3)
 
 
@@ -204,21 +225,23 @@ and each tile saves 20. Layers with this many tiles (16 images of 4x4) gained wh
 measured."""
 
 
-def _on_cpu_by_winograd(a: Array, b: Array, out: Out, size: tuple[int, int], stride: int, padding: int) -> Array:
+def _on_cpu_by_winograd(
+    a: Array, b: Array, out: Out, size: tuple[int, int], stride: int, padding: int, precision: str | None
+) -> Array:
     """Compute the form as `_on_cpu` does, but use Winograd's filtering for "y" and "x" if it is faster."""
     fits = out != "k" and b.shape[:2] == (3, 3) and stride == padding == 1
     C, D = b.shape[2:]
     tiles = a.shape[0] * -(-a.shape[1] // 2) * -(-a.shape[2] // 2)
     if fits and C * D >= WIDE * (C + D) and tiles >= TILES and a.dtype == b.dtype == jnp.float32:
-        return winograd.output(a, b) if out == "y" else winograd.input_gradient(a, b)
-    return _on_cpu(a, b, out, size, stride, padding)
+        return (winograd.output if out == "y" else winograd.input_gradient)(a, b, precision)
+    return _on_cpu(a, b, out, size, stride, padding, precision)
 
 
 _conv_p = Primitive("conv2d")
 
 
 @_conv_p.def_abstract_eval
-def _abstract(a, b, *, out, size, stride, padding, strategy):
+def _abstract(a, b, *, out, size, **_):
     if out == "k":
         return a.update(shape=(*size, a.shape[-1], b.shape[-1]))
     return a.update(shape=(a.shape[0], *size, b.shape[3 if out == "y" else 2]))

@@ -2,10 +2,11 @@
 
 Its options cover both reference implementations (GenEns and `diffusers.UNet2DModel`). Nothing here knows about the
 ensemble: `ensdiff.ensemble.members` stacks members. Parameters are float32. Layers compute in ``compute_dtype``, but
-normalisation statistics and attention weights are always float32.
+normalisation statistics, attention weights, and the gradients of biases and normalisation are always float32.
 """
 
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -15,7 +16,7 @@ from jaxtyping import Float, Int
 
 from ensdiff.models.attention import attend, resolve_attention
 from ensdiff.models.config import TimeLayout, UNetConfig
-from ensdiff.models.conv import conv2d, upsampled_conv2d
+from ensdiff.models.conv import conv2d, lax_precision, upsampled_conv2d
 from ensdiff.typing import Array, ArrayLike
 
 
@@ -56,20 +57,39 @@ class Conv(nn.Module):
         kernel = self.param("kernel", init, (self.size, self.size, x_BHWC.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         dtype = self.config.dtype
+        how: Any = {"strategy": self.config.conv, "precision": self.config.precision}
         if self.upsampled:
-            y = upsampled_conv2d(x_BHWC.astype(dtype), kernel.astype(dtype), strategy=self.config.conv)
-            return y + bias.astype(dtype)[None, None, None]
+            return add(upsampled_conv2d(x_BHWC.astype(dtype), kernel.astype(dtype), **how), bias)
         padding = self.size // 2
         if self.end_padded:
             x_BHWC, padding = jnp.pad(x_BHWC, ((0, 0), (0, padding), (0, padding), (0, 0))), 0
-        y = conv2d(
-            x_BHWC.astype(dtype),
-            kernel.astype(dtype),
-            stride=self.stride,
-            padding=padding,
-            strategy=self.config.conv,
-        )
-        return y + bias.astype(dtype)[None, None, None]
+        return add(conv2d(x_BHWC.astype(dtype), kernel.astype(dtype), stride=self.stride, padding=padding, **how), bias)
+
+
+class Dense(nn.Module):
+    """A biased linear layer with parameters ``kernel`` (C, D) and ``bias`` (D,), over the last axis of the input."""
+
+    features: int
+    config: UNetConfig
+    zero_init: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        init = nn.initializers.zeros if self.zero_init else nn.initializers.lecun_normal()
+        kernel = self.param("kernel", init, (x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        dtype = self.config.dtype
+        precision: Any = lax_precision(self.config.precision)
+        contracted = (((x.ndim - 1,), (0,)), ((), ()))
+        return add(jax.lax.dot_general(x.astype(dtype), kernel.astype(dtype), contracted, precision), bias)
+
+
+def add(y: Array, few: Array) -> Array:
+    """Return ``y`` plus ``few``, which is repeated to the shape of ``y`` and rounded to its dtype.
+
+    It is repeated in float32, so that its gradient, the sum over the repetitions, is float32.
+    """
+    return y + jnp.broadcast_to(few.astype(jnp.float32), y.shape).astype(y.dtype)
 
 
 class GroupNorm(nn.Module):
@@ -110,8 +130,8 @@ class ResBlock(nn.Module):
         config = self.config
         h = nn.swish(GroupNorm(config, name="norm1")(x_BHWC))
         h = Conv(self.features, config, name="conv1")(h)
-        time = nn.Dense(self.features, dtype=config.dtype, name="time")(nn.swish(time_BD))
-        h = nn.swish(GroupNorm(config, name="norm2")(h + time[:, None, None]))
+        time = Dense(self.features, config, name="time")(nn.swish(time_BD))
+        h = nn.swish(GroupNorm(config, name="norm2")(add(h, time[:, None, None])))
         if dropout_keys_B is not None and config.dropout:
             keep = 1.0 - config.dropout
             mask = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, self.index), keep, h.shape[1:]))(
@@ -136,11 +156,11 @@ class Attention(nn.Module):
         D = config.head_channels or C
         h = GroupNorm(config, name="norm")(x_BHWC).reshape(B, H * W, C)
         q, k, v = (
-            nn.Dense(C, dtype=config.dtype, name=name)(h).reshape(B, H * W, C // D, D).swapaxes(1, 2)
+            Dense(C, config, name=name)(h).reshape(B, H * W, C // D, D).swapaxes(1, 2)
             for name in ("query", "key", "value")
         )
-        h = attend(q, k, v, resolve_attention(config.attention)).swapaxes(1, 2).reshape(B, H, W, C)
-        h = nn.Dense(C, dtype=config.dtype, name="out", kernel_init=nn.initializers.zeros)(h)
+        h = attend(q, k, v, resolve_attention(config.attention), config.precision)
+        h = Dense(C, config, name="out", zero_init=True)(h.swapaxes(1, 2).reshape(B, H, W, C))
         return x_BHWC + h
 
 
@@ -180,8 +200,8 @@ class UNet(nn.Module):
             return Attention(config, name=f"{name}_attention")(h) if attend else h
 
         time_BD = timestep_embedding(t_B, config.channels, config.time_layout, config.time_shift).astype(config.dtype)
-        time_BD = nn.Dense(4 * config.channels, dtype=config.dtype, name="time1")(time_BD)
-        time_BD = nn.Dense(4 * config.channels, dtype=config.dtype, name="time2")(nn.swish(time_BD))
+        time_BD = Dense(4 * config.channels, config, name="time1")(time_BD)
+        time_BD = Dense(4 * config.channels, config, name="time2")(nn.swish(time_BD))
 
         h = Conv(config.channels, config, name="head")(jnp.asarray(x_BHWC))
         skips = [h]

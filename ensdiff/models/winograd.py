@@ -11,6 +11,8 @@ gives NaN. For inputs of one scale, such as those of a normalised layer, the res
 convolution's.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,12 +34,15 @@ OVERHEAD = 0.5
 Grid = list[list[Array]]
 
 
-def output(x_BHWC: Num[ArrayLike, "B H W C"], kernel: Num[ArrayLike, "3 3 C D"]) -> Float[Array, "B H W D"]:
+def output(
+    x_BHWC: Num[ArrayLike, "B H W C"], kernel: Num[ArrayLike, "3 3 C D"], precision: str | None = None
+) -> Float[Array, "B H W D"]:
     """Return the cross-correlation of images with a 3x3 kernel, at stride 1, with one pixel of zeros around each image.
 
     Args:
         x_BHWC: images of any size.
         kernel: weights of the same floating-point dtype, in which all sums are computed.
+        precision: of the matrix products, as JAX takes it.
 
     Raises:
         TypeError: the dtypes differ, or are not floating-point.
@@ -53,9 +58,9 @@ def output(x_BHWC: Num[ArrayLike, "B H W C"], kernel: Num[ArrayLike, "3 3 C D"])
     size = _part(B, H * W * C * x_BHWC.dtype.itemsize)
     number = -(-B // size)
     if number <= 1:
-        return _filter(x_BHWC, kernels)
+        return _filter(x_BHWC, kernels, precision)
     x = jnp.pad(x_BHWC, ((0, number * size - B), (0, 0), (0, 0), (0, 0)))
-    parts = jax.lax.map(lambda x: _filter(x, kernels), x.reshape(number, size, H, W, C))
+    parts = jax.lax.map(lambda x: _filter(x, kernels, precision), x.reshape(number, size, H, W, C))
     return parts.reshape(number * size, *parts.shape[2:])[:B]
 
 
@@ -65,16 +70,18 @@ def _part(images: int, image_bytes: int) -> int:
     return min(range(most, 0, -1), key=lambda size: -(-images // size) * (size + OVERHEAD))
 
 
-def input_gradient(y_BHWD: Num[ArrayLike, "B H W D"], kernel: Num[ArrayLike, "3 3 C D"]) -> Float[Array, "B H W C"]:
+def input_gradient(
+    y_BHWD: Num[ArrayLike, "B H W D"], kernel: Num[ArrayLike, "3 3 C D"], precision: str | None = None
+) -> Float[Array, "B H W C"]:
     """Return the gradient of `output` with respect to its input for the cotangent ``y_BHWD``, again a convolution.
 
     Raises:
         TypeError: the dtypes differ, or are not floating-point.
     """
-    return output(y_BHWD, jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
+    return output(y_BHWD, jnp.flip(kernel, (0, 1)).swapaxes(2, 3), precision)
 
 
-def _filter(x_BHWC: ArrayLike, kernels: Array) -> Array:
+def _filter(x_BHWC: ArrayLike, kernels: Array, precision: str | None) -> Array:
     """Compute `output` from the transformed kernels (4, 4, C, D)."""
     B, H, W, C = x_BHWC.shape
     h, w = -(-H // 2), -(-W // 2)  # tiles
@@ -84,7 +91,8 @@ def _filter(x_BHWC: ArrayLike, kernels: Array) -> Array:
         return jax.lax.slice(x, (0, i, j, 0), (B, i + 2 * h - 1, j + 2 * w - 1, C), (1, 2, 2, 1))
 
     tiles = _mix(_INPUT, [[tap(i, j) for j in range(4)] for i in range(4)])
-    products = [[jnp.einsum("bhwc,cd->bhwd", tiles[i][j], kernels[i, j]) for j in range(4)] for i in range(4)]
+    product = functools.partial(jnp.einsum, "bhwc,cd->bhwd", precision=precision)
+    products = [[product(tiles[i][j], kernels[i, j]) for j in range(4)] for i in range(4)]
     parities = _mix(_OUTPUT, products)
     y = jnp.stack([jnp.stack(row, 3) for row in parities], 2)
     return y.reshape(B, 2 * h, 2 * w, kernels.shape[-1])[:, :H, :W]

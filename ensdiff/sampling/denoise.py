@@ -102,7 +102,7 @@ def sampling_step(model: UNetConfig, image_shape: tuple[int, int, int], rule: St
                 params = jax.tree.map(lambda a: a[group], params_K)
                 return weighted(params, x_R, index_GP[0], weight_GP[0], t)
             params_G = params_K
-            if G < jax.tree.leaves(params_K)[0].shape[0]:
+            if jax.tree.leaves(params_K)[0].shape[0] > G:
                 params_G = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, group * G, G), params_K)
             eps_GP = jax.vmap(weighted, in_axes=(0, None, 0, 0, None))(params_G, x_R, index_GP, weight_GP, t)
             return eps_GP.reshape(-1, *x_R.shape[1:])

@@ -53,8 +53,8 @@ def choose_places(
     """Return P, the cheapest batch size among those that need little padding.
 
     The work may be at most a tenth more than the minimum, which batches of single states reach. Among the sizes that
-    satisfy this, the one with the least ``N (G P + overhead)`` is chosen. Sizes have three significant bits (1 .. 8, 10,
-    12, 14, 16, 20, ..), so that few compiled programs serve all calls.
+    satisfy this, the one with the least ``N (G P + overhead)`` is chosen. Sizes have three significant bits (1 .. 8,
+    10, 12, 14, 16, 20, ..), so that few compiled programs serve all calls.
 
     Args:
         counts_CDK: number of states that keep each member, by chunk and data shard.
