@@ -145,7 +145,7 @@ def decisive(train: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in train.items() if name not in free}
 
 
-EXECUTED = ("conv", "attention")
+EXECUTED = ("conv", "stack", "attention")
 """Fields of `UNetConfig` that change what is trained by rounding only. A run records their concrete values in its
 executions (`ensdiff.training.execution`), and they may change on resuming."""
 

@@ -21,13 +21,14 @@ class Execution:
 
     Args:
         conv: how members are computed, a strategy of `ensdiff.models.conv` other than ``"auto"``.
-        stack: number of members of one device that are computed together; 0 stands for all of them.
-        attention: the order of attention, ``"batch"`` or ``"image"``.
+        stack: largest number of members of one device that are computed together, as in `UNetConfig`: 1 is one by one,
+            and 0 stands for all of them.
+        attention: the order of attention, an order of `ensdiff.models.attention` other than ``"auto"``.
         pipeline: where batches are made. With ``"host"``, the host makes and places the batch of each step. With
             ``"device"``, the data set is in the devices' memory.
 
     Raises:
-        ValueError: a field has the wrong type, or is ``"auto"``.
+        ValueError: a field has the wrong type, or is ``"auto"``, or members are to be stacked in a form that cannot be.
 
     >>> Execution.of(UNetConfig(conv="matmul", attention="batch"))
     Execution(conv='matmul', stack=0, attention='batch', pipeline='host')
@@ -45,11 +46,13 @@ class Execution:
                 raise ValueError(f"{name}='auto': expected a concrete choice; Execution.of resolves it")
         if self.stack < 0:
             raise ValueError(f"stack={self.stack}: expected a number of members, or 0 for all members of a device")
+        if self.stack != 1 and one_by_one(self.conv):
+            raise ValueError(f"stack={self.stack}: conv={self.conv!r} computes members one by one, so expected 1")
 
     @classmethod
     def of(cls, model: UNetConfig, pipeline: Literal["host", "device"] = "host") -> "Execution":
         """Return the execution that a model's settings select, with ``"auto"`` resolved for the default backend."""
-        stack = 1 if one_by_one(model.conv) else 0
+        stack = 1 if one_by_one(model.conv) else model.stack
         return cls(resolve(model.conv), stack, resolve_attention(model.attention), pipeline)
 
     @classmethod
@@ -78,7 +81,7 @@ class Execution:
 
     def apply_to(self, model: UNetConfig) -> UNetConfig:
         """Return the model with these choices in place of its own."""
-        return dataclasses.replace(model, conv=self.conv, attention=self.attention)
+        return dataclasses.replace(model, conv=self.conv, stack=self.stack, attention=self.attention)
 
 
 def repeatable(
@@ -91,7 +94,7 @@ def repeatable(
     Args:
         lines: what `ensdiff.runs.logs.read_environments` returns.
         today: the value of `ensdiff.runs.environment.environment`.
-        model: the model; a setting that is not ``"auto"`` asks for itself.
+        model: the model; a setting that is not ``"auto"`` asks for itself, and ``conv`` for its size of groups too.
 
     Raises:
         ValueError: the record of that line is not one that this version can repeat.
@@ -100,7 +103,8 @@ def repeatable(
     for line in reversed([line for line in lines if line is not None]):
         if {name: value for name, value in line.items() if name not in ("step", "execution")} == today:
             found = Execution.from_record(line, model)
-            asked = {"conv": model.conv, "attention": model.attention}
+            stack = "auto" if model.conv == "auto" else Execution.of(model).stack
+            asked = {"conv": model.conv, "stack": stack, "attention": model.attention}
             same = all(value in ("auto", getattr(found, name)) for name, value in asked.items())
             return found if same else None
     return None

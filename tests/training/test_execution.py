@@ -34,9 +34,13 @@ def test_an_execution_is_concrete():
     assert Execution.of(ensdiff.UNetConfig()) == PLAIN
     assert Execution.of(ensdiff.UNetConfig(conv="loop", attention="batch")) == Execution("loop", 0, "batch")
     model = PLAIN.apply_to(ensdiff.UNetConfig(channels=8))
-    assert model == ensdiff.UNetConfig(channels=8, conv="map", attention="image")
-    for wrong in (("auto", 1, "image"), ("map", -1, "image"), ("map", 1, "auto"), ("map", 1, "image", "auto")):
-        with pytest.raises(ValueError, match="='auto'|stack=-1"):
+    assert model == ensdiff.UNetConfig(channels=8, conv="map", stack=1, attention="image")
+    assert Execution.of(ensdiff.UNetConfig(conv="loop", stack=3)).stack == 3
+    assert Execution.of(ensdiff.UNetConfig(conv="map", stack=0)).stack == 1
+    for wrong in (
+        ("auto", 1, "image"), ("map", -1, "image"), ("map", 1, "auto"), ("map", 1, "image", "auto"), ("map", 2, "image")
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=r"='auto'|stack=-1|stack=2: conv='map' computes members one by one"):
             Execution(*wrong)
 
 
@@ -64,6 +68,7 @@ def test_the_newest_line_of_this_environment_is_repeated():
     assert repeatable([], here, TINY) is None
     assert repeatable(lines, here, ensdiff.UNetConfig(conv="loop")) == other
     assert repeatable(lines, here, ensdiff.UNetConfig(conv="map")) is None
+    assert repeatable(lines, here, ensdiff.UNetConfig(conv="loop", stack=2)) is None
     assert repeatable(lines, here, ensdiff.UNetConfig(attention="image")) is None
     assert repeatable([{"step": 0, **here}], here, TINY) == Execution.of(TINY)
 
