@@ -1,4 +1,4 @@
-"""Codes: distinct words of one weight on demand, checked matrices, ablation rows."""
+"""Codes: distinct words of equal weight computed on demand, checked matrices, and ablation rows."""
 
 import dataclasses
 import itertools
@@ -18,7 +18,7 @@ from ensdiff.codes.permute import permute
 
 @pytest.mark.parametrize(("members", "weight"), [(2, 1), (4, 2), (6, 3), (7, 2), (8, 5), (10, 5)])
 def test_every_word_once(members, weight):
-    """Exhaustively: with N = C(K, w) the code is the set of all words."""
+    """With N = C(K, w) units, the code uses every word of weight w exactly once."""
     code = Code.balanced(members, math.comb(members, weight), weight, seed=3)
     words = {tuple(row) for row in code.matrix().tolist()}
     expected = set()
@@ -92,8 +92,8 @@ def test_words_do_not_depend_on_the_number_of_units():
     np.testing.assert_array_equal(code.matrix(), larger.rows(range(1000)))
 
 
-def test_no_member_is_left_without_units_where_a_draw_allows_it():
-    """The most equal shares may hold a zero; a code without an empty split is better."""
+def test_every_member_sees_a_unit_if_any_draw_allows_it():
+    """Even the most equal shares may include a zero, so codes that give every member some unit are preferred."""
     for seed in range(3):
         shares = Code.balanced(10, 7, 2, seed).shares()
         assert shares.min() > 0
@@ -120,7 +120,7 @@ def mean_and_least_survivors(matrix, m):
 @pytest.mark.parametrize(("members", "weight"), [(6, 3), (6, 2), (5, 4)])
 @pytest.mark.parametrize("m", [0, 1, 2, 3])
 def test_capacity_against_all_sets_of_units(members, weight, m):
-    """With every word in use, random words are the code's own."""
+    """Expected values for random words are exact for a code that uses every word."""
     code = Code.balanced(members, math.comb(members, weight), weight)
     mean, least, lost = mean_and_least_survivors(code.matrix(), m)
     capacity = code.capacity(m)
@@ -155,7 +155,8 @@ def test_hierarchical_words_lie_inside_their_groups():
     assert (group_GK.sum(1) == 8).all()
     assert len(np.unique(matrix, axis=0)) == 60
     np.testing.assert_array_equal(code.group_of_unit(), groups)
-    for g in range(5):  # without the group, no survivor has seen any of its items; without an item, some have
+    # members left without the group saw none of its items; members left without one item saw others of the group
+    for g in range(5):
         items = np.flatnonzero(groups == g)
         assert not matrix[items][:, code.group_code().survivors(g)].any()
         for i in items:
@@ -266,17 +267,17 @@ def test_names_are_those_of_the_data_in_order():
     check_names(["ada", "bob"], ["ada", "bob"])
     check_names(None, ["ada", "bob"])
     for numbers in (["item 0", "item 1"], ["0", "1"], ["unit 0", "unit 1"], ["group 0", "group 1"], range(2)):
-        check_names(["ada", "bob"], numbers)  # no more than a place
+        check_names(["ada", "bob"], numbers)  # such names only state positions
         check_names(list(map(str, numbers)), ["ada", "bob"])
     with pytest.raises(ValueError, match=r"unit 0 is 'zed' .* and 'ada' .*; unit 2 .*code\.reordered\("):
         check_names(["zed", "bob", "ada"], ["ada", "bob", "zed"])
     with pytest.raises(ValueError, match="unit 1 is 'bob' in the code and 'item 0' .* give the code the names"):
         check_names(["ada", "bob"], ["ada", "item 0"])
-    for of_data in (["item 1", "item 0"], ["1", "0"]):  # numbers of other units
+    for of_data in (["item 1", "item 0"], ["1", "0"]):  # the numbers of other units
         with pytest.raises(ValueError, match="name different units"):
             check_names(["ada", "bob"], of_data)
     for of_code, of_data in ((["1", "0"], ["0", "1"]), (("2", "0", "1"), range(3)), (["0", "1"], ["1", "0"])):
-        with pytest.raises(ValueError, match="the same names in another order"):  # of artists, say, and no places
+        with pytest.raises(ValueError, match="the same names in another order"):  # they may be names, not positions
             check_names(of_code, of_data)
     check_names(["5", "7"], range(2))
 
@@ -294,7 +295,7 @@ def test_bad_names(names, message):
 
 
 def test_a_code_in_the_order_of_names():
-    """Each unit keeps its word and its group."""
+    """Reordering a code by names leaves each unit its word and its group."""
     names = ["zed", "ada", "bob", "eve"]
     stored = Code.from_matrix([[1, 0, 0, 1], [0, 1, 1, 0], [1, 0, 1, 0], [0, 1, 0, 1]], names=names)
     nested = dataclasses.replace(Code.hierarchical(8, [0, 1, 0, 1]), names=tuple(names))
@@ -402,7 +403,7 @@ def test_unowned_words_of_a_chosen_weight():
 
 @pytest.mark.parametrize("members", [66, 67, 68, 69])
 def test_unowned_words_past_64_bits(members, monkeypatch):
-    """The numbers of the words must reach the permutation as integers, whatever mix of sizes they are."""
+    """The permutation gets every word number as an integer, even if only some of them exceed 64 bits."""
     seen = []
     monkeypatch.setattr("ensdiff.codes.words.permute", lambda ids, *rest: seen.extend(ids) or permute(ids, *rest))
     code = Code.balanced(members, 100)

@@ -1,4 +1,4 @@
-"""The keyed permutation: a bijection for every size and key, and one that looks random."""
+"""The keyed permutation: it is a bijection for every size and key, and looks random."""
 
 import numpy as np
 import pytest
@@ -45,7 +45,7 @@ def test_sizes_at_the_edges(size):
 
 @pytest.mark.parametrize("bits", [70, 500, 1200])
 def test_images_of_large_sizes_fill_the_range(bits):
-    """The first half of the bits of each image: a hash too short for the half leaves them at zero."""
+    """The top four bits of the images are uniform; a hash shorter than half of the bits would leave them at zero."""
     out = permute(np.arange(2000), 2**bits, 9)
     cells = np.bincount([int(x >> (bits - 4)) for x in out], minlength=16)
     assert stats.chisquare(cells).pvalue > 1e-4
@@ -57,7 +57,7 @@ def test_images_of_large_sizes_fill_the_range(bits):
     (2**70, [654251339867193282534, 384470122314294093398, 160462042043626693830]),
 ])  # fmt: skip
 def test_the_permutation_of_a_key_never_changes(size, expected):
-    """Run directories store only the key of a code. Values of this module's first committed version."""
+    """Run directories store only the key of a code, so every version must give the values of the first one."""
     assert permute(np.arange(len(expected)), size, 7).tolist() == expected
     assert int(derive_key(1, 2, 3)) == 936911921778447701
 
@@ -83,7 +83,7 @@ def test_keys_give_different_permutations():
 
 
 def test_images_are_uniform():
-    """Where index 0 goes, over keys: chi-square over 20 cells."""
+    """Over random keys, index 0 goes to each of 20 places equally often (chi-square)."""
     out = permute(0, 20, derive_key(0, np.arange(20_000)))
     assert stats.chisquare(np.bincount(out.astype(int), minlength=20)).pvalue > 1e-4
 
