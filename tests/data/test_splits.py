@@ -1,4 +1,4 @@
-"""Index streams: pure, per member, each item once an epoch; masks straight from the code."""
+"""Index streams: pure functions per member that visit each item once per epoch; masks equal the code."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def test_members_see_exactly_their_units():
 
 
 @given(st.integers(8, 40), st.integers(1, 7), st.integers(0, 5))
-def test_each_item_once_an_epoch(items, batch, seed):
+def test_each_item_once_per_epoch(items, batch, seed):
     splits = build(min(items, 20), members=6, seed=seed)
     steps = 60
     stream = np.concatenate([batch_indices(splits, seed, s, batch) for s in range(steps)], axis=1)
@@ -45,7 +45,7 @@ def test_streams_are_pure_and_differ_by_member_epoch_and_seed():
 
 
 def test_a_member_does_not_notice_units_it_never_saw():
-    """Drop a unit from the data: members without it draw the same images at every step."""
+    """If a unit is dropped from the data, members that never saw it draw the same images at every step."""
     images = np.arange(15, dtype=np.uint8)[:, None, None].repeat(2, 1).repeat(2, 2)
     matrix = Code.balanced(6, 15, 3, seed=0).matrix()
     with_all = Splits.build(arrays(images), Code.from_matrix(matrix))
