@@ -1,4 +1,4 @@
-"""Frechet distance against closed forms and SciPy; the classifier on real digits."""
+"""The Frechet distance compared with closed forms and SciPy; the classifier on real digits."""
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ def test_interval_and_floor(rng):
     assert distance == frechet_distance(a, b, bootstrap=50, seed=0)
     assert 0 < distance.low < distance.value * 1.2 < distance.high * 1.5
     assert 0 < frechet_floor(a, 200) < distance.value
-    assert frechet_floor(a, 20) > frechet_floor(a, 200)  # the bias of small sets
+    assert frechet_floor(a, 20) > frechet_floor(a, 200)  # small sets have a larger bias
 
 
 @pytest.mark.parametrize(("a", "b", "message"), [
@@ -58,7 +58,7 @@ def test_classifier_on_digits():
     features = classifier.features(digits.images[test])
     assert features.shape == (400, 32)
     np.testing.assert_allclose(features, classifier.features(digits.images[test] / 255.0))
-    # the features are what the last layer reads
+    # the features are the input of the last layer
     logits = features @ classifier.network.coefs_[-1] + classifier.network.intercepts_[-1]
     np.testing.assert_array_equal(logits.argmax(1), classifier.predict(digits.images[test]))
 
