@@ -1,4 +1,4 @@
-"""What a study will need, against real arrays, compiled programs, and the codes themselves."""
+"""Estimates of a study's needs compared with real arrays, compiled programs and codes."""
 
 import dataclasses
 import math
@@ -24,7 +24,7 @@ STUDY = Study(MODEL, SHAPE, 4, 6, 2, TRAIN, samples=2, sampling_steps=5)
 
 
 @pytest.mark.parametrize("changes", [{}, {"ema": 0.0}])
-def test_state_is_what_real_arrays_hold(changes):
+def test_state_equals_the_bytes_of_real_arrays(changes):
     train = dataclasses.replace(TRAIN, **changes)
     study = dataclasses.replace(STUDY, train=train)
     state = init_state(MODEL, SHAPE, 4, train)
@@ -36,7 +36,7 @@ def test_state_is_what_real_arrays_hold(changes):
     assert (memory.params, memory.optimizer, memory.average) == (
         held(state.params), held(state.opt_state), held(state.ema),
     )  # fmt: skip
-    assert memory.gradients * 4 == memory.params  # members one after another
+    assert memory.gradients * 4 == memory.params  # members run one after another
     assert estimates.parameter_count(MODEL, SHAPE) * 4 == sum(leaf.size for leaf in jax.tree.leaves(state.params))
 
 
@@ -50,8 +50,8 @@ def test_chips_share_members_and_then_images():
 
 
 @pytest.mark.slow
-def test_activations_bound_what_the_compiler_keeps():
-    """The temporaries of a compiled step grow with the batch by no more than the estimate, and not by far less."""
+def test_activations_bound_the_compilers_memory():
+    """The temporary memory of a compiled step grows with the batch by 0.2 to 2 times the estimate per image."""
 
     def temporaries(batch):
         train = dataclasses.replace(TRAIN, batch_size=batch)
@@ -67,7 +67,7 @@ def test_activations_bound_what_the_compiler_keeps():
 
 def test_attention_keeps_its_weights():
     model = dataclasses.replace(MODEL, attention="batch", head_channels=4)
-    # two levels down and up: 3 attended blocks of 4x4 pixels and the middle one, 4 heads of 16 channels
+    # two levels down and up: 3 blocks of 4x4 pixels and the middle one have attention, with 4 heads of 16 channels
     layers = 1 + 2 + 1
     assert estimates.attention_bytes(model, SHAPE) == layers * 4 * 16**2 * 4
     assert estimates.attention_bytes(dataclasses.replace(model, attention="image"), SHAPE) == 16**2 * 4
@@ -76,8 +76,8 @@ def test_attention_keeps_its_weights():
 
 
 @pytest.mark.slow
-def test_flops_of_the_jobs_are_those_of_the_compiled_prediction():
-    """Within 5 % of XLA's own count where padding is next to nothing, and of the lowered steps otherwise."""
+def test_flops_of_jobs_equal_those_of_compiled_programs():
+    """FLOPs are within 5 % of XLA's count for a model with little padding, and of the lowered steps for others."""
     model = ensdiff.UNetConfig(channels=32, multipliers=(1,), norm_groups=4, middle_attention=False, conv="loop")
     shape = (64, 64, 1)
     study = Study(model, shape, 4, 6, 2, TRAIN, samples=2, sampling_steps=5)
@@ -101,12 +101,12 @@ def test_flops_of_the_jobs_are_those_of_the_compiled_prediction():
 def test_hours():
     flops = estimates.job_flops(STUDY.on("cpu"))
     cpu = estimates.job_hours(STUDY, ACCELERATORS["cpu2"], chips=8, share=0.01)
-    assert cpu["training"] == pytest.approx(flops["training"] / 161e9 / 3600)  # measured: no chips, no share
+    assert cpu["training"] == pytest.approx(flops["training"] / 161e9 / 3600)  # measured: ignores chips and share
     assert cpu["jacobian"] == pytest.approx(flops["jacobian"] / 140e9 / 3600)
     v5e = estimates.job_hours(STUDY, ACCELERATORS["v5e"], share=0.5)
     assert v5e["landscape"] == pytest.approx(estimates.job_flops(STUDY.on("tpu"))["landscape"] / 98.5e12 / 3600)
     more = estimates.job_hours(STUDY, ACCELERATORS["v5e"], chips=7, share=0.5)
-    assert more["training"] == pytest.approx(v5e["training"] / 4)  # 4 members and batches of 4 leave three chips idle
+    assert more["training"] == pytest.approx(v5e["training"] / 4)  # 4 members with batches of 4 leave three chips idle
     half = dataclasses.replace(STUDY, model=dataclasses.replace(MODEL, compute_dtype="bfloat16"))
     a100 = ACCELERATORS["a100"]
     assert estimates.job_hours(half, a100)["sampling"] == pytest.approx(
@@ -118,7 +118,7 @@ def test_hours():
 
 
 @pytest.mark.parametrize(("members", "units"), [(4, 4), (5, 6), (8, 60)])
-def test_code_estimate_is_what_the_code_says(members, units):
+def test_code_estimate_equals_the_code(members, units):
     weight = members // 2
     code = ensdiff.Code.balanced(members, units, weight)
     e = estimates.code_estimate(members, weight, units)
@@ -127,8 +127,8 @@ def test_code_estimate_is_what_the_code_says(members, units):
     assert e.words == math.comb(members, weight)
 
 
-def test_resolution_is_what_an_attribution_reports():
-    """p, q and resolution of a result with all unowned words."""
+def test_resolution_equals_that_of_an_attribution():
+    """The estimated p, q and resolution are those of an attribution with all unowned words as its null."""
     params = random_ensemble(code=ensdiff.Code.balanced(5, 6, seed=0))
     samples = ensdiff.sample(params, 0, 1, steps=2)
     att = ensdiff.attribute(params, samples, "differential", top=6, null="all")
@@ -138,7 +138,7 @@ def test_resolution_is_what_an_attribution_reports():
     assert att.null_BL.shape[1] == e.null
 
 
-def test_what_a_choice_of_code_cannot_do_is_said():
+def test_a_code_that_cannot_answer_gives_a_warning():
     assert estimates.code_estimate(12, 6, 20).warning is None
     over = estimates.code_estimate(6, 3, 30)
     assert over.null == 0
@@ -179,7 +179,7 @@ def test_plan_reads_a_config_and_flags_go_first(run):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "32x32x3, bfloat16" in done.stdout
-    assert "35,746,307" in done.stdout  # 36 million, as Ho et al. 2020 say
+    assert "35,746,307" in done.stdout  # 36 million, as in Ho et al. 2020
     assert "19.54 of 16 !" in done.stdout
     assert "7 steps of 128 images" in done.stdout
     assert "cpu2 x" not in done.stdout
@@ -191,7 +191,7 @@ SMALL = ["--image=8x8x1", "--units=60", "--members=8", "--channels=8", "--multip
 
 @pytest.mark.slow
 def test_plan_counts_compiled_steps(run):
-    """For GPUs it lowers, which needs nothing: FLOPs of the lowered steps beside the analytic ones."""
+    """Steps are lowered for GPUs without any GPU, and their FLOPs are shown beside the analytic ones."""
     done = run("plan", *SMALL, "--compile=cuda:2")
     assert done.returncode == 0, done.stderr
     assert "compiling for cuda:2: jacobian, 1 samples, 8 tangents, 4 members per chip" in done.stdout
@@ -201,7 +201,7 @@ def test_plan_counts_compiled_steps(run):
 @pytest.mark.slow
 def test_plan_compiles_for_a_tpu(run):
     pytest.importorskip("libtpu", reason="compiling for TPUs needs libtpu: pip install -e '.[aot]'")
-    done = run("plan", *SMALL, "--compile=v5e:2x4", environment={"XLA_FLAGS": ""})  # libtpu ends at flags of CPUs
+    done = run("plan", *SMALL, "--compile=v5e:2x4", environment={"XLA_FLAGS": ""})  # libtpu exits on CPU flags
     assert done.returncode == 0, done.stderr
     assert "peak GiB" in done.stdout
 

@@ -1,4 +1,4 @@
-"""The closed form against the lowered programs, and the walk over a program against counts by hand."""
+"""FLOPs by formula compared with lowered programs, and counts of programs compared with counts by hand."""
 
 import dataclasses
 
@@ -23,7 +23,7 @@ BASE = ensdiff.UNetConfig(image_channels=3, channels=8, norm_groups=4, multiplie
 
 
 def ratio(found, expected):
-    """How far apart two counts are; the same whichever is larger."""
+    """Return the larger count over the smaller one."""
     return max(found, expected) / min(found, expected)
 
 
@@ -60,7 +60,7 @@ models = st.builds(
 @settings(max_examples=6)
 @given(models, st.sampled_from(["grouped", "loop", "matmul"]), st.integers(1, 3), st.integers(1, 2))
 def test_lowered_forward_and_train_step(model, strategy, members, batch):
-    """Within 5 %."""
+    """The formula is within 5 % of lowered predictions and training steps."""
     model = dataclasses.replace(model, conv=strategy)
     x = jax.ShapeDtypeStruct((members, batch, *SHAPE), jnp.float32)
     t = jax.ShapeDtypeStruct((batch,), jnp.int32)
@@ -90,7 +90,7 @@ def test_lowered_sampling_steps(changes):
 
 
 def lowered(conv):
-    """Programs of a wide model on a CPU, by name."""
+    """Return the lowered programs of a wide model for CPUs, by name, each with its analytic FLOPs."""
     model = dataclasses.replace(BASE, channels=48, norm_groups=8, multipliers=(1,), conv=conv)
     shape = 16, 14, 3
     case = abstract.Case(
@@ -105,8 +105,8 @@ def lowered(conv):
 
 
 @pytest.mark.slow
-def test_predictions_on_cpus_filter_and_training_does_not():
-    """By default, in every program; the analytic counts are those of the plain convolutions."""
+def test_predictions_on_cpus_use_winograd_and_training_does_not():
+    """By default, all programs that only predict use Winograd's filters; the formula counts plain convolutions."""
     plain, default = lowered("map"), lowered("auto")
     assert set(plain) == {*abstract.STEPS, "gradients"}
     for name, (program, flops_) in default.items():
@@ -120,7 +120,7 @@ def test_predictions_on_cpus_filter_and_training_does_not():
 
 
 def test_the_count_notices_a_second_primal():
-    """K copies of the primal would cost about twice as much as one: the comparison above can fail."""
+    """K copies of the primal would cost about twice as much as one, so the comparison above can fail."""
     one = flops.unet_flops(BASE, SHAPE)
     right = flops.jacobian_step_flops(BASE, SHAPE, 4, 4, 2)
     assert ratio(right + 4 * 2 * 3 * one.forward, right) > 1.5
@@ -132,7 +132,7 @@ def counted(f, *args):
 
 @pytest.mark.parametrize(("size", "side", "stride", "pad"), [(6, 3, 1, 1), (6, 3, 2, 1), (7, 3, 2, 0), (5, 5, 1, 2)])
 def test_convolution_counts(size, side, stride, pad):
-    """Against a loop over outputs and taps; the two gradients count as much as the convolution."""
+    """Counts equal those of a loop over outputs and taps, and each of the two gradients counts as much."""
     x, kernel = jnp.zeros((2, size, size, 3)), jnp.zeros((side, side, 3, 4))
 
     def conv(x, kernel):
@@ -170,7 +170,7 @@ def test_grouped_convolutions_count_their_groups():
     assert gradient.unpadded_flops == 2 * program.unpadded_flops
 
 
-def test_loops_and_calls_count_as_often_as_they_run():
+def test_loops_and_calls_count_each_run():
     a = jnp.zeros((3, 5))
     inner = jax.jit(lambda x: x @ a.T @ a)
 
@@ -185,14 +185,14 @@ def test_loops_and_calls_count_as_often_as_they_run():
         counted(lambda x: jax.lax.while_loop(lambda c: c[0, 0] < 1, inner, x), jnp.zeros((4, 5)))
 
 
-def test_shapes_inside_shard_map_are_a_devices():
+def test_counts_inside_shard_map_are_per_device():
     mesh = ensdiff.make_mesh(4)
     f = jax.shard_map(lambda a, b: a @ b, mesh=mesh, in_specs=(P("member"), P()), out_specs=P("member"))
     assert counted(f, jnp.zeros((8, 3)), jnp.zeros((3, 5))).flops == 2 * 8 * 3 * 5 / 4
 
 
 def test_layers_have_distinct_names_and_fit_the_parameters():
-    """As many layers with weights as there are kernels in the parameters."""
+    """The layers with weights are exactly those that have a kernel in the parameters."""
     model = dataclasses.replace(BASE, attention_levels=(0, 1), blocks=2)
     names = [layer.name for layer in flops.unet_layers(model, SHAPE)]
     assert len(set(names)) == len(names)

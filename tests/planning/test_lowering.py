@@ -1,4 +1,4 @@
-"""Collectives and grouped convolutions: none where there must be none, and found where there are some."""
+"""Collectives and grouped convolutions: a member mesh has none, and programs that have some are detected."""
 
 import dataclasses
 
@@ -23,7 +23,7 @@ def train_step(members, mesh, **changes):
 
 @pytest.mark.parametrize("strategy", ["loop", "matmul"])
 def test_a_member_mesh_needs_no_collective_and_no_grouped_convolution(strategy):
-    """Eight members on four devices, two a device, lowered and compiled."""
+    """Neither the lowered nor the compiled step has any, for eight members on four devices."""
     mesh = ensdiff.make_mesh(8)
     assert dict(mesh.shape) == {"member": 4, "data": 1}
     lowered = train_step(8, mesh, conv=strategy)
@@ -33,13 +33,13 @@ def test_a_member_mesh_needs_no_collective_and_no_grouped_convolution(strategy):
         assert program.convolutions > 0 or strategy == "matmul"
 
 
-def test_a_plain_vmap_is_found_out():
+def test_a_plain_vmap_is_detected():
     program = read_lowered(train_step(8, ensdiff.make_mesh(8), conv="grouped"))
     assert program.grouped(2) > 10
     assert program.grouped(3) == 0
 
 
-def test_a_data_axis_is_found_out():
+def test_a_data_axis_is_detected():
     mesh = ensdiff.make_mesh(2, 4)
     assert dict(mesh.shape) == {"member": 2, "data": 2}
     params = ensdiff.ensemble.members.abstract_params(DEEP, (8, 8, 1), 2)
@@ -47,10 +47,10 @@ def test_a_data_axis_is_found_out():
     lowered = train_step(2, mesh)
     (reduced,) = read_lowered(lowered).collectives
     assert reduced.kind == "all-reduce"
-    assert reduced.bytes == size + 4  # the gradients of a device's member, and its loss
+    assert reduced.bytes == size + 4  # the gradients of the device's member, and its loss
     (reduced,) = read_compiled(lowered.compile().as_text()).collectives
     assert reduced.kind == "all-reduce"
-    assert 0.95 * size < reduced.bytes <= size + 4  # gradients that are equal (biases that are added) are sent once
+    assert 0.95 * size < reduced.bytes <= size + 4  # equal gradients (of biases that are added) are sent once
 
 
 def test_each_kind_of_collective():
@@ -94,7 +94,7 @@ def test_partitioner_inserted_collectives_are_in_the_compiled_text_only():
 
 
 def test_compiled_text_of_accelerators():
-    """Lines in the manner of TPU and GPU programs: asynchronous pairs count once, uses of a result do not."""
+    """In the text of TPU and GPU programs, an asynchronous pair counts once, and uses of a result do not count."""
     text = """
   %ar = (f32[2,3]{1,0:T(8,128)}, /*index=1*/bf16[4]{0}) all-reduce(%a, %b), channel_id=1, to_apply=%add
   %ag-start = (f32[2]{0}, f32[8]{0}) all-gather-start(%a), dimensions={0}
