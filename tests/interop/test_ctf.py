@@ -1,4 +1,4 @@
-"""Counterfactual universe files: round trips, interruption, and files that must be refused."""
+"""Counterfactual universe files: round trips, interrupted writes, and refused files."""
 
 import io
 import json
@@ -73,7 +73,7 @@ def test_colour_images_and_a_prime_number_of_tiles(tmp_path):
     assert np.asarray(Image.open(tmp_path / "x.png")).shape == (28, 6, 3)
 
 
-def test_an_interrupted_write_goes_on(landscape, whole, tmp_path, monkeypatch):
+def test_an_interrupted_write_continues(landscape, whole, tmp_path, monkeypatch):
     params, samples, _ = landscape
     data = ensdiff.data.arrays(blobs())
     path = tmp_path / "x.ctf"
@@ -86,7 +86,7 @@ def test_an_interrupted_write_goes_on(landscape, whole, tmp_path, monkeypatch):
         return plain(params, samples, rows, index, resources)
 
     monkeypatch.setattr(ctf, "ablated", ablated)
-    monkeypatch.setattr(ctf, "STATES", 6)  # two units a call
+    monkeypatch.setattr(ctf, "STATES", 6)  # two units per call
     with pytest.raises(KeyboardInterrupt):
         ctf.write(path, params, samples, data)
     assert not path.exists()
@@ -109,12 +109,12 @@ def parts_of(path):
 
 
 def never(*_, **__):
-    raise AssertionError("nothing is computed again")
+    raise AssertionError("finished parts must not be recomputed")
 
 
 @pytest.mark.parametrize("groups", [None, GROUPS])
 def test_damage_to_an_unfinished_file_is_not_packed(landscape, tmp_path, monkeypatch, groups):
-    """Every part is compared with its checksum, whatever it is; the parts go when the file has been read."""
+    """Every finished part is compared with its checksum; the parts are deleted after the packed file was checked."""
     params, samples, _ = landscape
     data = ensdiff.data.arrays(blobs(6 if groups is None else len(groups)), groups)
     path, folder = tmp_path / "x.ctf", tmp_path / "x.ctf.partial"
@@ -160,7 +160,7 @@ def test_damage_to_an_unfinished_file_is_not_packed(landscape, tmp_path, monkeyp
 
 
 def test_check_reads_every_part(whole, tmp_path):
-    """Also those that `DamagedError` names when they are asked for."""
+    """`Universe.check` finds damage in every part, also in those that are otherwise read only when used."""
     path = tmp_path / "x.ctf"
     with ctf.read(whole) as universe:
         universe.check()
@@ -182,7 +182,7 @@ def test_other_data_are_refused(landscape, tmp_path):
 
 
 def altered(whole, path, change):
-    """A copy of the file with some members changed (bytes), removed (None) or added."""
+    """Write a copy of the file with some members changed (bytes), removed (None) or added, and return its path."""
     with tarfile.open(whole, "r:") as tar:
         content = {name: tar.extractfile(name).read() for name in tar.getnames()} | change
     with tarfile.open(path, "w") as tar:
@@ -241,7 +241,7 @@ def test_damaged_and_foreign_files(whole, tmp_path):
 
 
 def test_members_that_point_outside_are_not_followed(whole, tmp_path):
-    """Nothing is unpacked, and links are not files."""
+    """No archive is unpacked, and a link does not count as a file."""
     path = altered(whole, tmp_path / "x.ctf", {"factual.png": None, "../escaped": b"x"})
     with tarfile.open(path, "a") as tar:
         link = tarfile.TarInfo("factual.png")

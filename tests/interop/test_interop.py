@@ -1,4 +1,4 @@
-"""Checkpoints of other implementations: round trips of names, and files that must be refused."""
+"""Checkpoints of other implementations: round trips of parameter names, and refused files."""
 
 import dataclasses
 import inspect
@@ -32,7 +32,7 @@ SMALL = {
 
 
 def state_of(config, style, seed):
-    """A random state dict with torch's layouts, and the parameters that it stands for."""
+    """Return a random state dict in torch's layouts, and the same parameters in ours."""
     shapes = abstract_params(config, (8, 8, 1), 1)
     rng = np.random.default_rng(seed)
     params = jax.tree.map(lambda a: rng.normal(size=a.shape[1:]).astype(np.float32), shapes)
@@ -63,7 +63,7 @@ def test_diffusers_options():
             diffusers.unet_config({**SMALL, **change})
 
 
-# arguments of the classes in diffusers 0.42, and what earlier versions wrote into the same files
+# arguments of the classes in diffusers 0.42, and fields that earlier versions wrote into the same files
 WRITTEN = {
     "UNet2DModel": """sample_size in_channels out_channels center_input_sample time_embedding_type time_embedding_dim
         freq_shift flip_sin_to_cos down_block_types mid_block_type up_block_types block_out_channels layers_per_block
@@ -82,7 +82,7 @@ TABLES = {"UNet2DModel": UNET, "EMAModel": UNET, "DDPMScheduler": SCHEDULER, "DD
 
 
 @pytest.mark.parametrize("name", WRITTEN)
-def test_every_field_that_was_ever_written_is_classified(name):
+def test_every_field_of_past_versions_is_classified(name):
     metadata = ["_class_name", "_diffusers_version", "_name_or_path", "_use_default_values"]
     assert not {*WRITTEN[name].split(), *metadata} - set(TABLES[name])
 
@@ -96,8 +96,8 @@ def test_every_field_of_the_installed_version_is_classified(name):
     assert not fields - set(TABLES[name]), "fields that interop/options.py does not list"
     options = json.loads(written(**({"block_out_channels": (32,), "down_block_types": ("DownBlock2D",),
         "up_block_types": ("UpBlock2D",)} if name == "UNet2DModel" else {})).to_json_string())  # fmt: skip
-    assert not set(options) - set(TABLES[name]), "fields that it writes"
-    for field, option in TABLES[name].items():  # what is accepted holds what it has by default
+    assert not set(options) - set(TABLES[name]), "fields that this version writes"
+    for field, option in TABLES[name].items():  # accepted values include the default
         if option.allowed and field in options:
             assert options[field] in option.allowed, field
 
@@ -122,7 +122,7 @@ def test_irrelevant_fields_of_a_scheduler_leave_the_noise_levels_alone():
 
 
 def test_honoured_fields_are_honoured():
-    """Another value of each makes another network, schedule or size."""
+    """Another value of any honoured field gives another network, schedule or image size."""
     changes = {
         "sample_size": 16, "in_channels": 3, "out_channels": 3, "freq_shift": 1, "flip_sin_to_cos": False,
         "down_block_types": ["AttnDownBlock2D", "AttnDownBlock2D"], "up_block_types": ["UpBlock2D", "UpBlock2D"],
@@ -149,7 +149,7 @@ def test_honoured_fields_are_honoured():
 
 
 def zoo_of_configs(folder, *schedulers):
-    """Members' folders with configurations, and weights that are never reached."""
+    """Return members' folders with configurations, and with empty files of weights that are never read."""
     members = []
     for k, scheduler in enumerate(schedulers):
         member = folder / f"member{k}"
@@ -182,13 +182,13 @@ def zoo_of_configs(folder, *schedulers):
         ([None, {}], "member1.* gives its member's noise levels, but there is no scheduler_config.json with .*member0"),
     ],
 )  # fmt: skip
-def test_schedulers_that_are_refused(tmp_path, schedulers, message):
+def test_refused_schedulers(tmp_path, schedulers, message):
     with pytest.raises(ValueError, match=message):
         diffusers.load(zoo_of_configs(tmp_path, *schedulers))
 
 
 def test_schedulers_that_agree(tmp_path):
-    """Their places, and that how they would sample may differ; weights are not reached."""
+    """Schedulers are found in each place; they may differ only in fields that set how they would sample."""
     different = {"beta_start": 2e-4, "num_train_timesteps": 500}
     sampling = {"_class_name": "DDIMScheduler", "_diffusers_version": "0.42.1", "clip_sample": False}
     members = zoo_of_configs(tmp_path / "a", different, {**different, **sampling})
@@ -201,7 +201,7 @@ def test_schedulers_that_agree(tmp_path):
         (member / "scheduler" / "scheduler_config.json").write_text(json.dumps(different))
     files = [member / "unet" / diffusers.FILES[0] for member in pipelines]
     assert diffusers._common_schedule(None, files, []) == ensdiff.Schedule(500, 2e-4)
-    root = tmp_path / "a"  # one for all, which no member may contradict
+    root = tmp_path / "a"  # one for all members, which none may contradict
     (root / "scheduler_config.json").write_text(json.dumps({**different, "beta_start": 3e-4}))
     files = [root / "Shard0" / "x.bin", members[0] / diffusers.FILES[0]]
     assert diffusers._common_schedule(root, files[:1], []) == ensdiff.Schedule(500, 3e-4)
@@ -223,7 +223,7 @@ def test_a_description_must_agree_with_the_configurations_beside_it(deep, tmp_pa
 
 
 def test_the_page_shows_the_tables():
-    """docs/interop.md is written from the code: each table is what this makes of it."""
+    """The tables of docs/interop.md equal those made from the code."""
     page = (ROOT / "docs" / "interop.md").read_text()
     for table in (UNET, SCHEDULER, GENENS):
         rows = ["| Field | | Accepted | Meaning |", "|---|---|---|---|"]
@@ -249,7 +249,7 @@ def test_round_trips_and_errors(tmp_path):
     loaded = diffusers.load(tmp_path)
     for k in range(2):
         jax.tree.map(lambda a, b, k=k: np.testing.assert_array_equal(a[k], b), loaded.params, truth[k])
-    # a zoo of members trained elsewhere is an ensemble like any other
+    # members trained elsewhere form an ensemble like any other
     zoo = diffusers.load(tmp_path, np.array([[1, 0], [0, 1]]))
     samples = ensdiff.sample(zoo, 0, 1, steps=2)
     assert ensdiff.counterfactuals(zoo, samples, [0]).shape == (1, 1, 8, 8, 1)
@@ -319,7 +319,7 @@ def test_genens_round_trip(tmp_path):
 
 
 def test_numbers_of_the_reference(record_property):
-    """A member of GenEns, with predictions and a sample that GenEns computed (float32, CPU) from them."""
+    """Predictions and a sample equal those that GenEns computed from the same member (float32, CPU)."""
     with np.load(DATA / "genens_member1.npz") as file:
         content = dict(file)
     state = {name.removeprefix("state/"): value for name, value in content.items() if name.startswith("state/")}
@@ -361,7 +361,7 @@ def test_what_diffusers_cannot_represent(deep, tmp_path):
 
 @st.composite
 def unet_options(draw):
-    """Arguments of a tiny UNet2DModel."""
+    """Draw arguments of a tiny UNet2DModel."""
     levels = draw(st.integers(1, 3))
     groups = draw(st.sampled_from([1, 2, 4]))
     widths = [4 * draw(st.integers(1, 4)) for _ in range(levels)]
@@ -379,7 +379,7 @@ def unet_options(draw):
 
 
 def torch_model(options, seed):
-    """A UNet2DModel with random parameters of which none is 0 or 1."""
+    """Return a UNet2DModel with random parameters, none of them 0 or 1."""
     torch = pytest.importorskip("torch")
     model = pytest.importorskip("diffusers", reason="diffusers is not installed").UNet2DModel(**options).eval()
     generator = torch.Generator().manual_seed(seed)
@@ -455,7 +455,7 @@ def test_saved_ensembles_predict_the_same_in_torch_and_come_back(deep, tmp_path,
 
 @pytest.mark.torch
 def test_a_saved_folder_holds_what_was_saved(deep, tmp_path):
-    """Its code is used for the members that it describes, in their places, and for no others."""
+    """The code of a saved folder is used only for the members that it describes, in their order."""
     pytest.importorskip("safetensors")
     diffusers.save(deep, tmp_path)
     zero, two, away = (tmp_path / name for name in ("Shard0", "Shard2", "away"))
@@ -468,7 +468,7 @@ def test_a_saved_folder_holds_what_was_saved(deep, tmp_path):
     swap()
     with pytest.raises(ensdiff.DamagedError, match="Shard0 holds what was Shard2; Shard2 holds what was Shard0.*code="):
         diffusers.load(tmp_path)
-    assert diffusers.load(tmp_path, deep.code).code == deep.code  # a code for the members as they are
+    assert diffusers.load(tmp_path, deep.code).code == deep.code  # a code for the members in this order
     swap()
     weights = two / diffusers.FILES[0]
     whole = weights.read_bytes()
@@ -527,7 +527,7 @@ def test_members_from_anywhere(deep, tmp_path):
     only_eve = ensdiff.sample(zoo, 0, 2, steps=2, weights=[0, 0, 1])
     np.testing.assert_allclose(ensdiff.counterfactuals(zoo, samples, [3])[0], only_eve.images, atol=1e-6)
     assert ensdiff.attribute(zoo, samples, "differential", top=4).influence.shape == (2, 4)
-    # names before diffusers 0.15, as in the first published DDPM checkpoints
+    # parameter names before diffusers 0.15, as in the first published DDPM checkpoints
     from safetensors.numpy import load_file, save_file
 
     file = tmp_path / "bob" / diffusers.FILES[0]
@@ -556,7 +556,7 @@ def test_members_from_anywhere(deep, tmp_path):
 
 
 @pytest.mark.torch
-def test_tensors_that_are_no_plain_arrays_are_named(tmp_path):
+def test_errors_name_tensors_that_are_not_plain_arrays(tmp_path):
     torch = pytest.importorskip("torch")
     pytest.importorskip("safetensors")
     from safetensors.torch import save_file
@@ -590,7 +590,7 @@ def test_tensors_that_are_no_plain_arrays_are_named(tmp_path):
         torch.save({"fine": base, "a.weight": tensor}, path)
         with pytest.raises(ValueError, match=f"x.pt: a.weight .*{message}"):
             read_state_dict(path)
-    # torch.load itself would expand these 1,000 to 1
+    # torch.load would expand these records 1,000 times
     torch.save({"a": torch.zeros(10**6)}, path)
     with zipfile.ZipFile(path) as old, zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as new:
         for record in old.infolist():
@@ -600,7 +600,7 @@ def test_tensors_that_are_no_plain_arrays_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("missing", ["torch", "safetensors"])
-def test_without_the_extra_the_error_says_which(tmp_path, monkeypatch, missing):
+def test_a_missing_extra_is_named(tmp_path, monkeypatch, missing):
     path = tmp_path / ("x.bin" if missing == "torch" else "x.safetensors")
     path.write_bytes(b"anything")
     monkeypatch.setitem(__import__("sys").modules, missing, None)

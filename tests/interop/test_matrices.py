@@ -1,4 +1,4 @@
-"""Code matrices from files, above all from pickles that nobody vouches for."""
+"""Code matrices from files, in particular from untrusted pickles."""
 
 import contextlib
 import json
@@ -53,7 +53,7 @@ def test_every_kind_of_file(tmp_path, name):
 
 
 class Call:
-    """A pickle that calls something when it is read."""
+    """An object whose pickle calls a function when it is loaded."""
 
     def __init__(self, function, *arguments):
         self.call = (function, arguments)
@@ -95,7 +95,7 @@ def test_pickles_of_anything_else_are_refused_and_not_run(tmp_path):
     ids=["binary index", "index", "negative index", "bytes"],
 )  # fmt: skip
 def test_a_pickle_cannot_ask_for_more_memory_than_it_holds(content, message):
-    """Found by fuzzing: the C unpickler would make room for twice as many entries as the index says, 1 GiB here."""
+    """Found by fuzzing: the C unpickler allocates twice as many entries as a memo index states, here 1 GiB."""
     with pytest.raises(pickle.UnpicklingError, match=message):
         read_pickled_array(content)
 
@@ -106,14 +106,14 @@ def nested(depth, inner):
     return inner
 
 
-def test_lists_that_are_used_many_times_are_bounded_by_the_file(monkeypatch):
-    """Each is written once and stands for many: a few hundred bytes are an array of 2^40 numbers."""
+def test_shared_lists_do_not_expand_beyond_the_file(monkeypatch):
+    """A pickle stores a shared list once, so a few hundred bytes can claim an array of 2^32 numbers or more."""
     content = pickle.dumps(nested(31, [1, 0]))
     assert len(content) < 400
     for value, message in (
         (nested(31, [1, 0]), "would become an array of more than 1048576 numbers"),
         (nested(21, [1]), "would become an array of more than 1048576 numbers"),
-        (nested(30, []), "would become an array of more than"),  # of no number at all, but as many lists
+        (nested(30, []), "would become an array of more than"),  # holds no numbers, but that many lists
         ([nested(12, [1])] * 1000, "would become an array of more than"),
     ):
         with pytest.raises(pickle.UnpicklingError, match=message):
@@ -126,7 +126,7 @@ def test_lists_that_are_used_many_times_are_bounded_by_the_file(monkeypatch):
     for value in (deep, itself):
         with pytest.raises(pickle.UnpicklingError, match="nested more than 32 deep, or in themselves"):
             read_pickled_array(pickle.dumps(value))
-    # rows that are the same list are fine, and so are as many numbers as there are bytes
+    # allowed: rows that are one shared list, and as many numbers as the file has bytes
     monkeypatch.setattr("ensdiff.interop.matrices.FREE", 20_000)
     row = [0, 1] * 8
     np.testing.assert_array_equal(read_pickled_array(pickle.dumps([row] * 1000)), [row] * 1000)
@@ -137,11 +137,11 @@ def test_lists_that_are_used_many_times_are_bounded_by_the_file(monkeypatch):
 
 def test_a_long_string_in_a_list_does_not_make_all_entries_long():
     with pytest.raises(pickle.UnpicklingError, match="a pickled list with a str"):
-        read_pickled_array(pickle.dumps(["a" * 10**6] + ["b"] * 1000))  # 4 GB as an array of NumPy's strings
+        read_pickled_array(pickle.dumps(["a" * 10**6] + ["b"] * 1000))  # would take 4 GB as an array of strings
 
 
 @given(st.data())
-def test_damaged_pickles_only_ever_raise_one_error(data):
+def test_damaged_pickles_raise_only_unpickling_errors(data):
     content = bytearray(pickle.dumps(MATRIX, protocol=data.draw(st.integers(0, pickle.HIGHEST_PROTOCOL))))
     if data.draw(st.booleans()):
         content = content[: data.draw(st.integers(0, len(content) - 1))]

@@ -1,4 +1,4 @@
-"""Predictions, samples, counterfactuals and the Jacobian against numbers computed by the reference implementations."""
+"""Predictions, samples, counterfactuals and the Jacobian compared with those of the reference implementations."""
 
 import pathlib
 
@@ -19,7 +19,7 @@ pytestmark = [
 
 @pytest.fixture
 def close(record_property):
-    """Compare with an array of the reference, and show the largest difference at the end of the test run."""
+    """Return a function that compares an array with a reference, and reports the largest difference after all tests."""
 
     def check(name, got, want, tolerance, *, measure="absolute"):
         got, want = np.asarray(got), channels_last(want)
