@@ -1,4 +1,4 @@
-"""The explorer's data and its page: exact, whole, escaped, and with nothing outside."""
+"""The explorer's data and page: exact, complete, escaped, and without references to anything outside."""
 
 import html.parser
 import io
@@ -62,7 +62,7 @@ def read_png(uri):
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.removeprefix("data:image/png;base64,")))))
 
 
-def test_every_picture_is_the_counterfactual_that_the_library_gives(flat):
+def test_every_picture_equals_the_librarys_counterfactual(flat):
     params, _, samples, layer = flat
     images = np.asarray(samples.images)
     for b in range(len(samples)):
@@ -83,7 +83,7 @@ def test_every_picture_is_the_counterfactual_that_the_library_gives(flat):
     assert (layer.radius_B == layer.att.influence[:, 0]).all()
 
 
-def test_a_screen_keeps_a_predicted_landscape_of_all_units_and_an_exact_method_its_own():
+def test_landscapes_are_predicted_for_a_screen_and_exact_for_an_exact_method():
     _, _, _, screen = items(top=5)
     assert (screen.att.method, screen.landscape.method, screen.exact) == ("screen", "differential", False)
     assert screen.whole
@@ -97,17 +97,17 @@ def test_a_screen_keeps_a_predicted_landscape_of_all_units_and_an_exact_method_i
 
 
 @pytest.mark.parametrize("labels", [[5, 5, 7, 9, 5], ["bee", "bee", "cat", "ant", "bee"]])
-def test_classes_are_what_the_labels_say(labels):
+def test_classes_equal_the_labels(labels):
     data = ensdiff.data.arrays(np.zeros((5, 2, 2), np.uint8), groups=list("aabbc"), labels=labels)
     assert _classes(data, None) == [str(labels[0]), "mixed", str(labels[0])]
     assert _classes(data.regroup(None), None) == list(map(str, labels))
 
 
-def test_groups_are_a_layer_of_their_own_with_all_of_their_images(nested):
+def test_groups_have_their_own_layer_with_all_their_images(nested):
     params, _, _, (inner, outer) = nested
     assert (inner.name, outer.name) == ("item", "group")
     assert inner.classes is not None
-    assert outer.classes is None  # each is one class: nothing new
+    assert outer.classes is None  # every group is one class, so classes would add nothing
     assert outer.data.unit_names == ("w", "x", "y", "z")
     assert outer.data.items_of(2).tolist() == list(range(2, 30, 4))
     code = params.code.group_code()
@@ -117,12 +117,12 @@ def test_groups_are_a_layer_of_their_own_with_all_of_their_images(nested):
         np.testing.assert_allclose(outer.image_BTHWC[0, t], np.asarray(expected)[0], atol=1e-5)
 
 
-def test_page_holds_the_data_and_nothing_outside(flat, page):
+def test_page_holds_the_data_and_refers_to_nothing_outside(flat, page):
     _, data, samples, layer = flat
     text = page.read_text()
     parts = Collector(text)
     assert parts.outside == []
-    assert "link" in parts.tags  # the empty icon, so that none is asked for
+    assert "link" in parts.tags  # an empty icon, so that browsers request none
     assert not re.search(r"https?:|@import|url\((?!#)", text)
     assert len(parts.ids) == len(set(parts.ids))
     assert "A &lt;b&gt;title&lt;/b&gt;" in text
@@ -154,7 +154,7 @@ def test_hostile_names_stay_text(page):
     assert text.count("</script>") == text.count("<script")
 
 
-def test_large_data_lie_beside_the_page_and_go_with_it(flat, tmp_path):
+def test_large_data_are_written_and_deleted_beside_the_page(flat, tmp_path):
     _, _, samples, layer = flat
     path = write_explorer(tmp_path / "explorer.html", exploration(samples, [layer]), inline=0)
     folder = tmp_path / "explorer_files"
@@ -164,7 +164,7 @@ def test_large_data_lie_beside_the_page_and_go_with_it(flat, tmp_path):
     assert json.loads(match.group(1))["0"][0] == HOSTILE
     small = path.stat().st_size
     write_explorer(path, exploration(samples, [layer]))
-    assert not folder.exists()  # what an earlier page left is gone
+    assert not folder.exists()  # files of an earlier page are deleted
     assert path.stat().st_size > small + 1000
 
 

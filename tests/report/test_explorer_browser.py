@@ -1,4 +1,4 @@
-"""The explorer in headless Chromium, from file://: every control by mouse and keyboard, no message, no request."""
+"""The explorer in headless Chromium: every control works by mouse and keyboard, without messages or requests."""
 
 import base64
 import io
@@ -44,7 +44,7 @@ return poor;
 
 
 class Tab:
-    """One browser window, and what went wrong in it."""
+    """One browser window, with its messages and requests."""
 
     def __init__(self, driver):
         self.driver = driver
@@ -60,7 +60,7 @@ class Tab:
         self.until(lambda: "influence" in self.text("cursor-text"))
 
     def until(self, condition):
-        """Wait until it holds; what the page replaces while the condition is looked at, is looked at again."""
+        """Wait until the condition holds, and evaluate it again if the page replaces elements meanwhile."""
         from selenium.common.exceptions import StaleElementReferenceException
         from selenium.webdriver.support.ui import WebDriverWait
 
@@ -89,7 +89,7 @@ class Tab:
         self.until(act)
 
     def keys(self, *keys):
-        """Keys to whatever has the focus."""
+        """Send keys to the element that has the focus."""
         from selenium.webdriver import ActionChains
 
         ActionChains(self.driver).send_keys(*keys).perform()
@@ -98,7 +98,7 @@ class Tab:
         self.js("arguments[0].focus()", self.one(css))
 
     def canvas(self, css):
-        """The pixels of a canvas, (H, W, 4)."""
+        """Return the pixels of a canvas, (H, W, 4)."""
         uri = self.js("return document.querySelector(arguments[0]).toDataURL()", css)
         return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).convert("RGBA"))
 
@@ -106,7 +106,7 @@ class Tab:
         return self.js("return document.querySelector(arguments[0]).src", css)
 
     def requests(self):
-        """Addresses asked for since the last call."""
+        """Return the addresses that were requested since the last call."""
         messages = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
         return [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
 
@@ -131,7 +131,7 @@ def driver():
 
 @pytest.fixture
 def tab(driver):
-    """A window that must stay silent: no console message, and nothing asked for but files and data."""
+    """Yield a window, and fail if it logged to the console or requested anything but files and data."""
     driver.get_log("browser"), driver.get_log("performance")
     tab = Tab(driver)
     yield tab
@@ -202,7 +202,7 @@ def test_a_unit_shows_its_counterfactual_difference_and_members(tab, pages, flat
     assert drawn == [word, [not bit for bit in word]]
 
 
-def test_several_units_and_what_has_no_answer(tab, pages, flat):
+def test_several_units_and_sets_without_an_answer(tab, pages, flat):
     params, _, _, layer = flat
     tab.open(pages["flat"])
     units = layer.att.units[0]
@@ -324,7 +324,7 @@ def test_the_landscape_by_keys_and_clicks(tab, pages, flat):
     assert np.ptp(tab.canvas("#strip")[..., 2]) > 50  # something is drawn
 
 
-def test_classes_sum_up_the_landscape(tab, pages, flat):
+def test_classes_summarise_the_landscape(tab, pages, flat):
     _, data, _, layer = flat
     tab.open(pages["flat"])
     rows = {row.find_element("css selector", "th").text: row for row in tab.all("#classes-body tr")}
@@ -411,7 +411,7 @@ def test_themes(tab, pages):
         tab.click("#theme")
         assert (ground() < 200) != dark
         tab.driver.refresh()
-        assert (ground() < 200) != dark  # it is kept
+        assert (ground() < 200) != dark  # the choice is kept
         tab.js("localStorage.clear()")
 
 
@@ -481,7 +481,7 @@ def test_hostile_names_do_nothing_but_show(tab, pages):
     assert tab.all("img[src='x']") == []
 
 
-def test_files_beside_the_page_are_asked_for_only_when_used(tab, pages):
+def test_files_beside_the_page_are_requested_only_when_used(tab, pages):
     tab.open(pages["beside"])
     asked = {url.rpartition("/")[2] for url in tab.requests() if url.startswith("file")}
     assert "landscape-0-0.js" in asked
@@ -490,7 +490,7 @@ def test_files_beside_the_page_are_asked_for_only_when_used(tab, pages):
     tab.until(lambda: "landscape-0-1.js" in {url.rpartition("/")[2] for url in tab.requests()})
 
 
-def test_a_lost_folder_is_said_on_the_page(tab, pages, tmp_path):
+def test_the_page_reports_a_lost_folder(tab, pages, tmp_path):
     lonely = shutil.copy(pages["beside"], tmp_path / "beside.html")
     tab.driver.get(lonely.as_uri())
     tab.until(lambda: "could not be read: keep that folder beside this page" in tab.text("message"))

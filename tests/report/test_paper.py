@@ -1,4 +1,4 @@
-"""Figures for papers: what is drawn is what was given, and what cannot be drawn is refused."""
+"""Figures for papers: they draw exactly the given values, and refuse values that cannot be drawn."""
 
 import io
 
@@ -61,7 +61,7 @@ def test_the_line_is_the_one_that_power_law_fits(rng):
 def test_landscape_figure_places_samples_in_rows_and_units_in_columns(rng):
     images, without = rng.random((2, 4, 4, 1)), rng.random((3, 2, 4, 4, 1))
     pictures = rng.integers(0, 256, (3, 4, 4, 1), dtype=np.uint8)
-    names = ["a", "<b>", "$c^$"]  # a name is no mathematics
+    names = ["a", "<b>", "$c^$"]  # names are not read as formulas
     figure = landscape_figure(images, without, names, influence_MB=rng.random((3, 2)), pictures_MHWC=pictures)
     axes = np.array(figure.axes).reshape(3, 4)
     for b in range(2):

@@ -1,4 +1,4 @@
-"""The report: one file, nothing fetched, names escaped, every picture there."""
+"""The report: a single file with every picture that fetches nothing and escapes names."""
 
 import html.parser
 import io
@@ -68,7 +68,7 @@ def test_page(tmp_path):
     assert "1 &amp; 2" in text
     assert "@import" not in text
     assert "url(" not in text
-    # a sample; a unit: image, counterfactual, difference; a group: 4 of 7 images and two; two figures
+    # one sample; 3 of a unit (image, counterfactual, difference); 4 of 7 images of a group and 2 more; two figures
     assert len(page.images) == 1 + 3 + 6 + 2
     assert all(attrs.get("alt") for attrs in page.images)
     assert "+3 more" in text
@@ -95,7 +95,7 @@ def test_png_round_trip(channels):
 
 
 @pytest.mark.parametrize(("null", "small"), [(3, True), ("all", False)])
-def test_a_null_too_small_to_attribute_is_said_beside_the_verdict(tiny, null, small):
+def test_the_note_mentions_a_null_that_is_too_small(tiny, null, small):
     import ensdiff
     from ensdiff.report import attribution_sections
     from tests.helpers import blobs, random_ensemble
