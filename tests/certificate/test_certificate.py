@@ -1,4 +1,4 @@
-"""Deletion certificates: honest ones hold, forged ones do not, and trainers that leak are caught."""
+"""Deletion certificates: honest ones hold, forged ones fail, and leaky trainers are caught."""
 
 import copy
 import dataclasses
@@ -62,13 +62,13 @@ def honest(run_dir):
 
 @pytest.fixture
 def examined_once(monkeypatch):
-    """In a run that does not change, what a certificate of the same units should say is computed once."""
+    """Compute the expected values of a certificate only once per set of units, for tests whose run does not change."""
     monkeypatch.setattr(certificates, "_examine", functools.cache(certificates._examine))
 
 
 @pytest.fixture
 def copied(small, tmp_path):
-    """A copy of the smaller run that a test may change, and its certificate."""
+    """Return a copy of the smaller run that a test may change, and its certificate."""
     shutil.copytree(small, tmp_path / "small")
     return tmp_path / "small", Certificate.load(small / "certificate.json")
 
@@ -88,11 +88,11 @@ def test_an_honest_certificate_holds(run_dir, honest, tmp_path):
     assert result.ok, result.failures
     assert "20 draws of 2 members, none of them of units [3]" in result.checked
     assert "steps 0 to 5 of these members, retrained, bit for bit" in result.checked
-    assert certificate == ensdiff.certify(run_dir, UNIT)  # nothing in it depends on when or where it was made
+    assert certificate == ensdiff.certify(run_dir, UNIT)  # no field depends on the time or the place of certification
 
 
-def test_streams_in_it_are_what_the_trainer_draws(honest):
-    """The hashes, from a plain loop over steps."""
+def test_streams_equal_the_trainers_draws(honest):
+    """The hashes of streams equal those computed in a plain loop over steps."""
     import hashlib
 
     from ensdiff.data import Splits
@@ -106,7 +106,7 @@ def test_streams_in_it_are_what_the_trainer_draws(honest):
 
 
 @pytest.mark.parametrize("at_once", [1, 3, 4, 5, 100])
-def test_streams_do_not_depend_on_how_many_steps_are_computed_at_a_time(run_dir, honest, monkeypatch, at_once):
+def test_streams_do_not_depend_on_the_number_of_steps_computed_at_once(run_dir, honest, monkeypatch, at_once):
     from ensdiff.certificate import streams
 
     expected = honest.values["streams"]
@@ -114,7 +114,7 @@ def test_streams_do_not_depend_on_how_many_steps_are_computed_at_a_time(run_dir,
     facts_of = Run.open(run_dir)
     found = streams.read_streams(CODE, facts_of.manifest, [UNIT], SURVIVORS, seed=0, batch=2, steps=5)
     assert {str(k): value for k, value in found.sha256.items()} == expected["sha256"]
-    # of members that did see it, the first such draw is named
+    # for a member that saw the unit, the first such draw is named
     found = streams.read_streams(CODE, facts_of.manifest, [UNIT], SEEN, seed=0, batch=2, steps=5)
     assert [line.split(" draws")[0] for line in found.violations] == [f"member {k}" for k in SEEN]
     from ensdiff.data import Splits
@@ -129,7 +129,7 @@ def test_the_smaller_run_is_the_survivors(run_dir, small):
     assert rest.members == len(SURVIVORS)
     for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(rest.params), strict=True):
         np.testing.assert_array_equal(np.asarray(a)[SURVIVORS], b)
-    # removing the unit from the whole run, and sampling from the smaller one, are the same
+    # removing the unit from the whole run equals sampling from the smaller one
     samples = ensdiff.sample(whole, 1, 2, steps=3)
     without = ensdiff.counterfactuals(whole, samples, [UNIT])[0]
     np.testing.assert_allclose(ensdiff.sample(rest, 1, 2, steps=3).images, without, atol=1e-5)
@@ -155,8 +155,8 @@ def test_the_smaller_run_attributes(small, method):
     assert np.isin(att.units, removable).all()
 
 
-def test_no_array_of_a_member_that_saw_the_unit_is_left(run_dir, small):
-    """Of each leaf, the rows of these members are in no file of the smaller run's checkpoints."""
+def test_no_array_of_a_member_that_saw_the_unit_remains(run_dir, small):
+    """The smaller run's state contains no row of any leaf of the members that saw the unit."""
     before, after = Run.open(run_dir).state(5), Run.open(small).state(5)
     rows = {np.asarray(a)[k].tobytes() for a in jax.tree.leaves(before.params) for k in SEEN if a[k].any()}
     kept = {row.tobytes() for tree in after for a in jax.tree.leaves(tree) for row in a}
@@ -183,8 +183,8 @@ def _subsets(ids, m):
     return itertools.combinations([int(i) for i in ids], m)
 
 
-def test_replay_when_the_picture_is_deleted(small):
-    """The data hold the other items, in another order, and new ones."""
+def test_replay_without_the_deleted_picture(small):
+    """Replay works with data that lack the forgotten item, have the others in another order, and contain new ones."""
     rest = np.delete(blobs(), UNIT, axis=0)[::-1]
     data = ensdiff.data.arrays(np.concatenate([blobs(2, seed=9), rest]))
     certificate = Certificate.load(small / "certificate.json")
@@ -199,7 +199,7 @@ def test_replay_when_the_picture_is_deleted(small):
 
 
 def test_forgetting_again_keeps_what_was_forgotten_before(copied, tmp_path, monkeypatch):
-    """A second unit from a run that has forgotten one already; one checkpoint is of a version without checksums."""
+    """A second unit is forgotten from a run that forgot one before and has a checkpoint without checksums."""
     path, _ = copied
     unit = next(i for i in range(6) if i != UNIT and 0 < CODE.rows(i)[0][SURVIVORS].sum() < len(SURVIVORS))
 
@@ -208,11 +208,13 @@ def test_forgetting_again_keeps_what_was_forgotten_before(copied, tmp_path, monk
         del text["sums"]
 
     reseal(path / "checkpoints" / "4", old)
-    monkeypatch.setattr("ensdiff.runs.layout.FLAT", 1)  # its arrays stay as they are
+    monkeypatch.setattr("ensdiff.runs.layout.FLAT", 1)  # so that the layout of its arrays is not converted
     config = {"data": {"name": "folder", "path": "images"}, "run_dir": "runs/mine"}
     write_sealed(path / "config.json", {**config, "working_directory": "/home/ada/secret"})
     certificate = ensdiff.forget(path, [unit], tmp_path / "two")
-    assert read_sealed(tmp_path / "two" / "config.json") == config  # not where training was, for it may be published
+    assert (
+        read_sealed(tmp_path / "two" / "config.json") == config
+    )  # without the working directory, because the smaller run may be published
     assert certificate.units == tuple(sorted([UNIT, unit]))
     assert certificate.survivors == tuple(k for k in SURVIVORS if not CODE.rows(unit)[0][k])
     assert Run.open(tmp_path / "two").forgotten == certificate.units
@@ -240,7 +242,7 @@ def test_forgetting_again(small, tmp_path):
         train(tmp_path / "two", code, data, resume=True, steps=9)
 
 
-def test_what_cannot_be_forgotten(run_dir, small, tmp_path):
+def test_units_and_runs_that_cannot_be_forgotten(run_dir, small, tmp_path):
     out = tmp_path / "out"
     with pytest.raises(ensdiff.NoSurvivorError, match="no member survives the removal of units 0, 1, 2.*one alone"):
         ensdiff.forget(run_dir, [0, 1, 2, 3, 4, 5], out)
@@ -259,7 +261,7 @@ def test_what_cannot_be_forgotten(run_dir, small, tmp_path):
 
 
 def leaves(values, place=()):
-    """Every place in a JSON value that holds a plain value or an empty container."""
+    """Yield every place in a JSON value that holds a plain value or an empty container."""
     if isinstance(values, (dict, list)) and values:
         for key, value in values.items() if isinstance(values, dict) else enumerate(values):
             yield from leaves(value, (*place, key))
@@ -268,7 +270,7 @@ def leaves(values, place=()):
 
 
 def forged(value):
-    """Another value of the same kind."""
+    """Return another value of the same kind."""
     if isinstance(value, bool) or value is None:
         return not value
     if isinstance(value, (int, float)):
@@ -279,7 +281,7 @@ def forged(value):
 
 
 def forge(certificate, place):
-    """The certificate with one field changed and its digest made to fit again."""
+    """Return the certificate with one changed field and the digest that fits it."""
     values = copy.deepcopy(certificate.values)
     inside = values
     for key in place[:-1]:
@@ -299,7 +301,7 @@ def check_forgeries(small, places, record_property):
     for place in places:
         result = forge(certificate, place).verify(small)
         assert not result.ok, place
-        # an id of another unit changes what everything else should be, and then lists differ in length
+        # a forged unit id changes the expected values of all other fields, and lists then differ in length
         names = {name_of(place[:i]) for i in range(1, len(place) + 1)} if place[0] == "units" else {name_of(place)}
         assert any(line.startswith(tuple(names)) for line in result.failures), (place, result.failures)
     counted(record_property, "forgeries detected", len(places))
@@ -357,10 +359,10 @@ def test_an_altered_certificate_without_a_new_digest(small, tmp_path, record_pro
     counted(record_property, "forgeries detected", 15)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of what reads a damaged checkpoint
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # from reading a damaged checkpoint
 @pytest.mark.parametrize("together", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_one_flipped_byte_is_found_and_its_file_named(copied, together, record_property):
-    """In every file; at the same time, which takes one verification, or one after another."""
+    """Verification names every changed file, whether all files are changed at the same time or one after another."""
     path, certificate = copied
     rng = np.random.default_rng(0)
     names = list(certificate.values["files"])
@@ -395,7 +397,7 @@ def test_files_that_are_gone_or_new(copied):
 
 
 def test_damage_is_not_laundered(copied, tmp_path):
-    """The arrays of another step, under the description of step 5: refused as `load` refuses them."""
+    """Arrays of another step under the description of step 5 are refused, as `load` refuses them."""
     path, certificate = copied
     state = path / "checkpoints" / "5" / "state"
     shutil.rmtree(state)
@@ -411,7 +413,7 @@ def test_damage_is_not_laundered(copied, tmp_path):
             refused()
     assert not (tmp_path / "out").exists()
     assert any(re.search(words, line) for line in certificate.verify(path).failures)
-    # neither no sums at all nor some that were made to fit help: the optimiser counts its steps
+    # neither missing nor fitting checksums help, because the optimiser counts its steps
     reseal(path / "checkpoints" / "5", lambda values: values.update(sums={}))
     with pytest.raises(ensdiff.DamagedError, match="2 members, but the numbers of checksums are {}"):
         ensdiff.certify(path, [UNIT])
@@ -419,7 +421,7 @@ def test_damage_is_not_laundered(copied, tmp_path):
     reseal(path / "checkpoints" / "5", lambda values: values.update(sums=text["sums"]))
     with pytest.raises(ValueError, match="checkpoints/5 belongs to another step: its optimiser took 4 steps"):
         ensdiff.certify(path, [UNIT])
-    # nor does another number of the folder
+    # renaming the folder does not help either
     shutil.rmtree(path / "checkpoints" / "5")
     (path / "checkpoints" / "4").rename(path / "checkpoints" / "5")
     for refused in (lambda: ensdiff.certify(path, [UNIT]), lambda: ensdiff.forget(path, [unit], tmp_path / "out")):
@@ -429,10 +431,10 @@ def test_damage_is_not_laundered(copied, tmp_path):
 
 
 @pytest.mark.slow
-def test_no_other_member_is_certified_only_where_nothing_else_is(run_dir, copied):
-    """Everything that may hold members is named, and the claim says that nobody looked into it."""
+def test_other_files_limit_the_claim_about_other_members(run_dir, copied):
+    """Every other file that may hold members is named, and the claim states that it was not examined."""
     path, certificate = copied
-    (path / "metrics.jsonl").write_text((run_dir / "metrics.jsonl").read_text())  # of four members
+    (path / "metrics.jsonl").write_text((run_dir / "metrics.jsonl").read_text())  # metrics of four members
     for place in ("checkpoints/keep", "checkpoints/060", "damaged/60", "checkpoints/5/extra"):
         (path / place).mkdir(parents=True)
         (path / place / "x.npz").write_bytes(b"members")
@@ -456,13 +458,13 @@ def test_no_other_member_is_certified_only_where_nothing_else_is(run_dir, copied
         f"some ({len(names)}): {', '.join(quoted)}."
     )
     assert again.verify(path).ok
-    # a claim that is forged to say nothing of them
+    # a forged claim that does not mention them
     values = {**again.values, "claim": certificate.values["claim"], "others": []}
     assert len(Certificate({**values, "digest": _seal(values)}).verify(path).failures) == 1 + len(names)
 
 
 def test_a_checkpoint_of_step_0(run_dir, copied, tmp_path):
-    """Training writes none and replay compares none: members that saw the unit could lie in it."""
+    """A checkpoint of step 0 is refused: training writes none, replay compares none, and it could hold any members."""
     path, certificate = copied
 
     def of_others(name, leaf):
@@ -481,8 +483,8 @@ def test_a_checkpoint_of_step_0(run_dir, copied, tmp_path):
 
 
 @pytest.mark.slow
-def test_no_streams_of_as_many_steps_as_a_folder_says(copied, monkeypatch):
-    """An empty folder with a large number, and a checkpoint that was sealed with it."""
+def test_no_streams_are_computed_for_a_forged_step(copied, monkeypatch):
+    """A huge step number of an empty folder, or of a sealed checkpoint, is refused before any stream is computed."""
     path, certificate = copied
     monkeypatch.setattr(sections, "read_streams", lambda *_, **__: pytest.fail("streams of 10^12 steps"))
     large = path / "checkpoints" / "999999999999"
@@ -513,8 +515,8 @@ def test_a_damaged_config_is_not_certified(copied, tmp_path):
     assert any(words in line for line in certificate.verify(path).failures)
 
 
-def test_metrics_hold_nothing_but_what_training_logs(small, tmp_path):
-    """Other fields, more lines or longer numbers could be the parameters of another member."""
+def test_metrics_contain_only_what_training_logs(small, tmp_path):
+    """Other fields, more lines or longer numbers are reported: they could hold the parameters of another member."""
     (tmp_path / "metrics.jsonl").write_text((small / "metrics.jsonl").read_text())
     (line,) = ensdiff.read_metrics(small)
     assert line["step"] == 5
@@ -556,7 +558,7 @@ def test_a_mesh_of_no_devices_is_damage(copied):
     {"origin": {"members": [0, 2], "forgotten": [3], "code": CODE.to_dict(), "unchecked": "4"}},
 ])  # fmt: skip
 def test_a_forged_description_is_a_failure(small, tmp_path, change):
-    """A failure of the verification, and no error of another kind."""
+    """A forged description makes verification fail, and raises no error."""
     write_sealed(tmp_path / "run.json", {**read_sealed(small / "run.json"), **change})
     result = Certificate.load(small / "certificate.json").verify(tmp_path)
     words = ("is not the des", "does not state")
@@ -564,7 +566,7 @@ def test_a_forged_description_is_a_failure(small, tmp_path, change):
 
 
 def test_an_older_checkpoint_of_another_run(run_dir, copied):
-    """One of another seed, and one with all members."""
+    """An older checkpoint is refused if it has another seed, or the state of all members."""
     path, certificate = copied
     reseal(path / "checkpoints" / "2", lambda text: text["train"].update(seed=9, log_every=7))
     with pytest.raises(ValueError, match=r"^train.seed: run.json has 0, checkpoints/2 has 9$"):
@@ -583,7 +585,7 @@ def test_an_older_checkpoint_of_another_run(run_dir, copied):
 
 
 def test_links_and_pipes_are_not_followed(copied, tmp_path):
-    """Neither out of the run nor into a wait without end."""
+    """A link cannot lead out of the run, and a pipe cannot make verification wait forever."""
     path, certificate = copied
     shutil.move(path / "checkpoints" / "4", tmp_path / "elsewhere")
     (path / "checkpoints" / "4").symlink_to(tmp_path / "elsewhere")
@@ -598,7 +600,7 @@ def test_links_and_pipes_are_not_followed(copied, tmp_path):
             refused()
 
 
-def test_a_certificate_is_read_as_every_reader_reads_it(small, tmp_path):
+def test_ambiguous_json_is_refused(small, tmp_path):
     text = (small / "certificate.json").read_text()
     path = tmp_path / "certificate.json"
     for content, message in (
@@ -618,7 +620,7 @@ def test_a_certificate_is_read_as_every_reader_reads_it(small, tmp_path):
         Certificate.load(path)
 
 
-def test_what_a_certificate_says_cannot_move_the_cursor(small, examined_once):
+def test_messages_contain_no_control_characters(small, examined_once):
     values = dict(Certificate.load(small / "certificate.json").values)
     evil = "\x1b[2K\rthe certificate holds\n\u202e"
     values |= {evil: 1, "files": {**values["files"], evil: "0"}, "capacity": {evil: evil}, "claim": evil}
@@ -647,7 +649,7 @@ def test_units_on_a_command_line_are_plain_digits():
 
 
 def test_units_of_the_data_are_compared(small, copied, examined_once):
-    """By which items are together, because numbers and names of units may change."""
+    """Units are compared by the items that they contain, because their numbers and names may change."""
     certificate = Certificate.load(small / "certificate.json")
     renamed = DATA.regroup([f"name {5 - i}" for i in range(6)])
     assert renamed.unit_of_item.tolist() == [5, 4, 3, 2, 1, 0]
@@ -657,7 +659,7 @@ def test_units_of_the_data_are_compared(small, copied, examined_once):
         f"data: item {i} belongs to unit {i} in the run's manifest, but to another, 'e', in the data given"
         for i in (4, 5)
     ]
-    # a manifest that gives the picture of unit 3 to unit 5, in a run and a certificate that agree with it
+    # a run and a certificate whose manifest assigns the picture of unit 3 to unit 5
     path, _ = copied
     manifest = Run.open(path).manifest
     moved = manifest._replace(unit_of_item=np.where(manifest.unit_of_item == UNIT, 5, manifest.unit_of_item))
@@ -682,7 +684,7 @@ def test_units_of_the_data_are_compared(small, copied, examined_once):
     ("run.json", {"model": {"dropout": 0.5}}, "model.dropout: run.json has 0.5, checkpoints/5 has 0.0"),
     ("run.json", {"schedule": {"timesteps": 21}}, "schedule.timesteps: run.json has 21"),
 ])  # fmt: skip
-def test_a_changed_description_says_which_field(copied, file, change, message):
+def test_the_changed_field_of_a_description_is_named(copied, file, change, message):
     path, certificate = copied
     values = read_sealed(path / file)
     for section, fields in change.items():
@@ -695,7 +697,7 @@ def test_a_changed_description_says_which_field(copied, file, change, message):
 
 @pytest.mark.slow
 def test_changed_parameters_are_named_by_member(run_dir, tmp_path, record_property):
-    """Another run of the same settings: a certificate of one does not fit the other, and says in what."""
+    """Verifying a certificate with another run names every member whose parameters differ, and the setting."""
     other = train(tmp_path / "other", learning_rate=1.1e-2)
     result = ensdiff.certify(run_dir, [UNIT]).verify(other)
     lines = [line for line in result.failures if line.startswith("parameters.sha256")]
@@ -707,7 +709,7 @@ def test_changed_parameters_are_named_by_member(run_dir, tmp_path, record_proper
 
 
 def leaky(monkeypatch, step, member):
-    """A trainer that gives a survivor the forgotten unit once, and tells no one."""
+    """Make the trainer show the forgotten unit to a survivor once, without a trace in its streams."""
     module = sys.modules["ensdiff.training.loop"]
     plain = module.make_batch
 
@@ -723,7 +725,7 @@ def leaky(monkeypatch, step, member):
 
 
 def test_a_leaky_trainer_is_caught_by_replay(tmp_path, monkeypatch, record_property):
-    """The stream check cannot see what a trainer does beside its streams; training anew can, in the steps it covers."""
+    """The stream check cannot detect a trainer that deviates from its streams; replay of the same steps can."""
     with monkeypatch.context() as patch:
         leaky(patch, 3, SURVIVORS[1])
         train(tmp_path / "run")
@@ -734,13 +736,13 @@ def test_a_leaky_trainer_is_caught_by_replay(tmp_path, monkeypatch, record_prope
     for text in found:
         assert any(line.startswith(text) for line in result.failures), result.failures
     assert not any(f"member {SURVIVORS[0]} " in line for line in result.failures)
-    # the last step alone, from a checkpoint that the leak is in already, is honest
+    # replay of only the last step starts from a checkpoint after the leak, and finds nothing
     assert certificate.verify(tmp_path / "small", data=DATA, replay=1).ok
     counted(record_property, "leaky trainers caught")
 
 
 def test_a_leaky_index_stream_is_caught_by_the_stream_check(run_dir, honest, tmp_path, monkeypatch, record_property):
-    """A library whose splits leak: the draws are looked up in the code, not in the splits."""
+    """Splits that leak a unit are detected, because draws are compared with the code and not with the splits."""
     from ensdiff.data import Splits
 
     plain = Splits.build.__func__
@@ -761,7 +763,7 @@ def test_a_leaky_index_stream_is_caught_by_the_stream_check(run_dir, honest, tmp
 
 
 def test_a_member_that_saw_the_unit_is_no_survivor(run_dir, honest, record_property):
-    """A certificate that calls it one is told the draw."""
+    """For a certificate that lists such a member as a survivor, verification names the draw of the unit."""
     values = copy.deepcopy(dict(honest.values))
     values["members"]["survivors"] = sorted([*SURVIVORS, SEEN[0]])
     result = Certificate({**values, "digest": _seal(values)}).verify(run_dir)
@@ -772,7 +774,7 @@ def test_a_member_that_saw_the_unit_is_no_survivor(run_dir, honest, record_prope
 
 
 @pytest.mark.slow
-def test_replay_needs_what_it_needs(copied):
+def test_errors_name_what_replay_needs(copied):
     path, certificate = copied
     assert certificate.verify(path, replay=5).failures == ("replay: it needs the training data, pass data=",)
     result = certificate.verify(path, data=DATA, replay=-1)
@@ -790,8 +792,8 @@ def test_replay_needs_what_it_needs(copied):
 
 
 @pytest.mark.slow
-def test_a_replay_elsewhere_says_so_when_bits_differ(copied):
-    """Bits are those of one program on one kind of device: a difference on another is not called a leak alone."""
+def test_replay_on_another_device_names_it_when_bits_differ(copied):
+    """If replay on another kind of device gives other bits, the failure also names that difference."""
     path, _ = copied
     file = path / "environment.jsonl"
     (place,) = read_environments(path)
@@ -803,7 +805,7 @@ def test_a_replay_elsewhere_says_so_when_bits_differ(copied):
 
 @pytest.mark.slow
 def test_resumed_runs_are_replayed_where_each_part_was_trained(tmp_path):
-    """Two starts on meshes of different shapes."""
+    """Replay uses the mesh of each of two starts, which have different shapes."""
     mesh = ensdiff.make_mesh(4, devices=jax.devices()[:2])
     train(tmp_path / "run", steps=2, mesh=mesh)
     train(tmp_path / "run", steps=5, resume=True)
@@ -814,7 +816,7 @@ def test_resumed_runs_are_replayed_where_each_part_was_trained(tmp_path):
 
 
 def test_replay_repeats_the_recorded_execution(copied, monkeypatch):
-    """A line without an execution means the model's settings, one of another version is a failure."""
+    """Without a recorded execution, replay uses the model's settings; an unknown execution is a failure."""
     path, _ = copied
     file = path / "environment.jsonl"
     (place,) = read_environments(path)
@@ -826,7 +828,7 @@ def test_replay_repeats_the_recorded_execution(copied, monkeypatch):
         return plain(*args)
 
     monkeypatch.setattr(module, "stepper", noted)
-    other = {**place["execution"], "attention": "batch"}  # a network without attention, so the same program
+    other = {**place["execution"], "attention": "batch"}  # the network has no attention, so the program is the same
     for lines, expected in (
         ([{name: value for name, value in place.items() if name != "execution"}], ["image"]),
         ([{**place, "execution": other}], ["batch"]),
@@ -843,7 +845,7 @@ def test_replay_repeats_the_recorded_execution(copied, monkeypatch):
 
 
 @pytest.mark.slow
-def test_copies_that_others_own_are_listed(tmp_path):
+def test_copies_in_other_units_are_listed(tmp_path):
     images = blobs()
     images[4] = images[UNIT]
     run = train(tmp_path / "run", data=ensdiff.data.arrays(images))
@@ -856,7 +858,7 @@ def test_copies_that_others_own_are_listed(tmp_path):
 
 @pytest.mark.slow
 def test_groups_are_units(tmp_path):
-    """A unit of several items: all of their hashes are named."""
+    """The certificate of a unit with several items contains all of their hashes."""
     data = ensdiff.data.arrays(blobs(9), ["b", "a", "a", "c", "d", "d", "d", "e", "f"])
     run = train(tmp_path / "run", data=data)
     certificate = ensdiff.forget(run, [3], tmp_path / "small")
@@ -870,7 +872,7 @@ def test_groups_are_units(tmp_path):
 
 @pytest.mark.slow
 def test_digits_from_the_command_line(run, tmp_path):
-    """Forget and verify as a user types them; then with one flipped byte."""
+    """Forgetting and verifying work on the command line, and a flipped byte makes verification fail."""
     options = [
         "--config=experiments/configs/digits.py", f"--config.run_dir={tmp_path / 'digits'}", "--config.train.steps=4",
         "--config.train.checkpoint_every=2", "--config.train.sample_every=0", "--config.model.channels=8",
