@@ -1,4 +1,4 @@
-"""`experiments.convert` as a user types it, in both directions."""
+"""`experiments.convert` on the command line, in both directions."""
 
 import json
 
@@ -12,7 +12,7 @@ from tests.helpers import blobs
 
 @pytest.fixture(scope="module")
 def saved(tiny, tmp_path_factory):
-    """A run directory without a config, and its training data."""
+    """Return a folder with a run directory that has no config, and with its training data."""
     folder = tmp_path_factory.mktemp("convert")
     ensdiff.save(tiny, folder / "run")
     np.savez(folder / "train.npz", images=blobs())

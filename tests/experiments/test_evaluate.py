@@ -1,4 +1,4 @@
-"""The evaluation program in miniature, what its studies share, and how findings are written."""
+"""The evaluation program with tiny studies, the functions that studies share, and the files of findings."""
 
 import json
 
@@ -33,7 +33,7 @@ def test_configs_name_all_studies():
         assert check_config(config, tuple(STUDIES)) == STUDY_NAMES == list(STUDIES)
 
 
-def test_data_are_in_a_random_order_and_apart(shop):
+def test_data_are_shuffled_and_held_out_data_are_disjoint(shop):
     assert (shop.data.items, shop.held_out.items) == (57, 1740)
     rows = {image.tobytes() for image in shop.data.images}
     assert not rows & {image.tobytes() for image in shop.held_out.images}
@@ -47,7 +47,7 @@ def test_subsets_hold_alpha_of_the_units(shop):
     assert len(np.unique(subset_NM, axis=1).T) == 4
 
 
-def test_planting_replaces_only_what_is_planted(shop):
+def test_planting_replaces_only_the_planted_units(shop):
     planted = planting(shop)
     assert planted.data.units == planted.twin.units == 12
     assert planted.copies_P.tolist() == [1, 2]
@@ -69,7 +69,7 @@ def test_weights_of_retrained_models():
 
 def test_first_units_leave_a_member():
     code = ensdiff.Code.from_matrix([[1, 1, 0, 0], [0, 0, 1, 1], [1, 0, 1, 0], [0, 1, 1, 0]])
-    assert first_units(code, np.array([0, 1, 2, 3]), 2).tolist() == [0, 2]  # 0 and 1 together leave nobody
+    assert first_units(code, np.array([0, 1, 2, 3]), 2).tolist() == [0, 2]  # no member survives without 0 and 1
     assert first_units(code, np.array([3, 1, 0, 2]), 2).tolist() == [3, 1]
     with pytest.raises(ValueError, match="only 3 can be removed together"):
         first_units(code, np.array([0, 1, 2, 3]), 4)
@@ -83,7 +83,7 @@ def test_quadratic_and_distances(rng):
     np.testing.assert_allclose(distances(a, b)[3, 1], np.linalg.norm(a[3, 1] - b[1]))
 
 
-def test_what_is_kept_is_not_computed_again(shop, tmp_path):
+def test_kept_arrays_are_not_recomputed(shop, tmp_path):
     calls = []
 
     def compute():
@@ -101,7 +101,7 @@ def test_what_is_kept_is_not_computed_again(shop, tmp_path):
     assert set(shop.seconds_of({"a": "size/x", "b": "size/y"})) == {"a"}
 
 
-def test_trained_models_are_opened_again(shop):
+def test_trained_models_are_reused(shop):
     data = shop.data.subset(range(6))
     code = quiet_matrix(np.array([[1, 0], [1, 0], [0, 0], [0, 1], [0, 1], [1, 0]]))
     first = shop.train("size/tiny", data, code, steps=2, checkpoint_every=2)
@@ -128,7 +128,7 @@ def test_findings_as_files(tmp_path):
     assert plain(np.array([[np.inf, 1]])) == [[None, 1.0]]
 
 
-def test_program_refuses_what_is_no_evaluation(run, tmp_path):
+def test_program_refuses_other_configs_and_unknown_studies(run, tmp_path):
     done = run("evaluate", "--config=digits")
     assert done.returncode == 1
     assert "try --config=evaluate_smoke" in done.stderr
@@ -141,9 +141,9 @@ def test_program_refuses_what_is_no_evaluation(run, tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_whole_program(run, tmp_path):
-    """Every study in miniature, as a user types it; and again, when nothing is computed.
+    """The program runs a tiny version of every study, and a second run computes nothing.
 
-    Only here the studies run at all. Nearly all of the time is compiling.
+    No other test runs the studies. Nearly all of the time is compiling.
     """
     words = ("evaluate", "--config=evaluate_smoke", f"--config.run_dir={tmp_path / 'run'}", f"--out={tmp_path / 'out'}")
     done = run(*words)

@@ -1,4 +1,4 @@
-"""--help of every program: what it does, two examples or more, and no flag in them that is not there."""
+"""--help of every program: a description and at least two examples, whose flags all exist."""
 
 import re
 import runpy
@@ -16,14 +16,14 @@ PROGRAMS = sorted(
 
 
 def examples(text):
-    """The command lines of a text, as words; what follows a # is a comment, and so is what is in brackets."""
+    """Return the command lines of a text as lists of words, without comments after a # and without brackets."""
     lines = re.sub(r"\\\n\s*", "", text).splitlines()
     found = [line.strip() for line in lines if line.strip().startswith("python -m experiments.")]
     return [shlex.split(re.sub(r" \(.*", "", line), comments=True) for line in found]
 
 
 def fields(name):
-    """Every --config.section.field that a packaged config takes."""
+    """Return every --config.section.field that a packaged config accepts."""
     config = runpy.run_path(config_path(name))["get_config"]()
     inside = {f"config.{s}.{f}" for s in config for f in (config[s] if hasattr(config[s], "keys") else ())}
     return inside | {f"config.{s}" for s in config}
@@ -31,14 +31,14 @@ def fields(name):
 
 @pytest.fixture(scope="module")
 def helps(run):
-    """The help of each program, asked for once."""
+    """Return the help of each program."""
     found = {program: run(program, "--help") for program in PROGRAMS}
     assert all(done.returncode == 0 and not done.stderr for done in found.values())
     return {program: done.stdout for program, done in found.items()}
 
 
 def flags_of(text):
-    """The flags that a help lists; of a boolean one with and without its ``no``."""
+    """Return the flags that a help text lists, boolean ones with and without their ``no``."""
     return {
         name
         for no, name in re.findall(r"^  --(\[no\])?([\w.]+):", text, re.MULTILINE)
@@ -59,7 +59,7 @@ def test_help_has_a_description_and_examples(helps, program):
     assert sum(words[2] == f"experiments.{program}" for words in examples(text)) >= 2
     assert "\nflags:\n" in text
     assert "--debug: Show the whole traceback" in text.replace("[no]", "").partition("flags of all programs:")[2]
-    assert "--logtostderr" not in text  # absl's own are in --helpfull
+    assert "--logtostderr" not in text  # absl's own flags are in --helpfull
     assert max(map(len, text.splitlines())) <= 120
 
 
@@ -78,12 +78,12 @@ def test_every_flag_of_an_example_exists(helps, program):
         assert not unknown, f"{' '.join(words)}: no flag {unknown}"
 
 
-def test_run_is_listed_where_it_is_read(helps):
+def test_only_programs_that_read_a_run_list_the_flag(helps):
     assert "run" in flags_of(helps["sample"])
     assert "run" not in flags_of(helps["design"]) | flags_of(helps["train"])
 
 
-def test_help_is_recognised_among_other_words():
+def test_help_is_recognised_among_other_arguments():
     assert wanted(["p", "create", "--run=x", "--help"])
     assert wanted(["p", "-h"])
     assert not wanted(["p", "--helpful=1"])

@@ -1,4 +1,4 @@
-"""The programs as a user types them, in a process of their own."""
+"""The programs on the command line, each in its own process."""
 
 import json
 import pathlib
@@ -29,7 +29,7 @@ def trained(typed, tmp_path_factory):
     return folder
 
 
-def test_train_leaves_a_run(trained):
+def test_train_writes_a_run(trained):
     assert sorted(p.name for p in (trained / "checkpoints").iterdir()) == ["2", "4"]
     lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
@@ -59,7 +59,7 @@ def test_attribute(run, trained):
 
 @pytest.mark.slow
 def test_report(run, trained):
-    """The explorer takes over what attribute saved of the same samples, and only that."""
+    """The explorer reuses a saved attribution of the same samples, and no other."""
     same = ["--n=2", "--steps=3"]
     done = run("attribute", f"--run={trained}", *same, "--top=3", "--verify=4", "--null=5", "--method=screen")
     assert done.returncode == 0, done.stderr
@@ -80,7 +80,7 @@ def test_report(run, trained):
 
 @pytest.mark.slow
 def test_groups_of_a_hierarchical_code(run, tmp_path):
-    """Train with items inside classes, then attribute to classes and to items."""
+    """A run with items inside classes can be attributed to classes and to items."""
     folder = tmp_path / "hierarchy"
     done = run(
         "train", "--config=experiments/configs/digits.py", f"--config.run_dir={folder}", "--config.train.steps=1",
@@ -106,7 +106,7 @@ def test_groups_of_a_hierarchical_code(run, tmp_path):
 
 
 def test_attribute_images_from_outside(run, trained, tmp_path):
-    """One picture of another size is enough; sets of units are scored too."""
+    """A single picture of another size is attributed, and sets of units are scored."""
     from PIL import Image
 
     Image.new("RGB", (20, 14), (200, 30, 90)).save(tmp_path / "red.png")
