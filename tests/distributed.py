@@ -1,4 +1,4 @@
-"""Runs of several JAX processes on this machine, and teams of workers in such processes that take successive jobs."""
+"""Runs of several JAX processes on this machine, and teams of such processes that do one job after another."""
 
 import contextlib
 import faulthandler
@@ -13,13 +13,13 @@ import traceback
 
 ROOT = pathlib.Path(__file__).parent.parent
 LIMIT = 500
-"""Seconds that a run or a job may take."""
+"""Time limit of a run or a job, in seconds."""
 THREADS = 4
-"""XLA's threads in each process. The default is the larger of its numbers of cores and devices, and another number of
-threads changes the rounding of sums that they share (the weight gradient of a convolution)."""
+"""XLA's threads in each process. The default is the larger of the numbers of cores and devices. The number of threads
+changes the rounding of sums that are split among them, such as the weight gradient of a convolution."""
 
 PROCESSES = 4
-"""Most processes of all teams that may run at the same time."""
+"""Largest number of processes of all teams at the same time."""
 
 
 def free_port(candidates=(0,)):
@@ -84,7 +84,7 @@ class Run:
 
 
 class Team:
-    """Connected processes that take one job after another, so that later jobs reuse compiled programs."""
+    """Connected processes that do one job after another, so that later jobs reuse compiled programs."""
 
     def __init__(self, folder, programs, processes, devices):
         port = free_port()
@@ -210,12 +210,12 @@ def everything(run_dir, steps, resume=False, until=None):
 
 
 def halves(images):
-    """Return features of images that are not their pixels."""
+    """Return features of images that differ from their pixels."""
     return images[:, ::2] * 2.0
 
 
 def odd(batch, n):
-    """Use three members, which two processes cannot share equally: data are split instead, or a device is left over."""
+    """Return results of three members, which two processes cannot share: data are split, or a device is left over."""
     import numpy as np
 
     import ensdiff
@@ -236,7 +236,7 @@ def odd(batch, n):
 
 
 def primitives(apart):
-    """Return what each process sees of placed arrays, and how errors of one process reach the others."""
+    """Return the parts of placed arrays in each process, and the errors that processes pass to each other."""
     import jax
     import numpy as np
     from jax.sharding import PartitionSpec as P
@@ -291,7 +291,7 @@ def primitives(apart):
 
 
 def main(address, port, processes, i):
-    """Take jobs until the test's process closes the connection."""
+    """Do jobs until the test's process closes the connection."""
     import jax
 
     if processes > 1:
@@ -301,7 +301,7 @@ def main(address, port, processes, i):
     here = pathlib.Path.cwd()
     while True:
         task, options = line.recv()
-        faulthandler.dump_traceback_later(LIMIT - 20)  # logs where it hangs
+        faulthandler.dump_traceback_later(LIMIT - 20)  # logs the position if it hangs
         try:
             answer = True, globals()[task](**options)
         except Exception:

@@ -1,4 +1,4 @@
-"""Small explorations for the tests of the explorer: untrained ensembles, with names that try to inject HTML."""
+"""Small explorations for the tests of the explorer: untrained ensembles with unit names that try to inject HTML."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Helpers of the fault tests: damage to files, and runs that are small enough to copy often."""
+"""Helpers of the fault tests: they damage files, and train runs that are small enough to copy often."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ CONFIG = TrainConfig(
 
 
 def train(run_dir=None, *, config=CONFIG, **options):
-    """Train the small run; options change its length and other settings."""
+    """Train a small run; ``options`` replace its settings, such as its length."""
     data = ensdiff.data.arrays(blobs())
     return ensdiff.train(data, CODE, MODEL, config, schedule=SHORT, run_dir=run_dir, progress=False, **options)
 
@@ -62,7 +62,7 @@ def flip(path, position, bit=0):
 
 
 def flips(path, count, seed=0):
-    """Return ``count`` random places for `flip`, or one in every byte of a smaller file."""
+    """Return ``count`` random positions and bits for `flip`, or one per byte of a smaller file."""
     size = path.stat().st_size
     rng = np.random.default_rng(seed)
     places = np.arange(size) if size <= count else np.sort(rng.choice(size, count, replace=False))

@@ -1,4 +1,4 @@
-"""A server that runs programs and workers in forks of a process that has already imported what they import.
+"""A server that runs programs and workers in forks of a process with their imports.
 
 Starting Python and importing JAX takes seconds; forking this server takes almost no time. Each program still has its
 own process, with the exit code, the signals and the output that a user sees. The server never uses a JAX device, so a
@@ -44,7 +44,7 @@ class Started:
 
     def wait(self, timeout=None):
         deadline = None if timeout is None else time.monotonic() + timeout
-        while self.poll() is None:  # the server never waits itself, so it still answers if a test is interrupted
+        while self.poll() is None:  # the server never waits, so it still answers if a test is interrupted
             if deadline is not None and time.monotonic() > deadline:
                 raise subprocess.TimeoutExpired(f"process {self.pid}", timeout)
             time.sleep(0.02)

@@ -1,4 +1,4 @@
-"""Every refused input, with its error and words of its message. The tables document the messages."""
+"""Refused inputs: tables of each input, its error and words of its message."""
 
 import functools
 import gzip
@@ -453,7 +453,7 @@ def test_programs_refuse_in_one_line(here, run, program, args, code, words, reco
     record_property("count", ("bad inputs refused", 1))
 
 
-def test_the_traceback_comes_with_debug(here, run):
+def test_debug_shows_the_traceback(here, run):
     for program, args in (
         ("sample", [f"--run={here.root}/none"]),
         ("train", [f"--config={here.root}/config_error.py"]),
@@ -479,7 +479,7 @@ def test_there_are_enough_cases():
     assert len({case[0] for case in LIBRARY}) == len(LIBRARY)
 
 
-def test_a_loop_of_links_beside_pictures_is_no_obstacle(here, tmp_path):
+def test_a_loop_of_links_beside_pictures_is_left_out(here, tmp_path):
     for name in "ab":
         (tmp_path / f"{name}.png").write_bytes((here.root / "good.png").read_bytes())
     (tmp_path / "again").symlink_to(tmp_path)

@@ -1,4 +1,4 @@
-"""The notebooks: stored without outputs, linked from the README, and executed from first cell to last."""
+"""The notebooks: stored without outputs, linked from the README, and executed completely."""
 
 import glob
 import importlib.util
@@ -23,12 +23,12 @@ def code_cells(name):
     return [cell for cell in read(name).cells if cell.cell_type == "code"]
 
 
-def test_these_are_all():
+def test_all_notebooks_are_tested():
     assert sorted(path.stem for path in (ROOT / "colabs").glob("*.ipynb")) == sorted(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_nothing_is_stored_but_the_cells(name):
+def test_only_the_cells_are_stored(name):
     notebook = read(name)
     nbformat.validate(notebook)
     for cell in code_cells(name):
@@ -39,8 +39,8 @@ def test_nothing_is_stored_but_the_cells(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_is_linked_and_names_no_address_that_does_not_exist(name):
-    """There is no public repository, so the README links to the file, and no placeholder stands for an address."""
+def test_is_linked_and_contains_no_placeholder_address(name):
+    """There is no public repository: the README links to the file, and no notebook has a placeholder address."""
     assert f"](colabs/{name}.ipynb)" in (ROOT / "README.md").read_text()
     first = read(name).cells[0]
     assert first.cell_type == "markdown"
@@ -49,7 +49,7 @@ def test_is_linked_and_names_no_address_that_does_not_exist(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_first_cell_installs_where_needed(name):
+def test_first_cell_installs_if_needed(name):
     """All notebooks have the same first cell."""
     source = code_cells(name)[0].source
     assert source == code_cells(NAMES[0])[0].source

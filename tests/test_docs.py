@@ -1,4 +1,4 @@
-"""Documentation that cannot become outdated: pytest runs examples of all public docstrings, and the pages' commands."""
+"""Documentation stays correct: the tests run the examples of all public docstrings and the commands of the pages."""
 
 import doctest
 import pkgutil
@@ -29,8 +29,8 @@ def test_every_public_callable_has_an_example(name):
 
 
 @pytest.mark.parametrize("page", ["README.md", "BUILD.md"])
-def test_links_and_paths_of_the_front_pages_lead_somewhere(page):
-    """All relative links exist, and so does every folder/ and file.py between backquotes in the project's folders."""
+def test_links_and_paths_of_the_front_pages_exist(page):
+    """The targets of all relative links exist, and so do all paths in backquotes."""
     text = (ROOT / page).read_text()
     links = re.findall(r"\]\(([^):#]+)\)", text)
     paths = re.findall(r"`((?:ensdiff|experiments|tests|docs|colabs)/(?:[\w./-]*(?:/|\.\w+))?)`", text)
@@ -44,7 +44,7 @@ PAGES = ["README.md", "BUILD.md", *(f"docs/{page.name}" for page in sorted((ROOT
 
 @pytest.mark.parametrize("page", PAGES)
 def test_names_of_the_code_exist(page):
-    """Every `ensdiff.module.name` on a page exists, and every program."""
+    """Every `ensdiff.module.name` and every program on a page exists."""
     text = (ROOT / page).read_text()
     for name in re.findall(r"`(ensdiff(?:\.\w+)+)", text):
         pkgutil.resolve_name(name)
@@ -52,15 +52,15 @@ def test_names_of_the_code_exist(page):
     assert not [name for name in programs if not (ROOT / "experiments" / f"{name}.py").exists()]
 
 
-def test_the_readme_finds_what_it_names():
-    """The functions that the README places in a file are in this file."""
+def test_functions_are_where_the_readme_says():
+    """Each function is in the file where the README locates it."""
     named = re.findall(r"`(\w+)` in `(ensdiff/[\w/]+\.py)`", (ROOT / "README.md").read_text())
     assert named
     for function, file in named:
         assert f"\ndef {function}(" in (ROOT / file).read_text(), f"{file} has no {function}"
 
 
-def test_every_page_is_in_the_index_and_every_link_leads_somewhere():
+def test_every_page_is_in_the_index_and_every_link_exists():
     pages = {page.stem for page in (ROOT / "docs").glob("*.md")}
     index = (ROOT / "docs" / "index.md").read_text()
     listed = index.partition(":maxdepth: 1")[2].partition(":::")[0].split()
@@ -85,8 +85,8 @@ SMALL = [
 
 
 @pytest.mark.slow
-def test_the_way_from_the_page_to_ones_own_pictures(run, tmp_path):
-    """The commands of docs/your_images.md work as written, apart from few steps and a small network."""
+def test_the_commands_for_your_own_images(run, tmp_path):
+    """The commands of docs/your_images.md work as written, except for fewer steps and a smaller network."""
     text = (ROOT / "docs" / "your_images.md").read_text()
     lines = re.findall(r"<!-- run -->\n```\n(.*?)\n```", text, re.DOTALL)
     assert [shlex.split(line)[2].partition(".")[2] for line in lines] == ["train", "sample", "attribute", "attribute"]
@@ -107,4 +107,4 @@ def test_the_way_from_the_page_to_ones_own_pictures(run, tmp_path):
         done = run(program, *words[3:], *more, folder=tmp_path)
         assert done.returncode == 0, f"{line}: {done.stderr[-2000:]}"
     for written in re.findall(r"`(runs/mine[^`]*)`", text):
-        assert (tmp_path / written).exists(), f"the page says that {written} is there"
+        assert (tmp_path / written).exists(), f"the page promises {written}"

@@ -29,7 +29,7 @@ LONG = pytest.param(800, marks=pytest.mark.slow)
 
 
 def check(examples, strategy, call):
-    """Call with ``examples`` examples; fail on anything but a result or a documented error."""
+    """Call with ``examples`` examples, and fail unless each returns or raises a documented error."""
 
     said: list[str] = []
 
@@ -176,7 +176,7 @@ def test_files(name, examples):
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder, name)
         path.write_bytes(content())
-        read(path)  # the valid file is read
+        read(path)  # the unchanged file can be read
 
         def call(changed):
             path.write_bytes(changed)

@@ -1,4 +1,4 @@
-"""The wheel and the sdist: both are built, and the wheel is used as a user without a clone would use it."""
+"""The wheel and the sdist: both are built, and the wheel is used as by a user without a clone."""
 
 import importlib.util
 import os
@@ -54,7 +54,7 @@ def test_every_packaged_config_can_be_read(name):
 
 
 def test_import_is_light():
-    """Packages that few calls need are imported by these calls: scipy.stats would double the time to import ensdiff."""
+    """Packages for few calls are imported by these calls: scipy.stats would double the time to import ensdiff."""
     heavy = {"scipy", "matplotlib", "pandas", "tensorflow", "tensorflow_datasets", "torch", "PIL", "IPython"}
     code = f"import sys, ensdiff; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, text=True)
@@ -86,7 +86,10 @@ def built(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def python(built, tmp_path_factory):
-    """Run Python of a fresh environment in an empty folder. It has the wheel, and borrows the wheel's dependencies."""
+    """Return a function that runs the Python of a new environment, with the wheel, in an empty folder.
+
+    The environment uses the installed dependencies of the wheel.
+    """
     root = tmp_path_factory.mktemp("fresh")
     venv.create(root / "venv", with_pip=True)
     executable = root / "venv" / "bin" / "python"
@@ -134,7 +137,7 @@ def test_import_from_the_wheel(python):
 
 @pytest.mark.slow
 def test_programs_from_the_wheel(python):
-    """Without the repository, help, an error about configs and a tiny quickstart work.
+    """Help, an error about configs and a tiny quickstart work without the repository.
 
     No other test runs the quickstart as a program.
     """

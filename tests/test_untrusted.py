@@ -1,4 +1,4 @@
-"""Files from outside run no code, write nothing to places that they name, and cannot exhaust memory."""
+"""Untrusted files run no code, write nothing to paths that they name, and cannot exhaust memory."""
 
 import ast
 import gzip
@@ -42,12 +42,12 @@ def calls(tree):
 
 
 ALLOWED = {("ensdiff/hosts.py", "pickle.loads"), ("ensdiff/runs/pieces.py", "np.load")}
-"""Messages between processes of one program, and files that the program wrote and compared with their checksums."""
+"""Exceptions: messages between processes of one program, and the program's own files after a check of their sums."""
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=[str(p.relative_to(ROOT)) for p in SOURCES])
 def test_sources_read_nothing_unguarded(path):
-    """No source calls functions that may run code, or write where an archive says, except with a guard."""
+    """No source calls a function that may run code, or that writes to paths from an archive, without a guard."""
     place = path.relative_to(ROOT).as_posix()
     for name, keywords, _ in calls(ast.parse(path.read_text())):
         if (place, name) in ALLOWED:
@@ -66,7 +66,7 @@ def test_sources_read_nothing_unguarded(path):
         assert keywords.get("shell", "False") == "False"
 
 
-def test_the_audit_sees_what_it_is_for():
+def test_the_audit_finds_unsafe_calls():
     source = "np.load(f, allow_pickle=True)\nImage.open(g)\ntorch.load(h)\npickle.loads(i)"
     assert [(name, keywords) for name, keywords, _ in calls(ast.parse(source))] == [
         ("np.load", {"allow_pickle": "True"}), ("Image.open", {}), ("torch.load", {}), ("pickle.loads", {}),
@@ -110,7 +110,7 @@ def test_pickles_are_not_run(tmp_path, suffix, inside):
     assert not mark.exists()
     path.with_suffix(".raw").write_bytes(pickle.dumps(Call(pathlib.Path.touch, mark)))
     pickle.loads(path.with_suffix(".raw").read_bytes())
-    assert mark.exists()  # the payload works if it is unpickled
+    assert mark.exists()  # the payload does run when it is unpickled
 
 
 @pytest.mark.torch
@@ -126,7 +126,7 @@ def test_torch_checkpoints_are_not_run(tmp_path):
 
 
 def test_archive_members_do_not_leave_their_file(tmp_path):
-    """No archive is ever unpacked: member names are looked up, and never used as paths."""
+    """Archives are never unpacked: names of members are looked up, but not used as paths."""
     inside = tmp_path / "inside"
     inside.mkdir()
     npz = inside / "x.npz"
@@ -174,7 +174,7 @@ for read, path in ((read_npy, "a.npy"), (read_npz, "b.npz"), (ctf.read, "c.ctf")
 
 @pytest.mark.slow
 def test_sizes_that_files_claim_are_not_believed(tmp_path):
-    """A process with little address space refuses claims of a terabyte array, a sparse one, and 2^31 units."""
+    """A process with little address space refuses files that claim a terabyte array, a sparse array or 2^31 units."""
     (tmp_path / "a.npy").write_bytes(header((10**6, 10**6)) + b"few")
     with zipfile.ZipFile(tmp_path / "b.npz", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("images.npy", header((10**6, 10**6)) + bytes(2**20))
@@ -214,7 +214,7 @@ def test_sizes_that_files_claim_are_not_believed(tmp_path):
     ],
     ids=["more", "fewer", "few", "negative", "scalar", "floats"],
 )
-def test_an_array_and_its_header_agree(tmp_path, content, message):
+def test_an_array_must_match_its_header(tmp_path, content, message):
     (tmp_path / "a.npy").write_bytes(content)
     with pytest.raises(ValueError, match=f"a.npy is not a readable .npy file: .*{message}"):
         read_npy(tmp_path / "a.npy")
@@ -226,7 +226,7 @@ def test_an_array_and_its_header_agree(tmp_path, content, message):
 
 
 def claim(path, sizes):
-    """Make the directory of a zip file claim wrong sizes of its members."""
+    """Change the sizes of members that the directory of a zip file claims."""
     content, place = bytearray(path.read_bytes()), 0
     for size in sizes:
         place = content.index(b"PK\x01\x02", place + 1)
@@ -240,7 +240,7 @@ def test_a_small_archive_does_not_become_a_large_one(tmp_path, sizes):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for n in range(len(sizes)):
             archive.writestr(f"images{n}.npy", header((2**10, 2**10)) + bytes(2**20))
-    assert read_npz(path)["images0"].shape == (2**10, 2**10)  # a ratio of 1,000 to 1, but few bytes
+    assert read_npz(path)["images0"].shape == (2**10, 2**10)  # compressed 1,000 to 1, but small
     claim(path, sizes)
     with pytest.raises(ValueError, match=rf"x.npz: it has \d{{4}} bytes.* would expand to {sum(sizes)}.*numpy.savez"):
         read_npz(path)
@@ -286,7 +286,7 @@ def test_arrays_of_every_kind_survive_the_checks(tmp_path):
 
 
 def test_a_stream_that_ends_before_its_array(tmp_path):
-    """A zip member's directory entry claims more bytes than its stream has."""
+    """A zip member with fewer bytes than its directory entry claims is refused."""
     path = tmp_path / "x.npz"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("images.npy", header((100, 100)) + bytes(100))
@@ -318,7 +318,7 @@ class Tags(html.parser.HTMLParser):
 
 
 def test_names_in_the_report_are_text(tiny, tmp_path):
-    """Unit names, titles and facts that are HTML remain text, all the way from a data set to the page."""
+    """HTML in unit names, titles and facts is shown as text, from the data set to the page."""
     names = [*HOSTILE, "honest"]
     data = ensdiff.data.from_images(blobs(), names=names, name=HOSTILE[0])
     samples = ensdiff.sample(tiny, 0, 3, steps=2)
@@ -339,7 +339,7 @@ def test_names_in_the_report_are_text(tiny, tmp_path):
 
 
 def test_a_picture_of_every_kind_is_read(tmp_path):
-    """Every format that the list of suffixes promises can be decoded."""
+    """Every format in the list of suffixes can be decoded."""
     for number, kind in enumerate(("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")):
         Image.fromarray(blobs()[number, ..., 0]).save(tmp_path / f"{number}.{kind.lower()}", kind)
     assert ensdiff.data.folder(tmp_path).items == 6
@@ -347,7 +347,7 @@ def test_a_picture_of_every_kind_is_read(tmp_path):
 
 @pytest.mark.timeout(60)
 def test_nobody_waits_for_a_pipe(tmp_path):
-    """A pipe in place of a file could be read forever."""
+    """A pipe in place of a file is refused, because reading it might never end."""
 
     def pipe(name):
         path = tmp_path / name
