@@ -117,7 +117,7 @@ def loss_matrix(
     alike = dataclasses.replace(config, draws=2 * config.block, max_draws=2 * config.block, target_error=None)
 
     def block_of(number: int) -> _Block:
-        # "loss" alone named pieces that held one array
+        # in older versions, pieces of a single array were named "loss"
         return _Block(**kept.get_all(lambda: compute(number)._asdict(), "losses", number, key, repr(alike), images))
 
     most = config.max_draws if config.target_error is not None else config.draws

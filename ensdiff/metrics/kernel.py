@@ -17,7 +17,7 @@ from ensdiff.metrics.bootstrap import Estimate
 def kernel_distance(a_NF: ArrayLike, b_MF: ArrayLike, *, degree: int = 3) -> Estimate:
     """Return the unbiased squared kernel distance, in float64, with 1.96 jackknife standard errors on each side.
 
-    A bootstrap would not do, because it repeats rows, which the unbiased estimate would count as similar.
+    A bootstrap is unsuitable: it repeats rows, and the unbiased estimate would count these as similar pairs.
 
     Args:
         a_NF: (N, F) features of one set, N >= 3.

@@ -108,7 +108,7 @@ def planted(
         scores_BN: (B, N) score of each unit for each query.
         unit_B: (B,) the unit that holds each query.
         twin_scores_BN: (B, N) scores of the same queries for a twin model, in whose training data these units held
-            something else. Units found there are found without a cause.
+            something else. If a method finds these units there, it does so without a cause.
         resamples: number of resamples (of queries) for the intervals; 0 gives no intervals.
         seed: seed of the resampling.
 

@@ -69,7 +69,7 @@ ACCELERATORS: dict[str, Accelerator] = {
         None,
         {},
         {"training": 161e9, "sampling": 234e9, "landscape": 234e9, "jacobian": 140e9},
-        "2 CPU cores on a fast day, 28x28 images and 32 channels in float32 (python -m experiments.benchmark); 8x8 "
+        "2 CPU cores, 28x28 images and 32 channels in float32 (python -m experiments.benchmark); 8x8 "
         "images and 16 channels trained at a quarter of that rate",
     ),
     "t4": _chip("gpu", 15, 8.1, 8.1, "NVIDIA T4; it has no bfloat16 units: float32's peak"),

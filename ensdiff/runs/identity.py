@@ -27,7 +27,7 @@ class Found(NamedTuple):
         others: number of given items that the run was not trained on.
         copies: names of those of these items that equal training items in every byte.
         differences: a line for each item whose unit holds other items than in the run.
-        compared: whether the run stores anything that distinguishes its data from other data with as many units.
+        compared: whether the run stores anything that tells its data from others with the same number of units.
     """
 
     data: Dataset

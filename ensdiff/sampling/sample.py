@@ -142,7 +142,7 @@ def sample(
     >>> noise = np.zeros((4, 2, 8, 8, 1), np.float32)  # x_T, and the noise of each of 3 steps
     >>> ensdiff.sample(params, noise=noise, steps=3)
     Samples(2 images of (8, 8, 1), ..., noise from a noise array)
-    >>> without_3 = ensdiff.sample(params, 0, 4, steps=3, weights=code.rows(3)[0] == 0)  # who did not see unit 3
+    >>> without_3 = ensdiff.sample(params, 0, 4, steps=3, weights=code.rows(3)[0] == 0)  # members without unit 3
     >>> images = ensdiff.counterfactuals(params, ensdiff.sample(params, 0, 4, steps=3), [3])
     >>> bool((without_3.images == images[0]).all())
     True

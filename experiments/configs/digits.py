@@ -1,7 +1,7 @@
 """1,400 handwritten digits of 8x8, K = 16, one unit per image; 397 more are held out.
 
 Command: python -m experiments.train --config=digits
-Hardware and wall time: a CPU with 2 cores, 9 minutes measured while doing other work (about 9 steps/s alone).
+Hardware and wall time: a CPU with 2 cores; 9 minutes while it did other work (about 9 steps/s otherwise).
 Expected: mean loss 0.088 at the end. 397 samples (ddpm, 50 steps) have a Frechet distance of 2.1 to the 397
 held-out digits in the features of `ensdiff.metrics.fit_classifier`; two halves of real digits have 1.5.
 """

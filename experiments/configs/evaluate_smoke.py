@@ -1,4 +1,4 @@
-"""All studies of `evaluate_digits` in miniature, to see that everything runs. The numbers mean nothing.
+"""A tiny version of all studies of `evaluate_digits`, to check that they run. The numbers mean nothing.
 
 Command: python -m experiments.evaluate --config=evaluate_smoke
 Hardware and wall time: a CPU with 2 cores, under 3 minutes with an empty compilation cache.
