@@ -11,14 +11,14 @@ These functions must be traced and called under ``jax.enable_x64(True)``.
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ensdiff.codes import Code
-from ensdiff.codes.permute import GOLDEN, ROUNDS, feistel_sides, mix
+from ensdiff.codes.permute import feistel_sides, rounds
 from ensdiff.typing import Array
 
 DIGIT = 16
@@ -48,28 +48,18 @@ def word_fn(code: Code) -> Callable[[Array], Array]:
         raise ValueError(f"{code}: words of a stored matrix, or of more than {MAX_MEMBERS} members, are not compiled")
     size = math.comb(members, weight)
     unrank = _unrank_fn(members, weight)
-    return lambda ids: unrank(_permute(ids, size, code.key))
+    return lambda ids: unrank(_permute(ids, size, np.uint64(code.key % 2**64)))
 
 
-def _permute(index: Array, size: int, key: int) -> Array:
+def _permute(index: Array, size: int, key: np.uint64) -> Array:
     a, b = (np.uint64(side) for side in feistel_sides(size))
     n = np.uint64(size)
 
-    def rounds(x: Any) -> Any:
-        left, right = x // b, x % b
-        for i in range(ROUNDS):
-            salt = np.uint64((key + GOLDEN * (i + 1)) % 2**64)
-            if i % 2 == 0:
-                left = (left + mix(mix(right + salt) ^ np.uint64(key)) % a) % a
-            else:
-                right = (right + mix(mix(left + salt) ^ np.uint64(key)) % b) % b
-        return left * b + right
-
     def walk(x: Array) -> Array:  # few are out of range, about 2 / sqrt(n) of them
         i = jnp.argmax(x >= n)
-        return x.at[i].set(rounds(x[i]))
+        return x.at[i].set(rounds(x[i], a, b, key))
 
-    return jax.lax.while_loop(lambda x: jnp.any(x >= n), walk, rounds(index))
+    return jax.lax.while_loop(lambda x: jnp.any(x >= n), walk, rounds(index, a, b, key))
 
 
 class _Digit(NamedTuple):

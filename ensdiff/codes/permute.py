@@ -7,6 +7,7 @@ arbitrary finite domains"): ``x = l b + r``, and each round adds a keyed hash of
 
 import hashlib
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -82,10 +83,10 @@ def permute(
     x, n, key = index.reshape(-1).astype(np.uint64), size.reshape(-1).astype(np.uint64), key.reshape(-1)
     a = np.ceil(np.sqrt(n.astype(np.float64))).astype(np.uint64)
     b = (n + a - np.uint64(1)) // a
-    x = _rounds(x, a, b, key)
+    x = rounds(x, a, b, key)
     outside = np.flatnonzero(x >= n)
     while len(outside):
-        x[outside] = _rounds(x[outside], a[outside], b[outside], key[outside])
+        x[outside] = rounds(x[outside], a[outside], b[outside], key[outside])
         outside = outside[x[outside] >= n[outside]]
     return x.reshape(shape)
 
@@ -103,16 +104,26 @@ def _integers(values: Any, name: str) -> np.ndarray:
     return array
 
 
-def _rounds(x: np.ndarray, a: np.ndarray, b: np.ndarray, key: np.ndarray) -> np.ndarray:
+def feistel(x: Any, a: Any, b: Any, hashed: Callable[[Any, int], Any]) -> Any:
+    """Apply all rounds to ``x = l b + r``; ``hashed(half, i)`` is the keyed hash of a half in round i."""
+    left, right = x // b, x % b
+    for i in range(ROUNDS):
+        if i % 2 == 0:
+            left = (left + hashed(right, i) % a) % a
+        else:
+            right = (right + hashed(left, i) % b) % b
+    return left * b + right
+
+
+def rounds(x: Any, a: Any, b: Any, key: Any) -> Any:
+    """Apply `feistel` to 64-bit integers in NumPy or JAX arrays."""
+
+    def hashed(half: Any, i: int) -> Any:
+        salt = key + np.uint64(GOLDEN * (i + 1) % 2**64)
+        return mix(mix(half + salt) ^ key)
+
     with np.errstate(over="ignore"):
-        left, right = x // b, x % b
-        for i in range(ROUNDS):
-            salt = key + np.uint64((GOLDEN * (i + 1)) % 2**64)
-            if i % 2 == 0:
-                left = (left + mix(mix(right + salt) ^ key) % a) % a
-            else:
-                right = (right + mix(mix(left + salt) ^ key) % b) % b
-        return left * b + right
+        return feistel(x, a, b, hashed)
 
 
 def _permute_large(index: Any, size: int, key: Any) -> np.ndarray:
@@ -122,21 +133,17 @@ def _permute_large(index: Any, size: int, key: Any) -> np.ndarray:
     a = math.isqrt(size - 1) + 1
     b = -(-size // a)
     words = -(-a.bit_length() // 64) + 1
+
+    def hashed(half: int, i: int) -> int:
+        return _long_hash(half, int(key), i, words)
+
     for place, x in np.ndenumerate(numbers):
         if not 0 <= x < size:
             raise ValueError(f"index {x} is outside of [0, {size})")
-        x = int(x)
-        while True:
-            left, right = divmod(x, b)
-            for i in range(ROUNDS):
-                if i % 2 == 0:
-                    left = (left + _long_hash(right, int(key), i, words)) % a
-                else:
-                    right = (right + _long_hash(left, int(key), i, words)) % b
-            x = left * b + right
-            if x < size:
-                break
-        out[place] = x
+        image = feistel(int(x), a, b, hashed)
+        while image >= size:
+            image = feistel(image, a, b, hashed)
+        out[place] = image
     return out
 
 
