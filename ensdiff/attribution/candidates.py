@@ -10,7 +10,6 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from ensdiff.codes import Code, NoSurvivorError
-from ensdiff.typing import unmasked
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -55,14 +54,11 @@ class Candidates:
             )
         entries = list(units) if isinstance(units, Collection) and not isinstance(units, str) else [units]
         if entries and any(isinstance(entry, Collection) and not isinstance(entry, str) for entry in entries):
-            sets = tuple(
-                tuple(int(i) for i in np.unique(_ids(code, np.atleast_1d(entry) if np.isscalar(entry) else entry)))
-                for entry in entries
-            )
+            sets = tuple(tuple(np.unique(code.ids_of(entry)).tolist()) for entry in entries)
             _check_distinct(sets, "set")
             code.ablate(sets)
             return cls(code, sets=sets)
-        ids = _ids(code, entries)
+        ids = code.ids_of(entries)
         _check_distinct(ids.tolist(), "unit")
         return cls(code, ids)
 
@@ -132,16 +128,3 @@ def _check_distinct(entries: Sequence[Any], what: str) -> None:
     if twice:
         name = f"{twice[0]}" if what == "unit" else "{" + ", ".join(map(str, twice[0])) + "}"
         raise ValueError(f"{what} {name} is given {entries.count(twice[0])} times: give each candidate once")
-
-
-def _ids(code: Code, units: Any) -> np.ndarray:
-    if isinstance(units, Sequence) and any(isinstance(unit, bool | np.bool_) for unit in units):
-        raise ValueError(f"units={units!r} holds booleans: give unit ids, such as np.flatnonzero of a mask")
-    if isinstance(units, Mapping):
-        raise ValueError(f"units={units!r} is a mapping: give a list or a set of unit ids")
-    ids = np.asarray(sorted(units) if isinstance(units, set | frozenset) else unmasked(units, "units"))
-    if ids.ndim != 1 or not len(ids) or ids.dtype.kind not in "iu":
-        raise ValueError(f"units={units!r}: expected a list of unit ids, 0 .. {code.units - 1}, or of sets of them")
-    if ids.min() < 0 or ids.max() >= code.units:
-        raise ValueError(f"unit {ids[(ids < 0) | (ids >= code.units)][0]}: ids are 0 .. {code.units - 1}")
-    return ids.astype(np.int64)

@@ -9,7 +9,7 @@ A balanced code stores no matrix. The word of unit i is the combination with the
 import dataclasses
 import hashlib
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -95,7 +95,7 @@ class CodeWords:
 
     def survivors(self, units: Any) -> Bool[np.ndarray, " K"]:
         """Return which members saw none of the units (one id, or ids removed together)."""
-        return self.rows(_members_of(units)).sum(0) == 0
+        return self._words(self.ids_of(units)).sum(0) == 0
 
     def ablate(self, units: Any) -> Float[np.ndarray, "M K"]:
         """Return one row of ensemble weights (3) for each removed unit or set of units.
@@ -122,13 +122,13 @@ class CodeWords:
         if isinstance(entries, np.ndarray):
             keep_MK = 1 - self.rows(entries)
         else:  # one look-up for all entries is far faster than one per entry
-            ids = [self._check(_members_of(entry)) for entry in entries]
+            ids = [self.ids_of(entry) for entry in entries]
             starts = np.cumsum([0, *map(len, ids[:-1])])
             keep_MK = 1 - np.maximum.reduceat(self._words(np.concatenate(ids)), starts, axis=0)
         count_M = keep_MK.sum(1, keepdims=True)
         lost = np.flatnonzero(count_M[:, 0] == 0)
         if len(lost):
-            raise NoSurvivorError(_no_survivor(self, _members_of(entries[lost[0]])))
+            raise NoSurvivorError(_no_survivor(self, self.ids_of(entries[lost[0]])))
         return (keep_MK / count_M).astype(np.float32)
 
     def group_of_unit(self) -> Int[np.ndarray, " N"]:
@@ -143,6 +143,22 @@ class CodeWords:
         if self.groups is None:
             raise ValueError("this code has no groups: build one with Code.hierarchical")
         return self.groups
+
+    def ids_of(self, units: Any) -> Int[np.ndarray, " M"]:
+        """Return the ids in one entry of `ablate`, which is an id or a collection of ids.
+
+        Raises:
+            ValueError: something that is no existing unit id, a mapping, or nothing.
+        """
+        if isinstance(units, Mapping):
+            raise ValueError(f"units {units!r} are a mapping: expected a unit id, or a list or set of unit ids")
+        units = sorted(units) if isinstance(units, set | frozenset) else units
+        if isinstance(units, Sequence) and any(isinstance(unit, bool | np.bool_) for unit in units):
+            raise ValueError(f"units {units!r} hold booleans: give unit ids, such as np.flatnonzero of a mask")
+        ids = self._check(units)
+        if not ids.size:
+            raise ValueError("an empty set of units: expected at least one unit to remove")
+        return ids
 
     def _check(self, ids: Any) -> Int[np.ndarray, " M"]:
         array = np.atleast_1d(np.asarray(unmasked(ids, "unit ids")))
@@ -160,18 +176,6 @@ class CodeWords:
         assert self.weight is not None
         numbers = permute(ids, math.comb(self.members, self.weight), self.key)
         return unrank(numbers, self.members, self.weight)
-
-
-def _members_of(units: Any) -> np.ndarray:
-    """Return the ids of one entry of `Code.ablate`, which is an id or a collection of ids."""
-    if isinstance(units, Mapping):
-        raise ValueError(f"units {units!r} are a mapping: expected a unit id, or a list or set of unit ids")
-    if isinstance(units, (set, frozenset)):
-        units = sorted(units)
-    ids = np.atleast_1d(np.asarray(unmasked(units, "unit ids")))
-    if not ids.size:
-        raise ValueError("an empty set of units: expected at least one unit to remove")
-    return ids
 
 
 def _no_survivor(code: CodeWords, ids: np.ndarray) -> str:
