@@ -1,7 +1,6 @@
 """Codes restricted to some of the members, and codes with the same units in another order."""
 
 import dataclasses
-import operator
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -16,13 +15,12 @@ T = TypeVar("T", bound=CodeWords)
 
 def only(code: T, members: Sequence[int]) -> T:
     """Implement `Code.only`."""
-    members = list(members)
-    if any(isinstance(k, bool | np.bool_) for k in members):
+    chosen = np.asarray(members)
+    if chosen.ndim == 1 and any(isinstance(k, bool | np.bool_) for k in members):
         raise ValueError(f"members {members!r} are booleans: pass member numbers, for a mask np.flatnonzero(mask)")
-    chosen = [operator.index(k) for k in members]
-    wrong = [k for k in chosen if not 0 <= k < code.members]
-    if not chosen or wrong or len(set(chosen)) < len(chosen):
-        raise ValueError(f"members {chosen}: expected distinct member numbers, 0 .. {code.members - 1}")
+    distinct = chosen.ndim == 1 and chosen.dtype.kind in "iu" and len(np.unique(chosen)) == len(chosen) > 0
+    if not distinct or not 0 <= chosen.min() <= chosen.max() < code.members:
+        raise ValueError(f"members={members!r}: expected distinct member numbers, 0 .. {code.members - 1}")
     parts = [words[:, chosen] for _, words in code.chunks()]
     weights = {int(weight) for words in parts for weight in np.unique(words.sum(1))}
     groups = code.groups
