@@ -234,7 +234,7 @@ def values(params: Any, samples: Any, method: str, code: Any, kind: Any, out: pa
         cells = [f"{labels[g]}: {row[g]:.4g} +- {errors[g]:.2g}" for g in np.argsort(-row)]
         print(f"  sample {b}: " + ", ".join(cells))
     path = out / f"{result.kind}_{method}_seed{seed}.json"
-    values = {"labels": labels, "value": result.value_BG.tolist(), "standard_error": result.standard_error_BG.tolist()}
+    values = {"labels": labels, "value": result.value_BG, "standard_error": result.standard_error_BG}
     write_sealed(path, values)
     print(f"wrote {path}")
 

@@ -4,7 +4,6 @@ import dataclasses
 import io
 import os
 import pathlib
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -166,9 +165,9 @@ class Attribution:
             "level": self.level,
             "settings": self.settings,
             "sets": self.sets,
-            "audit": None if self.audit is None else _jsonable(self.audit._asdict()),
+            "audit": None if self.audit is None else self.audit._asdict(),
             "verdict": self.verdict,
-            **{name: _jsonable(getattr(self, name)) for name in _ARRAYS if name != "null_BL"},
+            **{name: getattr(self, name) for name in _ARRAYS if name != "null_BL"},
         }
         write_sealed(_with(stem, ".json"), values, beside={".npz": arrays.getvalue()})
 
@@ -228,13 +227,3 @@ class Attribution:
 
 def _with(stem: pathlib.Path, suffix: str) -> pathlib.Path:
     return stem.with_name(stem.name + suffix)
-
-
-def _jsonable(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    if isinstance(value, dict):
-        return {key: _jsonable(entry) for key, entry in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_jsonable(entry) for entry in value]
-    return value.item() if isinstance(value, np.generic) else value

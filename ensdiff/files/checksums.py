@@ -10,6 +10,7 @@ write the files can also write new checksums. `ensdiff.certify` covers deliberat
 
 import hashlib
 import json
+import operator
 import os
 import pathlib
 import zlib
@@ -63,12 +64,13 @@ def _text_sum(values: Mapping[str, Any]) -> str:
 
 
 def seal(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return JSON-able values together with their checksum.
+    """Return JSON-able values together with their checksum. Arrays in them become lists.
 
     >>> check_seal(seal({"a": 1}), "here")
     {'a': 1}
     """
-    values = json.loads(json.dumps(values))  # as it will be read back: tuples become lists, keys become strings
+    # as it will be read back: tuples and arrays become lists, keys become strings
+    values = json.loads(json.dumps(values, default=operator.methodcaller("tolist")))
     return {**values, SEAL: _text_sum(values)}
 
 
