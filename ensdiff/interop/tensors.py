@@ -11,9 +11,9 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ensdiff.codes import Code
 from ensdiff.diffusion.schedule import Schedule
@@ -170,33 +170,29 @@ def write_state_dict(path: pathlib.Path, state: Mapping[str, np.ndarray]) -> Non
         torch.save({name: torch.from_numpy(value.copy()) for name, value in state.items()}, path)
 
 
-def names(config: UNetConfig, style: Style, params: Any) -> dict[str, tuple[str, ...]]:
+def names(style: Style, params: Any) -> dict[str, tuple[str, ...]]:
     """Return the other implementation's tensor name of every parameter, mapped to its path in a member's parameters."""
-    table: dict[str, tuple[str, ...]] = {style.head: ("head",), style.time[0]: ("time1",), style.time[1]: ("time2",)}
-    table |= {style.tail[0]: ("tail_norm",), style.tail[1]: ("tail",)}
-    for module in params:
-        place, _, rest = module.partition("_")
-        kind = "middle" if place == "middle" else place.rstrip("0123456789")
-        if kind not in ("down", "middle", "up"):
-            continue
-        level = int(place[len(kind) :] or 0)
-        if rest == "sample":
-            table[style.sample(kind, level)] = (module,)
-            continue
-        attention = rest.endswith("_attention")
-        index = int(rest.removesuffix("_attention").removeprefix("block"))
-        prefix = (style.attention if attention else style.block)(kind, level, index)
-        inner = style.in_attention if attention else style.in_block
-        for part in params[module]:
-            table[f"{prefix}.{inner[part]}"] = (module, part)
-    out: dict[str, tuple[str, ...]] = {}
-    for name, path in table.items():
-        leaves = params
-        for part in path:
-            leaves = leaves[part]
-        for leaf in leaves:
-            out[f"{name}.{'bias' if leaf == 'bias' else 'weight'}"] = (*path, leaf)
-    return out
+    return {
+        f"{_module_name(style, *path[:-1])}.{'bias' if path[-1] == 'bias' else 'weight'}": path
+        for path in flatten_dict(params)
+    }
+
+
+def _module_name(style: Style, module: str, part: str = "") -> str:
+    time1, time2 = style.time
+    norm, tail = style.tail
+    outside = {"head": style.head, "time1": time1, "time2": time2, "tail_norm": norm, "tail": tail}
+    if module in outside:
+        return outside[module]
+    place, _, rest = module.partition("_")
+    kind = place.rstrip("0123456789")
+    level = int(place[len(kind) :] or 0)
+    if rest == "sample":
+        return style.sample(kind, level)
+    attention = rest.endswith("_attention")
+    index = int(rest.removesuffix("_attention").removeprefix("block"))
+    prefix = (style.attention if attention else style.block)(kind, level, index)
+    return f"{prefix}.{(style.in_attention if attention else style.in_block)[part]}"
 
 
 def convert(tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -210,11 +206,11 @@ def convert(tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 def unstack(params: Ensemble, style: Style) -> Iterator[dict[str, np.ndarray]]:
     """Yield each member's parameters as the other implementation's state dict. This is the inverse of `stack`."""
-    table = names(params.model, style, params.params)
+    table, leaves = names(style, params.params), flatten_dict(params.params)
     for k in range(params.members):
         state = {}
         for name, path in table.items():
-            value = np.asarray(_leaf(params.params, path)[k])
+            value = np.asarray(leaves[path][k])
             if value.ndim == 4:
                 value = value.transpose(3, 2, 0, 1)
             elif value.ndim == 2:
@@ -249,8 +245,9 @@ def stack(
     if code.members != members:
         raise ValueError(f"the code is for {code.members} members, but {members} checkpoints were given")
     abstract = abstract_params(config, image_shape, 1)
-    table = names(config, style, abstract)
-    leaves: dict[tuple[str, ...], list[np.ndarray]] = {path: [] for path in table.values()}
+    table = names(style, abstract)
+    shapes = {path: leaf.shape[1:] for path, leaf in flatten_dict(abstract).items()}
+    leaves: dict[tuple[str, ...], list[np.ndarray]] = {path: [] for path in shapes}
     for state, source in zip(states, sources, strict=True):
         extra, missing = sorted(set(state) - set(table) - ignored), sorted(set(table) - set(state))
         if extra or missing:
@@ -259,16 +256,14 @@ def stack(
                 + "; ".join(f"{what} {some[:5]}" for what, some in (("missing", missing), ("extra", extra)) if some)
             )
         for name, path in table.items():
-            shape = _leaf(abstract, path).shape[1:]
+            shape = shapes[path]
             if state[name].dtype.kind != "f":
                 raise ValueError(f"{source}: {name} has dtype {state[name].dtype}: expected floating-point weights")
             value = convert(state[name], shape) if _fits(state[name], shape) else None
             if value is None or value.shape != shape:
                 raise ValueError(f"{source}: {name} has shape {state[name].shape}, which does not fit {shape} here")
             leaves[path].append(value)
-    stacked = jax.tree_util.tree_map_with_path(
-        lambda path, _: jnp.asarray(np.stack(leaves[tuple(key.key for key in path)]), jnp.float32), abstract
-    )
+    stacked = unflatten_dict({path: jnp.asarray(np.stack(some), jnp.float32) for path, some in leaves.items()})
     return Ensemble(stacked, code, config, schedule or Schedule(), image_shape)
 
 
@@ -288,9 +283,3 @@ def as_code(code: CodeLike, members: int) -> Code:
 
 def _fits(tensor: np.ndarray, shape: tuple[int, ...]) -> bool:
     return tensor.ndim == len(shape) or (len(shape) == 2 and tensor.ndim == 4 and tensor.shape[2:] == (1, 1))
-
-
-def _leaf(tree: Any, path: tuple[str, ...]) -> Any:
-    for part in path:
-        tree = tree[part]
-    return tree

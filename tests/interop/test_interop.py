@@ -37,7 +37,7 @@ def state_of(config, style, seed):
     rng = np.random.default_rng(seed)
     params = jax.tree.map(lambda a: rng.normal(size=a.shape[1:]).astype(np.float32), shapes)
     state = {}
-    for name, path in names(config, style, shapes).items():
+    for name, path in names(style, shapes).items():
         value = params
         for part in path:
             value = value[part]
