@@ -6,7 +6,6 @@ while it reads, and the stated sizes are bounded by the size of the file (`most_
 """
 
 import contextlib
-import io
 import math
 import os
 import pathlib
@@ -110,24 +109,20 @@ def _existing(path: Any) -> pathlib.Path:
 
 def _array(file: BinaryIO, size: int) -> np.ndarray:
     """Read one array from a stream of ``size`` bytes."""
-    head = io.BytesIO(file.read(min(size, 2**16)))
-    version = np.lib.format.read_magic(head)
+    version = np.lib.format.read_magic(file)
     read_header: Any = {
         (1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0
     }.get(version)  # fmt: skip
     if read_header is None:
         raise ValueError(f"version {version} of the format: expected (1, 0) or (2, 0)")
-    shape, fortran, dtype = read_header(head)
+    shape, fortran, dtype = read_header(file)
     if dtype.hasobject:
         raise ValueError("an array of Python objects, which would have to be unpickled: expected numbers or strings")
-    held, claimed = size - head.tell(), math.prod(shape) * dtype.itemsize
+    held, claimed = size - file.tell(), math.prod(shape) * dtype.itemsize
     if min(shape, default=0) < 0 or claimed != held:
         raise ValueError(f"an array of shape {shape} and dtype {dtype} has {claimed} bytes, but the file holds {held}")
     content: Any = np.empty(claimed, np.uint8)
-    view, done = memoryview(content), 0
-    for stream in (head, file):
-        while done < claimed and (count := stream.readinto(view[done:])):  # type: ignore[attr-defined]
-            done += count
+    done = file.readinto(content)  # type: ignore[attr-defined]
     if done != claimed:
         raise ValueError(f"it ends after {done} of {claimed} bytes")
     return content.view(dtype).reshape(shape, order="F" if fortran else "C")
