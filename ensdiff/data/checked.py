@@ -8,6 +8,7 @@ import numpy as np
 from ensdiff.codes.names import check_distinct
 from ensdiff.data.categories import categories
 from ensdiff.data.dataset import Dataset
+from ensdiff.data.images import check_images, to_uint8
 from ensdiff.data.units import units_of
 from ensdiff.typing import unmasked
 
@@ -52,24 +53,9 @@ def from_images(
         raise ValueError(f"images have {images.shape[-1]} channels: expected 1 or 3, channels last")
     if len(images) < 2:
         raise ValueError("one image: an ensemble needs at least two, to train members on different ones")
-    if images.dtype.kind == "f":
-        low, high = images.min(), images.max()
-        if not (np.isfinite(low) and np.isfinite(high)):
-            first = np.argwhere(~np.isfinite(images).reshape(len(images), -1).all(1))[0, 0]
-            raise ValueError(f"image {first} holds NaN or infinity: expected floats in [0, 1]")
-        rounding = 1e-6 + 2 * float(np.finfo(images.dtype).eps)
-        if low < -rounding or high > 1 + rounding:
-            raise ValueError(
-                f"float images span [{float(low):.9g}, {float(high):.9g}]: expected [0, 1]; for [-1, 1] give "
-                "(x + 1) / 2, for 0 .. 255 give uint8"
-            )
-        if low < 0 or high > 1:
-            images = np.clip(images, 0, 1)
-        images = np.round(images * 255).astype(np.uint8)
-    elif images.dtype == np.bool_:
+    if images.dtype == np.bool_:
         images = images.astype(np.uint8) * 255
-    elif images.dtype != np.uint8:
-        raise ValueError(f"images have dtype {images.dtype}: expected uint8, or floats in [0, 1]")
+    images = to_uint8(check_images(images))
     unit_of_item, unit_names = units_of(len(images), groups)
     if names is not None:
         if groups is not None or len(names) != len(images):

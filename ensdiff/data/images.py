@@ -38,9 +38,10 @@ def check_images(images: Any, image_shape: tuple[int, ...] | None = None) -> np.
     if not (array.min() >= -rounding and array.max() <= 1 + rounding):  # also true of NaN
         within = (array >= -rounding) & (array <= 1 + rounding)
         wrong = np.flatnonzero(~within.reshape(len(array), -1).all(1))[0]
+        low, high = float(array[wrong].min()), float(array[wrong].max())
         raise ValueError(
-            f"image {wrong} holds {'NaN' if np.isnan(array[wrong]).any() else 'values outside of [0, 1]'}: expected "
-            "floats in [0, 1], or uint8"
+            f"image {wrong} holds {'NaN' if np.isnan(low) else f'values outside of [0, 1], {low:.9g} to {high:.9g}'}: "
+            "expected floats in [0, 1]; for [-1, 1] give (x + 1) / 2, for 0 .. 255 give uint8"
         )
     return np.clip(array, 0, 1)
 

@@ -13,6 +13,8 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float
 
+from ensdiff.data.images import check_images, to_uint8
+
 
 def inception(path: str | os.PathLike, *, batch: int = 64) -> Callable[[np.ndarray], Float[np.ndarray, "N F"]]:
     """Return a feature function for `ensdiff.metrics.frechet_distance` and `kernel_distance`.
@@ -65,11 +67,7 @@ def inception(path: str | os.PathLike, *, batch: int = 64) -> Callable[[np.ndarr
 
 def _pictures(images: np.ndarray) -> np.ndarray:
     """Return pictures as (N, 3, H, W) uint8."""
-    images = np.asarray(images)
-    if images.ndim != 4 or images.shape[-1] not in (1, 3) or not len(images):
-        raise ValueError(f"the images have shape {images.shape}: expected (N, H, W, C), channels last, 1 or 3 channels")
-    if images.dtype != np.uint8:
-        if images.dtype.kind != "f" or not (images.min() >= 0 and images.max() <= 1):
-            raise ValueError("the images hold other values than uint8, or floats in [0, 1]")
-        images = np.round(images * 255).astype(np.uint8)
+    images = to_uint8(check_images(images))
+    if images.shape[-1] not in (1, 3):
+        raise ValueError(f"the images have {images.shape[-1]} channels: expected 1 or 3, channels last")
     return np.ascontiguousarray(np.repeat(images, 3 // images.shape[-1], axis=-1).transpose(0, 3, 1, 2))

@@ -9,9 +9,10 @@ equal sizes, such as those of `frechet_floor`.
 
 import numpy as np
 
+from ensdiff.metrics.arrays import table
 from ensdiff.metrics.bootstrap import Estimate
 from ensdiff.metrics.bootstrap import bootstrap as resampled
-from ensdiff.typing import ArrayLike, unmasked
+from ensdiff.typing import ArrayLike
 
 
 def frechet_distance(a_NF: ArrayLike, b_MF: ArrayLike, *, bootstrap: int = 0, seed: int = 0) -> Estimate:
@@ -69,11 +70,9 @@ def frechet_floor(features_NF: ArrayLike, size: int | None = None, *, splits: in
 
 
 def _features(features: ArrayLike, name: str) -> np.ndarray:
-    array = np.asarray(unmasked(features, name), np.float64)
-    if array.ndim != 2 or len(array) < 2 or not array.shape[1]:
-        raise ValueError(f"{name} has shape {array.shape}: expected (N, F) with at least two rows")
-    if not np.isfinite(array).all():
-        raise ValueError(f"{name} holds NaN or infinity in row {np.argwhere(~np.isfinite(array))[0, 0]}")
+    array = table(features, name, "NF")
+    if len(array) < 2:
+        raise ValueError(f"{name} has one row: expected (N, F) with at least two rows")
     return array
 
 
