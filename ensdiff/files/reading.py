@@ -6,9 +6,22 @@ Checksums are in `ensdiff.files.checksums` and writing is in `ensdiff.files.writ
 import json
 import math
 import os
+import pathlib
 import re
 import stat
 from typing import Any, BinaryIO
+
+
+def existing_file(path: str | os.PathLike) -> pathlib.Path:
+    """Return the path of a file.
+
+    Raises:
+        FileNotFoundError: it does not exist, or is no file.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist" if not path.exists() else f"{path} is no file")
+    return path
 
 
 def open_regular(path: str | os.PathLike) -> BinaryIO:

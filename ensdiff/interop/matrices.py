@@ -19,7 +19,7 @@ import numpy as np
 
 from ensdiff.codes import Code
 from ensdiff.files.npy import npz_names, read_npy, read_npz
-from ensdiff.files.reading import read_json
+from ensdiff.files.reading import existing_file, read_json
 
 SUFFIXES = (".npy", ".npz", ".pkl", ".pickle", ".json")
 
@@ -37,9 +37,7 @@ def read_code(path: str | os.PathLike, key: str | None = None) -> Code:
         ValueError: the file is of another kind, is damaged, is a pickle of anything other than an array of numbers, or
             does not hold a code matrix.
     """
-    path = pathlib.Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist")
+    path = existing_file(path)
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{path}: expected a code matrix in a file of type {', '.join(SUFFIXES)}")
     if key is not None and path.suffix != ".npz":

@@ -19,6 +19,7 @@ from ensdiff.codes import Code
 from ensdiff.diffusion.schedule import Schedule
 from ensdiff.ensemble.ensemble import Ensemble
 from ensdiff.ensemble.members import abstract_params
+from ensdiff.files.reading import existing_file
 from ensdiff.interop.matrices import read_code
 from ensdiff.interop.options import Option, check_options
 from ensdiff.models.unet import UNetConfig
@@ -62,9 +63,7 @@ def read_state_dict(
             its own size; or a tensor is not a plain array of real numbers (it is sparse, quantised, complex, without
             data, or has strides that repeat elements). The message names the tensor.
     """
-    path = pathlib.Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist")
+    path = existing_file(path)
     if path.suffix == ".safetensors":
         try:
             from safetensors.numpy import load_file

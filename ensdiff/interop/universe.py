@@ -5,7 +5,6 @@ import io
 import itertools
 import json
 import os
-import pathlib
 import re
 import tarfile
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from ensdiff.files.checksums import DamagedError
+from ensdiff.files.reading import existing_file
 
 ONE, MANY = "ONEFILE", "MULTIFILE"
 SIZES = ("Height", "Width", "Channel")
@@ -37,9 +37,7 @@ class Universe:
     """
 
     def __init__(self, path: str | os.PathLike):
-        self.path = pathlib.Path(path)
-        if not self.path.is_file():
-            raise FileNotFoundError(f"{self.path} does not exist")
+        self.path = existing_file(path)
         try:
             self._tar = tarfile.open(self.path, "r:")  # noqa: SIM115 - closed by close(); "r:" rejects compressed files
             members = self._tar.getmembers()
