@@ -13,6 +13,7 @@ header (POSIX pax, which other readers ignore), and a part that does not match i
 """
 
 import contextlib
+import functools
 import hashlib
 import io
 import json
@@ -20,20 +21,19 @@ import math
 import os
 import pathlib
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from ensdiff import hosts
 from ensdiff.data import Dataset
-from ensdiff.ensemble.digest import digest
 from ensdiff.ensemble.ensemble import Ensemble
 from ensdiff.ensemble.memory import Resources
-from ensdiff.files.checksums import SEAL, DamagedError, read_lines, seal_line, warn
-from ensdiff.files.writing import explain, lock, make_folder, remove_folder, sweep, sync_folder, write_atomically
+from ensdiff.files.writing import explain, sync_folder
 from ensdiff.interop.universe import MANY, ONE, SIZES, SUM, Universe
 from ensdiff.runs.identity import check_data
+from ensdiff.runs.pieces import pieces
 from ensdiff.sampling.sample import Samples, ablated, check_samples
 
 STATES = 4096
@@ -59,9 +59,9 @@ def write(
 ) -> Universe:
     """Compute the whole landscape, every sample without every unit (4), and write a counterfactual universe file.
 
-    Pictures are written to the folder ``PATH.partial`` as they are computed, with their checksums. An interrupted write
+    Pictures are kept in the folder ``PATH.partial`` as they are computed, with their checksums. An interrupted write
     continues there when it is called again with the same arguments; missing or damaged pictures are recomputed. The
-    file itself appears only when it is complete and has been read back.
+    file itself appears only when it is complete and has been read back; then the kept pictures are removed.
 
     Args:
         path: the file, such as ``"digits.ctf"``.
@@ -78,45 +78,39 @@ def write(
     Raises:
         FileExistsError: the file already exists.
         ValueError: the data are not what the ensemble was trained on (`ensdiff.check_data`), items are absent
-            (`Dataset.absent`), or ``PATH.partial`` belongs to another landscape.
-        DamagedError: a part changed on disk while others were computed. The same call recomputes it.
+            (`Dataset.absent`), or a picture would be too large.
+        FolderInUseError: another process writes this file.
+        DamagedError: what was read back is not what was written.
         OSError: the file cannot be written. Finished parts are kept.
     """
     path = pathlib.Path(path)
     check_samples(params, samples, "a counterfactual universe")
     check_data(params, data)
     data.check_present("a counterfactual universe, which holds them,")
+    if hosts.decide(lambda: os.path.lexists(path)):
+        raise FileExistsError(f"{path} exists already; choose another name, or remove it")
     folder = path.with_name(path.name + ".partial")
-    ours = digest(params, samples, data.digest())
     resources = Resources(chunk, memory_budget)
+    B = len(samples)
+    block = -(-STATES // B)
 
-    with contextlib.ExitStack() as stack:
+    def pictures_without(units: np.ndarray) -> dict[str, np.ndarray]:
+        rows, which = np.repeat(params.code.ablate(units), B, axis=0), np.tile(np.arange(B), len(units))
+        images = ablated(params, samples, rows, which, resources).reshape(len(units), B, *params.image_shape)
+        parts = zip(units, images, strict=True)
+        return {f"leave_{unit + 1}_out.png": np.frombuffer(_picture(some), np.uint8) for unit, some in parts}
 
-        def begin() -> tuple[Parts, list[int]]:
-            if os.path.lexists(path):
-                raise FileExistsError(f"{path} exists already; choose another name, or remove it")
-            make_folder(folder)
-            stack.enter_context(lock(folder))
-            with _explained(folder):
-                parts = Parts(folder, ours)
-                _write_fixed(parts, params, samples, data)
-            return parts, [i for i in range(data.units) if not parts.has(_leave(i))]
-
-        parts, missing = hosts.decide(begin)
-        B = len(samples)
-        block = -(-STATES // B)
-        done = data.units - len(missing)
-        with hosts.progress_bar(data.units, "universe", "unit", shown=progress, done=done) as bar:
-            for start in range(0, len(missing), block):
-                units = missing[start : start + block]
-                rows = np.repeat(params.code.ablate(np.array(units)), B, axis=0)
-                which = np.tile(np.arange(B), len(units))
-                images = ablated(params, samples, rows, which, resources).reshape(len(units), B, *params.image_shape)
-                with _explained(folder):
-                    for unit, images_B in zip(units, images, strict=True) if hosts.is_writer() else ():
-                        parts.write(_leave(unit), _picture(images_B))
-                bar.update(len(units))
-        hosts.decide(lambda: _pack(parts, path))
+    with pieces(folder, params, samples, data.digest()) as kept:
+        packed = folder / "packed"
+        with _explained(folder), _archive(packed) as add:
+            hosts.decide(lambda: add(_fixed_parts(params, samples, data)))
+            with hosts.progress_bar(data.units, "universe", "unit", shown=progress) as bar:
+                for start in range(0, data.units, block):
+                    units = np.arange(start, min(start + block, data.units))
+                    pictures = kept.get_all(functools.partial(pictures_without, units), units)
+                    hosts.decide(functools.partial(add, pictures))
+                    bar.update(len(units))
+        hosts.decide(lambda: _finish(packed, path))
     return Universe(path)
 
 
@@ -131,77 +125,28 @@ def _explained(folder: pathlib.Path) -> Iterator[None]:
         ) from error
 
 
-class Parts:
-    """Files of a universe that is being written, each with its checksum, in a locked folder.
+@contextlib.contextmanager
+def _archive(path: pathlib.Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """Write a tar file while a ``with`` block runs; yield the function that adds parts to it, for process 0 only."""
 
-    Args:
-        folder: the folder.
-        of: digest of everything the files are computed from.
+    def add(parts: Mapping[str, Any]) -> None:
+        for name, part in parts.items():
+            content = bytes(part)
+            info = tarfile.TarInfo(name)
+            info.size, info.pax_headers = len(content), {SUM: hashlib.sha256(content).hexdigest()}
+            tar.addfile(info, io.BytesIO(content))
 
-    Raises:
-        ValueError: the folder holds parts of another universe.
-    """
-
-    def __init__(self, folder: pathlib.Path, of: str):
-        self.folder = folder
-        sweep(folder.parent, folder.name)
-        mark, self._log = folder / "digest", folder / "checksums"
-        begun = mark.exists()
-        if begun and mark.read_bytes() != of.encode():
-            raise ValueError(
-                f"{folder} holds the unfinished universe of another ensemble, other samples or other data, or one by "
-                f"another version of ensdiff (or its file {mark.name} is damaged); remove it, or choose another name"
-            )
-        write_atomically(mark, of)
-        lines = read_lines(self._log) if begun and self._log.exists() else []
-        self._sums: dict[str, str] = {line["name"]: line[SEAL] for line in lines if line is not None}
-        for name in list(self._sums):
-            if self._read(name) is None:
-                warn(f"{folder / name} is damaged or missing and is recomputed")
-                del self._sums[name]
-        write_atomically(self._log, "".join(map(self._line, self._sums)))
-
-    def _line(self, name: str) -> str:
-        return seal_line({"name": name, SEAL: self._sums[name]}) + "\n"
-
-    def _read(self, name: str) -> bytes | None:
-        """Return the content of a part, or None if it is not what was written."""
-        path = self.folder / pathlib.PurePath(name).name
-        content = path.read_bytes() if path.is_file() else b""
-        return content if hashlib.sha256(content).hexdigest() == self._sums[name] else None
-
-    def has(self, name: str) -> bool:
-        """Return whether a part is finished."""
-        return name in self._sums
-
-    def write(self, name: str, content: bytes) -> None:
-        """Write a part, and then its checksum."""
-        write_atomically(self.folder / name, content)
-        self._sums[name] = hashlib.sha256(content).hexdigest()
-        with open(self._log, "a") as file:
-            file.write(self._line(name))
-
-    def items(self) -> Iterator[tuple[str, bytes, str]]:
-        """Yield the name, content and checksum of every part.
-
-        Raises:
-            DamagedError: a part is not what was written.
-        """
-        for name in sorted(self._sums, key=lambda name: (pathlib.PurePath(name).suffix, name)):
-            content = self._read(name)
-            if content is None:
-                raise DamagedError(
-                    f"{self.folder / name} was changed after it was written; the same call recomputes it"
-                )
-            yield name, content, self._sums[name]
+    if not hosts.is_writer():
+        yield add
+        return
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        yield add
+    with open(path, "rb") as file_to_sync:
+        os.fsync(file_to_sync.fileno())
 
 
-def _leave(unit: int) -> str:
-    return f"leave_{unit + 1}_out.png"
-
-
-def _write_fixed(parts: Parts, params: Ensemble, samples: Samples, data: Dataset) -> None:
-    """Write every part that is missing, except the counterfactuals."""
+def _fixed_parts(params: Ensemble, samples: Samples, data: Dataset) -> dict[str, bytes]:
+    """Return every part except the counterfactuals, by name."""
     single = data.units == data.items
     for count, (H, W, _), what in (
         (len(samples), params.image_shape, "samples"),
@@ -221,22 +166,11 @@ def _write_fixed(parts: Parts, params: Ensemble, samples: Samples, data: Dataset
         **sizes,
     }
 
-    def training(items: np.ndarray) -> Callable[[], bytes]:
-        return lambda: _picture(data.images[items])
-
-    fixed: dict[str, Callable[[], bytes]] = {
-        "config.json": lambda: (json.dumps(config, indent=1) + "\n").encode(),
-        "factual.png": lambda: _picture(samples.images),
-    }
+    parts = {"config.json": (json.dumps(config, indent=1) + "\n").encode(), "factual.png": _picture(samples.images)}
     if single:
-        fixed["training_set.png"] = training(np.argsort(data.unit_of_item))
-    else:
-        for unit in range(data.units):
-            items = data.items_of(unit)
-            fixed[f"train_{unit + 1}_{len(items)}.png"] = training(items)
-    for name, make in fixed.items():
-        if not parts.has(name):
-            parts.write(name, make())
+        return parts | {"training_set.png": _picture(data.images[np.argsort(data.unit_of_item)])}
+    items = map(data.items_of, range(data.units))
+    return parts | {f"train_{i}_{len(some)}.png": _picture(data.images[some]) for i, some in enumerate(items, start=1)}
 
 
 def _columns(count: int) -> int:
@@ -250,23 +184,12 @@ def _picture(images_BHWC: Any) -> bytes:
     return to_png(grid(images_BHWC, _columns(len(images_BHWC)), pad=0))
 
 
-def _pack(parts: Parts, path: pathlib.Path) -> None:
-    """Pack the parts into the file. They are deleted once the file exists and has been read back."""
-    temporary = parts.folder / "packed"
-    with _explained(parts.folder):
-        with tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar:
-            for name, content, sum_ in parts.items():
-                info = tar.gettarinfo(parts.folder / name, arcname=name)
-                info.size = len(content)
-                info.pax_headers = {SUM: sum_}
-                tar.addfile(info, io.BytesIO(content))
-        with open(temporary, "rb") as file_to_sync:
-            os.fsync(file_to_sync.fileno())
-        with Universe(temporary) as packed:
-            packed.check()
+def _finish(packed: pathlib.Path, path: pathlib.Path) -> None:
+    """Read the file back, and give it its name."""
+    with _explained(packed.parent), Universe(packed) as universe:
+        universe.check()
     if os.path.lexists(path):
         raise FileExistsError(f"{path} appeared during the computation: move it away, then repeat the call to continue")
-    with _explained(parts.folder):
-        os.replace(temporary, path)
+    with _explained(packed.parent):
+        os.replace(packed, path)
         sync_folder(path.parent)
-    remove_folder(parts.folder)

@@ -64,13 +64,11 @@ class Universe:
             tuple(self.config[part + size] for size in SIZES) for part in ("Train", "Gen")
         )
         self._one = self.config["Format"] == ONE
-        missing = [
-            name for name in ("factual.png", *([] if not self._one else ["training_set.png"])) if not self._has(name)
-        ]
-        absent = (name for i in range(self.units) if not self._has(name := f"leave_{i + 1}_out.png"))
-        missing += itertools.islice(absent, 3)
+        fixed = ["factual.png", *(["training_set.png"] if self._one else [])]
+        needed = itertools.chain(fixed, (f"leave_{i + 1}_out.png" for i in range(self.units)))
+        missing = list(itertools.islice((name for name in needed if name not in self._members), 3))
         if missing:
-            raise ValueError(f"{self.path} is incomplete: {', '.join(missing[:3])} is missing")
+            raise ValueError(f"{self.path} is incomplete: {', '.join(missing)} is missing")
         self._train: list[tuple[str, int]] = []
         if not self._one:
             found = [(int(m[1]), int(m[2]), m[0]) for name in self._members if (m := re.fullmatch(_TRAIN, name))]
@@ -112,7 +110,8 @@ class Universe:
         self._check(unit)
         if self._one:
             return self._training_set()[unit : unit + 1]
-        return self._tiles(*_swap(self._train[unit], self.train_shape))
+        name, count = self._train[unit]
+        return self._tiles(name, self.train_shape, count)
 
     def check(self) -> None:
         """Read every part.
@@ -135,9 +134,6 @@ class Universe:
         if not 0 <= unit < self.units:
             raise ValueError(f"unit {unit} does not exist: ids are 0 .. {self.units - 1}")
         return unit
-
-    def _has(self, name: str) -> bool:
-        return name in self._members
 
     def _read(self, name: str) -> bytes:
         try:
@@ -188,7 +184,3 @@ class Universe:
 
 
 _TRAIN = r"train_(\d+)_(\d+)\.png"
-
-
-def _swap(entry: tuple[str, int], shape: tuple[int, ...]) -> tuple[str, tuple[int, ...], int]:
-    return entry[0], shape, entry[1]
