@@ -22,13 +22,15 @@ def sheet(width: float, height: float, rows: int = 1, columns: int = 1, **option
     return figure, axes
 
 
-def tint(axes: Any, lines: str, text: str) -> None:
-    """Give the frame and the ticks of axes one colour, and their labels and numbers another."""
+def tinted(width: float, height: float, lines: str, text: str, size: float | str = "medium") -> tuple[Any, Any]:
+    """Return a figure and its axes, with one colour for frame and ticks, and another for labels and numbers."""
+    figure, ((axes,),) = sheet(width, height)
     for spine in axes.spines.values():
         spine.set_color(lines)
-    axes.tick_params(which="both", colors=lines, labelcolor=text)
+    axes.tick_params(which="both", colors=lines, labelcolor=text, labelsize=size)
     axes.xaxis.label.set_color(text)
     axes.yaxis.label.set_color(text)
+    return figure, axes
 
 
 def show(axes: Any, image: np.ndarray) -> None:

@@ -63,13 +63,18 @@ def grid(images_BHWC: Any, columns: int | None = None, pad: int = 1) -> UInt8[np
     return sheet
 
 
-def to_png(image_HWC: Any, scale: int = 1) -> bytes:
-    """Return a PNG of one image (grey or RGB), with every pixel enlarged to ``scale`` x ``scale``."""
+def to_png(image_HWC: Any, scale: int = 1, most: int | None = None) -> bytes:
+    """Return a PNG of one image (grey or RGB).
+
+    Every pixel is enlarged to ``scale`` x ``scale``. An image with a side of more than ``most`` pixels is scaled down.
+    """
     from PIL import Image
 
     pixels = to_uint8(image_HWC)
     pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
     pixels = np.repeat(np.repeat(pixels, scale, axis=0), scale, axis=1)
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, format="PNG", optimize=True)
+    picture, stream = Image.fromarray(pixels), io.BytesIO()
+    if most is not None:
+        picture.thumbnail((most, most))
+    picture.save(stream, format="PNG", optimize=True)
     return stream.getvalue()

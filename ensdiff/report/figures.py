@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ensdiff.data.drawing import sheet, svg, tint
+from ensdiff.data.drawing import svg, tinted
 
 
 def data_uri(content: bytes, kind: str = "image/png") -> str:
@@ -19,19 +19,13 @@ GREY = "#888888"
 """A colour that is readable on both light and dark backgrounds."""
 
 
-def _axes(width: float, height: float) -> tuple[Any, Any]:
-    figure, ((axes,),) = sheet(width, height)
-    tint(axes, GREY, GREY)
-    return figure, axes
-
-
 def _uri(figure: Any) -> str:
     return data_uri(svg(figure, transparent=True), "image/svg+xml")
 
 
 def loss_figure(metrics: Sequence[dict]) -> str:
     """Plot each member's training loss (thin) and the mean (thick) against the step, as an SVG data URI."""
-    figure, axes = _axes(6.0, 2.6)
+    figure, axes = tinted(6.0, 2.6, GREY, GREY)
     steps = [line["step"] for line in metrics]
     losses = np.array([line["loss_K"] for line in metrics])
     axes.plot(steps, losses, color=GREY, alpha=0.35, linewidth=0.6)
@@ -42,7 +36,7 @@ def loss_figure(metrics: Sequence[dict]) -> str:
 
 def null_figure(null: np.ndarray, influences: np.ndarray) -> str:
     """Plot a histogram of null influences with the attributed units marked, as an SVG data URI."""
-    figure, axes = _axes(4.0, 1.6)
+    figure, axes = tinted(4.0, 1.6, GREY, GREY)
     axes.hist(null, bins=20, color="#999999", alpha=0.6)
     for influence in influences:
         axes.axvline(influence, color="#d8603b", linewidth=1.2)
@@ -57,7 +51,7 @@ def capacity_figure(members: Sequence[int], removals: Sequence[int]) -> bytes:
     """
     from ensdiff.codes import deletion_capacity
 
-    figure, axes = _axes(6.0, 3.6)
+    figure, axes = tinted(6.0, 3.6, GREY, GREY)
     for i, m in enumerate(removals):
         for j, K in enumerate(members):
             weights = [w for w in range(1, K) if math.comb(K, w) >= m]

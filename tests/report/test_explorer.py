@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 
 import ensdiff
-from ensdiff.data.images import to_uint8
+from ensdiff.data.images import to_png, to_uint8
 from ensdiff.report.explorer import explore, same_samples, write_explorer
 from ensdiff.report.explorer.layer import _classes
+from ensdiff.report.figures import data_uri
 from tests.explorations import HOSTILE, exploration, groups, items
 
 
@@ -177,10 +178,10 @@ def test_no_null_gives_no_p_values(tmp_path):
 
 
 def test_colour_and_large_pictures_are_reduced_to_thumbnails(tmp_path):
-    from ensdiff.report.explorer.write import _thumbnail
-
     image = np.random.default_rng(0).integers(0, 256, (160, 80, 3), dtype=np.uint8)
-    assert read_png(_thumbnail(image)).shape == (64, 32, 3)
+    assert read_png(data_uri(to_png(image, most=64))).shape == (64, 32, 3)
+    assert read_png(data_uri(to_png(image[:10], most=64))).shape[0] == 8
+    assert read_png(data_uri(to_png(image[:10, :10], most=64))).shape == (10, 10, 3)
 
 
 def test_an_attribution_of_other_samples_is_refused(flat):

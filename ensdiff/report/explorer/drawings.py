@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from ensdiff.data.drawing import sheet, svg, tint
+from ensdiff.data.drawing import svg, tinted
 
 INK, GREY, UNITS, NULL, MARK = "#010203", "#040506", "#0708aa", "#0a0baa", "#0d0eaa"
 """Colours that no other element uses. The page's own colours replace them."""
@@ -49,18 +49,11 @@ def _opening(tag: str, label: str) -> str:
     return f'<svg {box.group(0)} role="img" aria-label="{html.escape(label)}">'
 
 
-def _axes(width: float, height: float) -> tuple[Any, Any]:
-    figure, ((axes,),) = sheet(width, height)
-    tint(axes, GREY, INK)
-    axes.tick_params(labelsize=9)
-    return figure, axes
-
-
 def distribution(
     influences: Float[np.ndarray, " N"], null: Float[np.ndarray, " L"] | None, marks: Sequence[float], what: str
 ) -> str:
     """Draw the densities of all units' influences and of the null's on one scale, with some units marked."""
-    figure, axes = _axes(6.4, 2.6)
+    figure, axes = tinted(6.4, 2.6, GREY, INK, 9)
     groups = [influences] if null is None else [influences, null]
     low, high = min(g.min() for g in groups), max(*(g.max() for g in groups), *marks)
     # as many bins as the smaller group can fill
@@ -84,7 +77,7 @@ def distribution(
 
 def training(metrics: Sequence[dict]) -> str:
     """Draw the training loss of every member against the step, with each curve identified by its member."""
-    figure, axes = _axes(6.4, 3.0)
+    figure, axes = tinted(6.4, 3.0, GREY, INK, 9)
     steps = [line["step"] for line in metrics]
     loss_SK = np.array([line["loss_K"] for line in metrics])
     for k, losses in enumerate(loss_SK.T):

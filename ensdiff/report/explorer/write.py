@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ensdiff.data.images import to_png, to_uint8
+from ensdiff.data.images import to_png
 from ensdiff.files.writing import make_folder, write_atomically
 from ensdiff.metrics.arrays import at_most
 from ensdiff.report.explorer.drawings import distribution, training
@@ -201,24 +201,13 @@ def _units(layer: Layer, ids: np.ndarray) -> dict[str, list[Any]]:
             None if layer.classes is None else layer.classes[unit],
             "".join(map(str, word.tolist())),
             len(layer.data.items_of(unit)),
-            [_thumbnail(image) for image in layer.data.pictures_of(unit)[:PICTURES]],
+            [data_uri(to_png(image, most=THUMBNAIL)) for image in layer.data.pictures_of(unit)[:PICTURES]],
         ]
     return out
 
 
 def _picture(image: np.ndarray) -> str:
     return data_uri(to_png(image))
-
-
-def _thumbnail(image: np.ndarray) -> str:
-    from PIL import Image
-
-    if max(image.shape[:2]) <= THUMBNAIL:
-        return _picture(image)
-    pixels = to_uint8(image)
-    picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-    picture.thumbnail((THUMBNAIL, THUMBNAIL))
-    return _picture(np.asarray(picture).reshape(picture.height, picture.width, -1))
 
 
 def _number(value: Any) -> float:
