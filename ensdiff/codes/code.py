@@ -20,7 +20,6 @@ from ensdiff.codes.errors import fitting_weights, smallest_members, some
 from ensdiff.codes.hierarchy import Groups, check_groups, item_words
 from ensdiff.codes.matrix import check_matrix
 from ensdiff.codes.names import as_names
-from ensdiff.codes.part import only, reordered
 from ensdiff.codes.permute import derive_key
 from ensdiff.codes.serial import MAX_MEMBERS, from_dict, to_dict
 from ensdiff.codes.unowned import unowned_words
@@ -192,7 +191,21 @@ class Code(CodeWords):
         >>> Code.balanced(members=4, units=6).only([1, 3]).members
         2
         """
-        return only(self, members)
+        chosen = np.asarray(members)
+        if chosen.ndim == 1 and any(isinstance(k, bool | np.bool_) for k in members):
+            raise ValueError(f"members {members!r} are booleans: pass member numbers, for a mask np.flatnonzero(mask)")
+        distinct = chosen.ndim == 1 and chosen.dtype.kind in "iu" and len(np.unique(chosen)) == len(chosen) > 0
+        if not distinct or not 0 <= chosen.min() <= chosen.max() < self.members:
+            raise ValueError(f"members={members!r}: expected distinct member numbers, 0 .. {self.members - 1}")
+        parts = [words[:, chosen] for _, words in self.chunks()]
+        weights = {int(weight) for words in parts for weight in np.unique(words.sum(1))}
+        groups = self.groups
+        if groups is not None:
+            of_groups = self.group_code().only(members)
+            groups = dataclasses.replace(groups, weight=of_groups.weight, packed=of_groups.packed)
+        packed = b"".join(np.packbits(words, axis=1).tobytes() for words in parts)
+        weight = weights.pop() if len(weights) == 1 else None
+        return Code(len(chosen), self.units, weight, 0, packed, self.names, groups)
 
     def reordered(self, names: Sequence[str]) -> "Code":
         """Return the code with its units in the order of these names. Each unit keeps its word and its group.
@@ -207,7 +220,22 @@ class Code(CodeWords):
         >>> code.reordered(["ada", "zed"]).matrix().tolist()
         [[0, 1], [1, 0]]
         """
-        return reordered(self, names)
+        if self.names is None:
+            raise ValueError(
+                "this code has no names to order its units by: pass them to Code.from_matrix(..., names=...)"
+            )
+        wanted, place = as_names(names), {name: i for i, name in enumerate(as_names(self.names))}
+        unknown, left = [name for name in wanted if name not in place], sorted(set(place) - set(wanted))
+        if unknown or left:
+            differences = [(unknown, "are not in the code"), (left, "of the code are missing")]
+            text = "; ".join(f"{some(map(repr, which))} {what}" for which, what in differences if which)
+            raise ValueError(f"{len(wanted)} names for a code of {self.units} units: {text}")
+        order = np.array([place[name] for name in wanted])
+        groups = self.groups
+        if groups is not None:
+            groups = dataclasses.replace(groups, of_unit=np.frombuffer(groups.of_unit, "<i4")[order].tobytes())
+        packed = np.packbits(self.rows(order), axis=1).tobytes()
+        return dataclasses.replace(self, key=0, packed=packed, names=wanted, groups=groups)
 
     def capacity(self, removals: int) -> Capacity:
         """Return the expected and worst-case number of survivors when ``removals`` distinct units are removed together.
