@@ -58,7 +58,7 @@ def from_dict(cls: Any, values: dict[str, Any]) -> Any:
             0,
             packed,
             names,
-            _read_groups(values["groups"], K, N) if "groups" in values else None,
+            _read_groups(cls, values["groups"], K, N) if "groups" in values else None,
         )
         if weight is not None and any((words.sum(1) != weight).any() for _, words in code.chunks()):
             raise ValueError(f"the matrix has rows whose weight is not {weight}")
@@ -67,24 +67,12 @@ def from_dict(cls: Any, values: dict[str, Any]) -> Any:
         raise ValueError(f"not a code: {error!r}; expected the result of Code.to_dict") from error
 
 
-def _read_groups(values: dict[str, Any], members: int, units: int) -> Groups:
-    of_unit, packed = (base64.b64decode(values[name], validate=True) for name in ("of_unit", "matrix"))
-    weight, names = values["weight"], values.get("names")
-    groups = Groups(
-        operator.index(values["count"]),
-        None if weight is None else operator.index(weight),
-        of_unit,
-        packed,
-        None if names is None else tuple(map(str, names)),
-    )
-    if groups.names is not None and len(groups.names) != groups.count:
-        raise ValueError(f"{len(groups.names)} names for {groups.count} groups: expected one per group")
-    if len(of_unit) != 4 * units or len(packed) != groups.count * -(-members // 8):
-        raise ValueError(
-            f"groups.of_unit has {len(of_unit)} bytes and groups.matrix {len(packed)}: expected {4 * units} and "
-            f"{groups.count * -(-members // 8)}"
-        )
+def _read_groups(cls: Any, values: dict[str, Any], members: int, units: int) -> Groups:
+    words = from_dict(cls, {**values, "members": members, "units": values["count"], "matrix": values["matrix"]})
+    of_unit = base64.b64decode(values["of_unit"], validate=True)
+    if len(of_unit) != 4 * units:
+        raise ValueError(f"groups.of_unit has {len(of_unit)} bytes: expected {4 * units}")
     numbers = np.frombuffer(of_unit, "<i4")
-    if numbers.min() < 0 or numbers.max() >= groups.count:
-        raise ValueError(f"groups {numbers.min()} .. {numbers.max()}: expected 0 .. {groups.count - 1}")
-    return groups
+    if numbers.min() < 0 or numbers.max() >= words.units:
+        raise ValueError(f"groups {numbers.min()} .. {numbers.max()}: expected 0 .. {words.units - 1}")
+    return Groups(words.units, words.weight, of_unit, words.packed, words.names)

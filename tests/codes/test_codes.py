@@ -192,7 +192,7 @@ def test_groups_have_names():
         code.group_code().ablate([{0, 1, 2}])
     values = code.to_dict()
     values["groups"]["names"] = ["ada"]
-    with pytest.raises(ValueError, match="1 names for 3 groups"):
+    with pytest.raises(ValueError, match="1 names for 3 units"):
         Code.from_dict(values)
     assert Code.hierarchical(8, [0, 0, 1, 1], group_names=[7, b"bob"]).group_code().names == ("7", "bob")
 
