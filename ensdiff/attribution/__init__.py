@@ -4,12 +4,11 @@ from ensdiff.attribution.attribute import attribute
 from ensdiff.attribution.audit import Audit, Recall, audit_recall
 from ensdiff.attribution.calibration import Calibration
 from ensdiff.attribution.contrast import Contrast, contrast
-from ensdiff.attribution.differential import gram, jacobian, quadratic_influence
+from ensdiff.attribution.differential import gram, jacobian, predicted_counterfactuals, quadratic_influence
 from ensdiff.attribution.draws import LossConfig
 from ensdiff.attribution.exact import exact_influence
 from ensdiff.attribution.forms import Forms, gram_forms, loss_forms, score_words, stream
 from ensdiff.attribution.loss import LossMatrix, loss_matrix
-from ensdiff.attribution.predict import predicted_counterfactuals
 from ensdiff.attribution.ranking import Top
 from ensdiff.attribution.result import Attribution
 from ensdiff.attribution.values import GroupValues, group_values

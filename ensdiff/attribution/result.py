@@ -10,9 +10,11 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ensdiff.attribution.audit import Audit, Recall
+from ensdiff.data.drawing import sheet, show
 from ensdiff.files.checksums import check_beside, read_sealed, write_sealed
 from ensdiff.files.npy import read_npz
 from ensdiff.metrics.arrays import at_most
+from ensdiff.runs.identity import check_attributed
 from ensdiff.typing import ArrayLike
 
 _ARRAYS = ("units", "influence", "p_value", "q_value", "standard_error", "null_BL")
@@ -220,10 +222,33 @@ class Attribution:
             ValueError: the number of images is not the number of samples, or the data do not have the units of this
                 attribution.
         """
-        from ensdiff.attribution.plot import plot_attribution
-
-        return plot_attribution(self, np.asarray(images), data, top)
+        if data is not None:
+            check_attributed(self, data)
+        B, T = len(self.units), min(top, self.units.shape[1])
+        if len(images) != B:
+            raise ValueError(f"{len(images)} images for an attribution of {B} samples: give the images of its samples")
+        figure, axes = sheet(1.3 * (T + 1), 1.6 * B, B, T + 1)
+        for b in range(B):
+            _show(axes[b, 0], np.asarray(images[b]), f"sample {b}")
+            for t in range(T):
+                label = f"{self._name(self.units[b, t])}\n{self.influence[b, t]:.3g}"
+                if self.q_value is not None:
+                    label += f", q={self.q_value[b, t]:.2g}"
+                pictures: Any = ()
+                if data is not None:
+                    unit = int(self.units[b, t]) if self.sets is None else self.sets[int(self.units[b, t])][0]
+                    pictures = data.pictures_of(unit)
+                    label += "" if len(pictures) else "\ndeleted"
+                _show(axes[b, t + 1], pictures[0] if len(pictures) else None, label)
+        return figure
 
 
 def _with(stem: pathlib.Path, suffix: str) -> pathlib.Path:
     return stem.with_name(stem.name + suffix)
+
+
+def _show(axes: Any, picture: np.ndarray | None, label: str) -> None:
+    axes.set_axis_off()
+    axes.set_title(label, fontsize=7)
+    if picture is not None:
+        show(axes, picture)
