@@ -16,6 +16,7 @@ units.
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -25,7 +26,6 @@ import numpy as np
 from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Float, UInt8
-from tqdm import tqdm
 
 from ensdiff import hosts
 from ensdiff.attribution.compiled_words import MAX_MEMBERS, compilable, look, word_fn
@@ -139,27 +139,12 @@ def stream(
             return (on_mesh(packed, mesh, P(None, "unit")),)
 
         with hosts.progress_bar(count, "score", "unit", shown=resources.progress, done=first, unit_scale=True) as bar:
-            waiting: _Waiting | None = None
-            for start in range(first, count, size):
-                following = _Waiting(start, step(tables, *words(start)))
-                if waiting is not None:  # the device computes the next chunk while the caller uses this one
-                    yield waiting.take(size, bar)
-                waiting = following
-            if waiting is not None:
-                yield waiting.take(count - waiting.start, bar)
-
-
-class _Waiting(NamedTuple):
-    """A chunk that a device may still be computing, perhaps padded past the last ablation."""
-
-    start: int
-    score_BM: Array
-
-    def take(self, count: int, bar: tqdm) -> Chunk:
-        """Wait for the scores, and return those of the first ``count`` ablations."""
-        chunk = Chunk(self.start, np.asarray(self.score_BM)[:, :count])
-        bar.update(count)
-        return chunk
+            computed = ((start, step(tables, *words(start))) for start in range(first, count, size))
+            # in pairs, so that the device computes the next chunk while the caller uses this one
+            for (start, score_BM), _ in itertools.pairwise(itertools.chain(computed, [(count, None)])):
+                chunk_BM = np.asarray(score_BM)[:, : count - start]  # the last chunk is padded
+                bar.update(chunk_BM.shape[1])
+                yield Chunk(start, chunk_BM)
 
 
 def byte_tables(matrix_BKK: Float[np.ndarray, "B K K"]) -> Float[np.ndarray, "B pairs 65536"]:
