@@ -71,7 +71,7 @@ def main() -> None:
     if COMPARE.value:
         compare(params)
         return
-    data = None if VALUES.value else runs.training_data()
+    data = None if VALUES.value else runs.training_data(required=CONTRAST.value)
     out = runs.output_folder("attribution")
     if CONTRAST.value:
         contrast(params, data, out)
@@ -196,8 +196,6 @@ def contrast(params: Any, data: Any, out: pathlib.Path) -> None:
     import ensdiff
     from ensdiff.attribution.contrast import contrast_table
 
-    if data is None:
-        raise ValueError("--contrast needs the training data, but the run does not name them: pass --data=...")
     result = ensdiff.contrast(params, data, flags.FLAGS.seed, loss_config(), progress=True)
     print(contrast_table(result, data.unit_names, TOP.value))
     path = out / f"contrast_seed{flags.FLAGS.seed}.npz"

@@ -109,10 +109,6 @@ def _write_universe(target: pathlib.Path) -> None:
 
     params = runs.load_run()
     data = runs.training_data()
-    if data is None:
-        raise ValueError(
-            f"{flags.FLAGS.run} does not name its training data: pass --data=..., such as --data=npz,path=train.npz"
-        )
     samples = runs.draw_samples(params)
     with ctf.write(target, params, samples, data, progress=True) as universe:
         print(f"{universe}\nwrote {target}")

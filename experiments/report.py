@@ -52,8 +52,6 @@ def main(run: str | None = None) -> None:
         runs.set_run(run)
     params = runs.load_run()
     data = runs.training_data()
-    if data is None:
-        raise ValueError("the explorer shows training images, but the run does not name its data: pass --data=...")
     out = runs.output_folder("report")
     samples = runs.draw_samples(params)
     layers = [layer(params, data, samples, groups=False)]

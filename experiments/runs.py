@@ -110,22 +110,25 @@ def define_data_flag() -> None:
     )
 
 
-def training_data() -> Any:
+def training_data(required: bool = True) -> Any:
     """Return the training data of --run, found by their content in --data or in the data that its config names.
 
-    Returns None if neither --data nor a config names the data.
+    Returns None if neither --data nor a config names the data and they are not ``required``.
 
     Raises:
-        ValueError: the data are not those of the run; the message lists the items that differ.
+        ValueError: the data are not those of the run, and the message lists the items that differ; or nothing names
+            required data.
         FileNotFoundError: the data are not where the config places them; the message lists the places searched.
     """
     import ensdiff
 
+    if not required and not flags.FLAGS.data and not (run_folder() / "config.json").exists():
+        return None
     return _accepted(lambda found, held_out: ensdiff.training_data(run_folder(), found, held_out=held_out))
 
 
 def all_data(absent: Collection[int] = ()) -> Any:
-    """Return all data of --data or of the config of --run, including held-out items, or None if neither names data.
+    """Return all data of --data or of the config of --run, including held-out items.
 
     If the config's data may be in several places, the first place that holds the items of the run (except those of the
     units in ``absent``) is used, or else the first that can be read.
@@ -151,7 +154,7 @@ def _accepted(accept: Callable[[Any, int], Any]) -> Any:
     missing or ``accept`` raises a ValueError.
 
     Raises:
-        ValueError: no place has the right data.
+        ValueError: no place has the right data, or neither --data nor a config names them.
         FileNotFoundError: no place has data.
     """
     from ensdiff.data.manifest import NAME
@@ -162,7 +165,7 @@ def _accepted(accept: Callable[[Any, int], Any]) -> Any:
     if flags.FLAGS.data:
         return accept(_data_flag(), held_out)
     if config is None:
-        return None
+        raise ValueError(f"{run} does not name its training data: pass --data=..., such as --data=npz,path=train.npz")
     whole = {"held_out": 0} if (run / NAME).exists() else {}  # without hashes, number and order of the items decide
     missing, wrong = [], []
     for section in building.data_sections(run, config):
@@ -197,9 +200,6 @@ def announce_units(units: Sequence[int]) -> None:
         names, manifest = code.names, read_manifest(run_folder(), description)
         if names is None or manifest is None:
             data = training_data()
-            if data is None:
-                print(f"{run_folder()} does not name its training data: pass --data=... to see the units' pictures")
-                return
             names, manifest = data.unit_names, data.manifest()
     except (ValueError, OSError, ImportError) as error:
         print(f"warning: cannot tell which pictures units {', '.join(map(str, units))} are: {printable(error)}")

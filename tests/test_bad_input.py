@@ -418,7 +418,7 @@ PROGRAMS = [
     ("report", ["{root}/run", "again"], 2, ["unexpected argument 'again'"]),
     ("report", ["{root}/run", "--combined=9"], 2, ["combined", "[0, 8]"]),
     ("report", ["{root}/run", "--data=digits"], 1, ["1797 units", "the ensemble 6"]),
-    ("report", ["{root}/run"], 1, ["shows training images", "--data="]),
+    ("report", ["{root}/run"], 1, ["does not name its training data", "--data="]),
 ]  # fmt: skip
 AFTER_LOADING = [  # these first load a run, which takes seconds
     ("train", [DIGITS, "--config.run_dir={root}/good.png", "--config.train.steps=1"], 1, ["good.png"]),
