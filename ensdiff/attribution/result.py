@@ -13,6 +13,7 @@ from ensdiff.attribution.audit import Audit, Recall
 from ensdiff.data.drawing import sheet, show
 from ensdiff.files.checksums import check_beside, read_sealed, write_sealed
 from ensdiff.files.npy import read_npz
+from ensdiff.files.reading import installed
 from ensdiff.metrics.arrays import at_most
 from ensdiff.runs.identity import check_attributed
 from ensdiff.typing import ArrayLike
@@ -136,10 +137,8 @@ class Attribution:
         Raises:
             ImportError: pandas is not installed; it comes with ``pip install 'ensdiff[pandas]'``.
         """
-        try:
+        with installed("to_pandas needs pandas", "pandas"):
             import pandas
-        except ImportError as error:
-            raise ImportError("to_pandas needs pandas: pip install 'ensdiff[pandas]'") from error
         B, top = self.units.shape
         columns: dict[str, Any] = {"sample": np.repeat(np.arange(B), top), "rank": np.tile(np.arange(1, top + 1), B)}
         columns["unit"] = self.units.reshape(-1)

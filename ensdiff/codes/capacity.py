@@ -11,6 +11,7 @@ random words out of all C(K, w),
 In a stored matrix, member k sees n_k units: ``E = sum_k C(N - n_k, m) / C(N, m)`` over all sets of m of its units.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from fractions import Fraction
@@ -97,12 +98,7 @@ def remaining_capacity(weights: Sequence[int], shares: Sequence[int]) -> Remaini
     """
     K, N = len(shares), len(weights)
     heaviest = sorted(map(int, weights), reverse=True)
-    certain, seen = 0, 0
-    for weight in heaviest:
-        seen += weight
-        if seen >= K:
-            break
-        certain += 1
+    certain = sum(seen < K for seen in itertools.accumulate(heaviest))
     expected = 0
     while expected < N and sum(_falling_ratio(N - int(n), N, expected + 1) for n in shares) >= 1:
         expected += 1
@@ -111,9 +107,4 @@ def remaining_capacity(weights: Sequence[int], shares: Sequence[int]) -> Remaini
 
 def _falling_ratio(part: int, whole: int, m: int) -> Fraction:
     """Return C(part, m) / C(whole, m), the probability that m distinct draws from the whole all lie in the part."""
-    ratio = Fraction(1)
-    for j in range(m):
-        if part <= j:
-            return Fraction(0)
-        ratio *= Fraction(part - j, whole - j)
-    return ratio
+    return Fraction(math.comb(part, m), math.comb(whole, m))

@@ -9,6 +9,7 @@ import numpy as np
 
 from ensdiff.data.checked import from_images
 from ensdiff.data.dataset import Dataset
+from ensdiff.files.reading import installed
 
 
 def tfds(
@@ -42,11 +43,9 @@ def tfds(
     """
     root = pathlib.Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
     folder = _prepared(name, root)
-    try:
+    with installed("reading TensorFlow Datasets needs", "tfds"):
         import array_record  # noqa: F401 (imported by tensorflow_datasets at the first read)
         import tensorflow_datasets
-    except ImportError as error:
-        raise ImportError("reading TensorFlow Datasets needs: pip install 'ensdiff[tfds]'") from error
 
     builder = tensorflow_datasets.builder_from_directory(folder)
     splits = list(builder.info.splits)

@@ -3,13 +3,28 @@
 Checksums are in `ensdiff.files.checksums` and writing is in `ensdiff.files.writing`.
 """
 
+import contextlib
 import json
 import math
 import os
 import pathlib
 import re
 import stat
+from collections.abc import Iterator
 from typing import Any, BinaryIO
+
+
+@contextlib.contextmanager
+def installed(need: str, extra: str) -> Iterator[None]:
+    """Add to an ImportError inside the ``with`` block who needs the packages and how to install them.
+
+    Raises:
+        ImportError: the block imports something that is not installed; the message gives the command.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise ImportError(f"{need}: pip install 'ensdiff[{extra}]'") from error
 
 
 def existing_file(path: str | os.PathLike) -> pathlib.Path:

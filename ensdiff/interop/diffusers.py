@@ -283,13 +283,8 @@ def _common_config(
 
 
 def _rename_old(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    def new(name: str) -> str:
-        place, _, rest = name.rpartition("attentions.")
-        index, _, last = rest.partition(".")
-        part, _, leaf = last.partition(".")
-        return f"{place}attentions.{index}.{OLD_ATTENTION[part]}.{leaf}" if place and part in OLD_ATTENTION else name
-
-    return {new(name): value for name, value in state.items()}
+    old = re.compile(rf"(attentions\.[^.]*\.)({'|'.join(OLD_ATTENTION)})\.")
+    return {old.sub(lambda m: f"{m[1]}{OLD_ATTENTION[m[2]]}.", name): value for name, value in state.items()}
 
 
 def _style(config: UNetConfig) -> Style:

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ensdiff.data.images import check_images, to_uint8
+from ensdiff.files.reading import installed
 
 
 def inception(path: str | os.PathLike, *, batch: int = 64) -> Callable[[np.ndarray], Float[np.ndarray, "N F"]]:
@@ -36,10 +37,8 @@ def inception(path: str | os.PathLike, *, batch: int = 64) -> Callable[[np.ndarr
     path = pathlib.Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: expected the TorchScript file of an Inception network")
-    try:
+    with installed("Inception features need PyTorch", "torch"):
         import torch
-    except ImportError as error:
-        raise ImportError("Inception features need PyTorch: pip install 'ensdiff[torch]'") from error
     try:
         network = torch.jit.load(str(path), map_location="cpu").eval()
     except Exception as error:  # a damaged file can raise anything

@@ -19,7 +19,7 @@ from ensdiff.codes import Code
 from ensdiff.diffusion.schedule import Schedule
 from ensdiff.ensemble.ensemble import Ensemble
 from ensdiff.ensemble.members import abstract_params
-from ensdiff.files.reading import existing_file
+from ensdiff.files.reading import existing_file, installed
 from ensdiff.interop.matrices import read_code
 from ensdiff.interop.options import Option, check_options
 from ensdiff.models.unet import UNetConfig
@@ -65,19 +65,15 @@ def read_state_dict(
     """
     path = existing_file(path)
     if path.suffix == ".safetensors":
-        try:
+        with installed("safetensors files need", "torch"):
             from safetensors.numpy import load_file
-        except ImportError as error:
-            raise ImportError("safetensors files need: pip install 'ensdiff[torch]'") from error
         try:
             arrays = load_file(path)
         except Exception as error:
             raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
         return {name: _real(array, f"{path}: {name}") for name, array in arrays.items()}
-    try:
+    with installed("torch checkpoints need", "torch"):
         import torch
-    except ImportError as error:
-        raise ImportError("torch checkpoints need: pip install 'ensdiff[torch]'") from error
     _check_records(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -156,17 +152,15 @@ def _repeats(shape: Sequence[int], strides: Sequence[int]) -> bool:
 
 def write_state_dict(path: pathlib.Path, state: Mapping[str, np.ndarray]) -> None:
     """Write tensors as ``.safetensors``, or with ``torch.save`` for any other suffix."""
-    try:
+    with installed(f"{path.suffix} files need", "torch"):
         if path.suffix == ".safetensors":
             from safetensors.numpy import save_file
+
+            save_file(dict(state), path, metadata={"format": "pt"})
         else:
             import torch
-    except ImportError as error:
-        raise ImportError(f"{path.suffix} files need: pip install 'ensdiff[torch]'") from error
-    if path.suffix == ".safetensors":
-        save_file(dict(state), path, metadata={"format": "pt"})
-    else:
-        torch.save({name: torch.from_numpy(value.copy()) for name, value in state.items()}, path)
+
+            torch.save({name: torch.from_numpy(value.copy()) for name, value in state.items()}, path)
 
 
 def names(style: Style, params: Any) -> dict[str, tuple[str, ...]]:
