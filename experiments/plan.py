@@ -127,8 +127,6 @@ def table(study: Study, accelerators: dict[str, Accelerator], chips: int, share:
     }
     for job, work in works.items():
         rows.append([work, f"{flops[job]:.3g} FLOP", *(duration(all_hours[job]) for all_hours in hours)])
-    for row in rows[:2]:
-        row.extend("" for _ in accelerators)
     heads = [f"{name} x {1 if a.platform == 'cpu' else chips}" for name, a in accelerators.items()]
     title = f"{'x'.join(map(str, study.image_shape))}, {model.compute_dtype}"
     return tabulate(rows, headers=[title, "", *heads], tablefmt="github", disable_numparse=True)

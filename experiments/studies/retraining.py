@@ -6,6 +6,7 @@ import numpy as np
 
 import ensdiff
 from ensdiff import metrics
+from ensdiff.attribution.candidates import uniform
 from ensdiff.metrics.arrays import distances
 from ensdiff.metrics.bootstrap import mean
 from experiments import comparison
@@ -57,8 +58,7 @@ def study(shop: Workshop) -> Findings:
     x = np.asarray(samples.images, np.float64)
     ablated_UB = shop.counterfactuals(f"{NAME}/ablated", whole, samples, whole.code.ablate(trained.units))
     null_words = whole.code.unowned(s.null, seed=0)
-    keep_LK = ((1 - null_words) / (1 - null_words).sum(1, keepdims=True)).astype(np.float32)
-    null_LB = shop.counterfactuals(f"{NAME}/null", whole, samples, keep_LK)
+    null_LB = shop.counterfactuals(f"{NAME}/null", whole, samples, uniform(null_words))
 
     def again(params: ensdiff.Ensemble) -> np.ndarray:
         """Return the samples of another ensemble from the same noise."""

@@ -8,6 +8,7 @@ import numpy as np
 import ensdiff
 from ensdiff import metrics
 from ensdiff.attribution import quadratic_influence
+from ensdiff.attribution.candidates import uniform
 from ensdiff.baselines import baseline_scores
 from ensdiff.data.drawing import svg
 from ensdiff.metrics.arrays import distances
@@ -116,8 +117,7 @@ def _at(shop: Workshop, N: int, params: ensdiff.Ensemble) -> dict[str, Any]:
     images = np.asarray(samples.images)
     influence_BN = distances(without_NB, images).T
     null_words = params.code.unowned(min(shop.settings(NAME).null, _unowned(params.code)), seed=0)
-    keep_LK = (1 - null_words) / (1 - null_words).sum(1, keepdims=True)
-    null_LB = shop.counterfactuals(f"{NAME}/null N{N}", params, samples, keep_LK.astype(np.float32))
+    null_LB = shop.counterfactuals(f"{NAME}/null N{N}", params, samples, uniform(null_words))
     null_B = distances(null_LB, images).mean(0)
 
     part = shop.data.subset(np.arange(N))
