@@ -59,6 +59,7 @@ def compare_methods(
     """
     N, K, B, S = params.code.units, params.members, len(samples), samples.config.steps
     survivors = K * N - int(params.code.shares().sum())
+    weight = K // 2 if params.code.weight is None else params.code.weight
     config = LossConfig() if loss is None else loss
     linear = B * S * K * (1 + K)
     exact_BN = np.empty((B, N), np.float32)
@@ -66,12 +67,11 @@ def compare_methods(
     ten = min(10, N)
     for method in ("exact", "differential", "screen", "loss"):
         begin = time.perf_counter()
-        top = ten if method == "screen" else N
         att = attribute(
             params,
             samples,
             method,
-            top=top,
+            top=ten if method == "screen" else N,
             verify=max(verify, ten) if method == "screen" else None,
             loss=config if method == "loss" else None,
             seed=seed,
@@ -85,15 +85,12 @@ def compare_methods(
         if method != "screen":
             spearman_B = agreement(np.take_along_axis(exact_BN, att.units, axis=1), att.influence)
         found = named_first(exact_BN, att.units[:, :ten])
-        if method == "screen":
-            verified = params.code.weight if params.code.weight is not None else K // 2
-            calls = linear + B * att.settings["verify"] * S * (K - verified)
-        else:
-            calls = {
-                "exact": B * S * survivors,
-                "differential": linear,
-                "loss": B * K * att.settings.get("draws", 0),
-            }[method]
+        calls = {
+            "exact": B * S * survivors,
+            "differential": linear,
+            "screen": linear + B * S * att.settings.get("verify", 0) * (K - weight),
+            "loss": B * K * att.settings.get("draws", 0),
+        }[method]
         results.append(MethodResult(method, spearman_B, found.top1, found.top, calls, seconds))
     return results
 

@@ -202,6 +202,7 @@ class Code(CodeWords):
         groups = self.groups
         if groups is not None:
             of_groups = self.group_code().only(members)
+            assert of_groups.packed is not None
             groups = dataclasses.replace(groups, weight=of_groups.weight, packed=of_groups.packed)
         packed = b"".join(np.packbits(words, axis=1).tobytes() for words in parts)
         weight = weights.pop() if len(weights) == 1 else None
