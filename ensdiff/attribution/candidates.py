@@ -3,13 +3,14 @@
 import collections
 import dataclasses
 import functools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from ensdiff.codes import Code, NoSurvivorError
+from ensdiff.codes.words import entries_of
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -47,13 +48,8 @@ class Candidates:
             if not len(possible):
                 raise NoSurvivorError(f"no unit can be removed from {code}: each was seen by all members, or by none")
             return cls(code) if len(possible) == code.units else cls(code, possible)
-        if isinstance(units, set | frozenset | Mapping):
-            raise ValueError(
-                f"a {type(units).__name__} has no order of candidates: give a list of unit ids, or of sets of units "
-                f"that are removed together, not {units!r}"
-            )
-        entries = list(units) if isinstance(units, Collection) and not isinstance(units, str) else [units]
-        if entries and any(isinstance(entry, Collection) and not isinstance(entry, str) for entry in entries):
+        entries = list(entries_of(units))
+        if any(isinstance(entry, Collection) and not isinstance(entry, str) for entry in entries):
             sets = tuple(tuple(np.unique(code.ids_of(entry)).tolist()) for entry in entries)
             _check_distinct(sets, "set")
             code.ablate(sets)

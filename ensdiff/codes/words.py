@@ -107,18 +107,7 @@ class CodeWords:
             NoSurvivorError: every member saw at least one unit of an entry.
             ValueError: an id is unknown, or the entries are a mapping or a set, which have no order.
         """
-        entries: Any = units
-        if isinstance(units, set | frozenset | Mapping):
-            kind = "a mapping" if isinstance(units, Mapping) else "a set"
-            together = set(units) if isinstance(units, Mapping) else units
-            raise ValueError(
-                f"ablate got {kind}, which has no order of entries: use ablate([{together}]) to remove these units "
-                "together, or pass a list to remove each alone"
-            )
-        if not (isinstance(units, np.ndarray) and units.ndim == 1):
-            entries = list(units) if isinstance(units, Collection) and not isinstance(units, str) else [units]
-        if not len(entries):
-            raise ValueError("no units given: expected unit ids, or sets of ids to remove together")
+        entries = entries_of(units)
         if isinstance(entries, np.ndarray):
             keep_MK = 1 - self.rows(entries)
         else:  # one look-up for all entries is far faster than one per entry
@@ -176,6 +165,25 @@ class CodeWords:
         assert self.weight is not None
         numbers = permute(ids, math.comb(self.members, self.weight), self.key)
         return unrank(numbers, self.members, self.weight)
+
+
+def entries_of(units: Any) -> Any:
+    """Return the entries of `Code.ablate`'s argument: an array of ids, or a list of ids and collections of ids.
+
+    Raises:
+        ValueError: the argument is a mapping or a set, which have no order, or has no entries.
+    """
+    if isinstance(units, set | frozenset | Mapping):
+        raise ValueError(
+            f"a {type(units).__name__} has no order of entries: give [{set(units)}] to remove these units together, or "
+            "a list to remove each alone"
+        )
+    if isinstance(units, np.ndarray) and units.ndim == 1 and len(units):
+        return units
+    entries = list(units) if isinstance(units, Collection) and not isinstance(units, str) else [units]
+    if not entries:
+        raise ValueError("no units given: expected unit ids, or sets of ids to remove together")
+    return entries
 
 
 def _no_survivor(code: CodeWords, ids: np.ndarray) -> str:

@@ -124,8 +124,8 @@ def test_a_group_that_does_nothing_has_no_value(rng):
     (dict(coalitions=1), "at least 2"),
     (dict(groups=[0, 0, 1]), "unit 0 is given 2 times"),
     (dict(groups=[{0, 1}, [1, 0]]), "is given 2 times"),
-    (dict(groups={0: [1, 2], 1: [3, 4]}), "a dict has no order of candidates"),
-    (dict(groups={0, 3}), "a set has no order of candidates"),
+    (dict(groups={0: [1, 2], 1: [3, 4]}), "a dict has no order of entries"),
+    (dict(groups={0, 3}), "a set has no order of entries"),
     (dict(groups=[{0: 1}, 3]), "are a mapping"),
     (dict(weights_K=np.ones(8)), "weights_K sum to 8"),
 ])  # fmt: skip

@@ -215,10 +215,10 @@ def test_ablation_rows():
     np.testing.assert_array_equal(code.survivors(1), [False, True, False, True])
     np.testing.assert_array_equal(code.survivors({0, 1}), [False, False, False, True])
     for units, message in (
-        (set(), "got a set"),
-        ({0: [1, 2]}, "got a mapping"),
+        (set(), "a set has no order"),
+        ({0: [1, 2]}, "a dict has no order"),
         ([{0: 1}], "are a mapping"),
-        ({0, 1}, r"ablate\(\[\{0, 1\}\]\)"),
+        ({0, 1}, r"give \[\{0, 1\}\]"),
         ([], "no units"),
         ([[]], "empty"),
     ):
