@@ -384,7 +384,7 @@ PROGRAMS = [
     ("attribute", ["--run={root}/run", "--data=npz"], 1, ["npz needs path="]),
     ("attribute", ["--run={root}/run", "--data=npz,good.npz"], 1, ["expected a reader and options"]),
     ("attribute", ["--run={root}/run", "--data=digits"], 1, ["1797 units", "the ensemble 6"]),
-    ("attribute", ["--run={root}/run", "--contrast"], 1, ["needs the training data", "--data="]),
+    ("attribute", ["--run={root}/run", "--contrast"], 1, ["does not name its training data", "--data="]),
     ("attribute", ["--run={root}/run", "--method=exact", "--verify=10"], 1, ["--verify=10 is for --method=screen"]),
     ("attribute", ["--run={root}/run", "--method=differential", "--draws=8"], 1, ["--draws=8 is for --method=loss"]),
     ("attribute", ["--run={root}/run", "--values=shapley", "--removed=0.9"], 1, ["--removed=0.9", "=banzhaf"]),
