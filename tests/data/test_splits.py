@@ -1,12 +1,17 @@
 """Index streams: pure functions per member that visit each item once per epoch; masks equal the code."""
 
+import functools
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ensdiff.codes import Code
-from ensdiff.data import Splits, arrays, batch_indices
+from ensdiff.codes.permute_jax import wide
+from ensdiff.data import Splits, arrays, batch_indices, splits_jax
 
 
 def build(items=30, groups=None, members=6, seed=0, weight=3):
@@ -81,3 +86,46 @@ def test_code_and_data_must_fit():
     with pytest.raises(ValueError, match="unit 0 is 'zed' in the code and 'ada' in the data"):
         Splits.build(people, code)
     assert Splits.build(people, code.reordered(people.unit_names)).items_of_member[0].tolist() == [0]
+
+
+LISTS = build(40, np.arange(40) % 17, members=6)
+"""Groups of different sizes, so that members have different numbers of items."""
+
+
+@functools.lru_cache
+def indices_in_jax(batch, members, positions):
+    """Return the twin of `batch_indices`, compiled, as a function of the seed, a step and the number of later steps."""
+    lists = splits_jax.lists_of(LISTS, slice(*members), 30)
+    member_K, position_B = jnp.arange(*members), jnp.arange(*positions)
+
+    @jax.jit
+    def at(seed, first, later):
+        place = splits_jax.place_at(first, batch, jnp.asarray(lists.size_K))
+        return splits_jax.batch_indices(lists, seed, place, later, batch, member_K, position_B)
+
+    return at
+
+
+@pytest.mark.parametrize(("batch", "members", "positions"), [
+    (1, (0, 6), (0, 1)),
+    (5, (2, 4), (1, 3)),
+    (1000, (0, 6), (900, 1000)),  # several epochs in one batch
+])  # fmt: skip
+@given(seed=st.integers(-(2**70), 2**70), first=st.integers(0, 2**31 - 2**11), later=st.integers(0, 1024))
+def test_indices_in_jax_are_those_of_numpy(batch, members, positions, seed, first, later):
+    """Items of any seed, step and number of steps after it, for some members and positions."""
+    assert len({len(items) for items in LISTS.items_of_member}) > 1
+    found = indices_in_jax(batch, members, positions)(wide(seed), np.int32(first), np.int32(later))
+    expected = batch_indices(LISTS, seed, first + later, batch, slice(*members))[:, slice(*positions)]
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_mask_in_jax_comes_from_the_code():
+    """Lists of wrong items do not change it."""
+    lists = splits_jax.lists_of(LISTS, slice(1, 4), 40)
+    everything = np.tile(np.arange(40), (3, 1))
+    expected = LISTS.mask(everything, slice(1, 4))
+    assert 0 < expected.mean() < 1
+    np.testing.assert_array_equal(splits_jax.mask(lists, jnp.asarray(everything)), expected)
+    wrong = lists._replace(items_KI=np.zeros_like(lists.items_KI))
+    np.testing.assert_array_equal(splits_jax.mask(wrong, jnp.asarray(everything)), expected)
