@@ -226,13 +226,29 @@ def odd(batch, n):
     code = ensdiff.Code.balanced(members=3, units=3, weight=2, seed=0)
     data = ensdiff.data.arrays(blobs(3))
     params = ensdiff.train(data, code, MODEL, CONFIG, schedule=SHORT, batch_size=batch)
+    device = ensdiff.train(data, code, MODEL, CONFIG, schedule=SHORT, batch_size=batch, pipeline="device")
     samples = ensdiff.sample(params, 0, n, steps=3)
     return {
         "params": hosts.fetch(params.params),
+        "params of the device pipeline": hosts.fetch(device.params),
         "samples": np.asarray(samples.images),
         "jacobian": ensdiff.jacobian(params, samples),
         "predictions": hosts.fetch(ensdiff.predict(params, np.asarray(samples.images), 3)),
     }
+
+
+def device_pipeline():
+    """Train on data in device memory, with calls of several steps whose number the processes agree on."""
+    import ensdiff
+    from ensdiff import hosts
+    from tests.helpers import CODE, SHORT, blobs
+    from tests.training.test_train import CONFIG, MODEL
+
+    data = ensdiff.data.arrays(blobs())
+    params = ensdiff.train(
+        data, CODE, MODEL, CONFIG, schedule=SHORT, steps=12, checkpoint_every=12, pipeline="device", progress=False
+    )
+    return hosts.fetch(params.params)
 
 
 def primitives(apart):

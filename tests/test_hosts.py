@@ -15,7 +15,8 @@ import ensdiff
 from ensdiff import hosts
 from ensdiff.data import Splits, batch_indices
 from ensdiff.ensemble.mesh import make_mesh
-from ensdiff.training.loop import TrainConfig, init_state, make_batch
+from ensdiff.training.host import make_batch
+from ensdiff.training.loop import TrainConfig, init_state
 from experiments import processes
 from tests.helpers import CODE, TINY, blobs
 

@@ -172,6 +172,13 @@ def test_work_that_does_not_divide(team, devices, batch, n):
     close(first, expected, rtol=1e-3, atol=1e-4)
 
 
+def test_the_device_pipeline_on_two_processes(team):
+    """Each process places the lists of its own members; the parameters are bit for bit those of one process."""
+    (expected,) = team(1, 2)("device_pipeline")
+    for each in team(2, 1)("device_pipeline"):
+        same(each, expected)
+
+
 def test_one_device_gives_the_same_to_rounding(one, team, tmp_path):
     """Another number of devices changes the program on each device, so float rounding differs."""
     found = team()("everything", run_dir=tmp_path / "run", steps=4, until="samples")[0]

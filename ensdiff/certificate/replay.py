@@ -21,8 +21,8 @@ from ensdiff.runs.description import from_description
 from ensdiff.runs.environment import environment
 from ensdiff.runs.layout import FLAT
 from ensdiff.training.execution import Execution
-from ensdiff.training.loop import stepper
 from ensdiff.training.step import TrainState, init_state
+from ensdiff.training.stepper import stepper
 
 
 def start_of_replay(run: Run, steps: int) -> int:
@@ -63,12 +63,17 @@ def replay(run: Run, aligned: Dataset, members: list[int], steps: int) -> tuple[
     for first, last, place in _segments(run, start):
         mesh = _mesh(place)
         model, schedule, config = run.ensemble.model, run.ensemble.schedule, run.config
-        call = stepper(aligned, splits, model, schedule, config, mesh, _execution(run, first, place))
+        execution, whole = _execution(run, first, place), range(first, last)
         state = _state(run, start, mesh) if state is None else on_mesh(state, mesh)
-        for step in range(first, last):
-            state, _ = call(state, step, 1)
-            if step + 1 in run.steps:
-                differences += _compare(run, step + 1, state, members)
+        step = first
+        with stepper(aligned, splits, model, schedule, config, mesh, execution, whole) as (call, most):
+            while step < last:
+                kept = min(kept for kept in run.steps if kept > step)
+                count = min(most, kept - step, last - step)
+                state, _ = call(state, step, count)
+                step += count
+                if step in run.steps:
+                    differences += _compare(run, step, state, members)
         other = [
             f"{name}: {place.get(name)!r}, here {value!r}"
             for name, value in environment(mesh).items()

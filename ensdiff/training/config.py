@@ -28,8 +28,12 @@ class TrainConfig:
         sample_every: steps between grids of samples; 0 writes none.
         keep: number of newest checkpoints to keep.
         keep_every: also keep checkpoints at multiples of this number of steps; 0 keeps none.
-        steps_per_call: steps per call of the compiled program. With more than 1, an accelerator need not wait for the
-            host between steps; losses are then checked once per call.
+        pipeline: where batches are made. ``"host"``: a thread of the host makes and places them, one step per call.
+            ``"device"``: the data are in the devices' memory, and one call makes many steps. ``"auto"`` is
+            ``"device"`` on accelerators if the data take at most a quarter of a device's memory
+            (`ensdiff.training.device.fits`), and ``"host"`` otherwise and on CPUs.
+        steps_per_call: with ``"device"``, the number of steps per call, at most 1024; 0 chooses it from the measured
+            time per step, so that a call takes about half a second. Losses are checked once per call.
 
     >>> config = ensdiff.TrainConfig(steps=200, learning_rate=1e-3, decay="cosine")
     >>> config.steps, config.decay
@@ -50,16 +54,19 @@ class TrainConfig:
     sample_every: int = 0
     keep: int = 3
     keep_every: int = 0
-    steps_per_call: int = 1
+    pipeline: Literal["auto", "host", "device"] = "auto"
+    steps_per_call: int = 0
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep", "steps_per_call"):
+        for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
         for name in ("warmup", "sample_every", "clip", "keep_every"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}: expected 0 (none) or more")
+        if self.steps_per_call < 0:
+            raise ValueError(f"steps_per_call={self.steps_per_call}: expected 0 (measured) or more")
         if self.keep_every % self.checkpoint_every:
             raise ValueError(
                 f"keep_every={self.keep_every}: expected a multiple of checkpoint_every={self.checkpoint_every}, "
@@ -91,15 +98,15 @@ class TrainConfig:
         return found
 
     def steps_to_stop(self, done: int) -> int:
-        """Return the number of steps of the next call: at most up to the next checkpoint, grid of samples or the end.
+        """Return the number of steps up to the next checkpoint, grid of samples or the end, where calls must end.
 
-        >>> TrainConfig(steps=50, checkpoint_every=20, steps_per_call=8).steps_to_stop(16)
+        >>> TrainConfig(steps=50, checkpoint_every=20).steps_to_stop(16)
         4
         """
         stops = [self.steps - done, self.checkpoint_every - done % self.checkpoint_every]
         if self.sample_every:
             stops.append(self.sample_every - done % self.sample_every)
-        return min(self.steps_per_call, *stops)
+        return min(stops)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +146,7 @@ def decisive(train: Mapping[str, Any]) -> dict[str, Any]:
     >>> sorted(decisive({"seed": 0, "keep": 3, "steps": 40, "decay": "constant"}))
     ['decay', 'seed']
     """
-    free = {"log_every", "checkpoint_every", "sample_every", "keep", "keep_every"}
+    free = {"log_every", "checkpoint_every", "sample_every", "keep", "keep_every", "pipeline", "steps_per_call"}
     if train.get("decay") == "constant":
         free.add("steps")  # with cosine decay the number of steps shapes the learning rate
     return {name: value for name, value in train.items() if name not in free}

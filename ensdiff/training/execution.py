@@ -85,16 +85,20 @@ class Execution:
 
 
 def repeatable(
-    lines: Iterable[Mapping[str, Any] | None], today: Mapping[str, Any], model: UNetConfig
+    lines: Iterable[Mapping[str, Any] | None],
+    today: Mapping[str, Any],
+    model: UNetConfig,
+    pipeline: Literal["auto", "host", "device"] = "auto",
 ) -> Execution | None:
     """Return the execution that a resumed run repeats, or None if it has to be chosen.
 
-    It is that of the newest line with today's environment, unless the model's settings ask for something else.
+    It is that of the newest line with today's environment, unless the settings ask for something else.
 
     Args:
         lines: what `ensdiff.runs.logs.read_environments` returns.
         today: the value of `ensdiff.runs.environment.environment`.
         model: the model; a setting that is not ``"auto"`` asks for itself, and ``conv`` for its size of groups too.
+        pipeline: the setting of `ensdiff.TrainConfig`; it asks for itself unless it is ``"auto"``.
 
     Raises:
         ValueError: the record of that line is not one that this version can repeat.
@@ -104,7 +108,7 @@ def repeatable(
         if {name: value for name, value in line.items() if name not in ("step", "execution")} == today:
             found = Execution.from_record(line, model)
             stack = "auto" if model.conv == "auto" else Execution.of(model).stack
-            asked = {"conv": model.conv, "stack": stack, "attention": model.attention}
+            asked = {"conv": model.conv, "stack": stack, "attention": model.attention, "pipeline": pipeline}
             same = all(value in ("auto", getattr(found, name)) for name, value in asked.items())
             return found if same else None
     return None

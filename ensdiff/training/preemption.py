@@ -1,10 +1,11 @@
 """Stopping on request: SIGTERM or SIGINT ends training with a checkpoint, on all processes at the same step.
 
 A preempted or expiring job gets SIGTERM, and SIGKILL some seconds later; Ctrl-C sends SIGINT. `on_signals` yields a
-function that the training loop calls after every step to learn whether to stop.
+function that the training loop calls after every call of the compiled program to learn whether to stop.
 """
 
 import contextlib
+import itertools
 import os
 import signal
 import threading
@@ -36,10 +37,11 @@ class Preempted(RuntimeError):
 def on_signals() -> Iterator[Callable[[int], bool]]:
     """Catch SIGTERM and SIGINT, and yield a function for the argument ``stop`` of `ensdiff.train`.
 
-    The function takes the number of steps done. Every process must call it after every step, and it returns True on all
-    processes at the same step. A second SIGINT interrupts at once (KeyboardInterrupt). The function only returns True
-    in the main thread, because other threads cannot catch signals. With several processes it also needs JAX's
-    preemption service; without it, the function always returns False and signals keep their usual effect.
+    The function takes the number of steps done. Every process must call it equally often, as the training loop does,
+    and it returns True on all processes at the same call. A second SIGINT interrupts at once (KeyboardInterrupt). The
+    function only returns True in the main thread, because other threads cannot catch signals. With several processes it
+    also needs JAX's preemption service; without it, the function always returns False and signals keep their usual
+    effect.
     """
     if threading.current_thread() is not threading.main_thread():
         yield _never
@@ -73,7 +75,7 @@ def _routed() -> Iterator[Callable[[int], bool]]:
     """Yield the function for several processes: JAX's coordination service passes SIGTERM on and agrees on a step."""
     from jax.experimental.multihost_utils import reached_preemption_sync_point
 
-    count = [0]
+    count, calls = [0], itertools.count()
 
     def pass_on(_number: int, _frame: object) -> None:
         count[0] += 1
@@ -83,6 +85,7 @@ def _routed() -> Iterator[Callable[[int], bool]]:
 
     before = signal.signal(signal.SIGINT, pass_on)
     try:
-        yield reached_preemption_sync_point
+        # the service names one of these numbers, so that none may be left out, as numbers of steps are
+        yield lambda _step: reached_preemption_sync_point(next(calls))
     finally:
         signal.signal(signal.SIGINT, before)

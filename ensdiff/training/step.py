@@ -185,52 +185,29 @@ def _train_step(
     value_range,
     update: Callable,
 ) -> Callable[..., tuple[TrainState, StepMetrics]]:
-    local_step = _local_step(model, _member_step(model, schedule, settings, mesh, value_range, update))
+    step = local_step(model, schedule, settings, mesh, value_range, update)
     in_specs = P("member"), P("member", "data"), P(), P()
-    return per_device(local_step, mesh, in_specs, (P("member"), P("member")), donate=0)
+    return per_device(step, mesh, in_specs, (P("member"), P("member")), donate=0)
 
 
-def _local_step(model: UNetConfig, member_step: Callable) -> Callable:
-    def local_step(state_K, batch_K, step, seed):
+def local_step(
+    model: UNetConfig,
+    schedule: Schedule,
+    settings: StepSettings,
+    mesh: Mesh | AbstractMesh,
+    value_range: tuple[float, float],
+    update: Callable = member_update,
+) -> Callable[..., tuple[TrainState, StepMetrics]]:
+    """Return the step of one device's members on its part of their batches: ``(state, batch, step, seed)``.
+
+    It must be called where the mesh's axes have names, as `ensdiff.ensemble.compiling.per_device` calls functions.
+    """
+    member_step = _member_step(model, schedule, settings, mesh, value_range, update)
+
+    def step_of_members(state_K, batch_K, step, seed):
         members = len(batch_K.mask_KB)
         member_K = jax.lax.axis_index("member") * members + jnp.arange(members)
         one = functools.partial(member_step, step=step, seed=seed)
         return update_members(model, one, state_K, member_K, *batch_K)
 
-    return local_step
-
-
-def make_train_steps(
-    model: UNetConfig,
-    schedule: Schedule,
-    config: TrainConfig,
-    mesh: Mesh | AbstractMesh,
-    value_range: tuple[float, float] = (-1.0, 1.0),
-) -> Callable[..., tuple[TrainState, StepMetrics]]:
-    """Return a program for up to ``steps_per_call`` steps: ``(state, batches, step, count, seed) -> (state, metrics)``.
-
-    Batches and metrics have a leading axis of ``config.steps_per_call`` steps, of which only the first ``count`` are
-    made. So one program, with the same bits, serves every count.
-    """
-    model = Execution.of(model).apply_to(model)
-    return _train_steps(model, schedule, StepSettings.of(config), mesh, value_range)
-
-
-@functools.lru_cache(maxsize=16)
-def _train_steps(
-    model: UNetConfig, schedule: Schedule, settings: StepSettings, mesh: Mesh | AbstractMesh, value_range
-) -> Callable[..., tuple[TrainState, StepMetrics]]:
-    local_step = _local_step(model, _member_step(model, schedule, settings, mesh, value_range, member_update))
-
-    def local_steps(state_K, batch_SK, first, count, seed):
-        zeros_SK = jnp.zeros(batch_SK.mask_KB.shape[:2])
-
-        def one(i, carry):
-            state_K, metrics = carry
-            state_K, new = local_step(state_K, jax.tree.map(lambda a: a[i], batch_SK), first + i, seed)
-            return state_K, jax.tree.map(lambda all_S, now: all_S.at[i].set(now), metrics, new)
-
-        return jax.lax.fori_loop(0, count, one, (state_K, StepMetrics(zeros_SK, zeros_SK)))
-
-    in_specs = P("member"), P(None, "member", "data"), P(), P(), P()
-    return per_device(local_steps, mesh, in_specs, (P("member"), P(None, "member")), donate=0)
+    return step_of_members

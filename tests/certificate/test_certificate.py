@@ -710,7 +710,7 @@ def test_changed_parameters_are_named_by_member(run_dir, tmp_path, record_proper
 
 def leaky(monkeypatch, step, member):
     """Make the trainer show the forgotten unit to a survivor once, without a trace in its streams."""
-    module = sys.modules["ensdiff.training.loop"]
+    module = sys.modules["ensdiff.training.host"]
     plain = module.make_batch
 
     def make_batch(data, splits, config, at, *block):
@@ -824,7 +824,7 @@ def test_replay_repeats_the_recorded_execution(copied, monkeypatch):
     plain = module.stepper
 
     def noted(*args):
-        used.append(args[-1])
+        used.append(args[-2])
         return plain(*args)
 
     monkeypatch.setattr(module, "stepper", noted)

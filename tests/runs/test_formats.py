@@ -40,7 +40,9 @@ def update_of_a_tree(settings, state, gradient_P, step):
 
 def train_in_format_2(monkeypatch, data, run_dir, steps):
     """Train with the optimiser and write with the layout of format 2."""
-    loop, description = sys.modules["ensdiff.training.loop"], sys.modules["ensdiff.runs.description"]
+    loop, host, description = (
+        sys.modules[f"ensdiff.{name}"] for name in ("training.loop", "training.host", "runs.description")
+    )
     init_state = loop.init_state
 
     def init(model, image_shape, members, config, mesh):
@@ -52,7 +54,7 @@ def train_in_format_2(monkeypatch, data, run_dir, steps):
     with monkeypatch.context() as patch:
         patch.setattr(description, "FORMAT", 2)
         patch.setattr(loop, "init_state", init)
-        patch.setattr(loop, "make_train_step", lambda *args: make_train_step(*args, update=update_of_a_tree))
+        patch.setattr(host, "make_train_step", lambda *args: make_train_step(*args, update=update_of_a_tree))
         ensdiff.train(data, CODE, MODEL, run_dir=run_dir, steps=steps, **OPTIONS)
 
 

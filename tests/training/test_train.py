@@ -16,7 +16,8 @@ from ensdiff.ensemble import memory
 from ensdiff.ensemble.flat import ravel
 from ensdiff.ensemble.mesh import on_mesh
 from ensdiff.training.config import StepSettings, TrainConfig, seed_of
-from ensdiff.training.loop import make_batch
+from ensdiff.training.device import make_device_steps
+from ensdiff.training.host import make_batch
 from ensdiff.training.step import Batch, init_state, make_train_step, member_update, step_keys
 from tests.helpers import CODE, SHORT, TINY, blobs
 
@@ -231,15 +232,15 @@ def test_one_compilation():
     assert len(compiled) == first > 0
 
 
-@pytest.mark.parametrize("name", ["make_train_step", "make_train_steps"])
-def test_configs_share_a_program_unless_a_setting_enters_it(name):
-    """Seed, steps, batch size and intervals do not change the program; with a cosine schedule the steps do."""
-    module, mesh = sys.modules["ensdiff.training.step"], ensdiff.make_mesh(4, devices=jax.devices()[:1])
+@pytest.mark.parametrize("make", [make_train_step, make_device_steps])
+def test_configs_share_a_program_unless_a_setting_enters_it(make):
+    """Seed, steps and intervals do not change the program; with a cosine schedule the steps do."""
+    mesh = ensdiff.make_mesh(4, devices=jax.devices()[:1])
 
     def program(config, **other):
-        return getattr(module, name)(MODEL, SHORT, dataclasses.replace(config, **other), mesh)
+        return make(MODEL, SHORT, dataclasses.replace(config, **other), mesh)
 
-    free = dict(seed=7, steps=9, log_every=5, checkpoint_every=7, keep=2, sample_every=3, batch_size=2)
+    free = dict(seed=7, steps=9, log_every=5, checkpoint_every=7, keep=2, sample_every=3, pipeline="device")
     for option, value in free.items():
         assert program(CONFIG, **{option: value}) is program(CONFIG), option
     changes = dict(learning_rate=2e-2, warmup=2, clip=0.1, ema=0.5, flip=True, decay="cosine")
@@ -302,18 +303,6 @@ def test_train_writes_a_run_that_loads_and_resumes_bit_for_bit(tmp_path):
     assert text["data"]["units"] == 6
 
 
-def test_several_steps_a_call_are_the_same_steps(tmp_path):
-    """Results agree up to rounding, and bit for bit for any number of steps per call, so a run can stop anywhere."""
-    data = ensdiff.data.arrays(blobs())
-    options = dict(schedule=SHORT, progress=False, steps=5)
-    one = ensdiff.train(data, CODE, MODEL, CONFIG, **options)
-    many = ensdiff.train(data, CODE, MODEL, CONFIG, **options, steps_per_call=3, run_dir=tmp_path, checkpoint_every=4)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), one.params, many.params)
-    assert [line["step"] for line in ensdiff.read_metrics(tmp_path)] == [1, 2, 3, 4, 5]
-    other = ensdiff.train(data, CODE, MODEL, CONFIG, **options, steps_per_call=3, checkpoint_every=1)
-    assert same_members(many.params, other.params).all()
-
-
 def test_old_checkpoints_are_dropped(tmp_path):
     data = ensdiff.data.arrays(blobs())
     config = dataclasses.replace(CONFIG, checkpoint_every=1, keep=2)
@@ -331,7 +320,7 @@ def test_divergence_names_member_and_step_and_keeps_the_checkpoint(tmp_path, mon
             mask[2, 0] = np.inf
         return batch._replace(mask_KB=mask)
 
-    monkeypatch.setattr(sys.modules["ensdiff.training.loop"], "make_batch", poisoned)
+    monkeypatch.setattr(sys.modules["ensdiff.training.host"], "make_batch", poisoned)
     with pytest.raises(ensdiff.DivergedError, match=r"member 2 diverged at step 3.*checkpoint is step 2"):
         ensdiff.train(data, CODE, MODEL, CONFIG, schedule=SHORT, progress=False, run_dir=tmp_path, steps=9)
     loaded = ensdiff.load(tmp_path)
@@ -367,6 +356,8 @@ def test_save_and_load_without_training(tmp_path, tiny):
     (dict(ema=1.0), "decay in"),
     (dict(decay="linear"), "one of 'constant', 'cosine'"),
     (dict(clip=-1.0), "clip=-1.0"),
+    (dict(steps_per_call=-1), "steps_per_call=-1"),
+    (dict(pipeline="tape"), "one of 'auto', 'host', 'device'"),
 ])  # fmt: skip
 def test_bad_settings(options, message):
     with pytest.raises(ValueError, match=message):
