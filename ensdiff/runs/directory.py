@@ -280,7 +280,7 @@ class RunDirectory:
         except Exception as error:
             assert self.path is not None
             steps = steps_of(self.path) if self.path.exists() else []
-            kept = f"checkpoint {steps[-1]} is kept; set resume to go on there" if steps else "no checkpoint is kept"
+            kept = f"checkpoint {steps[-1]} is kept; set resume to continue there" if steps else "no checkpoint is kept"
             why = explain(error, self.path)
             let_go(error)
             raise OSError(f"{what} of {self.path} could not be written: {why}; {kept}") from error

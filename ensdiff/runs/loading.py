@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
 from ensdiff import hosts
 from ensdiff.ensemble.ensemble import Ensemble
@@ -66,25 +65,15 @@ def load(
         shapes = abstract_params(params.model, params.image_shape, params.members)
         part = "ema" if average and checkpoint.description.get("average") else "params"
         if members is not None:
-            chosen = _check_members(members, params.members)
-            some = read_members(checkpoint, part, shapes, chosen)
-            code = params.code.only(chosen)
-            return dataclasses.replace(params, params=on_mesh(some, make_mesh(len(chosen))), code=code)
+            code = params.code.only(members)
+            some = read_members(checkpoint, part, shapes, members)
+            return dataclasses.replace(params, params=on_mesh(some, make_mesh(code.members)), code=code)
         abstract = {**left_on_disk(checkpoint), part: _on_devices(shapes, params.members)}
         return dataclasses.replace(params, params=read_arrays(checkpoint, abstract)[part])
     except DamagedError as error:
         others = [str(other) for other in steps if other != step]
         more = f"the run also has checkpoint {', '.join(others)} (step=...)" if others else "it has no other"
         raise DamagedError(f"{error}; {more}") from error
-
-
-def _check_members(members: Sequence[int], count: int) -> list[int]:
-    chosen = np.asarray(members)
-    if chosen.ndim != 1 or not len(chosen) or chosen.dtype.kind not in "iu" or len(set(chosen.tolist())) < len(chosen):
-        raise ValueError(f"members={members!r}: expected distinct numbers, 0 .. {count - 1}")
-    if chosen.min() < 0 or chosen.max() >= count:
-        raise ValueError(f"members={chosen.tolist()}: the run has members 0 .. {count - 1}")
-    return chosen.tolist()
 
 
 def _on_devices(abstract: Any, members: int) -> Any:
