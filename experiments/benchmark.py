@@ -6,6 +6,7 @@ median of the ratios within each turn. Without PyTorch and diffusers, the compar
 Examples:
   python -m experiments.benchmark --quick
   python -m experiments.benchmark --repeats=3 --out=benchmarks
+  python -m experiments.benchmark --tables=pytorch --networks=small,cifar --ways=eager,bf16+graph  (on a GPU)
   python -m experiments.benchmark --tables=compilation,devices --members=8 --channels=32
 """
 
@@ -17,6 +18,7 @@ import pathlib
 import platform
 import resource
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from absl import flags
@@ -24,7 +26,7 @@ from absl import flags
 import ensdiff
 from ensdiff.report import Table
 from experiments import common
-from experiments.benchmarks.jobs import Setting
+from experiments.benchmarks.jobs import NETWORKS, Setting
 from experiments.benchmarks.tables import (
     Effort,
     against_pytorch,
@@ -36,6 +38,7 @@ from experiments.benchmarks.tables import (
     layers,
     strategies,
 )
+from experiments.benchmarks.ways import BY_DEFAULT, choose
 from experiments.tables import as_records, markdown
 
 
@@ -67,16 +70,38 @@ def choose_groups(asked: list[str], quick: bool, missing: list[str]) -> list[str
     return list(dict.fromkeys("rates" if name == "pytorch" else name for name in groups))
 
 
+def choose_networks(
+    names: list[str], channels: list[str], members: int | None, side: int | None, quick: bool
+) -> dict[str, Setting]:
+    """Return the sizes to measure, by name: named networks, or widths of the small network.
+
+    Raises:
+        ValueError: a name is unknown, or names and widths are given together.
+    """
+    if names and channels:
+        raise ValueError("--networks and --channels exclude each other: a network has its own width")
+    if set(names) - set(NETWORKS):
+        raise ValueError(f"--networks={','.join(names)}: expected some of {', '.join(NETWORKS)}")
+    widths = [int(c) for c in channels] or ([32] if quick else [32, 64])
+    found = {name: NETWORKS[name] for name in names} or {
+        f"{width} channels": dataclasses.replace(NETWORKS["small"], channels=width) for width in widths
+    }
+    given: dict[str, Any] = {"members": members if members is not None or not quick else 8, "side": side}
+    if quick:
+        given |= {"factual_steps": 2, "jacobian": 1, "landscape": (8, 8), "loss": (4, 8)}
+    changes = {name: value for name, value in given.items() if value is not None}
+    return {name: dataclasses.replace(setting, **changes) for name, setting in found.items()}
+
+
 def main() -> None:
     """Measure, print and write."""
     f = flags.FLAGS
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leave memory to PyTorch on a GPU
     jax.config.update("jax_enable_compilation_cache", False)  # so that compile times are the compiler's
-    channels = tuple(int(c) for c in f.channels) or ((32,) if f.quick else (32, 64))
-    members = f.members if f.members is not None else 8 if f.quick else 16
-    setting = Setting(members=members, side=f.side, channels=channels[0])
-    if f.quick:
-        setting = dataclasses.replace(setting, factual_steps=2, jacobian=1, landscape=(8, 8))
-    effort = Effort(setting, repeats=f.repeats or (3 if f.quick else 7), channels=channels, quick=f.quick)
+    networks = choose_networks(f.networks, f.channels, f.members, f.side, f.quick)
+    setting = next(iter(networks.values()))
+    choose("cuda" if jax.default_backend() == "gpu" else "cpu", "train", f.ways)  # refuse unknown ways at once
+    effort = Effort(setting, f.repeats or (3 if f.quick else 7), networks, tuple(f.ways), f.quick)
     print(machine(), flush=True)
     missing = [name for name in ("torch", "diffusers", "safetensors") if importlib.util.find_spec(name) is None]
     for name in choose_groups(f.tables, f.quick, missing):
@@ -95,7 +120,7 @@ def main() -> None:
 
 
 GROUPS: dict[str, Callable[[Effort], list[Table]]] = {
-    "pytorch": lambda effort: [against_pytorch(effort)],
+    "pytorch": against_pytorch,
     "rates": lambda effort: [flop_rates(effort)],
     "compilation": lambda effort: [compilation(effort)],
     "strategies": strategies,
@@ -110,8 +135,19 @@ def define_flags() -> None:
     """Define the command line."""
     flags.DEFINE_bool("quick", False, "Under 5 minutes on 2 cores: one width, 8 members, fewer repeats, two tables.")
     flags.DEFINE_integer("members", None, "Members K, at least 1; by default 16 (8 with --quick).", lower_bound=1)
-    flags.DEFINE_integer("side", 28, "Height and width of the images.")
-    flags.DEFINE_list("channels", [], "Widths of the U-Net, by default 32,64 (32 with --quick).")
+    flags.DEFINE_integer("side", None, "Height and width of the images; by default that of the network (28).")
+    flags.DEFINE_list("channels", [], "Widths of the small network, by default 32,64 (32 with --quick).")
+    flags.DEFINE_list(
+        "networks",
+        [],
+        f"Named networks instead of widths, of {', '.join(NETWORKS)}. All but small are for accelerators.",
+    )
+    flags.DEFINE_list(
+        "ways",
+        [],
+        f"Ways of PyTorch to compare with; by default {', '.join(BY_DEFAULT['cpu'])} on a CPU, and all on a GPU. "
+        "docs/performance.md lists them.",
+    )
     flags.DEFINE_integer("repeats", None, "Timings of each alternative; by default 7 (3 with --quick).")
     flags.DEFINE_list(
         "tables",

@@ -11,7 +11,7 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -150,7 +150,7 @@ def save(
         raise FileExistsError(f"{root} already holds files; choose a new folder")
     name = FILES[0] if format == "safetensors" else "pytorch_model.bin"
     text = json.dumps(options, indent=2) + "\n"
-    for k, state in enumerate(unstack(params, _style(params.model))):
+    for k, state in enumerate(state_dicts(params)):
         shard = root / f"Shard{k}"
         shard.mkdir(parents=True)
         write_state_dict(shard / name, state)
@@ -161,6 +161,11 @@ def save(
         np.save(root / MATRIX, params.code.matrix())
     written = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params.params)
     write_sealed(root / DESCRIPTION, describe(params) | {"sums": {"params": all_sums(written)}})
+
+
+def state_dicts(params: Ensemble) -> Iterator[dict[str, np.ndarray]]:
+    """Yield the parameters of every member under the names that `UNet2DModel` gives them, float32."""
+    return unstack(params, _style(params.model))
 
 
 def _check_matrix(root: pathlib.Path, code: Code) -> None:

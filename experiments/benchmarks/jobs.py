@@ -1,8 +1,10 @@
-"""The four jobs that are timed: a training step, factual sampling, an exact landscape and the Jacobian."""
+"""The jobs that are timed: a training step, factual sampling, an exact landscape, the Jacobian and the loss matrix."""
 
 import dataclasses
 import math
+import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 import ensdiff
 from ensdiff.attribution import differential
-from ensdiff.ensemble.members import init_params
+from ensdiff.ensemble.members import abstract_params
 from ensdiff.ensemble.memory import Resources
 from ensdiff.ensemble.mesh import make_mesh, on_mesh
 from ensdiff.planning.flops import jacobian_step_flops, landscape_step_flops, train_step_flops
@@ -25,11 +27,32 @@ LEVELS = 1000
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """The sizes of the timed jobs. ``landscape`` is (units, samples); steps are the timed steps of the sampler."""
+    """The sizes of the timed jobs. Steps are the timed steps of the sampler.
+
+    Args:
+        members: K.
+        channels: width of the U-Net.
+        multipliers: widths of its levels as multiples of ``channels``; the second level has attention.
+        side: height and width of the images.
+        colours: channels of the images.
+        batch: training images per member.
+        factual: samples of the whole ensemble.
+        factual_steps: their steps.
+        landscape: (units, samples).
+        landscape_steps: steps of every state of the landscape.
+        jacobian: samples whose Jacobian is computed.
+        jacobian_steps: their steps.
+        loss: (images, draws per image).
+        conv: how members are computed, as in `ensdiff.UNetConfig`.
+        stack: members that are computed together, likewise.
+        dtype: dtype of the layers, ``"float32"`` or ``"bfloat16"``.
+    """
 
     members: int = 16
     channels: int = 32
+    multipliers: tuple[int, ...] = (1, 2)
     side: int = 28
+    colours: int = 1
     batch: int = 16
     factual: int = 16
     factual_steps: int = 5
@@ -37,22 +60,27 @@ class Setting:
     landscape_steps: int = 1
     jacobian: int = 2
     jacobian_steps: int = 1
+    loss: tuple[int, int] = (8, 16)
     conv: str = "auto"
+    stack: int = 0
+    dtype: str = "float32"
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Return (H, W, C)."""
-        return self.side, self.side, 1
+        return self.side, self.side, self.colours
 
     @property
     def model(self) -> ensdiff.UNetConfig:
         """Return a U-Net that `diffusers.UNet2DModel` can also represent.
 
-        It has two levels, with attention in the lower one and 8 channels per head.
+        The second level, if there is one, has attention, with 8 channels per head.
         """
         return ensdiff.UNetConfig(
-            channels=self.channels, multipliers=(1, 2), attention_levels=(1,), head_channels=8, norm_groups=16,
-            time_layout="cos_sin", conv=self.conv,  # type: ignore[arg-type]
+            image_channels=self.colours, channels=self.channels, multipliers=self.multipliers,
+            attention_levels=(1,) if len(self.multipliers) > 1 else (),
+            head_channels=8, norm_groups=16, time_layout="cos_sin", conv=self.conv,  # type: ignore[arg-type]
+            stack=self.stack, compute_dtype=self.dtype,  # type: ignore[arg-type]
         )  # fmt: skip
 
     @property
@@ -65,23 +93,50 @@ class Setting:
         return ensdiff.SamplerConfig("ddim", steps, clip=False)
 
 
+NETWORKS = {
+    "small": Setting(),
+    "cifar": Setting(channels=64, multipliers=(1, 2, 2), side=32, colours=3, batch=64),
+    "paper": Setting(members=20, channels=128, multipliers=(1, 2, 2, 2), side=32, colours=3, batch=128),
+}
+"""The sizes that are compared. "paper" is the network of CIFAR-10 at the scale of the method's papers."""
+
+
 def ensemble(setting: Setting) -> ensdiff.Ensemble:
-    """Return an untrained ensemble, because times do not depend on the weights."""
+    """Return an untrained ensemble, because times do not depend on the weights.
+
+    NumPy draws them, which takes no compilation: those of one member, which the others hold in another order.
+    """
     K, weight = setting.members, setting.members // 2
     units = min(setting.landscape[0], math.comb(K, weight))
     code = ensdiff.Code.balanced(K, units, weight) if K > 1 else ensdiff.Code.from_matrix([[1]])
-    params = init_params(setting.model, setting.image_shape, setting.members, 0)
-    # the last layer is initialised to zero: add noise, so that comparing results is meaningful
-    noisy = jax.tree.map(lambda a: a + 0.02 * jax.random.normal(jax.random.key(a.size), a.shape), params)
-    return ensdiff.Ensemble(noisy, code, setting.model, ensdiff.Schedule(timesteps=LEVELS), setting.image_shape)
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        one = leaf.shape[1:]
+        scale = 1 / math.sqrt(math.prod(one[:-1])) if len(one) > 1 else 0.02
+        values = scale * rng.standard_normal(math.prod(one), np.float32) + (path[-1].key == "scale")
+        return jnp.asarray(np.stack([np.roll(values, k) for k in range(K)]).reshape(leaf.shape), leaf.dtype)
+
+    shapes = abstract_params(setting.model, setting.image_shape, K)
+    params = jax.tree.map_with_path(draw, shapes)
+    return ensdiff.Ensemble(params, code, setting.model, ensdiff.Schedule(timesteps=LEVELS), setting.image_shape)
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A function to time, which returns its result, and its number of floating-point operations."""
+    """A function to time.
+
+    Args:
+        call: does the work, waits for it and returns its result.
+        flops: floating-point operations of one call; 0 if nobody counted them.
+        compile_seconds: compile time, where it is known apart from the first call.
+        memory: bytes per device of the program's arguments and temporaries, where they are known.
+    """
 
     call: Callable[[], np.ndarray]
-    flops: int
+    flops: int = 0
+    compile_seconds: float | None = None
+    memory: int | None = None
 
 
 def train_job(setting: Setting, params: ensdiff.Ensemble, mesh: Mesh | None = None) -> Job:
@@ -92,14 +147,19 @@ def train_job(setting: Setting, params: ensdiff.Ensemble, mesh: Mesh | None = No
     shape = setting.members, setting.batch
     images = np.random.default_rng(0).integers(0, 256, (*shape, *setting.image_shape), np.uint8)
     batch = on_mesh(Batch(images, np.ones(shape, np.float32)), mesh, P("member", "data"))
-    step = make_train_step(setting.model, params.schedule, setting.train, mesh)
+    step: Any = make_train_step(setting.model, params.schedule, setting.train, mesh)
+    start = time.perf_counter()
+    compiled = step.lower(held[0], batch, np.int32(0), seed_of(setting.train)).compile()
+    seconds = time.perf_counter() - start
 
     def call():
-        held[0], metrics = step(held[0], batch, np.int32(0), seed_of(setting.train))
+        held[0], metrics = compiled(held[0], batch, np.int32(0), seed_of(setting.train))
         jax.block_until_ready(held[0])
         return np.asarray(metrics.loss_K)
 
-    return Job(call, train_step_flops(setting.model, setting.image_shape, *shape))
+    memory: Any = compiled.memory_analysis()
+    used = None if memory is None else memory.temp_size_in_bytes + memory.argument_size_in_bytes
+    return Job(call, train_step_flops(setting.model, setting.image_shape, *shape), seconds, used)
 
 
 def start_noise(setting: Setting, count: int, steps: int) -> np.ndarray:
@@ -155,4 +215,28 @@ def jacobian_job(setting: Setting, params: ensdiff.Ensemble) -> Job:
     return Job(lambda: differential.jacobian(params, samples), flops)
 
 
-JOBS = {"train": train_job, "factual": factual_job, "landscape": landscape_job, "jacobian": jacobian_job}
+def loss_images(setting: Setting) -> np.ndarray:
+    """Return the images (B, H, W, C) whose loss matrix is computed, in [0, 1]."""
+    return np.random.default_rng(2).random((setting.loss[0], *setting.image_shape), np.float32)
+
+
+def loss_draws(setting: Setting) -> ensdiff.LossConfig:
+    """Return the draws of the loss matrix, in two blocks."""
+    return ensdiff.LossConfig(draws=setting.loss[1], block=setting.loss[1] // 2)
+
+
+def loss_job(setting: Setting, params: ensdiff.Ensemble) -> Job:
+    """Build the job that computes the loss matrix R of each image, (B, K, K)."""
+    images, draws = loss_images(setting), loss_draws(setting)
+    evaluations = setting.members * setting.loss[0] * setting.loss[1]
+    flops = landscape_step_flops(setting.model, setting.image_shape, evaluations)
+    return Job(lambda: ensdiff.loss_matrix(params, images, 0, draws).mean_BKK, flops)
+
+
+JOBS = {
+    "train": train_job,
+    "factual": factual_job,
+    "landscape": landscape_job,
+    "jacobian": jacobian_job,
+    "loss": loss_job,
+}

@@ -2,9 +2,8 @@
 
 import dataclasses
 import functools
-import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -21,6 +20,7 @@ from ensdiff.models.conv import conv2d
 from ensdiff.report import Table
 from experiments.abstract import STEPS, Case
 from experiments.benchmarks import jobs
+from experiments.benchmarks.comparison import compare
 from experiments.benchmarks.jobs import Setting
 from experiments.benchmarks.timing import interleave, ratio
 from experiments.tables import table
@@ -30,11 +30,20 @@ GIGA = 1e9
 
 @dataclasses.dataclass(frozen=True)
 class Effort:
-    """The size of the benchmark: the setting, the repeats, the U-Net widths, and whether to keep it short."""
+    """The size of the benchmark.
+
+    Args:
+        setting: the sizes of all tables but the first.
+        repeats: timings of each alternative.
+        networks: the sizes that are compared with PyTorch, by name.
+        ways: names of PyTorch's ways (`ways.choose`); none means the usual ones.
+        quick: whether to keep it short.
+    """
 
     setting: Setting
     repeats: int
-    channels: tuple[int, ...]
+    networks: Mapping[str, Setting]
+    ways: tuple[str, ...]
     quick: bool
 
 
@@ -48,43 +57,49 @@ def spread(values: tuple[float, float, float]) -> str:
     return f"{values[0]:.2f} ({values[1]:.2f} to {values[2]:.2f})"
 
 
-def against_pytorch(effort: Effort) -> Table:
-    """Time whole jobs with ensdiff and with a PyTorch loop over members."""
+def against_pytorch(effort: Effort) -> list[Table]:
+    """Time whole jobs with ensdiff and with PyTorch, and return the ratios, and the times of every way."""
     import torch
 
-    from experiments.benchmarks import pytorch
-
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    rows = []
-    for channels in effort.channels:
-        setting = dataclasses.replace(effort.setting, channels=channels)
+    on_gpu = jax.default_backend() == "gpu"
+    dtypes, pause = (("float32", "bfloat16"), 0.0) if on_gpu else (("float32",), None)
+    every, best = [], []
+    for name, setting in effort.networks.items():
         params = jobs.ensemble(setting)
-        for name, make in jobs.JOBS.items():
-            ours, theirs = make(setting, params), pytorch.JOBS[name](setting, params)
-            seconds = interleave({"ensdiff": ours.call, "PyTorch": theirs.call}, effort.repeats)
-            row = {
-                "job": name,
-                "channels": channels,
-                "ensdiff ms": milliseconds(seconds["ensdiff"]),
-                "PyTorch ms": milliseconds(seconds["PyTorch"]),
-                "ratio (range)": spread(ratio(seconds, "ensdiff", "PyTorch")),
-                "ensdiff GFLOP/s": ours.flops / np.median(seconds["ensdiff"]) / GIGA,
-            }
-            if name != "train":  # in training the noise differs
-                got, want = ours.call(), theirs.call()
-                row["largest difference"] = f"{np.abs(got - want).max() / np.abs(want).max():.0e}"
-            rows.append(row)
-            print(row, flush=True)
+        for job in jobs.JOBS:
+            found = compare(
+                name, setting, job, repeats=effort.repeats, dtypes=dtypes, ways=list(effort.ways), pause=pause,
+                params=params,
+            )  # fmt: skip
+            every += found.rows
+            best.append(found.summary)
+            print(found.summary, flush=True)
+    sizes = "; ".join(f"{name}: {describe_setting(setting)}" for name, setting in effort.networks.items())
     s = effort.setting
-    note = (
-        f"K = {s.members}, {s.side}x{s.side}x1, batch {s.batch} per member, float32. factual: {s.factual} samples, "
-        f"{s.factual_steps} steps; landscape: {s.landscape[0]} units x {s.landscape[1]} samples, {s.landscape_steps} "
-        f"step; jacobian: {s.jacobian} samples, {s.jacobian_steps} step. PyTorch {torch.__version__}, "
-        f"{torch.get_num_threads()} threads. In the landscape, ensdiff evaluates "
-        f"{jobs.padding(s, jobs.ensemble(s)):.3f} times the necessary predictions (padding of batches). "
-        f"{describe(rates(effort))} {NOMINAL}"
+    padding = (
+        ""
+        if on_gpu
+        else (
+            f" In the landscape, ensdiff evaluates {jobs.padding(s, jobs.ensemble(s)):.3f} times the "
+            "necessary predictions (padding of batches)."
+        )
     )
-    return table("Against PyTorch, one member after another", rows, note)
+    note = (
+        f"{sizes}. PyTorch {torch.__version__}, {torch.get_num_threads()} threads. A ratio is the median over turns of "
+        f"ensdiff's time over that of the fastest PyTorch way.{padding} {describe(rates(effort))} {NOMINAL}"
+    )
+    return [table("Against PyTorch", best, note), table("Every way", every)]
+
+
+def describe_setting(s: Setting) -> str:
+    """Return the sizes of a setting as one clause."""
+    H, W, C = s.image_shape
+    return (
+        f"K = {s.members}, {H}x{W}x{C}, {s.channels} channels times {s.multipliers}, batch {s.batch} per member, "
+        f"factual {s.factual} samples, {s.factual_steps} steps, landscape {s.landscape[0]} units x {s.landscape[1]} "
+        f"samples, {s.landscape_steps} step, jacobian {s.jacobian} samples, {s.jacobian_steps} step, loss "
+        f"{s.loss[0]} images, {s.loss[1]} draws"
+    )
 
 
 def rates(effort: Effort) -> dict[str, float]:
