@@ -1,0 +1,1 @@
+"""Parts of `experiments.device`: the steps, the clock that bounds them, and the report."""
