@@ -16,6 +16,8 @@ from jax.sharding import PartitionSpec as P
 from ensdiff import Code, Ensemble, Schedule, TrainConfig, UNetConfig
 from ensdiff.attribution import differential
 from ensdiff.attribution.loss import block_step
+from ensdiff.codes.permute_jax import wide
+from ensdiff.data.splits_jax import Lists
 from ensdiff.diffusion.samplers import StepRule
 from ensdiff.ensemble.members import abstract_params
 from ensdiff.ensemble.memory import Resources
@@ -23,6 +25,7 @@ from ensdiff.ensemble.mesh import mesh_shape
 from ensdiff.planning.flops import jacobian_step_flops, landscape_step_flops, train_step_flops
 from ensdiff.sampling.denoise import STATES_AT_ONCE, Noise, plan, sampling_step
 from ensdiff.sampling.packing import Batches
+from ensdiff.training.device import DeviceData, make_device_steps
 from ensdiff.training.step import Batch, init_state, make_train_step
 
 GIB = 2**30
@@ -87,13 +90,17 @@ class Case:
 
 
 class Step(NamedTuple):
-    """A program: the function to compile, the shapes of its arguments, its FLOPs on one device, and its workload."""
+    """A program: the function to compile, the shapes of its arguments, its FLOPs on one device, and its workload.
+
+    ``iterations`` is the number of iterations in these FLOPs of a loop whose number of iterations is an argument.
+    """
 
     name: str
     function: Any
     arguments: tuple
     flops: int
     note: str
+    iterations: int | None = None
 
 
 def train_step(case: Case) -> Step:
@@ -110,6 +117,24 @@ def train_step(case: Case) -> Step:
     flops = train_step_flops(case.model, case.image_shape, case.local, share)
     arguments = (case.stacked(state), images, case.array((), jnp.int32), case.array((), jnp.uint32))
     return Step("train", function, arguments, flops, f"{case.local} members of {share} images per chip")
+
+
+def train_device_steps(case: Case) -> Step:
+    """Return the program of many training steps on data in device memory. The FLOPs are those of one step."""
+    K, N, mesh = case.members, case.units, case.mesh
+    one = train_step(case)
+    lists = Lists(
+        case.array((K, N), jnp.int32, P("member")),  # type: ignore[arg-type]
+        case.array((K,), jnp.uint32, P("member")),  # type: ignore[arg-type]
+        case.array((K, N), jnp.uint8, P("member")),  # type: ignore[arg-type]
+        case.array((N,), jnp.int32),  # type: ignore[arg-type]
+    )
+    data = DeviceData(case.array((N, *case.image_shape), jnp.uint8), lists)  # type: ignore[arg-type]
+    number = case.array((), jnp.int32)
+    seed = jax.tree.map(lambda word: case.array((), word.dtype), wide(case.train.seed))
+    function = make_device_steps(case.model, case.schedule, case.train, mesh)
+    note = f"{one.note}, {N} images in device memory"
+    return Step("train_device", function, (one.arguments[0], data, number, number, seed), one.flops, note, 1)
 
 
 def landscape_step(case: Case) -> Step:
@@ -182,6 +207,7 @@ def loss_step(case: Case) -> Step:
 
 STEPS: dict[str, Callable[[Case], Step]] = {
     "train": train_step,
+    "train_device": train_device_steps,
     "landscape": landscape_step,
     "jacobian": jacobian_step,
     "loss": loss_step,

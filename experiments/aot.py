@@ -10,7 +10,7 @@ Examples:
 Compiling for TPUs needs libtpu: pip install -e '.[aot]'. All figures are per device (a chip, or half a chip on v4).
 FLOPs count convolutions and matrix products: `analytic` is computed from the architecture (ensdiff.planning.flops),
 `lowered` is counted in the program, with each loop as often as it runs (the compiler's own count takes a loop's body
-once).
+once); of `train_device`, one step is counted. `--config.train.pipeline` does not matter here.
 """
 
 import dataclasses
@@ -99,7 +99,7 @@ def inspect(step: Step, platform: str, members: int, capacity: int | None) -> di
     """
     start = time.perf_counter()
     lowered = lower(step, platform)
-    program = read_lowered(lowered)
+    program = read_lowered(lowered, step.iterations)
     found: dict[str, Any] = {
         "step": step.name,
         "work": step.note,

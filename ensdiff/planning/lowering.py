@@ -91,15 +91,20 @@ class Program(NamedTuple):
         return sum(g > 1 and g % groups == 0 for g in self.groups)
 
 
-def read_lowered(lowered: jax.stages.Lowered) -> Program:
+def read_lowered(lowered: jax.stages.Lowered, iterations: int | None = None) -> Program:
     """Return the contents of a lowered program (``jax.jit(f).lower(...)``, for any platform).
 
+    Args:
+        lowered: the program.
+        iterations: the number of iterations to count for loops in which it is not a constant of the program, such as
+            an argument; by default these loops may hold no products or collectives.
+
     Raises:
-        ValueError: a product or collective is in a loop whose number of iterations is not a constant of the program.
+        ValueError: ``iterations`` is None, and a product or collective is in such a loop.
     """
     module: Any = lowered.compiler_ir("stablehlo")
     functions = {op.attributes["sym_name"].value: op for op in module.body.operations if "sym_name" in op.attributes}
-    found = list(_walk(functions["main"].operation, functions))
+    found = list(_walk(functions["main"].operation, functions, iterations))
     totals: dict[str, list[int]] = {}
     for item in found:
         if item.kind != "product":
@@ -146,24 +151,26 @@ class _Found(NamedTuple):
     groups: int = 0
 
 
-def _walk(op: Any, functions: dict[str, Any]) -> Iterator[_Found]:
+def _walk(op: Any, functions: dict[str, Any], iterations: int | None) -> Iterator[_Found]:
     """Yield the counted operations inside an operation, with the number of times each runs."""
     for region in op.regions:
         for block in region.blocks:
             for inner in block.operations:
-                yield from _visit(inner.operation, functions)
+                yield from _visit(inner.operation, functions, iterations)
 
 
-def _visit(op: Any, functions: dict[str, Any]) -> Iterator[_Found]:
+def _visit(op: Any, functions: dict[str, Any], iterations: int | None) -> Iterator[_Found]:
     if op.name == "func.call":
-        yield from _walk(functions[op.attributes["callee"].value].operation, functions)
+        yield from _walk(functions[op.attributes["callee"].value].operation, functions, iterations)
     elif op.name == "stablehlo.while":
-        inside = list(_walk(op, functions))
-        rounds = _rounds(op) if inside else 0
+        inside = list(_walk(op, functions, iterations))
+        rounds = _rounds(op, iterations) if inside else 0
         yield from (item._replace(times=item.times * rounds) for item in inside)
     elif op.name in ("stablehlo.case", "stablehlo.if"):
-        branches = [[f for b in region.blocks for o in b.operations for f in _visit(o.operation, functions)]
-                    for region in op.regions]  # fmt: skip
+        branches = [
+            [f for b in region.blocks for o in b.operations for f in _visit(o.operation, functions, iterations)]
+            for region in op.regions
+        ]
         yield from max(branches, key=lambda found: sum(f.times * f.size for f in found))  # the costliest
     elif op.name == "stablehlo.convolution":
         yield _convolution(op)
@@ -173,7 +180,7 @@ def _visit(op: Any, functions: dict[str, Any]) -> Iterator[_Found]:
     elif op.name in _STABLEHLO_COLLECTIVES:
         yield _Found(_STABLEHLO_COLLECTIVES[op.name], op, 1, sum(_bytes(result.type) for result in op.results))
     else:
-        yield from _walk(op, functions)
+        yield from _walk(op, functions, iterations)
 
 
 def _shape(value: Any) -> list[int]:
@@ -233,8 +240,11 @@ def _convolution(op: Any) -> _Found:
     return _Found("product", op, 1, padded, unpadded, groups)
 
 
-def _rounds(loop: Any) -> int:
-    """Return the number of iterations of ``while counter < limit: ...; counter += 1``, the form of a lowered scan."""
+def _rounds(loop: Any, otherwise: int | None) -> int:
+    """Return the number of iterations of ``while counter < limit: ...; counter += 1``, the form of a lowered scan.
+
+    If it is not a constant, return ``otherwise``.
+    """
     condition, body = (region.blocks[0] for region in loop.regions)
     test = list(condition.operations)[-1].operands[0].owner
     try:
@@ -246,6 +256,8 @@ def _rounds(loop: Any) -> int:
             return max(_constant(limit) - _constant(loop.operands[number]), 0)
     except (AttributeError, ValueError):
         pass  # another kind of condition
+    if otherwise is not None:
+        return otherwise
     raise ValueError(
         "products or collectives are in a loop whose number of iterations is not a constant of the program; use "
         "jax.lax.scan, or jax.lax.fori_loop with constant bounds"

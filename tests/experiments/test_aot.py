@@ -31,7 +31,8 @@ def test_cuda_needs_nothing_but_jax(run, tmp_path):
     done = run("aot", "--topology=cuda:8", "--states=12", *TINY, f"--out={out}")
     record, steps = steps_of(done, out)
     assert record["mesh"] == {"member": 8, "data": 1}
-    assert steps["train"]["lowered"]["collectives"] == {}
+    assert steps["train"]["lowered"]["collectives"] == steps["train_device"]["lowered"]["collectives"] == {}
+    assert steps["train_device"]["flops"] == steps["train"]["flops"]
     assert list(steps["landscape"]["lowered"]["collectives"]) == ["all-reduce"]
     for text in ("2 members of 4 images per chip", "1 all-reduce", f"wrote {out}"):
         assert text in done.stdout
@@ -58,9 +59,10 @@ def test_tpu_programs_fit_without_a_tpu(run, tmp_path, topology, mesh, programs)
         assert step["fits"]
         assert 0 < step["bytes"]["arguments"] < step["bytes"]["peak"] < 2**30
     if "train" in steps:
-        assert steps["train"]["compiled"]["collectives"] == {}
+        assert steps["train"]["compiled"]["collectives"] == steps["train_device"]["compiled"]["collectives"] == {}
         assert steps["landscape"]["compiled"]["collectives"]["all-reduce"]["number"] >= 1
-        assert steps["train"]["bytes"]["aliased"] > 0.9 * steps["train"]["bytes"]["outputs"]  # the state is donated
+        for name in ("train", "train_device"):  # the state is donated
+            assert steps[name]["bytes"]["aliased"] > 0.9 * steps[name]["bytes"]["outputs"]
 
 
 @pytest.mark.slow

@@ -109,3 +109,18 @@ def test_compiled_text_of_accelerators():
         (3, 2, 1),
         (Collective("all-gather", 1, 32), Collective("all-reduce", 1, 32), Collective("collective-permute", 1, 5)),
     )
+
+
+def test_loops_of_a_number_that_is_an_argument():
+    """They need a number to count, which loops with constant bounds inside of them do not use."""
+
+    def f(x, count):
+        def one(_, x):
+            return jax.lax.fori_loop(0, 3, lambda _, x: x @ x, x)
+
+        return jax.lax.fori_loop(0, count, one, x)
+
+    lowered = jax.jit(f).lower(jnp.zeros((4, 4)), 5)
+    assert read_lowered(lowered, iterations=2).flops == 2 * 3 * 2 * 4**3
+    with pytest.raises(ValueError, match="not a constant of the program"):
+        read_lowered(lowered)
