@@ -38,7 +38,8 @@ class UNetConfig:
         upsample: ``"conv"`` (nearest, then a 3x3 convolution) or ``"nearest"``.
         compute_dtype: dtype of the layers' inputs, products and outputs, ``"float32"`` or ``"bfloat16"`` (7 bits of
             mantissa instead of 23). Parameters, the optimiser, normalisation statistics, attention weights before they
-            are multiplied by the values, sums of gradients over images, and sums over members are always float32.
+            are multiplied by the values, gradients of biases, and sums over micro-batches, devices and members are
+            always float32. The product that computes a kernel's gradient rounds it to bfloat16 once.
         precision: how products of float32 numbers are computed. ``"default"`` leaves it to JAX and the device: NVIDIA
             GPUs since Ampere use TF32, which rounds the factors to 10 bits of mantissa and adds up in float32; TPUs
             round the factors to bfloat16; CPUs compute in float32. ``"highest"`` is full float32 everywhere, several
@@ -47,7 +48,8 @@ class UNetConfig:
         conv: how members are computed, see `ensdiff.models.conv`.
         stack: the number of members of one device that are computed together: the largest divisor of the device's
             members up to ``stack``. 0 is the form's default: one by one for ``"map"`` and ``"winograd"``, all of them
-            for the forms that can be stacked. Results change by rounding at most.
+            for the forms that can be stacked. With ``conv="measure"``, only groups of this size are timed. Results
+            change by rounding at most.
         attention: ``"batch"`` computes the attention of all images at once. ``"image"`` computes one head of one image
             at a time, so that its weights stay in the cache, and recomputes the weights in the backward pass instead of
             keeping them. ``"auto"`` is ``"image"`` on a CPU and ``"batch"`` elsewhere. ``"fused"`` trains with
@@ -118,7 +120,7 @@ class UNetConfig:
             raise ValueError(f"dropout={self.dropout}: expected a rate in [0, 1)")
         if self.stack < 0:
             raise ValueError(f"stack={self.stack}: expected a number of members, or 0 for the default")
-        if self.stack > 1 and self.conv not in STACKED:
+        if self.stack > 1 and self.conv not in (*STACKED, "measure"):
             raise ValueError(
                 f"stack={self.stack} with conv={self.conv!r}: the forms that can be stacked are "
                 f"{', '.join(map(repr, STACKED))}; with other values of conv leave stack at 0"

@@ -27,7 +27,11 @@ member:
 
 The last three are `STACKED`, the forms for groups of any size. In a group of one, all strategies but ``"winograd"``
 are the plain convolution. All strategies compute the same sums up to rounding. If only the inputs are stacked, they
-become one larger batch. ``"auto"`` may stand for different strategies in predictions and in training.
+become one larger batch.
+
+``"auto"`` stands for the strategy in a table, which may differ in predictions and in training. On accelerators,
+training times the candidates instead (`ensdiff.training.tuning`). ``"measure"`` is ``"auto"``, but training times them
+on every platform.
 """
 
 import functools
@@ -44,7 +48,7 @@ from ensdiff.models import winograd
 from ensdiff.settings import check_value
 from ensdiff.typing import Array, ArrayLike
 
-Strategy = Literal["auto", "map", "winograd", "grouped", "loop", "matmul"]
+Strategy = Literal["auto", "measure", "map", "winograd", "grouped", "matmul", "loop"]
 Precision = Literal["default", "highest"]
 Out = Literal["y", "x", "k"]
 
@@ -52,8 +56,9 @@ STACKED: tuple[Strategy, ...] = ("grouped", "matmul", "loop")
 """The strategies that can compute several members together."""
 
 AUTO: dict[str, Strategy] = {"cpu": "map", "tpu": "map", "gpu": "map"}
-"""The strategy that ``"auto"`` stands for. The CPU's was chosen by measurement (`experiments.benchmark`, table
-"strategies") and the TPU's from compiled programs (BUILD.md); the GPU's is not measured."""
+"""The strategy that ``"auto"`` stands for where nothing is timed. The CPU's was chosen by measurement
+(`experiments.benchmark`, table "strategies") and the TPU's from compiled programs (BUILD.md); the GPU's is not
+measured."""
 
 AUTO_PREDICTING: dict[str, Strategy] = {**AUTO, "cpu": "winograd"}
 """The same for computations without a gradient with respect to parameters: sampling, landscapes, Jacobians and losses,
@@ -61,9 +66,12 @@ which all use `apply_member`. A `UNet` applied directly uses `AUTO`. Chosen from
 
 
 def resolve(strategy: Strategy, platform: str | None = None, *, predicting: bool = False) -> Strategy:
-    """Return the strategy, with ``"auto"`` replaced by its meaning on a platform, by default the default backend's."""
+    """Return the strategy, with ``"auto"`` and ``"measure"`` replaced by what they mean where nothing is timed.
+
+    This depends on the platform, by default the default backend's.
+    """
     check_value("conv", strategy, Strategy)
-    if strategy != "auto":
+    if strategy not in ("auto", "measure"):
         return strategy
     return (AUTO_PREDICTING if predicting else AUTO).get(jax.default_backend() if platform is None else platform, "map")
 

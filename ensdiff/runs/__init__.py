@@ -5,6 +5,7 @@ runs/digits/
   run.json               version, model, schedule, code, data and training settings
   data.manifest          unit and content hash of every training item; its SHA-256 is run.json's data.digest
   environment.jsonl      devices, versions and execution, one line per start, valid from its step up to the next line's
+  tuning.json            the ways to compute members that training timed last, if it timed them
   checkpoints/<step>/    Orbax: parameters, optimiser state and average; run.json's content and checksums beside them
   metrics.jsonl          one line per logged step: each member's mean loss since the previous line, and gradient norm
   tensorboard/           the same values for TensorBoard

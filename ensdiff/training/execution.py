@@ -20,15 +20,15 @@ class Execution:
     """The choices with which training steps are executed. Equal executions in equal environments give equal bits.
 
     Args:
-        conv: how members are computed, a strategy of `ensdiff.models.conv` other than ``"auto"``.
+        conv: how members are computed, a concrete strategy of `ensdiff.models.conv`.
         stack: largest number of members of one device that are computed together, as in `UNetConfig`: 1 is one by one,
             and 0 stands for all of them.
-        attention: the order of attention, an order of `ensdiff.models.attention` other than ``"auto"``.
+        attention: the order of attention, a concrete order of `ensdiff.models.attention`.
         pipeline: where batches are made. With ``"host"``, the host makes and places the batch of each step. With
             ``"device"``, the data set is in the devices' memory.
 
     Raises:
-        ValueError: a field has the wrong type, or is ``"auto"``, or members are to be stacked in a form that cannot be.
+        ValueError: a field has the wrong type or is not concrete, or the form cannot be stacked.
 
     >>> Execution.of(UNetConfig(conv="matmul", attention="batch"))
     Execution(conv='matmul', stack=0, attention='batch', pipeline='host')
@@ -42,8 +42,9 @@ class Execution:
     def __post_init__(self) -> None:
         check_fields(self)
         for name in ("conv", "attention"):
-            if getattr(self, name) == "auto":
-                raise ValueError(f"{name}='auto': expected a concrete choice; Execution.of resolves it")
+            value = getattr(self, name)
+            if value in ("auto", "measure"):
+                raise ValueError(f"{name}={value!r}: expected a concrete choice; Execution.of resolves it")
         if self.stack < 0:
             raise ValueError(f"stack={self.stack}: expected a number of members, or 0 for all members of a device")
         if self.stack != 1 and one_by_one(self.conv):
@@ -97,7 +98,7 @@ def repeatable(
     Args:
         lines: what `ensdiff.runs.logs.read_environments` returns.
         today: the value of `ensdiff.runs.environment.environment`.
-        model: the model; a setting that is not ``"auto"`` asks for itself, and ``conv`` for its size of groups too.
+        model: the model; a concrete setting asks for itself, and ``conv`` for its size of groups too.
         pipeline: the setting of `ensdiff.TrainConfig`; it asks for itself unless it is ``"auto"``.
 
     Raises:
@@ -107,8 +108,13 @@ def repeatable(
     for line in reversed([line for line in lines if line is not None]):
         if {name: value for name, value in line.items() if name not in ("step", "execution")} == today:
             found = Execution.from_record(line, model)
-            stack = "auto" if model.conv == "auto" else Execution.of(model).stack
-            asked = {"conv": model.conv, "stack": stack, "attention": model.attention, "pipeline": pipeline}
+            free = model.conv in ("auto", "measure")
+            asked: dict[str, Any] = {
+                "conv": "auto" if free else model.conv,
+                "stack": (model.stack or "auto") if free else Execution.of(model).stack,
+                "attention": model.attention,
+                "pipeline": pipeline,
+            }
             same = all(value in ("auto", getattr(found, name)) for name, value in asked.items())
             return found if same else None
     return None

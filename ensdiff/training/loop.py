@@ -4,6 +4,7 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Literal
 
 import numpy as np
@@ -26,7 +27,8 @@ from ensdiff.training.device import fits
 from ensdiff.training.execution import Execution, repeatable
 from ensdiff.training.preemption import Preempted
 from ensdiff.training.step import TrainState, init_state
-from ensdiff.training.stepper import CallLength, stepper
+from ensdiff.training.stepper import CallLength, Stepper, stepper
+from ensdiff.training.tuning import is_measured, tune
 from ensdiff.training.watch import DivergedError, Watch
 
 __all__ = ["DivergedError", "sample_grid", "train"]
@@ -115,19 +117,25 @@ def train(
         params = state.params if state.ema is None else state.ema
         return Ensemble(params, code, model, schedule, data.shape, data_digest=digest)
 
+    def steps_of(execution: Execution, steps: range) -> AbstractContextManager[Stepper]:
+        return stepper(data, splits, model, schedule, config, mesh, execution, steps)
+
     with RunDirectory.open(run_dir, keep=config.keep, keep_every=config.keep_every, resume=resume) as run:
         run.begin(ensemble(state), train=config, data=data)
         start, state, unlogged = run.restore(state) if run.latest is not None else (0, state, None)
         pipeline = _pipeline(data, splits, config, mesh)
-        execution = hosts.decide(lambda: _execution(run, start, model, config, pipeline, mesh))
+        recorded = hosts.decide(lambda: _recorded(run, start, model, config, mesh))
+        execution = Execution.of(model, pipeline) if recorded is None else recorded
+        if recorded is None and start < config.steps and is_measured(model, mesh):
+            local = code.members // mesh.shape["member"]
+            execution, state = tune(execution, model, local, mesh, steps_of, state, start, run, progress=progress)
         run.note_environment(start, {**environment(mesh), "execution": execution.record()})
         if on_open is not None:
             on_open()
-        steps = range(start, config.steps)
         length = CallLength(1 if execution.pipeline == "host" else config.steps_per_call)
         with (
             Watch(run, config, start, progress, unlogged, length) as watch,
-            stepper(data, splits, model, schedule, config, mesh, execution, steps) as (call, most),
+            steps_of(execution, range(start, config.steps)) as (call, most),
         ):
             done = start
             while done < config.steps:
@@ -166,21 +174,13 @@ def _pipeline(data: Dataset, splits: Splits, config: TrainConfig, mesh: Mesh) ->
     return "host"
 
 
-def _execution(
-    run: RunDirectory,
-    start: int,
-    model: UNetConfig,
-    config: TrainConfig,
-    pipeline: Literal["host", "device"],
-    mesh: Mesh,
-) -> Execution:
-    """Return how the steps from ``start`` on are executed: as before if the run is resumed in the same environment."""
+def _recorded(run: RunDirectory, start: int, model: UNetConfig, config: TrainConfig, mesh: Mesh) -> Execution | None:
+    """Return the execution to repeat, if the run is resumed in an environment in which it was trained before."""
     try:
         lines = read_environments(run.path) if run.path is not None and start else []
     except FileNotFoundError:
         lines = []
-    before = repeatable(lines, environment(mesh), model, config.pipeline)
-    return Execution.of(model, pipeline) if before is None else before
+    return repeatable(lines, environment(mesh), model, config.pipeline)
 
 
 def sample_grid(params: Ensemble, n: int = 36) -> bytes:

@@ -105,10 +105,17 @@ def heads(rng, dtype, size=1.0, shape=(3, 2, 20, 8)):
 
 @pytest.mark.parametrize("order", ["batch", "image", "fused"])
 def test_attention_weights_are_float32(rng, order):
-    """Logits of up to 150, which bfloat16 would round by up to a half, and the weights by a factor."""
+    """Logits of up to 150 would be rounded by up to a half in bfloat16, and the weights changed by a factor.
+
+    A CPU may leave out this rounding, so the dtypes of the products are read too.
+    """
     q, k, v = heads(rng, jnp.bfloat16, 7.0)
     got = jax.jit(lambda *a: attend(*a, order))(q, k, v)
     assert got.dtype == jnp.bfloat16
+    found = equations(jax.make_jaxpr(lambda *a: attend(*a, order))(q, k, v).jaxpr)
+    products_of = [equation for equation in found if equation.primitive.name == "dot_general"]
+    assert len(products_of) == 2
+    assert products_of[0].outvars[0].aval.dtype == jnp.float32
     q, k, v = (np.asarray(a, np.float64) for a in (q, k, v))
     logits = np.einsum("bnqd,bnkd->bnqk", q, k) / np.sqrt(8)
     weights = np.exp(logits - logits.max(-1, keepdims=True))

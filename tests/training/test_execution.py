@@ -68,6 +68,8 @@ def test_the_newest_line_of_this_environment_is_repeated():
     assert repeatable([], here, TINY) is None
     assert repeatable(lines, here, ensdiff.UNetConfig(conv="loop")) == other
     assert repeatable(lines, here, ensdiff.UNetConfig(conv="map")) is None
+    assert repeatable(lines, here, ensdiff.UNetConfig(conv="measure", stack=2)) is None
+    assert repeatable(lines, here, ensdiff.UNetConfig(conv="measure")) == other
     assert repeatable(lines, here, ensdiff.UNetConfig(conv="loop", stack=2)) is None
     assert repeatable(lines, here, ensdiff.UNetConfig(attention="image")) is None
     assert repeatable([{"step": 0, **here}], here, TINY) == Execution.of(TINY)
