@@ -70,11 +70,11 @@ class CallLength:
     >>> length = CallLength()
     >>> length.next()  # the first call also compiles, so that its time says nothing
     1
-    >>> for start in range(4):  # steps of 1 ms
+    >>> for start in range(4):  # steps of about 1 ms
     ...     count = length.next()
-    ...     length.measured(count, start, start + count / 1000)
+    ...     length.measured(count, start, start + count / 1024)
     >>> length.next()
-    500
+    512
     """
 
     def __init__(self, given: int = 0):

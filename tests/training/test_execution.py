@@ -9,6 +9,7 @@ import pytest
 import ensdiff
 from ensdiff.files.checksums import seal_line
 from ensdiff.models import conv
+from ensdiff.runs.description import decided
 from ensdiff.runs.logs import read_environments
 from ensdiff.training.execution import Execution, repeatable
 from tests.helpers import CODE, SHORT, TINY, blobs
@@ -90,6 +91,18 @@ def test_resuming_repeats_the_execution(tmp_path, monkeypatch):
     assert recorded(tmp_path / "run")[2:] == [(4, Execution("loop", 0, "image").record())]
     assert ensdiff.check_run(tmp_path / "run") == []
     assert ensdiff.load(tmp_path / "run").model.conv == "loop"
+
+
+def test_where_batches_are_made_may_change_on_resuming(tmp_path):
+    """Runs of versions without these settings, or with another default, are resumed."""
+    train(tmp_path, steps=2, steps_per_call=1)
+    before = json.loads((tmp_path / "run.json").read_text())
+    assert before["train"]["steps_per_call"] == 1
+    older = {**before, "train": {k: v for k, v in before["train"].items() if k not in ("pipeline", "steps_per_call")}}
+    assert decided(older) == decided(before)
+    train(tmp_path, steps=3, resume=True)
+    assert json.loads((tmp_path / "run.json").read_text())["train"]["steps_per_call"] == 0
+    assert [line["step"] for line in read_environments(tmp_path)] == [0, 2]
 
 
 def test_a_run_without_records_of_executions_resumes(tmp_path):
