@@ -1,8 +1,8 @@
 """Compare a run in bfloat16 with the same run in float32, on handwritten digits; docs/performance.md has the result.
 
 Command: python -m experiments.benchmarks.bfloat16 FOLDER
-Hardware and wall time: 2 CPU cores, which other programs shared, 10 minutes.
-Expected: all four comparisons within their tolerances.
+Hardware and wall time: 2 CPU cores, which other programs shared, 18 minutes.
+Expected: all four comparisons within their tolerances (losses and distances within .3 %, a rank correlation of .999).
 
 Two ensembles differ in ``compute_dtype`` alone: K = 16, N = 256, 16 channels, 400 steps of 16 images, one seed. The
 linear datamodeling score of both is measured against the same models, which are retrained in float32 on random halves
