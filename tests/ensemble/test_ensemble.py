@@ -116,6 +116,7 @@ def test_a_fingerprint_is_of_what_decides_a_sample(tiny):
         moved(params=jax.tree.map(np.asarray, tiny.params)),
         moved(code=ensdiff.Code.balanced(4, 3)),  # a code with other units
         moved(model=dataclasses.replace(tiny.model, conv="map", remat=True, dropout=0.5, multipliers=(1.0,))),
+        moved(model=dataclasses.replace(tiny.model, conv="loop", stack=2, precision="highest", attention="batch")),
         moved(value_range=(np.float64(-1), 1.0)),
         pickle.loads(pickle.dumps(tiny)).fingerprint,
     }
@@ -126,6 +127,7 @@ def test_a_fingerprint_is_of_what_decides_a_sample(tiny):
         moved(params={"net": tiny.params}),
         moved(schedule=ensdiff.Schedule(timesteps=20)),
         moved(model=dataclasses.replace(tiny.model, time_layout="cos_sin")),
+        moved(model=dataclasses.replace(tiny.model, compute_dtype="bfloat16")),
         moved(value_range=(0.0, 1.0)),
     ]
     assert len({tiny.fingerprint, *others}) == 1 + len(others)
