@@ -29,6 +29,7 @@ from absl import flags
 from jax.sharding import AbstractMesh, AxisType, Mesh
 from tabulate import tabulate
 
+from ensdiff.ensemble.members import group_size
 from ensdiff.models.attention import resolve_attention
 from ensdiff.models.conv import resolve
 from ensdiff.planning.lowering import Program, read_compiled, read_lowered
@@ -90,6 +91,12 @@ def target(text: str, flag: str) -> Target:
 
 def inspect(step: Step, platform: str, members: int, capacity: int | None) -> dict[str, Any]:
     """Lower a step and, if the capacity of a device in bytes is given, compile it.
+
+    Args:
+        step: the program.
+        platform: ``"tpu"`` or ``"cuda"``.
+        members: the number of members whose grouped convolutions are counted.
+        capacity: bytes of memory of a device.
 
     Returns:
         Sizes in bytes, FLOPs, times in seconds, and the contents of the programs, as JSON-serialisable values.
@@ -231,19 +238,22 @@ def main() -> None:
     tpu = not isinstance(devices, int)
     case = build_case(f.config, devices, capacity or 16 * GIB)
     m, d = case.mesh.shape["member"], case.mesh.shape["data"]
+    together = group_size(case.model, case.local)
     total = devices if isinstance(devices, int) else len(devices)
     room = f" of {capacity / GIB:g} GiB" if capacity else ""
     print(
         f"{f.topology}: {total} devices{room}, {m * d} used: {m} (member) x {d} (data); K = {case.members}, "
-        f"batch {case.train.batch_size} per member, {case.model.compute_dtype}, conv {case.model.conv}"
-        + (", rematerialised" if case.model.remat else ""),
+        f"batch {case.train.batch_size} per member, {case.model.compute_dtype}, conv {case.model.conv}, "
+        f"{together} of {case.local} members of a device together" + (", rematerialised" if case.model.remat else ""),
         flush=True,
     )
     results = []
     for name in f.programs:
         step = STEPS[name](case)
         print(f"{name}: {step.note}", flush=True)
-        results.append(inspect(step, "tpu" if tpu else "cuda", case.local, capacity))
+        # where members are computed one by one, a grouped convolution would be an accident of all of them
+        groups = case.local if together == 1 else together
+        results.append(inspect(step, "tpu" if tpu else "cuda", groups, capacity))
     print(table(results))
     for result in results:
         if "error" in result:

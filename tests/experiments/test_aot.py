@@ -38,6 +38,20 @@ def test_cuda_needs_nothing_but_jax(run, tmp_path):
         assert text in done.stdout
 
 
+def test_groups_of_members_are_counted(run, tmp_path):
+    """Eight members per GPU in groups of two, as grouped convolutions."""
+    out = tmp_path / "aot.json"
+    done = run(
+        "aot", "--topology=cuda:2", "--programs=train", *TINY, "--config.model.conv=grouped", "--config.model.stack=3",
+        f"--out={out}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "conv grouped, 2 of 8 members of a device together" in done.stdout
+    (step,) = json.loads(out.read_text())["steps"]
+    assert step["lowered"]["grouped"] > 4
+    assert step["flops"]["lowered"] == pytest.approx(step["flops"]["analytic"], rel=0.05)
+
+
 PLAIN = {"XLA_FLAGS": ""}
 """libtpu reads these flags too, and ends the process at those of CPUs."""
 
