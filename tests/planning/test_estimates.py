@@ -65,6 +65,19 @@ def test_activations_bound_the_compilers_memory():
     assert 0.2 < grown / estimates.training_memory(study).activations < 2
 
 
+def test_gradients_and_activations_follow_the_size_of_a_group():
+    def memory(**changes):
+        study = dataclasses.replace(STUDY, model=dataclasses.replace(MODEL, **changes))
+        return estimates.training_memory(study, chips=1)
+
+    one = memory(conv="map")
+    for stack, together in ((1, 1), (2, 2), (3, 2), (0, 4)):
+        found = memory(conv="matmul", stack=stack)
+        assert found.state == one.state
+        assert found.gradients == together * one.gradients
+        assert found.activations == together * one.activations
+
+
 def test_attention_keeps_its_weights():
     model = dataclasses.replace(MODEL, attention="batch", head_channels=4)
     # two levels down and up: 3 blocks of 4x4 pixels and the middle one have attention, with 4 heads of 16 channels
