@@ -76,6 +76,7 @@ def train(
         ValueError: settings do not fit together.
         DivergedError: a loss or gradient was not finite. The message names the member and the step. The newest
             checkpoint is still good.
+        RuntimeError: the ways to compute members were timed (`ensdiff.training.tuning`), and none works.
         DamagedError: there are checkpoints to resume from, but all of them are damaged.
         FolderInUseError: another run is writing into ``run_dir``.
         OSError: ``run_dir`` cannot be written to. The message gives the reason and the checkpoint that is kept.
