@@ -15,6 +15,7 @@ import dataclasses
 import functools
 import os
 import threading
+from collections.abc import Mapping
 from typing import Any
 
 from absl import flags
@@ -72,12 +73,17 @@ def plan(small: bool, data: str | None, out: str) -> list[Any]:
     networks = dict(jobs.NETWORKS)
     if small:
         networks = {name: shrink(setting) for name, setting in networks.items()}
-    ways: list[dict[str, Any]] = [{"conv": conv} for conv in ("map", "matmul", "grouped", "loop")]
-    of_6: list[dict[str, Any]] = [{"conv": "matmul", "stack": 3}]  # groups of as many of 6 members, and of 16
-    of_16: list[dict[str, Any]] = [{"conv": conv, "stack": 4} for conv in ("matmul", "loop")]
+    # members are isolated one by one, in two groups of three, and all six together
+    ways: list[dict[str, Any]] = [
+        {"conv": "map"}, {"conv": "matmul", "stack": 3}, {"conv": "grouped"}, {"conv": "loop", "stack": 3},
+        {"conv": "matmul"},
+    ]  # fmt: skip
     if small:  # there is no time for more compilations
-        ways, of_16 = ways[:1], [{"conv": "grouped", "stack": 2}]
+        ways = ways[:2]
     chosen: dict[str, Any] = {}
+    per_call = 2 if small else 20
+    fed = {"small": networks["small"]}
+    feeds: list[dict[str, Any]] = [{"pipeline": "host"}, {"pipeline": "device", "steps_per_call": per_call}]
     sizes = (8, 4) if small else (16, 16)
     repeats = 2 if small else 7
     scale = 0.1 if small else 1.0
@@ -87,34 +93,36 @@ def plan(small: bool, data: str | None, out: str) -> list[Any]:
     profiled = networks["small" if small else "cifar"]
 
     def profile(left):
-        setting = dataclasses.replace(profiled, dtype="bfloat16")
+        setting = dataclasses.replace(profiled, dtype="bfloat16", **chosen.get("small", {}))
         job = jobs.train_job(setting, jobs.ensemble(setting))
         job.call()
         yield from profiling.profile(job.call, 2 if small else 5)
 
     def real_run(left):
         read = ensdiff.data.digits() if data is None else ensdiff.data.npz(data, labels="labels")
-        yield from real.real_run(left, study(small, read), read, pathlib.Path(out))
+        yield from real.real_run(
+            left, study(small, read, speed.differentiable(chosen.get("small", {}))), read, pathlib.Path(out)
+        )
 
     precisions = list(checks.PRECISIONS)[: 1 if small else None]
     parity = functools.partial(checks.parity, precisions=precisions)
     compare = functools.partial(speed.against_pytorch, repeats=repeats, chosen=chosen)
     stacked = dataclasses.replace(networks["small"], dtype="float32" if small else "bfloat16")
-    return [
+    steps = [
         Step("versions", "Versions and card", 0, card.versions, 0.5),
         Step("parity", "Numbers of the reference implementation", 30 * scale, parity, 0.5, PARITY),
         Step(
             "isolation", "Equal runs, and isolation of members, bit for bit", 30 * scale,
-            lambda left: checks.isolation(left, [*ways, *of_6], isolated, *sizes), 0.5, ISOLATION,
+            lambda left: checks.isolation(left, ways, isolated, *sizes), 0.5, ISOLATION,
         ),
         Step(
             "stacking", "Ways of computing members, train step", 30 * scale,
-            lambda left: speed.stacking(left, {"small": stacked}, [*ways, *of_16], repeats, chosen), 0.5,
+            lambda left: speed.stacking(left, {"small": stacked}, 2 if small else None, repeats, chosen), 0.5,
         ),
         Step("train", "Train step against PyTorch", 30 * scale, lambda left: compare(left, train), 0.4, COMPARISON),
         Step(
             "pipeline", "Waiting for the host", 30 * scale,
-            lambda left: speed.pipelines(left, {"small": networks["small"]}, [{}], 8 if small else 40), 0.35, PIPELINE,
+            lambda left: speed.pipelines(left, fed, feeds, chosen, 8 * per_call), 0.35, PIPELINE,
         ),
         Step("profile", "Profile of a train step, bfloat16", 30 * scale, profile, 0.35, PROFILE),
         Step(
@@ -128,6 +136,7 @@ def plan(small: bool, data: str | None, out: str) -> list[Any]:
             COMPARISON,
         ),
     ]  # fmt: skip
+    return steps[: -1 if small else None]  # in small sizes the larger networks are the small one
 
 
 PARITY = (
@@ -140,7 +149,10 @@ COMPARISON = (
     "Medians of interleaved runs in one process. A ratio is ensdiff's time over that of the fastest PyTorch way. The "
     "first call includes compilation. Largest differences are from ensdiff in float32."
 )
-PIPELINE = "The time of a step in training, less that of the same compiled step with a batch that is already there."
+PIPELINE = (
+    "The time of a step in training, less that of the same compiled step with a batch that is already there. With the "
+    "device pipeline a step also gathers its batch, which counts as waiting."
+)
 PROFILE = "Kernels that multiply matrices are recognised by their names; on a CPU, operations of all threads count."
 REAL = "Units are the classes. The Frechet distance is in the features of a small classifier; it is no FID."
 
@@ -153,8 +165,8 @@ def shrink(setting: Any) -> Any:
     )  # fmt: skip
 
 
-def study(small: bool, data: Any) -> Any:
-    """Return the size of the real run on some data."""
+def study(small: bool, data: Any, way: Mapping[str, Any]) -> Any:
+    """Return the size of the real run on some data, with a way of computing members."""
     import ensdiff
     from experiments.on_device.real import Study
 
@@ -165,7 +177,12 @@ def study(small: bool, data: Any) -> Any:
             model, members=12, batch=8, samples=64, steps=5, attributed=3, held_out=200, most_steps=40, fitted=500
         )
     model = ensdiff.UNetConfig(
-        image_channels=colours, channels=64, multipliers=(1, 2, 2), attention_levels=(1,), compute_dtype="bfloat16"
+        image_channels=colours,
+        channels=64,
+        multipliers=(1, 2, 2),
+        attention_levels=(1,),
+        compute_dtype="bfloat16",
+        **{"conv": "map", **way},
     )
     return Study(model)
 

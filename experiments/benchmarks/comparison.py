@@ -74,6 +74,12 @@ def compare(
     exact = [entry for entry in ours if entry.name == OURS["float32"] and job != "train"]  # in training noise differs
     want = _result(exact[0]) if exact else None
     rows = [_row(name, job, entry, flops, peak, want) for entry in entries]
+    for entry in entries:
+        entry.job = None  # and with it the memory
+    if theirs:
+        from experiments.benchmarks import pytorch
+
+        pytorch.release()
     summary: dict[str, Any] = {"network": name, "job": job}
     best, rival = min(ours, key=lambda e: e.median), min(others, key=lambda e: e.median, default=None)
     if best.seconds:

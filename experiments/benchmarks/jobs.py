@@ -45,6 +45,7 @@ class Setting:
         loss: (images, draws per image).
         conv: how members are computed, as in `ensdiff.UNetConfig`.
         stack: members that are computed together, likewise.
+        attention: the order of attention, likewise.
         dtype: dtype of the layers, ``"float32"`` or ``"bfloat16"``.
     """
 
@@ -63,6 +64,7 @@ class Setting:
     loss: tuple[int, int] = (8, 16)
     conv: str = "auto"
     stack: int = 0
+    attention: str = "auto"
     dtype: str = "float32"
 
     @property
@@ -80,7 +82,8 @@ class Setting:
             image_channels=self.colours, channels=self.channels, multipliers=self.multipliers,
             attention_levels=(1,) if len(self.multipliers) > 1 else (),
             head_channels=8, norm_groups=16, time_layout="cos_sin", conv=self.conv,  # type: ignore[arg-type]
-            stack=self.stack, compute_dtype=self.dtype,  # type: ignore[arg-type]
+            stack=self.stack, attention=self.attention,  # type: ignore[arg-type]
+            compute_dtype=self.dtype,  # type: ignore[arg-type]
         )  # fmt: skip
 
     @property

@@ -5,10 +5,12 @@ products use TF32, as JAX's do there.
 """
 
 import contextlib
+import copy
 import functools
+import gc
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -43,17 +45,20 @@ class Members:
     Args:
         params: the ensemble.
         way: the way.
+        nets: its members, if they have been made for another way with the same memory format.
     """
 
-    def __init__(self, params: ensdiff.Ensemble, way: Way):
+    def __init__(self, params: ensdiff.Ensemble, way: Way, nets: list[Any] | None = None):
         torch.set_num_threads(len(os.sched_getaffinity(0)))
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
         self.way, self.device = way, device()
-        self.nets = nets(params)
+        self.nets = networks(params) if nets is None else nets
         for net in self.nets:
             net.to(self.device, memory_format=torch.channels_last if way.channels_last else torch.contiguous_format)
+        # parameters are passed to this one. It has none of its own, so that no member's are a special case
+        self._base = copy.deepcopy(self.nets[0]).to("meta") if way.stacked or way.compiled else self.nets[0]
         if way.stacked:
-            for module in self.modules(torch.nn.GroupNorm):
+            for module in modules([self._base], torch.nn.GroupNorm):
                 module.forward = functools.partial(_group_norm, module)
         self._network: Callable = self._functional
         if way.compiled:
@@ -78,16 +83,11 @@ class Members:
 
     def unfuse_attention(self) -> None:
         """Replace PyTorch's fused attention, which does not support forward-mode derivatives."""
-        for module in self.modules(Attention):
+        for module in modules(self.nets, Attention):
             module.set_processor(AttnProcessor())
 
-    def modules(self, kind: type) -> Iterator[Any]:
-        """Yield the modules of one kind of all members."""
-        for net in self.nets:
-            yield from (module for module in net.modules() if isinstance(module, kind))
-
     def _functional(self, state: dict[str, torch.Tensor], x: torch.Tensor, t_B: torch.Tensor) -> torch.Tensor:
-        return functional_call(self.nets[0], state, (x, t_B), {"return_dict": False})[0]
+        return functional_call(self._base, state, (x, t_B), {"return_dict": False})[0]
 
     def casts(self) -> contextlib.AbstractContextManager:
         """Return the context in which layers compute in the dtype of the way."""
@@ -116,6 +116,12 @@ class Members:
         return tensor.contiguous(memory_format=torch.channels_last) if self.way.channels_last else tensor
 
 
+def modules(nets: Iterable[Any], kind: type) -> Iterator[Any]:
+    """Yield the modules of one kind of some networks."""
+    for net in nets:
+        yield from (module for module in net.modules() if isinstance(module, kind))
+
+
 def _group_norm(norm: torch.nn.GroupNorm, x: torch.Tensor) -> torch.Tensor:
     """Apply a GroupNorm by the operation that vmap can batch without derivatives; torch.group_norm is not one."""
     B, C, *size = x.shape
@@ -125,7 +131,7 @@ def _group_norm(norm: torch.nn.GroupNorm, x: torch.Tensor) -> torch.Tensor:
     return normed[0]
 
 
-def nets(params: ensdiff.Ensemble) -> list[Any]:
+def networks(params: ensdiff.Ensemble) -> list[Any]:
     """Return every member as a `UNet2DModel` on the CPU."""
     options = {name: value for name, value in model_options(params).items() if not name.startswith("_")}
     made = []
@@ -293,10 +299,38 @@ def train_job(setting: Setting, params: ensdiff.Ensemble, way: Way) -> Job:
     """Build the job of one training step of all members, which returns their losses."""
     from experiments.benchmarks.pytorch_training import loop_step, stacked_step
 
-    members = Members(params, way)
-    make = stacked_step if way.stacked else loop_step
-    work = make(members, setting, params.schedule)
+    if way.stacked:
+        work = stacked_step(Members(params, way), setting, params.schedule)
+    else:
+        nets, optimizers = _trained(params, setting, way.channels_last)
+        work = loop_step(Members(params, way, nets), optimizers, setting, params.schedule)
     return synchronised(work, way, lambda losses: losses.numpy())
+
+
+_SHARED: dict[bool, tuple[ensdiff.Ensemble, list[Any], list[torch.optim.Optimizer]]] = {}
+
+
+def _trained(params: ensdiff.Ensemble, setting: Setting, channels_last: bool) -> tuple[list[Any], list[Any]]:
+    """Return the members and their optimisers, which ways share: a copy for each would not fit on a GPU."""
+    known = _SHARED.get(channels_last)
+    if known is None or known[0] is not params:
+        nets = Members(params, Way("shared", channels_last=channels_last)).nets
+        known = _SHARED[channels_last] = params, nets, [adam(net.parameters(), setting) for net in nets]
+    return known[1], known[2]
+
+
+def adam(parameters: Iterable[torch.Tensor], setting: Setting) -> torch.optim.Optimizer:
+    """Return the optimiser of some parameters on the device."""
+    on_gpu = device() == "cuda"
+    return torch.optim.Adam(parameters, lr=setting.train.learning_rate, fused=on_gpu, capturable=on_gpu)
+
+
+def release() -> None:
+    """Give back the memory that nothing uses any more."""
+    _SHARED.clear()
+    gc.collect()
+    if device() == "cuda":
+        torch.cuda.empty_cache()
 
 
 JOBS: dict[str, Callable[[Setting, ensdiff.Ensemble, Way], Job]] = {

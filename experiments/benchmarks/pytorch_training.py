@@ -1,6 +1,6 @@
 """One training step of all members in PyTorch: noise, loss, gradient, Adam. Losses stay on the device until the end."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -8,16 +8,13 @@ from torch.func import grad_and_value, vmap
 
 import ensdiff
 from experiments.benchmarks.jobs import Setting
-from experiments.benchmarks.pytorch import Members
+from experiments.benchmarks.pytorch import Members, adam
 
 
-def loop_step(members: Members, setting: Setting, schedule: ensdiff.Schedule) -> Callable[[], torch.Tensor]:
+def loop_step(
+    members: Members, optimizers: Sequence[torch.optim.Optimizer], setting: Setting, schedule: ensdiff.Schedule
+) -> Callable[[], torch.Tensor]:
     """Return a function that makes a step of one member after another and returns their losses."""
-    on_gpu = members.device == "cuda"
-    optimizers = [
-        torch.optim.Adam(net.parameters(), lr=setting.train.learning_rate, fused=on_gpu, capturable=on_gpu)
-        for net in members.nets
-    ]
     images, draw = _draws(members, setting, schedule)
 
     def work():
@@ -41,8 +38,7 @@ def stacked_step(members: Members, setting: Setting, schedule: ensdiff.Schedule)
     state = members.stacked
     leaves = [torch.nn.Parameter(value) for value in state.values()]
     names = list(state)
-    on_gpu = members.device == "cuda"
-    optimizer = torch.optim.Adam(leaves, lr=setting.train.learning_rate, fused=on_gpu, capturable=on_gpu)
+    optimizer = adam(leaves, setting)
     images, draw = _draws(members, setting, schedule)
 
     def loss_of(state, x, t, noise):

@@ -11,10 +11,13 @@ import jax
 import numpy as np
 
 import ensdiff
+from ensdiff.ensemble.mesh import make_mesh
+from ensdiff.training.execution import Execution
+from ensdiff.training.tuning import candidates
 from experiments.benchmarks import jobs
 from experiments.benchmarks.comparison import TERA, compare
 from experiments.benchmarks.jobs import Setting
-from experiments.benchmarks.timing import race
+from experiments.benchmarks.timing import Entry, race
 from experiments.on_device.card import peak, peak_gib
 from experiments.on_device.journal import Row
 
@@ -24,16 +27,16 @@ GIB = 2**30
 def stacking(
     left: Callable[[], float],
     networks: Mapping[str, Setting],
-    ways: Sequence[Mapping[str, Any]],
+    most: int | None,
     repeats: int,
     chosen: dict[str, Mapping[str, Any]],
 ) -> Iterable[Row]:
-    """Yield the time of a train step for each way of computing members and each network.
+    """Yield the time of a train step for each network and each way of computing members that training would time.
 
     Args:
         left: the seconds that remain.
         networks: the networks.
-        ways: fields of `Setting`, for each way.
+        most: how many ways to time; None for all.
         repeats: timings of each way.
         chosen: gets the fastest way of each network.
     """
@@ -41,12 +44,12 @@ def stacking(
         if left() <= 0:
             return
         params = jobs.ensemble(setting)
-        makers = {}
-        for way in ways:
-            own = dataclasses.replace(setting, **way)
-            makers[_label(way)] = functools.partial(jobs.train_job, own, params)
+        local = setting.members // make_mesh(setting.members, setting.batch).shape["member"]
+        executions = candidates(Execution.of(setting.model), setting.model, local, jax.default_backend())[:most]
+        ways = [{"conv": execution.conv, "stack": execution.stack} for execution in executions]
+        known: dict[str, Mapping[str, Any]] = {_label(way): way for way in ways}
         fastest = float("inf")
-        for entry in race(makers, repeats, pause=_pause(), left=left):
+        for entry in _raced(known, setting, params, repeats, left):
             row: Row = {"network": name, "way": entry.name}
             made = entry.job
             if made is not None:
@@ -54,7 +57,7 @@ def stacking(
             if made is not None and entry.seconds:
                 row |= {"ms": 1e3 * entry.median, "TFLOP/s": made.flops / entry.median / TERA}
                 if entry.median < fastest:
-                    fastest, chosen[name] = entry.median, ways[list(makers).index(entry.name)]
+                    fastest, chosen[name] = entry.median, dict(known[entry.name])
             if entry.error:
                 row["error"] = entry.error
             yield row
@@ -79,9 +82,11 @@ def against_pytorch(
     for place, (name, setting, job) in enumerate(cases):
         if left() <= 0:
             return
+        way = chosen.get(name, {})
+        own = dataclasses.replace(setting, **way if job == "train" else differentiable(way))
         later = left() * (1 - 1 / (len(cases) - place))
         found = compare(
-            name, dataclasses.replace(setting, **chosen.get(name, {})), job, repeats=repeats,
+            name, own, job, repeats=repeats,
             dtypes=("float32", "bfloat16"), pause=_pause(), peak=peak(),
             left=functools.partial(_less, left, later),
         )  # fmt: skip
@@ -97,6 +102,31 @@ def against_pytorch(
             yield {"finding": f"{name}, {job}: up to {max(shares):.1%} of the card's bfloat16 peak."}
 
 
+def _raced(
+    ways: dict[str, Mapping[str, Any]],
+    setting: Setting,
+    params: ensdiff.Ensemble,
+    repeats: int,
+    left: Callable[[], float],
+) -> Iterable[Entry]:
+    """Yield the entries of a race of ways, and then the fastest of them with fused attention, which is added."""
+
+    def times(some: Mapping[str, Mapping[str, Any]]) -> list[Entry]:
+        makers = {
+            label: functools.partial(jobs.train_job, dataclasses.replace(setting, **way), params)
+            for label, way in some.items()
+        }
+        return race(makers, repeats, pause=_pause(), left=left)
+
+    entries = times(ways)
+    yield from entries
+    best = min(entries, key=lambda entry: entry.median, default=None)
+    if best is not None and best.seconds and setting.dtype == "bfloat16" and jax.default_backend() == "gpu":
+        fused = {**ways[best.name], "attention": "fused"}
+        ways[_label(fused)] = fused
+        yield from times({_label(fused): fused})
+
+
 def _pause() -> float | None:
     """Return the seconds before a timing: none on a device of its own, see `timing.PAUSE`."""
     return None if jax.default_backend() == "cpu" else 0.0
@@ -110,8 +140,17 @@ def _less(left: Callable[[], float], kept: float) -> float:
     return left() - kept
 
 
+def differentiable(way: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a way without fused attention, which has no forward-mode derivative and is for training only."""
+    return {field: value for field, value in way.items() if field != "attention"}
+
+
 def pipelines(
-    left: Callable[[], float], settings: Mapping[str, Setting], options: Sequence[Mapping[str, Any]], steps: int
+    left: Callable[[], float],
+    settings: Mapping[str, Setting],
+    options: Sequence[Mapping[str, Any]],
+    chosen: Mapping[str, Mapping[str, Any]],
+    steps: int,
 ) -> Iterable[Row]:
     """Yield, for each way of feeding batches, how long the device waits for the host in a training step.
 
@@ -121,9 +160,11 @@ def pipelines(
         left: the seconds that remain.
         settings: the networks.
         options: fields of `ensdiff.TrainConfig`, for each way.
+        chosen: how members are computed, as fields of `Setting`; by default one after another.
         steps: steps between the two marks.
     """
-    for name, setting in settings.items():
+    for name, plain in settings.items():
+        setting = dataclasses.replace(plain, **chosen.get(name, {"conv": "map"}))
         params = jobs.ensemble(setting)
         (alone,) = race({"": functools.partial(jobs.train_job, setting, params)}, 7, pause=_pause())
         images = np.random.default_rng(0).integers(0, 256, (4096, *setting.image_shape), np.uint8)

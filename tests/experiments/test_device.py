@@ -108,10 +108,10 @@ def test_a_killed_program_leaves_what_it_has(tmp_path, now):
 def test_the_plan(tmp_path):
     small, full = plan(True, None, tmp_path), plan(False, None, tmp_path)
     names = [step.name for step in full]
-    assert names == [step.name for step in small]
+    assert names[:-1] == [step.name for step in small]
     assert names[:3] == ["versions", "parity", "isolation"]
     assert len(set(names)) == len(names)
-    assert all(s.needs <= f.needs for s, f in zip(small, full, strict=True))
+    assert all(s.needs <= f.needs for s, f in zip(small, full, strict=False))
     assert sum(step.needs for step in small) < 60
     kept = [step.kept for step in full]
     assert kept == sorted(kept, reverse=True)  # what a step keeps is for the later ones
