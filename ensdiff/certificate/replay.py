@@ -19,7 +19,7 @@ from ensdiff.data import Dataset, Splits
 from ensdiff.ensemble.mesh import on_mesh
 from ensdiff.runs.description import from_description
 from ensdiff.runs.environment import environment
-from ensdiff.runs.layout import FLAT
+from ensdiff.runs.layout import ROWS
 from ensdiff.training.execution import Execution
 from ensdiff.training.step import TrainState, init_state
 from ensdiff.training.stepper import stepper
@@ -80,8 +80,8 @@ def replay(run: Run, aligned: Dataset, members: list[int], steps: int) -> tuple[
             if name != "mesh" and value != place.get(name)
         ]
         oldest = min(run.checkpoints[step].description["format"] for step in run.steps if step > first)
-        if oldest < FLAT:
-            other.append(f"format of checkpoints: {oldest}, whose optimiser rounded differently from that of {FLAT}")
+        if oldest < ROWS:
+            other.append(f"format of checkpoints: {oldest}, whose optimiser rounded differently from that of {ROWS}")
         if differences and other:
             differences.append(
                 "equal bits can be expected only in the environment of the training, and this one differs: "

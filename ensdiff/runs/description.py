@@ -24,7 +24,7 @@ from ensdiff.models.unet import UNetConfig
 from ensdiff.training.config import EXECUTED, TrainConfig, decisive
 from ensdiff.typing import Params
 
-FORMAT = 3
+FORMAT = 4
 """Format number of descriptions. Format 1 had no checksums, and is read without them."""
 
 

@@ -1,7 +1,10 @@
-"""Layouts of older checkpoints: formats 1 and 2 keep the moments of Adam as trees like the parameters.
+"""Layouts of older checkpoints, in which the moments of Adam had another shape.
 
-Since format 3, each moment is one vector per member (`ensdiff.ensemble.flat`). Parameters and their average are named
-trees in every format.
+- Formats 1 and 2: each moment is a tree like the parameters.
+- Format 3: each moment is one vector per member.
+- Since format 4: each moment is one array of rows per member (`ensdiff.ensemble.flat`).
+
+Parameters and their average are named trees in every format.
 """
 
 import math
@@ -9,10 +12,12 @@ from typing import Any
 
 import jax
 
-from ensdiff.ensemble.flat import ravel
+from ensdiff.ensemble.flat import WIDTH, in_rows, ravel
 
-FLAT = 3
-"""The first format whose optimiser state holds vectors."""
+VECTORS = 3
+"""The format whose optimiser state holds vectors."""
+ROWS = 4
+"""The first format whose optimiser state holds rows."""
 
 
 def stored_layout(tree: dict[str, Any], format: int) -> dict[str, Any]:
@@ -23,21 +28,29 @@ def stored_layout(tree: dict[str, Any], format: int) -> dict[str, Any]:
             ``opt_state`` and optionally ``ema``.
         format: the format of the checkpoint's description.
     """
-    if format >= FLAT:
+    if format >= ROWS:
         return tree
     params = tree["params"]
     size = sum(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(params))
-    opt_state = jax.tree.map(lambda leaf: params if leaf.shape[1:] == (size,) else leaf, tree["opt_state"])
-    return {**tree, "opt_state": opt_state}
+    rows = -(-size // WIDTH), WIDTH
+
+    def stored(leaf: Any) -> Any:
+        if leaf.shape[1:] != rows:
+            return leaf
+        return leaf.update(shape=(leaf.shape[0], size)) if format == VECTORS else params
+
+    return {**tree, "opt_state": jax.tree.map(stored, tree["opt_state"])}
 
 
 def current_layout(found: dict[str, Any], tree: dict[str, Any]) -> dict[str, Any]:
     """Return arrays read in the `stored_layout` in the current layout, with the shardings of ``tree``."""
-    return {**found, "opt_state": jax.tree.map(_vectors, tree["opt_state"], found["opt_state"])}
+    return {**found, "opt_state": jax.tree.map(_rows, tree["opt_state"], found["opt_state"])}
 
 
-def _vectors(shape: jax.ShapeDtypeStruct, arrays: Any) -> jax.Array:
-    """Return one array of the optimiser state: the array that was read, or the vectors of the tree that was read."""
-    if isinstance(arrays, jax.Array):
-        return arrays
-    return jax.jit(jax.vmap(ravel), out_shardings=shape.sharding)(arrays)
+def _rows(shape: jax.ShapeDtypeStruct, arrays: Any) -> jax.Array:
+    """Return one array of the optimiser state: as it was read, or made from the vectors or the tree that were read."""
+    if not isinstance(arrays, jax.Array):
+        return jax.jit(jax.vmap(ravel), out_shardings=shape.sharding)(arrays)
+    if arrays.shape != shape.shape:
+        return jax.jit(jax.vmap(in_rows), out_shardings=shape.sharding)(arrays)
+    return arrays

@@ -33,8 +33,8 @@ from ensdiff.typing import Array, ArrayLike, Params
 class TrainState(NamedTuple):
     """The training state, which a checkpoint holds. Every array has a leading member axis.
 
-    ``params`` and ``ema`` are named trees; ``ema`` is None without averaging. Each moment of Adam is one vector per
-    member, see `ensdiff.ensemble.flat`.
+    ``params`` and ``ema`` are named trees; ``ema`` is None without averaging. Each moment of Adam is one array of rows
+    per member, see `ensdiff.ensemble.flat`.
     """
 
     params: Params
@@ -57,7 +57,7 @@ class StepMetrics(NamedTuple):
 
 
 def optimizer(settings: StepSettings) -> optax.GradientTransformation:
-    """Return Adam with warm-up and clipping for *one* member, over the vector of its parameters."""
+    """Return Adam with warm-up and clipping for *one* member, over its parameters in rows."""
     peak, warmup = settings.learning_rate, settings.warmup
     if settings.decay_steps is not None:
         rate = optax.warmup_cosine_decay_schedule(0.0, peak, warmup, settings.decay_steps)
@@ -108,18 +108,18 @@ def member_loss(
 
 
 def member_update(
-    settings: StepSettings, state: TrainState, gradient_P: Array, step: Array
+    settings: StepSettings, state: TrainState, gradient_R128: Array, step: Array
 ) -> tuple[TrainState, Float[Array, ""]]:
     """Make one member's optimiser step and update its average. Returns the new state and the norm of the gradient."""
     with jax.numpy_dtype_promotion("standard"):  # optax raises a float to the power of an integer count
-        update_P, opt_state = optimizer(settings).update(gradient_P, state.opt_state)
-    params = optax.apply_updates(state.params, unravel(update_P, state.params))
+        update_R128, opt_state = optimizer(settings).update(gradient_R128, state.opt_state)
+    params = optax.apply_updates(state.params, unravel(update_R128, state.params))
     ema = state.ema
     if settings.ema:
         done = jnp.asarray(step, jnp.float32)
         decay = jnp.minimum(settings.ema, (1.0 + done) / (10.0 + done))
         ema = jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new, ema, params)
-    return TrainState(params, opt_state, ema), optax.tree.norm(gradient_P)
+    return TrainState(params, opt_state, ema), optax.tree.norm(gradient_R128)
 
 
 def _member_step(
@@ -147,10 +147,10 @@ def _member_step(
             return loss, ravel(gradient)
 
         parts = count_micro_batches(model, images_BHWC.shape[1:], B, mesh)
-        loss, gradient_P = sum_over_micro_batches(gradient, parts, images_BHWC, mask_B, keys_B)
+        loss, gradient_R128 = sum_over_micro_batches(gradient, parts, images_BHWC, mask_B, keys_B)
         if shards > 1:
-            loss, gradient_P = jax.lax.psum((loss, gradient_P), "data")
-        state, norm = update(settings, state, gradient_P, step)
+            loss, gradient_R128 = jax.lax.psum((loss, gradient_R128), "data")
+        state, norm = update(settings, state, gradient_R128, step)
         return state, StepMetrics(loss, norm)
 
     return member_step

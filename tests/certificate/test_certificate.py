@@ -208,7 +208,7 @@ def test_forgetting_again_keeps_what_was_forgotten_before(copied, tmp_path, monk
         del text["sums"]
 
     reseal(path / "checkpoints" / "4", old)
-    monkeypatch.setattr("ensdiff.runs.layout.FLAT", 1)  # so that the layout of its arrays is not converted
+    monkeypatch.setattr("ensdiff.runs.layout.ROWS", 1)  # so that the layout of its arrays is not converted
     config = {"data": {"name": "folder", "path": "images"}, "run_dir": "runs/mine"}
     write_sealed(path / "config.json", {**config, "working_directory": "/home/ada/secret"})
     certificate = ensdiff.forget(path, [unit], tmp_path / "two")

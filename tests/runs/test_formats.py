@@ -8,7 +8,8 @@ import optax
 import pytest
 
 import ensdiff
-from ensdiff.ensemble.flat import ravel, unravel
+from ensdiff.ensemble.flat import in_rows, ravel, unravel
+from ensdiff.ensemble.members import abstract_params
 from ensdiff.files.checksums import read_sealed
 from ensdiff.runs.checkpoints import open_checkpoint, read_shapes
 from ensdiff.training.step import StepSettings, TrainState, make_train_step
@@ -27,8 +28,8 @@ def adam_over_the_tree(settings):
     return optax.chain(optax.clip_by_global_norm(settings.clip), optax.adam(rate))
 
 
-def update_of_a_tree(settings, state, gradient_P, step):
-    gradient = unravel(gradient_P, state.params)
+def update_of_a_tree(settings, state, gradient_R128, step):
+    gradient = unravel(gradient_R128, state.params)
     with jax.numpy_dtype_promotion("standard"):
         updates, opt_state = adam_over_the_tree(settings).update(gradient, state.opt_state)
     params = optax.apply_updates(state.params, updates)
@@ -70,13 +71,13 @@ def test_a_run_in_the_layout_of_format_2_is_resumed(tmp_path, monkeypatch):
     resumed = ensdiff.train(data, CODE, MODEL, run_dir=tmp_path / "old", steps=5, resume=True, **OPTIONS)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), whole.params, resumed.params)
     after = open_checkpoint(tmp_path / "old", 5)
-    assert after.description["format"] == 3
+    assert after.description["format"] == 4
     size = sum(leaf[0].size for leaf in jax.tree.leaves(whole.params))
     assert sorted(leaf.shape for leaf in jax.tree.leaves(read_shapes(after)["opt_state"])) == [
         (4,),
         (4,),
-        (4, size),
-        (4, size),
+        (4, -(-size // 128), 128),
+        (4, -(-size // 128), 128),
     ]
     first = ensdiff.load(tmp_path / "old", step=2)
     assert jax.tree.structure(first.params) == jax.tree.structure(whole.params)
@@ -98,7 +99,7 @@ def test_a_finished_run_in_format_2_that_is_resumed_can_be_certified(tmp_path, m
     data = ensdiff.data.arrays(blobs())
     train_in_format_2(monkeypatch, data, tmp_path / "old", steps=2)
     ensdiff.train(data, CODE, MODEL, run_dir=tmp_path / "old", steps=2, resume=True, **OPTIONS)
-    assert read_sealed(tmp_path / "old" / "run.json")["format"] == 3
+    assert read_sealed(tmp_path / "old" / "run.json")["format"] == 4
     assert open_checkpoint(tmp_path / "old", 2).description["format"] == 2
     assert ensdiff.certify(tmp_path / "old", [3]).verify(tmp_path / "old").ok
     assert ensdiff.forget(tmp_path / "old", [3], tmp_path / "without").verify(tmp_path / "without").ok
@@ -120,10 +121,34 @@ def test_certificates_of_format_1_hash_the_arrays_as_they_were_written(tmp_path,
         assert parts == {part: sums[int(k)] for part, sums in written.items()}
 
 
+def test_a_run_in_the_layout_of_format_3_is_resumed_bit_for_bit(tmp_path, monkeypatch):
+    """Its moments are the same numbers, as one vector per member and without the zeros at the end."""
+    step, description = (sys.modules[f"ensdiff.{name}"] for name in ("training.step", "runs.description"))
+    data, options = ensdiff.data.arrays(blobs()), {**OPTIONS, "clip": 0.0}
+    size = sum(leaf.size for leaf in jax.tree.leaves(abstract_params(MODEL, (8, 8, 1), 1)))
+
+    def forget_programs():
+        for cached in (step._train_step, step._init_optimizer):
+            cached.cache_clear()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(description, "FORMAT", 3)
+        patch.setattr(step, "ravel", lambda tree: ravel(tree).reshape(-1)[:size])
+        patch.setattr(step, "unravel", lambda vector, like: unravel(in_rows(vector), like))
+        forget_programs()
+        ensdiff.train(data, CODE, MODEL, run_dir=tmp_path / "old", steps=2, **options)
+    forget_programs()
+    before = open_checkpoint(tmp_path / "old", 2)
+    assert before.description["format"] == 3
+    assert [leaf.shape for leaf in jax.tree.leaves(read_shapes(before)["opt_state"])].count((4, size)) == 2
+    whole = ensdiff.train(data, CODE, MODEL, steps=5, **options)
+    resumed = ensdiff.train(data, CODE, MODEL, run_dir=tmp_path / "old", steps=5, resume=True, **options)
+    jax.tree.map(np.testing.assert_array_equal, whole.params, resumed.params)
+
+
 def test_members_are_joined_in_one_documented_order(rng):
-    tree = {"b": rng.normal(size=(2, 3)), "a": {"d": rng.normal(size=4), "c": rng.normal(size=())}}
-    vector = ravel(tree)
-    np.testing.assert_array_equal(
-        vector, np.concatenate([[tree["a"]["c"]], tree["a"]["d"], tree["b"].ravel()]).astype("f4")
-    )
-    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b.astype("f4")), unravel(vector, tree), tree)
+    tree = {"b": rng.normal(size=(2, 100)), "a": {"d": rng.normal(size=4), "c": rng.normal(size=())}}
+    rows = ravel(tree)
+    vector = np.concatenate([[tree["a"]["c"]], tree["a"]["d"], tree["b"].ravel(), np.zeros(51)]).astype("f4")
+    np.testing.assert_array_equal(rows, vector.reshape(2, 128))
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b.astype("f4")), unravel(rows, tree), tree)
