@@ -154,7 +154,7 @@ def test_loss_is_the_mean_over_members_own_images(rng):
 
 
 def test_clip_and_average_are_per_member():
-    grads = jnp.array([3.0, 4.0])
+    grads = ravel({"w": jnp.array([3.0, 4.0])})
     state = init_state_of_one({"w": jnp.zeros(2)})
     new, norm = member_update(StepSettings.of(CONFIG), state, grads, jnp.int32(0))
     assert norm == 5
