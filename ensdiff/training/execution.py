@@ -91,14 +91,16 @@ def repeatable(
     model: UNetConfig,
     pipeline: Literal["auto", "host", "device"] = "auto",
 ) -> Execution | None:
-    """Return the execution that a resumed run repeats, or None if it has to be chosen.
+    """Return the execution with which a resumed run continues, or None if it has to be chosen.
 
-    It is that of the newest line with today's environment, unless the settings ask for something else.
+    It is that of the newest line with today's environment, with what the settings ask for in its place. A choice that
+    the settings leave open is never made again, so that a change of one setting changes no other.
 
     Args:
         lines: what `ensdiff.runs.logs.read_environments` returns.
         today: the value of `ensdiff.runs.environment.environment`.
-        model: the model; a concrete setting asks for itself, and ``conv`` for its size of groups too.
+        model: the model; a concrete setting asks for itself, and ``conv`` for its size of groups too. Without a concrete
+            ``conv``, a size of groups other than the recorded one has to be chosen for.
         pipeline: the setting of `ensdiff.TrainConfig`; it asks for itself unless it is ``"auto"``.
 
     Raises:
@@ -108,13 +110,14 @@ def repeatable(
     for line in reversed([line for line in lines if line is not None]):
         if {name: value for name, value in line.items() if name not in ("step", "execution")} == today:
             found = Execution.from_record(line, model)
-            free = model.conv in ("auto", "measure")
-            asked: dict[str, Any] = {
-                "conv": "auto" if free else model.conv,
-                "stack": (model.stack or "auto") if free else Execution.of(model).stack,
-                "attention": model.attention,
-                "pipeline": pipeline,
-            }
-            same = all(value in ("auto", getattr(found, name)) for name, value in asked.items())
-            return found if same else None
+            asked: dict[str, Any] = {}
+            if model.conv not in ("auto", "measure"):
+                asked = {"conv": model.conv, "stack": Execution.of(model).stack}
+            elif model.stack not in (0, found.stack):
+                return None
+            if model.attention != "auto":
+                asked["attention"] = model.attention
+            if pipeline != "auto":
+                asked["pipeline"] = pipeline
+            return dataclasses.replace(found, **asked)
     return None

@@ -68,11 +68,12 @@ def test_the_newest_line_of_this_environment_is_repeated():
     assert repeatable(lines, {**here, "jax": "9"}, TINY) is None
     assert repeatable([], here, TINY) is None
     assert repeatable(lines, here, ensdiff.UNetConfig(conv="loop")) == other
-    assert repeatable(lines, here, ensdiff.UNetConfig(conv="map")) is None
+    assert repeatable(lines, here, ensdiff.UNetConfig(conv="map")) == Execution("map", 1, "batch")
     assert repeatable(lines, here, ensdiff.UNetConfig(conv="measure", stack=2)) is None
     assert repeatable(lines, here, ensdiff.UNetConfig(conv="measure")) == other
-    assert repeatable(lines, here, ensdiff.UNetConfig(conv="loop", stack=2)) is None
-    assert repeatable(lines, here, ensdiff.UNetConfig(attention="image")) is None
+    assert repeatable(lines, here, ensdiff.UNetConfig(conv="loop", stack=2)) == Execution("loop", 2, "batch")
+    assert repeatable(lines, here, ensdiff.UNetConfig(attention="image")) == Execution("loop", 0, "image")
+    assert repeatable(lines, here, TINY, "device") == Execution("loop", 0, "batch", "device")
     assert repeatable([{"step": 0, **here}], here, TINY) == Execution.of(TINY)
 
 
