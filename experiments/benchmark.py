@@ -76,12 +76,16 @@ def choose_networks(
     """Return the sizes to measure, by name: named networks, or widths of the small network.
 
     Raises:
-        ValueError: a name is unknown, or names and widths are given together.
+        ValueError: a name is unknown, names and widths are given together, or no network has such sizes.
     """
     if names and channels:
         raise ValueError("--networks and --channels exclude each other: a network has its own width")
     if set(names) - set(NETWORKS):
         raise ValueError(f"--networks={','.join(names)}: expected some of {', '.join(NETWORKS)}")
+    if wrong := [c for c in channels if not c.isdecimal()]:
+        raise ValueError(
+            f"--channels={','.join(channels)}: {wrong[0]!r} is not a width; expected numbers such as 32,64"
+        )
     widths = [int(c) for c in channels] or ([32] if quick else [32, 64])
     found = {name: NETWORKS[name] for name in names} or {
         f"{width} channels": dataclasses.replace(NETWORKS["small"], channels=width) for width in widths
@@ -90,7 +94,10 @@ def choose_networks(
     if quick:
         given |= {"factual_steps": 2, "jacobian": 1, "landscape": (8, 8), "loss": (4, 8)}
     changes = {name: value for name, value in given.items() if value is not None}
-    return {name: dataclasses.replace(setting, **changes) for name, setting in found.items()}
+    found = {name: dataclasses.replace(setting, **changes) for name, setting in found.items()}
+    for setting in found.values():
+        setting.model.check_image(setting.side, setting.side)  # refuse wrong sizes at once
+    return found
 
 
 def main() -> None:
@@ -98,13 +105,14 @@ def main() -> None:
     f = flags.FLAGS
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leave memory to PyTorch on a GPU
     jax.config.update("jax_enable_compilation_cache", False)  # so that compile times are the compiler's
+    missing = [name for name in ("torch", "diffusers", "safetensors") if importlib.util.find_spec(name) is None]
+    groups = choose_groups(f.tables, f.quick, missing)
     networks = choose_networks(f.networks, f.channels, f.members, f.side, f.quick)
     setting = next(iter(networks.values()))
     choose("cuda" if jax.default_backend() == "gpu" else "cpu", "train", f.ways)  # refuse unknown ways at once
     effort = Effort(setting, f.repeats or (3 if f.quick else 7), networks, tuple(f.ways), f.quick)
     print(machine(), flush=True)
-    missing = [name for name in ("torch", "diffusers", "safetensors") if importlib.util.find_spec(name) is None]
-    for name in choose_groups(f.tables, f.quick, missing):
+    for name in groups:
         tables = GROUPS[name](effort)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         head = f"{machine()}; peak memory of the program so far {peak:.1f} GiB; medians of {effort.repeats} timings\n"
@@ -135,7 +143,12 @@ def define_flags() -> None:
     """Define the command line."""
     flags.DEFINE_bool("quick", False, "Under 5 minutes on 2 cores: one width, 8 members, fewer repeats, two tables.")
     flags.DEFINE_integer("members", None, "Members K, at least 1; by default 16 (8 with --quick).", lower_bound=1)
-    flags.DEFINE_integer("side", None, "Height and width of the images; by default that of the network (28).")
+    flags.DEFINE_integer(
+        "side",
+        None,
+        "Height and width of the images; by default that of the network (28).",
+        lower_bound=1,
+    )
     flags.DEFINE_list("channels", [], "Widths of the small network, by default 32,64 (32 with --quick).")
     flags.DEFINE_list(
         "networks",
@@ -148,7 +161,7 @@ def define_flags() -> None:
         f"Ways of PyTorch to compare with; by default {', '.join(BY_DEFAULT['cpu'])} on a CPU, and all on a GPU. "
         "docs/performance.md lists them.",
     )
-    flags.DEFINE_integer("repeats", None, "Timings of each alternative; by default 7 (3 with --quick).")
+    flags.DEFINE_integer("repeats", None, "Timings of each alternative; by default 7 (3 with --quick).", lower_bound=1)
     flags.DEFINE_list(
         "tables",
         [],

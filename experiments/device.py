@@ -13,7 +13,9 @@ Examples:
 
 import dataclasses
 import functools
+import math
 import os
+import pathlib
 import threading
 from collections.abc import Mapping
 from typing import Any
@@ -41,6 +43,7 @@ def main() -> None:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     from experiments.on_device import journal
 
+    check(MINUTES.value, OUT.value)
     clock = journal.Clock(60 * MINUTES.value)
     steps = plan(SMALL.value, DATA.value, OUT.value)
     if unknown := sorted(set(STEPS.value) - {step.name for step in steps}):
@@ -55,6 +58,19 @@ def main() -> None:
     print(f"report: {written.folder / journal.REPORT}")
 
 
+def check(minutes: float, out: str) -> None:
+    """Refuse wrong values of flags.
+
+    Raises:
+        ValueError: the time is not a number of minutes.
+        NotADirectoryError: the place of the results is a file.
+    """
+    if not math.isfinite(minutes):
+        raise ValueError(f"--minutes={minutes}: expected a finite number")
+    if pathlib.Path(out).exists() and not pathlib.Path(out).is_dir():
+        raise NotADirectoryError(f"--out={out} is a file: give a folder")
+
+
 def _end(written: Any) -> None:
     """End the program, whatever it computes. The report is complete up to the last row."""
     written.add("program", "cut", why="the time was over in the middle of a step")
@@ -63,13 +79,13 @@ def _end(written: Any) -> None:
 
 def plan(small: bool, data: str | None, out: str) -> list[Any]:
     """Return the steps, in order."""
-    import pathlib
-
     import ensdiff
     from experiments.benchmarks import jobs
     from experiments.on_device import card, checks, profiling, real, speed
     from experiments.on_device.journal import Step
 
+    # read at once: a wrong file would otherwise be found when most of the time is over
+    pictures = None if data is None else ensdiff.data.npz(data, labels="labels")
     networks = dict(jobs.NETWORKS)
     if small:
         networks = {name: shrink(setting) for name, setting in networks.items()}
@@ -99,7 +115,7 @@ def plan(small: bool, data: str | None, out: str) -> list[Any]:
         yield from profiling.profile(job.call, 2 if small else 5)
 
     def real_run(left):
-        read = ensdiff.data.digits() if data is None else ensdiff.data.npz(data, labels="labels")
+        read = ensdiff.data.digits() if pictures is None else pictures
         yield from real.real_run(
             left, study(small, read, speed.differentiable(chosen.get("small", {}))), read, pathlib.Path(out)
         )

@@ -99,8 +99,8 @@ def repeatable(
     Args:
         lines: what `ensdiff.runs.logs.read_environments` returns.
         today: the value of `ensdiff.runs.environment.environment`.
-        model: the model; a concrete setting asks for itself, and ``conv`` for its size of groups too. Without a concrete
-            ``conv``, a size of groups other than the recorded one has to be chosen for.
+        model: the model; a concrete setting asks for itself, and ``conv`` for its size of groups too. If only the size
+            of groups is given, and it is another one, there is a choice to make.
         pipeline: the setting of `ensdiff.TrainConfig`; it asks for itself unless it is ``"auto"``.
 
     Raises:

@@ -169,6 +169,9 @@ def pipelines(
         (alone,) = race({"": functools.partial(jobs.train_job, setting, params)}, 7, pause=_pause())
         images = np.random.default_rng(0).integers(0, 256, (4096, *setting.image_shape), np.uint8)
         data = ensdiff.data.arrays(images, groups=np.arange(len(images)) % params.code.units)
+        if not alone.seconds:
+            yield {"network": name, "way": "compiled step alone", "error": alone.error}
+            continue
         for option in options:
             if left() <= 0:
                 return

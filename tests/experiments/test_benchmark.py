@@ -86,6 +86,13 @@ def test_networks():
         choose_networks(["huge"], [], None, None, False)
     with pytest.raises(ValueError, match="exclude each other"):
         choose_networks(["small"], ["8"], None, None, False)
+    for channels, side, said in (
+        (["32", "x"], None, "--channels=32,x: 'x' is not a width"),
+        (["7"], None, "channels=7"),
+        ([], 5, "5x5 do not fit"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            choose_networks([], channels, None, side, True)
 
 
 def test_a_library_that_fails_is_a_row(monkeypatch):

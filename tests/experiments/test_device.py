@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from experiments.device import plan
-from experiments.on_device import card, checks, journal, profiling
-from tests.helpers import TINY
+from experiments.device import check, plan
+from experiments.on_device import card, checks, journal, profiling, speed
+from tests.helpers import TINY, random_ensemble
 
 
 class Now:
@@ -115,6 +115,31 @@ def test_the_plan(tmp_path):
     assert sum(step.needs for step in small) < 60
     kept = [step.kept for step in full]
     assert kept == sorted(kept, reverse=True)  # what a step keeps is for the later ones
+
+
+def test_wrong_flags_are_refused_before_the_first_step(tmp_path):
+    """A file that the last step would miss costs no time of a borrowed device."""
+    (tmp_path / "file").touch()
+    np.savez(tmp_path / "plain.npz", images=np.zeros((4, 8, 8), np.uint8))
+    for minutes in (float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="expected a finite number"):
+            check(minutes, tmp_path / "new")
+    with pytest.raises(NotADirectoryError, match="is a file: give a folder"):
+        check(1.0, tmp_path / "file")
+    with pytest.raises(FileNotFoundError, match=r"no\.npz"):
+        plan(True, str(tmp_path / "no.npz"), tmp_path)
+    with pytest.raises(ValueError, match="labels"):
+        plan(True, str(tmp_path / "plain.npz"), tmp_path)
+
+
+def test_without_the_time_of_a_step_nothing_is_said_about_waiting(monkeypatch):
+    """Compared with a step that failed, no step would seem to wait."""
+    monkeypatch.setattr(speed.jobs, "ensemble", lambda _: random_ensemble())
+    monkeypatch.setattr(speed.jobs, "train_job", lambda *_: 1 // 0)
+    settings = {"small": speed.Setting(members=4, channels=4, multipliers=(1,), side=8, batch=2)}
+    (row,) = speed.pipelines(lambda: 1.0, settings, [{"pipeline": "host"}], {}, 4)
+    assert "ZeroDivisionError" in row["error"]
+    assert "finding" not in row
 
 
 def test_versions_name_the_device(capsys):
