@@ -82,6 +82,8 @@ def replay(run: Run, aligned: Dataset, members: list[int], steps: int) -> tuple[
         oldest = min(run.checkpoints[step].description["format"] for step in run.steps if step > first)
         if oldest < ROWS:
             other.append(f"format of checkpoints: {oldest}, whose optimiser rounded differently from that of {ROWS}")
+        elif "execution" not in place:  # the checkpoints may be gone, or written again by forgetting
+            other.append("version: one that did not record executions, whose optimiser rounded differently")
         if differences and other:
             differences.append(
                 "equal bits can be expected only in the environment of the training, and this one differs: "

@@ -738,6 +738,12 @@ def test_a_leaky_trainer_is_caught_by_replay(tmp_path, monkeypatch, record_prope
     assert not any(f"member {SURVIVORS[0]} " in line for line in result.failures)
     # replay of only the last step starts from a checkpoint after the leak, and finds nothing
     assert certificate.verify(tmp_path / "small", data=DATA, replay=1).ok
+    assert not any("did not record executions" in line for line in result.failures)
+    (place,) = read_environments(tmp_path / "small")
+    del place["execution"]  # by an older version, whose bits differ without any leak
+    (tmp_path / "small" / "environment.jsonl").write_text(json.dumps(place) + "\n")
+    result = ensdiff.certify(tmp_path / "small", [UNIT]).verify(tmp_path / "small", data=DATA, replay=3)
+    assert "this one differs: version: one that did not record executions" in result.failures[-1]
     counted(record_property, "leaky trainers caught")
 
 
