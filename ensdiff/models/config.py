@@ -123,7 +123,7 @@ class UNetConfig:
         if self.stack > 1 and self.conv not in (*STACKED, "measure"):
             raise ValueError(
                 f"stack={self.stack} with conv={self.conv!r}: the forms that can be stacked are "
-                f"{', '.join(map(repr, STACKED))}; with other values of conv leave stack at 0"
+                f"{', '.join(map(repr, STACKED))}, and 'measure' times them; with other values of conv leave stack at 0"
             )
 
     @property

@@ -22,7 +22,7 @@ class TrainConfig:
         clip: largest norm of one member's gradient; 0 disables clipping.
         ema: decay of the exponential moving average of the parameters, which the ensemble then uses; 0 disables it.
         flip: mirror images left to right at random.
-        seed: seed of the initial parameters, the batches, the noise and dropout.
+        seed: seed of the initial parameters, the batches, the noise and dropout, a signed integer of 64 bits.
         log_every: steps between lines of metrics.
         checkpoint_every: steps between checkpoints; the last step is always kept.
         sample_every: steps between grids of samples; 0 writes none.
@@ -65,6 +65,8 @@ class TrainConfig:
         for name in ("warmup", "sample_every", "clip", "keep_every"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}: expected 0 (none) or more")
+        if not -(2**63) <= self.seed < 2**63:
+            raise ValueError(f"seed={self.seed}: expected a signed integer of 64 bits")
         if self.steps_per_call < 0:
             raise ValueError(f"steps_per_call={self.steps_per_call}: expected 0 (measured) or more")
         if self.keep_every % self.checkpoint_every:

@@ -83,7 +83,8 @@ def train(
         Preempted: ``stop`` returned True.
 
     Warns:
-        UserWarning: training ends before a setting has its full effect, see `TrainConfig.unreached`.
+        UserWarning: training ends before a setting has its full effect, see `TrainConfig.unreached`; or the host
+            makes the batches, although ``steps_per_call`` is given.
 
     >>> small = ensdiff.UNetConfig(channels=4, multipliers=(1,), norm_groups=2)
     >>> ensdiff.train(data, code, small, steps=2, batch_size=2, run_dir="runs/mine", progress=False)
@@ -133,6 +134,12 @@ def train(
         run.note_environment(start, {**environment(mesh), "execution": execution.record()})
         if on_open is not None:
             on_open()
+        if execution.pipeline == "host" and config.steps_per_call > 1:
+            hosts.warn(
+                f"steps_per_call={config.steps_per_call} has no effect where the host makes the batches, one step per "
+                "call; pipeline='device' makes many",
+                stacklevel=2,
+            )
         length = CallLength(1 if execution.pipeline == "host" else config.steps_per_call)
         with (
             Watch(run, config, start, progress, unlogged, length) as watch,

@@ -357,6 +357,7 @@ def test_save_and_load_without_training(tmp_path, tiny):
     (dict(decay="linear"), "one of 'constant', 'cosine'"),
     (dict(clip=-1.0), "clip=-1.0"),
     (dict(steps_per_call=-1), "steps_per_call=-1"),
+    (dict(seed=2**63), "seed=9223372036854775808: expected a signed integer of 64 bits"),
     (dict(pipeline="tape"), "one of 'auto', 'host', 'device'"),
 ])  # fmt: skip
 def test_bad_settings(options, message):
