@@ -1,6 +1,7 @@
 """Forgetting units: writing a smaller run without the members that saw them."""
 
 import json
+import numbers
 import os
 import pathlib
 import shutil
@@ -53,7 +54,7 @@ def forget(run: str | os.PathLike, units: Collection[int], out: str | os.PathLik
     if jax.process_count() > 1:
         raise ValueError("forgetting runs in a single process: start it in one process only")
     wanted = _given(units)
-    again = sorted({int(i) for i in wanted} & set(old.forgotten)) if all(isinstance(i, int) for i in wanted) else []
+    again = sorted({int(i) for i in wanted if isinstance(i, numbers.Integral)} & set(old.forgotten))
     if again:
         raise ValueError(f"units {again} are forgotten already: {old.path} was made without them")
     facts = Facts(old, files, [*wanted, *old.forgotten] if wanted else [])

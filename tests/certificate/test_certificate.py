@@ -250,6 +250,9 @@ def test_units_and_runs_that_cannot_be_forgotten(run_dir, small, tmp_path):
         ensdiff.forget(run_dir, [6], out)
     with pytest.raises(ValueError, match="no units given"):
         ensdiff.forget(run_dir, [], out)
+    for again in ([UNIT], np.array([UNIT]), [np.int64(UNIT), 0]):
+        with pytest.raises(ValueError, match=rf"units \[{UNIT}\] are forgotten already"):
+            ensdiff.forget(small, again, out)
     with pytest.raises(FileExistsError, match="exists already; choose a new folder"):
         ensdiff.forget(run_dir, [UNIT], small)
     with pytest.raises(FileNotFoundError, match="does not exist"):
