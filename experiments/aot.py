@@ -204,8 +204,9 @@ def build_case(config: Any, devices: list | int, memory: int) -> Case:
     known = building.section(config, "aot")
     shape = _numbers(f.image, r"\d+,\d+,\d+", "image", "32,32,3") if f.image else known.get("image_shape")
     units = f.units or known.get("units")
+    missing = [flag for flag, value in (("--image=H,W,C", shape), ("--units=N", units)) if value is None]
     if shape is None or units is None:
-        raise ValueError("the config does not give the size of the data: pass --image=H,W,C and --units=N")
+        raise ValueError(f"the config does not give the size of the data: pass {' and '.join(missing)}")
     platform = "gpu" if isinstance(devices, int) else "tpu"
     model, schedule, train = building.settings(config, shape[-1])
     # "auto" for the machine that will run, not for the host that compiles

@@ -55,8 +55,9 @@ def read_study(config: ConfigDict | None) -> tuple[Study, Schedule]:
             raise ValueError(f"--image={f.image}: expected height, width and channels, such as 32x32x3")
         shape = tuple(int(n) for n in re.findall(r"\d+", f.image))
     units = known.get("units") if f.units is None else f.units
+    missing = [flag for flag, value in (("--image=HxWxC", shape), ("--units=N", units)) if value is None]
     if shape is None or units is None:
-        raise ValueError("the size of the data is not given: pass --image=HxWxC and --units=N")
+        raise ValueError(f"the size of the data is not given: pass {' and '.join(missing)}")
     values = {} if f.channels is None else {"channels": f.channels}
     if f.multipliers:
         try:

@@ -32,7 +32,7 @@ class Wide(NamedTuple):
 
 
 def wide(value: int) -> Wide:
-    """Return one Python integer, modulo 2^64.
+    """Return an integer, modulo 2^64, as two words of 32 bits.
 
     >>> wide(-1)
     Wide(high=np.uint32(4294967295), low=np.uint32(4294967295))

@@ -85,7 +85,7 @@ class Dense(nn.Module):
 
 
 def add(y: Array, few: Array) -> Array:
-    """Return ``y`` plus ``few``, which is repeated to the shape of ``y`` and rounded to its dtype.
+    """Return ``y`` plus ``few``, broadcast to the shape of ``y`` and rounded to its dtype.
 
     It is repeated in float32, so that its gradient, the sum over the repetitions, is float32.
     """

@@ -60,8 +60,7 @@ class Execution:
     def from_record(cls, line: Mapping[str, Any], model: UNetConfig) -> "Execution":
         """Return the execution that a line of ``environment.jsonl`` records.
 
-        Lines of older versions have none. They mean what these versions did: the model's settings, and the host
-        pipeline.
+        Older versions recorded no execution; their lines mean the model's settings and the host pipeline.
 
         Raises:
             ValueError: the record is not one that this version can repeat.

@@ -57,7 +57,7 @@ class StepMetrics(NamedTuple):
 
 
 def optimizer(settings: StepSettings) -> optax.GradientTransformation:
-    """Return Adam with warm-up and clipping for *one* member, over its parameters in rows."""
+    """Return Adam with warm-up and clipping for *one* member, over its parameters as rows of 128 numbers."""
     peak, warmup = settings.learning_rate, settings.warmup
     if settings.decay_steps is not None:
         rate = optax.warmup_cosine_decay_schedule(0.0, peak, warmup, settings.decay_steps)
