@@ -28,7 +28,7 @@ from ensdiff.training.execution import Execution, repeatable
 from ensdiff.training.preemption import Preempted
 from ensdiff.training.step import TrainState, init_state
 from ensdiff.training.stepper import CallLength, Stepper, stepper
-from ensdiff.training.tuning import is_measured, tune
+from ensdiff.training.tuning import NAME, is_measured, tune
 from ensdiff.training.watch import DivergedError, Watch
 
 __all__ = ["DivergedError", "sample_grid", "train"]
@@ -64,7 +64,8 @@ def train(
         mesh: the devices, as a ('member', 'data') mesh; by default all.
         on_open: called on every process when the run directory is open and, on resuming, known to be of the same run.
         stop: called on every process after every call of the compiled program (every step, or with the device
-            pipeline about every half second) with the number of steps done. When it returns True (on all processes
+            pipeline about every half second, and while ways to compute members are timed) with the number of steps
+            done. When it returns True (on all processes
             at the same step), a checkpoint is written and training ends with `Preempted`.
             `ensdiff.training.preemption.on_signals` yields such a function.
         **options: fields of `TrainConfig`.
@@ -130,7 +131,9 @@ def train(
         execution = Execution.of(model, pipeline) if recorded is None else recorded
         if recorded is None and start < config.steps and is_measured(model, mesh):
             local = code.members // mesh.shape["member"]
-            execution, state = tune(execution, model, local, mesh, steps_of, state, start, run, progress=progress)
+            execution, state = tune(
+                execution, model, local, mesh, steps_of, state, start, run, stop=stop, progress=progress
+            )
         run.note_environment(start, {**environment(mesh), "execution": execution.record()})
         if on_open is not None:
             on_open()
@@ -184,6 +187,8 @@ def _pipeline(data: Dataset, splits: Splits, config: TrainConfig, mesh: Mesh) ->
 
 def _recorded(run: RunDirectory, start: int, model: UNetConfig, config: TrainConfig, mesh: Mesh) -> Execution | None:
     """Return the execution to repeat, if the run is resumed in an environment in which it was trained before."""
+    if run.path is not None and model.conv == "measure" and not (run.path / NAME).exists():
+        return None  # trained without timing so far
     try:
         lines = read_environments(run.path) if run.path is not None and start else []
     except FileNotFoundError:

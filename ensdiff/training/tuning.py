@@ -22,6 +22,7 @@ from ensdiff.models.conv import STACKED, Strategy
 from ensdiff.models.unet import UNetConfig
 from ensdiff.runs.directory import RunDirectory
 from ensdiff.training.execution import Execution
+from ensdiff.training.preemption import Preempted
 from ensdiff.training.stepper import Stepper
 
 SECONDS = 2.0
@@ -31,6 +32,8 @@ FEW = 4
 larger, because compiling takes as long as for that many members."""
 FORMS: dict[str, tuple[Strategy, ...]] = {"cpu": ("matmul", "loop"), "gpu": STACKED, "tpu": ("matmul", "loop")}
 """Forms of stacked convolutions that are timed. CPUs and TPUs compute grouped convolutions far more slowly."""
+NAME = "tuning.json"
+"""The file of a run directory that lists what was tried."""
 MOST = 200
 """Most steps that a candidate makes when it is timed."""
 
@@ -122,6 +125,7 @@ def choose(
     state: Any,
     step: int,
     *,
+    stop: Callable[[int], bool] | None = None,
     progress: bool = False,
 ) -> Choice:
     """Time candidates and return the fastest. All processes must call it, and choose the same.
@@ -135,10 +139,12 @@ def choose(
         steps_of: opens the training steps.
         state: the training state.
         step: the number of the first step.
+        stop: called with this number on every process after each candidate; when it returns True, timing ends.
         progress: show a progress bar.
 
     Raises:
         RuntimeError: every candidate failed. The message has each candidate's error.
+        Preempted: ``stop`` returned True.
     """
     if len(first) == 1 and then(first[0]) is None:
         return Choice(first[0], state, [Trial(first[0])])
@@ -161,6 +167,11 @@ def choose(
             trials.append(_try(execution, steps_of, waiting, step))
             bar.set_postfix_str(_short(trials[-1]), refresh=False)
             bar.update(1)
+            if stop is not None and stop(step):
+                raise Preempted(
+                    f"asked to stop at step {step}, while ways to compute members were timed: no step was made since "
+                    f"{'the newest checkpoint' if step else 'the start'}; start the same command again"
+                )
         another = then(fastest())
         if another is not None:
             trials.append(_try(another, steps_of, waiting, step))
@@ -178,6 +189,7 @@ def tune(
     step: int,
     run: RunDirectory,
     *,
+    stop: Callable[[int], bool] | None = None,
     progress: bool = False,
 ) -> tuple[Execution, Any]:
     """Return the fastest execution and the training state, and write ``tuning.json`` into the run directory.
@@ -191,18 +203,21 @@ def tune(
         state: the training state; see `choose`.
         step: the number of the first step.
         run: the run directory.
+        stop: called with this number on every process after each candidate; when it returns True, timing ends.
         progress: show a progress bar.
 
     Raises:
         RuntimeError: every candidate failed. The message has each candidate's error.
+        Preempted: ``stop`` returned True.
     """
     kind = platform(mesh)
     first = candidates(start, model, members, kind)
     chosen = choose(
-        first, lambda fastest: with_fused_attention(fastest, model, kind), steps_of, state, step, progress=progress
-    )
+        first, lambda fastest: with_fused_attention(fastest, model, kind), steps_of, state, step, stop=stop,
+        progress=progress,
+    )  # fmt: skip
     device = mesh.devices.flat[0].device_kind
-    run.write_file("tuning.json", json.dumps(chosen.record(device, step), indent=1).encode() + b"\n")
+    run.write_file(NAME, json.dumps(chosen.record(device, step), indent=1).encode() + b"\n")
     return chosen.execution, chosen.state
 
 

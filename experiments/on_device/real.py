@@ -126,8 +126,9 @@ def _train(
     marks: list[tuple[float, int]] = []
 
     def stop(done: int) -> bool:
-        marks.append((time.perf_counter() - begin, done))
-        return marks[-1][0] >= seconds and done >= LEAST
+        if done:  # it is also called while ways to compute members are timed
+            marks.append((time.perf_counter() - begin, done))
+        return done >= LEAST and marks[-1][0] >= seconds
 
     with tempfile.TemporaryDirectory() as folder:
         try:

@@ -196,7 +196,8 @@ def _train(setting: Setting, data, code: ensdiff.Code, option: Mapping[str, Any]
     marks: list[tuple[float, int]] = []
 
     def stop(done: int) -> bool:
-        marks.append((time.perf_counter() - begin, done))
+        if done:  # it is also called while ways to compute members are timed
+            marks.append((time.perf_counter() - begin, done))
         return done >= 2 * steps
 
     with contextlib.suppress(ensdiff.Preempted):

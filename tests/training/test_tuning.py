@@ -138,6 +138,20 @@ def test_if_nothing_works_every_error_is_told(monkeypatch):
         choose(candidates(START, MODEL, 4, "cpu"), nothing, machine.steps_of, state(), 0)
 
 
+def test_a_request_to_stop_ends_the_timing(monkeypatch):
+    machine = Machine(monkeypatch, {("map", 1, "image"): 0.5, ("matmul", 4, "image"): 0.25, ("loop", 4, "image"): 0.1})
+    asked = []
+
+    def stop(done):
+        asked.append(done)
+        return len(asked) == 2
+
+    with pytest.raises(ensdiff.Preempted, match="asked to stop at step 7, while ways .* since the newest checkpoint"):
+        choose(candidates(START, MODEL, 4, "cpu"), nothing, machine.steps_of, state(), 7, stop=stop)
+    assert asked == [7, 7]
+    assert {call[0] for call in machine.calls} == {"map", "matmul"}
+
+
 def test_a_single_way_is_not_timed():
     before = {"a": jnp.ones(2)}
     chosen = choose(candidates(START, MODEL, 1, "cpu"), nothing, None, before, 0)
@@ -187,6 +201,10 @@ def test_a_measured_run_resumes_bit_for_bit(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(tuning, "_try", never)
         resumed = ensdiff.train(data, CODE, model, steps=4, run_dir=tmp_path / "run", resume=True, **options)
+    (tmp_path / "run" / "tuning.json").rename(tmp_path / "tuning.json")  # as if "measure" were asked for the first time
+    monkeypatch.setattr(tuning, "_try", never)
+    with pytest.raises(AssertionError, match="not timed again"):
+        ensdiff.train(data, CODE, model, steps=6, run_dir=tmp_path / "run", resume=True, **options)
     lines = read_environments(tmp_path / "run")
     assert [line["execution"] for line in lines] == [table["chosen"]] * 2
     assert ensdiff.check_run(tmp_path / "run") == []
