@@ -13,7 +13,7 @@ from ensdiff.ensemble.mesh import on_mesh
 from ensdiff.models.conv import STACKED
 from ensdiff.planning.lowering import read_lowered
 from ensdiff.training.config import TrainConfig, seed_of
-from ensdiff.training.loop import make_batch
+from ensdiff.training.host import make_batch
 from ensdiff.training.step import init_state, make_train_step
 from tests.helpers import CODE, DEEP, SHORT, TINY, blobs
 
