@@ -8,7 +8,7 @@ without a network.
 
 Examples:
   python -m experiments.device --out=device --minutes=8 --data=fashion_mnist.npz
-  python -m experiments.device --out=device --minutes=3 --small  (tiny sizes, to try it on a CPU)
+  python -m experiments.device --out=device --minutes=6 --small  (tiny sizes, to try it on a CPU)
 """
 
 import dataclasses
@@ -24,15 +24,6 @@ from absl import flags
 
 from experiments import common
 
-flags.adopt_module_key_flags(common)
-OUT = flags.DEFINE_string("out", "device", "Folder for results.jsonl, report.md and samples.png.")
-MINUTES = flags.DEFINE_float("minutes", 8.0, "Time for everything. What does not fit is left out.", lower_bound=0.1)
-SMALL = flags.DEFINE_bool("small", False, "Tiny sizes: all steps in about three minutes on 2 CPU cores.")
-DATA = flags.DEFINE_string(
-    "data", None, "Pictures for the real run: .npz with images and labels. Default: the handwritten digits of sklearn."
-)
-STEPS = flags.DEFINE_list("steps", [], "Names of the steps to run, as in results.jsonl; by default all.")
-
 GRACE = 20.0
 """Seconds after the end of its time at which the program ends itself, even in the middle of a compilation."""
 
@@ -43,13 +34,14 @@ def main() -> None:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     from experiments.on_device import journal
 
-    check(MINUTES.value, OUT.value)
-    clock = journal.Clock(60 * MINUTES.value)
-    steps = plan(SMALL.value, DATA.value, OUT.value)
-    if unknown := sorted(set(STEPS.value) - {step.name for step in steps}):
+    f = flags.FLAGS
+    check(f.minutes, f.out)
+    clock = journal.Clock(60 * f.minutes)
+    steps = plan(f.small, f.data, f.out)
+    if unknown := sorted(set(f.steps) - {step.name for step in steps}):
         raise ValueError(f"--steps={unknown[0]}: expected some of {', '.join(step.name for step in steps)}")
-    steps = [step for step in steps if not STEPS.value or step.name in STEPS.value]
-    written = journal.Journal(OUT.value, "ensdiff on this machine", steps, clock)
+    steps = [step for step in steps if not f.steps or step.name in f.steps]
+    written = journal.Journal(f.out, "ensdiff on this machine", steps, clock)
     watchdog = threading.Timer(clock.left() + GRACE, _end, (written,))
     watchdog.daemon = True
     watchdog.start()
@@ -203,5 +195,20 @@ def study(small: bool, data: Any, way: Mapping[str, Any]) -> Any:
     return Study(model)
 
 
+def define_flags() -> None:
+    """Define the command line, in a function because other programs have flags with these names."""
+    flags.DEFINE_string("out", "device", "Folder for results.jsonl, report.md and samples.png.")
+    flags.DEFINE_float("minutes", 8.0, "Time for everything. What does not fit is left out.", lower_bound=0.1)
+    flags.DEFINE_bool("small", False, "Tiny sizes: all steps in about three minutes on 2 CPU cores.")
+    flags.DEFINE_string(
+        "data",
+        None,
+        "Pictures for the real run: .npz with images and labels. Default: the handwritten digits of sklearn.",
+    )
+    flags.DEFINE_list("steps", [], "Names of the steps to run, as in results.jsonl; by default all.")
+    flags.adopt_module_key_flags(common)
+
+
 if __name__ == "__main__":
+    define_flags()
     common.run(main, __doc__)

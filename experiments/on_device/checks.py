@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 import ensdiff
+from ensdiff.files.npy import read_npz
 from ensdiff.interop import channels_last, genens
 from ensdiff.interop.tensors import stack
 from experiments.on_device.journal import Row
@@ -28,8 +29,7 @@ after 1,000 steps, in standard deviations of the reference. On NVIDIA GPUs the d
 
 def parity(left: Callable[[], float], precisions: Sequence[str] = tuple(PRECISIONS)) -> Iterable[Row]:
     """Yield the differences from the reference numbers, in each of some `PRECISIONS`."""
-    with np.load(REFERENCE) as file:
-        content = dict(file)
+    content = read_npz(REFERENCE)
     state = {name.removeprefix("state/"): value for name, value in content.items() if name.startswith("state/")}
     config = genens.infer_config(state, REFERENCE.name)
     reference = stack([state], [REFERENCE.name], config, genens._style(config), (8, 8, 1), None)
