@@ -1,4 +1,10 @@
-"""Attribution by weight rows: exact, differential and loss scores, their ranking, verification and significance."""
+"""Attribution by weight rows: exact, differential and loss scores, their ranking, verification and significance.
+
+Docstrings cite equations by number: (2) the mean of the members and (3) the weight row of a removal are in
+`ensdiff.ensemble` and `ensdiff.codes`, (4) the exact counterfactual in `ensdiff.attribution.exact`, (5) and (6) its
+derivative and Gram matrix in `ensdiff.attribution.differential`, and (7) the denoising loss in
+`ensdiff.attribution.loss`.
+"""
 
 from ensdiff.attribution.attribute import attribute
 from ensdiff.attribution.audit import Audit, Recall, audit_recall

@@ -27,6 +27,7 @@ from ensdiff.codes import Code
 from ensdiff.ensemble.ensemble import Ensemble
 from ensdiff.ensemble.memory import Resources
 from ensdiff.files.version import __version__
+from ensdiff.models.attention import resolve_attention
 from ensdiff.models.conv import resolve
 from ensdiff.runs.pieces import pieces
 from ensdiff.sampling.sample import Samples
@@ -56,6 +57,8 @@ def attribute(
 ) -> Attribution:
     """Rank training units by how much each sample changes when the unit is removed from its causal history.
 
+    The numbers in parentheses are those of the equations in `ensdiff.attribution`.
+
     Args:
         params: the ensemble.
         samples: the result of `ensdiff.sample`; for ``"loss"`` also any images (B, H, W, C) in [0, 1], or uint8.
@@ -78,7 +81,8 @@ def attribute(
             verification of ``"screen"`` (which still screens by L2).
         verify: units per sample that ``"screen"`` verifies exactly; by default 50, or ``top`` if that is more.
         audit: random unverified units per sample that are also verified, to estimate what ``"screen"`` missed.
-        null: number of null ablations (of each kind) for p- and q-values; ``"all"`` uses every one, 0 uses none.
+        null: number of null ablations for p- and q-values, for each size of a set and each group of a hierarchical
+            code; ``"all"`` uses every one, 0 uses none.
         level: largest q-value at which a verdict attributes a sample to a unit.
         loss: draws, levels and weighting, only for ``"loss"``.
         seed: seed of the null's code words, of the audit and of the draws of the loss.
@@ -87,7 +91,8 @@ def attribute(
         progress: show progress bars.
         partial: a folder for finished parts. After an interruption the same call continues there, and returns bit for
             bit what an uninterrupted call returns. In the end it removes these parts, and the folder unless it holds
-            other files. Features, distances and samplers that are functions are distinguished only by their names.
+            other files. Features, distances and samplers that are functions are distinguished only by their names:
+            give another folder after changing such a function.
 
     Returns:
         `Attribution` with arrays of shape (B, top). Distances are >= 0, changes of loss have a sign; for both, larger
@@ -116,8 +121,9 @@ def attribute(
     config = LossConfig() if loss is None else loss
     ablations = null_ablations(candidates, request.null, request.seed) if request.null else None
     measure = measure_name(features, distance)
-    algorithm = resolve(params.model.conv, predicting=True)  # other algorithms round differently
-    with pieces(partial, __version__, params, named_sampler(samples), measure, algorithm) as kept:
+    model = params.model  # other ways of computing it round differently
+    computed = resolve(model.conv, predicting=True), model.stack, model.precision, resolve_attention(model.attention)
+    with pieces(partial, __version__, params, named_sampler(samples), measure, computed) as kept:
         inputs = Inputs(params, samples, features, measure_of(features, distance), resources, kept)
         scores = scores_of(method, inputs, candidates, config, request.seed)
         calibration = calibrate(scores.final, ablations)

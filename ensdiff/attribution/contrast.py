@@ -107,7 +107,7 @@ def unit_losses(
     config: LossConfig | None = None,
     resources: Resources | None = None,
 ) -> Float[np.ndarray, "N K"]:
-    """Return the mean loss of every unit under every member, NaN if items are absent; arguments as in `contrast`."""
+    """Return the mean loss of every unit under every member; arguments as in `contrast`. Absent items give NaN."""
     check_data(params, data)
     config = LossConfig(draws=32, block=16) if config is None else config
     resources = Resources() if resources is None else resources

@@ -187,8 +187,8 @@ def _gather(blocks: list[_Block], config: LossConfig) -> LossMatrix:
 def block_step(model: UNetConfig, schedule: Schedule, image_shape: tuple[int, int, int], mesh: Mesh):
     """Return a compiled ``(params_K, loss_KBK, empty, x_BHWC, key, t_D, number_D, weight_D) -> (loss_KBK, empty)``.
 
-    The function adds some draws of a group of images to R. Each device adds the rows of its own members. The sums are
-    donated.
+    The function adds one block of draws of noise for a group of images to their matrices R, and to ``empty``, the loss
+    of predicting 0. Each device adds the rows of its own members. The sums are donated.
     """
     summed = mesh.shape["data"] > 1
 

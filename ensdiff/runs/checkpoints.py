@@ -59,7 +59,7 @@ def run_description(run: pathlib.Path) -> dict[str, Any]:
 
 
 def folder_of(run: pathlib.Path, step: int) -> pathlib.Path:
-    """Return the absolute path of a checkpoint, as Orbax requires. It ends in the step even if that is a link."""
+    """Return the absolute path of a checkpoint, as Orbax requires. Links above the step's folder are followed."""
     return (run / "checkpoints").resolve() / str(step)
 
 
