@@ -98,7 +98,8 @@ def test_pieces_of_other_things_are_not_taken(five, samples, tmp_path, monkeypat
     equal(found, ensdiff.attribute(other, made, "exact", top=2, null=3))
 
 
-def test_pieces_of_another_algorithm_are_not_taken(five, samples, tmp_path, monkeypatch):
+@pytest.mark.parametrize("chosen", ["resolve", "resolve_attention"])
+def test_pieces_of_another_algorithm_are_not_taken(five, samples, tmp_path, monkeypatch, chosen):
     """Predictions of another version or machine may round differently."""
     monkeypatch.setattr(scoring, "PAIRS_OF_A_PIECE", 6)
     options = dict(top=2, null=0, partial=tmp_path / "x")
@@ -107,7 +108,7 @@ def test_pieces_of_another_algorithm_are_not_taken(five, samples, tmp_path, monk
         with pytest.raises(Interrupted):
             ensdiff.attribute(five, samples, "exact", **options)
     made = interrupt(monkeypatch, scoring, "measured_influence", 99)
-    monkeypatch.setattr(sys.modules["ensdiff.attribution.attribute"], "resolve", lambda *_, **__: "another")
+    monkeypatch.setattr(sys.modules["ensdiff.attribution.attribute"], chosen, lambda *_, **__: "another")
     ensdiff.attribute(five, samples, "exact", **options)
     assert len(made) == 3  # all
 
