@@ -98,6 +98,7 @@ def test_networks():
 @pytest.mark.torch
 def test_a_library_that_fails_is_a_row(monkeypatch):
     pytest.importorskip("torch", reason="torch is not installed")
+
     def job(setting, params):
         if setting.dtype == "bfloat16":
             raise RuntimeError("out of memory")
