@@ -133,7 +133,7 @@ def study(shop: Workshop) -> Findings:
 _KEYS = {
     "exact": "exact",
     "loss": "loss",
-    **{name: f"baseline {name}" for name in ("pixel", "feature", "gradient", "trak", "d-trak")},
+    **{name: f"baseline {name}" for name in ("pixel", "feature", "trak", "d-trak")},
 }
 """The name under which the seconds of each method are stored."""
 

@@ -96,7 +96,7 @@ def study(shop: Workshop) -> Findings:
         f"N = {N}; {s.subsets} random subsets of {s.alpha:.0%} of the units x {s.seeds} seeds = {truth.members} "
         "retrained models, trained as one stacked ensemble. The output is minus the denoising loss of an image. "
         f"{G} generated, {Q} training and {Q} held-out images. `loss`, `exact` and `differential` use one ensemble of "
-        f"K = {s.members}; baselines with gradients average {s.baseline_members} of its members. squared scores: all "
+        f"K = {s.members}; `trak` and `d-trak` average {s.baseline_members} of its members. squared scores: all "
         "images, with each score squared, which keeps its size and drops its sign. ensemble-LDS: the outputs are those "
         f"of the ensemble itself without {s.removed} random units ({s.ablations} sets), with other noise draws; no "
         "model is trained for it."

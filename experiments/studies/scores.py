@@ -1,10 +1,19 @@
-"""Scores of every unit for any images, from the ensemble's loss and from every baseline."""
+"""Scores of every unit for any images: by the ensemble's loss, by its gradients and by every baseline."""
 
 import dataclasses
 
 import numpy as np
 
 import ensdiff
+from ensdiff.attribution.gradients import (
+    OUTPUTS,
+    GradientConfig,
+    Setting,
+    member_scores,
+    over_units,
+    projected_gradients,
+)
+from ensdiff.attribution.gradients.kernels import Method
 from ensdiff.baselines import BASELINES, BaselineConfig, baseline_scores
 from ensdiff.data import Dataset
 from experiments.studies.workshop import Workshop
@@ -37,20 +46,46 @@ def quadratic(matrix_BKK: np.ndarray, weights_MK: np.ndarray) -> np.ndarray:
     return np.einsum("mk,bkl,ml->bm", w, matrix_BKK, w, optimize=True)
 
 
+RIDGES: dict[Method, float] = {"trak": 0.1, "d-trak": 1e-3}
+"""The gradient methods at fixed settings, and the ridge of each."""
+
+
+def gradient_scores(
+    shop: Workshop, name: str, params: ensdiff.Ensemble, data: Dataset, images: np.ndarray, members: int
+) -> dict[str, np.ndarray]:
+    """Return the (B, N) scores of TRAK and D-TRAK at fixed settings, the mean over the first ``members`` members."""
+    config, K = GradientConfig(), min(members, params.members)
+    found: dict[str, np.ndarray] = {}
+    for method, ridge in RIDGES.items():
+
+        def compute(method: Method = method, ridge: float = ridge) -> np.ndarray:
+            query, train = (
+                {
+                    output: projected_gradients(params, x, output, config, members=range(K), progress=shop.progress)
+                    for output in OUTPUTS[method]
+                }
+                for x in (images, data.images)
+            )
+            seen_nK = params.code.rows(data.unit_of_item)[:, :K]
+            scores = member_scores(method, query, train, seen_nK, Setting(ridge, dimension=config.dimension))
+            return over_units(scores.items_KBn, data.unit_of_item, data.units).mean(0, dtype=np.float64)
+
+        inputs = (params, data.images, data.unit_of_item, images, repr(config), ridge, K)
+        found[method] = shop.kept(f"{name} {method}", compute, *inputs)
+    return found
+
+
 def all_baselines(
     shop: Workshop, name: str, params: ensdiff.Ensemble, data: Dataset, images: np.ndarray, members: int
 ) -> dict[str, np.ndarray]:
-    """Return the (B, N) scores of each baseline; those with gradients average the first ``members`` members."""
+    """Return the (B, N) scores of each baseline, and the `gradient_scores` of the first ``members`` members."""
     config = BaselineConfig()
     found = {}
     for method in BASELINES:
 
         def compute(method: str = method) -> np.ndarray:
-            return baseline_scores(
-                images, data, params, [method], config, features=shop.classifier.features,
-                members=range(min(members, params.members)), progress=shop.progress,
-            )[method]  # fmt: skip
+            return baseline_scores(images, data, [method], config, features=shop.classifier.features)[method]
 
-        inputs = (params, data.images, data.unit_of_item, images, repr(dataclasses.astuple(config)), members)
+        inputs = (data.images, data.unit_of_item, images, repr(dataclasses.astuple(config)))
         found[method] = shop.kept(f"{name} {method}", compute, *inputs)
-    return found
+    return found | gradient_scores(shop, name, params, data, images, members)

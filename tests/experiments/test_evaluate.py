@@ -159,7 +159,8 @@ def test_whole_program(run, tmp_path):
                 assert (tmp_path / "out" / figure).read_text().lstrip().startswith("<?xml")
     lds = json.loads((tmp_path / "out" / "lds.json").read_text())["numbers"]
     assert lds["lds"]["held out"]["constant"]["value"] == 0
-    assert set(lds["lds"]["generated"]) == {"loss", "exact", "differential", *ensdiff.baselines.BASELINES}
+    methods = {"loss", "exact", "differential", "trak", "d-trak"}
+    assert set(lds["lds"]["generated"]) == methods | set(ensdiff.baselines.BASELINES)
     planted = json.loads((tmp_path / "out" / "planted.json").read_text())["numbers"]["by_members"]["8"]
     assert planted["pixel"]["recall_1"]["value"] == 1
     assert "\ntraining size/" in done.stdout

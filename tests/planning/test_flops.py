@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
 
 import ensdiff
-from ensdiff.baselines import gradients
+from ensdiff.attribution.gradients import features
 from ensdiff.ensemble.members import abstract_params, apply_member, over_members
 from ensdiff.planning import flops
 from ensdiff.planning.lowering import read_lowered
@@ -99,8 +99,9 @@ def lowered(conv):
     steps = [*(make(case) for name, make in abstract.STEPS.items())]
     found = {step.name: (read_lowered(abstract.lower(step, "cpu"), step.iterations), step.flops) for step in steps}
     key = jax.random.key(0)
-    gradient = gradients._step(model, ensdiff.Schedule(), shape, "loss", 8, MESH)
-    arguments = case.params(), jnp.zeros((2, *shape)), np.int32(2), jnp.zeros((4,), jnp.int32), key, key
+    projection = features.Projection(parts=2, dimension=8, projection="sketch")
+    gradient = features._step(model, ensdiff.Schedule(), shape, "loss", projection, MESH)
+    arguments = case.params(), jnp.zeros((2, *shape)), np.int32(2), jnp.zeros((4,), jnp.int32), key
     return found | {"gradients": (read_lowered(gradient.lower(*arguments)), None)}
 
 

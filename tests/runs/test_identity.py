@@ -175,7 +175,7 @@ def test_forgotten_pictures_may_be_gone(place):
     params = ensdiff.load(run)
     for call in (
         lambda: ensdiff.train(found, CODE, steps=1),
-        lambda: ensdiff.baselines.baseline_scores(blobs(1), found, params, ["pixel"]),
+        lambda: ensdiff.baselines.baseline_scores(blobs(1), found, ["pixel"]),
         lambda: ctf.write(place / "x.ctf", params, ensdiff.sample(params, 0, 1, steps=1), found),
     ):
         with pytest.raises(ValueError, match="1 items of the data are absent, the first of unit 3"):
@@ -220,7 +220,6 @@ def test_every_function_of_an_ensemble_and_data_compares_them(place):
         lambda: explore(params, other, None),
         lambda: attribution_sections(params, other, None, att),
         lambda: ctf.write(place / "x.ctf", params, samples, other),
-        lambda: ensdiff.baselines.baseline_scores(images, other, params, ["pixel"]),
         lambda: att.plot(images, other),
     ):
         with pytest.raises(ValueError, match=r"the digest .*ensdiff\.training_data\(run, data\) selects"):
