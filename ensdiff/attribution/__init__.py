@@ -1,9 +1,11 @@
 """Attribution by weight rows: exact, differential and loss scores, their ranking, verification and significance.
 
+Members, which were trained on known parts of the units, also judge the scores of any method.
+
 Docstrings cite equations by number: (2) the mean of the members and (3) the weight row of a removal are in
 `ensdiff.ensemble` and `ensdiff.codes`, (4) the exact counterfactual in `ensdiff.attribution.exact`, (5) and (6) its
-derivative and Gram matrix in `ensdiff.attribution.differential`, and (7) the denoising loss in
-`ensdiff.attribution.loss`.
+derivative and Gram matrix in `ensdiff.attribution.differential`, (7) the denoising loss in `ensdiff.attribution.loss`,
+and (9) the judgement of scores in `ensdiff.attribution.judging`.
 """
 
 from ensdiff.attribution.attribute import attribute
@@ -14,6 +16,7 @@ from ensdiff.attribution.differential import gram, jacobian, predicted_counterfa
 from ensdiff.attribution.draws import LossConfig
 from ensdiff.attribution.exact import exact_influence
 from ensdiff.attribution.forms import Forms, gram_forms, loss_forms, score_words, stream
+from ensdiff.attribution.judging import Judgement, choose, cross_predictions, judge, judge_scores
 from ensdiff.attribution.loss import LossMatrix, loss_matrix
 from ensdiff.attribution.ranking import Top
 from ensdiff.attribution.result import Attribution
@@ -26,18 +29,23 @@ __all__ = [
     "Contrast",
     "Forms",
     "GroupValues",
+    "Judgement",
     "LossConfig",
     "LossMatrix",
     "Recall",
     "Top",
     "attribute",
     "audit_recall",
+    "choose",
     "contrast",
+    "cross_predictions",
     "exact_influence",
     "gram",
     "gram_forms",
     "group_values",
     "jacobian",
+    "judge",
+    "judge_scores",
     "loss_forms",
     "loss_matrix",
     "predicted_counterfactuals",

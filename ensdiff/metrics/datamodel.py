@@ -13,6 +13,7 @@ removal, pass minus the loss as outputs with ``sign=1``, or the loss with ``sign
 from typing import Literal
 
 import numpy as np
+from jaxtyping import Float
 from numpy.typing import ArrayLike
 
 from ensdiff.metrics.arrays import correlate, merged, precision, rankable, resampled_spearman, spearman, table, tied
@@ -71,11 +72,38 @@ def lds(
     if M < 3 or not np.isin(subsets, (0, 1)).all():
         raise ValueError(f"subsets_NM holds {M} subsets: expected at least 3, of zeros and ones")
     check_value("sign", sign, Literal[1, -1])
-    # a matrix product may give equal subsets sums that differ by rounding: these are ties, not ranks
-    predicted = sign * merged(scores @ subsets, precision(1.0) * np.sqrt(N) * np.abs(scores).sum(1))
+    return rank_agreement(sign * subset_sums(scores, subsets), outputs, resamples=resamples, seed=seed)
+
+
+def subset_sums(scores_BN: Float[np.ndarray, "B N"], subsets_NM: np.ndarray) -> Float[np.ndarray, "B M"]:
+    """Return the sums of scores over subsets, in float64, with sums that differ only by rounding made equal.
+
+    A matrix product may give equal subsets sums that differ by rounding. The rounding of a sum is taken as
+    ``4 eps sqrt(N)`` times the sum of the row's absolute scores.
+    """
+    rounding_B = precision(1.0) * np.sqrt(scores_BN.shape[1]) * np.abs(scores_BN).sum(1)
+    return merged(scores_BN @ subsets_NM, rounding_B)
+
+
+def rank_agreement(
+    predicted_BM: Float[np.ndarray, "B M"],
+    outputs_BM: Float[np.ndarray, "B M"],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Estimate:
+    """Return the rank correlation over m of predicted and observed outputs, averaged over queries.
+
+    The interval resamples both queries and columns. Values that should be ties must be equal. A query with constant
+    predictions or outputs counts as 0.
+
+    >>> rank_agreement(np.array([[1.0, 2.0, 3.0]]), np.array([[1.0, 4.0, 9.0]]), resamples=0).value
+    1.0
+    """
+    B, M = predicted_BM.shape
 
     def statistic(rows_RB: np.ndarray, columns_RM: np.ndarray) -> np.ndarray:
-        return (rows_RB * resampled_spearman(predicted, outputs, columns_RM)).sum(1) / B
+        return (rows_RB * resampled_spearman(predicted_BM, outputs_BM, columns_RM)).sum(1) / B
 
     return bootstrap_counts(statistic, B, M, resamples=resamples, seed=seed)
 

@@ -1,0 +1,292 @@
+"""Members judge scores: the linear datamodeling score (LDS) of any method, without retraining.
+
+Every member is a model that was trained on a known part of the units. A score that predicts retraining must therefore
+predict how likely each member finds a query, and this prediction can be compared with the member's loss (9). For
+scores ``g_j`` of member j (gradients, for example), queries b, units i and members k:
+
+(j1) ``yhat_bk = sum_i (code_ik - mean_k code_ik) mean_{j != k} g_jbi``: no score of member k is used for member k.
+(j2) ``y_bk = -R_kk`` (7): minus the loss of query b under member k alone.
+(j3) ``member-LDS = mean_b spearman_k(yhat_bk, y_bk)``.
+(j4) ``slope = sum_bk yhat_bk y_bk / sum_bk yhat_bk^2``, both centred per query: the change of the loss per unit of
+     the score.
+
+The code in (j1) is centred for each unit. For scores that use no member this only subtracts a constant of the query.
+For scores of members it is essential: the mean over all members but k falls as member k's own scores rise, so without
+centring, scores that are the same for all units but as large as their member's loss would have a perfect member-LDS.
+For the same reason no intercept is fitted without member k.
+
+The choice among settings is nested: for each member k the setting is chosen by (j3) among the other members, from
+scores of the other members, and then predicts member k. The member-LDS of these predictions is not raised by the
+choice, however many settings there are.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from ensdiff.attribution.draws import LossConfig
+from ensdiff.attribution.loss import LossMatrix, loss_matrix
+from ensdiff.data import Dataset
+from ensdiff.ensemble.ensemble import Ensemble
+from ensdiff.metrics import Estimate
+from ensdiff.metrics.arrays import precision, rankable, spearman, table
+from ensdiff.metrics.bootstrap import RESAMPLES, bootstrap_counts
+from ensdiff.metrics.datamodel import rank_agreement, subset_sums
+from ensdiff.runs.identity import check_data
+from ensdiff.sampling.sample import Samples
+from ensdiff.typing import ArrayLike
+
+LEAST_MEMBERS = 3
+"""The fewest members that can judge; one more is needed to choose among settings."""
+
+
+class Judgement(NamedTuple):
+    """What the members say about scores.
+
+    Args:
+        lds: member-LDS (j3), in [-1, 1]; 0 is what scores without information have. If a setting was chosen, it is
+            that of the nested choice. The interval resamples queries and members.
+        slope: (j4) of the chosen setting, in units of the loss (squared noise summed over pixels) per unit of score.
+            A unit's score times the slope is the rise of one model's loss that the members predict for retraining
+            without the unit.
+        setting: the setting with the highest member-LDS; None if there was nothing to choose.
+        table: every setting with its own member-LDS, which for the best of many settings is too high.
+        queries: number of queries.
+        members: number of members.
+    """
+
+    lds: Estimate
+    slope: Estimate
+    setting: Any
+    table: tuple[tuple[Any, Estimate], ...]
+    queries: int
+    members: int
+
+    def __str__(self) -> str:
+        low, high = self.lds.low, self.lds.high
+        interval = f" [{low:.2f}, {high:.2f}]" if np.isfinite(low) else ""
+        return f"member-LDS {self.lds.value:.2f}{interval} on {self.queries} queries and {self.members} members"
+
+
+def judge(
+    params: Ensemble,
+    data: Dataset,
+    scores: ArrayLike | Mapping[Any, ArrayLike],
+    queries: Samples | ArrayLike,
+    *,
+    outputs: LossMatrix | ArrayLike | None = None,
+    loss: LossConfig | None = None,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    memory_budget: int | None = None,
+    progress: bool = False,
+) -> Judgement:
+    """Return the linear datamodeling score of any scores, judged by the members of an ensemble instead of retraining.
+
+    A positive score must mean that the unit's presence makes the query more likely, as for all scores of this library.
+
+    Args:
+        params: the ensemble.
+        data: the data on which it was trained.
+        scores: (K, B, N) scores of each unit for each query, computed from each member alone; or (B, N) scores that
+            use no member, such as distances of pixels. Instead of units, N may be the items of ``data``. To choose
+            among settings, a mapping from each setting to its scores.
+        queries: the B queries: the result of `ensdiff.sample`, or images (B, H, W, C) in [0, 1], or uint8.
+        outputs: what the members say about the queries, if it is known: the result of `loss_matrix`, or (B, K) minus
+            the loss of each query under each member.
+        loss: draws, levels and weighting of the loss, if it is not known.
+        seed: seed of the draws of the loss and of the interval.
+        resamples: number of resamples (of queries and members) for the intervals; 0 gives none.
+        memory_budget: bytes of activations that a device may hold.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: other data; fewer than three members, or than four to choose among settings; scores or outputs of
+            the wrong shape or with NaN.
+
+    >>> pixels = data.images.reshape(data.items, -1) / 255.0
+    >>> nearness = -np.square(pixels[:3, None] - pixels[None]).sum(2)
+    >>> few = ensdiff.LossConfig(draws=4, block=2)
+    >>> found = ensdiff.judge(params, data, nearness, data.images[:3], loss=few)
+    >>> -1 <= found.lds.low <= found.lds.high <= 1, found.members
+    (True, 8)
+    """
+    check_data(params, data)
+    if outputs is not None and loss is not None:
+        raise ValueError("loss sets how outputs are computed, but outputs are given: leave one of them out")
+    if outputs is None:
+        images = queries.images if isinstance(queries, Samples) else queries
+        outputs = loss_matrix(params, images, seed, loss, memory_budget=memory_budget, progress=progress)
+    outputs_BK = member_outputs(outputs) if isinstance(outputs, LossMatrix) else outputs
+    code_NK = params.code.matrix()
+    several = scores if isinstance(scores, Mapping) else {None: scores}
+    predictions = {}
+    for setting, of_setting in several.items():
+        N = np.shape(of_setting)[-1] if np.ndim(of_setting) else 0
+        items = N == data.items != data.units
+        predictions[setting] = cross_predictions(of_setting, code_NK[data.unit_of_item] if items else code_NK)
+    return choose(predictions, outputs_BK, resamples=resamples, seed=seed)
+
+
+def member_outputs(estimate: LossMatrix) -> Float[np.ndarray, "B K"]:
+    """Return (j2) from the loss matrices of the queries."""
+    return -np.diagonal(estimate.mean_BKK, axis1=1, axis2=2)
+
+
+def judge_scores(
+    scores: ArrayLike, outputs_BK: ArrayLike, code_NK: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0
+) -> Judgement:
+    """Return the judgement of one setting's scores.
+
+    Args:
+        scores: (K, B, N) scores from each member alone, or (B, N) scores that use no member.
+        outputs_BK: (B, K) minus the loss of each query under each member (j2).
+        code_NK: (N, K) 1 where member k was trained on unit i.
+        resamples: number of resamples (of queries and members) for the intervals; 0 gives none.
+        seed: seed of the resampling.
+
+    Raises:
+        ValueError: fewer than three members; arrays whose shapes do not fit together; NaN.
+
+    >>> rng = np.random.default_rng(0)
+    >>> truth_BN, code_NK = rng.normal(size=(4, 20)), ensdiff.Code.balanced(8, 20).matrix()
+    >>> judge_scores(np.stack(8 * [truth_BN]), truth_BN @ code_NK, code_NK).lds.value.__round__(9)
+    1.0
+    """
+    return choose({None: cross_predictions(scores, code_NK)}, outputs_BK, resamples=resamples, seed=seed)
+
+
+def cross_predictions(scores: ArrayLike, code_NK: ArrayLike) -> Float[np.ndarray, "*J B K"]:
+    """Return ``Y[j, b, k] = sum_i code_ik g_jbi``: what the scores of member j say about the training of member k.
+
+    All that judging and choosing needs of a setting is in these K x B x K numbers, so its scores need not be kept.
+
+    Args:
+        scores: (K, B, N) scores from each member alone; or (B, N) scores that use no member, which give (B, K).
+        code_NK: (N, K) 1 where member k was trained on unit i.
+
+    Raises:
+        ValueError: arrays whose shapes do not fit together; NaN.
+
+    >>> cross_predictions([[1.0, 2.0, 4.0]], [[1, 0], [0, 1], [1, 1]]).tolist()
+    [[5.0, 6.0]]
+    """
+    code = table(code_NK, "code_NK", "NK")
+    parts = np.asarray(scores)
+    if parts.ndim not in (2, 3) or parts.shape[-1] != len(code) or (parts.ndim == 3 and len(parts) != code.shape[1]):
+        N, K = code.shape
+        raise ValueError(
+            f"scores have shape {parts.shape}: expected ({K}, B, {N}), scores from each of {K} members for {N} units, "
+            f"or (B, {N}), scores that use no member"
+        )
+    if parts.ndim == 2:
+        return subset_sums(table(parts, "scores", "BN"), code)
+    return np.stack([subset_sums(table(part, f"scores of member {j}", "BN"), code) for j, part in enumerate(parts)])
+
+
+def choose(
+    predictions: Mapping[Any, ArrayLike], outputs_BK: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0
+) -> Judgement:
+    """Choose the setting with the highest member-LDS, and return the member-LDS of the nested choice.
+
+    For each member, the predictions of the setting that the other members choose are divided by their root mean square
+    over members (for each query), so that predictions of different settings can be ranked together. This uses no
+    outputs. With one setting the result is that of `judge_scores`.
+
+    Args:
+        predictions: `cross_predictions` of each setting. The first of equally good settings is chosen.
+        outputs_BK: (B, K) minus the loss of each query under each member (j2).
+        resamples: number of resamples (of queries and members) for the intervals; 0 gives none.
+        seed: seed of the resampling.
+
+    Raises:
+        ValueError: no settings; fewer than three members, or than four if there is a choice; shapes that do not fit
+            together; NaN.
+
+    >>> rng = np.random.default_rng(0)
+    >>> truth_BN, code_NK = rng.normal(size=(4, 20)), ensdiff.Code.balanced(8, 20).matrix()
+    >>> settings = {"noise": rng.normal(size=(8, 4, 20)), "truth": truth_BN + rng.normal(size=(8, 4, 20))}
+    >>> predictions = {name: cross_predictions(scores, code_NK) for name, scores in settings.items()}
+    >>> choose(predictions, truth_BN @ code_NK).setting
+    'truth'
+    """
+    outputs = rankable(outputs_BK, "outputs_BK", "BK")
+    B, K = outputs.shape
+    if not predictions:
+        raise ValueError("no settings to choose from: give at least one")
+    several = len(predictions) > 1
+    least = LEAST_MEMBERS + several
+    if least > K:
+        what = "choose among settings" if several else "judge scores"
+        raise ValueError(f"{K} members cannot {what}: expected at least {least}")
+    cross = {setting: _checked(setting, values, B, K) for setting, values in predictions.items()}
+    held = {setting: held_out(values) for setting, values in cross.items()}
+    own = tuple((s, rank_agreement(held[s], outputs, resamples=resamples, seed=seed)) for s in held)
+    best = max(own, key=lambda row: row[1].value)[0]
+    slope = _slope(held[best], outputs, resamples, seed)
+    if not several:
+        return Judgement(own[0][1], slope, best, own, B, K)
+    nested_BK = np.empty((B, K))
+    for k in range(K):
+        others = np.delete(np.arange(K), k)
+        without = {s: spearman(held_out(values, k), outputs[:, others]).mean() for s, values in cross.items()}
+        chosen_BK = held[max(without, key=without.__getitem__)]
+        size_B = np.sqrt(np.square(chosen_BK).mean(1))
+        nested_BK[:, k] = np.divide(chosen_BK[:, k], size_B, out=np.zeros(B), where=size_B > 0)
+    lds = rank_agreement(nested_BK, outputs, resamples=resamples, seed=seed)
+    return Judgement(lds, slope, best, own, B, K)
+
+
+def held_out(cross: Float[np.ndarray, "*J B K"], without: int | None = None) -> Float[np.ndarray, "B L"]:
+    """Return (j1) from `cross_predictions`: what the other members' scores predict for each member.
+
+    Args:
+        cross: (K, B, K) predictions of each member's scores; or (B, K) of scores that use no member.
+        without: a member of which neither the scores nor the training are used; the result has K - 1 columns.
+
+    >>> held_out(np.array([[[9.0, 1.0, 2.0]], [[1.0, 9.0, 5.0]], [[1.0, 2.0, 9.0]]]) - 4).round(6).tolist()
+    [[-3.5, -2.5, -1.0]]
+    """
+    if without is not None:
+        cross = np.delete(cross, without, axis=-1)
+        cross = cross if cross.ndim == 2 else np.delete(cross, without, axis=0)
+    # equal predictions stay equal if the first is subtracted before the mean
+    centred = cross - cross[..., :1]
+    centred = centred - centred.mean(-1, keepdims=True)
+    if centred.ndim == 2:
+        return centred
+    own_BK = np.einsum("kbk->bk", centred)
+    return (centred.sum(0) - own_BK) / (len(centred) - 1)
+
+
+def _checked(setting: Any, values: ArrayLike, B: int, K: int) -> np.ndarray:
+    name = "predictions" if setting is None else f"predictions of {setting!r}"
+    array = table(values, name, "KBK" if np.ndim(values) == 3 else "BK")
+    if array.shape not in ((K, B, K), (B, K)):
+        raise ValueError(
+            f"{name} have shape {array.shape}: expected ({K}, {B}, {K}) or ({B}, {K}), for {B} queries and {K} members"
+        )
+    return array
+
+
+def _slope(
+    predicted_BK: Float[np.ndarray, "B K"], outputs_BK: Float[np.ndarray, "B K"], resamples: int, seed: int
+) -> Estimate:
+    """Return (j4); 0 if nothing is predicted."""
+    B, K = predicted_BK.shape
+    x_BK = predicted_BK - predicted_BK.mean(1, keepdims=True)
+    y_BK = outputs_BK - outputs_BK[:, :1]
+    y_BK = y_BK - y_BK.mean(1, keepdims=True)
+
+    def covariance(rows_RB: np.ndarray, columns_RK: np.ndarray, other_BK: np.ndarray) -> np.ndarray:
+        products = columns_RK @ (x_BK * other_BK).T - (columns_RK @ x_BK.T) * (columns_RK @ other_BK.T) / K
+        return (rows_RB * products).sum(1)
+
+    def statistic(rows_RB: np.ndarray, columns_RK: np.ndarray) -> np.ndarray:
+        variance_R = covariance(rows_RB, columns_RK, x_BK)
+        known_R = variance_R > precision(1.0) * np.square(x_BK).sum()
+        return np.divide(covariance(rows_RB, columns_RK, y_BK), variance_R, out=np.zeros(len(rows_RB)), where=known_R)
+
+    return bootstrap_counts(statistic, B, K, resamples=resamples, seed=seed)
