@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Float
 
+from ensdiff.baselines.patches import default_sizes, patch_scores
 from ensdiff.data import Dataset
 from ensdiff.data.images import check_images
 from ensdiff.metrics.arrays import table
@@ -20,6 +21,7 @@ BASELINES = {
     "constant": "the same for every unit",
     "pixel": "minus the L2 distance of pixels in [0, 1] to the unit's nearest item",
     "feature": "cosine of features, of the unit's nearest item",
+    "patches": "share of the nearest patches of an ideal local denoiser, summed over the unit's items",
 }
 """The baselines, and the score that each computes."""
 
@@ -33,15 +35,35 @@ class BaselineConfig:
 
     Args:
         seed: seed of the random scores.
+        patch_sizes: sides in pixels of the patches that are compared; None is 3 pixels, half of the image and the whole
+            image.
+        patch_noise: noise level of each patch size: the standard deviation of the noise over the signal, for images in
+            [-1, 1]. Smaller levels give more weight to the nearest patches.
+        patch_shift: patches are compared with those up to this many pixels away in each direction.
 
-    >>> BaselineConfig(seed=3).seed
-    3
+    Raises:
+        ValueError: a field of the wrong type, sizes and noise levels that do not match or are not positive, or a
+            negative shift.
+
+    >>> BaselineConfig(patch_sizes=(3, 8), patch_noise=(0.1, 1.0)).patch_shift
+    1
     """
 
     seed: int = 0
+    patch_sizes: tuple[int, ...] | None = None
+    patch_noise: tuple[float, ...] = (0.1, 0.3, 1.0)
+    patch_shift: int = 1
 
     def __post_init__(self) -> None:
         check_fields(self)
+        sizes = (1, 1, 1) if self.patch_sizes is None else self.patch_sizes
+        if not sizes or len(sizes) != len(self.patch_noise) or min(sizes) < 1 or not min(self.patch_noise) > 0:
+            raise ValueError(
+                f"patch_sizes={self.patch_sizes}, patch_noise={self.patch_noise}: expected one noise level for each "
+                "size (three sizes if they are None), all positive"
+            )
+        if self.patch_shift < 0:
+            raise ValueError(f"patch_shift={self.patch_shift}: expected at least 0 pixels")
 
 
 def baseline_scores(
@@ -105,6 +127,10 @@ def baseline_scores(
             return np.ones((B, N))
         if name == "pixel":
             return _over_items(-_distances(query, train), data, np.maximum)
+        if name == "patches":
+            sizes = default_sizes(*query.shape[1:3]) if config.patch_sizes is None else config.patch_sizes
+            shares = patch_scores(2 * query - 1, 2 * train - 1, sizes, config.patch_noise, config.patch_shift)
+            return _over_items(shares, data, np.add)
         assert features is not None
         rows = [
             table(features(x), f"features of the {what}", "NF")

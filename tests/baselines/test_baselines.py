@@ -31,7 +31,7 @@ def test_units_of_several_items(grouped):
 
 
 def test_only_what_the_arguments_allow(grouped):
-    assert list(baselines.baseline_scores(blobs(2), grouped)) == ["random", "constant", "pixel"]
+    assert list(baselines.baseline_scores(blobs(2), grouped)) == ["random", "constant", "pixel", "patches"]
     moved = r"ensdiff.attribute\(..., method='{}', data=...\)"
     for methods, message in (
         (["trak"], moved.format("trak")),
