@@ -18,6 +18,7 @@ from PIL import Image
 import ensdiff
 from ensdiff.data import Manifest
 from ensdiff.data.pictures import read_pictures
+from ensdiff.files.npy import map_npy
 from ensdiff.interop import ctf
 from ensdiff.interop.matrices import read_code
 from tests.helpers import CODE, blobs
@@ -150,6 +151,7 @@ READERS = {
     "images.npz": (lambda: dumped(np.savez, images=blobs()), ensdiff.data.npz),
     "small.npz": (lambda: dumped(np.savez_compressed, images=blobs()), ensdiff.data.npz),
     "code.npy": (lambda: dumped(np.save, MATRIX), read_code),
+    "rows.npy": (lambda: dumped(np.save, MATRIX), lambda path: np.array(map_npy(path))),
     "code.npz": (lambda: dumped(np.savez, code=MATRIX), read_code),
     "code.pkl": (lambda: pickle.dumps(MATRIX), read_code),
     "old.pkl": (lambda: pickle.dumps(MATRIX, protocol=0), read_code),

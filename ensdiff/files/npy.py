@@ -11,11 +11,12 @@ import os
 import pathlib
 import zipfile
 from collections.abc import Collection, Iterator
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import DTypeLike
 
-from ensdiff.files.reading import existing_file
+from ensdiff.files.reading import existing_file, open_regular
 
 FREE, RATIO = 2**28, 100
 
@@ -102,8 +103,81 @@ class _RefusedError(Exception):
     """Raised when an archive can be read but does not hold what was requested."""
 
 
-def _array(file: BinaryIO, size: int) -> np.ndarray:
-    """Read one array from a stream of ``size`` bytes."""
+class Header(NamedTuple):
+    """What the first bytes of an ``.npy`` file state about its array.
+
+    Args:
+        shape: shape of the array.
+        fortran: whether the first axis varies fastest.
+        dtype: type of its numbers.
+        offset: bytes before the array.
+    """
+
+    shape: tuple[int, ...]
+    fortran: bool
+    dtype: np.dtype
+    offset: int
+
+
+def map_npy(path: str | os.PathLike) -> np.memmap:
+    """Return the array of an ``.npy`` file as a read-only memory map.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is damaged, empty or not an ``.npy`` file, or holds an array of objects. The message names
+            it.
+    """
+    path = existing_file(path)
+    try:
+        with open_regular(path) as file:
+            header = _header(file, path.stat().st_size)
+            order: Literal["F", "C"] = "F" if header.fortran else "C"
+            return np.memmap(file, header.dtype, "r", header.offset, header.shape, order)
+    except Exception as error:  # a damaged file can raise anything in NumPy
+        raise ValueError(f"{path} is not a readable .npy file: {error}") from error
+
+
+def reserve_npy(path: str | os.PathLike, shape: tuple[int, ...], dtype: DTypeLike) -> None:
+    """Write an ``.npy`` file of zeros for `write_rows`. It takes no space on the disk until rows are written.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    dtype = np.dtype(dtype)
+    with open(path, "wb") as file:
+        described = {"shape": shape, "fortran_order": False, "descr": np.lib.format.dtype_to_descr(dtype)}
+        np.lib.format.write_array_header_1_0(file, described)
+        file.truncate(file.tell() + math.prod(shape) * dtype.itemsize)
+
+
+def write_rows(path: str | os.PathLike, start: int, rows: np.ndarray) -> None:
+    """Replace consecutive rows of the array in an ``.npy`` file.
+
+    Args:
+        path: a file of `reserve_npy`.
+        start: the first row to replace.
+        rows: the rows, with the dtype of the array.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: the rows do not fit the array.
+        OSError: the file cannot be written, for example because the disk is full.
+    """
+    path = existing_file(path)
+    with open(path, "r+b") as file:
+        header = _header(file, path.stat().st_size)
+        fits = rows.shape[1:] == header.shape[1:] and 0 <= start <= header.shape[0] - len(rows)
+        if header.fortran or rows.dtype != header.dtype or not fits:
+            raise ValueError(
+                f"rows {start} to {start + len(rows) - 1} of shape {rows.shape[1:]} and dtype {rows.dtype} do not fit "
+                f"into {path}, which holds an array of shape {header.shape} and dtype {header.dtype}"
+            )
+        file.seek(header.offset + start * math.prod(header.shape[1:]) * header.dtype.itemsize)
+        file.write(np.ascontiguousarray(rows).data)
+
+
+def _header(file: BinaryIO, size: int) -> Header:
+    """Read the first bytes of a stream of ``size`` bytes, and compare them with this size."""
     version = np.lib.format.read_magic(file)
     read_header: Any = {
         (1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0
@@ -116,6 +190,13 @@ def _array(file: BinaryIO, size: int) -> np.ndarray:
     held, claimed = size - file.tell(), math.prod(shape) * dtype.itemsize
     if min(shape, default=0) < 0 or claimed != held:
         raise ValueError(f"an array of shape {shape} and dtype {dtype} has {claimed} bytes, but the file holds {held}")
+    return Header(shape, fortran, dtype, file.tell())
+
+
+def _array(file: BinaryIO, size: int) -> np.ndarray:
+    """Read one array from a stream of ``size`` bytes."""
+    shape, fortran, dtype, offset = _header(file, size)
+    claimed = size - offset
     content: Any = np.empty(claimed, np.uint8)
     done = file.readinto(content)  # type: ignore[attr-defined]
     if done != claimed:
