@@ -251,6 +251,37 @@ def device_pipeline():
     return hosts.fetch(params.params)
 
 
+def gradients(folder, chunks=None):
+    """Write a store of gradients and return its gradients; with ``chunks``, stop after that number of chunks."""
+    import jax
+    import numpy as np
+
+    import ensdiff
+    from ensdiff.attribution.gradients import GradientConfig, store
+    from tests.helpers import blobs, random_ensemble
+
+    compute, calls = store.projected_gradients, []
+
+    def limited(*args, **options):
+        if len(calls) == chunks:
+            raise ValueError(f"process {jax.process_index()} stops")
+        calls.append(1)
+        return compute(*args, **options)
+
+    store.projected_gradients = limited
+    try:
+        config = GradientConfig(draws=4, parts=2, dimension=64)
+        data, others = ensdiff.data.arrays(blobs()), ensdiff.data.arrays(blobs(2, seed=1))
+        found = store.write_gradients(
+            folder, random_ensemble(), data, ["loss"], config, held_out=others, chunk=2, say=print
+        )
+    except ValueError as error:
+        return str(error)
+    finally:
+        store.projected_gradients = compute
+    return {"calls": np.array(len(calls)), **{f: np.asarray(getattr(found, f)("loss")) for f in ("train", "held_out")}}
+
+
 def primitives(apart):
     """Return the parts of placed arrays in each process, and the errors that processes pass to each other."""
     import jax

@@ -143,6 +143,25 @@ def test_two_processes_do_what_one_does(one, team, tmp_path, devices):
     assert (tmp_path / "run" / "run.json").read_text() == (folder / "run.json").read_text()
 
 
+def test_gradients_on_the_disk(team, tmp_path):
+    """Two processes write what one writes, and one continues what two began; the bits are the same."""
+    (expected,) = team(1, 2)("gradients", folder=tmp_path / "one")
+    both = team(2, 1)
+    assert both("gradients", folder=tmp_path / "both", chunks=2) == ["process 0 stops", "process 1 stops"]
+    found = both("gradients", folder=tmp_path / "two")
+    for each in (*found, *both("gradients", folder=tmp_path / "both")):
+        for name in ("train", "held_out"):
+            np.testing.assert_array_equal(each[name], expected[name])
+    assert "4 of 8 gradients are finished" in both.said(0)
+    assert not both.said(1)
+    files = {path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.*")}
+    for folder in ("two", "both"):
+        assert {path.relative_to(tmp_path / folder) for path in (tmp_path / folder).rglob("*.*")} == files
+        for path in files:
+            if path.name != ".lock":
+                assert (tmp_path / folder / path).read_bytes() == (tmp_path / "one" / path).read_bytes(), path
+
+
 @pytest.mark.parametrize("devices", [2, 1])
 def test_primitives(team, tmp_path, devices):
     found = team(2, devices)("primitives", apart=tmp_path)

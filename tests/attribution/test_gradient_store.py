@@ -12,11 +12,18 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import ensdiff
+from ensdiff.attribution.gradients import (
+    OUTPUTS,
+    GradientConfig,
+    Setting,
+    member_scores,
+    open_gradients,
+    projected_gradients,
+    store_bytes,
+    write_gradients,
+)
 from ensdiff.attribution.gradients import store as store_module
 from ensdiff.attribution.gradients import writer as writer_module
-from ensdiff.attribution.gradients.config import GradientConfig
-from ensdiff.attribution.gradients.features import projected_gradients
-from ensdiff.attribution.gradients.store import open_gradients, store_bytes, write_gradients
 from ensdiff.attribution.gradients.table import encode
 from ensdiff.files.npy import map_npy, read_npy, reserve_npy, write_rows
 from ensdiff.files.writing import lock
@@ -96,6 +103,28 @@ def test_the_gradients_of_a_network(tiny, tmp_path):
     phi = projected_gradients(tiny, DATA.images, "loss", CONFIG)
     largest = np.abs(phi).max((2, 3), keepdims=True)
     assert (np.abs(np.asarray(store.train("loss")) - phi) <= 1e-3 * largest).all()
+
+
+@pytest.mark.parametrize("method", ["trak", "d-trak"])
+def test_kernels_read_a_store(complete, tiny, method):
+    """Scores from the disk are those from memory."""
+    store, rng = open_gradients(complete, tiny, DATA), np.random.default_rng(0)
+    (output,) = OUTPUTS[method]
+    query, seen = {output: rng.normal(size=(4, 2, 2, 3))}, CODE.matrix()[DATA.unit_of_item]
+    found, plain = (
+        member_scores(
+            method,
+            query,
+            {output: of(store.train(output))},
+            seen,
+            Setting(0.1, dimension=3),
+            {output: of(store.held_out(output))},
+        )
+        for of in (lambda stored: stored, np.asarray)
+    )
+    assert found.items_KBn.shape == (4, 2, 6)
+    np.testing.assert_array_equal(found.items_KBn, plain.items_KBn)
+    np.testing.assert_array_equal(found.extra_KBm, plain.extra_KBm)
 
 
 @given(

@@ -98,10 +98,10 @@ def write_gradients(
     Warns:
         DamageWarning: finished chunks do not match their checksums, and are recomputed.
 
-    >>> config = GradientConfig(draws=2, parts=1, dimension=8)
+    >>> config = GradientConfig(draws=4, parts=2, dimension=32)
     >>> store = write_gradients("gradients", params, data, ["loss"], config)
-    >>> store.train("loss").shape, store.member("loss", 3)[:5].dtype
-    ((8, 40, 1, 8), dtype('float32'))
+    >>> store.train("loss").shape, store.member("loss", 3)[:5].shape
+    ((8, 40, 2, 32), (5, 2, 32))
     """
     config = GradientConfig() if config is None else config
     for output in outputs:
@@ -201,7 +201,7 @@ def open_gradients(
         ValueError: the gradients are of another ensemble or other items, or a newer version wrote them.
         DamagedError: a file is missing or was changed. The message names it.
 
-    >>> config = GradientConfig(draws=2, parts=1, dimension=8)
+    >>> config = GradientConfig(draws=4, parts=2, dimension=32)
     >>> _ = write_gradients("gradients", params, data, ["loss"], config)
     >>> open_gradients("gradients", params, data).outputs
     ('loss',)
@@ -210,7 +210,7 @@ def open_gradients(
     tables = hosts.decide(lambda: _read_tables(folder))
     if not tables:
         raise FileNotFoundError(
-            f"{folder} holds no gradients: write them with python -m experiments.gradients, or ensdiff.write_gradients"
+            f"{folder} holds no gradients: write them with python -m experiments.gradients or write_gradients"
         )
     check_data(params, data)
     configs = {}

@@ -143,7 +143,7 @@ class GradientStore:
             finished = "no" if table is None else f"only {table.finished} of {table.settings.items}"
             raise ValueError(
                 f"{self.folder} has {finished} gradients of {output!r} of {which} items: write them with "
-                f"python -m experiments.gradients --outputs={output}, or ensdiff.write_gradients"
+                f"python -m experiments.gradients --outputs={output}, or with write_gradients"
             )
         *members, scales_nK = rows_of(self.folder / name, self.tables[name].settings).values()
         return StoredGradients(tuple(StoredRows(v, np.array(s)) for v, s in zip(members, scales_nK.T, strict=True)))
