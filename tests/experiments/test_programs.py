@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 
 import ensdiff
+from ensdiff.attribution.gradients import open_gradients
+from ensdiff.runs.directory import RunDirectory
+from tests.helpers import blobs
 
 TINY = [
     "--config.model.channels=4", "--config.model.multipliers=(1,)", "--config.model.norm_groups=2",
@@ -103,6 +106,31 @@ def test_groups_of_a_hierarchical_code(run, tmp_path):
     expected = ensdiff.counterfactuals(params, samples, [2], code=params.code.group_code())
     with np.load(tmp_path / "out" / "samples_seed0.npz") as made:
         np.testing.assert_allclose(made["counterfactuals"], expected, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_gradients(run, tiny, tmp_path):
+    """Pictures that the run was not trained on are found by their content."""
+    data, folder = ensdiff.data.arrays(blobs()), tmp_path / "run" / "gradients"
+    with RunDirectory.open(tmp_path / "run", keep=1, resume=False) as directory:
+        directory.begin(tiny, data=data)
+        directory.save_tree(0, {"params": tiny.params})
+    pictures = np.concatenate([blobs(), blobs(5, seed=1)])
+    order = np.random.default_rng(0).permutation(len(pictures))
+    np.savez(tmp_path / "all.npz", images=pictures[order])
+    command = [
+        "gradients", f"--run={tmp_path / 'run'}", f"--data=npz,path={tmp_path / 'all.npz'}", "--outputs=loss",
+        "--draws=4", "--parts=2", "--dimension=64", "--held_out=3",
+    ]  # fmt: skip
+    done = run(*command)
+    assert done.returncode == 0, done.stderr
+    assert f"{folder}: gradients of loss of 6 and 3 held out items under 4 members, 2 x 64 numbers" in done.stdout
+    store = open_gradients(folder, tiny, data)
+    assert store.train("loss").shape == (4, 6, 2, 64)
+    assert store.held_out("loss").shape == (4, 3, 2, 64)
+    done = run(*command[:-1], "--held_out=6")
+    assert done.returncode == 1
+    assert done.stderr.endswith("error: --held_out=6: only 5 pictures of the data were not used in training\n")
 
 
 def test_attribute_images_from_outside(run, trained, tmp_path):
