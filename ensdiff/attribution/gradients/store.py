@@ -155,7 +155,8 @@ def write_gradients(
                 bar.update(len(images))
                 left -= len(images)
                 if j < 2 and left:
-                    say(_expectation(len(images), time.monotonic() - began, left, compiled=j == 0))
+                    with bar.external_write_mode():  # not on the line of the progress bar
+                        say(_expectation(len(images), time.monotonic() - began, left, compiled=j == 0))
     return open_gradients(folder, params, data, held_out=held_out, check=False)
 
 
