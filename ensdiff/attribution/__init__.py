@@ -5,12 +5,14 @@ Members, which were trained on known parts of the units, also judge the scores o
 Docstrings cite equations by number: (2) the mean of the members and (3) the weight row of a removal are in
 `ensdiff.ensemble` and `ensdiff.codes`, (4) the exact counterfactual in `ensdiff.attribution.exact`, (5) and (6) its
 derivative and Gram matrix in `ensdiff.attribution.differential`, (7) the denoising loss in `ensdiff.attribution.loss`,
-and (9) the judgement of scores in `ensdiff.attribution.judging`.
+(9) the judgement of scores in `ensdiff.attribution.judging`, (10) their combination with the members' losses in
+`ensdiff.attribution.combination`, and (11) their significance in `ensdiff.attribution.conformal`.
 """
 
 from ensdiff.attribution.attribute import attribute
 from ensdiff.attribution.audit import Audit, Recall, audit_recall
 from ensdiff.attribution.calibration import Calibration
+from ensdiff.attribution.combination import Posterior, combine
 from ensdiff.attribution.contrast import Contrast, contrast
 from ensdiff.attribution.differential import gram, jacobian, predicted_counterfactuals, quadratic_influence
 from ensdiff.attribution.draws import LossConfig
@@ -32,11 +34,13 @@ __all__ = [
     "Judgement",
     "LossConfig",
     "LossMatrix",
+    "Posterior",
     "Recall",
     "Top",
     "attribute",
     "audit_recall",
     "choose",
+    "combine",
     "contrast",
     "cross_predictions",
     "exact_influence",

@@ -55,6 +55,9 @@ class Judgement(NamedTuple):
         table: every setting with its own member-LDS, which for the best of many settings is too high.
         queries: number of queries.
         members: number of members.
+
+    >>> print(Judgement(Estimate(0.41, 0.36, 0.46), Estimate(1.2), None, (), 24, 16))
+    member-LDS 0.41 [0.36, 0.46] on 24 queries and 16 members
     """
 
     lds: Estimate
