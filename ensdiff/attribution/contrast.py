@@ -29,6 +29,7 @@ from numpy.typing import ArrayLike
 
 from ensdiff import hosts
 from ensdiff.attribution.draws import LossConfig, draw_noise, member_errors, place
+from ensdiff.attribution.moments import mean_difference, moments
 from ensdiff.codes import Code
 from ensdiff.data import Dataset
 from ensdiff.diffusion.schedule import Schedule
@@ -179,9 +180,9 @@ def contrast_losses(loss_NK: ArrayLike, code: Code) -> Contrast:
             f"loss_NK has shape {np.shape(loss_NK)}: expected finite losses of {code.units} units under {code.members} "
             "members, or rows of NaN for some of the units"
         )
-    memorization_N, error_N = _difference(loss_NK, ~seen_NK, seen_NK)
+    memorization_N, error_N = mean_difference(loss_NK, ~seen_NK, seen_NK)
     membership_NK = _membership(loss_NK - loss_NK[known_N].mean(0), seen_NK)
-    separation_N, separation_error_N = _difference(membership_NK, seen_NK, ~seen_NK)
+    separation_N, separation_error_N = mean_difference(membership_NK, seen_NK, ~seen_NK)
     auc = _auc(membership_NK, seen_NK)
     notes = _notes(seen_NK, membership_NK, known_N)
     return Contrast(loss_NK, memorization_N, error_N, membership_NK, separation_N, separation_error_N, auc, notes)
@@ -242,44 +243,20 @@ def _notes(seen_NK: np.ndarray, membership_NK: np.ndarray, known_N: np.ndarray) 
     return tuple(notes)
 
 
-def _difference(value_NK: np.ndarray, first_NK: np.ndarray, second_NK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the mean over the first members minus the mean over the second members, and its standard error."""
-    first, second = _moments(value_NK, first_NK), _moments(value_NK, second_NK)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        error_N = np.sqrt(first.variance_N / first.count_N + second.variance_N / second.count_N)
-    return first.mean_N - second.mean_N, error_N
-
-
-class _Moments(NamedTuple):
-    mean_N: np.ndarray
-    variance_N: np.ndarray
-    count_N: np.ndarray
-
-
-def _moments(value_NK: np.ndarray, chosen_NK: np.ndarray) -> _Moments:
-    """Return the mean and unbiased variance over the chosen members; NaN if there are too few."""
-    count = chosen_NK.sum(1).astype(float)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        mean = np.where(chosen_NK, value_NK, 0).sum(1) / count
-        square = np.where(chosen_NK, np.square(value_NK - mean[:, None]), 0).sum(1)
-        variance = np.where(count > 1, square / (count - 1), np.nan)
-    return _Moments(np.where(count > 0, mean, np.nan), variance, count)
-
-
 def _membership(value_NK: np.ndarray, seen_NK: np.ndarray) -> np.ndarray:
     """Return (f2), with each member left out of the mean of its own kind (in or out); NaN if a kind has no spread."""
     score_NK = np.zeros(value_NK.shape)
     for chosen_NK, sign in ((seen_NK, 1.0), (~seen_NK, -1.0)):
-        moments = _moments(value_NK, chosen_NK)
-        usable_N = (moments.count_N > 1) & np.isfinite(moments.mean_N)
+        found = moments(value_NK, chosen_NK)
+        usable_N = (found.count_N > 1) & np.isfinite(found.mean_N)
         # pooled within units, so divided by the sum of (count - 1)
-        freedom_N = moments.count_N[usable_N] - 1
-        variance = (moments.variance_N[usable_N] * freedom_N).sum() / freedom_N.sum() if usable_N.any() else np.nan
+        freedom_N = found.count_N[usable_N] - 1
+        variance = (found.variance_N[usable_N] * freedom_N).sum() / freedom_N.sum() if usable_N.any() else np.nan
         if not variance > (precision(1.0) * np.nanmax(np.abs(value_NK))) ** 2:  # zero, or only rounding
             return np.full(value_NK.shape, np.nan)
         with np.errstate(invalid="ignore", divide="ignore"):
-            total_N1, count_N1 = (moments.mean_N * moments.count_N)[:, None], moments.count_N[:, None]
-            mean_NK = np.where(chosen_NK, (total_N1 - value_NK) / (count_N1 - 1), moments.mean_N[:, None])
+            total_N1, count_N1 = (found.mean_N * found.count_N)[:, None], found.count_N[:, None]
+            mean_NK = np.where(chosen_NK, (total_N1 - value_NK) / (count_N1 - 1), found.mean_N[:, None])
         # a mean over c members is itself uncertain: a new loss differs from it with variance (1 + 1/c) var
         around_NK = variance * (1 + 1 / np.maximum(np.where(chosen_NK, count_N1 - 1, count_N1), 1))
         score_NK += sign * (-np.square(value_NK - mean_NK) / (2 * around_NK) - np.log(around_NK) / 2)
