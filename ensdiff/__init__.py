@@ -8,6 +8,7 @@ image that would have been generated had the unit never existed (Dai & Gifford, 
 from ensdiff import baselines, data, metrics
 from ensdiff.attribution import (
     Attribution,
+    GradientConfig,
     Judgement,
     LossConfig,
     attribute,
@@ -50,6 +51,7 @@ __all__ = [
     "DivergedError",
     "Ensemble",
     "FolderInUseError",
+    "GradientConfig",
     "Judgement",
     "LossConfig",
     "NoSurvivorError",

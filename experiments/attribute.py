@@ -8,6 +8,8 @@ Examples:
   python -m experiments.attribute --run=runs/digits --n=4 --method=exact --units=0,1,2,3 --top=4 --null=99
   python -m experiments.attribute --run=runs/digits --method=differential --null=all
   python -m experiments.attribute --run=runs/digits --images=my_pictures --null=all     # by loss
+  python -m experiments.attribute --run=runs/digits --n=8 --method=combined             # by gradients and losses
+  python -m experiments.attribute --run=runs/digits --images=my_pictures --method=d-trak --store=runs/digits/gradients
   python -m experiments.attribute --run=runs/digits --n=16 --compare                    # all methods against exact
   python -m experiments.attribute --run=runs/digits --values=shapley --units=1,2,3+4 --skip_empty
   python -m experiments.attribute --run=runs/digits --contrast --draws=32               # memorization, membership
@@ -25,20 +27,37 @@ runs.define_sampling_flags(n=8)
 runs.define_data_flag()
 flags.adopt_module_key_flags(common)
 flags.adopt_module_key_flags(runs)
-METHOD = flags.DEFINE_enum("method", "screen", ["exact", "differential", "screen", "loss"], "See ensdiff.attribute.")
+METHOD = flags.DEFINE_enum(
+    "method",
+    "screen",
+    ["exact", "differential", "screen", "loss", "trak", "d-trak", "das", "combined"],
+    "See ensdiff.attribute. The last four use gradients, and the members judge them.",
+)
 TOP = flags.DEFINE_integer("top", 10, "Units to report per sample.")
 VERIFY = flags.DEFINE_integer("verify", 50, "Units per sample that 'screen' verifies exactly.")
 AUDIT = flags.DEFINE_integer("audit", 0, "Unverified units per sample that 'screen' checks, to estimate its recall.")
 NULL = flags.DEFINE_string(
-    "null", "99", "Null ablations per sample, for p- and q-values: a number, 0 for none, or 'all'."
+    "null",
+    "99",
+    "Null ablations per sample, for p- and q-values: a number, 0 for none, or 'all'. Gradient methods compare single "
+    "items with the run's held-out items (by default all of them), and groups with this many random groups.",
 )
 LEVEL = flags.DEFINE_float("level", 0.1, "The q-value up to which a sample is attributed to a unit.")
 UNITS = flags.DEFINE_string(
     "units", "", "Only these unit ids, separated by commas; ids joined by + are removed together. By default all."
 )
 GROUPS = flags.DEFINE_bool("groups", False, "Attribute to the groups of a hierarchical code instead of its items.")
-IMAGES = flags.DEFINE_string("images", None, "A folder of pictures to attribute by 'loss', instead of samples.")
-DRAWS = flags.DEFINE_integer("draws", 256, "Draws of noise per image, for 'loss'.")
+IMAGES = flags.DEFINE_string(
+    "images", None, "A folder of pictures to attribute by 'loss' or by a gradient method, instead of samples."
+)
+GRADIENTS = flags.DEFINE_list(
+    "gradients",
+    [],
+    "Settings of the gradient methods, see ensdiff.GradientConfig, such as draws=32,dimension=2048,ridge=0.01. The "
+    "members choose those that are left out.",
+)
+STORE = flags.DEFINE_string("store", None, "A folder of stored gradients, as experiments.gradients writes it.")
+DRAWS = flags.DEFINE_integer("draws", 256, "Draws of noise per image, for 'loss' and to judge gradient methods.")
 TARGET_ERROR = flags.DEFINE_float("target_error", None, "Draw until the standard error of the scores is at most this.")
 WEIGHTING = flags.DEFINE_enum("weighting", "simple", ["simple", "snr"], "Weights of the noise levels, for 'loss'.")
 LEVELS = flags.DEFINE_enum("levels", "stratified", ["stratified", "antithetic", "uniform"], "How to draw noise levels.")
@@ -63,15 +82,15 @@ def main() -> None:
     from ensdiff.files.checksums import write_sealed
     from ensdiff.report import HOW_TO_READ, Page, attribution_sections, write_page
 
-    method = "loss" if IMAGES.value else METHOD.value
+    method = "loss" if IMAGES.value and not given("method") else METHOD.value
     check_flags(method)
-    null, loss = null_count(), loss_config()
+    null, loss, by_gradients = null_count(), loss_config(), method in BY_GRADIENTS
     units = runs.unit_sets(UNITS.value) if UNITS.value else None
     params = runs.load_run()
     if COMPARE.value:
         compare(params)
         return
-    data = None if VALUES.value else runs.training_data(required=CONTRAST.value)
+    data = None if VALUES.value else runs.training_data(required=CONTRAST.value or by_gradients)
     out = runs.output_folder("attribution")
     if CONTRAST.value:
         contrast(params, data, out)
@@ -86,6 +105,10 @@ def main() -> None:
     if VALUES.value:
         values(params, samples, method, code, VALUES.value, out)
         return
+    options: dict[str, Any] = {"loss": loss} if method == "loss" or by_gradients else {}
+    if by_gradients:
+        held_out, null = null_of_gradients(data, code, units, null)
+        options |= {"data": data, "gradients": gradient_config(), "store": STORE.value, "held_out": held_out}
     stem = f"{method}_images" if IMAGES.value else f"{method}_seed{flags.FLAGS.seed}"
     stem += "_groups" if GROUPS.value else ""
     att = ensdiff.attribute(
@@ -99,10 +122,10 @@ def main() -> None:
         audit=AUDIT.value,
         null=null,
         level=LEVEL.value,
-        loss=loss if method == "loss" else None,
         seed=flags.FLAGS.seed,
         progress=True,
         partial=out / f"{stem}.partial",
+        **options,
     )
     print(att)
     writes = runs.is_writer()
@@ -119,7 +142,7 @@ def main() -> None:
     if writes:
         att.plot(pictures, data).savefig(figure, dpi=120)
     print(f"figure: {figure}")
-    if method == "loss" or att.sets is not None:
+    if IMAGES.value or method == "loss" or att.sets is not None:
         return  # the report shows the counterfactuals of samples without single units
     sections = attribution_sections(params, data, samples, att, progress=True)
     if not writes:
@@ -127,6 +150,50 @@ def main() -> None:
     title = f"What {len(samples)} samples of {data.name} depend on"
     page = write_page(out / f"{stem}.html", Page(title, HOW_TO_READ, runs.facts(params, data), samples=sections))
     print(f"report: {page}")
+
+
+BY_GRADIENTS = ("trak", "d-trak", "das", "combined")
+"""The methods that use gradients."""
+
+
+def gradient_config() -> Any:
+    """Return the settings that --gradients describes.
+
+    Raises:
+        ValueError: an entry is not NAME=VALUE, or a setting is unknown or wrong.
+    """
+    import ensdiff
+
+    pairs = [entry.partition("=") for entry in GRADIENTS.value]
+    if any(not equals for _, equals, _ in pairs):
+        raise ValueError(f"--gradients={','.join(GRADIENTS.value)}: expected settings such as draws=32,ridge=0.01")
+    return building.build(ensdiff.GradientConfig, "gradients", {name: literal(value) for name, _, value in pairs})
+
+
+def literal(text: str) -> Any:
+    """Return the number or truth value that a text stands for, or else the text."""
+    import ast
+
+    try:
+        return ast.literal_eval(text.capitalize() if text in ("true", "false", "none") else text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def null_of_gradients(data: Any, code: Any, units: Any, null: Any) -> tuple[Any, Any]:
+    """Return the held-out images that a gradient method compares with, and the size of its null.
+
+    Single items are compared with all of the run's held-out items unless --null says otherwise; without any, there is
+    no null. Groups and sets of units are compared with random ones.
+    """
+    single = data.items == data.units == code.units and not any(isinstance(unit, list) for unit in units or ())
+    if not null or not single:
+        return None, null
+    held_out = runs.held_out_data()
+    if held_out is None:
+        print("no p-values: the run holds out no data, with which gradient scores of single items are compared")
+        return None, 0
+    return held_out, null if given("null") else "all"
 
 
 def given(name: str) -> bool:
@@ -144,13 +211,14 @@ def check_flags(method: str) -> None:
     if len(actions) > 1:
         raise ValueError(f"--{actions[0]} and --{actions[1]} exclude each other: leave one of them out")
     action = actions[0] if actions else "ranking"
-    if IMAGES.value and given("method") and METHOD.value != "loss":
+    if IMAGES.value and given("method") and METHOD.value not in ("loss", *BY_GRADIENTS):
         raise ValueError(
-            f"--method={METHOD.value}: the noise of --images is not known, so they are scored by loss; leave --method "
-            "out"
+            f"--method={METHOD.value}: the noise of --images is not known, so they are scored by loss, or by "
+            f"{', '.join(BY_GRADIENTS)}; leave --method out, or give one of these"
         )
     ranking, screens = action == "ranking", action == "ranking" and method == "screen"
     of_gram = action == "values" and method in ("differential", "loss")
+    by_gradients = ranking and method in BY_GRADIENTS
     for names, used, where in (
         (
             "n steps sampler eta",
@@ -165,9 +233,10 @@ def check_flags(method: str) -> None:
         ("null level", ranking, "rankings"),
         (
             "draws target_error weighting levels first_level last_level",
-            method == "loss" or action in ("compare", "contrast"),
-            "--method=loss, --images, --compare and --contrast",
+            method == "loss" or by_gradients or action in ("compare", "contrast"),
+            "--method=loss or a gradient method, --images, --compare and --contrast",
         ),
+        ("gradients store", by_gradients, f"--method={', '.join(BY_GRADIENTS)}"),
         ("removed", VALUES.value == "banzhaf", "--values=banzhaf"),
         ("skip_empty", action == "values", "--values"),
         ("data", ranking or action == "contrast", "rankings and --contrast"),

@@ -127,6 +127,16 @@ def training_data(required: bool = True) -> Any:
     return _accepted(lambda found, held_out: ensdiff.training_data(run_folder(), found, held_out=held_out))
 
 
+def held_out_data() -> Any:
+    """Return the items of --data, or of the data that the config of --run names, that the run was not trained on.
+
+    They are found by content. Returns None if there are none.
+    """
+    from ensdiff.runs.identity import other_items
+
+    return other_items(run_folder(), all_data())
+
+
 def all_data(absent: Collection[int] = ()) -> Any:
     """Return all data of --data or of the config of --run, including held-out items.
 

@@ -18,6 +18,7 @@ from ensdiff.attribution.differential import gram, jacobian, predicted_counterfa
 from ensdiff.attribution.draws import LossConfig
 from ensdiff.attribution.exact import exact_influence
 from ensdiff.attribution.forms import Forms, gram_forms, loss_forms, score_words, stream
+from ensdiff.attribution.gradients.config import GradientConfig
 from ensdiff.attribution.judging import Judgement, choose, cross_predictions, judge, judge_scores
 from ensdiff.attribution.loss import LossMatrix, loss_matrix
 from ensdiff.attribution.ranking import Top
@@ -30,6 +31,7 @@ __all__ = [
     "Calibration",
     "Contrast",
     "Forms",
+    "GradientConfig",
     "GroupValues",
     "Judgement",
     "LossConfig",

@@ -15,15 +15,18 @@ import numpy as np
 from jaxtyping import Float
 
 from ensdiff.attribution.audit import Audit
+from ensdiff.attribution.by_gradients import attribute_by_gradients
 from ensdiff.attribution.calibration import Null, null_ablations
 from ensdiff.attribution.candidates import Candidates
 from ensdiff.attribution.draws import LossConfig
 from ensdiff.attribution.exact import Distance, measure_of
+from ensdiff.attribution.gradients.config import GradientConfig
 from ensdiff.attribution.ranking import Ranking, audit_shortlist, calibrate, rank, rank_shortlist, significance
 from ensdiff.attribution.request import Request, check_method, check_request, measure_name, name_of, named_sampler
 from ensdiff.attribution.result import Attribution
-from ensdiff.attribution.scoring import Inputs, Method, Score, Scores, scores_of
+from ensdiff.attribution.scoring import GRADIENT_METHODS, Inputs, Method, Score, Scores, scores_of
 from ensdiff.codes import Code
+from ensdiff.data import Dataset
 from ensdiff.ensemble.ensemble import Ensemble
 from ensdiff.ensemble.memory import Resources
 from ensdiff.files.version import __version__
@@ -49,6 +52,10 @@ def attribute(
     null: int | Literal["all"] = 0,
     level: float = 0.1,
     loss: LossConfig | None = None,
+    data: Dataset | None = None,
+    gradients: GradientConfig | None = None,
+    store: str | os.PathLike | None = None,
+    held_out: ArrayLike | Dataset | None = None,
     seed: int = 0,
     chunk: int | None = None,
     memory_budget: int | None = None,
@@ -65,10 +72,13 @@ def attribute(
         method: ``"exact"`` regenerates every sample without every unit (4). ``"differential"`` predicts the distance
             from the Gram matrix of the Jacobian (6), with one run per sample for any number of units. ``"screen"``
             ranks all units by (6) and verifies the best ``verify`` of them by (4). ``"loss"`` scores images by how
-            much their denoising loss rises (7), with one pass for any number of units. A function is a method of your
-            own: it takes the weight rows (3) of M ablations, (M, K), and returns their scores (B, M), larger if a
-            sample depends more on the removed units. It scores candidates and null ablations alike; candidates are
-            ranked in the precision of its dtype.
+            much their denoising loss rises (7), with one pass for any number of units. ``"trak"``, ``"d-trak"`` and
+            ``"das"`` score images by the members' gradients, and predict what retraining would change
+            (`ensdiff.attribution.gradients`); the members choose the settings and grade the result (9).
+            ``"combined"`` adds what the members' own losses say about units to the better of the first two (10). A
+            function is a method of your own: it takes the weight rows (3) of M ablations, (M, K), and returns their
+            scores (B, M), larger if a sample depends more on the removed units. It scores candidates and null ablations
+            alike; candidates are ranked in the precision of its dtype.
         top: units returned per sample.
         units: the candidates: a list of unit ids, or of sets of ids that are removed together, without duplicates. By
             default each unit is a candidate (after members were forgotten, each unit that can still be removed).
@@ -82,9 +92,18 @@ def attribute(
         verify: units per sample that ``"screen"`` verifies exactly; by default 50, or ``top`` if that is more.
         audit: random unverified units per sample that are also verified, to estimate what ``"screen"`` missed.
         null: number of null ablations for p- and q-values, for each size of a set and each group of a hierarchical
-            code; ``"all"`` uses every one, 0 uses none.
+            code; ``"all"`` uses every one, 0 uses none. Gradient methods compare single items with this many items of
+            ``held_out``, units of several items with random groups of as many items, and sets of units with random
+            sets (11).
         level: largest q-value at which a verdict attributes a sample to a unit.
-        loss: draws, levels and weighting, only for ``"loss"``.
+        loss: draws, levels and weighting of ``"loss"``, and of the members' losses that judge gradient scores.
+        data: the training data, for gradient methods.
+        gradients: how gradients are computed and compared; by default, the members choose ridge, noise levels and
+            normalization.
+        store: folder of the training images' gradients (`experiments.gradients` writes it); by default they are
+            computed.
+        held_out: (m, H, W, C) images that no member saw, with which gradient methods compare single items; or a
+            `Dataset` of them, whose gradients may be in the store too.
         seed: seed of the null's code words, of the audit and of the draws of the loss.
         chunk: images per batch in exact ablation; by default from the memory budget.
         memory_budget: bytes of activations that a device may hold.
@@ -96,7 +115,8 @@ def attribute(
 
     Returns:
         `Attribution` with arrays of shape (B, top). Distances are >= 0, changes of loss have a sign; for both, larger
-        means that the sample depends more on the unit. Among equal influences the unit with the lower id comes first
+        means that the sample depends more on the unit. Gradient methods also return a `Judgement` of their scores.
+        Among equal influences the unit with the lower id comes first
         (among sets, the one given first). Influences that should be equal but differ by rounding (in (6), those of a
         word and its complement) are ordered by the rounded values.
 
@@ -114,15 +134,23 @@ def attribute(
     >>> ensdiff.attribute(params, pictures, "loss", top=5, loss=ensdiff.LossConfig(draws=4, block=2)).units.shape
     (2, 5)
     """
-    check_method(params, samples, method, features, distance=distance, verify=verify, loss=loss)
+    options: Any = {"data": data, "gradients": gradients, "store": store, "held_out": held_out}
+    check_method(params, samples, method, features, distance=distance, verify=verify, loss=loss, **options)
     candidates = Candidates.of(params.candidate_code(code), units).by_id()  # among equals, the lower id comes first
     request = check_request(method, len(candidates), top, verify, audit, null, level, seed)
     resources = Resources(chunk, memory_budget, progress)
+    model = params.model  # other ways of computing it round differently
+    computed = resolve(model.conv, predicting=True), model.stack, model.precision, resolve_attention(model.attention)
+    if method in GRADIENT_METHODS and data is not None:
+        queries = samples.images if isinstance(samples, Samples) else samples
+        with pieces(partial, __version__, params, queries, method, resolve(model.conv), computed) as kept:
+            return attribute_by_gradients(
+                params, queries, method, candidates=candidates, request=request, loss=loss, resources=resources,
+                kept=kept, data=data, gradients=gradients, store=store, held_out_images=held_out,
+            )  # fmt: skip
     config = LossConfig() if loss is None else loss
     ablations = null_ablations(candidates, request.null, request.seed) if request.null else None
     measure = measure_name(features, distance)
-    model = params.model  # other ways of computing it round differently
-    computed = resolve(model.conv, predicting=True), model.stack, model.precision, resolve_attention(model.attention)
     with pieces(partial, __version__, params, named_sampler(samples), measure, computed) as kept:
         inputs = Inputs(params, samples, features, measure_of(features, distance), resources, kept)
         scores = scores_of(method, inputs, candidates, config, request.seed)

@@ -4,11 +4,11 @@ import dataclasses
 import json
 import numbers
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from ensdiff.attribution.scoring import Method, Score
+from ensdiff.attribution.scoring import GRADIENT_METHODS, Method, Score
 from ensdiff.ensemble.ensemble import Ensemble
 from ensdiff.sampling.sample import Samples, check_samples
 from ensdiff.typing import ArrayLike
@@ -27,21 +27,24 @@ def check_method(
         samples: the caller's samples or images.
         method: a name or a function.
         features: the caller's features, or None.
-        **options: the caller's ``distance``, ``verify`` and ``loss``, None if they were left out.
+        **options: the caller's ``distance``, ``verify`` and ``loss``, and those of the gradient methods, None if they
+            were left out.
 
     Raises:
         ValueError: an unknown method, options of another method, or samples that the method cannot use.
     """
-    if not callable(method) and method not in get_args(Method):
-        choices = ", ".join(map(repr, get_args(Method)))
+    known = ("exact", "differential", "screen", "loss", *GRADIENT_METHODS)
+    if not callable(method) and method not in known:
+        choices = ", ".join(map(repr, known))
         raise ValueError(f"method={method!r}: expected one of {choices}, or a function of weights (M, K)")
-    users = {"distance": ("exact", "screen"), "verify": ("screen",), "loss": ("loss",)}
+    users = {"distance": ("exact", "screen"), "verify": ("screen",), "loss": ("loss", *GRADIENT_METHODS)}
     for name, value in options.items():
-        if value is not None and method not in users[name]:
-            raise ValueError(
-                f"{name} is for method={' and '.join(map(repr, users[name]))}, not {name_of(method)!r}: leave it out"
-            )
-    if callable(method) or method == "loss":
+        if value is not None and method not in users.get(name, GRADIENT_METHODS):
+            methods = " and ".join(map(repr, users.get(name, GRADIENT_METHODS)))
+            raise ValueError(f"{name} is for method={methods}, not {name_of(method)!r}: leave it out")
+    if method in GRADIENT_METHODS and options.get("data") is None:
+        raise ValueError(f"method={method!r} needs the gradients of the training images: pass data=, the training data")
+    if callable(method) or method in ("loss", *GRADIENT_METHODS):
         if features is not None:
             raise ValueError(
                 f"features have no meaning for method={name_of(method)!r}, which measures no distance: leave them out"

@@ -10,15 +10,24 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ensdiff.attribution.audit import Audit, Recall
+from ensdiff.attribution.judging import Judgement
 from ensdiff.data.drawing import sheet, show
 from ensdiff.files.checksums import check_beside, read_sealed, write_sealed
 from ensdiff.files.npy import read_npz
 from ensdiff.files.reading import installed
 from ensdiff.metrics.arrays import at_most
+from ensdiff.metrics.bootstrap import Estimate
 from ensdiff.runs.identity import check_attributed
 from ensdiff.typing import ArrayLike
 
 _ARRAYS = ("units", "influence", "p_value", "q_value", "standard_error", "null_BL")
+NULLS = {
+    "ablations": "null ablations",
+    "held-out": "held-out items",
+    "groups": "random groups",
+    "sets": "random sets",
+}
+"""What the influences of a call are compared with, by the kind of null in its settings."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,18 +38,24 @@ class Attribution:
         units: (B, top) unit ids; for sets, their positions in ``sets``.
         influence: (B, top). For ``"exact"``, ``"screen"`` and ``"differential"``: distances between the sample and its
             counterfactual, >= 0, in units of ``distance``. For ``"loss"``: how much the removal of the unit raises the
-            image's loss (7), squared noise summed over pixels; positive means less likely without the unit.
-        p_value: (B, top) share of null ablations that reach the influence (n1); None without a null.
+            image's loss (7), squared noise summed over pixels; positive means less likely without the unit. For the
+            gradient methods and ``"combined"``: how much the unit's presence in training lowers the image's loss for a
+            single model, in the same units if ``distance`` is ``"loss"``.
+        p_value: (B, top) share of the null that reaches the influence (n1); None without a null.
         q_value: (B, top) Benjamini-Hochberg q among all candidates (n2); None without a null.
-        null_BL: (B, L) influences of the L null ablations; None without a null.
+        null_BL: (B, L) influences of the null: ablations that remove no unit, or for gradient methods held-out items,
+            random groups or random sets (``settings["null_kind"]``); None without a null.
         method: name of the method that computed the influences.
         distance: ``"l2"`` over [0, 1] pixels, the name of the feature or distance function, ``"loss"``, or ``"score"``
-            for a caller's own method.
+            for a caller's own method and for gradient scores of which the members cannot tell the scale.
         settings: all other settings of the call.
         level: level of the verdicts: units with q <= level (up to rounding) are attributed.
-        standard_error: (B, top) of the influence, from the draws of the loss; None for other methods.
+        standard_error: (B, top) of the influence: for ``"loss"`` from its draws, for gradient methods from the spread
+            of the members, for ``"combined"`` the posterior standard deviation; None for other methods.
         sets: the candidate sets of units, if sets were given.
         audit: estimate of what a screen missed; None without an audit.
+        judgement: how well the scores predict the members' own losses of these queries (9), for gradient methods; None
+            for other methods, and where there are too few members to judge.
 
     >>> att = ensdiff.attribute(params, samples, "differential", top=3, null=9)
     >>> att.units.shape, att.p_value.shape
@@ -62,6 +77,7 @@ class Attribution:
     standard_error: Float[np.ndarray, "B top"] | None = None
     sets: tuple[tuple[int, ...], ...] | None = None
     audit: Audit | None = None
+    judgement: Judgement | None = None
 
     @property
     def verdict(self) -> list[str] | None:
@@ -93,17 +109,25 @@ class Attribution:
         """Return a warning if the null is too small for a single unit to be attributable; otherwise None."""
         if self.resolution is None or at_most(self.resolution, self.level):
             return None
+        more = {
+            "ablations": "give more null ablations, or train with more members if there are no more",
+            "held-out": "give more held-out items",
+        }.get(self._null_kind, "give a larger null")
         return (
             f"with this null one unit alone cannot reach q <= {self.level:g}: its q is at least {self.resolution:.2g}; "
-            "give more null ablations, or train with more members if there are no more"
+            f"{more}"
         )
+
+    @property
+    def _null_kind(self) -> str:
+        return self.settings.get("null_kind", "ablations")
 
     def __len__(self) -> int:
         return len(self.units)
 
     def __repr__(self) -> str:
         B, top = self.units.shape
-        null = "no null" if self.null_BL is None else f"{self.null_BL.shape[1]:,} null ablations"
+        null = "no null" if self.null_BL is None else f"{self.null_BL.shape[1]:,} {NULLS[self._null_kind]}"
         candidates = f"{self.settings['candidates']:,} candidates, " if "candidates" in self.settings else ""
         unit = self.distance if self.distance in ("loss", "score") else f"{self.distance} distance"
         lines = [f"Attribution({self.method}, {unit}, {candidates}{null}, top {top} of {B} samples)"]
@@ -120,6 +144,8 @@ class Attribution:
         lines += ["  ..."] if B > 8 else []
         if self.limitation is not None:
             lines.append(f"  {self.limitation}")
+        if self.judgement is not None:
+            lines.append(f"  {self.judgement}")
         if self.audit is not None:
             recall = self.audit.pooled
             lines.append(
@@ -167,6 +193,7 @@ class Attribution:
             "settings": self.settings,
             "sets": self.sets,
             "audit": None if self.audit is None else self.audit._asdict(),
+            "judgement": None if self.judgement is None else self.judgement._asdict(),
             "verdict": self.verdict,
             **{name: getattr(self, name) for name in _ARRAYS if name != "null_BL"},
         }
@@ -206,6 +233,7 @@ class Attribution:
             settings=values["settings"],
             sets=None if sets is None else tuple(tuple(entry) for entry in sets),
             audit=audit,
+            judgement=_judgement(values.get("judgement")),
             **arrays,
         )
 
@@ -240,6 +268,14 @@ class Attribution:
                     label += "" if len(pictures) else "\ndeleted"
                 _show(axes[b, t + 1], pictures[0] if len(pictures) else None, label)
         return figure
+
+
+def _judgement(values: dict[str, Any] | None) -> Judgement | None:
+    """Return a judgement from its JSON; None if there is none, as in files of older versions."""
+    if values is None:
+        return None
+    table = tuple((setting, Estimate(*lds)) for setting, lds in values["table"])
+    return Judgement(**{**values, "lds": Estimate(*values["lds"]), "slope": Estimate(*values["slope"]), "table": table})
 
 
 def _with(stem: pathlib.Path, suffix: str) -> pathlib.Path:

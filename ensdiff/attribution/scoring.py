@@ -3,7 +3,7 @@
 import functools
 import json
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax.numpy as jnp
 import numpy as np
@@ -26,7 +26,9 @@ WORDS_AT_ONCE = 1024
 PAIRS_OF_A_PIECE = 4096
 """Pairs of an ablation and a sample whose exact influences are kept together, if progress is kept."""
 
-Method = Literal["exact", "differential", "screen", "loss"]
+GradientMethod = Literal["trak", "d-trak", "das", "combined"]
+Method = Literal["exact", "differential", "screen", "loss"] | GradientMethod
+GRADIENT_METHODS: tuple[GradientMethod, ...] = get_args(GradientMethod)
 Score = Callable[[Float[np.ndarray, "M K"]], Any]
 """A caller's method: a function from the weight rows (3) of M ablations to scores (B, M). Larger means that the sample
 depends more on the removed units. The scores of one ablation must not depend on the other ablations of the call."""

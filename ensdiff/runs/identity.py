@@ -9,9 +9,12 @@ import pathlib
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from ensdiff import hosts
 from ensdiff.codes import check_names
 from ensdiff.data import Dataset, DataWarning
+from ensdiff.data.manifest import Manifest
 from ensdiff.data.matching import unit_differences
 from ensdiff.ensemble.ensemble import Ensemble
 from ensdiff.files.reading import printable
@@ -86,6 +89,35 @@ def training_data(run: str | os.PathLike, data: Dataset, *, held_out: int = 0) -
     return found.data
 
 
+def other_items(run: str | os.PathLike, data: Dataset) -> Dataset | None:
+    """Return the items of ``data`` that a run was not trained on, or None if there are none.
+
+    Items that equal a training item in every byte count as trained on.
+
+    Args:
+        run: the run directory.
+        data: the run's training data and others, in any order.
+
+    Raises:
+        FileNotFoundError, DamagedError: as for `training_data`.
+        ValueError: the run stores no hashes of its items, by which they could be told apart; or training items are
+            missing.
+
+    >>> len(ensdiff.runs.identity.other_items("runs/tiny", ensdiff.data.digits().subset(range(50))).images)
+    10
+    """
+    path = pathlib.Path(run)
+    text, manifest = _record(path)
+    if manifest is None:
+        raise ValueError(f"{path} stores no hashes of its training data, so other items cannot be told from them")
+    origin = text.get("origin")
+    places = data.places(manifest, absent=[*(origin["forgotten"] if isinstance(origin, Mapping) else ())])
+    seen = np.zeros(data.items, bool)
+    seen[places[places >= 0]] = True
+    seen[data.spare_copies(manifest, places)] = True
+    return None if seen.all() else data.subset(~seen)
+
+
 def say_what_was_left_out(found: Found, run: str | os.PathLike, items: int, held_out: int = 0) -> None:
     """Warn about items that a run was not trained on, beyond the number that was held out of training.
 
@@ -123,12 +155,7 @@ def find_training_data(run: str | os.PathLike, data: Dataset, absent: Collection
         FileNotFoundError, DamagedError, ValueError: as for `training_data`.
     """
     path = pathlib.Path(run)
-
-    def read() -> Any:
-        text = run_description(path)
-        return text, read_manifest(path, text)
-
-    text, manifest = hosts.decide(read)
+    text, manifest = _record(path)
     params = from_description(text, None)
     origin = text.get("origin")
     gone = [*absent, *(origin["forgotten"] if isinstance(origin, Mapping) else ())]
@@ -143,6 +170,16 @@ def find_training_data(run: str | os.PathLike, data: Dataset, absent: Collection
     others = data.items - int((places >= 0).sum())
     copies = tuple(str(data.unit_names[unit]) for unit in data.unit_of_item[data.spare_copies(manifest, places)])
     return Found(out, others, copies, tuple(unit_differences(manifest, places, data.unit_of_item, data.unit_names)))
+
+
+def _record(run: pathlib.Path) -> tuple[Mapping[str, Any], Manifest | None]:
+    """Return a run's description, and its manifest if it has one."""
+
+    def read() -> Any:
+        text = run_description(run)
+        return text, read_manifest(run, text)
+
+    return hosts.decide(read)
 
 
 def check_data(params: Ensemble, data: Dataset) -> None:

@@ -43,6 +43,16 @@ def get_config() -> ConfigDict:
                 "ablations": 200,
                 "baseline_members": 8,
             },
+            "judging": {
+                "members": (16, 12, 32, 64),  # of single images; the number of images is that of lds
+                "sizes": (1024, 64),
+                "images": 300,  # of the groups
+                "groups": (30, 10),
+                "group_members": 16,
+                "subsets": 48,
+                "queries": 24,
+                "draws": 128,
+            },
             "groups": {
                 "images": 1400,
                 "groups": 10,  # the class modulo this

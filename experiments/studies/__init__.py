@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from experiments.studies import generative, groups, lds, planted, retraining, size
+from experiments.studies import generative, groups, judging, lds, planted, retraining, size
 from experiments.studies.findings import Findings
 from experiments.studies.workshop import Workshop
 
@@ -13,5 +13,6 @@ STUDIES: dict[str, Callable[[Workshop], Findings]] = {
     "groups": groups.study,
     "planted": planted.study,
     "lds": lds.study,
+    "judging": judging.study,
 }
 """The studies by the name of their section in a config, in the order in which they run."""

@@ -34,3 +34,22 @@ def scatter_figure(x: np.ndarray, y: np.ndarray, labels: Sequence[str]) -> bytes
     ax.plot([0, end], [0, end], color="#888888", linewidth=0.8, linestyle="--")
     ax.set(xlabel=labels[0], ylabel=labels[1], xlim=(0, end), ylim=(0, end))
     return svg(figure)
+
+
+def labelled_scatter(panels: Mapping[str, Mapping[str, np.ndarray]], xlabel: str, ylabel: str) -> bytes:
+    """Plot (n, 2) points of several groups with the diagonal, three panels per row; the legend is in the first."""
+    across = min(3, len(panels))
+    down = -(-len(panels) // across)
+    figure, grid = sheet(3.1 * across, 3.0 * down, down, across)
+    markers = "osv^D*xP+"
+    for ax, (title, groups) in zip(grid.ravel(), panels.items(), strict=False):
+        for marker, (name, points) in zip(markers, groups.items(), strict=False):
+            ax.plot(points[:, 0], points[:, 1], marker, markersize=3.5, alpha=0.7, label=name)
+        ends = [np.min([p.min() for p in groups.values()]), np.max([p.max() for p in groups.values()])]
+        ax.plot(ends, ends, color="#888888", linewidth=0.8, linestyle="--")
+        ax.set_title(title, fontsize=8)
+        ax.set(xlabel=xlabel, ylabel=ylabel)
+    for ax in grid.ravel()[len(panels) :]:
+        ax.set_axis_off()
+    grid.ravel()[0].legend(fontsize=6)
+    return svg(figure)

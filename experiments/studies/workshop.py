@@ -91,15 +91,19 @@ class Workshop:
 
         The name begins with the name of the study.
         """
+        return self.kept_all(name, lambda: {"value": compute()}, *inputs)["value"]
 
-        def timed() -> np.ndarray:
+    def kept_all(self, name: str, compute: Callable[[], dict[str, np.ndarray]], *inputs: Any) -> dict[str, np.ndarray]:
+        """Do what `kept` does for several arrays by name."""
+
+        def timed() -> dict[str, np.ndarray]:
             print(f"computing {name}", flush=True)
             begin = time.perf_counter()
-            value = np.asarray(compute())
+            values = {key: np.asarray(value) for key, value in compute().items()}
             self._clock(name, begin, always=True)
-            return value
+            return values
 
-        return self._pieces.get(timed, name, *inputs)
+        return self._pieces.get_all(timed, name, *inputs)
 
     def samples(
         self, study: str, params: ensdiff.Ensemble, n: int, seed: int = 0, weights: np.ndarray | None = None

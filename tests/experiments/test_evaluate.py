@@ -20,7 +20,7 @@ from experiments.studies.scores import quadratic
 from experiments.studies.workshop import Workshop, quiet_matrix
 from experiments.tables import interval, table
 
-STUDY_NAMES = ["generative", "retraining", "size", "groups", "planted", "lds"]
+STUDY_NAMES = ["generative", "retraining", "size", "groups", "planted", "lds", "judging"]
 
 
 @pytest.fixture

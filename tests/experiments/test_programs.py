@@ -61,6 +61,22 @@ def test_attribute(run, trained):
 
 
 @pytest.mark.slow
+def test_attribute_by_gradients(run, trained):
+    """Single items are compared with the 397 held-out digits, which are found by content; the members grade the scores."""
+    few = ["--n=2", "--steps=3", "--top=3", "--draws=4", "--gradients=draws=4,parts=2,dimension=16,levels=all"]
+    done = run("attribute", f"--run={trained}", *few, "--method=combined")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"member-LDS -?\d\.\d\d \[.*\] on 2 queries and 16 members", done.stdout)
+    values = json.loads((trained / "attribution" / "combined_seed0.json").read_text())
+    assert values["settings"]["null_kind"] == "held-out"
+    assert values["settings"]["null_of_a_kind"] == 397
+    assert len(values["judgement"]["table"]) == 16  # 2 methods, 4 ridges, normalized or not
+    done = run("attribute", f"--run={trained}", *few[:-1], "--method=trak", "--gradients=draws=4,drawz=2")
+    assert done.returncode != 0
+    assert "drawz" in done.stderr
+
+
+@pytest.mark.slow
 def test_report(run, trained):
     """The explorer reuses a saved attribution of the same samples, and no other."""
     same = ["--n=2", "--steps=3"]

@@ -1,0 +1,217 @@
+"""The gradient methods of `attribute`: scores of units, their choice and grade by the members, and their significance.
+
+The members' projected gradients give a score of every item for every query (`ensdiff.attribution.gradients`). The
+score of a unit is the sum over its items, and the mean over members. The members' own losses of the queries, of which
+each is the loss of a model trained on a known half of the units, choose the settings and grade the scores (9)
+(`ensdiff.attribution.judging`). ``"combined"`` adds what these losses say about the units themselves (10)
+(`ensdiff.attribution.combination`). Targets that nobody owns give the null (11)
+(`ensdiff.attribution.gradients.targets`).
+"""
+
+import dataclasses
+import os
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from ensdiff.attribution.calibration import Calibration
+from ensdiff.attribution.candidates import Candidates
+from ensdiff.attribution.combination import fit_combination
+from ensdiff.attribution.draws import LossConfig
+from ensdiff.attribution.gradients.config import GradientConfig
+from ensdiff.attribution.gradients.kernels import Method
+from ensdiff.attribution.gradients.scoring import Choice, Images, TargetScores, score_targets
+from ensdiff.attribution.gradients.store import SHARED, open_gradients
+from ensdiff.attribution.gradients.stored import GradientStore
+from ensdiff.attribution.gradients.targets import Targets, targets_of
+from ensdiff.attribution.judging import Judgement, choose, held_out, member_outputs
+from ensdiff.attribution.loss import loss_matrix
+from ensdiff.attribution.ranking import Significance
+from ensdiff.attribution.request import Request
+from ensdiff.attribution.result import Attribution
+from ensdiff.attribution.scoring import GradientMethod
+from ensdiff.data import Dataset
+from ensdiff.data.images import check_images
+from ensdiff.ensemble.ensemble import Ensemble
+from ensdiff.ensemble.memory import Resources
+from ensdiff.runs.identity import check_data
+from ensdiff.runs.pieces import Pieces
+from ensdiff.typing import ArrayLike
+
+FEWEST = 4
+"""The fewest members that can choose among settings."""
+DEFAULTS: dict[str, Any] = {"ridge": 0.1, "levels": "all", "normalize": False}
+"""Settings that are not chosen where there are too few members to choose."""
+
+
+class Result(NamedTuple):
+    """The influences of T targets, and what p-values compare.
+
+    Args:
+        influence_BT: what is returned.
+        error_BT: its standard error, or posterior standard deviation.
+        tested_BT: what p-values compare, in the same units.
+        unit: ``"loss"``, or ``"score"`` if the members cannot tell the scale.
+        settings: what the result records besides.
+    """
+
+    influence_BT: Float[np.ndarray, "B T"]
+    error_BT: Float[np.ndarray, "B T"]
+    tested_BT: Float[np.ndarray, "B T"]
+    unit: str
+    settings: dict[str, Any]
+
+
+def attribute_by_gradients(
+    params: Ensemble,
+    queries: ArrayLike,
+    method: GradientMethod,
+    data: Dataset,
+    candidates: Candidates,
+    request: Request,
+    *,
+    gradients: GradientConfig | None,
+    store: str | os.PathLike | None,
+    held_out_images: ArrayLike | Dataset | None,
+    loss: LossConfig | None,
+    resources: Resources,
+    kept: Pieces,
+) -> Attribution:
+    """Rank candidates by gradient scores; see `ensdiff.attribute`, whose arguments are checked already.
+
+    Raises:
+        ValueError: data on which the ensemble was not trained, absent items, gradients stored for something else, or
+            too little to form the null.
+    """
+    check_data(params, data)
+    data.check_present(f"method={method!r}", "use method='loss', which needs no data")
+    others = held_out_images.images if isinstance(held_out_images, Dataset) else held_out_images
+    others = None if others is None else check_images(others, tuple(params.image_shape))
+    same = held_out_images if isinstance(held_out_images, Dataset) else None
+    stored = None if store is None else open_gradients(store, params, data, held_out=same)
+    config = _config(gradients, stored)
+    if params.members < FEWEST:
+        config = dataclasses.replace(
+            config, **{name: value for name, value in DEFAULTS.items() if getattr(config, name) is None}
+        )
+    targets = targets_of(
+        params.code, data, candidates, request.null, request.seed, 0 if others is None else len(others)
+    )
+    images = Images(queries, data, others, stored, same is not None)
+    methods: tuple[Method, ...] = ("trak", "d-trak") if method == "combined" else (method,)
+    scores = score_targets(params, images, methods, config, targets, kept, resources)
+    shown: Any = {"memory_budget": resources.memory_budget, "progress": resources.progress}
+    outputs_BK = member_outputs(loss_matrix(params, queries, request.seed, loss, kept=kept, **shown))
+    judgement = choose({choice: one.cross_KBK for choice, one in scores.items()}, outputs_BK, seed=request.seed)
+    best: Choice = judgement.setting if len(scores) > 1 else next(iter(scores))
+    if method == "combined":
+        result, judgement = _combined(scores[best], judgement, targets, outputs_BK, params, request.seed)
+    else:
+        result = _scaled(scores[best], judgement)
+    table = tuple((choice.plain, lds) for choice, lds in judgement.table)
+    judgement = judgement._replace(setting=best.plain, table=table)
+    M = targets.candidates
+    order_BT = np.argsort(-result.influence_BT[:, :M], axis=1, kind="stable")[:, : request.top]
+    tested = _significance(result.tested_BT, targets, order_BT)
+    own = {"data": params.data_digest} if params.data_digest is not None and candidates.code == params.code else {}
+    settings = {
+        "top": request.top,
+        "candidates": M,
+        "units": candidates.code.units,
+        "null": request.null,
+        "seed": request.seed,
+        **({} if candidates.code.names is None else {"names": list(candidates.code.names)}),
+        **own,
+        **({} if targets.kind is None else {"null_kind": targets.kind, "null_of_a_kind": _fewest(targets)}),
+        "draws": config.draws,
+        "chosen": best.plain,
+        **result.settings,
+    }
+    return Attribution(
+        candidates.units(order_BT),
+        np.take_along_axis(result.influence_BT, order_BT, axis=1),
+        tested.p_BT,
+        tested.null_BL,
+        method,
+        result.unit,
+        settings,
+        q_value=tested.q_BT,
+        level=request.level,
+        standard_error=np.take_along_axis(result.error_BT, order_BT, axis=1),
+        sets=candidates.sets,
+        judgement=judgement,
+    )
+
+
+def _config(gradients: GradientConfig | None, stored: GradientStore | None) -> GradientConfig:
+    """Return the settings of a call, which stored gradients decide where the caller does not.
+
+    Raises:
+        ValueError: the caller asks for other gradients than those stored.
+    """
+    if stored is None:
+        return GradientConfig() if gradients is None else gradients
+    given = stored.config if gradients is None else gradients
+    for name in SHARED:
+        ours, theirs = getattr(given, name), getattr(stored.config, name)
+        if ours != theirs:
+            raise ValueError(
+                f"gradients with {name}={ours!r}, but {stored.folder} holds gradients with {name}={theirs!r}: ask for "
+                "these, or leave store out"
+            )
+    return given
+
+
+def _combined(
+    scores: TargetScores,
+    judgement: Judgement,
+    targets: Targets,
+    outputs_BK: np.ndarray,
+    params: Ensemble,
+    seed: int,
+) -> tuple[Result, Judgement]:
+    """Return the posterior (10) of the targets, and the judgement of its predictions for members left out."""
+    fit = fit_combination(held_out(scores.cross_KBK), outputs_BK, params.code.matrix(), seed=seed)
+    M, row_TK, size_T = targets.candidates, targets.column_KT.T, targets.units_T
+
+    def posterior(prior_BT: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        parts = [fit.posterior(prior_BT[:, :M], row_TK[:M], size_T[:M])]
+        if targets.null:
+            own = targets.kind == "sets"
+            parts.append(fit.posterior(prior_BT[:, M:], row_TK[M:], size_T[M:], owned=own))
+        return np.hstack([part.mean_BN for part in parts]), np.hstack([part.error_BN for part in parts])
+
+    influence_BT, error_BT = posterior(scores.mean_BT)
+    tested_BT = posterior(scores.unseen_BT)[0]
+    of_all = choose({judgement.setting: fit.held_out()}, outputs_BK, seed=seed)
+    settings = {"beta": fit.beta, "ratio": fit.ratio, "members_p_value": fit.p_value}
+    return (
+        Result(influence_BT, error_BT, tested_BT, "loss", settings),
+        judgement._replace(lds=of_all.lds, slope=of_all.slope),
+    )
+
+
+def _scaled(scores: TargetScores, judgement: Judgement) -> Result:
+    """Return scores in units of the loss, if the members can tell the scale, which needs a slope that is surely > 0."""
+    known = judgement.slope.low > 0
+    scale = judgement.slope.value if known else 1.0
+    return Result(
+        scale * scores.mean_BT, scale * scores.error_BT, scale * scores.unseen_BT, "loss" if known else "score", {}
+    )
+
+
+def _significance(tested_BT: np.ndarray, targets: Targets, order_BT: np.ndarray) -> Significance:
+    """Return p- and q-values (11) of the candidates of ``order_BT``, among all candidates; None without a null."""
+    if targets.kind is None:
+        return Significance()
+    M = targets.candidates
+    calibration = Calibration(tested_BT[:, M:], targets.kind_T[M:])
+    calibration.count(tested_BT[:, :M], targets.kind_T[:M])
+    p_BT = calibration.p_values(np.take_along_axis(tested_BT, order_BT, axis=1), targets.kind_T[order_BT])
+    return Significance(p_BT, calibration.q_values(p_BT), calibration.null_BL)
+
+
+def _fewest(targets: Targets) -> int:
+    """Return the number of null targets of the rarest kind."""
+    return int(np.unique(targets.kind_T[targets.candidates :], return_counts=True)[1].min())

@@ -1,0 +1,169 @@
+"""What gradient scores are computed for: the candidates of an attribution, and the null that they are compared with.
+
+The score of a target is the sum of the scores of its items. What p-values compare are scores of items under members
+that did not see them: to these members, an item and one that was held out are alike. Three kinds of null:
+
+- candidates that are units of one item each: held-out items, which no member saw. Each is given a code word that no
+  unit owns, so that its score is averaged over as many members as that of a unit;
+- units of several items: random groups of as many items, each with a code word that no unit owns;
+- sets of units, or groups of a hierarchical code: random sets of as many units.
+"""
+
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+from scipy import sparse
+
+from ensdiff.attribution.candidates import Candidates
+from ensdiff.codes import Code
+from ensdiff.codes.permute import derive_key
+from ensdiff.data import Dataset
+
+Kind = Literal["held-out", "groups", "sets"]
+
+
+class Targets(NamedTuple):
+    """M candidates and L null targets, as sums over n training items and m held-out items.
+
+    Args:
+        of_items_nT: how often each training item counts in each of the T = M + L targets, candidates first.
+        of_held_mT: the same for held-out items; None without any.
+        words_mK: the words of held-out items, by which they count as seen or unseen; None without any.
+        column_KT: how many of the units of a target each member saw, for the null as if it were a unit or a set.
+        units_T: number of units of each target; 1 for a null target that stands for a unit.
+        candidates: M.
+        kind: the kind of null; None without a null.
+        kind_T: which targets are comparable: the number of items or units of each.
+    """
+
+    of_items_nT: sparse.csr_array
+    of_held_mT: sparse.csr_array | None
+    words_mK: UInt8[np.ndarray, "m K"] | None
+    column_KT: Int[np.ndarray, "K T"]
+    units_T: Int[np.ndarray, " T"]
+    candidates: int
+    kind: Kind | None
+    kind_T: Int[np.ndarray, " T"]
+
+    @property
+    def null(self) -> int:
+        """Return L, the number of null targets."""
+        return self.of_items_nT.shape[1] - self.candidates
+
+
+def targets_of(
+    code: Code, data: Dataset, candidates: Candidates, null: int | Literal["all"], seed: int, held_out: int
+) -> Targets:
+    """Return the targets of an attribution.
+
+    Args:
+        code: the ensemble's own code, whose units are those of the data.
+        data: the training data.
+        candidates: the candidates; their code is the ensemble's, or the code of its groups.
+        null: number of null targets (of each kind of candidate), ``"all"`` held-out items, or 0.
+        seed: seed of the null.
+        held_out: number of held-out items.
+
+    Raises:
+        ValueError: the candidates belong to another code; a null of held-out items without enough of them; ``"all"``
+            for a null of random groups or sets; or too few words that no unit owns.
+    """
+    unit_sets = _unit_sets(code, candidates)
+    of_units_NT = _columns(unit_sets, code.units)
+    items_nN = sparse.csr_array(
+        (np.ones(data.items), (np.arange(data.items), data.unit_of_item)), shape=(data.items, data.units)
+    )
+    code_KN = code.matrix().T.astype(np.int64)
+    column_KM = (sparse.csr_array(of_units_NT.T) @ code_KN.T).T.astype(np.int64)
+    of_items_nM = sparse.csr_array(items_nN @ of_units_NT)
+    sizes_M = np.array([len(units) for units in unit_sets])
+    items_M = np.asarray(of_items_nM.sum(0)).reshape(-1).astype(int)
+    M = len(unit_sets)
+    if not null:
+        return Targets(of_items_nM, None, None, column_KM, sizes_M, M, None, np.zeros(M, int))
+    rng = np.random.default_rng(derive_key(seed, 11))
+    if (sizes_M > 1).any() or candidates.code != code:
+        chosen = _random_sets(rng, sizes_M, null, code.units)
+        of_units_NL = _columns(chosen, code.units)
+        column_KL = (sparse.csr_array(of_units_NL.T) @ code_KN.T).T.astype(np.int64)
+        of_items_nT = sparse.hstack([of_items_nM, items_nN @ of_units_NL], format="csr")
+        kind_T = np.concatenate([sizes_M, [len(units) for units in chosen]])
+        return Targets(of_items_nT, None, None, np.hstack([column_KM, column_KL]), kind_T, M, "sets", kind_T)
+    if data.items > data.units:
+        chosen = _random_sets(rng, items_M, null, data.items)
+        L = len(chosen)
+        of_items_nT = sparse.hstack([of_items_nM, _columns(chosen, data.items)], format="csr")
+        words_LK = _words(code, L, seed)
+        kind_T = np.concatenate([items_M, [len(items) for items in chosen]])
+        column_KT = np.hstack([column_KM, words_LK.T])
+        return Targets(of_items_nT, None, None, column_KT, np.ones(M + L, int), M, "groups", kind_T)
+    L = held_out if null == "all" else int(null)
+    if not 0 < L <= held_out:
+        raise ValueError(
+            f"null={null}: gradient scores of single items are compared with held-out items, which no member saw, and "
+            f"{held_out} are given; pass held_out= with at least that many, or null=0"
+        )
+    which = np.sort(rng.permutation(held_out)[:L])
+    of_held_mL = sparse.csr_array((np.ones(L), (which, np.arange(L))), shape=(held_out, L))
+    of_items_nT = sparse.hstack([of_items_nM, sparse.csr_array((data.items, L))], format="csr")
+    of_held_mT = sparse.hstack([sparse.csr_array((held_out, M)), of_held_mL], format="csr")
+    words_LK = _words(code, L, seed)
+    words_mK = np.zeros((held_out, code.members), np.uint8)
+    words_mK[which] = words_LK
+    one_T = np.ones(M + L, int)
+    return Targets(of_items_nT, of_held_mT, words_mK, np.hstack([column_KM, words_LK.T]), one_T, M, "held-out", one_T)
+
+
+def _unit_sets(code: Code, candidates: Candidates) -> list[Any]:
+    """Return the units of the ensemble's own code that each candidate holds."""
+    own = candidates.code
+    entries = [[i] for i in candidates.units(np.arange(len(candidates))).tolist()]
+    if candidates.sets is not None:
+        entries = [list(units) for units in candidates.sets]
+    if own == code:
+        return entries
+    if code.groups is not None and own == code.group_code():
+        group_N = code.group_of_unit()
+        members_of = [np.flatnonzero(group_N == g) for g in range(own.units)]
+        return [np.concatenate([members_of[g] for g in groups]) for groups in entries]
+    raise ValueError(
+        "code: gradient scores belong to the units that the ensemble was trained on; leave code out, or pass "
+        "params.code.group_code() of a hierarchical code"
+    )
+
+
+def _columns(sets: list[Any], rows: int) -> sparse.csr_array:
+    """Return a (rows, len(sets)) matrix with a 1 for each element of each set."""
+    index = np.concatenate([np.asarray(entry, int) for entry in sets]) if sets else np.empty(0, int)
+    column = np.repeat(np.arange(len(sets)), [len(entry) for entry in sets])
+    return sparse.csr_array((np.ones(len(index)), (index, column)), shape=(rows, len(sets)))
+
+
+def _random_sets(rng: np.random.Generator, sizes: np.ndarray, null: int | str, among: int) -> list[np.ndarray]:
+    """Return ``null`` random sets for each size that occurs."""
+    if null == "all":
+        raise ValueError(
+            "null='all': units of several items and sets of units are compared with random groups or sets of the same "
+            "size, too many to list; give a number"
+        )
+    return [np.sort(rng.permutation(among)[:size]) for size in np.unique(sizes) for _ in range(int(null))]
+
+
+def _words(code: Code, n: int, seed: int) -> UInt8[np.ndarray, "n K"]:
+    """Return n words that no unit owns, repeated where there are fewer than n; random words of units if there are none.
+
+    A null target's word says over which members its score is averaged, so two null targets may share a word. With a
+    unit's own word, the null of ``"combined"`` holds the evidence for this unit, so that p-values are too large.
+    """
+    try:
+        return code.unowned(n, seed)
+    except ValueError:
+        words = code.unowned(None, seed)
+        words = words if len(words) else np.random.default_rng(derive_key(seed, 12)).permutation(code.matrix())
+        return words[np.arange(n) % len(words)]
+
+
+def sums_of(scores_Bn: Float[np.ndarray, "B n"], matrix_nT: sparse.csr_array) -> Float[np.ndarray, "B T"]:
+    """Return the scores of targets: sums over their items."""
+    return np.asarray((matrix_nT.T @ np.asarray(scores_Bn, np.float64).T).T)

@@ -1,0 +1,249 @@
+"""Gradient methods of `attribute`: against scores put together by hand, their nulls, judgement and bad requests."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+import ensdiff
+from ensdiff.attribution.calibration import TIE
+from ensdiff.attribution.candidates import Candidates
+from ensdiff.attribution.combination import fit_combination
+from ensdiff.attribution.gradients import GradientConfig, member_scores, over_units, projected_gradients
+from ensdiff.attribution.gradients.targets import targets_of
+from ensdiff.attribution.judging import cross_predictions, held_out, judge_scores
+from tests.helpers import blobs, random_ensemble
+
+CONFIG = GradientConfig(draws=4, parts=2, dimension=16, ridge=0.1, levels="all", normalize=False)
+FEW = ensdiff.LossConfig(draws=4, block=2)
+IMAGES = blobs(12)
+SINGLE = ensdiff.data.arrays(IMAGES[:6])
+GROUPED = ensdiff.data.arrays(IMAGES, groups=[0, 0, 0, 1, 1, 1, 2, 2, 3, 3, 4, 5])
+QUERIES = blobs(3, seed=1)
+OTHERS = blobs(5, seed=2)
+
+
+def attribute(params, method="trak", data=SINGLE, **options):
+    options = {"gradients": CONFIG, "loss": FEW, "top": 6} | options
+    return ensdiff.attribute(params, QUERIES, method, data=data, **options)
+
+
+def by_hand(params, data, method="trak", output="loss", config=CONFIG):
+    """Return the (K, B, N) scores of units, put together from their parts."""
+    query, train = ({output: projected_gradients(params, x, output, config)} for x in (QUERIES, data.images))
+    seen_nK = params.code.matrix()[data.unit_of_item]
+    scores = member_scores(method, query, train, seen_nK, config.settings()[0])
+    return over_units(scores.items_KBn, data.unit_of_item, data.units)
+
+
+def unscaled(att):
+    """Return the slope by which influences were multiplied."""
+    return att.judgement.slope.value if att.distance == "loss" else 1.0
+
+
+def unseen_scores(scores_KBN, words_NK):
+    """Return the mean of each item's scores over the members that did not see it, one item at a time."""
+    out = np.empty(scores_KBN.shape[1:])
+    for i, word_K in enumerate(words_NK):
+        out[:, i] = np.mean([scores_KBN[k, :, i] for k in range(len(word_K)) if not word_K[k]], axis=0)
+    return out
+
+
+def outputs(params):
+    return -np.diagonal(ensdiff.loss_matrix(params, QUERIES, 0, FEW).mean_BKK, axis1=1, axis2=2)
+
+
+def in_order(att, values_BN):
+    """Return the values of all units in the order of an attribution."""
+    return np.take_along_axis(np.asarray(values_BN, float), att.units, axis=1)
+
+
+@pytest.mark.parametrize("data", [SINGLE, GROUPED], ids=["single", "grouped"])
+def test_influence_is_the_members_mean(tiny, data):
+    att = attribute(tiny, data=data)
+    scores_KBN = by_hand(tiny, data).astype(float)
+    np.testing.assert_allclose(att.influence / unscaled(att), in_order(att, scores_KBN.mean(0)), rtol=1e-4, atol=1e-9)
+    error = scores_KBN.std(0, ddof=1) / np.sqrt(tiny.members)
+    np.testing.assert_allclose(att.standard_error / unscaled(att), in_order(att, error), rtol=1e-3, atol=1e-9)
+    assert (np.diff(att.influence, axis=1) <= 0).all()
+    assert att.p_value is att.verdict is None
+
+
+def test_judgement_is_that_of_the_scores(tiny):
+    att = attribute(tiny)
+    expected = judge_scores(by_hand(tiny, SINGLE), outputs(tiny), tiny.code.matrix())
+    np.testing.assert_allclose(att.judgement.lds, expected.lds, atol=1e-6)
+    np.testing.assert_allclose(att.judgement.slope, expected.slope, rtol=1e-3)
+    assert str(att.judgement) in repr(att)
+
+
+def test_members_choose_what_is_left_open(tiny):
+    config = dataclasses.replace(CONFIG, ridge=None, normalize=None)
+    att = attribute(tiny, "d-trak", gradients=config)
+    assert len(att.judgement.table) == len(config.settings()) == 8
+    best = max(att.judgement.table, key=lambda row: row[1].value)
+    assert att.settings["chosen"] == att.judgement.setting == best[0]
+    setting = {name: att.settings["chosen"][name] for name in ("ridge", "normalize")}
+    again = attribute(tiny, "d-trak", gradients=dataclasses.replace(CONFIG, **setting))
+    np.testing.assert_array_equal(att.units, again.units)
+    np.testing.assert_allclose(att.influence / unscaled(att), again.influence / unscaled(again), rtol=1e-6)
+
+
+def test_sets_are_sums_and_compared_with_random_sets(tiny):
+    single, sets = attribute(tiny), attribute(tiny, units=[{0, 1}, {2, 3}, 4], top=3, null=40)
+    alone = np.empty((3, 6))
+    np.put_along_axis(alone, single.units, single.influence / unscaled(single), axis=1)
+    expected = np.stack([alone[:, [0, 1]].sum(1), alone[:, [2, 3]].sum(1), alone[:, 4]], axis=1)
+    np.testing.assert_allclose(sets.influence / unscaled(sets), in_order(sets, expected), rtol=1e-4, atol=1e-9)
+    unseen = unseen_scores(by_hand(tiny, SINGLE), tiny.code.matrix())
+    assert sets.settings["null_kind"] == "sets"
+    assert sets.null_BL.shape == (3, 80)  # 40 of each size
+    every = {tuple(sorted((i, j))) for i in range(6) for j in range(6) if i != j}
+    sums = np.stack([unseen[:, list(pair)].sum(1) for pair in every], axis=1) * unscaled(sets)
+    nearest = np.abs(sets.null_BL[:, 40:, None] - sums[:, None]).min(-1)  # sizes ascend
+    assert nearest.max() < 1e-6 * np.abs(sums).max()
+
+
+def test_p_values_count_held_out_items(tiny):
+    """Scores are means over the members that did not see the unit, or that the null's word leaves out."""
+    att = attribute(tiny, held_out=OTHERS, null="all")
+    assert att.settings["null_kind"] == "held-out"
+    query, train, extra = (
+        {"loss": projected_gradients(tiny, x, "loss", CONFIG)} for x in (QUERIES, SINGLE.images, OTHERS)
+    )
+    code_NK = tiny.code.matrix()
+    scores = member_scores("trak", query, train, code_NK, CONFIG.settings()[0], extra)
+    score_BN = unseen_scores(scores.items_KBn, code_NK)
+    targets = targets_of(tiny.code, SINGLE, Candidates.of(tiny.code, None), "all", 0, len(OTHERS))
+    words_LK = targets.column_KT[:, 6:].T
+    assert (words_LK.sum(1) == tiny.code.weight).all()
+    which_L = targets.of_held_mT.toarray()[:, 6:].argmax(0)
+    null_BL = unseen_scores(scores.extra_KBm[:, :, which_L], words_LK)
+    np.testing.assert_allclose(att.null_BL / unscaled(att), null_BL, rtol=1e-4, atol=1e-9)
+    raised = null_BL + TIE * np.abs(null_BL).max(1, keepdims=True)
+    p_BN = (1 + (raised[:, None] >= score_BN[..., None]).sum(-1)) / (1 + len(OTHERS))
+    np.testing.assert_allclose(att.p_value, in_order(att, p_BN))
+
+
+def test_groups_are_compared_with_random_groups_of_their_size(tiny):
+    att = attribute(tiny, data=GROUPED, null=30)
+    assert att.settings["null_kind"] == "groups"
+    assert att.settings["null_of_a_kind"] == 30
+    assert att.null_BL.shape == (3, 90)  # groups of 1, 2 and 3 items
+    single = attribute(tiny, data=GROUPED.regroup(GROUPED.unit_of_item))  # the same scores
+    np.testing.assert_array_equal(att.influence, single.influence)
+    targets = targets_of(tiny.code, GROUPED, Candidates.of(tiny.code, None), 30, 0, 0)
+    np.testing.assert_array_equal(targets.of_items_nT.sum(0), targets.kind_T)
+    query, train = ({"loss": projected_gradients(tiny, x, "loss", CONFIG)} for x in (QUERIES, GROUPED.images))
+    words_nK = tiny.code.matrix()[GROUPED.unit_of_item]
+    scores = member_scores("trak", query, train, words_nK, CONFIG.settings()[0])
+    null_BL = unseen_scores(scores.items_KBn, words_nK) @ targets.of_items_nT.toarray()[:, 6:]
+    np.testing.assert_allclose(att.null_BL / unscaled(att), null_BL, rtol=1e-4, atol=1e-9)
+    again = attribute(tiny, data=GROUPED, null=30)
+    np.testing.assert_array_equal(att.p_value, again.p_value)
+
+
+def test_random_units_have_uniform_p_values():
+    """Members whose data are noise know nothing of their units: held-out items score alike."""
+    code = ensdiff.Code.balanced(members=4, units=6)
+    params = random_ensemble(code, seed=3)
+    found = [attribute(params, data=ensdiff.data.arrays(blobs(6, seed=s)), held_out=blobs(5, seed=s + 50), null="all")
+             for s in range(10, 14)]  # fmt: skip
+    p = np.concatenate([att.p_value.ravel() for att in found])
+    assert 0.35 < p.mean() < 0.8
+
+
+def test_combined_is_the_posterior(tiny):
+    att = attribute(tiny, "combined", data=GROUPED, null=9)
+    method = att.settings["chosen"]["method"]
+    scores_KBN = by_hand(tiny, GROUPED, method, {"trak": "loss", "d-trak": "square"}[method])
+    code_NK = tiny.code.matrix()
+    fit = fit_combination(held_out(cross_predictions(scores_KBN, code_NK)), outputs(tiny), code_NK)
+    expected = fit.posterior(scores_KBN.mean(0, dtype=float), code_NK)
+    assert att.distance == "loss"
+    np.testing.assert_allclose(att.influence, in_order(att, expected.mean_BN), rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(att.standard_error, in_order(att, expected.error_BN), rtol=1e-3)
+    assert len(att.judgement.table) == 2  # TRAK and D-TRAK
+
+
+def test_result_is_saved_and_loaded(tiny, tmp_path):
+    att = attribute(tiny, "combined", held_out=OTHERS, null=4)
+    att.save(tmp_path / "att")
+    loaded = ensdiff.Attribution.load(tmp_path / "att")
+    assert loaded.judgement == att.judgement
+    assert repr(loaded) == repr(att)
+    assert "4 held-out items" in repr(att)
+    assert "more held-out items" in att.limitation
+
+
+def test_an_interrupted_call_continues(tiny, tmp_path, monkeypatch):
+    from ensdiff.attribution.gradients import scoring
+
+    expected = attribute(tiny, "d-trak")
+    real, calls = scoring._score_members, []
+
+    def once(*args):
+        if calls:
+            raise KeyboardInterrupt
+        calls.append(1)
+        return real(*args)
+
+    monkeypatch.setattr(scoring, "_score_members", once)
+    monkeypatch.setattr(scoring, "members_at_once", lambda members: 2)
+    with pytest.raises(KeyboardInterrupt):
+        attribute(tiny, "d-trak", partial=tmp_path / "part")
+    monkeypatch.setattr(scoring, "_score_members", lambda *args: calls.append(1) or real(*args))
+    att = attribute(tiny, "d-trak", partial=tmp_path / "part")
+    assert len(calls) == 2  # two blocks of two members, one of them from before
+    np.testing.assert_array_equal(att.influence, expected.influence)
+    assert not (tmp_path / "part").exists()
+
+
+def test_stored_gradients_give_the_same_scores(tiny, tmp_path):
+    from ensdiff.attribution.gradients.store import write_gradients
+
+    write_gradients(tmp_path / "store", tiny, SINGLE, ("loss",), CONFIG)
+    att, stored = attribute(tiny), attribute(tiny, store=tmp_path / "store")
+    np.testing.assert_allclose(stored.influence / unscaled(stored), att.influence / unscaled(att), rtol=0.02)
+    with pytest.raises(ValueError, match="seed"):
+        attribute(tiny, store=tmp_path / "store", gradients=dataclasses.replace(CONFIG, seed=1))
+
+
+def test_hierarchical_groups():
+    code = ensdiff.Code.hierarchical(4, [0, 0, 1, 1, 2, 2], group_weight=3, weight=2)
+    params = random_ensemble(code, seed=4)
+    items, groups = attribute(params), attribute(params, code=code.group_code(), top=3, null=9)
+    alone = np.empty((3, 6))
+    np.put_along_axis(alone, items.units, items.influence / unscaled(items), axis=1)
+    expected = alone.reshape(3, 3, 2).sum(-1)
+    np.testing.assert_allclose(groups.influence / unscaled(groups), in_order(groups, expected), rtol=1e-4, atol=1e-9)
+    assert groups.settings["null_kind"] == "sets"
+    with pytest.raises(ValueError, match="leave code out"):
+        attribute(params, code=ensdiff.Code.balanced(members=4, units=4, weight=1), top=3)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"data": None}, "pass data="),
+        ({"data": ensdiff.data.arrays(IMAGES[:5])}, "5 units"),
+        ({"null": 3}, "pass held_out="),
+        ({"null": 9, "held_out": OTHERS}, "5 are given"),
+        ({"null": "all", "data": GROUPED}, "give a number"),
+        ({"held_out": np.zeros((2, 4, 4, 1))}, "4, 4, 1"),
+        ({"features": lambda x: x}, "features have no meaning"),
+        ({"verify": 3}, "verify is for"),
+        ({"method": "das-trak"}, "'das'"),
+        ({"top": 7}, r"expected 1 \.\. 6"),
+        ({"store": "no/such/folder"}, "no/such/folder"),
+    ],
+)
+def test_what_is_refused(tiny, options, said):
+    with pytest.raises((ValueError, FileNotFoundError), match=said):
+        attribute(tiny, **options)
+
+
+def test_other_methods_refuse_the_options_of_gradients(tiny):
+    with pytest.raises(ValueError, match="data is for"):
+        ensdiff.attribute(tiny, QUERIES, "loss", top=1, loss=FEW, data=SINGLE)
