@@ -62,7 +62,7 @@ def test_attribute(run, trained):
 
 @pytest.mark.slow
 def test_attribute_by_gradients(run, trained):
-    """Single items are compared with the 397 held-out digits, which are found by content; the members grade the scores."""
+    """Single items are compared with the 397 held-out digits, found by content; the members grade the scores."""
     few = ["--n=2", "--steps=3", "--top=3", "--draws=4", "--gradients=draws=4,parts=2,dimension=16,levels=all"]
     done = run("attribute", f"--run={trained}", *few, "--method=combined")
     assert done.returncode == 0, done.stderr

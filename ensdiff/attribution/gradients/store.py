@@ -39,7 +39,7 @@ from ensdiff.settings import check_value
 
 CHUNK = 64
 """Items per chunk: an interruption loses at most the work of one chunk."""
-_SHARED = ("draws", "parts", "dimension", "projection", "seed")
+SHARED = ("draws", "parts", "dimension", "projection", "seed")
 """Fields of `GradientConfig` that gradients depend on. The others say how to make scores of them."""
 
 
@@ -49,7 +49,7 @@ def store_bytes(config: GradientConfig, members: int, items: int, outputs: int =
     >>> store_bytes(GradientConfig(parts=1, draws=16, dimension=2048), members=16, items=50_000)
     3280000000
     """
-    settings = TableSettings("", "", "", items, members, **{name: getattr(config, name) for name in _SHARED})
+    settings = TableSettings("", "", "", items, members, **{name: getattr(config, name) for name in SHARED})
     return outputs * settings.nbytes
 
 
@@ -217,7 +217,7 @@ def open_gradients(
     configs = {}
     for name, table in tables.items():
         source = held_out if name.endswith(HELD_OUT) else data
-        configs[name] = GradientConfig(**{field: getattr(table.settings, field) for field in _SHARED})
+        configs[name] = GradientConfig(**{field: getattr(table.settings, field) for field in SHARED})
         output: Any = table.settings.output
         expected = (
             _settings(params, source, output, configs[name])
@@ -234,7 +234,7 @@ def open_gradients(
 
 
 def _settings(params: Ensemble, data: Dataset, output: Output, config: GradientConfig) -> TableSettings:
-    shared = {name: getattr(config, name) for name in _SHARED}
+    shared = {name: getattr(config, name) for name in SHARED}
     return TableSettings(params.fingerprint, data.digest(), output, data.items, params.members, **shared)
 
 
