@@ -8,9 +8,10 @@ import numpy as np
 import ensdiff
 from ensdiff.attribution.candidates import Candidates
 from ensdiff.attribution.combination import fit_combination
-from ensdiff.attribution.gradients.config import GradientConfig
+from ensdiff.attribution.gradients.config import GradientConfig, Output
 from ensdiff.attribution.gradients.kernels import Method
 from ensdiff.attribution.gradients.scoring import Choice, Images, score_targets
+from ensdiff.attribution.gradients.store import write_gradients
 from ensdiff.attribution.gradients.targets import targets_of
 from ensdiff.attribution.judging import cross_predictions, held_out
 from ensdiff.baselines import baseline_scores
@@ -20,6 +21,7 @@ from ensdiff.runs.pieces import Pieces
 from experiments.studies.scores import quadratic
 from experiments.studies.workshop import Workshop
 
+OUTPUTS_OF_ALL: tuple[Output, ...] = ("loss", "square", "output")
 METHODS: tuple[Method, ...] = ("trak", "d-trak", "das")
 MODEL_FREE = ("random", "pixel", "patches", "feature")
 
@@ -75,7 +77,10 @@ def by_gradients(
         methods = METHODS if knows else METHODS[:2]
 
         def compute(config: GradientConfig = config, methods: Any = methods) -> dict[str, np.ndarray]:
-            pictures, shown = Images(images, data), Resources(progress=shop.progress)
+            shown = Resources(progress=shop.progress)
+            folder = shop.folder / "gradients" / name.replace("/", " ")
+            stored = write_gradients(folder, params, data, OUTPUTS_OF_ALL, config, progress=shop.progress)
+            pictures = Images(images, data, store=stored)
             scores = score_targets(params, pictures, methods, config, targets, Pieces(None, ""), shown)
             return {
                 "mean": np.stack([one.mean_BT for one in scores.values()]),
