@@ -13,11 +13,13 @@ from ensdiff.attribution.attribute import attribute
 from ensdiff.attribution.audit import Audit, Recall, audit_recall
 from ensdiff.attribution.calibration import Calibration
 from ensdiff.attribution.combination import Posterior, combine
+from ensdiff.attribution.conformal import held_out_null, in_out_difference, random_groups_null, unseen_scores
 from ensdiff.attribution.contrast import Contrast, contrast
 from ensdiff.attribution.differential import gram, jacobian, predicted_counterfactuals, quadratic_influence
 from ensdiff.attribution.draws import LossConfig
 from ensdiff.attribution.exact import exact_influence
 from ensdiff.attribution.forms import Forms, gram_forms, loss_forms, score_words, stream
+from ensdiff.attribution.gradients.by_member import gradient_scores
 from ensdiff.attribution.gradients.config import GradientConfig
 from ensdiff.attribution.judging import Judgement, choose, cross_predictions, judge, judge_scores
 from ensdiff.attribution.loss import LossMatrix, loss_matrix
@@ -46,9 +48,12 @@ __all__ = [
     "contrast",
     "cross_predictions",
     "exact_influence",
+    "gradient_scores",
     "gram",
     "gram_forms",
     "group_values",
+    "held_out_null",
+    "in_out_difference",
     "jacobian",
     "judge",
     "judge_scores",
@@ -56,6 +61,8 @@ __all__ = [
     "loss_matrix",
     "predicted_counterfactuals",
     "quadratic_influence",
+    "random_groups_null",
     "score_words",
     "stream",
+    "unseen_scores",
 ]

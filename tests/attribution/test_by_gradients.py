@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import ensdiff
+from ensdiff.attribution import gradient_scores
 from ensdiff.attribution.calibration import TIE
 from ensdiff.attribution.candidates import Candidates
 from ensdiff.attribution.combination import fit_combination
@@ -26,6 +27,14 @@ OTHERS = blobs(5, seed=2)
 def attribute(params, method="trak", data=SINGLE, **options):
     options = {"gradients": CONFIG, "loss": FEW, "top": 6} | options
     return ensdiff.attribute(params, QUERIES, method, data=data, **options)
+
+
+def test_scores_of_each_member(tiny):
+    found = gradient_scores(tiny, QUERIES, GROUPED, config=CONFIG, held_out=OTHERS)
+    np.testing.assert_allclose(found.items_KBn, by_hand(tiny, GROUPED), rtol=1e-5, atol=1e-9)
+    assert found.extra_KBm.shape == (4, 3, 5)
+    with pytest.raises(ValueError, match="give ridge, levels and normalize"):
+        gradient_scores(tiny, QUERIES, SINGLE, config=dataclasses.replace(CONFIG, ridge=None))
 
 
 def by_hand(params, data, method="trak", output="loss", config=CONFIG):

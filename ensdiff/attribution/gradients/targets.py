@@ -3,8 +3,8 @@
 The score of a target is the sum of the scores of its items. What p-values compare are scores of items under members
 that did not see them: to these members, an item and one that was held out are alike. Three kinds of null:
 
-- candidates that are units of one item each: held-out items, which no member saw. Each is given a code word that no
-  unit owns, so that its score is averaged over as many members as that of a unit;
+- candidates that are units of one item each: held-out items, which no member saw. Each is given the word of a random
+  unit, so that its score is averaged over members as that of a unit is (`ensdiff.attribution.conformal`);
 - units of several items: random groups of as many items, each with a code word that no unit owns;
 - sets of units, or groups of a hierarchical code: random sets of as many units.
 """
@@ -16,6 +16,7 @@ from jaxtyping import Float, Int, UInt8
 from scipy import sparse
 
 from ensdiff.attribution.candidates import Candidates
+from ensdiff.attribution.conformal import random_words
 from ensdiff.codes import Code
 from ensdiff.codes.permute import derive_key
 from ensdiff.data import Dataset
@@ -108,7 +109,7 @@ def targets_of(
     of_held_mL = sparse.csr_array((np.ones(L), (which, np.arange(L))), shape=(held_out, L))
     of_items_nT = sparse.hstack([of_items_nM, sparse.csr_array((data.items, L))], format="csr")
     of_held_mT = sparse.hstack([sparse.csr_array((held_out, M)), of_held_mL], format="csr")
-    words_LK = _words(code, L, seed)
+    words_LK = random_words(code.matrix(), L, seed)
     words_mK = np.zeros((held_out, code.members), np.uint8)
     words_mK[which] = words_LK
     one_T = np.ones(M + L, int)
@@ -153,14 +154,14 @@ def _random_sets(rng: np.random.Generator, sizes: np.ndarray, null: int | str, a
 def _words(code: Code, n: int, seed: int) -> UInt8[np.ndarray, "n K"]:
     """Return n words that no unit owns, repeated where there are fewer than n; random words of units if there are none.
 
-    A null target's word says over which members its score is averaged, so two null targets may share a word. With a
-    unit's own word, the null of ``"combined"`` holds the evidence for this unit, so that p-values are too large.
+    Only ``"combined"`` uses the words of random groups: what the members' losses say about a unit with this word. With
+    a unit's own word this is evidence for that unit, so that p-values are too large.
     """
     try:
         return code.unowned(n, seed)
     except ValueError:
         words = code.unowned(None, seed)
-        words = words if len(words) else np.random.default_rng(derive_key(seed, 12)).permutation(code.matrix())
+        words = words if len(words) else random_words(code.matrix(), n, seed)
         return words[np.arange(n) % len(words)]
 
 
