@@ -87,7 +87,7 @@ def stream_scores(
         kernel = MemberKernel(phi, None if seen is None else seen[:, k], ridges)
         parts_BGD = select(query[kernel_of][k], common)
         parts_BGD = parts_BGD if method == "das" else parts_BGD.mean(-2, keepdims=True)
-        solved_rBGD = np.stack([kernel.solve(parts_BGD, ridge) for ridge in ridges])
+        solved_rBGD = kernel.solve_each(parts_BGD, ridges)
         steps = phi if step_of == kernel_of else Reduced(train[step_of][k], common)
         items = _scores(method, solved_rBGD, steps, [kernel.divisors(ridge) for ridge in ridges])
         more: list = [None] * len(group)
