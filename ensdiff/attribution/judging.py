@@ -63,7 +63,7 @@ class Judgement(NamedTuple):
     lds: Estimate
     slope: Estimate
     setting: Any
-    table: tuple[tuple[Any, Estimate], ...]
+    table: tuple[tuple[Any, float], ...]
     queries: int
     members: int
 
@@ -226,11 +226,12 @@ def choose(
         raise ValueError(f"{K} members cannot {what}: expected at least {least}")
     cross = {setting: _checked(setting, values, B, K) for setting, values in predictions.items()}
     held = {setting: held_out(values) for setting, values in cross.items()}
-    own = tuple((s, rank_agreement(held[s], outputs, resamples=resamples, seed=seed)) for s in held)
-    best = max(own, key=lambda row: row[1].value)[0]
+    own = tuple((s, rank_agreement(held[s], outputs, resamples=0).value) for s in held)  # resampling all takes minutes
+    best = max(own, key=lambda row: row[1])[0]
     slope = _slope(held[best], outputs, resamples, seed)
     if not several:
-        return Judgement(own[0][1], slope, best, own, B, K)
+        lds = rank_agreement(held[best], outputs, resamples=resamples, seed=seed)
+        return Judgement(lds, slope, best, own, B, K)
     nested_BK = np.empty((B, K))
     for k in range(K):
         others = np.delete(np.arange(K), k)

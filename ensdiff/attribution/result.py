@@ -274,7 +274,7 @@ def _judgement(values: dict[str, Any] | None) -> Judgement | None:
     """Return a judgement from its JSON; None if there is none, as in files of older versions."""
     if values is None:
         return None
-    table = tuple((setting, Estimate(*lds)) for setting, lds in values["table"])
+    table = tuple((setting, lds) for setting, lds in values["table"])
     return Judgement(**{**values, "lds": Estimate(*values["lds"]), "slope": Estimate(*values["slope"]), "table": table})
 
 

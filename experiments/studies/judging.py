@@ -170,9 +170,13 @@ def columns(shop: Workshop, setting: Setting) -> dict[str, Column]:
         judgement = choose(candidates, y_BK)
         combination, numbers = judged.combined(params, part[judgement.setting], y_BK)
         part["combined"] = combination
-        members = {name: rank_agreement(held_out(one.cross), y_BK) for name, one in part.items()}
+        members = {name: rank_agreement(held_out(one.cross), y_BK, resamples=0) for name, one in part.items()}
+        shown = {judgement.setting, *(best_of(members, method) for method in METHOD_ROWS)}
         part |= {one.name: judged.part_of(one, rows) for one in members_only}
-        lds_of = {name: metrics.lds(one.score_BN, setting.subset_NM, truth_BMR[rows]) for name, one in part.items()}
+        lds_of = {
+            name: metrics.lds(one.score_BN, setting.subset_NM, truth_BMR[rows], resamples=1000 if name in shown else 0)
+            for name, one in part.items()
+        }
         found[kind] = Column(lds_of, members, judgement.setting, judgement.lds, numbers)
     return found
 
@@ -234,8 +238,13 @@ METHOD_ROWS = ("pixel", "patches", "contrast", "loss", "members only", "trak", "
 
 def _of_method(column: Column, method: str) -> Estimate:
     """Return the LDS of a method; of a gradient method, that of the setting with the highest member-LDS."""
-    names = [name for name in column.settings if name.startswith(f"{method},")]
-    return column.lds[max(names, key=lambda name: column.members[name].value) if names else method]
+    return column.lds[best_of(column.members, method)]
+
+
+def best_of(members: dict[str, Estimate], method: str) -> str:
+    """Return the setting of a method with the highest member-LDS, or the method if it has no settings."""
+    names = [name for name in members if name.startswith(f"{method},") and "plain" not in name]
+    return max(names, key=lambda name: members[name].value) if names else method
 
 
 def _by_method(column: Column) -> dict[str, list[str]]:

@@ -90,7 +90,7 @@ def test_members_choose_what_is_left_open(tiny):
     config = dataclasses.replace(CONFIG, ridge=None, normalize=None)
     att = attribute(tiny, "d-trak", gradients=config)
     assert len(att.judgement.table) == len(config.settings()) == 8
-    best = max(att.judgement.table, key=lambda row: row[1].value)
+    best = max(att.judgement.table, key=lambda row: row[1])
     assert att.settings["chosen"] == att.judgement.setting == best[0]
     setting = {name: att.settings["chosen"][name] for name in ("ridge", "normalize")}
     again = attribute(tiny, "d-trak", gradients=dataclasses.replace(CONFIG, **setting))
