@@ -22,7 +22,7 @@ from ensdiff.data import Dataset
 from ensdiff.metrics import Estimate
 from ensdiff.metrics.arrays import spearman
 from ensdiff.metrics.datamodel import rank_agreement
-from experiments.studies import judged, lds, size
+from experiments.studies import conformal, judged, lds, size
 from experiments.studies.figures import labelled_scatter
 from experiments.studies.findings import Findings
 from experiments.studies.scores import member_products
@@ -217,6 +217,8 @@ def study(shop: Workshop) -> Findings:
         for kind, column in of_kind.items()
     }
     numbers = {name: {kind: column._asdict() for kind, column in of.items()} for name, of in found.items()}
+    first = single_images(shop, s.members[0])
+    p_KBN = conformal.p_values(shop, NAME, first.judged, first.data, s.queries, s.null)
     return Findings(
         "Members as judges",
         [
@@ -227,7 +229,7 @@ def study(shop: Workshop) -> Findings:
                 "Settings of gradient methods are chosen by the members.",
             ),
         ],
-        numbers,
+        {**numbers, "p_values": p_KBN},
         {"judging": labelled_scatter(panels, "member-LDS", "LDS by retraining")},
     )
 
