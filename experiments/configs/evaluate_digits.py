@@ -49,6 +49,7 @@ def get_config() -> ConfigDict:
                 "images": 300,  # of the groups
                 "groups": (30, 10),
                 "group_members": 16,
+                "null": 300,  # held-out images
                 "subsets": 48,
                 "queries": 24,
                 "draws": 128,

@@ -25,6 +25,7 @@ def p_values(shop: Workshop, name: str, params: ensdiff.Ensemble, data: Dataset,
     def compute() -> np.ndarray:
         scores = gradient_scores(params, queries, data, "trak", CONFIG, held_out=others, progress=shop.progress)
         code_NK = params.code.matrix()
+        assert scores.extra_KBm is not None
         calibration = Calibration(*held_out_null(scores.extra_KBm, code_NK))
         return calibration.p_values(unseen_scores(scores.items_KBn, code_NK), None)
 
