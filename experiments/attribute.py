@@ -80,7 +80,7 @@ def main() -> None:
     """Attribute, print a table, and write the result and a report."""
     import ensdiff
     from ensdiff.files.checksums import write_sealed
-    from ensdiff.report import HOW_TO_READ, Page, attribution_sections, write_page
+    from ensdiff.report import Page, attribution_sections, how_to_read, write_page
 
     method = "loss" if IMAGES.value and not given("method") else METHOD.value
     check_flags(method)
@@ -148,7 +148,7 @@ def main() -> None:
     if not writes:
         return
     title = f"What {len(samples)} samples of {data.name} depend on"
-    page = write_page(out / f"{stem}.html", Page(title, HOW_TO_READ, runs.facts(params, data), samples=sections))
+    page = write_page(out / f"{stem}.html", Page(title, how_to_read(att), runs.facts(params, data), samples=sections))
     print(f"report: {page}")
 
 

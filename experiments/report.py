@@ -2,7 +2,8 @@
 
 It shows each sample's most influential units, the sample without each of them and without every combination of the
 first few, the whole landscape of influences with its null, and the training curves. If experiments.attribute saved an
-attribution of the same samples in the run, it is reused.
+attribution of the same samples in the run, it is reused; one by combined, trak, d-trak, das or loss (the first of these
+that there is) is shown beside the exact influences.
 
 Examples:
   python -m experiments.report runs/digits
@@ -10,7 +11,9 @@ Examples:
   python -m experiments.report --run=runs/hierarchy --combined=4 --out=public
 """
 
+import pathlib
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
@@ -84,6 +87,7 @@ def layer(params: Any, data: Any, samples: Any, groups: bool) -> Any:
         data,
         samples,
         saved(params, samples, groups),
+        scores=scored(params, samples, groups),
         groups=groups,
         top=given(TOP, 32),
         combined=COMBINED.value,
@@ -102,10 +106,7 @@ def saved(params: Any, samples: Any, groups: bool) -> Any:
     from ensdiff.report.explorer import same_samples
 
     code = params.code.group_code() if groups else params.code
-    for method in ("exact", "screen"):
-        stem = runs.run_folder() / "attribution" / f"{method}_seed{flags.FLAGS.seed}{'_groups' if groups else ''}"
-        if not stem.with_name(stem.name + ".json").exists():
-            continue
+    for stem in stems(("exact", "screen"), groups):
         att = ensdiff.Attribution.load(stem)
         enough = att.units.shape[1] >= min(given(TOP, 1), code.units) and att.level == given(LEVEL, att.level)
         if (
@@ -116,6 +117,34 @@ def saved(params: Any, samples: Any, groups: bool) -> Any:
             print(f"attribution: {stem}.json")
             return att
     return None
+
+
+def scored(params: Any, samples: Any, groups: bool) -> Any:
+    """Return the attribution of these samples that experiments.attribute saved by gradients or loss, or None.
+
+    Files that cannot be shown are left out, and a line says why.
+    """
+    import ensdiff
+    from ensdiff.report.explorer.scores import METHODS, unfit_scores
+
+    code = params.code.group_code() if groups else params.code
+    for stem in stems(METHODS, groups):
+        try:
+            att = ensdiff.Attribution.load(stem)
+            problem = unfit_scores(params, samples, att, code)
+        except (OSError, ValueError) as error:
+            problem = str(error)
+        if problem is None:
+            print(f"scores: {stem}.json")
+            return att
+        print(f"left out: {stem}.json: {problem}")
+    return None
+
+
+def stems(methods: Sequence[str], groups: bool) -> list[pathlib.Path]:
+    """Return the paths, without suffix, of the run's saved attributions by these methods."""
+    folder, end = runs.run_folder() / "attribution", f"_seed{flags.FLAGS.seed}{'_groups' if groups else ''}"
+    return [folder / f"{method}{end}" for method in methods if (folder / f"{method}{end}.json").exists()]
 
 
 def given(flag: Any, default: Any) -> Any:

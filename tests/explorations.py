@@ -3,7 +3,10 @@
 import numpy as np
 
 import ensdiff
+from ensdiff.attribution.judging import Judgement
+from ensdiff.attribution.queries import query_marks
 from ensdiff.data.checked import from_images
+from ensdiff.metrics import Estimate
 from ensdiff.report.explorer import Exploration, explore
 from tests.helpers import blobs, random_ensemble
 
@@ -30,6 +33,35 @@ def groups():
     samples = ensdiff.sample(params, 0, 2, steps=3)
     both = [explore(params, data, samples, groups=g, top=10, combined=3, null=4) for g in (False, True)]
     return params, data, samples, both
+
+
+def scored(samples, units, *, low=0.36, method="combined", settings=None):
+    """Return a made-up attribution by a gradient method, in which sample 0 is attributable to its first unit only."""
+    B, T = len(samples), min(7, units)
+    rng = np.random.default_rng(0)
+    order_BT = np.stack([rng.permutation(units)[:T] for _ in range(B)])
+    q_BT = np.ones((B, T))
+    q_BT[0, 0] = 0.02
+    values = {
+        "candidates": units,
+        "units": units,
+        "null_kind": "held-out",
+        "null_of_a_kind": 1999,
+        "chosen": {"method": "trak"},
+        "queries": query_marks(np.asarray(samples.images)),
+    }
+    return ensdiff.Attribution(
+        order_BT,
+        np.tile(0.1 / np.arange(1.0, T + 1), (B, 1)),
+        q_BT / 20,
+        rng.normal(size=(B, 1999)),
+        method,
+        "loss",
+        values | (settings or {}),
+        q_value=q_BT,
+        standard_error=np.full((B, T), 0.0123),
+        judgement=Judgement(Estimate(0.41, low, 0.46), Estimate(1.2, 1.0, 1.4), {"method": "trak"}, (), B, 8),
+    )
 
 
 def exploration(samples, layers, **options):

@@ -21,6 +21,7 @@ from ensdiff.attribution.candidates import Candidates
 from ensdiff.attribution.draws import LossConfig
 from ensdiff.attribution.exact import Distance, measure_of
 from ensdiff.attribution.gradients.config import GradientConfig
+from ensdiff.attribution.queries import query_marks
 from ensdiff.attribution.ranking import Ranking, audit_shortlist, calibrate, rank, rank_shortlist, significance
 from ensdiff.attribution.request import Request, check_method, check_request, measure_name, name_of, named_sampler
 from ensdiff.attribution.result import Attribution
@@ -171,7 +172,7 @@ def attribute(
         tested.null_BL,
         name_of(method),
         "score" if callable(method) else "loss" if method == "loss" else measure,
-        _settings(params, candidates, request, ablations, scores, config),
+        _settings(params, samples, candidates, request, ablations, scores, config),
         q_value=tested.q_BT,
         level=request.level,
         standard_error=_standard_error(candidates, scores, ranking),
@@ -191,6 +192,7 @@ def _standard_error(candidates: Candidates, scores: Scores, ranking: Ranking) ->
 
 def _settings(
     params: Ensemble,
+    samples: Samples | ArrayLike,
     candidates: Candidates,
     request: Request,
     ablations: Null | None,
@@ -205,6 +207,7 @@ def _settings(
     used: dict[str, Any] = {} if scores.screen is None else {"verify": request.verify}
     if scores.estimate is not None:
         used = {"draws": scores.estimate.draws, "levels": config.levels, "weighting": config.weighting}
+        used["queries"] = query_marks(samples.images if isinstance(samples, Samples) else samples)
     return {
         "top": request.top,
         "candidates": len(candidates),

@@ -27,6 +27,7 @@ from ensdiff.attribution.gradients.stored import GradientStore
 from ensdiff.attribution.gradients.targets import Targets, targets_of
 from ensdiff.attribution.judging import Judgement, choose, held_out, member_outputs
 from ensdiff.attribution.loss import loss_matrix
+from ensdiff.attribution.queries import query_marks
 from ensdiff.attribution.ranking import Significance
 from ensdiff.attribution.request import Request
 from ensdiff.attribution.result import Attribution
@@ -126,6 +127,7 @@ def attribute_by_gradients(
         **({} if targets.kind is None else {"null_kind": targets.kind, "null_of_a_kind": _fewest(targets)}),
         "draws": config.draws,
         "chosen": best.plain,
+        "queries": query_marks(queries),
         **result.settings,
     }
     return Attribution(

@@ -1,7 +1,7 @@
 """The figures and the HTML report."""
 
 from ensdiff.data.images import grid, to_png
-from ensdiff.report.build import HOW_TO_READ, attribution_sections
+from ensdiff.report.build import HOW_TO_READ, attribution_sections, how_to_read
 from ensdiff.report.figures import capacity_figure, data_uri, loss_figure, null_figure
 from ensdiff.report.page import Figure, Page, SampleSection, Table, UnitCard, picture, write_page
 from ensdiff.report.paper import comparison_figure, comparison_table, landscape_figure, radius_figure
@@ -19,6 +19,7 @@ __all__ = [
     "comparison_table",
     "data_uri",
     "grid",
+    "how_to_read",
     "landscape_figure",
     "loss_figure",
     "null_figure",

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Float
 
 from ensdiff.attribution import Attribution
 from ensdiff.data import Dataset
@@ -10,6 +11,7 @@ from ensdiff.ensemble.ensemble import Ensemble
 from ensdiff.ensemble.memory import Resources
 from ensdiff.report.figures import null_figure
 from ensdiff.report.page import Figure, SampleSection, UnitCard
+from ensdiff.report.wording import by_gradients, judgement_sentence, meaning, null_words
 from ensdiff.runs.identity import check_attributed, check_data
 from ensdiff.sampling.sample import Samples, ablated
 
@@ -24,6 +26,33 @@ HOW_TO_READ = (
     "whose q is at most the level; where there are none, it is unattributable: no single unit is shown to move it "
     "more than switching off other members does.",
 )
+"""How to read the sections of an attribution by ablation."""
+HOW_TO_READ_SCORES = (
+    "Each training unit was seen by only some members of the ensemble. Each sample below is shown with the units whose "
+    "presence in training makes it most likely, by the gradients of the members. The number is {meaning}; the squares "
+    "are the members, filled where the member saw the unit. The pictures without a unit answer another question: they "
+    "are what the members that did not see the unit make from the same noise.",
+    "Among many units some high scores arise by chance. The p-value is the share of a null that scores at least as "
+    "high: held-out items, which no member saw, for units of one item, and otherwise random groups or sets of the same "
+    "size. It compares the scores under members that did not see the unit. The q-value (Benjamini-Hochberg) allows for "
+    "the number of units; a sample is attributable to the units whose q is at most the level.",
+    "Every member was trained on a known part of the units, so that its losses of the samples show what training on "
+    "these units changes. The held-out check is the rank correlation (LDS) between each member's losses and what the "
+    "scores predict for it without its own scores.",
+)
+"""How to read the sections of an attribution by a gradient method."""
+
+
+def how_to_read(att: Attribution) -> Sequence[str]:
+    """Return paragraphs that explain the sections of an attribution, by its method.
+
+    >>> att = ensdiff.attribute(params, samples, "differential", top=3, null=9)
+    >>> how_to_read(att) == HOW_TO_READ
+    True
+    """
+    if not by_gradients(att):
+        return HOW_TO_READ
+    return [text.replace("{meaning}", meaning(att)) for text in HOW_TO_READ_SCORES]
 
 
 def attribution_sections(
@@ -36,6 +65,8 @@ def attribution_sections(
     progress: bool = False,
 ) -> Sequence[SampleSection]:
     """Return one section per sample: its most influential units, with their images and the counterfactual without each.
+
+    The note of a gradient method says what the number and the null are, and how the members judge the scores.
 
     Raises:
         ValueError: the data are not what the ensemble was trained on (`ensdiff.check_data`), or the attribution is to
@@ -77,16 +108,22 @@ def attribution_sections(
                     words_RK[b * T + t],
                     extra,
                     len(items) - len(pictures),
+                    None if att.standard_error is None else float(att.standard_error[b, t]),
+                    meaning(att),
                 )
             )
         figure = None
         note = f"Most influential of {att.settings['candidates']:,} units."
+        note += f" The number is {meaning(att)}." if by_gradients(att) else ""
         if att.verdict is not None:
             note += f" Verdict: {att.verdict[b]}"
             note += (
                 "." if att.limitation is None else f" (the null is too small for any other verdict: {att.limitation})."
             )
-        if att.null_BL is not None:
+        if by_gradients(att):
+            note += "" if att.null_BL is None else _null_note(att, att.null_BL[b])
+            note += "" if att.judgement is None else f" {judgement_sentence(att.judgement)}"
+        elif att.null_BL is not None:
             null = att.null_BL[b]
             note += (
                 f" The null, {len(null)} ablations of code words that no unit owns, moves this sample by "
@@ -99,3 +136,11 @@ def attribution_sections(
             )
         sections.append(SampleSection(f"Sample {b}", images[b], note, cards, figure))
     return sections
+
+
+def _null_note(att: Attribution, null_L: Float[np.ndarray, " L"]) -> str:
+    """Return what the null of a gradient method is, and its scores for one sample."""
+    return (
+        f" The null, {null_words(att)}, scores {np.median(null_L):.3g} in the median and {null_L.max():.3g} at most; "
+        "p and q compare it with the units' scores under members that did not see them."
+    )

@@ -41,6 +41,8 @@ class UnitCard(NamedTuple):
         members: (K,) 1 for each member that saw the unit.
         extra: further values, such as a p-value.
         deleted: number of its training images that were deleted from the data set.
+        error: the standard error of the influence, if it has one.
+        meaning: what the influence is, in a few words.
     """
 
     name: str
@@ -50,6 +52,13 @@ class UnitCard(NamedTuple):
     members: Int[np.ndarray, " K"]
     extra: Mapping[str, str] = {}
     deleted: int = 0
+    error: float | None = None
+    meaning: str = "the distance that the sample moves without the unit"
+
+    @property
+    def score(self) -> str:
+        """Return the influence as the page shows it, with its error."""
+        return f"{self.influence:.3f}" if self.error is None else f"{self.influence:.3g} ± {self.error:.2g}"
 
 
 class SampleSection(NamedTuple):

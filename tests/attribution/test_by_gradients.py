@@ -13,6 +13,7 @@ from ensdiff.attribution.combination import fit_combination
 from ensdiff.attribution.gradients import GradientConfig, member_scores, over_units, projected_gradients
 from ensdiff.attribution.gradients.targets import targets_of
 from ensdiff.attribution.judging import cross_predictions, held_out, judge_scores
+from ensdiff.attribution.queries import same_queries
 from tests.helpers import blobs, random_ensemble
 
 CONFIG = GradientConfig(draws=4, parts=2, dimension=16, ridge=0.1, levels="all", normalize=False)
@@ -76,6 +77,7 @@ def test_influence_is_the_members_mean(tiny, data):
     np.testing.assert_allclose(att.standard_error / unscaled(att), in_order(att, error), rtol=1e-3, atol=1e-9)
     assert (np.diff(att.influence, axis=1) <= 0).all()
     assert att.p_value is att.verdict is None
+    assert same_queries(att.settings["queries"], QUERIES)
 
 
 def test_judgement_is_that_of_the_scores(tiny):

@@ -1,5 +1,6 @@
 """The explorer's data and page: exact, complete, escaped, and without references to anything outside."""
 
+import dataclasses
 import html.parser
 import io
 import itertools
@@ -14,8 +15,9 @@ import ensdiff
 from ensdiff.data.images import to_png, to_uint8
 from ensdiff.report.explorer import explore, same_samples, write_explorer
 from ensdiff.report.explorer.layer import _classes
+from ensdiff.report.explorer.scores import unfit_scores
 from ensdiff.report.figures import data_uri
-from tests.explorations import HOSTILE, exploration, groups, items
+from tests.explorations import HOSTILE, exploration, groups, items, scored
 
 
 @pytest.fixture(scope="module")
@@ -196,6 +198,45 @@ def test_an_attribution_of_other_samples_is_refused(flat):
     loss = ensdiff.attribute(params, samples, "loss", top=2)
     with pytest.raises(ValueError, match="it is by 'loss'"):
         explore(params, data, samples, loss)
+    assert unfit_scores(params, samples, loss, params.code) is None
+    assert unfit_scores(params, others, loss, params.code) == "it is of other samples"
+
+
+def test_scores_are_shown_beside_the_exact_influences(flat, tmp_path):
+    _, data, samples, layer = flat
+    scores = scored(samples, 20)
+    path = write_explorer(tmp_path / "explorer.html", exploration(samples, [layer._replace(scores=scores)]))
+    shown = json.loads(Collector(path.read_text()).blocks["page-data"])["layers"][0]
+    assert shown["scores"]["title"] == "By combined (posterior)"
+    assert "1,999 held-out items, which no member saw" in shown["scores"]["meaning"]
+    assert "posterior standard deviation" in shown["scores"]["meaning"]
+    assert "member-LDS 0.41 [0.36, 0.46] on these 3 samples by 8 members" in shown["scores"]["judgement"]
+    assert set(map(str, scores.units[:, :6].ravel())) <= set(shown["units"])
+    first, second = (sample["scores"] for sample in shown["samples"][:2])
+    assert first["rows"][1] == [scores.units[0, 1], "0.05 ± 0.012", "1"]
+    assert len(first["rows"]) == 6
+    assert first["verdict"] == f"Attributable to {data.unit_names[scores.units[0, 0]]} at level 0.1."
+    assert second["verdict"] == "Unattributable at level 0.1."
+
+
+def test_scores_of_something_else_are_refused(flat):
+    params, data, samples, _ = flat
+    good = scored(samples, 20)
+    assert unfit_scores(params, samples, good, params.code) is None
+    marks = good.settings["queries"]
+    for changed, problem in (
+        ({"queries": marks[::-1]}, "of other samples"),
+        ({"queries": [["x"]]}, "of other samples"),
+        ({"candidates": 19}, "of other units"),
+        ({"data": "0" * 64}, "trained on other data"),
+    ):
+        assert problem in unfit_scores(params, samples, scored(samples, 20, settings=changed), params.code)
+    other = dataclasses.replace(good, settings={"candidates": 20})
+    assert "does not record which images" in unfit_scores(params, samples, other, params.code)
+    assert "of 3 samples, not 2" in unfit_scores(params, samples[:2], good, params.code)
+    exact = dataclasses.replace(good, method="exact")
+    with pytest.raises(ValueError, match="the scores do not fit: it is by 'exact'; shown are .*combined"):
+        explore(params, data, samples, scores=exact)
 
 
 def test_bad_numbers_and_other_data_are_refused(flat, tmp_path):

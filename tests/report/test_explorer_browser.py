@@ -12,7 +12,7 @@ from PIL import Image
 
 from ensdiff.data.images import to_png, to_uint8
 from ensdiff.report.explorer import write_explorer
-from tests.explorations import HOSTILE, exploration, groups, items
+from tests.explorations import HOSTILE, exploration, groups, items, scored
 
 pytestmark = pytest.mark.browser
 
@@ -156,6 +156,9 @@ def pages(flat, nested, tmp_path_factory):
     return {
         "flat": write_explorer(folder / "flat.html", exploration(flat[2], [flat[3]], grids=grids)),
         "beside": write_explorer(folder / "beside.html", exploration(flat[2], [flat[3]]), inline=0),
+        "scored": write_explorer(
+            folder / "scored.html", exploration(flat[2], [flat[3]._replace(scores=scored(flat[2], 20, low=-0.02))])
+        ),
         "nested": write_explorer(folder / "nested.html", exploration(nested[2], nested[3])),
     }
 
@@ -200,6 +203,25 @@ def test_a_unit_shows_its_counterfactual_difference_and_members(tab, pages, flat
     ]
     word = layer.code.rows(unit)[0].astype(bool).tolist()
     assert drawn == [word, [not bit for bit in word]]
+
+
+def test_scores_of_another_method_and_their_verdict(tab, pages, flat):
+    _, _, samples, layer = flat
+    tab.open(pages["flat"])
+    assert not tab.one("#scores").is_displayed()
+    scores = scored(samples, 20)
+    tab.open(pages["scored"])
+    tab.until(lambda: len(tab.all("#scores-body tr")) == 6)
+    names = [row.find_element("css selector", "button").text for row in tab.all("#scores-body tr")]
+    assert names == [layer.data.unit_names[unit] for unit in scores.units[0, :6]]
+    assert [cell.text for cell in tab.all("#scores-body tr:first-child td")] == ["0.1 ± 0.012", "0.02"]
+    assert tab.text("scores-verdict").startswith("Attributable to ")
+    assert "Warning: the interval reaches 0" in tab.text("scores-judgement")
+    tab.click("#gallery label:nth-child(2) input")
+    tab.until(lambda: tab.text("scores-verdict") == "Unattributable at level 0.1.")
+    unit = next(int(unit) for unit in scores.units[1, :6] if unit in layer.att.units[1])
+    tab.click(f"#score-{unit}")
+    tab.until(lambda: f"Without {layer.data.unit_names[unit]} the sample moves by" in tab.text("message"))
 
 
 def test_several_units_and_sets_without_an_answer(tab, pages, flat):

@@ -1,5 +1,6 @@
 """The report: a single file with every picture that fetches nothing and escapes names."""
 
+import dataclasses
 import html.parser
 import io
 
@@ -7,18 +8,27 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import ensdiff
+from ensdiff.attribution.judging import Judgement
+from ensdiff.metrics import Estimate
 from ensdiff.report import (
+    HOW_TO_READ,
     Figure,
     Page,
     SampleSection,
     Table,
     UnitCard,
+    attribution_sections,
     grid,
+    how_to_read,
     loss_figure,
     null_figure,
     to_png,
     write_page,
 )
+from ensdiff.report.wording import judgement_sentence
+from tests.explorations import scored
+from tests.helpers import blobs, random_ensemble
 
 
 def example(name="item <script>alert(1)</script>"):
@@ -94,17 +104,52 @@ def test_png_round_trip(channels):
     np.testing.assert_array_equal(floats, image)
 
 
-@pytest.mark.parametrize(("null", "small"), [(3, True), ("all", False)])
-def test_the_note_mentions_a_null_that_is_too_small(tiny, null, small):
-    import ensdiff
-    from ensdiff.report import attribution_sections
-    from tests.helpers import blobs, random_ensemble
+@pytest.fixture(scope="module")
+def small(tiny):
+    """Return an ensemble of 6 members and 3 units, its data and one sample."""
+    params = random_ensemble(ensdiff.Code.balanced(members=6, units=3, seed=0), tiny.model)  # 17 unowned words
+    return params, ensdiff.data.arrays(blobs(3)), ensdiff.sample(params, 0, 1, steps=2)
 
-    code = ensdiff.Code.balanced(members=6, units=3, seed=0)  # 17 unowned words
-    params = random_ensemble(code, tiny.model)
-    data = ensdiff.data.arrays(blobs(3))
-    samples = ensdiff.sample(params, 0, 1, steps=2)
+
+@pytest.mark.parametrize(("null", "few"), [(3, True), ("all", False)])
+def test_the_note_mentions_a_null_that_is_too_small(small, null, few):
+    params, data, samples = small
     att = ensdiff.attribute(params, samples, "differential", top=1, null=null, level=0.2)
     (section,) = attribution_sections(params, data, samples, att)
     assert "Verdict: " in section.note
-    assert ("the null is too small for any other verdict" in section.note) == small == (att.limitation is not None)
+    assert ("the null is too small for any other verdict" in section.note) == few == (att.limitation is not None)
+
+
+def test_sections_of_a_gradient_method_say_what_its_numbers_are(small, tmp_path):
+    params, data, samples = small
+    att = scored(samples, 3, method="trak")
+    sections = attribution_sections(params, data, samples, att, top=1)
+    note = sections[0].note
+    assert "how much the unit's presence in training lowers the image's loss for one model (squared noise" in note
+    assert "± its standard error" in note
+    assert "The null, 1,999 held-out items, which no member saw, scores " in note
+    assert note.endswith("by 8 members; 0 means that the scores do not predict what training on a unit changes.")
+    assert "code words" not in note + " ".join(how_to_read(att))
+    assert "held-out check" in " ".join(how_to_read(att))
+    assert how_to_read(dataclasses.replace(att, method="exact", distance="l2")) == HOW_TO_READ
+    text = write_page(tmp_path / "page.html", Page("x", how_to_read(att), samples=sections)).read_text()
+    assert ">0.1 ± 0.012</span>" in text
+    assert "distance that the sample moves" not in text
+    groups = dataclasses.replace(att, settings=att.settings | {"null_kind": "groups"}, distance="score")
+    (section,) = attribution_sections(params, data, samples, groups, top=1)
+    assert "1,999 random groups of as many items, scores" in section.note
+    assert "the members cannot tell the scale" in section.note
+
+
+def test_a_judgement_whose_interval_reaches_0_comes_with_a_warning():
+    for lds, warning in (
+        (Estimate(0.4, 0.01, 0.6), None),
+        (Estimate(0.4, 0.0, 0.6), "the interval reaches 0"),
+        (Estimate(-0.3, -0.4, -0.2), "the interval is below 0"),
+        (Estimate(0.4), None),
+        (Estimate(-0.1), "it is not above 0"),
+    ):
+        text = judgement_sentence(Judgement(lds, Estimate(1.0), None, (), 1, 8))
+        assert "on this sample by 8 members" in text
+        assert ("Warning: " in text) == (warning is not None)
+        assert warning is None or warning in text

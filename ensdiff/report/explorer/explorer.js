@@ -103,6 +103,7 @@ const explorer = (() => {
     drawRadii();
     $("distribution").innerHTML = sample().figure; // drawn by matplotlib; it contains no names to escape
     drawTable().catch(failed);
+    drawScores().catch(failed);
     changed();
     drawLandscape().catch(failed);
   }
@@ -315,16 +316,20 @@ const explorer = (() => {
       row.querySelector(".pick").setAttribute("aria-pressed", chosen && state.removed.length === 1);
     }
   }
-  function tableRow(r, u, most, calibrated) {
-    const tick = make("input", { type: "checkbox", id: `tick-${u.id}` });
-    tick.setAttribute("aria-label", `Remove ${u.name}`);
-    tick.addEventListener("change", () => toggle(u.id));
-    const pick = make("button", { type: "button", className: "pick", id: `pick-${u.id}` }, thumbnails(u), u.name);
+  function picker(u, kind) {
+    const pick = make("button", { type: "button", className: "pick", id: `${kind}-${u.id}` }, thumbnails(u), u.name);
     pick.addEventListener("click", (event) => {
       remove([u.id]);
       const { bottom } = $("wipe").getBoundingClientRect();
       if (event.detail && bottom < 0) $("removed-title").scrollIntoView(); // on a phone the table is far below
     });
+    return pick;
+  }
+  function tableRow(r, u, most, calibrated) {
+    const tick = make("input", { type: "checkbox", id: `tick-${u.id}` });
+    tick.setAttribute("aria-label", `Remove ${u.name}`);
+    tick.addEventListener("change", () => toggle(u.id));
+    const pick = picker(u, "pick");
     const bar = make("span", { className: "bar" });
     bar.style.width = `${(100 * r[1]) / most}%`;
     const row = make("tr", {}, make("td", {}, tick), make("th", { scope: "row" }, pick));
@@ -337,6 +342,22 @@ const explorer = (() => {
       row.append(make("td", { className: yes ? "wide yes" : "wide", textContent: yes ? "attributed" : "not attributed" }));
     }
     return row;
+  }
+
+  // ---- the same sample by another method
+  async function drawScores() {
+    const [texts, own] = [layer().scores, sample().scores];
+    $("scores").hidden = !texts;
+    if (!texts) return;
+    const details = await Promise.all(own.rows.map((r) => unit(r[0])));
+    if (own !== sample().scores) return;
+    for (const name of ["title", "meaning", "judgement"]) $(`scores-${name}`).textContent = texts[name] ?? "";
+    $("scores-verdict").textContent = own.verdict ?? "No null was drawn, so this page cannot tell whether these values are significant.";
+    $("scores-q").hidden = own.verdict === null;
+    fill($("scores-body"), ...own.rows.map(([, value, q], i) => {
+      const cells = [value, ...(q === null ? [] : [q])].map((textContent) => make("td", { textContent }));
+      return make("tr", {}, make("th", { scope: "row" }, picker(details[i], "score")), ...cells);
+    }));
   }
 
   // ---- the landscape

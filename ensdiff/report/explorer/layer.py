@@ -17,6 +17,7 @@ from ensdiff.ensemble.ensemble import Ensemble
 from ensdiff.ensemble.memory import Resources
 from ensdiff.metrics import radius
 from ensdiff.metrics.arrays import distances
+from ensdiff.report.explorer.scores import unfit_scores
 from ensdiff.runs.identity import check_data
 from ensdiff.sampling.sample import Samples, ablated
 
@@ -46,6 +47,7 @@ class Layer(NamedTuple):
         landscape: influences of all units (or of the most influential): exact, or predicted by ``differential``.
         whole: whether the landscape holds every unit that can be removed.
         classes: the class name of each unit, or None without classes.
+        scores: an attribution of the samples by a gradient method or by loss, shown beside the exact one, or None.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Layer(NamedTuple):
     landscape: Attribution
     whole: bool
     classes: Sequence[str] | None = None
+    scores: Attribution | None = None
 
     @property
     def exact(self) -> bool:
@@ -75,6 +78,7 @@ def explore(
     samples: Samples,
     att: Attribution | None = None,
     *,
+    scores: Attribution | None = None,
     groups: bool = False,
     top: int = 32,
     combined: int = 5,
@@ -92,6 +96,7 @@ def explore(
         data: its training data.
         samples: what `ensdiff.sample` returned.
         att: an attribution of the same samples by ``"exact"`` or ``"screen"``, to use instead of a new one.
+        scores: an attribution of the same samples by a gradient method or by loss, to show beside the exact one.
         groups: use the groups of a hierarchical code instead of its units.
         top: number of units per sample whose removal is computed exactly; all if there are no more units.
         combined: number of first units per sample of which every subset is removed too, at most `MOST_SETS`.
@@ -106,7 +111,7 @@ def explore(
         The layer.
 
     Raises:
-        ValueError: a number is out of range, the data are of another run, or the attribution is of other samples.
+        ValueError: a number is out of range, the data are of another run, or an attribution is of other samples.
     """
     if not 0 <= combined <= MOST_SETS:
         raise ValueError(f"combined={combined}: expected 0 .. {MOST_SETS} units of which all subsets are removed")
@@ -114,6 +119,8 @@ def explore(
         raise ValueError(f"top={top}, landscape={landscape}: expected at least 1 unit")
     code = params.code.group_code() if groups else params.code
     check_data(params, data)
+    if scores is not None and (problem := unfit_scores(params, samples, scores, code)):
+        raise ValueError(f"the scores do not fit: {problem}")
     shown = data.regroup(params.code.group_of_unit()[data.unit_of_item], code.names) if groups else data
     resources = Resources(None, memory_budget, progress)
     options: Any = dict(code=code, level=level, seed=seed, memory_budget=memory_budget, progress=progress)
@@ -141,6 +148,7 @@ def explore(
         field,
         field.units.shape[1] == whole,
         _classes(shown, None if groups or params.code.groups is None else params.code.group_of_unit()),
+        scores,
     )
 
 

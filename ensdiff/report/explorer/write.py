@@ -10,11 +10,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ensdiff.attribution import Attribution
 from ensdiff.data.images import to_png
 from ensdiff.files.writing import make_folder, write_atomically
 from ensdiff.metrics.arrays import at_most
 from ensdiff.report.explorer.drawings import distribution, training
 from ensdiff.report.explorer.layer import Layer
+from ensdiff.report.explorer.scores import SHOWN, scores_of_sample, scores_text
 from ensdiff.report.figures import data_uri
 from ensdiff.report.page import render
 from ensdiff.sampling.sample import Samples
@@ -123,6 +125,8 @@ def _layer(number: int, layer: Layer, images: np.ndarray, lazy: dict[str, Any]) 
     B, T = att.units.shape
     first = min(FIRST, T)
     shown = np.unique(att.units[:, :first])
+    if layer.scores is not None:
+        shown = np.union1d(shown, layer.scores.units[:, :SHOWN])
     for b in range(B):
         if first < T:
             lazy[f"more-{number}-{b}"] = _rows(layer, b, slice(first, T))
@@ -149,6 +153,7 @@ def _layer(number: int, layer: Layer, images: np.ndarray, lazy: dict[str, Any]) 
         "classes": layer.classes is not None,
         "level": att.level,
         "limitation": att.limitation,
+        "scores": None if layer.scores is None else scores_text(layer.scores, layer.name),
         "units": _units(layer, shown),
         "samples": [_sample(layer, b, first, images[b]) for b in range(B)],
     }
@@ -170,8 +175,13 @@ def _sample(layer: Layer, b: int, first: int, image: np.ndarray) -> dict[str, An
             ",".join(map(str, units)): [_number(removal.influence), _picture(removal.image)]
             for units, removal in layer.sets[b].items()
         },
+        "scores": None if layer.scores is None else _scores(layer, layer.scores, b),
         "figure": distribution(field.influence[b], drawn, list(field.influence[b, :3]), kind),
     }
+
+
+def _scores(layer: Layer, scores: Attribution, b: int) -> dict[str, Any]:
+    return scores_of_sample(scores, b, [_name(layer, unit) for unit in scores.units[b, :SHOWN]])
 
 
 def _verdict(layer: Layer, b: int) -> list[int]:
@@ -195,15 +205,19 @@ def _units(layer: Layer, ids: np.ndarray) -> dict[str, list[Any]]:
     """Return by id each unit's name, class, code word, number of training images, and some images not deleted."""
     out = {}
     for unit, word in zip(ids.tolist(), layer.code.rows(ids), strict=True):
-        name = str(layer.data.unit_names[unit])
         out[str(unit)] = [
-            f"{layer.name} {name}" if name.isdigit() else name,
+            _name(layer, unit),
             None if layer.classes is None else layer.classes[unit],
             "".join(map(str, word.tolist())),
             len(layer.data.items_of(unit)),
             [data_uri(to_png(image, most=THUMBNAIL)) for image in layer.data.pictures_of(unit)[:PICTURES]],
         ]
     return out
+
+
+def _name(layer: Layer, unit: int) -> str:
+    name = str(layer.data.unit_names[unit])
+    return f"{layer.name} {name}" if name.isdigit() else name
 
 
 def _picture(image: np.ndarray) -> str:
