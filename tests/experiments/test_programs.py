@@ -78,12 +78,15 @@ def test_attribute_by_gradients(run, trained):
 
 @pytest.mark.slow
 def test_report(run, trained):
-    """The explorer reuses a saved attribution of the same samples, and no other."""
+    """The explorer reuses a saved attribution of the same samples, shows one by loss beside it, and no others."""
     same = ["--n=2", "--steps=3"]
     done = run("attribute", f"--run={trained}", *same, "--top=3", "--verify=4", "--null=5", "--method=screen")
     assert done.returncode == 0, done.stderr
+    done = run("attribute", f"--run={trained}", *same, "--top=3", "--null=5", "--method=loss", "--draws=4")
+    assert done.returncode == 0, done.stderr
     done = run("report", trained, *same, "--combined=2", "--inline=0")
     assert done.returncode == 0, done.stderr
+    assert re.search(r"scores: \S+/attribution/(combined|loss)_seed0.json", done.stdout)
     assert f"attribution: {trained}/attribution/screen_seed0.json" in done.stdout
     page = pathlib.Path(re.search(r"explorer: (\S+)", done.stdout).group(1))
     text = page.read_text()
@@ -94,6 +97,7 @@ def test_report(run, trained):
     done = run("report", f"--run={trained}", "--n=1", "--steps=2", "--top=2", "--null=0", "--combined=0")
     assert done.returncode == 0, done.stderr
     assert "attribution: " not in done.stdout
+    assert re.search(r"left out: \S+/loss_seed0.json: it is of 2 samples, not 1", done.stdout)
     assert not (page.parent / "explorer_files").exists()
 
 
