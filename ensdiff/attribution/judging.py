@@ -4,16 +4,19 @@ Every member is a model that was trained on a known part of the units. A score t
 predict how likely each member finds a query, and this prediction can be compared with the member's loss (9). For
 scores ``g_j`` of member j (gradients, for example), queries b, units i and members k:
 
-(j1) ``yhat_bk = sum_i (code_ik - mean_k code_ik) mean_{j != k} g_jbi``: no score of member k is used for member k.
+(j1) ``yhat_bk = c mean_{j != k} (Y_jbk - mean_{l != j} Y_jbl)`` with ``Y_jbk = sum_i code_ik g_jbi``, what the scores
+     of member j say about member k. No score of member k is used for member k. The factor
+     ``c = 1 / (1 - 1 / (K - 1)^2)`` makes yhat_bk that of one score, but for a constant, if all members have the same.
 (j2) ``y_bk = -R_kk`` (7): minus the loss of query b under member k alone.
 (j3) ``member-LDS = mean_b spearman_k(yhat_bk, y_bk)``.
 (j4) ``slope = sum_bk yhat_bk y_bk / sum_bk yhat_bk^2``, both centred per query: the change of the loss per unit of
      the score.
 
-The code in (j1) is centred for each unit. For scores that use no member this only subtracts a constant of the query.
-For scores of members it is essential: the mean over all members but k falls as member k's own scores rise, so without
-centring, scores that are the same for all units but as large as their member's loss would have a perfect member-LDS.
-For the same reason no intercept is fitted without member k.
+In (j1) the predictions from each member's scores are centred. For scores that use no member this would only subtract a
+constant of the query. For scores of members it is essential: the mean over all members but k falls as the size of
+member k's own scores rises, so without centring, scores that are the same for all units but as large as their member's
+loss would have a perfect member-LDS. For the same reason no intercept is fitted without member k, and the mean over l
+leaves out member j, whose own units may all have larger scores than the others.
 
 The choice among settings is nested: for each member k the setting is chosen by (j3) among the other members, from
 scores of the other members, and then predicts member k. The member-LDS of these predictions is not raised by the
@@ -250,19 +253,23 @@ def held_out(cross: Float[np.ndarray, "*J B K"], without: int | None = None) -> 
         cross: (K, B, K) predictions of each member's scores; or (B, K) of scores that use no member.
         without: a member of which neither the scores nor the training are used; the result has K - 1 columns.
 
-    >>> held_out(np.array([[[9.0, 1.0, 2.0]], [[1.0, 9.0, 5.0]], [[1.0, 2.0, 9.0]]]) - 4).round(6).tolist()
-    [[-3.5, -2.5, -1.0]]
+    >>> held_out(np.array([[[9.0, 1.0, 2.0]], [[1.0, 9.0, 5.0]], [[1.0, 2.0, 9.0]]])).round(6).tolist()
+    [[-1.666667, 0.0, 1.666667]]
     """
     if without is not None:
         cross = np.delete(cross, without, axis=-1)
         cross = cross if cross.ndim == 2 else np.delete(cross, without, axis=0)
-    # equal predictions stay equal if the first is subtracted before the mean
-    centred = cross - cross[..., :1]
-    centred = centred - centred.mean(-1, keepdims=True)
-    if centred.ndim == 2:
-        return centred
-    own_BK = np.einsum("kbk->bk", centred)
-    return (centred.sum(0) - own_BK) / (len(centred) - 1)
+    # equal predictions stay equal if one of them is subtracted before the mean
+    if cross.ndim == 2:
+        centred_BK = cross - cross[:, :1]
+        return centred_BK - centred_BK.mean(1, keepdims=True)
+    K = len(cross)
+    member_K = np.arange(K)
+    centred = cross - cross[member_K, :, (member_K == 0).astype(int)][:, :, None]
+    centred[member_K, :, member_K] = 0.0
+    centred -= centred.sum(-1, keepdims=True) / (K - 1)
+    centred[member_K, :, member_K] = 0.0
+    return centred.sum(0) / (K - 1 - 1 / (K - 1))
 
 
 def _checked(setting: Any, values: ArrayLike, B: int, K: int) -> np.ndarray:
