@@ -10,6 +10,7 @@ each is the loss of a model trained on a known half of the units, choose the set
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,7 +26,14 @@ from ensdiff.attribution.gradients.scoring import Choice, Images, TargetScores, 
 from ensdiff.attribution.gradients.store import SHARED, open_gradients
 from ensdiff.attribution.gradients.stored import GradientStore
 from ensdiff.attribution.gradients.targets import Targets, targets_of
-from ensdiff.attribution.judging import Judgement, choose, held_out, member_outputs
+from ensdiff.attribution.judging import (
+    LEAST_MEMBERS,
+    Judgement,
+    choose,
+    chosen_without_each,
+    held_out,
+    member_outputs,
+)
 from ensdiff.attribution.loss import loss_matrix
 from ensdiff.attribution.queries import query_marks
 from ensdiff.attribution.ranking import Significance
@@ -89,9 +97,11 @@ def attribute_by_gradients(
     data.check_present(f"method={method!r}", "use method='loss', which needs no data")
     others = held_out_images.images if isinstance(held_out_images, Dataset) else held_out_images
     others = None if others is None else check_images(others, tuple(params.image_shape))
-    same = held_out_images if isinstance(held_out_images, Dataset) else None
-    stored = None if store is None else open_gradients(store, params, data, held_out=same)
+    stored = None if store is None else open_gradients(store, params, data)
+    known = stored is not None and isinstance(held_out_images, Dataset) and stored.holds(held_out_images)
     config = _config(gradients, stored)
+    if method == "combined" and params.members < FEWEST:
+        raise ValueError(f"method='combined' needs at least {FEWEST} members, the ensemble has {params.members}")
     if params.members < FEWEST:
         config = dataclasses.replace(
             config, **{name: value for name, value in DEFAULTS.items() if getattr(config, name) is None}
@@ -99,19 +109,22 @@ def attribute_by_gradients(
     targets = targets_of(
         params.code, data, candidates, request.null, request.seed, 0 if others is None else len(others)
     )
-    images = Images(queries, data, others, stored, same is not None)
+    images = Images(queries, data, others, stored, known)
     methods: tuple[Method, ...] = ("trak", "d-trak") if method == "combined" else (method,)
     scores = score_targets(params, images, methods, config, targets, kept, resources)
-    shown: Any = {"memory_budget": resources.memory_budget, "progress": resources.progress}
-    outputs_BK = member_outputs(loss_matrix(params, queries, request.seed, loss, kept=kept, **shown))
-    judgement = choose({choice: one.cross_KBK for choice, one in scores.items()}, outputs_BK, seed=request.seed)
-    best: Choice = judgement.setting if len(scores) > 1 else next(iter(scores))
-    if method == "combined":
-        result, judgement = _combined(scores[best], judgement, targets, outputs_BK, params, request.seed)
+    best, judgement = next(iter(scores)), None
+    if params.members >= LEAST_MEMBERS:
+        shown: Any = {"memory_budget": resources.memory_budget, "progress": resources.progress}
+        outputs_BK = member_outputs(loss_matrix(params, queries, request.seed, loss, kept=kept, **shown))
+        judgement = choose({choice: one.cross_KBK for choice, one in scores.items()}, outputs_BK, seed=request.seed)
+        best = judgement.setting
+    if method == "combined" and judgement is not None:
+        result, judgement = _combined(scores, judgement, targets, outputs_BK, params, request.seed)
     else:
         result = _scaled(scores[best], judgement)
-    table = tuple((choice.plain, lds) for choice, lds in judgement.table)
-    judgement = judgement._replace(setting=best.plain, table=table)
+    if judgement is not None:
+        table = tuple((choice.plain, lds) for choice, lds in judgement.table)
+        judgement = judgement._replace(setting=best.plain, table=table)
     M = targets.candidates
     order_BT = np.argsort(-result.influence_BT[:, :M], axis=1, kind="stable")[:, : request.top]
     tested = _significance(result.tested_BT, targets, order_BT)
@@ -166,15 +179,25 @@ def _config(gradients: GradientConfig | None, stored: GradientStore | None) -> G
 
 
 def _combined(
-    scores: TargetScores,
+    scores: Mapping[Choice, TargetScores],
     judgement: Judgement,
     targets: Targets,
     outputs_BK: np.ndarray,
     params: Ensemble,
     seed: int,
 ) -> tuple[Result, Judgement]:
-    """Return the posterior (10) of the targets, and the judgement of its predictions for members left out."""
-    fit = fit_combination(held_out(scores.cross_KBK), outputs_BK, params.code.matrix(), seed=seed)
+    """Return the posterior (10) of the targets, and the judgement of its predictions for members left out.
+
+    As in `choose`, each member is predicted with the setting that the other members choose.
+    """
+    cross = {choice: one.cross_KBK for choice, one in scores.items()}
+    chosen = chosen_without_each(cross, outputs_BK)
+    fits = {
+        choice: fit_combination(held_out(cross[choice]), outputs_BK, params.code.matrix(), seed=seed)
+        for choice in dict.fromkeys([judgement.setting, *chosen])
+    }
+    fit, best = fits[judgement.setting], scores[judgement.setting]
+    nested_BK = np.stack([fits[choice].held_out()[:, k] for k, choice in enumerate(chosen)], axis=1)
     M, row_TK, size_T = targets.candidates, targets.column_KT.T, targets.units_T
 
     def posterior(prior_BT: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -184,9 +207,9 @@ def _combined(
             parts.append(fit.posterior(prior_BT[:, M:], row_TK[M:], size_T[M:], owned=own))
         return np.hstack([part.mean_BN for part in parts]), np.hstack([part.error_BN for part in parts])
 
-    influence_BT, error_BT = posterior(scores.mean_BT)
-    tested_BT = posterior(scores.unseen_BT)[0]
-    of_all = choose({judgement.setting: fit.held_out()}, outputs_BK, seed=seed)
+    influence_BT, error_BT = posterior(best.mean_BT)
+    tested_BT = posterior(best.unseen_BT)[0]
+    of_all = choose({judgement.setting: nested_BK}, outputs_BK, seed=seed)
     settings = {"beta": fit.beta, "ratio": fit.ratio, "members_p_value": fit.p_value}
     return (
         Result(influence_BT, error_BT, tested_BT, "loss", settings),
@@ -194,10 +217,10 @@ def _combined(
     )
 
 
-def _scaled(scores: TargetScores, judgement: Judgement) -> Result:
+def _scaled(scores: TargetScores, judgement: Judgement | None) -> Result:
     """Return scores in units of the loss, if the members can tell the scale, which needs a slope that is surely > 0."""
-    known = judgement.slope.low > 0
-    scale = judgement.slope.value if known else 1.0
+    known = judgement is not None and judgement.slope.low > 0
+    scale = judgement.slope.value if judgement is not None and known else 1.0
     return Result(
         scale * scores.mean_BT, scale * scores.error_BT, scale * scores.unseen_BT, "loss" if known else "score", {}
     )

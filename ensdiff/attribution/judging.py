@@ -34,9 +34,9 @@ from ensdiff.attribution.loss import LossMatrix, loss_matrix
 from ensdiff.data import Dataset
 from ensdiff.ensemble.ensemble import Ensemble
 from ensdiff.metrics import Estimate
-from ensdiff.metrics.arrays import precision, rankable, spearman, table
-from ensdiff.metrics.bootstrap import RESAMPLES, bootstrap_counts
-from ensdiff.metrics.datamodel import rank_agreement, subset_sums
+from ensdiff.metrics.arrays import rankable, spearman, table
+from ensdiff.metrics.bootstrap import RESAMPLES
+from ensdiff.metrics.datamodel import pooled_slope, rank_agreement, subset_sums
 from ensdiff.runs.identity import check_data
 from ensdiff.sampling.sample import Samples
 from ensdiff.typing import ArrayLike
@@ -231,19 +231,34 @@ def choose(
     held = {setting: held_out(values) for setting, values in cross.items()}
     own = tuple((s, rank_agreement(held[s], outputs, resamples=0).value) for s in held)  # resampling all takes minutes
     best = max(own, key=lambda row: row[1])[0]
-    slope = _slope(held[best], outputs, resamples, seed)
+    slope = pooled_slope(held[best], outputs, resamples=resamples, seed=seed)
     if not several:
         lds = rank_agreement(held[best], outputs, resamples=resamples, seed=seed)
         return Judgement(lds, slope, best, own, B, K)
     nested_BK = np.empty((B, K))
-    for k in range(K):
-        others = np.delete(np.arange(K), k)
-        without = {s: spearman(held_out(values, k), outputs[:, others]).mean() for s, values in cross.items()}
-        chosen_BK = held[max(without, key=without.__getitem__)]
+    for k, setting in enumerate(chosen_without_each(cross, outputs)):
+        chosen_BK = held[setting]
         size_B = np.sqrt(np.square(chosen_BK).mean(1))
         nested_BK[:, k] = np.divide(chosen_BK[:, k], size_B, out=np.zeros(B), where=size_B > 0)
     lds = rank_agreement(nested_BK, outputs, resamples=resamples, seed=seed)
     return Judgement(lds, slope, best, own, B, K)
+
+
+def chosen_without_each(
+    cross: Mapping[Any, Float[np.ndarray, "*J B K"]], outputs_BK: Float[np.ndarray, "B K"]
+) -> list[Any]:
+    """Return, for each member, the setting that the other members choose, from scores of the other members.
+
+    Args:
+        cross: `cross_predictions` of each setting.
+        outputs_BK: (B, K) minus the loss of each query under each member (j2).
+    """
+    chosen = []
+    for k in range(outputs_BK.shape[1]):
+        others_BL = np.delete(outputs_BK, k, axis=1)
+        without = {setting: spearman(held_out(values, k), others_BL).mean() for setting, values in cross.items()}
+        chosen.append(max(without, key=without.__getitem__))
+    return chosen
 
 
 def held_out(cross: Float[np.ndarray, "*J B K"], without: int | None = None) -> Float[np.ndarray, "B L"]:
@@ -280,24 +295,3 @@ def _checked(setting: Any, values: ArrayLike, B: int, K: int) -> np.ndarray:
             f"{name} have shape {array.shape}: expected ({K}, {B}, {K}) or ({B}, {K}), for {B} queries and {K} members"
         )
     return array
-
-
-def _slope(
-    predicted_BK: Float[np.ndarray, "B K"], outputs_BK: Float[np.ndarray, "B K"], resamples: int, seed: int
-) -> Estimate:
-    """Return (j4); 0 if nothing is predicted."""
-    B, K = predicted_BK.shape
-    x_BK = predicted_BK - predicted_BK.mean(1, keepdims=True)
-    y_BK = outputs_BK - outputs_BK[:, :1]
-    y_BK = y_BK - y_BK.mean(1, keepdims=True)
-
-    def covariance(rows_RB: np.ndarray, columns_RK: np.ndarray, other_BK: np.ndarray) -> np.ndarray:
-        products = columns_RK @ (x_BK * other_BK).T - (columns_RK @ x_BK.T) * (columns_RK @ other_BK.T) / K
-        return (rows_RB * products).sum(1)
-
-    def statistic(rows_RB: np.ndarray, columns_RK: np.ndarray) -> np.ndarray:
-        variance_R = covariance(rows_RB, columns_RK, x_BK)
-        known_R = variance_R > precision(1.0) * np.square(x_BK).sum()
-        return np.divide(covariance(rows_RB, columns_RK, y_BK), variance_R, out=np.zeros(len(rows_RB)), where=known_R)
-
-    return bootstrap_counts(statistic, B, K, resamples=resamples, seed=seed)

@@ -108,6 +108,37 @@ def rank_agreement(
     return bootstrap_counts(statistic, B, M, resamples=resamples, seed=seed)
 
 
+def pooled_slope(
+    predicted_BM: Float[np.ndarray, "B M"],
+    outputs_BM: Float[np.ndarray, "B M"],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Estimate:
+    """Return the slope of the outputs on the predictions, both centred per query; 0 if nothing is predicted.
+
+    The interval resamples both queries and columns.
+
+    >>> pooled_slope(np.array([[1.0, 2.0, 3.0]]), np.array([[1.0, 3.0, 5.0]]), resamples=0).value
+    2.0
+    """
+    B, M = predicted_BM.shape
+    x_BM = predicted_BM - predicted_BM.mean(1, keepdims=True)
+    y_BM = outputs_BM - outputs_BM[:, :1]
+    y_BM = y_BM - y_BM.mean(1, keepdims=True)
+
+    def covariance(rows_RB: np.ndarray, columns_RM: np.ndarray, other_BM: np.ndarray) -> np.ndarray:
+        products = columns_RM @ (x_BM * other_BM).T - (columns_RM @ x_BM.T) * (columns_RM @ other_BM.T) / M
+        return (rows_RB * products).sum(1)
+
+    def statistic(rows_RB: np.ndarray, columns_RM: np.ndarray) -> np.ndarray:
+        variance_R = covariance(rows_RB, columns_RM, x_BM)
+        known_R = variance_R > precision(1.0) * np.square(x_BM).sum()
+        return np.divide(covariance(rows_RB, columns_RM, y_BM), variance_R, out=np.zeros(len(rows_RB)), where=known_R)
+
+    return bootstrap_counts(statistic, B, M, resamples=resamples, seed=seed)
+
+
 def lds_ceiling(outputs_BMR: ArrayLike, *, splits: int = 20, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
     """Return the LDS of a perfect method, limited only by noise between seeds (l2), averaged over queries.
 

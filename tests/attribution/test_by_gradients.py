@@ -13,6 +13,8 @@ from ensdiff.attribution.combination import fit_combination
 from ensdiff.attribution.gradients import GradientConfig, member_scores, over_units, projected_gradients
 from ensdiff.attribution.gradients.targets import targets_of
 from ensdiff.attribution.judging import cross_predictions, held_out, judge_scores
+from ensdiff.metrics.arrays import spearman
+from ensdiff.metrics.datamodel import rank_agreement
 from ensdiff.attribution.queries import same_queries
 from tests.helpers import blobs, random_ensemble
 
@@ -126,9 +128,9 @@ def test_p_values_count_held_out_items(tiny):
     scores = member_scores("trak", query, train, code_NK, CONFIG.settings()[0], extra)
     score_BN = unseen_scores(scores.items_KBn, code_NK)
     targets = targets_of(tiny.code, SINGLE, Candidates.of(tiny.code, None), "all", 0, len(OTHERS))
-    words_LK = targets.column_KT[:, 6:].T
-    assert (words_LK.sum(1) == tiny.code.weight).all()
     which_L = targets.of_held_mT.toarray()[:, 6:].argmax(0)
+    words_LK = targets.words_mK[which_L]
+    assert (words_LK.sum(1) == tiny.code.weight).all()
     null_BL = unseen_scores(scores.extra_KBm[:, :, which_L], words_LK)
     np.testing.assert_allclose(att.null_BL / unscaled(att), null_BL, rtol=1e-4, atol=1e-9)
     raised = null_BL + TIE * np.abs(null_BL).max(1, keepdims=True)
@@ -177,6 +179,56 @@ def test_combined_is_the_posterior(tiny):
     assert len(att.judgement.table) == 2  # TRAK and D-TRAK
 
 
+def test_combined_is_judged_by_a_nested_choice(tiny):
+    """Each member is predicted with the setting that the other members choose."""
+    att = attribute(tiny, "combined", gradients=dataclasses.replace(CONFIG, ridge=None))
+    code_NK, y_BK, crosses = tiny.code.matrix(), outputs(tiny), []
+    for chosen in att.judgement.table:
+        method, ridge = chosen[0]["method"], chosen[0]["ridge"]
+        config = dataclasses.replace(CONFIG, ridge=ridge)
+        scores = by_hand(tiny, SINGLE, method, {"trak": "loss", "d-trak": "square"}[method], config)
+        crosses.append(cross_predictions(scores, code_NK))
+    nested, picked = np.empty_like(y_BK), []
+    for k in range(4):
+        rest = np.delete(np.arange(4), k)
+        agreement = [spearman(held_out(cross, k), y_BK[:, rest]).mean() for cross in crosses]
+        picked.append(int(np.argmax(agreement)))
+        fit = fit_combination(held_out(crosses[picked[-1]]), y_BK, code_NK)
+        nested[:, k] = fit.held_out()[:, k]
+    assert len(set(picked)) > 1
+    expected = rank_agreement(nested - nested.mean(1, keepdims=True), y_BK)
+    np.testing.assert_allclose(att.judgement.lds, expected, atol=1e-6)
+
+
+def test_two_members_cannot_judge():
+    code, data = ensdiff.Code.balanced(members=2, units=2), ensdiff.data.arrays(IMAGES[:2])
+    params = random_ensemble(code, seed=5)
+    att = attribute(params, data=data, top=2, held_out=OTHERS, null="all")
+    assert att.judgement is None
+    assert att.distance == "score"
+    assert att.p_value is not None
+    with pytest.raises(ValueError, match="at least 4 members, the ensemble has 2"):
+        attribute(params, "combined", data=data, top=2)
+
+
+def test_units_that_all_members_saw_have_no_p_value():
+    words = [[1, 1, 1, 0], [1, 0, 0, 1], [0, 1, 1, 0], [0, 0, 1, 1], [1, 1, 0, 0], [0, 1, 0, 1]]
+    code = ensdiff.Code.from_matrix(words).only([0, 1, 2])  # of mixed weights, and too few for a null of 50
+    with pytest.raises(ensdiff.NoSurvivorError):
+        targets_of(code, SINGLE, Candidates.of(code, [0, 1]), 2, 0, 5)
+    grouped = targets_of(code, GROUPED, Candidates.of(code, [1, 2]), 50, 0, 0)
+    sets = targets_of(code, SINGLE, Candidates.of(code, [{1, 3}]), 50, 0, 0)
+    assert not grouped.of_items_nT[:3].sum()
+    assert not sets.of_items_nT[[0]].sum()
+
+
+def test_null_words_of_a_combination_belong_to_no_unit():
+    code = ensdiff.Code.balanced(members=6, units=6)
+    targets = targets_of(code, SINGLE, Candidates.of(code, None), "all", 0, 5)
+    owned = {word.tobytes() for word in code.matrix().astype(np.int64)}
+    assert not any(word.tobytes() in owned for word in np.ascontiguousarray(targets.column_KT[:, 6:].T))
+
+
 def test_result_is_saved_and_loaded(tiny, tmp_path):
     att = attribute(tiny, "combined", held_out=OTHERS, null=4)
     att.save(tmp_path / "att")
@@ -208,6 +260,37 @@ def test_an_interrupted_call_continues(tiny, tmp_path, monkeypatch):
     assert len(calls) == 2  # two blocks of two members, one of them from before
     np.testing.assert_array_equal(att.influence, expected.influence)
     assert not (tmp_path / "part").exists()
+
+
+def test_another_seed_does_not_continue_with_the_words_of_the_first(tiny, tmp_path, monkeypatch):
+    from ensdiff.attribution.gradients import scoring
+
+    options = {"held_out": OTHERS, "null": "all"}
+    expected, real, calls = attribute(tiny, seed=1, **options), scoring._score_members, []
+
+    def once(*args):
+        if calls:
+            raise KeyboardInterrupt
+        calls.append(1)
+        return real(*args)
+
+    monkeypatch.setattr(scoring, "_score_members", once)
+    monkeypatch.setattr(scoring, "members_at_once", lambda members: 2)
+    with pytest.raises(KeyboardInterrupt):
+        attribute(tiny, partial=tmp_path / "part", **options)
+    monkeypatch.setattr(scoring, "_score_members", real)
+    found = attribute(tiny, partial=tmp_path / "part", seed=1, **options)
+    np.testing.assert_array_equal(found.null_BL, expected.null_BL)
+
+
+def test_a_store_with_other_held_out_items(tiny, tmp_path):
+    from ensdiff.attribution.gradients.store import write_gradients
+
+    write_gradients(tmp_path / "store", tiny, SINGLE, ("loss",), CONFIG, held_out=ensdiff.data.arrays(OTHERS))
+    options = {"held_out": ensdiff.data.arrays(blobs(7, seed=8)), "null": "all"}
+    att, stored = attribute(tiny, **options), attribute(tiny, store=tmp_path / "store", **options)
+    size = np.abs(att.null_BL).max() / unscaled(att)
+    np.testing.assert_allclose(stored.null_BL / unscaled(stored), att.null_BL / unscaled(att), atol=0.01 * size)
 
 
 def test_stored_gradients_give_the_same_scores(tiny, tmp_path):

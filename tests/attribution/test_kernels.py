@@ -208,6 +208,17 @@ def test_stored_gradients_are_read_in_chunks(monkeypatch, D):
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+def test_a_plain_kernel_treats_held_out_items_as_training_items():
+    """An item scores the same outside of training as inside, where its gradient is in the kernel."""
+    rng = np.random.default_rng(0)
+    query, all_nD = ({"loss": rng.normal(size=(2, n, 1, 5))} for n in (3, 9))
+    setting = Setting(1e-6, dimension=5)  # the damping is another with one more item
+    train, extra = ({"loss": all_nD["loss"][:, part]} for part in (slice(8), slice(8, None)))
+    inside = member_scores("trak", query, all_nD, None, setting)
+    outside = member_scores("trak", query, train, None, setting, extra)
+    np.testing.assert_allclose(outside.extra_KBm[..., 0], inside.items_KBn[..., 8], rtol=1e-3)
+
+
 @given(SEEDS, st.integers(1, 6))
 def test_over_units_against_a_loop(seed, units):
     rng = np.random.default_rng(seed)

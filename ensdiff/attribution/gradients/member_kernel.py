@@ -103,9 +103,11 @@ class MemberKernel:
         return 1.0 + np.where(self._seen_n, -1.0, 1.0) * self._leverages[ridge]
 
     def divisors_of(self, other_mD: Any, ridge: float) -> Float[np.ndarray, " m"]:
-        """Return ``1 + h_j`` of items outside of training (k2); ones for a plain kernel."""
-        if self._seen_n is None:
-            return np.ones(other_mD.shape[0])
+        """Return ``1 + h_j`` of items outside of training (k2).
+
+        So also for a plain kernel, which then holds item j as it holds every training item: the two can be compared
+        (with DAS, as far as the two gradients of an item are parallel).
+        """
         return 1.0 + self._leverage(other_mD, (ridge,))[0]
 
     def _leverage(self, rows_nD: Any, ridges: Sequence[float]) -> Float[np.ndarray, "r n"]:

@@ -195,4 +195,5 @@ def _identity(images: Images, methods: Sequence[Method], config: GradientConfig,
     held_out = np.empty(0) if images.held_out is None else images.held_out
     sparse = [array for m in matrices for array in (m.data, m.indices, m.indptr)]
     stored = "computed" if images.store is None else "stored"  # in fewer digits
-    return (images.queries, held_out, images.data.digest(), stored, repr(config), repr(tuple(methods)), *sparse)
+    words = np.empty(0) if targets.words_mK is None else targets.words_mK
+    return (images.queries, held_out, words, images.data.digest(), stored, repr(config), repr(tuple(methods)), *sparse)

@@ -10,6 +10,7 @@ from jaxtyping import Float16, Float32
 
 from ensdiff.attribution.gradients.config import GradientConfig, Output
 from ensdiff.attribution.gradients.table import Table, rows_of
+from ensdiff.data import Dataset
 
 HELD_OUT = "_held_out"
 """Suffix of the names of tables of held-out items."""
@@ -115,6 +116,11 @@ class GradientStore:
     def held_out_outputs(self) -> tuple[Output, ...]:
         """The outputs whose gradients of held-out items are stored."""
         return tuple(output for output in get_args(Output) if self._complete(output + HELD_OUT))
+
+    def holds(self, held_out: Dataset) -> bool:
+        """Return whether the held-out items of the store, if it has any, are these."""
+        tables = [self.tables[output + HELD_OUT] for output in self.held_out_outputs]
+        return all(table.settings.data == held_out.digest() for table in tables)
 
     def train(self, output: Output) -> StoredGradients:
         """Return the gradients of the training items, (K, N, G, D).

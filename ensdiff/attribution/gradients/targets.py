@@ -9,6 +9,7 @@ that did not see them: to these members, an item and one that was held out are a
 - sets of units, or groups of a hierarchical code: random sets of as many units.
 """
 
+import contextlib
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -31,7 +32,8 @@ class Targets(NamedTuple):
         of_items_nT: how often each training item counts in each of the T = M + L targets, candidates first.
         of_held_mT: the same for held-out items; None without any.
         words_mK: the words of held-out items, by which they count as seen or unseen; None without any.
-        column_KT: how many of the units of a target each member saw, for the null as if it were a unit or a set.
+        column_KT: how many of the units of a target each member saw. A null target that stands for a unit has a word
+            that no unit owns, if there is one.
         units_T: number of units of each target; 1 for a null target that stands for a unit.
         candidates: M.
         kind: the kind of null; None without a null.
@@ -67,8 +69,9 @@ def targets_of(
         held_out: number of held-out items.
 
     Raises:
-        ValueError: the candidates belong to another code; a null of held-out items without enough of them; ``"all"``
-            for a null of random groups or sets; or too few words that no unit owns.
+        ValueError: the candidates belong to another code; a null of held-out items without enough of them; or ``"all"``
+            for a null of random groups or sets.
+        NoSurvivorError: there is a null, and every member saw a candidate.
     """
     unit_sets = _unit_sets(code, candidates)
     of_units_NT = _columns(unit_sets, code.units)
@@ -83,16 +86,20 @@ def targets_of(
     M = len(unit_sets)
     if not null:
         return Targets(of_items_nM, None, None, column_KM, sizes_M, M, None, np.zeros(M, int))
+    possible_N = np.flatnonzero((code_KN == 0).any(0))  # the null, like a candidate, has members that did not see it
+    if candidates.sets is None:
+        candidates.words(np.arange(M))  # raises NoSurvivorError
     rng = np.random.default_rng(derive_key(seed, 11))
     if (sizes_M > 1).any() or candidates.code != code:
-        chosen = _random_sets(rng, sizes_M, null, code.units)
+        chosen = _random_sets(rng, sizes_M, null, possible_N)
         of_units_NL = _columns(chosen, code.units)
         column_KL = (sparse.csr_array(of_units_NL.T) @ code_KN.T).T.astype(np.int64)
         of_items_nT = sparse.hstack([of_items_nM, items_nN @ of_units_NL], format="csr")
         kind_T = np.concatenate([sizes_M, [len(units) for units in chosen]])
         return Targets(of_items_nT, None, None, np.hstack([column_KM, column_KL]), kind_T, M, "sets", kind_T)
     if data.items > data.units:
-        chosen = _random_sets(rng, items_M, null, data.items)
+        possible_n = np.flatnonzero(np.isin(data.unit_of_item, possible_N))
+        chosen = _random_sets(rng, items_M, null, possible_n)
         L = len(chosen)
         of_items_nT = sparse.hstack([of_items_nM, _columns(chosen, data.items)], format="csr")
         words_LK = _words(code, L, seed)
@@ -109,11 +116,10 @@ def targets_of(
     of_held_mL = sparse.csr_array((np.ones(L), (which, np.arange(L))), shape=(held_out, L))
     of_items_nT = sparse.hstack([of_items_nM, sparse.csr_array((data.items, L))], format="csr")
     of_held_mT = sparse.hstack([sparse.csr_array((held_out, M)), of_held_mL], format="csr")
-    words_LK = random_words(code.matrix(), L, seed)
     words_mK = np.zeros((held_out, code.members), np.uint8)
-    words_mK[which] = words_LK
-    one_T = np.ones(M + L, int)
-    return Targets(of_items_nT, of_held_mT, words_mK, np.hstack([column_KM, words_LK.T]), one_T, M, "held-out", one_T)
+    words_mK[which] = random_words(code.matrix(), L, seed)
+    one_T, column_KT = np.ones(M + L, int), np.hstack([column_KM, _words(code, L, seed).T])
+    return Targets(of_items_nT, of_held_mT, words_mK, column_KT, one_T, M, "held-out", one_T)
 
 
 def _unit_sets(code: Code, candidates: Candidates) -> list[Any]:
@@ -141,8 +147,8 @@ def _columns(sets: list[Any], rows: int) -> sparse.csr_array:
     return sparse.csr_array((np.ones(len(index)), (index, column)), shape=(rows, len(sets)))
 
 
-def _random_sets(rng: np.random.Generator, sizes: np.ndarray, null: int | str, among: int) -> list[np.ndarray]:
-    """Return ``null`` random sets for each size that occurs."""
+def _random_sets(rng: np.random.Generator, sizes: np.ndarray, null: int | str, among: np.ndarray) -> list[np.ndarray]:
+    """Return ``null`` random sets of the given elements for each size that occurs."""
     if null == "all":
         raise ValueError(
             "null='all': units of several items and sets of units are compared with random groups or sets of the same "
@@ -154,15 +160,15 @@ def _random_sets(rng: np.random.Generator, sizes: np.ndarray, null: int | str, a
 def _words(code: Code, n: int, seed: int) -> UInt8[np.ndarray, "n K"]:
     """Return n words that no unit owns, repeated where there are fewer than n; random words of units if there are none.
 
-    Only ``"combined"`` uses the words of random groups: what the members' losses say about a unit with this word. With
-    a unit's own word this is evidence for that unit, so that p-values are too large.
+    Only ``"combined"`` uses these words: what the members' losses say about a unit with this word. With a unit's own
+    word this is evidence for that unit, which no null should hold.
     """
-    try:
-        return code.unowned(n, seed)
-    except ValueError:
-        words = code.unowned(None, seed)
-        words = words if len(words) else random_words(code.matrix(), n, seed)
-        return words[np.arange(n) % len(words)]
+    for count in (n, None):
+        with contextlib.suppress(ValueError):  # there are fewer than n, or too many to list
+            words = code.unowned(count, seed)
+            if len(words):
+                return words[np.arange(n) % len(words)]
+    return random_words(code.matrix(), n, seed)
 
 
 def sums_of(scores_Bn: Float[np.ndarray, "B n"], matrix_nT: sparse.csr_array) -> Float[np.ndarray, "B T"]:
