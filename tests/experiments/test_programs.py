@@ -9,6 +9,7 @@ import pytest
 
 import ensdiff
 from ensdiff.attribution.gradients import open_gradients
+from ensdiff.data.manifest import NAME as MANIFEST
 from ensdiff.runs.directory import RunDirectory
 from tests.helpers import blobs
 
@@ -151,6 +152,26 @@ def test_gradients(run, tiny, tmp_path):
     done = run(*command[:-1], "--held_out=6")
     assert done.returncode == 1
     assert done.stderr.endswith("error: --held_out=6: only 5 pictures of the data were not used in training\n")
+
+
+@pytest.mark.slow
+def test_a_run_without_hashes_has_no_p_values(run, tiny, tmp_path):
+    data, folder = ensdiff.data.arrays(blobs()), tmp_path / "run"
+    with RunDirectory.open(folder, keep=1, resume=False) as directory:
+        directory.begin(tiny, data=data)
+        directory.save_tree(0, {"params": tiny.params})
+    (folder / MANIFEST).unlink()
+    np.savez(tmp_path / "data.npz", images=blobs())
+    command = [
+        "attribute", f"--run={folder}", f"--data=npz,path={tmp_path / 'data.npz'}", "--method=trak", "--n=2", "--steps=2",
+        "--top=3", "--draws=4", "--gradients=draws=4,parts=1,dimension=16,ridge=0.1,normalize=False",
+    ]  # fmt: skip
+    done = run(*command)
+    assert done.returncode == 0, done.stderr
+    assert "no p-values: " in done.stdout
+    done = run(*command, "--null=3")
+    assert done.returncode == 1
+    assert "stores no hashes of its training data" in done.stderr
 
 
 def test_attribute_images_from_outside(run, trained, tmp_path):
