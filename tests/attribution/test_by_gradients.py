@@ -13,9 +13,9 @@ from ensdiff.attribution.combination import fit_combination
 from ensdiff.attribution.gradients import GradientConfig, member_scores, over_units, projected_gradients
 from ensdiff.attribution.gradients.targets import targets_of
 from ensdiff.attribution.judging import cross_predictions, held_out, judge_scores
+from ensdiff.attribution.queries import same_queries
 from ensdiff.metrics.arrays import spearman
 from ensdiff.metrics.datamodel import rank_agreement
-from ensdiff.attribution.queries import same_queries
 from tests.helpers import blobs, random_ensemble
 
 CONFIG = GradientConfig(draws=4, parts=2, dimension=16, ridge=0.1, levels="all", normalize=False)

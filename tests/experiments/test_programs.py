@@ -163,8 +163,8 @@ def test_a_run_without_hashes_has_no_p_values(run, tiny, tmp_path):
     (folder / MANIFEST).unlink()
     np.savez(tmp_path / "data.npz", images=blobs())
     command = [
-        "attribute", f"--run={folder}", f"--data=npz,path={tmp_path / 'data.npz'}", "--method=trak", "--n=2", "--steps=2",
-        "--top=3", "--draws=4", "--gradients=draws=4,parts=1,dimension=16,ridge=0.1,normalize=False",
+        "attribute", f"--run={folder}", f"--data=npz,path={tmp_path / 'data.npz'}", "--method=trak", "--n=2",
+        "--steps=2", "--top=3", "--draws=4", "--gradients=draws=4,parts=1,dimension=16,ridge=0.1,normalize=False",
     ]  # fmt: skip
     done = run(*command)
     assert done.returncode == 0, done.stderr
