@@ -33,11 +33,11 @@ def p_values(shop: Workshop, name: str, params: ensdiff.Ensemble, data: Dataset,
     return found.reshape(2, count, -1)
 
 
-def conformal_table(p_KBN: np.ndarray, null: int) -> Table:
+def conformal_table(p_KBN: np.ndarray, unit_of_item: np.ndarray, null: int) -> Table:
     """Return the table of the p-values of held-out queries (all units) and of training queries (their own unit)."""
     held_out_BN, training_BN = p_KBN
     B = len(training_BN)
-    own_B = training_BN[np.arange(B), np.arange(B)]
+    own_B = training_BN[np.arange(B), unit_of_item[:B]]
     rows = []
     for what, p in (("held-out images, all units", held_out_BN.ravel()), ("training images, their own unit", own_B)):
         row = {"queries": what, "p-values": len(p)}

@@ -228,7 +228,7 @@ def study(shop: Workshop) -> Findings:
                 method_rows,
                 "Settings of gradient methods are chosen by the members.",
             ),
-            conformal.conformal_table(p_KBN, s.null),
+            conformal.conformal_table(p_KBN, first.data.unit_of_item, s.null),
         ],
         {**numbers, "p_values": p_KBN},
         {"judging": labelled_scatter(panels, "member-LDS", "LDS by retraining")},
