@@ -92,6 +92,7 @@ def judge(
     """Return the linear datamodeling score of any scores, judged by the members of an ensemble instead of retraining.
 
     A positive score must mean that the unit's presence makes the query more likely, as for all scores of this library.
+    A number added to the scores of all units changes nothing (`without_level`).
 
     Args:
         params: the ensemble.
@@ -132,7 +133,8 @@ def judge(
     for setting, of_setting in several.items():
         N = np.shape(of_setting)[-1] if np.ndim(of_setting) else 0
         items = N == data.items != data.units
-        predictions[setting] = cross_predictions(of_setting, code_NK[data.unit_of_item] if items else code_NK)
+        of_units = np.asarray(of_setting) @ np.eye(data.units)[data.unit_of_item] if items else of_setting
+        predictions[setting] = cross_predictions(without_level(of_units), code_NK)
     return choose(predictions, outputs_BK, resamples=resamples, seed=seed)
 
 
@@ -162,6 +164,23 @@ def judge_scores(
     1.0
     """
     return choose({None: cross_predictions(scores, code_NK)}, outputs_BK, resamples=resamples, seed=seed)
+
+
+def without_level(scores: ArrayLike) -> np.ndarray:
+    """Return the scores minus their mean over units (the last axis).
+
+    An LDS compares subsets of one size, so a number added to the scores of all units changes nothing. Members see
+    different numbers of units: without this, scores with a level, such as minus a distance, would mostly predict how
+    many units a member saw.
+
+    >>> without_level([[1.0, 2.0, 6.0]]).tolist()
+    [[-2.0, -1.0, 3.0]]
+    """
+    array = np.asarray(scores)
+    if array.dtype.kind not in "buif" or array.ndim < 2 or not array.shape[-1]:
+        return array  # refused by `cross_predictions`
+    array = array.astype(np.float64)
+    return array - array.mean(-1, keepdims=True)
 
 
 def cross_predictions(scores: ArrayLike, code_NK: ArrayLike) -> Float[np.ndarray, "*J B K"]:

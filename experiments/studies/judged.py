@@ -13,7 +13,7 @@ from ensdiff.attribution.gradients.kernels import Method
 from ensdiff.attribution.gradients.scoring import Choice, Images, score_targets
 from ensdiff.attribution.gradients.store import write_gradients
 from ensdiff.attribution.gradients.targets import targets_of
-from ensdiff.attribution.judging import cross_predictions, held_out
+from ensdiff.attribution.judging import cross_predictions, held_out, without_level
 from ensdiff.baselines import baseline_scores
 from ensdiff.data import Dataset
 from ensdiff.ensemble.memory import Resources
@@ -115,7 +115,7 @@ def without_gradients(
             return baseline_scores(images, data, methods=[method], features=shop.classifier.features)[method]
 
         score_BN = shop.kept(f"{name}/{method}", compute, data.images, data.unit_of_item, images)
-        found.append(Scored(method, score_BN, cross_predictions(score_BN, code_NK)))
+        found.append(Scored(method, score_BN, cross_predictions(without_level(score_BN), code_NK)))
     return found
 
 

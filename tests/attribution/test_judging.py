@@ -7,7 +7,14 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import ensdiff
-from ensdiff.attribution.judging import choose, cross_predictions, held_out, judge_scores, member_outputs
+from ensdiff.attribution.judging import (
+    choose,
+    cross_predictions,
+    held_out,
+    judge_scores,
+    member_outputs,
+    without_level,
+)
 from ensdiff.codes import Code
 from ensdiff.metrics import lds
 from tests.helpers import blobs, random_ensemble
@@ -265,7 +272,7 @@ def test_judge_computes_the_outputs(tiny):
     assert found.members == 4
     matrix = ensdiff.loss_matrix(tiny, data.images[:2], 3, config)
     np.testing.assert_allclose(member_outputs(matrix), -matrix.loss(np.eye(4)), rtol=1e-12)
-    direct = judge_scores(units, -matrix.loss(np.eye(4)), tiny.code.matrix(), seed=3, resamples=20)
+    direct = judge_scores(without_level(units), -matrix.loss(np.eye(4)), tiny.code.matrix(), seed=3, resamples=20)
     np.testing.assert_allclose(found.lds, direct.lds)
     for outputs in (matrix, member_outputs(matrix)):
         again = ensdiff.judge(tiny, data, items, data.images[:2], outputs=outputs, seed=3, resamples=20)
@@ -285,3 +292,15 @@ def test_judge_refuses(tiny):
     with pytest.raises(ValueError, match="4 members|expected"):
         ensdiff.judge(three, ensdiff.data.arrays(blobs(3)), {1: np.ones((1, 3)), 2: np.ones((1, 3))}, data.images[:1],
                       outputs=np.ones((1, 3)))  # fmt: skip
+
+
+def test_a_level_of_the_scores_changes_nothing(rng):
+    """Members of a random code see different numbers of units, which distances of pixels would predict by their sum."""
+    code_NK = (rng.random((30, 9)) < 0.5).astype(np.uint8)
+    assert len(set(code_NK.sum(0).tolist())) > 3
+    scores, outputs = rng.normal(size=(4, 30)), rng.normal(size=(4, 9))
+    without = without_level(scores)
+    np.testing.assert_allclose(without_level(scores - 1000), without, atol=1e-9)
+    found = judge_scores(without, outputs, code_NK, resamples=0).lds.value
+    assert found == pytest.approx(judge_scores(without_level(scores - 1000), outputs, code_NK, resamples=0).lds.value)
+    assert found != judge_scores(scores - 1000, outputs, code_NK, resamples=0).lds.value

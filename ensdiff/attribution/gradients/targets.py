@@ -14,7 +14,6 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
-from scipy import sparse
 
 from ensdiff.attribution.candidates import Candidates
 from ensdiff.attribution.conformal import random_words
@@ -40,8 +39,8 @@ class Targets(NamedTuple):
         kind_T: which targets are comparable: the number of items or units of each.
     """
 
-    of_items_nT: sparse.csr_array
-    of_held_mT: sparse.csr_array | None
+    of_items_nT: Any  # scipy.sparse.csr_array
+    of_held_mT: Any
     words_mK: UInt8[np.ndarray, "m K"] | None
     column_KT: Int[np.ndarray, "K T"]
     units_T: Int[np.ndarray, " T"]
@@ -73,6 +72,8 @@ def targets_of(
             for a null of random groups or sets.
         NoSurvivorError: there is a null, and every member saw a candidate.
     """
+    from scipy import sparse  # takes a second to import
+
     unit_sets = _unit_sets(code, candidates)
     of_units_NT = _columns(unit_sets, code.units)
     items_nN = sparse.csr_array(
@@ -140,8 +141,10 @@ def _unit_sets(code: Code, candidates: Candidates) -> list[Any]:
     )
 
 
-def _columns(sets: list[Any], rows: int) -> sparse.csr_array:
+def _columns(sets: list[Any], rows: int) -> Any:
     """Return a (rows, len(sets)) matrix with a 1 for each element of each set."""
+    from scipy import sparse
+
     index = np.concatenate([np.asarray(entry, int) for entry in sets]) if sets else np.empty(0, int)
     column = np.repeat(np.arange(len(sets)), [len(entry) for entry in sets])
     return sparse.csr_array((np.ones(len(index)), (index, column)), shape=(rows, len(sets)))
@@ -171,6 +174,6 @@ def _words(code: Code, n: int, seed: int) -> UInt8[np.ndarray, "n K"]:
     return random_words(code.matrix(), n, seed)
 
 
-def sums_of(scores_Bn: Float[np.ndarray, "B n"], matrix_nT: sparse.csr_array) -> Float[np.ndarray, "B T"]:
+def sums_of(scores_Bn: Float[np.ndarray, "B n"], matrix_nT: Any) -> Float[np.ndarray, "B T"]:
     """Return the scores of targets: sums over their items."""
     return np.asarray((matrix_nT.T @ np.asarray(scores_Bn, np.float64).T).T)
