@@ -188,16 +188,10 @@ def _combined(
 ) -> tuple[Result, Judgement]:
     """Return the posterior (10) of the targets, and the judgement of its predictions for members left out.
 
-    As in `choose`, each member is predicted with the setting that the other members choose.
+    With four members, too few to fit it without one of them, the judgement is that of the prior scores.
     """
-    cross = {choice: one.cross_KBK for choice, one in scores.items()}
-    chosen = chosen_without_each(cross, outputs_BK)
-    fits = {
-        choice: fit_combination(held_out(cross[choice]), outputs_BK, params.code.matrix(), seed=seed)
-        for choice in dict.fromkeys([judgement.setting, *chosen])
-    }
-    fit, best = fits[judgement.setting], scores[judgement.setting]
-    nested_BK = np.stack([fits[choice].held_out()[:, k] for k, choice in enumerate(chosen)], axis=1)
+    code_NK, best = params.code.matrix(), scores[judgement.setting]
+    fit = fit_combination(held_out(best.cross_KBK), outputs_BK, code_NK, seed=seed)
     M, row_TK, size_T = targets.candidates, targets.column_KT.T, targets.units_T
 
     def posterior(prior_BT: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -209,12 +203,33 @@ def _combined(
 
     influence_BT, error_BT = posterior(best.mean_BT)
     tested_BT = posterior(best.unseen_BT)[0]
-    of_all = choose({judgement.setting: nested_BK}, outputs_BK, seed=seed)
     settings = {"beta": fit.beta, "ratio": fit.ratio, "members_p_value": fit.p_value}
-    return (
-        Result(influence_BT, error_BT, tested_BT, "loss", settings),
-        judgement._replace(lds=of_all.lds, slope=of_all.slope),
-    )
+    result = Result(influence_BT, error_BT, tested_BT, "loss", settings)
+    if params.members > FEWEST:
+        cross = {choice: one.cross_KBK for choice, one in scores.items()}
+        nested_BK = _predicted_without_each(cross, outputs_BK, code_NK, seed)
+        of_all = choose({judgement.setting: nested_BK}, outputs_BK, seed=seed)
+        judgement = judgement._replace(lds=of_all.lds, slope=of_all.slope)
+    return result, judgement
+
+
+def _predicted_without_each(
+    cross: Mapping[Choice, np.ndarray], outputs_BK: np.ndarray, code_NK: np.ndarray, seed: int
+) -> Float[np.ndarray, "B K"]:
+    """Return the posterior's prediction for each member, with a setting chosen and a model fitted without the member.
+
+    If beta and rho were fitted to all members, scores and losses without information would seem to agree.
+    """
+    B, K = outputs_BK.shape
+    gram_KK = code_NK.T.astype(np.float64) @ code_NK
+    predicted_BK = np.empty((B, K))
+    for k, choice in enumerate(chosen_without_each(cross, outputs_BK)):
+        others = np.delete(np.arange(K), k)
+        fit = fit_combination(held_out(cross[choice], k), outputs_BK[:, others], code_NK[:, others], seed=seed)
+        # what member k saw, as one set of units
+        more = fit.posterior(np.zeros((B, 1)), gram_KK[None, k, others], gram_KK[None, k, k])
+        predicted_BK[:, k] = fit.beta * held_out(cross[choice])[:, k] + more.mean_BN[:, 0]
+    return predicted_BK
 
 
 def _scaled(scores: TargetScores, judgement: Judgement | None) -> Result:

@@ -7,6 +7,7 @@ import pytest
 
 import ensdiff
 from ensdiff.attribution import gradient_scores
+from ensdiff.attribution.by_gradients import _predicted_without_each
 from ensdiff.attribution.calibration import TIE
 from ensdiff.attribution.candidates import Candidates
 from ensdiff.attribution.combination import fit_combination
@@ -179,25 +180,24 @@ def test_combined_is_the_posterior(tiny):
     assert len(att.judgement.table) == 2  # TRAK and D-TRAK
 
 
-def test_combined_is_judged_by_a_nested_choice(tiny):
-    """Each member is predicted with the setting that the other members choose."""
-    att = attribute(tiny, "combined", gradients=dataclasses.replace(CONFIG, ridge=None))
-    code_NK, y_BK, crosses = tiny.code.matrix(), outputs(tiny), []
-    for chosen in att.judgement.table:
-        method, ridge = chosen[0]["method"], chosen[0]["ridge"]
-        config = dataclasses.replace(CONFIG, ridge=ridge)
-        scores = by_hand(tiny, SINGLE, method, {"trak": "loss", "d-trak": "square"}[method], config)
-        crosses.append(cross_predictions(scores, code_NK))
-    nested, picked = np.empty_like(y_BK), []
-    for k in range(4):
-        rest = np.delete(np.arange(4), k)
-        agreement = [spearman(held_out(cross, k), y_BK[:, rest]).mean() for cross in crosses]
-        picked.append(int(np.argmax(agreement)))
-        fit = fit_combination(held_out(crosses[picked[-1]]), y_BK, code_NK)
-        nested[:, k] = fit.held_out()[:, k]
+def test_combined_predicts_members_with_a_choice_and_a_fit_without_them():
+    """Against the posterior means of all units."""
+    rng = np.random.default_rng(1)
+    code_NK = ensdiff.Code.balanced(members=6, units=9).matrix()
+    truth_BN = rng.normal(size=(3, 9))
+    y_BK = truth_BN @ code_NK + rng.normal(size=(3, 6))
+    crosses = [cross_predictions(truth_BN + 2 * rng.normal(size=(6, 3, 9)), code_NK) for _ in range(4)]
+    expected, picked = np.empty_like(y_BK), []
+    for k in range(6):
+        rest = np.delete(np.arange(6), k)
+        picked.append(int(np.argmax([spearman(held_out(cross, k), y_BK[:, rest]).mean() for cross in crosses])))
+        cross = crosses[picked[-1]]
+        fit = fit_combination(held_out(cross, k), y_BK[:, rest], code_NK[:, rest])
+        effect_BN = fit.posterior(np.zeros((3, 9)), code_NK[:, rest]).mean_BN
+        expected[:, k] = fit.beta * held_out(cross)[:, k] + effect_BN @ code_NK[:, k]
     assert len(set(picked)) > 1
-    expected = rank_agreement(nested - nested.mean(1, keepdims=True), y_BK)
-    np.testing.assert_allclose(att.judgement.lds, expected, atol=1e-6)
+    found = _predicted_without_each(dict(enumerate(crosses)), y_BK, code_NK, 0)
+    np.testing.assert_allclose(found, expected, atol=1e-9)
 
 
 def test_two_members_cannot_judge():
