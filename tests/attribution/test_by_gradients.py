@@ -16,7 +16,6 @@ from ensdiff.attribution.gradients.targets import targets_of
 from ensdiff.attribution.judging import cross_predictions, held_out, judge_scores
 from ensdiff.attribution.queries import same_queries
 from ensdiff.metrics.arrays import spearman
-from ensdiff.metrics.datamodel import rank_agreement
 from tests.helpers import blobs, random_ensemble
 
 CONFIG = GradientConfig(draws=4, parts=2, dimension=16, ridge=0.1, levels="all", normalize=False)
