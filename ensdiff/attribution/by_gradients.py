@@ -44,6 +44,7 @@ from ensdiff.data import Dataset
 from ensdiff.data.images import check_images
 from ensdiff.ensemble.ensemble import Ensemble
 from ensdiff.ensemble.memory import Resources
+from ensdiff.metrics.arrays import at_most
 from ensdiff.runs.identity import check_data
 from ensdiff.runs.pieces import Pieces
 from ensdiff.typing import ArrayLike
@@ -127,7 +128,7 @@ def attribute_by_gradients(
         judgement = judgement._replace(setting=best.plain, table=table)
     M = targets.candidates
     order_BT = np.argsort(-result.influence_BT[:, :M], axis=1, kind="stable")[:, : request.top]
-    tested = _significance(result.tested_BT, targets, order_BT)
+    tested, attributed = _significance(result.tested_BT, targets, order_BT, request.level)
     own = {"data": params.data_digest} if params.data_digest is not None and candidates.code == params.code else {}
     settings = {
         "top": request.top,
@@ -138,6 +139,7 @@ def attribute_by_gradients(
         **({} if candidates.code.names is None else {"names": list(candidates.code.names)}),
         **own,
         **({} if targets.kind is None else {"null_kind": targets.kind, "null_of_a_kind": _fewest(targets)}),
+        **({} if attributed is None else {"attributed": attributed}),
         "draws": config.draws,
         "chosen": best.plain,
         "queries": query_marks(queries),
@@ -241,15 +243,23 @@ def _scaled(scores: TargetScores, judgement: Judgement | None) -> Result:
     )
 
 
-def _significance(tested_BT: np.ndarray, targets: Targets, order_BT: np.ndarray) -> Significance:
-    """Return p- and q-values (11) of the candidates of ``order_BT``, among all candidates; None without a null."""
+def _significance(
+    tested_BT: np.ndarray, targets: Targets, order_BT: np.ndarray, level: float
+) -> tuple[Significance, list[int] | None]:
+    """Return p- and q-values (11) of the candidates of ``order_BT``, among all candidates; None without a null.
+
+    Also return how many candidates of each query have q <= level. The ranking is by all members and p-values are by
+    those that did not see a unit, so these candidates need not be the first ones.
+    """
     if targets.kind is None:
-        return Significance()
+        return Significance(), None
     M = targets.candidates
     calibration = Calibration(tested_BT[:, M:], targets.kind_T[M:])
     calibration.count(tested_BT[:, :M], targets.kind_T[:M])
-    p_BT = calibration.p_values(np.take_along_axis(tested_BT, order_BT, axis=1), targets.kind_T[order_BT])
-    return Significance(p_BT, calibration.q_values(p_BT), calibration.null_BL)
+    p_BM = calibration.p_values(tested_BT[:, :M], np.broadcast_to(targets.kind_T[:M], (len(tested_BT), M)))
+    q_BM = calibration.q_values(p_BM)
+    p_BT, q_BT = (np.take_along_axis(a, order_BT, axis=1) for a in (p_BM, q_BM))
+    return Significance(p_BT, q_BT, calibration.null_BL), at_most(q_BM, level).sum(1).tolist()
 
 
 def _fewest(targets: Targets) -> int:

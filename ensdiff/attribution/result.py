@@ -85,9 +85,16 @@ class Attribution:
         if self.q_value is None:
             return None
         out = []
-        for units, q_T in zip(self.units, self.q_value, strict=True):
+        for b, (units, q_T) in enumerate(zip(self.units, self.q_value, strict=True)):
             names = [self._name(unit) for unit in units[at_most(q_T, self.level)]]
-            if names:
+            every = self.settings.get("attributed")
+            if every is not None and every[b] > len(names):
+                shown = f"{', '.join(names)} and " if names else ""
+                out.append(
+                    f"attributable to {shown}{every[b] - len(names)} units outside of the top {len(units)} at level "
+                    f"{self.level:g}"
+                )
+            elif names:
                 more = f" and perhaps more than the top {len(units)}" if len(names) == len(units) else ""
                 out.append(f"attributable to {', '.join(names)}{more} at level {self.level:g}")
             else:

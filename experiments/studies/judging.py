@@ -170,7 +170,11 @@ def columns(shop: Workshop, setting: Setting) -> dict[str, Column]:
         judgement = choose(candidates, y_BK)
         combination, numbers = judged.combined(params, part[judgement.setting], y_BK)
         part["combined"] = combination
-        members = {name: rank_agreement(held_out(one.cross), y_BK, resamples=0) for name, one in part.items()}
+        members = {
+            name: rank_agreement(held_out(one.cross), y_BK, resamples=0)
+            for name, one in part.items()
+            if name != "combined"
+        }
         shown = {judgement.setting, *(best_of(members, method) for method in METHOD_ROWS)}
         part |= {one.name: judged.part_of(one, rows) for one in members_only}
         lds_of = {

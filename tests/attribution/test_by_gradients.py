@@ -340,3 +340,15 @@ def test_what_is_refused(tiny, options, said):
 def test_other_methods_refuse_the_options_of_gradients(tiny):
     with pytest.raises(ValueError, match="data is for"):
         ensdiff.attribute(tiny, QUERIES, "loss", top=1, loss=FEW, data=SINGLE)
+
+
+def test_a_verdict_counts_units_outside_of_the_top(tiny):
+    """The ranking is by all members, p-values are by those that did not see a unit: the orders differ."""
+    every = attribute(tiny, held_out=OTHERS, null="all", level=0.999)
+    first = attribute(tiny, held_out=OTHERS, null="all", level=0.999, top=1)
+    count_B = (every.q_value <= 0.999).sum(1)
+    assert every.settings["attributed"] == first.settings["attributed"] == count_B.tolist()
+    for said, count, q in zip(first.verdict, count_B, first.q_value[:, 0], strict=True):
+        hidden = count - (q <= 0.999)
+        assert (f"{hidden} units outside of the top 1" in said) == (hidden > 0)
+    assert count_B.max() > 1
