@@ -258,6 +258,6 @@ def _by_method(column: Column) -> dict[str, list[str]]:
     """Return the names of the settings of each gradient method, with and without membership, and of other methods."""
     groups: dict[str, list[str]] = {}
     for name in column.members:
-        method = name.split(",")[0] if "ridge" in name else "model-free" if name != "combined" else name
+        method = name.split(",")[0] if "ridge" in name else "model-free"
         groups.setdefault(f"{method}, plain kernel" if "plain" in name else method, []).append(name)
     return groups
