@@ -391,7 +391,7 @@ def test_bad_calls(tiny, samples):
         ("top=2.0", dict(top=2.0)),
         ("null=True", dict(top=1, null=True)),
         ("verify is for method='screen', not 'differential'", dict(top=1, verify=9, method="differential")),
-        ("loss is for method='loss', not 'screen'", dict(top=1, loss=FEW)),
+        ("loss is for method='loss' and 'trak' .*, not 'screen'", dict(top=1, loss=FEW)),
         (r"unit ids \[0\.5\]: expected integers", dict(units=[0.5], top=1)),
         ("seed=1.5", dict(top=1, seed=1.5)),
         ("a set has no order", dict(units={3, 5}, top=1)),
