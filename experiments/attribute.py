@@ -108,7 +108,12 @@ def main() -> None:
     options: dict[str, Any] = {"loss": loss} if method == "loss" or by_gradients else {}
     if by_gradients:
         held_out, null = null_of_gradients(data, code, units, null)
-        options |= {"data": data, "gradients": gradient_config(), "store": STORE.value, "held_out": held_out}
+        options |= {
+            "data": data,
+            "gradients": building.gradient_config(GRADIENTS.value),
+            "store": STORE.value,
+            "held_out": held_out,
+        }
     stem = f"{method}_images" if IMAGES.value else f"{method}_seed{flags.FLAGS.seed}"
     stem += "_groups" if GROUPS.value else ""
     att = ensdiff.attribute(
@@ -154,30 +159,6 @@ def main() -> None:
 
 BY_GRADIENTS = ("trak", "d-trak", "das", "combined")
 """The methods that use gradients."""
-
-
-def gradient_config() -> Any:
-    """Return the settings that --gradients describes.
-
-    Raises:
-        ValueError: an entry is not NAME=VALUE, or a setting is unknown or wrong.
-    """
-    import ensdiff
-
-    pairs = [entry.partition("=") for entry in GRADIENTS.value]
-    if any(not equals for _, equals, _ in pairs):
-        raise ValueError(f"--gradients={','.join(GRADIENTS.value)}: expected settings such as draws=32,ridge=0.01")
-    return building.build(ensdiff.GradientConfig, "gradients", {name: literal(value) for name, _, value in pairs})
-
-
-def literal(text: str) -> Any:
-    """Return the number or truth value that a text stands for, or else the text."""
-    import ast
-
-    try:
-        return ast.literal_eval(text.capitalize() if text in ("true", "false", "none") else text)
-    except (ValueError, SyntaxError):
-        return text
 
 
 def null_of_gradients(data: Any, code: Any, units: Any, null: Any) -> tuple[Any, Any]:

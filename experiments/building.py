@@ -257,3 +257,27 @@ def train_single(config: ConfigDict, data: Any) -> Any:
 
     model, schedule, train_config = settings(config, data.shape[-1])
     return ensdiff.train(data, ensdiff.Code.undivided(data.units), model, train_config, schedule=schedule)
+
+
+def gradient_config(entries: list[str]) -> Any:
+    """Return the settings of gradient methods that entries such as ``"ridge=0.01"`` describe.
+
+    Raises:
+        ValueError: an entry is not NAME=VALUE, or a setting is unknown or wrong.
+    """
+    import ensdiff
+
+    pairs = [entry.partition("=") for entry in entries]
+    if any(not equals for _, equals, _ in pairs):
+        raise ValueError(f"--gradients={','.join(entries)}: expected settings such as draws=32,ridge=0.01")
+    return build(ensdiff.GradientConfig, "gradients", {name: _literal(value) for name, _, value in pairs})
+
+
+def _literal(text: str) -> Any:
+    """Return the number or truth value that a text stands for, or else the text."""
+    import ast
+
+    try:
+        return ast.literal_eval(text.capitalize() if text in ("true", "false", "none") else text)
+    except (ValueError, SyntaxError):
+        return text
