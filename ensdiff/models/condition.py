@@ -1,0 +1,221 @@
+"""Conditions: what a model is told about each image, such as its class, a vector or the tokens of a caption.
+
+The conditions of B images are a *condition tree*: an array with B rows, or a dict of such arrays (possibly nested).
+`ConditionSpec` holds what is static about it. Each array has a *null* row, which stands for "no condition": the number
+of classes for class ids, which is one more than the largest id, and zeros for everything else. Training replaces the
+condition of some images by the null row, so that one network is conditional and unconditional, as guidance needs
+(Ho & Salimans 2022, arXiv 2207.12598).
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+
+from ensdiff.settings import check_fields
+from ensdiff.typing import unmasked
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """One array of a condition tree.
+
+    Args:
+        path: the keys that lead to it, joined by ``/``; empty if the tree is one array.
+        shape: the shape of one row; ``()`` for class ids.
+        dtype: the dtype that networks receive.
+        classes: number of classes, for integers of shape ``()``; None for other arrays.
+        names: names of the classes, in the order of their ids; None if they have none.
+    """
+
+    path: str = ""
+    shape: tuple[int, ...] = ()
+    dtype: Literal["int32", "float32"] = "int32"
+    classes: int | None = None
+    names: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        label = f"condition {self.path!r}" if self.path else "the condition"
+        if (self.classes is not None) != (self.dtype == "int32" and self.shape == ()):
+            raise ValueError(f"{label}: expected a number of classes for one integer per image, and none for others")
+        if self.classes is not None and self.classes < 1:
+            raise ValueError(f"{label} has {self.classes} classes: expected at least 1")
+        if self.names is not None and (len(self.names) != self.classes or len(set(self.names)) < len(self.names)):
+            raise ValueError(f"{label}: {len(self.names)} names for {self.classes} classes: expected distinct names")
+
+    @property
+    def null(self) -> np.ndarray:
+        """The row that stands for no condition."""
+        return np.full(self.shape, 0 if self.classes is None else self.classes, self.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class ConditionSpec:
+    """What is static about a condition tree; hashable.
+
+    Args:
+        leaves: its arrays, in alphabetical order of their paths.
+
+    >>> spec = ConditionSpec.of(np.array([0, 2, 1]), classes=3)
+    >>> spec.null(2).tolist()
+    [3, 3]
+    """
+
+    leaves: tuple[Leaf, ...]
+
+    @classmethod
+    def of(cls, tree: Any, classes: int | None = None, names: tuple[str, ...] | None = None) -> "ConditionSpec":
+        """Return the specification of a condition tree.
+
+        Args:
+            tree: an array with one row per item, or a (nested) dict of such arrays.
+            classes: number of classes of every integer array of shape (N,); by default the number of names, or the
+                largest id plus 1.
+            names: names of the classes.
+
+        Raises:
+            ValueError: the tree holds something other than finite numbers.
+        """
+        leaves = []
+        for path, array in sorted(flatten(tree).items()):
+            if array.ndim == 0 or array.dtype.kind not in "iuf":
+                raise ValueError(
+                    f"condition {path!r} has dtype {array.dtype} and shape {array.shape}: expected numbers, one row "
+                    "per image"
+                )
+            if array.dtype.kind in "iu":
+                some = classes if classes is not None else len(names) if names is not None else int(array.max()) + 1
+                leaves.append(Leaf(path, array.shape[1:], "int32", *((some, names) if array.ndim == 1 else ())))
+            else:
+                leaves.append(Leaf(path, array.shape[1:], "float32"))
+        if not leaves:
+            raise ValueError("the condition is empty: expected an array with one row per image, or a dict of arrays")
+        return cls(tuple(leaves))
+
+    def check(self, tree: Any, count: int) -> Any:
+        """Return the conditions of ``count`` images as a tree of NumPy arrays with the dtypes of the specification.
+
+        Args:
+            tree: a condition tree with ``count`` rows or with one row for all images; for classes also their names.
+            count: B.
+
+        Raises:
+            ValueError: arrays are missing or unknown, a shape or a class is wrong, or a number is not finite.
+        """
+        given = flatten(tree)
+        known = {leaf.path: leaf for leaf in self.leaves}
+        if set(given) != set(known):
+            words = [", ".join(map(repr, sorted(paths))) or "none" for paths in (given, known)]
+            raise ValueError(f"the condition has the arrays {words[0]}: expected {words[1]}")
+        return unflatten({path: _checked(known[path], given[path], count) for path in given})
+
+    def null(self, count: int) -> Any:
+        """Return ``count`` rows that stand for no condition."""
+        return unflatten({leaf.path: np.repeat(leaf.null[None], count, axis=0) for leaf in self.leaves})
+
+    def captions(self, tree: Any) -> list[str]:
+        """Return a short text for each row: the class's name or number, or "none" for the null row.
+
+        >>> ConditionSpec((Leaf(classes=2, names=("cat", "dog")),)).captions(np.array([1, 2]))
+        ['dog', 'none']
+        """
+        arrays = flatten(tree)
+        texts = []
+        for row in range(len(next(iter(arrays.values())))):
+            parts = [(leaf.path, _caption(leaf, arrays[leaf.path][row])) for leaf in self.leaves]
+            texts.append(parts[0][1] if len(parts) == 1 else ", ".join(f"{path} {text}" for path, text in parts))
+        return texts
+
+    def to_dict(self) -> list[dict[str, Any]]:
+        """Return the specification as JSON-able values, for `from_dict`."""
+        return [dataclasses.asdict(leaf) for leaf in self.leaves]
+
+    @classmethod
+    def from_dict(cls, text: Any) -> "ConditionSpec":
+        """Return the specification that `to_dict` described.
+
+        Raises:
+            ValueError: it is not such a description.
+        """
+        try:
+            rows: list[dict[str, Any]] = [
+                {name: tuple(v) if isinstance(v, list) else v for name, v in leaf.items()} for leaf in text
+            ]
+            return cls(tuple(Leaf(**row) for row in rows))
+        except (AttributeError, TypeError) as error:
+            raise ValueError(f"condition={text!r}: expected a list of the fields of its arrays") from error
+
+
+def flatten(tree: Any, path: str = "") -> dict[str, np.ndarray]:
+    """Return the arrays of a condition tree by their paths.
+
+    Raises:
+        ValueError: a key is not a string without ``/``.
+    """
+    if not isinstance(tree, Mapping):
+        return {path: np.asarray(unmasked(tree, "the condition"))}
+    found: dict[str, np.ndarray] = {}
+    for key, value in tree.items():
+        if not isinstance(key, str) or not key or "/" in key:
+            raise ValueError(f"the condition has the key {key!r}: expected text without '/'")
+        found |= flatten(value, f"{path}/{key}" if path else key)
+    return found
+
+
+def unflatten(arrays: Mapping[str, Any]) -> Any:
+    """Return the condition tree whose arrays have the given paths: the inverse of `flatten`."""
+    if set(arrays) == {""}:
+        return arrays[""]
+    tree: dict[str, Any] = {}
+    for path, array in arrays.items():
+        *above, last = path.split("/")
+        here = tree
+        for key in above:
+            here = here.setdefault(key, {})
+        here[last] = array
+    return tree
+
+
+def _checked(leaf: Leaf, array: np.ndarray, count: int) -> np.ndarray:
+    label = f"condition {leaf.path!r}" if leaf.path else "the condition"
+    if array.dtype.kind in "US" and leaf.names is not None:
+        array = np.array([_id_of(leaf, str(name), label) for name in array.reshape(-1)]).reshape(array.shape)
+    if array.shape == leaf.shape:
+        array = array[None]
+    if array.shape[1:] != leaf.shape or len(array) not in (1, count):
+        raise ValueError(
+            f"{label} has shape {array.shape}: expected ({count}, {', '.join(map(str, leaf.shape))}), one row per "
+            f"image, or one row of shape {leaf.shape} for all"
+        )
+    if array.dtype.kind not in ("iu" if leaf.dtype == "int32" else "iuf"):
+        raise ValueError(f"{label} has dtype {array.dtype}: expected {leaf.dtype}")
+    if leaf.classes is not None and len(array) and not (array.min() >= 0 and array.max() <= leaf.classes):
+        wrong = array[(array < 0) | (array > leaf.classes)][0]
+        raise ValueError(
+            f"{label} has the class {wrong}: expected 0 .. {leaf.classes - 1}, or {leaf.classes} for no condition"
+        )
+    if not np.isfinite(array).all():
+        raise ValueError(f"{label} holds NaN or infinity: expected finite numbers")
+    return np.repeat(array, count, axis=0).astype(leaf.dtype) if len(array) != count else array.astype(leaf.dtype)
+
+
+def _id_of(leaf: Leaf, name: str, label: str) -> int:
+    assert leaf.names is not None
+    if name in leaf.names:
+        return leaf.names.index(name)
+    if name.isdecimal() and int(name) <= len(leaf.names):
+        return int(name)
+    near = difflib.get_close_matches(name, leaf.names, n=3)
+    listed = ", ".join(near or leaf.names[:10])
+    raise ValueError(f"{label} has no class {name!r}: expected {'perhaps ' if near else 'for example '}{listed}")
+
+
+def _caption(leaf: Leaf, row: np.ndarray) -> str:
+    if np.array_equal(row, leaf.null):
+        return "none"
+    if leaf.classes is not None:
+        return leaf.names[int(row)] if leaf.names is not None else str(int(row))
+    return f"{'x'.join(map(str, leaf.shape)) or 'a'} number{'s' if leaf.shape else ''}"
