@@ -5,7 +5,7 @@ noise predictions are averaged. Dropping the members that saw a unit and regener
 image that would have been generated had the unit never existed (Dai & Gifford, arXiv 2306.02174).
 """
 
-from ensdiff import baselines, data, metrics
+from ensdiff import baselines, data, metrics, models
 from ensdiff.attribution import (
     Attribution,
     GradientConfig,
@@ -81,6 +81,7 @@ __all__ = [
     "loss_matrix",
     "make_mesh",
     "metrics",
+    "models",
     "predict",
     "predicted_counterfactuals",
     "read_metrics",

@@ -108,9 +108,16 @@ _COMPUTED = ("conv", "stack", "precision", "attention", "remat", "dropout")
 fingerprint on a CPU and on a GPU that rounds factors to TF32. ``compute_dtype`` is not: it rounds everything that
 layers pass on, on every device, and so it defines which function the members are."""
 
+_CONDITION = ("classes", "condition_width")
+"""Fields that a fingerprint leaves out if they are None: unconditional networks had fingerprints before the fields."""
+
 
 def _fingerprint(params: Ensemble) -> str:
-    model = {name: value for name, value in dataclasses.asdict(params.model).items() if name not in _COMPUTED}
+    model = {
+        name: value
+        for name, value in dataclasses.asdict(params.model).items()
+        if name not in _COMPUTED and not (name in _CONDITION and value is None)
+    }
     named = jax.tree.leaves_with_path(params.params)
     arrays = [(jax.tree_util.keystr(path), leaf.shape, str(leaf.dtype)) for path, leaf in named]
     settings = [model, dataclasses.asdict(params.schedule), params.image_shape, params.value_range, arrays]

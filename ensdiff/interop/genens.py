@@ -18,7 +18,8 @@ from ensdiff.ensemble.ensemble import Ensemble
 from ensdiff.files.reading import whole_number
 from ensdiff.interop.options import GENENS
 from ensdiff.interop.tensors import CodeLike, Style, read_state_dict, stack
-from ensdiff.models.unet import UNetConfig, timestep_embedding
+from ensdiff.models.blocks import timestep_embedding
+from ensdiff.models.unet import UNetConfig
 
 SAMPLER = SamplerConfig("ddpm", steps=1000, variance="alpha_beta", clip=False)
 TABLE = "time_embedding.timembedding.0.weight"

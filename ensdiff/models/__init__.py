@@ -1,1 +1,8 @@
-"""The denoising network of one member, and the convolution that it is made of."""
+"""Denoising networks of one member, behind one seam (`Denoiser`); their conditions; pixels and latents."""
+
+from ensdiff.models.condition import ConditionSpec
+from ensdiff.models.denoiser import Denoiser, check_inputs
+from ensdiff.models.space import Latents, Pixels
+from ensdiff.models.unet import UNetConfig, unet
+
+__all__ = ["ConditionSpec", "Denoiser", "Latents", "Pixels", "UNetConfig", "check_inputs", "unet"]

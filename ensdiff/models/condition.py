@@ -149,6 +149,49 @@ class ConditionSpec:
             raise ValueError(f"condition={text!r}: expected a list of the fields of its arrays") from error
 
 
+def condition_of(classes: int | None, width: int | None) -> ConditionSpec | None:
+    """Return the condition that a network takes: ids of classes, or vectors; None if both numbers are None.
+
+    Raises:
+        ValueError: both numbers are given, or one is not positive.
+    """
+    if classes is not None and width is not None:
+        raise ValueError(f"classes={classes}, condition_width={width}: expected one of them, or none")
+    for name, value in (("classes", classes), ("condition_width", width)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name}={value}: expected a positive number, or None for a network without it")
+    if classes is not None:
+        return ConditionSpec((Leaf(classes=classes),))
+    return None if width is None else ConditionSpec((Leaf(shape=(width,), dtype="float32"),))
+
+
+def network_condition(taken: ConditionSpec | None, cond: Any, count: int) -> Any:
+    """Return what a network that takes a condition of one array computes with: the given rows, or null rows for None.
+
+    It looks at the shape and dtype only, so ``cond`` may be traced.
+
+    Args:
+        taken: the condition that the network takes; None for an unconditional network.
+        cond: its rows, or None for no condition.
+        count: B.
+
+    Raises:
+        ValueError: a condition for an unconditional network, or another shape or dtype.
+    """
+    if taken is None:
+        if cond is not None:
+            raise ValueError("a condition was given, but the network takes none: set classes= or condition_width=")
+        return None
+    if cond is None:
+        return taken.null(count)
+    (leaf,) = taken.leaves
+    shape, dtype = getattr(cond, "shape", None), getattr(cond, "dtype", None)
+    if shape != (count, *leaf.shape) or dtype != leaf.dtype:
+        given = f"an array of {dtype} and shape {shape}" if shape is not None else f"{type(cond).__name__}"
+        raise ValueError(f"the condition is {given}: expected {leaf.dtype} of shape {(count, *leaf.shape)}")
+    return cond
+
+
 def flatten(tree: Any, path: str = "") -> dict[str, np.ndarray]:
     """Return the arrays of a condition tree by their paths.
 

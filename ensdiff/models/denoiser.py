@@ -1,9 +1,13 @@
-"""The one seam between the library and a network: a `Denoiser`, for one member."""
+"""The one seam between the library and a network: a `Denoiser`, for one member, and its check."""
 
+import functools
 from typing import Any, Protocol, runtime_checkable
 
+import jax
+import jax.numpy as jnp
 from jaxtyping import Float
 
+from ensdiff.models.condition import ConditionSpec, Leaf
 from ensdiff.typing import Array, Params
 
 
@@ -44,3 +48,114 @@ class Denoiser(Protocol):
             key_B: one key per image for dropout while training; None otherwise.
         """
         ...
+
+
+@runtime_checkable
+class SelfChecking(Protocol):
+    """A denoiser that knows which images and which condition it takes, as the built-in ones do."""
+
+    @property
+    def condition(self) -> ConditionSpec | None:
+        """The condition that it takes; None for an unconditional network."""
+        ...
+
+    def check_image(self, height: int, width: int, channels: int | None = None) -> None:
+        """Raise ValueError unless it takes images of this size."""
+        ...
+
+
+def check_inputs(model: Any, image_shape: tuple[int, int, int], condition: ConditionSpec | None = None) -> None:
+    """Check that a denoiser works for images of a shape and a condition, before anything is computed with it.
+
+    Built-in denoisers are compared with the shape and the condition. Others are evaluated abstractly for two images,
+    with and without keys.
+
+    Args:
+        model: the denoiser.
+        image_shape: (H, W, C).
+        condition: what is static about the condition of the data; None for data without one.
+
+    Raises:
+        TypeError: it is not a denoiser, or cannot be hashed.
+        ValueError: it does not fit the shape or the condition; its parameters are not float32 arrays; or its prediction
+            does not have the shape of the images, or is not of floating-point numbers.
+    """
+    name, checked = name_of(model), model
+    if not isinstance(model, Denoiser):
+        missing = [part for part in ("init", "apply", "stack") if not hasattr(model, part)]
+        raise TypeError(
+            f"{name} is not a denoiser: it has no {' and no '.join(missing)}. For a network of your own, see "
+            "ensdiff.models.linen, nnx and functions"
+        )
+    try:
+        hash(model)
+    except TypeError as error:
+        raise TypeError(f"{name} cannot be hashed ({error}): give it tuples instead of lists and arrays") from error
+    if not isinstance(model.stack, int) or model.stack < 0:
+        raise ValueError(f"{name} has stack={model.stack}: expected a number of members, or 0 for all")
+    if isinstance(model, SelfChecking):
+        model.check_image(*image_shape)
+        _check_condition(name, model.condition, condition)
+    else:
+        _check_abstractly(checked, tuple(image_shape), condition)
+
+
+def name_of(model: Any) -> str:
+    """Return the name of a denoiser in messages: its ``name``, or its class."""
+    name = getattr(model, "name", None)
+    return name if isinstance(name, str) and name else type(model).__name__
+
+
+def _check_condition(name: str, takes: ConditionSpec | None, given: ConditionSpec | None) -> None:
+    if takes is None and given is None:
+        return
+    fix = "set classes= or condition_width= of the network to fit the data, or give other data"
+    if takes is None:
+        raise ValueError(f"{name} takes no condition, and the data have {_words(given)}: {fix}")
+    if given is None:
+        raise ValueError(f"{name} takes {_words(takes)}, and the data have no condition: {fix}")
+    if [_essence(leaf) for leaf in takes.leaves] != [_essence(leaf) for leaf in given.leaves]:
+        raise ValueError(f"{name} takes {_words(takes)}, and the data have {_words(given)}: {fix}")
+
+
+def _essence(leaf: Leaf) -> tuple:
+    return leaf.path, leaf.shape, leaf.dtype, leaf.classes
+
+
+def _words(spec: ConditionSpec | None) -> str:
+    texts = []
+    for leaf in spec.leaves if spec is not None else ():
+        kind = f"{leaf.dtype} of shape {leaf.shape} per image" if leaf.classes is None else f"{leaf.classes} classes"
+        texts.append(f"{kind} called {leaf.path!r}" if leaf.path else kind)
+    return " and ".join(texts)
+
+
+@functools.lru_cache(maxsize=64)
+def _check_abstractly(model: Any, image_shape: tuple[int, int, int], condition: ConditionSpec | None) -> None:
+    name = name_of(model)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    keys_B = jax.eval_shape(lambda: jax.random.split(jax.random.key(0)))
+    x_BHWC = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
+    t_B = jax.ShapeDtypeStruct((2,), jnp.float32)
+    cond = None if condition is None else condition.null(2)
+    given = f"images of shape {x_BHWC.shape}" + (f" and {_words(condition)}" if condition is not None else "")
+    try:
+        params = jax.eval_shape(model.init, key)
+    except Exception as error:
+        raise ValueError(f"{name}: its init failed: {error}") from error
+    for path, leaf in jax.tree.leaves_with_path(params):
+        if leaf.dtype != jnp.float32:
+            raise ValueError(
+                f"{name}: its parameter {jax.tree_util.keystr(path)} is {leaf.dtype}: expected float32. A network may "
+                "compute in another dtype, but its parameters and their updates are float32"
+            )
+    for keys in (None, keys_B):
+        try:
+            found = jax.eval_shape(model.apply, params, x_BHWC, t_B, cond, keys)
+        except Exception as error:
+            with_keys = "" if keys is None else ", with a key per image"
+            raise ValueError(f"{name}: its apply failed for {given}{with_keys}: {error}") from error
+        array = hasattr(found, "dtype")
+        if not array or found.shape != x_BHWC.shape or not jnp.issubdtype(found.dtype, jnp.floating):
+            returned = f"{found.dtype} of shape {found.shape}" if array else f"a {type(found).__name__}"
+            raise ValueError(f"{name} returned {returned} for {given}: expected floats of the images' shape")

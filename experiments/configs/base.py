@@ -14,7 +14,8 @@ def base_config(run_dir: str, data: dict[str, Any], code: dict[str, Any]) -> Con
     model = dataclasses.asdict(UNetConfig())
     model.pop("image_channels")  # from the data
     model["attention_levels_up"] = placeholder(tuple)
-    model["head_channels"] = placeholder(int)
+    for name in ("head_channels", "classes", "condition_width"):
+        model[name] = placeholder(int)
     return ConfigDict(
         {
             "run_dir": run_dir,

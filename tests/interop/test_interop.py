@@ -18,7 +18,7 @@ from ensdiff.ensemble.members import abstract_params
 from ensdiff.interop import channels_last, diffusers, genens
 from ensdiff.interop.options import GENENS, SCHEDULER, UNET
 from ensdiff.interop.tensors import names, read_state_dict, stack
-from ensdiff.models.unet import timestep_embedding
+from ensdiff.models.blocks import timestep_embedding
 from ensdiff.runs.description import describe
 from tests.helpers import ROOT, random_ensemble
 

@@ -10,8 +10,8 @@ import pytest
 import ensdiff
 from ensdiff.ensemble.members import abstract_params, apply_member, over_members
 from ensdiff.models.attention import attend, resolve_attention
+from ensdiff.models.blocks import add
 from ensdiff.models.conv import STACKED
-from ensdiff.models.unet import add
 from ensdiff.training.step import Batch, init_state, make_train_step
 from tests.helpers import DEEP, SHORT
 

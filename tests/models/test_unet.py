@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ensdiff.models.unet import Attention, GroupNorm, UNet, UNetConfig, timestep_embedding
+from ensdiff.models.blocks import Attention, GroupNorm, timestep_embedding
+from ensdiff.models.unet import UNet, UNetConfig
 
 
 def noisy_params(net, *args, seed=0):
