@@ -181,13 +181,11 @@ def data(facts: Facts) -> dict[str, Any]:
 def copies(facts: Facts) -> list[dict[str, int]]:
     """Return the items of other units that survivors saw and that equal an item of the units in every byte."""
     manifest = facts.run.manifest
-    own = {manifest.sha256[i]: int(manifest.unit_of_item[i]) for i in facts.items()}
-    same = np.flatnonzero(np.isin(manifest.sha256, list(own)) & ~np.isin(manifest.unit_of_item, facts.units))
+    hashes = manifest.contents  # the same picture with another condition is a copy
+    own = {hashes[i]: int(manifest.unit_of_item[i]) for i in facts.items()}
+    same = np.flatnonzero(np.isin(hashes, list(own)) & ~np.isin(manifest.unit_of_item, facts.units))
     seen = facts.run.code.rows(manifest.unit_of_item[same])[:, facts.survivors].sum(1)
-    return [
-        {"item": int(i), "unit": int(manifest.unit_of_item[i]), "of_unit": own[manifest.sha256[i]]}
-        for i in same[seen > 0]
-    ]
+    return [{"item": int(i), "unit": int(manifest.unit_of_item[i]), "of_unit": own[hashes[i]]} for i in same[seen > 0]]
 
 
 def streams(facts: Facts) -> dict[str, Any]:

@@ -1,10 +1,11 @@
 """Data sets, units, per-member splits and index streams."""
 
 from ensdiff.data.checked import from_images
-from ensdiff.data.dataset import Dataset, DataWarning
+from ensdiff.data.dataset import Dataset
 from ensdiff.data.manifest import Manifest
 from ensdiff.data.readers import arrays, digits, fashion_mnist, folder, load, mnist5k, npz, tfds
 from ensdiff.data.splits import Splits, batch_indices
+from ensdiff.data.warned import DataWarning
 
 __all__ = [
     "DataWarning",

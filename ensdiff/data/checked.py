@@ -1,16 +1,22 @@
-"""The checks of images in memory that every reader ends with."""
+"""The checks of images and latents that every reader ends with."""
 
 from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 
 from ensdiff.codes.names import check_distinct
 from ensdiff.data.categories import categories
-from ensdiff.data.dataset import Dataset
+from ensdiff.data.conditions import conditions
+from ensdiff.data.dataset import Dataset, Items
 from ensdiff.data.images import check_images, to_uint8
 from ensdiff.data.units import units_of
+from ensdiff.models.space import Latents, Pixels, Space
 from ensdiff.typing import unmasked
+
+CHECKED_BYTES = 2**26
+"""Latents are read and checked in parts of at most this size, because they may not fit into memory."""
 
 
 def from_images(
@@ -20,16 +26,27 @@ def from_images(
     name: str = "arrays",
     labels: Any = None,
     names: Sequence[str] | None = None,
+    condition: Any = None,
+    classes: int | None = None,
+    class_names: Sequence[str] | None = None,
+    space: Space | None = None,
 ) -> Dataset:
-    """Check images and return them as a `Dataset`. Every reader ends with this function.
+    """Check images or latents and return them as a `Dataset`. Every reader ends with this function.
 
     Args:
-        images: (N, H, W, C) or (N, H, W); uint8, or floats in [0, 1]. Floats outside by rounding errors are clipped.
+        images: (N, H, W, C) or (N, H, W). Pixels have 1 or 3 channels and are uint8, or floats in [0, 1]; floats
+            outside by rounding errors are clipped. Latents are finite floats of any range and any number of channels;
+            they are never clipped, and stay float16 or float32 (float64 becomes float32). Memory maps of uint8 pixels
+            and of latents stay memory maps: they are read once, in parts, to check them.
         groups: None for one unit per item, or one value per item: all strings, all integers or all booleans, in a list,
             an array (bytes are decoded as UTF-8) or a pandas column. Units are the distinct values, in sorted order.
         name: name of the data set.
         labels: one class per item, of the same types as ``groups``.
         names: names of the units when each item is a unit; all must be different.
+        condition: what a model is told about each item, as in `Dataset.with_condition`; None for no condition.
+        classes: number of classes of a condition.
+        class_names: names of the classes of a condition.
+        space: None or `Pixels` for pixels; `Latents`, with their mean and scale, for latents.
 
     Raises:
         ValueError: an argument has the wrong shape, type or range, or an image has no group or label (None, NaN,
@@ -39,7 +56,10 @@ def from_images(
     >>> images = np.zeros((4, 8, 8), np.uint8)
     >>> from_images(images, groups=["ada", "ada", "bob", "eve"], name="sketches").unit_names
     ['ada', 'bob', 'eve']
+    >>> from_images(np.full((4, 2, 2, 4), 7.5), space=Latents(scale=(0.18215,)), condition=[0, 1, 1, 0])
+    Dataset(arrays: 4 latents of 2x2x4 in 4 units, conditioned on 2 classes)
     """
+    space = Pixels() if space is None else space
     unmasked(images, "images")
     try:
         images = np.asanyarray(np.ma.getdata(images))
@@ -49,13 +69,9 @@ def from_images(
         images = images[..., None]
     if images.ndim != 4 or 0 in images.shape:
         raise ValueError(f"images have shape {images.shape}: expected (N, H, W, C) or (N, H, W), none of them 0")
-    if images.shape[-1] not in (1, 3):
-        raise ValueError(f"images have {images.shape[-1]} channels: expected 1 or 3, channels last")
     if len(images) < 2:
         raise ValueError("one image: an ensemble needs at least two, to train members on different ones")
-    if images.dtype == np.bool_:
-        images = images.astype(np.uint8) * 255
-    images = to_uint8(check_images(images))
+    images = _pixels(images) if isinstance(space, Pixels) else check_latents(images, space)
     unit_of_item, unit_names = units_of(len(images), groups)
     if names is not None:
         if groups is not None or len(names) != len(images):
@@ -66,4 +82,36 @@ def from_images(
         check_distinct(unit_names, "units")
     if labels is not None:
         labels = categories(labels, len(images), "label")
-    return Dataset(images, unit_of_item, unit_names, name, labels)
+    tree, spec = conditions(condition, len(images), classes, class_names)
+    return Dataset(images, unit_of_item, unit_names, name, labels, tree, spec, space)
+
+
+def _pixels(images: np.ndarray) -> UInt8[np.ndarray, "N H W C"]:
+    if images.shape[-1] not in (1, 3):
+        raise ValueError(
+            f"images have {images.shape[-1]} channels: expected 1 or 3, channels last; give space= for latents"
+        )
+    if images.dtype == np.bool_:
+        images = images.astype(np.uint8) * 255
+    return to_uint8(check_images(images))
+
+
+def check_latents(latents: np.ndarray, space: Latents) -> Items:
+    """Return latents, (N, H, W, C), as float16 or float32 in the byte order of this machine.
+
+    Raises:
+        ValueError: the dtype is wrong, a number is not finite (the message names the item), or the space has another
+            number of channels.
+    """
+    if latents.dtype.kind != "f":
+        raise ValueError(f"the latents have dtype {latents.dtype}: expected float16 or float32; space= is for latents")
+    space.check_channels(latents.shape[-1])
+    kept = np.dtype(np.float16 if latents.dtype.itemsize == 2 else np.float32)
+    rows = max(1, CHECKED_BYTES // max(1, latents[0].nbytes))
+    for start in range(0, len(latents), rows):
+        with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite, and is refused
+            part = latents[start : start + rows].astype(kept)
+        wrong = np.flatnonzero(~np.isfinite(part).reshape(len(part), -1).all(1))
+        if len(wrong):
+            raise ValueError(f"latent {start + wrong[0]} holds NaN or numbers beyond {kept}: expected finite numbers")
+    return latents if latents.dtype == kept else latents.astype(kept)

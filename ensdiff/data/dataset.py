@@ -1,4 +1,4 @@
-"""Data sets: images in memory, each belonging to one training unit."""
+"""Data sets: images or latents, each belonging to one training unit."""
 
 import dataclasses
 import functools
@@ -6,47 +6,36 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int, Shaped, UInt8
+from jaxtyping import Float16, Float32, Int, Shaped, UInt8
 
-from ensdiff.data.manifest import Manifest, hash_item
+from ensdiff.data.conditions import conditions, describe_spec
+from ensdiff.data.describing import describe_missing, incomparable, name_units, spare_copies
+from ensdiff.data.manifest import Manifest, hash_item, spec_digest
 from ensdiff.data.matching import match_items
-from ensdiff.data.units import ItemNames, units_of
+from ensdiff.data.units import ItemNames, indices_of, units_of
 from ensdiff.files.reading import printable
-from ensdiff.typing import unmasked
+from ensdiff.models.condition import ConditionSpec, flatten, unflatten
+from ensdiff.models.space import Pixels, Space
 
-
-class DataWarning(UserWarning):
-    """Data were read, but some were left out or differ from what was expected. The message gives the details.
-
-    For example, files of a folder were left out, or a run's training data could not be compared or came with other
-    items.
-
-    >>> import pathlib, warnings
-    >>> from PIL import Image
-    >>> pathlib.Path("sketches").mkdir()
-    >>> for name in ("0.png", "1.png"):
-    ...     Image.new("L", (8, 8)).save(f"sketches/{name}")
-    >>> _ = pathlib.Path("sketches", "2.heic").write_bytes(b"...")
-    >>> with warnings.catch_warnings(record=True) as caught:
-    ...     warnings.simplefilter("always")
-    ...     data = ensdiff.data.folder("sketches")
-    >>> print(caught[0].category.__name__, caught[0].message)
-    DataWarning sketches: left out 1 file: 1 .heic (such as 2.heic). ...
-    """
+Items = UInt8[np.ndarray, "N H W C"] | Float16[np.ndarray, "N H W C"] | Float32[np.ndarray, "N H W C"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-    """Training images and the units that they belong to.
+    """Training images, what a model is told about them, and the units that they belong to.
 
     Args:
-        images: (N_items, H, W, C) uint8, 0 .. 255, possibly a memory map. Hashes are computed only once, so do not
-            change images in place: make another data set.
+        images: (N_items, H, W, C) pixels, uint8, 0 .. 255; or latents, float16 or float32. Possibly a memory map.
+            Hashes are computed only once, so do not change images in place: make another data set.
         unit_of_item: (N_items,) unit id of each item, 0 .. units - 1; every unit has at least one item.
         unit_names: the name of each unit.
         name: name of the data set.
         labels: (N_items,) class of each item, integers or strings, or None if unknown. Only evaluation and the groups
             of a hierarchical code use it; training does not.
+        condition: what a model is told about each item: a condition tree (`ensdiff.models.condition`) with one row per
+            item, such as an array of class ids; None for an unconditional model. See `with_condition`.
+        condition_spec: the specification of the condition.
+        space: `Pixels`, or `Latents` with the numbers that scale them for the model.
 
     >>> digits = ensdiff.data.digits()
     >>> digits
@@ -57,11 +46,23 @@ class Dataset:
     100
     """
 
-    images: UInt8[np.ndarray, "N H W C"]
+    images: Items
     unit_of_item: Int[np.ndarray, " N"]
     unit_names: Sequence[str]
     name: str = "arrays"
     labels: Shaped[np.ndarray, " N"] | None = None
+    condition: Any = None
+    condition_spec: ConditionSpec | None = None
+    space: Space = Pixels()  # noqa: RUF009 (frozen)
+
+    def __post_init__(self) -> None:
+        if (self.condition is None) != (self.condition_spec is None):
+            raise ValueError("a condition without its specification, or the reverse: use data.with_condition")
+        if (self.images.dtype == np.uint8) != isinstance(self.space, Pixels):
+            raise ValueError(
+                f"images of dtype {self.images.dtype} in the space {self.space}: expected uint8 for Pixels, and "
+                "float16 or float32 for Latents"
+            )
 
     @property
     def items(self) -> int:
@@ -96,7 +97,7 @@ class Dataset:
         return order[starts[unit] : starts[unit + 1]]
 
     def regroup(self, groups: Sequence[Any] | np.ndarray | None, names: Sequence[str] | None = None) -> "Dataset":
-        """Return the same images with different units: one per item, or one per value of ``groups``.
+        """Return the same items with different units: one per item, or one per value of ``groups``.
 
         Args:
             groups: one value per item as in `from_images`, or None for one unit per item.
@@ -120,17 +121,71 @@ class Dataset:
         Raises:
             ValueError: there are no images, an index is not an integer or out of range, or a mask has the wrong length.
         """
-        items = self._indices(items)
+        items = indices_of(items, self.items)
         kept, unit_of_item = np.unique(self.unit_of_item[items], return_inverse=True)
         whole = isinstance(self.unit_names, ItemNames)
         names = ItemNames(len(kept)) if whole else [self.unit_names[int(i)] for i in kept]
-        labels = None if self.labels is None else self.labels[items]
-        part = Dataset(self.images[items], unit_of_item.reshape(-1), names, self.name, labels)
+        if np.array_equal(items, np.arange(items[0], items[0] + len(items))):
+            items = slice(items[0], items[0] + len(items))  # shares the images, without a copy
+        part = dataclasses.replace(
+            self, images=self.images[items], unit_of_item=unit_of_item.reshape(-1), unit_names=names,
+            labels=None if self.labels is None else self.labels[items], condition=self.conditions_of(items),
+        )  # fmt: skip
         return self._hand_on(part, items)
+
+    def conditions_of(self, items: Any) -> Any:
+        """Return the conditions of some items as a condition tree; None if the data have no condition.
+
+        Args:
+            items: indices of the items, in an array of any shape, or a slice.
+
+        >>> digits = ensdiff.data.digits()
+        >>> digits.with_condition(digits.labels).conditions_of([3, 0]).tolist()
+        [3, 0]
+        """
+        if self.condition is None:
+            return None
+        return unflatten({path: array[items] for path, array in flatten(self.condition).items()})
+
+    def with_condition(
+        self, condition: Any, classes: int | None = None, names: Sequence[str] | None = None
+    ) -> "Dataset":
+        """Return the same items with another condition.
+
+        Args:
+            condition: what a model is told about each item: an array with one row per item, a (nested) dict of such
+                arrays, or None for no condition. Integers of shape (N,) are class ids. Text, such as the labels, are
+                the names of classes, whose ids follow their sorted order.
+            classes: number of classes; by default the number of names, or the largest id plus 1.
+            names: names of the classes, in the order of their ids.
+
+        Raises:
+            ValueError: an array has the wrong number of rows, an id is outside of the classes, a text is missing or no
+                name of a class, or a number is not finite.
+
+        >>> data = ensdiff.data.arrays(np.zeros((3, 8, 8), np.uint8)).with_condition(["cat", "dog", "cat"])
+        >>> data.condition.tolist(), data.condition_spec.leaves[0].names
+        ([0, 1, 0], ('cat', 'dog'))
+        """
+        tree, spec = conditions(condition, self.items, classes, names)
+        other = dataclasses.replace(self, condition=tree, condition_spec=spec)
+        for name in ("_sha256_alone", "_is_absent"):
+            if name in self.__dict__:
+                other.__dict__[name] = self.__dict__[name]
+        return other
 
     @functools.cached_property
     def _sha256(self) -> np.ndarray:
-        """The content hash of every item. For an item that `align` did not find, it is the hash in the manifest."""
+        """The hash of every item and its condition. For an item that `align` did not find, it is the manifest's."""
+        if self.condition is None:
+            return self._sha256_alone
+        arrays = flatten(self.condition)
+        rows = ({path: array[i] for path, array in arrays.items()} for i in range(self.items))
+        return np.array([hash_item(image, row) for image, row in zip(self.images, rows, strict=True)], "S64")
+
+    @functools.cached_property
+    def _sha256_alone(self) -> np.ndarray:
+        """The hash of every item without its condition."""
         return np.array([hash_item(image) for image in self.images], "S64")
 
     @functools.cached_property
@@ -139,7 +194,7 @@ class Dataset:
 
     @property
     def absent(self) -> Int[np.ndarray, " n"]:
-        """Indices of the items that `align` did not find and replaced by black images."""
+        """Indices of the items that `align` did not find and replaced by zeros (black images)."""
         return np.flatnonzero(self._is_absent)
 
     @property
@@ -147,7 +202,7 @@ class Dataset:
         """Ids of the units with absent items."""
         return np.unique(self.unit_of_item[self.absent])
 
-    def pictures_of(self, unit: int) -> UInt8[np.ndarray, "n H W C"]:
+    def pictures_of(self, unit: int) -> Items:
         """Return the images of one unit except absent ones; a deleted unit has none."""
         items = self.items_of(unit)
         return self.images[items[~self._is_absent[items]]]
@@ -171,39 +226,24 @@ class Dataset:
 
     def _hand_on(self, other: "Dataset", items: Any) -> "Dataset":
         """Copy what has been computed for some items to the data set of these items, and return that data set."""
-        for name in ("_sha256", "_is_absent"):
+        for name in ("_sha256", "_sha256_alone", "_is_absent"):
             if name in self.__dict__:
                 other.__dict__[name] = self.__dict__[name][items]
         return other
 
-    def _indices(self, items: Any) -> np.ndarray:
-        """Return the argument of `subset` as indices."""
-        given = np.asarray(unmasked(items, "items"))
-        if given.dtype == np.bool_ and given.ndim == 1:
-            if len(given) != self.items:
-                raise ValueError(f"a mask of {len(given)} booleans: expected {self.items}, one per image")
-            given = np.flatnonzero(given)
-        if given.ndim != 1 or not len(given):
-            raise ValueError(
-                f"items of shape {given.shape}, of {self.items} images: expected a list of at least one index"
-            )
-        if given.dtype.kind not in "iu":
-            raise ValueError(f"items of dtype {given.dtype}: expected integers, 0 .. {self.items - 1}")
-        outside = given[(given < 0) | (given >= self.items)]
-        if len(outside):
-            raise ValueError(f"item {outside[0]} does not exist: indices are 0 .. {self.items - 1}")
-        return given
-
     def manifest(self) -> Manifest:
         """Return the content hash and the unit of every item. After `align`, this is the manifest that it was given."""
-        return Manifest(self.shape, self.unit_of_item.astype(np.int64), self._sha256)
+        condition = spec_digest(self.condition_spec)
+        alone = None if condition is None else self._sha256_alone
+        units = self.unit_of_item.astype(np.int64)
+        return Manifest(self.shape, units, self._sha256, self.images.dtype.name, condition, alone)
 
     @functools.cached_property
     def _digest(self) -> str:
         return self.manifest().digest()
 
     def digest(self) -> str:
-        """Return the SHA-256 of the manifest, and so of images and units, in hexadecimal digits. Computed once."""
+        """Return the SHA-256 of the manifest, and so of images, conditions and units, in hexadecimal digits."""
         return self._digest
 
     def align(
@@ -230,20 +270,19 @@ class Dataset:
 
         Returns:
             A data set with the manifest's items and units, so that its manifest is the given one. It shares the images
-            of this data set, without a copy, if all items are already in order. Labels are kept; missing items have the
-            label -1 or an empty string. If the items of a unit are in several units here, its name is that of the first
-            and "and n more".
+            of this data set, without a copy, if all items are already in order. Labels and conditions are kept; missing
+            items have the label -1 or an empty string, and no condition. If the items of a unit are in several units
+            here, its name is that of the first and "and n more".
 
         Raises:
             ValueError: items of units that are not in ``absent`` are missing (the message names some), or the sizes of
-                the images differ.
+                the images, their dtypes or the kinds of their conditions differ.
         """
         found = self.places(manifest, absent) if found is None else found
         lost = np.flatnonzero((found < 0) & ~np.isin(manifest.unit_of_item, list(absent)))
         if len(lost):
-            raise ValueError(
-                f"{self._lacking(manifest, found, lost, names)}: give the data that the run was trained on"
-            )
+            text = describe_missing(manifest, self.manifest(), found, lost, self.unit_names, names)
+            raise ValueError(f"{text}: give the data that the run was trained on")
         if np.array_equal(found, np.arange(self.items)):
             images = self.images
         else:
@@ -254,40 +293,33 @@ class Dataset:
             unknown = np.array("" if self.labels.dtype.kind == "U" else -1)
             labels = np.where(found >= 0, self.labels[found], unknown)
         if names is None:
-            names = self._names_of(manifest, found)
-        out = Dataset(images, manifest.unit_of_item, names, self.name, labels)
-        out.__dict__.update(_sha256=manifest.sha256, _is_absent=found < 0)
+            names = name_units(manifest, self.manifest(), found, self.unit_names)
+        out = dataclasses.replace(
+            self, images=images, unit_of_item=manifest.unit_of_item, unit_names=names, labels=labels,
+            condition=self._aligned_condition(found),
+        )  # fmt: skip
+        out.__dict__.update(_sha256=manifest.sha256, _sha256_alone=manifest.contents, _is_absent=found < 0)
         return out
+
+    def _aligned_condition(self, found: np.ndarray) -> Any:
+        """Return the conditions of some items, and no condition for the missing ones, whose index is -1."""
+        if self.condition_spec is None or np.array_equal(found, np.arange(self.items)):
+            return self.condition
+        arrays = {path: array[found] for path, array in flatten(self.condition).items()}
+        for leaf in self.condition_spec.leaves:
+            arrays[leaf.path][found < 0] = leaf.null
+        return unflatten(arrays)
 
     def places(self, manifest: Manifest, absent: Collection[int] = ()) -> Int[np.ndarray, " n"]:
         """Return the index here of each of a manifest's items, as `align` matches them; -1 for missing items.
 
         Raises:
-            ValueError: the sizes of the images differ.
+            ValueError: the sizes of the images, their dtypes or the kinds of their conditions differ.
         """
-        if self.shape != manifest.shape:
-            raise ValueError(
-                f"the data are images of {self.shape}, the manifest's of {manifest.shape}: give the data that the run "
-                "was trained on, in the same size"
-            )
-        return match_items(manifest, self.unit_of_item, self._sha256, absent)
-
-    def _lacking(self, manifest: Manifest, found: np.ndarray, lost: np.ndarray, names: Sequence[str] | None) -> str:
-        """Describe which items of a manifest are missing here, and which items here are not in the manifest."""
-
-        def unit_name(item: int) -> str:
-            unit = int(manifest.unit_of_item[item])
-            return f"item {item} of unit {unit}" + ("" if names is None else f" ({names[unit]})")
-
-        text = f"{len(lost)} of {manifest.items} training items are not among the data: "
-        text += ", ".join(unit_name(int(item)) for item in lost[:5]) + (", ..." if len(lost) > 5 else "")
-        copies = self.spare_copies(manifest, found)
-        other = np.setdiff1d(np.arange(self.items), [*found, *copies])
-        for which, what in ((other, "are not training items"), (copies, "are further copies of training items")):
-            if len(which):
-                kept = dict.fromkeys(str(self.unit_names[int(unit)]) for unit in self.unit_of_item[which[:1000]])
-                text += f"; {len(which)} of the {self.items} items given {what}, such as {', '.join(list(kept)[:5])}"
-        return text
+        own = self.manifest()
+        if (reason := incomparable(manifest, own)) is not None:
+            raise ValueError(reason)
+        return match_items(manifest, self.unit_of_item, own.sha256, absent)
 
     def spare_copies(self, manifest: Manifest, found: Int[np.ndarray, " N"]) -> Int[np.ndarray, " n"]:
         """Return the items here that equal items of a manifest in every byte but were not matched to any.
@@ -296,43 +328,10 @@ class Dataset:
             manifest: manifest of the data that a run was trained on.
             found: the result of `places`.
         """
-        other = np.setdiff1d(np.arange(self.items), found)
-        return other[np.isin(self._sha256[other], manifest.sha256)]
-
-    def _names_of(self, manifest: Manifest, found: np.ndarray) -> Sequence[str]:
-        """Return names of a manifest's units: those of the units here that contain their items."""
-        units = int(manifest.unit_of_item.max()) + 1
-        if isinstance(self.unit_names, ItemNames):
-            return ItemNames(units, "item" if units == manifest.items else "unit")
-        here: list[dict[int, None]] = [{} for _ in range(units)]
-        there = found >= 0
-        pairs = zip(manifest.unit_of_item[there].tolist(), self.unit_of_item[found[there]].tolist(), strict=True)
-        for unit, ours in pairs:
-            here[unit][ours] = None
-        names = [_joined([self.unit_names[i] for i in ours]) if ours else f"unit {u}" for u, ours in enumerate(here)]
-        return self._with_alternatives(names, manifest, found)
-
-    def _with_alternatives(self, names: list[str], manifest: Manifest, found: np.ndarray) -> list[str]:
-        """Add "or ..." to the names of units whose items have spare copies in other units, as either may be right."""
-        holders: dict[bytes, set[int]] = {}
-        copies = self.spare_copies(manifest, found)
-        if len(copies):
-            for unit, content in zip(manifest.unit_of_item.tolist(), manifest.sha256.tolist(), strict=True):
-                holders.setdefault(content, set()).add(unit)
-        others: dict[int, dict[str, None]] = {}
-        for item in copies.tolist():
-            for unit in holders[self._sha256[item]]:
-                others.setdefault(unit, {})[str(self.unit_names[int(self.unit_of_item[item])])] = None
-        for unit, more in others.items():
-            alternatives = [name for name in more if name != names[unit]]
-            if alternatives:
-                names[unit] = f"{names[unit]} or {_joined(alternatives)}"
-        return names
+        return spare_copies(manifest, self.manifest(), found)
 
     def __repr__(self) -> str:
         H, W, C = self.shape
-        return f"Dataset({printable(self.name)}: {self.items} images of {H}x{W}x{C} in {self.units} units)"
-
-
-def _joined(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+        what = "images" if isinstance(self.space, Pixels) else "latents"
+        given = "" if self.condition_spec is None else f", conditioned on {describe_spec(self.condition_spec)}"
+        return f"Dataset({printable(self.name)}: {self.items} {what} of {H}x{W}x{C} in {self.units} units{given})"

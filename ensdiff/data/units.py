@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Int
 
 from ensdiff.data.categories import categories
+from ensdiff.typing import unmasked
 
 
 class ItemNames(Sequence[str]):
@@ -45,3 +46,24 @@ def units_of(items: int, groups: Any) -> Units:
     if len(values) < 2:
         raise ValueError(f"all images are in one group ({values[0]!s}): expected at least two groups")
     return Units(unit_of_item.reshape(-1), [str(value) for value in values])
+
+
+def indices_of(items: Any, count: int) -> Int[np.ndarray, " n"]:
+    """Return some of ``count`` items as indices, from indices or from a mask of booleans.
+
+    Raises:
+        ValueError: there are no items, an index is not an integer or out of range, or a mask has the wrong length.
+    """
+    given = np.asarray(unmasked(items, "items"))
+    if given.dtype == np.bool_ and given.ndim == 1:
+        if len(given) != count:
+            raise ValueError(f"a mask of {len(given)} booleans: expected {count}, one per image")
+        given = np.flatnonzero(given)
+    if given.ndim != 1 or not len(given):
+        raise ValueError(f"items of shape {given.shape}, of {count} images: expected a list of at least one index")
+    if given.dtype.kind not in "iu":
+        raise ValueError(f"items of dtype {given.dtype}: expected integers, 0 .. {count - 1}")
+    outside = given[(given < 0) | (given >= count)]
+    if len(outside):
+        raise ValueError(f"item {outside[0]} does not exist: indices are 0 .. {count - 1}")
+    return given

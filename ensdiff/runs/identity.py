@@ -92,7 +92,7 @@ def training_data(run: str | os.PathLike, data: Dataset, *, held_out: int = 0) -
 def other_items(run: str | os.PathLike, data: Dataset) -> Dataset | None:
     """Return the items of ``data`` that a run was not trained on, or None if there are none.
 
-    Items that equal a training item in every byte count as trained on.
+    Items that equal a training item in every byte count as trained on, also with another condition.
 
     Args:
         run: the run directory.
@@ -114,7 +114,7 @@ def other_items(run: str | os.PathLike, data: Dataset) -> Dataset | None:
     places = data.places(manifest, absent=[*(origin["forgotten"] if isinstance(origin, Mapping) else ())])
     seen = np.zeros(data.items, bool)
     seen[places[places >= 0]] = True
-    seen[data.spare_copies(manifest, places)] = True
+    seen |= np.isin(data.manifest().contents, manifest.contents)
     return None if seen.all() else data.subset(~seen)
 
 
@@ -192,7 +192,7 @@ def check_data(params: Ensemble, data: Dataset) -> None:
     >>> ensdiff.check_data(params, data)
     >>> ensdiff.check_data(params, data.subset(range(40)[::-1]))
     Traceback (most recent call last):
-    ValueError: the data have the digest ...: they are other images or units, or in another order. ...
+    ValueError: the data have the digest ...: they are other images, conditions or units, ...
     """
     if data.units != params.code.units or data.shape != tuple(params.image_shape):
         raise ValueError(
@@ -225,6 +225,7 @@ def check_attributed(att: Any, data: Dataset) -> None:
 
 def _another_digest(data: Dataset, of: str, digest: str) -> str:
     return (
-        f"the data have the digest {data.digest()[:12]}..., {of} {digest[:12]}...: they are other images or units, or "
-        "in another order. ensdiff.training_data(run, data) selects a run's training data from them by content"
+        f"the data have the digest {data.digest()[:12]}..., {of} {digest[:12]}...: they are other images, "
+        "conditions or units, or in another order. ensdiff.training_data(run, data) selects a run's training data from "
+        "them by content"
     )

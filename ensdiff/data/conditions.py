@@ -1,0 +1,85 @@
+"""Conditions of a data set, from the forms in which users have them."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ensdiff.data.categories import categories
+from ensdiff.models.condition import ConditionSpec, Leaf, flatten, unflatten
+
+
+class Conditions(NamedTuple):
+    """A condition tree with one row per item, and its specification; both are None without a condition."""
+
+    tree: Any
+    spec: ConditionSpec | None
+
+
+def conditions(given: Any, items: int, classes: int | None = None, names: Sequence[str] | None = None) -> Conditions:
+    """Return the conditions of a data set, checked and with the dtypes of their specification.
+
+    Args:
+        given: an array with one row per item or a (nested) dict of such arrays; None for no condition. Text and
+            booleans of shape (N,) are the names of classes, whose ids follow their sorted order.
+        items: number of items.
+        classes: number of classes of arrays of class ids; by default the number of names, or the largest id plus 1.
+        names: names of the classes, in the order of their ids.
+
+    Raises:
+        ValueError: an array has the wrong number of rows, an id is outside of the classes, a text is missing or no
+            name of a class, or a number is not finite.
+
+    >>> tree, spec = conditions({"colour": ["red", "blue", "red"], "size": [[1.0], [2.5], [3.0]]}, 3)
+    >>> tree["colour"].tolist(), [leaf.names for leaf in spec.leaves]
+    ([1, 0, 1], [('blue', 'red'), None])
+    """
+    if given is None:
+        if classes is not None or names is not None:
+            raise ValueError("classes of a condition, but no condition: give the condition too")
+        return Conditions(None, None)
+    arrays, leaves = {}, []
+    for path, array in sorted(flatten(given).items()):
+        label = f"condition {path!r}" if path else "the condition"
+        if array.shape[:1] != (items,):
+            raise ValueError(f"{label} has shape {array.shape}: expected ({items}, ...), one row per item")
+        own = None if names is None else tuple(map(str, names))
+        if array.dtype.kind in "USOb":
+            array, found = _class_ids(array, items, own)
+            own = found if own is None else own
+        spec = ConditionSpec.of(unflatten({path: array}), classes, own)
+        arrays[path] = flatten(spec.check(unflatten({path: array}), items))[path]
+        leaves.append(spec.leaves[0])
+    return Conditions(unflatten(arrays), ConditionSpec(tuple(leaves)))
+
+
+def _class_ids(array: np.ndarray, items: int, names: tuple[str, ...] | None) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Return the class id of each item and the names of the classes."""
+    values = categories(array, items, "condition")
+    if values.dtype.kind in "iu":
+        raise ValueError("the condition is an array of objects: expected an array of integers, or text")
+    text = values.astype(str)
+    if names is None:
+        found, ids = np.unique(text, return_inverse=True)
+        return ids.reshape(-1), tuple(map(str, found))
+    unknown = sorted(set(text.tolist()) - set(names))
+    if unknown:
+        raise ValueError(f"the condition {unknown[0]!r} is no class: expected some of {', '.join(names[:10])}")
+    place = {name: i for i, name in enumerate(names)}
+    return np.array([place[value] for value in text.tolist()]), names
+
+
+def describe_spec(spec: ConditionSpec) -> str:
+    """Return a few words for a specification of conditions.
+
+    >>> describe_spec(ConditionSpec((Leaf(classes=10),)))
+    '10 classes'
+    """
+
+    def words(leaf: Leaf) -> str:
+        if leaf.classes is not None:
+            return f"{leaf.classes} classes"
+        return f"{'x'.join(map(str, leaf.shape)) or 'one'} number{'s' if leaf.shape else ''}"
+
+    parts = [f"{leaf.path} ({words(leaf)})" if leaf.path else words(leaf) for leaf in spec.leaves]
+    return " and ".join(parts)
