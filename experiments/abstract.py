@@ -18,7 +18,7 @@ from ensdiff.attribution import differential
 from ensdiff.attribution.loss import block_step
 from ensdiff.codes.permute_jax import wide
 from ensdiff.data.splits_jax import Lists
-from ensdiff.diffusion.samplers import StepRule
+from ensdiff.diffusion.samplers import SamplerConfig, StepRule, stages
 from ensdiff.ensemble.members import abstract_params
 from ensdiff.ensemble.memory import Resources
 from ensdiff.ensemble.mesh import mesh_shape
@@ -83,10 +83,9 @@ class Case:
         index: Any = self.array((count,), jnp.int32, P("data"))
         return Noise(index, self.array(key.shape, key.dtype))  # type: ignore[arg-type]
 
-    def coefficients(self) -> tuple:
-        """Return the shapes of a sampling step's number, noise level and five coefficients."""
-        scalar = self.array((), jnp.float32)
-        return self.array((), jnp.int32), (self.array((), jnp.int32), *[scalar] * 5)
+    def stage(self) -> Any:
+        """Return the shapes of the scalars of one sampling step."""
+        return jax.tree.map(lambda a: self.array((), a.dtype), stages(self.schedule, SamplerConfig(steps=1))[0])
 
 
 class Step(NamedTuple):
@@ -157,7 +156,7 @@ def landscape_step(case: Case) -> Step:
             case.array(places, jnp.int32, split),  # type: ignore[arg-type]
             case.array(places, jnp.float32, split),  # type: ignore[arg-type]
         ),
-        *case.coefficients(),
+        case.stage(),
     )
     batch = chunks.together * chunks.places
     flops = landscape_step_flops(case.model, case.image_shape, chunks.number * batch)
@@ -176,7 +175,7 @@ def jacobian_step(case: Case) -> Step:
         case.array((K, samples, *case.image_shape), jnp.float32, P(None, "data")),
         case.noise(samples),
         case.array((K,), jnp.float32, P("member")),
-        *case.coefficients(),
+        case.stage(),
     )
     share = samples // shards
     flops = jacobian_step_flops(case.model, case.image_shape, case.local, K, share)

@@ -161,7 +161,7 @@ LIBRARY = [
     ("one noise level", lambda h: ensdiff.Schedule(timesteps=1), B, ["timesteps=1", "at least 2"]),
     ("betas the wrong way", lambda h: ensdiff.Schedule(beta_start=0.5), B, ["beta_start=0.5", "<= beta_end"]),
     ("beta NaN", lambda h: ensdiff.Schedule(beta_end=float("nan")), B, ["beta_end=nan", "finite"]),
-    ("sampler unknown", lambda h: ensdiff.SamplerConfig("euler"), B, ["'euler'", "'ddpm', 'ddim'"]),
+    ("sampler unknown", lambda h: ensdiff.SamplerConfig("rk4"), B, ["'rk4'", "'ddpm', 'ddim'"]),
     ("eta above 1", lambda h: ensdiff.SamplerConfig(eta=1.5), B, ["eta=1.5", "[0, 1]"]),
     ("zero draws", lambda h: ensdiff.LossConfig(draws=0), B, ["draws=0", "two blocks of 32"]),
     ("odd pairs", lambda h: ensdiff.LossConfig(block=3, levels="antithetic"), B, ["block=3", "even number"]),

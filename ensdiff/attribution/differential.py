@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Float
 
 from ensdiff import hosts
-from ensdiff.diffusion.samplers import StepRule, advance, rule_of, step_arguments
+from ensdiff.diffusion.samplers import StepRule, advance, rule_of, stages
 from ensdiff.ensemble.compiling import per_device
 from ensdiff.ensemble.ensemble import Ensemble, member_weights, to_images
 from ensdiff.ensemble.members import apply_member, sum_over_members
@@ -50,15 +50,15 @@ def tangent_step(
     mesh: Mesh,
     together: int | None = None,
 ) -> Callable:
-    """Return a compiled step ``(params_K, x_B, dx_IB, noise, weight_K, j, coefficients) -> (x_B, dx_IB)``.
+    """Return a compiled step ``(params_K, x_B, dx_IB, noise, weight_K, stage) -> (x_B, dx_IB)``.
 
     Both ``x_B`` and ``dx_IB`` are donated. A member is linearised at ``together`` samples at a time (a divisor of the
     number of samples per device; None is all), and all tangents pass through it as one batch.
     """
     summed = mesh.shape["member"] > 1
 
-    def step(params_K, x_B, dx_IB, noise, weight_K, j, coefficients):
-        t = coefficients[0]
+    def step(params_K, x_B, dx_IB, noise, weight_K, stage):
+        t = stage.time.astype(jnp.int32)
         local, B = len(weight_K), len(x_B)
         size = B if together is None else together
         t_G = jnp.full((size,), t, jnp.int32)
@@ -82,25 +82,25 @@ def tangent_step(
             eps_B, through_IB = jax.lax.psum((eps_B, through_IB), "member")
 
         def update(x_B, eps_B):
-            return advance(rule, x_B, eps_B, noise.at(j + 1, image_shape), coefficients)
+            return advance(rule, x_B, eps_B, noise.at(stage.number + 1, image_shape), None, stage)[0]
 
         x_next, push_update = jax.linearize(update, x_B, eps_B)
         return x_next, jax.vmap(push_update)(dx_IB, through_IB)
 
-    in_specs = P("member"), P("data"), P(None, "data"), Noise.specs(), P("member"), P(), P()
+    in_specs = P("member"), P("data"), P(None, "data"), Noise.specs(), P("member"), P()
     return per_device(step, mesh, in_specs, (P("data"), P(None, "data")), donate=(1, 2))
 
 
 def _run(params: Ensemble, samples: Samples, mesh: Mesh, together: int) -> tuple[Array, Array]:
     """Return the finished state and its tangents, in model space, not clipped."""
     noise = samples.noise.on_mesh(mesh)
-    step = tangent_step(params.model, params.image_shape, rule_of(samples.config), mesh, together)
+    step = tangent_step(params.model, params.image_shape, rule_of(params.schedule, samples.config), mesh, together)
     stacked = on_mesh(params.params, mesh)
     weights = on_mesh(samples.weights_K, mesh)
     x_B = on_mesh(noise.at(0, params.image_shape), mesh, P("data"))
     dx_IB = on_mesh(jnp.zeros((params.members, *x_B.shape)), mesh, P(None, "data"))
-    for j, coefficients in enumerate(step_arguments(params.schedule, samples.config)):
-        x_B, dx_IB = pace(step(stacked, x_B, dx_IB, noise, weights, np.int32(j), coefficients), mesh)
+    for stage in stages(params.schedule, samples.config):
+        x_B, dx_IB = pace(step(stacked, x_B, dx_IB, noise, weights, stage), mesh)
     return x_B, dx_IB
 
 

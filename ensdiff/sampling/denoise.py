@@ -4,7 +4,7 @@ A *state* is one image being denoised under one row of weights. The states of al
 axis R, so that the factual samples (one row), a landscape (every unit for every sample) and a verification (different
 units for every sample) are the same computation:
 
-(2) ``eps_r = sum_k w_rk eps_k(x_r, t)``, and then the sampler's step (s1), (s2) of `ensdiff.diffusion.schedule`.
+(2) ``eps_r = sum_k w_rk eps_k(x_r, t)``, and then the sampler's step (s1) to (s3) of `ensdiff.diffusion.coefficients`.
 
 Member k is applied only to the states that keep it (w_rk != 0). The indices of these states are gathered into batches
 of one member each, or of a group of members that are computed together (`ensdiff.ensemble.members.group_size`). A step
@@ -26,7 +26,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Float, Int
 
 from ensdiff import hosts
-from ensdiff.diffusion.samplers import SamplerConfig, StepRule, advance, rule_of, step_arguments
+from ensdiff.diffusion.samplers import SamplerConfig, StepRule, advance, rule_of, stages
 from ensdiff.ensemble.compiling import jit_once, per_device
 from ensdiff.ensemble.ensemble import Ensemble, to_images
 from ensdiff.ensemble.members import apply_member, group_size
@@ -83,9 +83,9 @@ class Noise:
 
 @functools.lru_cache(maxsize=64)
 def sampling_step(model: UNetConfig, image_shape: tuple[int, int, int], rule: StepRule, mesh: Mesh) -> Callable:
-    """Return the compiled sampling step of all states: ``(params_K, x_R, noise, batches, j, coefficients) -> x_R``.
+    """Return the compiled sampling step of all states: ``(params_K, x_R, noise, batches, stage) -> x_R``.
 
-    ``x_R`` is donated. `ensdiff.diffusion.samplers.advance` documents ``rule`` and ``coefficients``. Only the sum over
+    ``x_R`` is donated. `ensdiff.diffusion.samplers.advance` documents ``rule`` and ``stage``. Only the sum over
     members crosses devices.
     """
     summed = mesh.shape["member"] > 1
@@ -118,13 +118,14 @@ def sampling_step(model: UNetConfig, image_shape: tuple[int, int, int], rule: St
 
         return jax.lax.scan(add, jnp.zeros_like(x_R), batches)[0]
 
-    def step(params_K, x_R, noise, batches, j, coefficients):
-        eps_R = mean(params_K, x_R, jax.tree.map(lambda a: a[0, 0], batches), coefficients[0])
+    def step(params_K, x_R, noise, batches, stage):
+        time = stage.time.astype(jnp.int32)
+        eps_R = mean(params_K, x_R, jax.tree.map(lambda a: a[0, 0], batches), time)
         if summed:
             eps_R = jax.lax.psum(eps_R, "member")
-        return advance(rule, x_R, eps_R, noise.at(j + 1, image_shape), coefficients)
+        return advance(rule, x_R, eps_R, noise.at(stage.number + 1, image_shape), None, stage)[0]
 
-    in_specs = P("member"), P("data"), Noise.specs(), P("data", "member"), P(), P()
+    in_specs = P("member"), P("data"), Noise.specs(), P("data", "member"), P()
     return per_device(step, mesh, in_specs, P("data"), donate=1)
 
 
@@ -232,14 +233,14 @@ def denoise(
     chunks = plan(params, weights_RK, mesh, Resources(chunk=R)) if chunks is None else chunks
     number = round_up(chunks.number, FEW_BATCHES) if chunks.together == 1 else chunks.number
     batches = gather_batches(weights_RK, shards, mesh.shape["member"], chunks.places, number, chunks.together)
-    step = sampling_step(params.model, params.image_shape, rule_of(config), mesh)
+    step = sampling_step(params.model, params.image_shape, rule_of(params.schedule, config), mesh)
     stacked = on_mesh(params.params, mesh)
     placed = Batches(*(on_mesh(a, mesh, P("data", "member")) for a in batches))
     noise = noise.on_mesh(mesh)
     x_R = _first_noise(params.image_shape)(noise)
     x_R = on_mesh(x_R, mesh, P("data"))
-    for j, coefficients in enumerate(step_arguments(params.schedule, config)):
-        x_R = pace(step(stacked, x_R, noise, placed, np.int32(j), coefficients), mesh)
+    for stage in stages(params.schedule, config):
+        x_R = pace(step(stacked, x_R, noise, placed, stage), mesh)
     return x_R
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ensdiff.codes import Code
-from ensdiff.diffusion.samplers import SamplerConfig, StepFunction, step_arguments
+from ensdiff.diffusion.samplers import SamplerConfig, StepFunction, stages
 from ensdiff.ensemble.ensemble import WEIGHT_SUM, Ensemble, member_weights
 from ensdiff.ensemble.memory import Resources
 from ensdiff.sampling.denoise import Noise, run_states
@@ -98,8 +98,8 @@ def sampler_config(
             raise ValueError(f"unknown sampler options {unknown}: expected some of {sorted(names)}")
         steps = SamplerConfig().steps if steps is None else steps
         config = SamplerConfig(sampler=sampler, steps=steps, **options)  # type: ignore[arg-type]
-    step_arguments(params.schedule, config)
-    return config
+    stages(params.schedule, config)
+    return config.resolved(params.schedule, clip=True)
 
 
 def sample(

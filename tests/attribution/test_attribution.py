@@ -408,16 +408,16 @@ def test_bad_calls(tiny, samples):
 def test_the_primal_is_computed_once_a_member(tiny):
     """In the lowered step, each convolution over samples appears once, not once per tangent."""
     from ensdiff.attribution.differential import tangent_step
-    from ensdiff.diffusion.samplers import StepRule, step_arguments
+    from ensdiff.diffusion.samplers import StepRule, stages
     from ensdiff.sampling.denoise import Noise
 
     B, K = 3, 4
     mesh = ensdiff.make_mesh(K, devices=jax.devices()[:1])
     step = tangent_step(tiny.model, (8, 8, 1), StepRule(clip=False), mesh)
     noise = Noise(jnp.arange(B), key=jax.random.key(0))
-    coefficients = step_arguments(tiny.schedule, ensdiff.SamplerConfig(steps=STEPS))[0]
+    stage = stages(tiny.schedule, ensdiff.SamplerConfig(steps=STEPS))[0]
     x, dx = jnp.zeros((B, 8, 8, 1)), jnp.zeros((K, B, 8, 8, 1))
-    lowered = step.lower(tiny.params, x, dx, noise, jnp.full((K,), 0.25), np.int32(0), coefficients)
+    lowered = step.lower(tiny.params, x, dx, noise, jnp.full((K,), 0.25), stage)
     lines = [line for line in lowered.as_text().splitlines() if "stablehlo.convolution" in line]
     batches = [int(line.split("-> tensor<")[1].split("x")[0]) for line in lines]
     assert batches.count(B) == batches.count(B * K) == len(lines) // 2

@@ -121,7 +121,7 @@ def test_gaussian_data_are_recovered(config):
 @pytest.mark.parametrize(("make", "message"), [
     (lambda: Schedule(1), "timesteps=1"),
     (lambda: Schedule(beta_start=0.5, beta_end=0.1), "beta_start"),
-    (lambda: SamplerConfig(sampler="euler"), "'ddpm', 'ddim'"),
+    (lambda: SamplerConfig(sampler="rk4"), "'ddpm', 'ddim'"),
     (lambda: SamplerConfig(steps=0), "steps=0"),
     (lambda: SamplerConfig(eta=2.0), r"eta=2.0"),
     (lambda: sampler_steps(Schedule(10), SamplerConfig(steps=11)), "only 10 noise levels"),

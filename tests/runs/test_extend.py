@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import ensdiff
-from ensdiff.diffusion.samplers import Level, SamplerConfig, step_arguments
+from ensdiff.diffusion.samplers import SamplerConfig, stages
 from ensdiff.diffusion.schedule import Schedule
 from tests.helpers import random_ensemble
 
@@ -31,7 +31,7 @@ def test_own_sampler_equals_ddim(tiny):
     """A user's DDIM gives the samples, counterfactuals and derivatives of the built-in DDIM."""
     ours = ensdiff.sample(tiny, 0, 3, steps=5, sampler="ddim")
     theirs = ensdiff.sample(tiny, 0, 3, steps=5, sampler=my_ddim)
-    assert theirs.config == SamplerConfig(my_ddim, steps=5)
+    assert theirs.config == SamplerConfig(my_ddim, steps=5, spacing="leading")
     assert np.asarray(ours.images).std() > 0.05
     np.testing.assert_allclose(theirs.images, ours.images, atol=2e-5)
     for compute in (lambda s: ensdiff.counterfactuals(tiny, s, [1, {2, 3}]), lambda s: ensdiff.gram(tiny, s)):
@@ -41,7 +41,7 @@ def test_own_sampler_equals_ddim(tiny):
 
 def test_levels_are_those_of_the_schedule():
     schedule = Schedule()
-    levels = [Level(*arguments) for arguments in step_arguments(schedule, SamplerConfig(my_ddim, steps=4))]
+    levels = [stage.level for stage in stages(schedule, SamplerConfig(my_ddim, steps=4))]
     assert [int(level.t) for level in levels] == [750, 500, 250, 0]
     for level in levels:
         assert level.signal == np.float32(np.sqrt(schedule.abar_T[level.t]))
@@ -128,7 +128,10 @@ def test_own_method_of_any_images(tiny, rng):
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda p, s: ensdiff.SamplerConfig(sampler=3), "sampler=3: expected one of 'ddpm', 'ddim' or a function"),
+        (
+            lambda p, s: ensdiff.SamplerConfig(sampler=3),
+            "sampler=3: expected one of 'ddpm', 'ddim', .* or a function",
+        ),
         (lambda p, s: ensdiff.sample(p, 0, 1, steps=2, sampler=lambda x, e, z, level: x[0]), "expected the states"),
         (lambda p, s: ensdiff.sample(p, 0, 1, steps=2, sampler=lambda x, e, z, level: None), "returned None"),
         (lambda p, s: ensdiff.sample(p, 0, 1, steps=21, sampler=my_ddim), "only 20 noise levels"),

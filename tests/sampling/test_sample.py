@@ -31,7 +31,7 @@ def twin(params, config, noise_SBHWC, weights_RK, index_R):
             eps_K = np.asarray(ensdiff.predict(params, x[None].astype(np.float32), int(t)), np.float64)[:, 0]
             eps = np.tensordot(weights.astype(np.float64), eps_K, axes=1)
             x0 = (x - steps.sigma_S[j] * eps) / steps.signal_S[j]
-            x0 = np.clip(x0, -1, 1) if config.clip else x0
+            x0 = np.clip(x0, -1, 1) if config.clip is not False else x0
             x = steps.keep_S[j] * x + steps.target_S[j] * x0 + steps.noise_S[j] * noise_SBHWC[j + 1, index]
         out.append(x)
     return np.stack(out)
