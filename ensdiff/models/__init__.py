@@ -2,7 +2,22 @@
 
 from ensdiff.models.condition import ConditionSpec
 from ensdiff.models.denoiser import Denoiser, check_inputs
+from ensdiff.models.describing import fingerprint_of, model_from_dict
+from ensdiff.models.own import functions, linen, nnx
 from ensdiff.models.space import Latents, Pixels
 from ensdiff.models.unet import UNetConfig, unet
 
-__all__ = ["ConditionSpec", "Denoiser", "Latents", "Pixels", "UNetConfig", "check_inputs", "unet"]
+__all__ = [
+    "ConditionSpec",
+    "Denoiser",
+    "Latents",
+    "Pixels",
+    "UNetConfig",
+    "check_inputs",
+    "fingerprint_of",
+    "functions",
+    "linen",
+    "model_from_dict",
+    "nnx",
+    "unet",
+]

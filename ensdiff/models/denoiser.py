@@ -52,12 +52,7 @@ class Denoiser(Protocol):
 
 @runtime_checkable
 class SelfChecking(Protocol):
-    """A denoiser that knows which images and which condition it takes, as the built-in ones do."""
-
-    @property
-    def condition(self) -> ConditionSpec | None:
-        """The condition that it takes; None for an unconditional network."""
-        ...
+    """A denoiser that knows which images it takes, as the built-in ones do."""
 
     def check_image(self, height: int, width: int, channels: int | None = None) -> None:
         """Raise ValueError unless it takes images of this size."""
@@ -67,8 +62,9 @@ class SelfChecking(Protocol):
 def check_inputs(model: Any, image_shape: tuple[int, int, int], condition: ConditionSpec | None = None) -> None:
     """Check that a denoiser works for images of a shape and a condition, before anything is computed with it.
 
-    Built-in denoisers are compared with the shape and the condition. Others are evaluated abstractly for two images,
-    with and without keys.
+    The condition is compared with the denoiser's own, if it has an attribute ``condition``, as built-in networks and
+    wrapped modules have. Built-in networks are also compared with the shape; others are evaluated abstractly for two
+    images, with and without keys.
 
     Args:
         model: the denoiser.
@@ -93,9 +89,10 @@ def check_inputs(model: Any, image_shape: tuple[int, int, int], condition: Condi
         raise TypeError(f"{name} cannot be hashed ({error}): give it tuples instead of lists and arrays") from error
     if not isinstance(model.stack, int) or model.stack < 0:
         raise ValueError(f"{name} has stack={model.stack}: expected a number of members, or 0 for all")
+    if hasattr(model, "condition"):
+        _check_condition(name, model.condition, condition)
     if isinstance(model, SelfChecking):
         model.check_image(*image_shape)
-        _check_condition(name, model.condition, condition)
     else:
         _check_abstractly(checked, tuple(image_shape), condition)
 
@@ -109,7 +106,7 @@ def name_of(model: Any) -> str:
 def _check_condition(name: str, takes: ConditionSpec | None, given: ConditionSpec | None) -> None:
     if takes is None and given is None:
         return
-    fix = "set classes= or condition_width= of the network to fit the data, or give other data"
+    fix = "make the network for the condition of the data (classes=, condition_width= or condition=)"
     if takes is None:
         raise ValueError(f"{name} takes no condition, and the data have {_words(given)}: {fix}")
     if given is None:

@@ -1,0 +1,104 @@
+"""Descriptions of networks, as JSON-able values that a run holds, and the network that a description belongs to.
+
+A built-in network is described by its settings, and rebuilt from them. Code is never stored: a network of your own is
+described by its name and the shapes and dtypes of its parameters, its *fingerprint*. Whoever loads it passes the same
+network, which is compared with the fingerprint.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from ensdiff.models.denoiser import Denoiser, name_of
+from ensdiff.models.parameters import shapes_of
+from ensdiff.models.unet import UNetConfig
+
+KINDS: dict[str, Any] = {"unet": UNetConfig}
+"""The settings of each kind of built-in network."""
+
+
+def fingerprint_of(model: Denoiser) -> dict[str, Any]:
+    """Return the description of a network, for `model_from_dict`.
+
+    >>> fingerprint_of(UNetConfig(channels=64))["kind"]
+    'unet'
+    """
+    for kind, settings in KINDS.items():
+        if isinstance(model, settings):
+            fields = dataclasses.asdict(model)
+            return {"kind": kind, **{k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}}
+    return {"kind": "own", "name": name_of(model), "parameters": _parameters(model)}
+
+
+def _parameters(model: Denoiser) -> dict[str, list]:
+    params = jax.eval_shape(model.init, jax.eval_shape(lambda: jax.random.key(0)))
+    return {path: [list(shape), dtype] for path, (shape, dtype) in sorted(shapes_of(params).items())}
+
+
+def model_from_dict(text: Mapping[str, Any], model: Denoiser | None = None) -> Denoiser:
+    """Return the network that a description belongs to.
+
+    Args:
+        text: what `fingerprint_of` returned. A description without a kind is that of a U-Net.
+        model: the network, which a network of your own requires. For a built-in network it may be given, and must equal
+            the described one.
+
+    Raises:
+        ValueError: it is not a description; a network of your own is needed and not given; or the given one is not the
+            described one. The message names the parameters or settings that differ.
+
+    >>> model_from_dict({"channels": 64, "multipliers": [1, 2]}).multipliers
+    (1, 2)
+    """
+    try:
+        kind = text.get("kind", "unet")
+        if kind == "own":
+            return _own(str(text["name"]), text["parameters"], model)
+        fields = {k: tuple(v) if isinstance(v, list) else v for k, v in text.items() if k != "kind"}
+        described = KINDS[kind](**fields)
+    except (AttributeError, KeyError, TypeError) as error:
+        kinds = ", ".join(map(repr, (*KINDS, "own")))
+        raise ValueError(f"not the description of a network: {error!r}; expected one of the kinds {kinds}") from error
+    if model is not None and model != described:
+        raise ValueError(f"the network given is not the one described, {_differs(described, model)}: leave it out")
+    return described
+
+
+def _differs(described: Any, model: Any) -> str:
+    if type(model) is not type(described):
+        return f"which is a {type(described).__name__} and not {name_of(model)}"
+    names = [field.name for field in dataclasses.fields(described)]
+    pairs = {name: (getattr(described, name), getattr(model, name)) for name in names}
+    return "which has " + ", ".join(f"{name}={a!r} and not {b!r}" for name, (a, b) in pairs.items() if a != b)
+
+
+def _own(name: str, described: Mapping[str, Any], model: Denoiser | None) -> Denoiser:
+    if model is None:
+        raise ValueError(
+            f"{name!r} is a network of your own, of which only a fingerprint is stored: pass the network, for "
+            "example ensdiff.load(run, model=...)"
+        )
+    if not isinstance(described, Mapping):
+        raise TypeError(f"parameters={described!r}")
+    given = _parameters(model)
+    differs = [
+        f"{path} is {_shape(given[path])} and not {_shape(described[path])}"
+        for path in described
+        if path in given and given[path] != list(described[path])
+    ]
+    missing, extra = sorted(set(described) - set(given)), sorted(set(given) - set(described))
+    faults = [f"it has no {path}" for path in missing] + [f"it has also {path}" for path in extra] + differs
+    if faults:
+        more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
+        raise ValueError(
+            f"{name_of(model)} is not the network that the parameters belong to, {name!r}: {'; '.join(faults[:5])}"
+            f"{more}"
+        )
+    return model
+
+
+def _shape(described: Any) -> str:
+    shape, dtype = described
+    return f"{dtype} of shape {tuple(shape)}"

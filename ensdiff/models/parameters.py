@@ -1,0 +1,72 @@
+"""Parameters as nested dicts of arrays, for any pytree of a network: checkpoints hold and fingerprints compare these."""
+
+from typing import Any
+
+import jax
+from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
+
+from ensdiff.typing import Params
+
+ALONE = "array"
+"""The key of parameters that are a single array."""
+
+
+def to_dicts(tree: Any) -> dict[str, Any]:
+    """Return the arrays of a pytree in nested dicts, whose keys are the names and indices on the way to each array.
+
+    Raises:
+        ValueError: the tree has no arrays.
+
+    >>> to_dicts({"layers": [1.0, 2.0]})
+    {'layers': {'0': 1.0, '1': 2.0}}
+    """
+    dicts: dict[str, Any] = {}
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        *above, last = [_key(entry) for entry in path] or [ALONE]
+        here = dicts
+        for key in above:
+            here = here.setdefault(key, {})
+        here[last] = leaf
+    if not dicts:
+        raise ValueError("the network has no parameters: expected a pytree of arrays")
+    return dicts
+
+
+def from_dicts(params: Params, template: Any) -> Any:
+    """Return the pytree of a template's structure with the arrays of nested dicts: the inverse of `to_dicts`.
+
+    Raises:
+        ValueError: an array of the template is missing.
+    """
+    paths, structure = jax.tree.flatten_with_path(template)
+    leaves = [_at(params, [_key(entry) for entry in path] or [ALONE]) for path, _ in paths]
+    return jax.tree.unflatten(structure, leaves)
+
+
+def _at(params: Params, keys: list[str]) -> Any:
+    here = params
+    for key in keys:
+        if not isinstance(here, dict) or key not in here:
+            raise ValueError(f"the parameters have no {'/'.join(keys)}: they belong to another network")
+        here = here[key]
+    return here
+
+
+def _key(entry: Any) -> str:
+    if isinstance(entry, DictKey | FlattenedIndexKey):
+        return str(entry.key)
+    if isinstance(entry, GetAttrKey):
+        return entry.name
+    return str(entry.idx) if isinstance(entry, SequenceKey) else str(entry)
+
+
+def shapes_of(params: Params) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Return the shape and dtype of each array by its path, joined by ``/``.
+
+    >>> shapes_of({"head": {"bias": jax.numpy.zeros(3)}})
+    {'head/bias': ((3,), 'float32')}
+    """
+    return {
+        "/".join(_key(entry) for entry in path): (tuple(leaf.shape), str(leaf.dtype))
+        for path, leaf in jax.tree.leaves_with_path(params)
+    }
