@@ -32,11 +32,13 @@ def warn(message: str, category: type[Warning] = UserWarning, stacklevel: int = 
         warnings.warn(message, category, stacklevel=stacklevel + 1)
 
 
-def progress_bar(total: int, what: str, unit: str, *, shown: bool, done: int = 0, unit_scale: bool = False) -> tqdm:
+def progress_bar(
+    total: int | None, what: str, unit: str, *, shown: bool, done: int = 0, unit_scale: bool = False
+) -> tqdm:
     """Return a progress bar. It is shown only in the process that prints.
 
     Args:
-        total: number of units of work.
+        total: number of units of work; None if unknown.
         what: the bar's label.
         unit: name of a unit of work, in the singular.
         shown: False for a bar that prints nothing.

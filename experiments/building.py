@@ -52,7 +52,10 @@ def build(kind: Callable, name: str, values: dict[str, Any]) -> Any:
 
 
 def load_data(values: dict[str, Any]) -> Any:
-    """Return the training data of a config's ``data`` section: ``name``, the reader's options, and ``held_out``.
+    """Return the training data of a config's ``data`` section.
+
+    The section has ``name``, the reader's options, ``held_out``, and ``condition``: empty, ``"label"`` for the labels
+    of the items, or a column that the reader finds.
 
     ``name`` is the name of the reader. The reader `ensdiff.data.tfds` has an option of the same name, which is called
     ``dataset`` in a config. ``held_out`` is the number of items that are chosen at random and left out of training;
@@ -109,9 +112,22 @@ def _read_all(values: dict[str, Any]) -> tuple[Any, int]:
     options = dict(values)
     held_out = options.pop("held_out", 0)
     reader = options.pop("name")
+    condition = options.pop("condition", "")
+    if condition not in ("", "label"):  # the reader's own: a column, a member or an array
+        if "condition" not in data.readers.options_of(reader):
+            raise ValueError(f"config.data.condition={condition!r}: {reader} takes none of its own; expected 'label'")
+        options["condition"] = condition
     if "dataset" in options:
         options["name"] = options.pop("dataset")
-    return data.load(reader, **options), held_out
+    found = data.load(reader, **options)
+    if condition == "label":
+        if found.labels is None:
+            raise ValueError(
+                "config.data.condition='label': the data have no labels; name the column of the labels, for example "
+                "with config.data.label or config.data.labels, if the reader has one"
+            )
+        found = found.with_condition(found.labels)
+    return found, held_out
 
 
 def data_sections(run: str | os.PathLike, values: dict[str, Any]) -> list[dict[str, Any]]:

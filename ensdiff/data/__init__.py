@@ -2,10 +2,12 @@
 
 from ensdiff.data.checked import from_images
 from ensdiff.data.dataset import Dataset
+from ensdiff.data.huggingface import huggingface
 from ensdiff.data.manifest import Manifest
 from ensdiff.data.readers import arrays, digits, fashion_mnist, folder, load, mnist5k, npz, tfds
 from ensdiff.data.splits import Splits, batch_indices
 from ensdiff.data.warned import DataWarning
+from ensdiff.data.webdataset import webdataset
 
 __all__ = [
     "DataWarning",
@@ -18,8 +20,10 @@ __all__ = [
     "fashion_mnist",
     "folder",
     "from_images",
+    "huggingface",
     "load",
     "mnist5k",
     "npz",
     "tfds",
+    "webdataset",
 ]

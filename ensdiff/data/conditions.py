@@ -8,6 +8,9 @@ import numpy as np
 from ensdiff.data.categories import categories
 from ensdiff.models.condition import ConditionSpec, Leaf, flatten, unflatten
 
+CHECKED_BYTES = 2**26
+"""Conditions are checked in parts of at most this size, because those in a memory map may not fit into memory."""
+
 
 class Conditions(NamedTuple):
     """A condition tree with one row per item, and its specification; both are None without a condition."""
@@ -18,6 +21,8 @@ class Conditions(NamedTuple):
 
 def conditions(given: Any, items: int, classes: int | None = None, names: Sequence[str] | None = None) -> Conditions:
     """Return the conditions of a data set, checked and with the dtypes of their specification.
+
+    Arrays that have these dtypes, such as memory maps of int32 or float32, are not copied.
 
     Args:
         given: an array with one row per item or a (nested) dict of such arrays; None for no condition. Text and
@@ -48,7 +53,11 @@ def conditions(given: Any, items: int, classes: int | None = None, names: Sequen
             array, found = _class_ids(array, items, own)
             own = found if own is None else own
         spec = ConditionSpec.of(unflatten({path: array}), classes, own)
-        arrays[path] = flatten(spec.check(unflatten({path: array}), items))[path]
+        rows = max(1, CHECKED_BYTES // max(1, array[0].nbytes))
+        for start in range(0, items, rows):
+            part = array[start : start + rows]
+            spec.check(unflatten({path: part}), len(part))
+        arrays[path] = array.astype(spec.leaves[0].dtype, copy=False)
         leaves.append(spec.leaves[0])
     return Conditions(unflatten(arrays), ConditionSpec(tuple(leaves)))
 

@@ -197,12 +197,10 @@ def _read(root: pathlib.Path, found: Found, size: int | None, mode: str) -> UInt
     several: list[pathlib.PurePath] = []
     for name in found.files:
         try:
-            with open_regular(root / name) as stream, _opened(stream) as picture:
-                if picture.width * picture.height > MAX_PIXELS:
-                    raise ValueError(f"{picture.width}x{picture.height} pixels is more than {MAX_PIXELS}: resize it")
-                pixels = _decode(picture, stream, size, mode)
-                if picture.format not in ("JPEG", "MPO") and getattr(picture, "is_animated", False):
-                    several.append(name)
+            with open_regular(root / name) as stream:
+                pixels, is_several = decode_picture(stream, size, mode)
+            if is_several:
+                several.append(name)
         except Exception as error:
             raise ValueError(f"{root / name} cannot be read as a picture: {error}") from error
         if images and pixels.shape != images[0].shape:
@@ -212,8 +210,28 @@ def _read(root: pathlib.Path, found: Found, size: int | None, mode: str) -> UInt
             )
         images.append(pixels)
     _warn(root, found.left_out, several)
-    stacked = np.stack(images)
-    return stacked[..., None] if stacked.ndim == 3 else stacked
+    return np.stack(images)
+
+
+class Decoded(NamedTuple):
+    """The pixels of a picture, and whether its file holds further ones, such as the frames of an animation."""
+
+    pixels: UInt8[np.ndarray, "H W C"]
+    is_several: bool
+
+
+def decode_picture(stream: BinaryIO, size: int | None = None, mode: str = "RGB") -> Decoded:
+    """Decode a picture as `folder` does.
+
+    Raises:
+        ValueError: the picture is damaged, in another format, or larger than `MAX_PIXELS`.
+    """
+    with _opened(stream) as picture:
+        if picture.width * picture.height > MAX_PIXELS:
+            raise ValueError(f"{picture.width}x{picture.height} pixels is more than {MAX_PIXELS}: resize it")
+        pixels = _decode(picture, stream, size, mode)
+        is_several = picture.format not in ("JPEG", "MPO") and getattr(picture, "is_animated", False)
+    return Decoded(pixels[..., None] if pixels.ndim == 2 else pixels, is_several)
 
 
 def _warn(root: pathlib.Path, left_out: dict[pathlib.PurePath, str], several: list[pathlib.PurePath]) -> None:

@@ -18,9 +18,11 @@ from jaxtyping import UInt8
 
 from ensdiff.data.checked import from_images
 from ensdiff.data.dataset import Dataset
+from ensdiff.data.huggingface import huggingface
 from ensdiff.data.pictures import folder
 from ensdiff.data.prepared import tfds
 from ensdiff.data.stored import condition_arrays, latents_space
+from ensdiff.data.webdataset import webdataset
 from ensdiff.files.npy import most_bytes, npz_names, read_npz
 from ensdiff.files.reading import existing_file, open_regular
 from ensdiff.models.condition import unflatten
@@ -253,6 +255,8 @@ READERS: dict[str, Callable[..., Dataset]] = {
     "mnist5k": mnist5k,
     "fashion_mnist": fashion_mnist,
     "tfds": tfds,
+    "huggingface": huggingface,
+    "webdataset": webdataset,
 }
 
 
@@ -276,6 +280,18 @@ def parse_options(reader: str, texts: Mapping[str, str]) -> dict[str, Any]:
         name: _integer(reader, name, text) if name in parameters and _takes(parameters[name], int) else text
         for name, text in texts.items()
     }
+
+
+def options_of(reader: str) -> tuple[str, ...]:
+    """Return the names of the options of a reader.
+
+    Raises:
+        ValueError: the reader does not exist.
+
+    >>> options_of("digits")
+    ('groups',)
+    """
+    return tuple(_parameters(reader))
 
 
 def path_options(reader: str) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ while it reads, and the stated sizes are bounded by the size of the file (`most_
 """
 
 import contextlib
+import io
 import math
 import os
 import pathlib
@@ -174,6 +175,70 @@ def write_rows(path: str | os.PathLike, start: int, rows: np.ndarray) -> None:
             )
         file.seek(header.offset + start * math.prod(header.shape[1:]) * header.dtype.itemsize)
         file.write(np.ascontiguousarray(rows).data)
+
+
+class Appender:
+    """Appends rows to a new ``.npy`` file, for arrays whose length is not known beforehand. Made by `growing_npy`."""
+
+    def __init__(self, file: BinaryIO, path: pathlib.Path):
+        self._file, self._path = file, path
+        self.count = 0
+        self.row: tuple[tuple[int, ...], np.dtype] | None = None
+
+    def append(self, row: np.ndarray) -> None:
+        """Append one row.
+
+        Raises:
+            ValueError: its shape or dtype differs from that of the first.
+        """
+        if self.row is None:
+            self.row = (row.shape, row.dtype)
+            self._write_header()
+        if self.row != (row.shape, row.dtype):
+            raise ValueError(
+                f"row {self.count} has shape {row.shape} and dtype {row.dtype}, the first has {self.row[0]} and "
+                f"{self.row[1]}"
+            )
+        self._file.write(np.ascontiguousarray(row).data)
+        self.count += 1
+
+    def _write_header(self) -> None:
+        """Write the header at the position of the file. Its length does not depend on the number of rows."""
+        if self.row is None:
+            raise ValueError(f"{self._path} would be empty: expected at least one row")
+        described = {"descr": np.lib.format.dtype_to_descr(self.row[1]), "fortran_order": False}
+        np.lib.format.write_array_header_1_0(self._file, {**described, "shape": (self.count, *self.row[0])})
+
+    def finish(self) -> None:
+        """Write the number of rows."""
+        self._file.seek(0)
+        self._write_header()
+
+
+@contextlib.contextmanager
+def growing_npy(path: str | os.PathLike) -> Iterator[Appender]:
+    """Yield an `Appender` to a new ``.npy`` file, which is readable once the ``with`` block is left without an error.
+
+    Raises:
+        ValueError: no row was appended.
+        OSError: the file cannot be written, for example because the disk is full.
+    """
+    with open(path, "wb") as file:
+        appender = Appender(file, pathlib.Path(path))
+        yield appender
+        appender.finish()
+
+
+def parse_npy(content: bytes) -> np.ndarray:
+    """Return the array of the content of an ``.npy`` file.
+
+    Raises:
+        ValueError: the content is damaged, is not that of an ``.npy`` file, or is an array of objects.
+    """
+    try:
+        return _array(io.BytesIO(content), len(content))
+    except Exception as error:  # damaged content can raise anything in NumPy
+        raise ValueError(f"not a readable .npy file: {error}") from error
 
 
 def _header(file: BinaryIO, size: int) -> Header:

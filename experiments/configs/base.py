@@ -20,7 +20,7 @@ def base_config(run_dir: str, data: dict[str, Any], code: dict[str, Any]) -> Con
         {
             "run_dir": run_dir,
             "resume": False,
-            "data": {"held_out": 0, **data},
+            "data": {"held_out": 0, "condition": "", **data},
             "code": {
                 "members": 16,
                 "weight": placeholder(int),
