@@ -31,6 +31,7 @@ from ensdiff.ensemble.mesh import make_mesh
 from ensdiff.files.checksums import DamagedError, DamageWarning
 from ensdiff.files.version import __version__
 from ensdiff.files.writing import FolderInUseError
+from ensdiff.models.dit import DiTConfig
 from ensdiff.models.unet import UNet, UNetConfig
 from ensdiff.runs.checking import check_run
 from ensdiff.runs.identity import check_data, training_data
@@ -48,6 +49,7 @@ __all__ = [
     "DamageWarning",
     "DamagedError",
     "DataWarning",
+    "DiTConfig",
     "DivergedError",
     "Ensemble",
     "FolderInUseError",

@@ -3,6 +3,7 @@
 from ensdiff.models.condition import ConditionSpec
 from ensdiff.models.denoiser import Denoiser, check_inputs
 from ensdiff.models.describing import fingerprint_of, model_from_dict
+from ensdiff.models.dit import DiTConfig, dit
 from ensdiff.models.own import functions, linen, nnx
 from ensdiff.models.space import Latents, Pixels
 from ensdiff.models.unet import UNetConfig, unet
@@ -10,10 +11,12 @@ from ensdiff.models.unet import UNetConfig, unet
 __all__ = [
     "ConditionSpec",
     "Denoiser",
+    "DiTConfig",
     "Latents",
     "Pixels",
     "UNetConfig",
     "check_inputs",
+    "dit",
     "fingerprint_of",
     "functions",
     "linen",

@@ -5,6 +5,7 @@ here knows about the ensemble: `ensdiff.ensemble.members` stacks members.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
 import flax.linen as nn
@@ -20,13 +21,20 @@ from ensdiff.typing import Array, ArrayLike
 TimeLayout = Literal["sin_cos", "cos_sin", "interleaved"]
 
 
-class Settings(Protocol):
-    """What the layers read of a network's settings; `ensdiff.models.unet.UNetConfig` documents each field."""
+class ProductSettings(Protocol):
+    """What dense layers read of a network's settings; `ensdiff.models.unet.UNetConfig` documents each field."""
 
     @property
     def dtype(self) -> jnp.dtype: ...
     @property
     def precision(self) -> Precision: ...
+    @property
+    def classes(self) -> int | None: ...
+
+
+class Settings(ProductSettings, Protocol):
+    """What all layers read of a network's settings."""
+
     @property
     def conv(self) -> Strategy: ...
     @property
@@ -39,8 +47,6 @@ class Settings(Protocol):
     def norm_epsilon(self) -> float: ...
     @property
     def dropout(self) -> float: ...
-    @property
-    def classes(self) -> int | None: ...
 
 
 def timestep_embedding(
@@ -99,12 +105,13 @@ class Dense(nn.Module):
     """A biased linear layer with parameters ``kernel`` (C, D) and ``bias`` (D,), over the last axis of the input."""
 
     features: int
-    config: Settings
+    config: ProductSettings
     zero_init: bool = False
+    kernel_init: Callable = nn.initializers.lecun_normal()
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        init = nn.initializers.zeros if self.zero_init else nn.initializers.lecun_normal()
+        init = nn.initializers.zeros if self.zero_init else self.kernel_init
         kernel = self.param("kernel", init, (x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         dtype = self.config.dtype
@@ -196,17 +203,19 @@ class Attention(nn.Module):
 class ConditionEmbedding(nn.Module):
     """The embedding of a condition, float32: a row of ``table`` (classes + 1, D) per class, or `Dense` of a vector.
 
-    The row of a class is picked by a product with zeros and a one. Its gradient is a sum in a fixed order, where the
-    scattered sum of indexing may have another order, and so other bits, in every run on a GPU.
+    The table starts with numbers of standard deviation ``scale``. The row of a class is picked by a product with zeros
+    and a one. Its gradient is a sum in a fixed order, where the scattered sum of indexing may have another order, and
+    so other bits, in every run on a GPU.
     """
 
     features: int
-    config: Settings
+    config: ProductSettings
+    scale: float = 1.0
 
     @nn.compact
     def __call__(self, cond: Array) -> Array:
         if self.config.classes is None:
             return Dense(self.features, self.config, name="dense")(cond).astype(jnp.float32)
         rows = self.config.classes + 1
-        table = self.param("table", nn.initializers.normal(1.0), (rows, self.features))
+        table = self.param("table", nn.initializers.normal(self.scale), (rows, self.features))
         return jnp.matmul(jax.nn.one_hot(cond, rows, dtype=jnp.float32), table, precision="highest")

@@ -12,10 +12,11 @@ from typing import Any
 import jax
 
 from ensdiff.models.denoiser import Denoiser, name_of
+from ensdiff.models.dit import DiTConfig
 from ensdiff.models.parameters import shapes_of
 from ensdiff.models.unet import UNetConfig
 
-KINDS: dict[str, Any] = {"unet": UNetConfig}
+KINDS: dict[str, Any] = {"unet": UNetConfig, "dit": DiTConfig}
 """The settings of each kind of built-in network."""
 
 

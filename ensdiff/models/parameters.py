@@ -1,4 +1,4 @@
-"""Parameters as nested dicts of arrays, for any pytree of a network: checkpoints hold and fingerprints compare these."""
+"""Parameters as nested dicts of arrays, for any pytree of a network, for checkpoints and fingerprints."""
 
 from typing import Any
 
