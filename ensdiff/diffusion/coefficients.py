@@ -19,10 +19,11 @@ Two samplers remember something h of the state's shape:
 (s3) ``x <- keep x + target x_0 + noise z + past h``, then ``h <- memory_x x + memory_clean x_0`` (of the old x).
 
 - ``heun`` (Karras et al. 2022, arXiv 2206.00364, algorithm 1): the probability flow is ``dy / du = eps``, with
-  ``y = x / s`` and ``u = sigma / s``; for rectified flow, and for a step that starts without signal, it is
-  ``dy / du = eps - x_0``, with ``y = x / (s + sigma)`` and ``u = sigma / (s + sigma)``. A step of Euler's method is
-  followed by a second evaluation and the trapezoidal rule, ``y' = y + (u' - u) / 2 (slope + slope')``. The first stage
-  remembers ``y + (u' - u) / 2 slope``. The last step is one of Euler's method: 2 S - 1 evaluations.
+  ``y = x / s`` and ``u = sigma / s``; for rectified flow, and for a step that starts with (next to) no signal, where
+  that u is infinite (or so large that the rule below is useless), it is ``dy / du = eps - x_0``, with
+  ``y = x / (s + sigma)`` and ``u = sigma / (s + sigma)``. A step of Euler's method is followed by a second evaluation
+  and the trapezoidal rule, ``y' = y + (u' - u) / 2 (slope + slope')``. The first stage remembers
+  ``y + (u' - u) / 2 slope``. The last step is one of Euler's method: 2 S - 1 evaluations.
 - ``dpm++2m`` (Lu et al. 2022, arXiv 2211.01095, algorithm 2): with ``lambda = ln(s / sigma)``, ``l = lambda' - lambda``
   and r the previous step's l divided by this one's: ``x' = (sigma' / sigma) x + s' (1 - exp(-l)) D``,
   ``D = x_0 + (x_0 - h) / (2 r)``, h the previous ``x_0``. The first and last steps are of first order, ``D = x_0``.
@@ -36,6 +37,10 @@ from jaxtyping import Float, Int
 from ensdiff.diffusion.spacing import Visited
 
 Variance = Literal["posterior", "beta", "alpha_beta"]
+
+NO_SIGNAL = 1e-3
+"""The ratio of signal to sigma below which a step of ``heun`` uses the variable of rectified flow. The cosine schedule
+starts at 5e-5; the linear ones, and EDM up to sigma 1000, never fall below."""
 
 
 class Affine(NamedTuple):
@@ -114,7 +119,7 @@ def heun(levels: Visited, *, flow: bool) -> Affine:
         if j + 1 == len(s_S):
             rows.append((j, j, keep, target, 0.0, 0.0, 0.0, 0.0))
             break
-        c = 1.0 if flow or s == 0.0 else 0.0  # the slope is eps - c x_0 = x / sigma - (s / sigma + c) x_0
+        c = 1.0 if flow or s < NO_SIGNAL * sigma else 0.0  # the slope is eps - c x_0 = x / sigma - (s / sigma + c) x_0
         n, n_next = s + c * sigma, s_next + c * sigma_next
         half = (sigma_next / n_next - sigma / n) / 2.0
         memory = (1.0 / n + half / sigma, -half * (s / sigma + c))
