@@ -13,16 +13,20 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from ensdiff import Code, Ensemble, Schedule, TrainConfig, UNetConfig
+from ensdiff import Code, Ensemble, Schedule, TrainConfig
 from ensdiff.attribution import differential
 from ensdiff.attribution.loss import block_step
 from ensdiff.codes.permute_jax import wide
 from ensdiff.data.splits_jax import Lists
-from ensdiff.diffusion.samplers import SamplerConfig, StepRule, stages
+from ensdiff.diffusion.samplers import SamplerConfig, StepRule, rule_of, stages
 from ensdiff.ensemble.members import abstract_params
 from ensdiff.ensemble.memory import Resources
 from ensdiff.ensemble.mesh import mesh_shape
+from ensdiff.models.condition import ConditionSpec
+from ensdiff.models.denoiser import Denoiser
+from ensdiff.models.space import PIXELS, Pixels, Space
 from ensdiff.planning.flops import jacobian_step_flops, landscape_step_flops, train_step_flops
+from ensdiff.sampling.conditions import Given, Mode
 from ensdiff.sampling.denoise import STATES_AT_ONCE, Noise, plan, sampling_step
 from ensdiff.sampling.packing import Batches
 from ensdiff.training.device import DeviceData, make_device_steps
@@ -36,20 +40,22 @@ class Case:
     """A case to compile: a model, its ensemble, and the devices.
 
     Args:
-        model: the U-Net.
+        model: the network.
         image_shape: (H, W, C).
         members: K.
         units: N.
-        schedule: the noise schedule.
+        schedule: the process.
         train: the training settings.
         mesh: mesh of axes ('member', 'data'), over topology devices or abstract.
         states: number of states in one landscape step; by default `ensdiff.sampling.denoise.STATES_AT_ONCE` per data
             shard.
         samples: number of samples in one Jacobian step; by default one per data shard.
         memory: bytes of memory per device.
+        condition: what a conditional network is told about each image.
+        space: pixels or latents.
     """
 
-    model: UNetConfig
+    model: Denoiser
     image_shape: tuple[int, int, int]
     members: int
     units: int
@@ -59,6 +65,8 @@ class Case:
     states: int | None = None
     samples: int | None = None
     memory: int = 16 * GIB
+    condition: ConditionSpec | None = None
+    space: Space = PIXELS
 
     @property
     def local(self) -> int:
@@ -75,13 +83,41 @@ class Case:
 
     def params(self) -> Any:
         """Return the shapes of the parameters of all members."""
-        return self.stacked(abstract_params(self.model, self.image_shape, self.members))
+        return self.stacked(abstract_params(self.model, self.image_shape, self.members, self.condition))
 
     def noise(self, count: int) -> Noise:
         """Return the shapes of noise for ``count`` states, drawn from a key."""
         key = jax.eval_shape(lambda: jax.random.key(0))
         index: Any = self.array((count,), jnp.int32, P("data"))
         return Noise(index, self.array(key.shape, key.dtype))  # type: ignore[arg-type]
+
+    @property
+    def dtype(self) -> Any:
+        """Return the dtype of stored images."""
+        return jnp.uint8 if isinstance(self.space, Pixels) else jnp.float16
+
+    @property
+    def rule(self) -> StepRule:
+        """Return the sampler's settings that a compiled step depends on."""
+        return rule_of(self.schedule, SamplerConfig(clip=isinstance(self.space, Pixels)))
+
+    @property
+    def mode(self) -> Mode:
+        """Return how many predictions sampling needs; guidance is not assumed."""
+        return "unconditional" if self.condition is None else "conditional"
+
+    def conditions(self, shape: tuple[int, ...], spec: P | None = None) -> Any:
+        """Return the shapes of conditions with these leading axes; None without conditions."""
+        if self.condition is None:
+            return None
+        return jax.tree.map(lambda row: self.array((*shape, *row.shape[1:]), row.dtype, spec), self.condition.null(1))
+
+    def given(self, count: int) -> Given | None:
+        """Return the shapes of the conditions of states, each with its own row."""
+        if self.condition is None:
+            return None
+        rows: Any = self.array((count,), jnp.int32, P("data"))
+        return Given(self.conditions((count + 1,)), rows, self.array((), jnp.float32))  # type: ignore[arg-type]
 
     def stage(self) -> Any:
         """Return the shapes of the scalars of one sampling step."""
@@ -105,15 +141,18 @@ class Step(NamedTuple):
 def train_step(case: Case) -> Step:
     """Return the program of one training step of the whole ensemble."""
     batch, mesh = case.train.batch_size, case.mesh
-    state = jax.eval_shape(lambda: init_state(case.model, case.image_shape, case.members, case.train))
+    state = jax.eval_shape(
+        lambda: init_state(case.model, case.image_shape, case.members, case.train, condition=case.condition)
+    )
     place = P("member", "data")
     images = Batch(
-        case.array((case.members, batch, *case.image_shape), jnp.uint8, place),  # type: ignore[arg-type]
+        case.array((case.members, batch, *case.image_shape), case.dtype, place),  # type: ignore[arg-type]
         case.array((case.members, batch), jnp.float32, place),  # type: ignore[arg-type]
+        case.conditions((case.members, batch), place),
     )
-    function = make_train_step(case.model, case.schedule, case.train, mesh)
+    function = make_train_step(case.model, case.schedule, case.train, mesh, case.space, case.condition)
     share = batch // mesh.shape["data"]
-    flops = train_step_flops(case.model, case.image_shape, case.local, share)
+    flops = train_step_flops(case.model, case.image_shape, case.local, share, case.condition)
     arguments = (case.stacked(state), images, case.array((), jnp.int32), case.array((), jnp.uint32))
     return Step("train", function, arguments, flops, f"{case.local} members of {share} images per chip")
 
@@ -128,10 +167,10 @@ def train_device_steps(case: Case) -> Step:
         case.array((K, N), jnp.uint8, P("member")),  # type: ignore[arg-type]
         case.array((N,), jnp.int32),  # type: ignore[arg-type]
     )
-    data = DeviceData(case.array((N, *case.image_shape), jnp.uint8), lists)  # type: ignore[arg-type]
+    data = DeviceData(case.array((N, *case.image_shape), case.dtype), lists, case.conditions((N,)))  # type: ignore[arg-type]
     number = case.array((), jnp.int32)
     seed = jax.tree.map(lambda word: case.array((), word.dtype), wide(case.train.seed))
-    function = make_device_steps(case.model, case.schedule, case.train, mesh)
+    function = make_device_steps(case.model, case.schedule, case.train, mesh, case.space, case.condition)
     note = f"{one.note}, {N} images in device memory"
     return Step("train_device", function, (one.arguments[0], data, number, number, seed), one.flops, note, 1)
 
@@ -140,26 +179,28 @@ def landscape_step(case: Case) -> Step:
     """Return the program of one sampling step of states, each without the members that saw one unit."""
     code = Code.balanced(members=case.members, units=case.units)
     shards, states = case.mesh.shape["data"], case.states
-    ensemble = Ensemble({}, code, case.model, case.schedule, case.image_shape)
+    ensemble = Ensemble({}, code, case.model, case.schedule, case.image_shape, case.space, case.condition)
     states = STATES_AT_ONCE * shards if states is None else -(-states // shards) * shards
     weights_RK = code.ablate([r % case.units for r in range(states)])
     chunks = plan(ensemble, weights_RK, case.mesh, Resources(states, case.memory // 2))
-    function = sampling_step(case.model, case.image_shape, StepRule(clip=True), case.mesh)
+    function = sampling_step(case.model, case.image_shape, case.rule, case.mesh, case.mode)
     lists, split = (shards, case.mesh.shape["member"], chunks.number), P("data", "member")
     places = *lists, chunks.together, chunks.places
     arguments = (
         case.params(),
         case.array((states, *case.image_shape), jnp.float32, P("data")),
+        None,
         case.noise(states),
         Batches(
             case.array(lists, jnp.int32, split),  # type: ignore[arg-type]
             case.array(places, jnp.int32, split),  # type: ignore[arg-type]
             case.array(places, jnp.float32, split),  # type: ignore[arg-type]
         ),
+        case.given(states),
         case.stage(),
     )
     batch = chunks.together * chunks.places
-    flops = landscape_step_flops(case.model, case.image_shape, chunks.number * batch)
+    flops = landscape_step_flops(case.model, case.image_shape, chunks.number * batch, case.condition)
     note = f"{states} states, {chunks.number} batches of {batch} predictions per chip"
     return Step("landscape", function, arguments, flops, note)
 
@@ -168,17 +209,18 @@ def jacobian_step(case: Case) -> Step:
     """Return the program of one sampling step of samples and their K tangents."""
     shards, K = case.mesh.shape["data"], case.members
     samples = shards if case.samples is None else -(-case.samples // shards) * shards
-    function = differential.tangent_step(case.model, case.image_shape, StepRule(clip=True), case.mesh)
+    function = differential.tangent_step(case.model, case.image_shape, case.rule, case.mesh, mode=case.mode)
     arguments = (
         case.params(),
-        case.array((samples, *case.image_shape), jnp.float32, P("data")),
-        case.array((K, samples, *case.image_shape), jnp.float32, P(None, "data")),
+        differential.State(case.array((samples, *case.image_shape), jnp.float32, P("data"))),  # type: ignore[arg-type]
+        differential.State(case.array((K, samples, *case.image_shape), jnp.float32, P(None, "data"))),  # type: ignore[arg-type]
         case.noise(samples),
+        case.given(samples),
         case.array((K,), jnp.float32, P("member")),
         case.stage(),
     )
     share = samples // shards
-    flops = jacobian_step_flops(case.model, case.image_shape, case.local, K, share)
+    flops = jacobian_step_flops(case.model, case.image_shape, case.local, K, share, case.condition)
     return Step("jacobian", function, arguments, flops, f"{share} samples, {K} tangents, {case.local} members per chip")
 
 
@@ -191,15 +233,16 @@ def loss_step(case: Case) -> Step:
     arguments = (
         case.params(),
         case.array((K, 1, K), jnp.float32, P("member")),
-        case.array((), jnp.float32),
+        case.array((1,), jnp.float32),
         case.array((1, *case.image_shape), jnp.float32),
+        case.conditions((1,)),
         case.array(key.shape, key.dtype),
         case.array((draws,), jnp.int32, P("data")),
         case.array((draws,), jnp.int32, P("data")),
         case.array((draws,), jnp.float32, P("data")),
     )
     pixels = math.prod(case.image_shape)
-    flops = landscape_step_flops(case.model, case.image_shape, case.local * draws // shards)
+    flops = landscape_step_flops(case.model, case.image_shape, case.local * draws // shards, case.condition)
     flops += 2 * case.local * K * (draws // shards) * pixels  # inner products of the members' errors
     return Step("loss", function, arguments, flops, f"1 image, {draws // shards} draws, {case.local} members per chip")
 

@@ -32,6 +32,9 @@ from tabulate import tabulate
 from ensdiff.ensemble.members import group_size
 from ensdiff.models.attention import resolve_attention
 from ensdiff.models.conv import resolve
+from ensdiff.models.describing import fingerprint_of
+from ensdiff.models.space import PIXELS, Latents
+from ensdiff.models.unet import UNetConfig
 from ensdiff.planning.lowering import Program, read_compiled, read_lowered
 from experiments import building, common
 from experiments.abstract import GIB, STEPS, Case, Step, abstract_mesh, lower
@@ -210,8 +213,9 @@ def build_case(config: Any, devices: list | int, memory: int) -> Case:
     platform = "gpu" if isinstance(devices, int) else "tpu"
     model, schedule, train = building.settings(config, shape[-1])
     # "auto" for the machine that will run, not for the host that compiles
-    conv, attention = resolve(model.conv, platform), resolve_attention(model.attention, platform)
-    model = dataclasses.replace(model, conv=conv, attention=attention)
+    if isinstance(model, UNetConfig):
+        conv, attention = resolve(model.conv, platform), resolve_attention(model.attention, platform)
+        model = dataclasses.replace(model, conv=conv, attention=attention)
     members = config.code.members
     count = devices if isinstance(devices, int) else len(devices)
     axes = dict(abstract_mesh(members, train.batch_size, count).shape)
@@ -224,7 +228,18 @@ def build_case(config: Any, devices: list | int, memory: int) -> Case:
             )
         axes = {"member": m, "data": d}
     mesh = mesh_over(devices, **axes)
-    return Case(model, tuple(shape), members, units, schedule, train, mesh, f.states, f.samples, memory)
+    return Case(
+        model, tuple(shape), members, units, schedule, train, mesh, f.states, f.samples, memory,
+        model.condition, Latents() if known.get("latents") else PIXELS,
+    )  # fmt: skip
+
+
+def described(model: Any) -> list[str]:
+    """Return how a network is computed, in words."""
+    found = [getattr(model, "compute_dtype", "float32")]
+    if isinstance(model, UNetConfig):
+        found += [f"conv {model.conv}", *(["rematerialised"] if model.remat else [])]
+    return found
 
 
 def main() -> None:
@@ -244,8 +259,8 @@ def main() -> None:
     room = f" of {capacity / GIB:g} GiB" if capacity else ""
     print(
         f"{f.topology}: {total} devices{room}, {m * d} used: {m} (member) x {d} (data); K = {case.members}, "
-        f"batch {case.train.batch_size} per member, {case.model.compute_dtype}, conv {case.model.conv}, "
-        f"{together} of {case.local} members of a device together" + (", rematerialised" if case.model.remat else ""),
+        f"batch {case.train.batch_size} per member, {', '.join(described(case.model))}, "
+        f"{together} of {case.local} members of a device together",
         flush=True,
     )
     results = []
@@ -267,7 +282,7 @@ def main() -> None:
             "members": case.members,
             "batch_size": case.train.batch_size,
             "image_shape": case.image_shape,
-            "model": dataclasses.asdict(case.model),
+            "model": fingerprint_of(case.model),
             "steps": results,
         }
         pathlib.Path(f.out).write_text(json.dumps(record, indent=1) + "\n")

@@ -182,15 +182,29 @@ def read_run_config(run: str | os.PathLike) -> dict[str, Any]:
     return values
 
 
-def settings(config: ConfigDict, channels: int, /, **model_fields: Any) -> tuple[Any, Any, Any]:
-    """Return the U-Net, schedule and training settings of a config, for images with ``channels`` channels.
+def settings(config: ConfigDict, channels: int, condition: Any = None, /, **model_fields: Any) -> tuple[Any, Any, Any]:
+    """Return the network, schedule and training settings of a config.
 
-    ``model_fields`` override the fields of the config's ``model`` section.
+    Args:
+        config: the config. ``model.kind`` is ``"unet"`` (the default) or ``"dit"``.
+        channels: number of channels of the images.
+        condition: `ConditionSpec` of the data, from which the network gets its number of classes or the width of its
+            vectors, unless the config sets them; None for data without conditions.
+        **model_fields: fields that override those of the config's ``model`` section.
     """
     import ensdiff
+    from ensdiff.models.describing import KINDS
 
     values = {**section(config, "model"), **model_fields, "image_channels": channels}
-    model = build(ensdiff.UNetConfig, "model", values)
+    kind = values.pop("kind", "unet")
+    if kind not in KINDS:
+        raise ValueError(f"config.model.kind={kind!r}: expected one of {', '.join(map(repr, KINDS))}")
+    leaf = condition.leaves[0] if condition is not None and len(condition.leaves) == 1 else None
+    if leaf is not None and leaf.classes is not None:
+        values.setdefault("classes", leaf.classes)
+    elif leaf is not None and len(leaf.shape) == 1:
+        values.setdefault("condition_width", leaf.shape[0])
+    model = build(KINDS[kind], "model", values)
     schedule = build(ensdiff.Schedule, "schedule", section(config, "schedule"))
     return model, schedule, build(ensdiff.TrainConfig, "train", section(config, "train"))
 
@@ -243,7 +257,7 @@ def train_from_config(config: ConfigDict) -> Any:
     check_config(config)
     data = run_data(config)
     code = build_code(section(config, "code"), data)
-    model, schedule, train_config = settings(config, data.shape[-1])
+    model, schedule, train_config = settings(config, data.shape[-1], data.condition_spec)
     shares = code.shares()
     print(f"{data}\n{code}: members see {shares.min()} to {shares.max()} units", flush=True)
     run_dir = pathlib.Path(config.run_dir)
@@ -271,7 +285,7 @@ def train_single(config: ConfigDict, data: Any) -> Any:
     """Train one model of the config's size and steps on all the data, as the ordinary alternative to an ensemble."""
     import ensdiff
 
-    model, schedule, train_config = settings(config, data.shape[-1])
+    model, schedule, train_config = settings(config, data.shape[-1], data.condition_spec)
     return ensdiff.train(data, ensdiff.Code.undivided(data.units), model, train_config, schedule=schedule)
 
 

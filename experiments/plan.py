@@ -78,6 +78,7 @@ def read_study(config: ConfigDict | None) -> tuple[Study, Schedule]:
         dataclasses.replace(train, **changes),
         f.samples,
         f.sampling_steps,
+        model.condition,
     )
     return study, schedule
 
@@ -97,7 +98,7 @@ def chosen() -> dict[str, Accelerator]:
 
 def table(study: Study, accelerators: dict[str, Accelerator], chips: int, share: float) -> str:
     """Return the whole plan as one table, with a column of requirements and one column per accelerator."""
-    count, model = parameter_count(study.model, study.image_shape), study.model
+    count, model = parameter_count(study.model), study.model
     K, w, N, B, S = study.members, study.weight, study.units, study.samples, study.sampling_steps
     rows = [
         ["parameters per member", f"{count:,}"],
@@ -129,7 +130,7 @@ def table(study: Study, accelerators: dict[str, Accelerator], chips: int, share:
     for job, work in works.items():
         rows.append([work, f"{flops[job]:.3g} FLOP", *(duration(all_hours[job]) for all_hours in hours)])
     heads = [f"{name} x {1 if a.platform == 'cpu' else chips}" for name, a in accelerators.items()]
-    title = f"{'x'.join(map(str, study.image_shape))}, {model.compute_dtype}"
+    title = f"{'x'.join(map(str, study.image_shape))}, {getattr(model, 'compute_dtype', 'float32')}"
     return tabulate(rows, headers=[title, "", *heads], tablefmt="github", disable_numparse=True)
 
 
@@ -177,8 +178,9 @@ def compile_for(text: str, study: Study, schedule: Schedule) -> str:
     mesh = aot.mesh_over(devices, member, data)
     memory: Any = capacity or 16 * GIB
     case = Case(
-        study.model, study.image_shape, study.members, study.units, schedule, study.train, mesh, None, None, memory
-    )
+        study.model, study.image_shape, study.members, study.units, schedule, study.train, mesh, None, None, memory,
+        study.condition,
+    )  # fmt: skip
     results = []
     for name in COMPILED:
         step = STEPS[name](case)

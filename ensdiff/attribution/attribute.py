@@ -21,6 +21,7 @@ from ensdiff.attribution.candidates import Candidates
 from ensdiff.attribution.draws import LossConfig
 from ensdiff.attribution.exact import Distance, measure_of
 from ensdiff.attribution.gradients.config import GradientConfig
+from ensdiff.attribution.pictures import pictures_of
 from ensdiff.attribution.queries import query_marks
 from ensdiff.attribution.ranking import Ranking, audit_shortlist, calibrate, rank, rank_shortlist, significance
 from ensdiff.attribution.request import Request, check_method, check_request, measure_name, name_of, named_sampler
@@ -33,6 +34,8 @@ from ensdiff.ensemble.memory import Resources
 from ensdiff.files.version import __version__
 from ensdiff.models.attention import resolve_attention
 from ensdiff.models.conv import resolve
+from ensdiff.models.denoiser import Denoiser
+from ensdiff.models.unet import UNetConfig
 from ensdiff.runs.pieces import pieces
 from ensdiff.sampling.sample import Samples
 from ensdiff.typing import Array, ArrayLike
@@ -53,6 +56,7 @@ def attribute(
     null: int | Literal["all"] = 0,
     level: float = 0.1,
     loss: LossConfig | None = None,
+    cond: Any = None,
     data: Dataset | None = None,
     gradients: GradientConfig | None = None,
     store: str | os.PathLike | None = None,
@@ -69,7 +73,8 @@ def attribute(
 
     Args:
         params: the ensemble.
-        samples: the result of `ensdiff.sample`; for ``"loss"`` also any images (B, H, W, C) in [0, 1], or uint8.
+        samples: the result of `ensdiff.sample`; for ``"loss"`` and gradient methods also any images (B, H, W, C) in
+            [0, 1], or uint8, or latents.
         method: ``"exact"`` regenerates every sample without every unit (4). ``"differential"`` predicts the distance
             from the Gram matrix of the Jacobian (6), with one run per sample for any number of units. ``"screen"``
             ranks all units by (6) and verifies the best ``verify`` of them by (4). ``"loss"`` scores images by how
@@ -98,6 +103,8 @@ def attribute(
             sets (11).
         level: largest q-value at which a verdict attributes a sample to a unit.
         loss: draws, levels and weighting of ``"loss"``, and of the members' losses that judge gradient scores.
+        cond: the conditions of such images, for conditional members: one per image, or one for all. None is no
+            condition. The result of `ensdiff.sample` carries its own.
         data: the training data, for gradient methods.
         gradients: how gradients are computed and compared; by default, the members choose ridge, noise levels and
             normalization.
@@ -140,11 +147,12 @@ def attribute(
     candidates = Candidates.of(params.candidate_code(code), units).by_id()  # among equals, the lower id comes first
     request = check_request(method, len(candidates), top, verify, audit, null, level, seed)
     resources = Resources(chunk, memory_budget, progress)
-    model = params.model  # other ways of computing it round differently
-    computed = resolve(model.conv, predicting=True), model.stack, model.precision, resolve_attention(model.attention)
+    computed = _computed(params.model)
+    if cond is not None and (callable(method) or method not in ("loss", *GRADIENT_METHODS)):
+        raise ValueError(f"cond is for images under method='loss' or gradients, not {name_of(method)!r}: leave it out")
     if method in GRADIENT_METHODS and data is not None:
-        queries = samples.images if isinstance(samples, Samples) else samples
-        with pieces(partial, __version__, params, queries, method, resolve(model.conv), computed) as kept:
+        queries = pictures_of(params, samples, cond)
+        with pieces(partial, __version__, params, queries, method, computed) as kept:
             return attribute_by_gradients(
                 params, queries, method, candidates=candidates, request=request, loss=loss, resources=resources,
                 kept=kept, data=data, gradients=gradients, store=store, held_out_images=held_out,
@@ -152,8 +160,11 @@ def attribute(
     config = LossConfig() if loss is None else loss
     ablations = null_ablations(candidates, request.null, request.seed) if request.null else None
     measure = measure_name(features, distance)
-    with pieces(partial, __version__, params, named_sampler(samples), measure, computed) as kept:
-        inputs = Inputs(params, samples, features, measure_of(features, distance), resources, kept)
+    if isinstance(samples, Samples) and cond is not None:
+        raise ValueError("the samples carry their own conditions: leave cond out")
+    subject: Any = pictures_of(params, samples, cond) if method == "loss" else samples
+    with pieces(partial, __version__, params, named_sampler(subject), measure, computed) as kept:
+        inputs = Inputs(params, subject, features, measure_of(features, distance), resources, kept)
         scores = scores_of(method, inputs, candidates, config, request.seed)
         calibration = calibrate(scores.final, ablations)
         found: Audit | None = None
@@ -172,13 +183,21 @@ def attribute(
         tested.null_BL,
         name_of(method),
         "score" if callable(method) else "loss" if method == "loss" else measure,
-        _settings(params, samples, candidates, request, ablations, scores, config),
+        _settings(params, subject, candidates, request, ablations, scores, config),
         q_value=tested.q_BT,
         level=request.level,
         standard_error=_standard_error(candidates, scores, ranking),
         sets=candidates.sets,
         audit=found,
     )
+
+
+def _computed(model: Denoiser) -> tuple[Any, ...]:
+    """Return how the network is computed, because other ways of computing it round differently."""
+    if not isinstance(model, UNetConfig):
+        return (model.stack,)
+    forms = resolve(model.conv), resolve(model.conv, predicting=True)
+    return *forms, model.stack, model.precision, resolve_attention(model.attention)
 
 
 def _standard_error(candidates: Candidates, scores: Scores, ranking: Ranking) -> Float[np.ndarray, "B T"] | None:
@@ -192,7 +211,7 @@ def _standard_error(candidates: Candidates, scores: Scores, ranking: Ranking) ->
 
 def _settings(
     params: Ensemble,
-    samples: Samples | ArrayLike,
+    samples: Any,
     candidates: Candidates,
     request: Request,
     ablations: Null | None,
@@ -207,7 +226,7 @@ def _settings(
     used: dict[str, Any] = {} if scores.screen is None else {"verify": request.verify}
     if scores.estimate is not None:
         used = {"draws": scores.estimate.draws, "levels": config.levels, "weighting": config.weighting}
-        used["queries"] = query_marks(samples.images if isinstance(samples, Samples) else samples)
+        used["queries"] = query_marks(samples.images)
     return {
         "top": request.top,
         "candidates": len(candidates),

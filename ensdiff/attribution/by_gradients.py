@@ -35,13 +35,13 @@ from ensdiff.attribution.judging import (
     member_outputs,
 )
 from ensdiff.attribution.loss import loss_matrix
+from ensdiff.attribution.pictures import Pictures, pictures_of
 from ensdiff.attribution.queries import query_marks
 from ensdiff.attribution.ranking import Significance
 from ensdiff.attribution.request import Request
 from ensdiff.attribution.result import Attribution
 from ensdiff.attribution.scoring import GradientMethod
 from ensdiff.data import Dataset
-from ensdiff.data.images import check_images
 from ensdiff.ensemble.ensemble import Ensemble
 from ensdiff.ensemble.memory import Resources
 from ensdiff.metrics.arrays import at_most
@@ -75,7 +75,7 @@ class Result(NamedTuple):
 
 def attribute_by_gradients(
     params: Ensemble,
-    queries: ArrayLike,
+    queries: Pictures,
     method: GradientMethod,
     data: Dataset,
     candidates: Candidates,
@@ -96,8 +96,7 @@ def attribute_by_gradients(
     """
     check_data(params, data)
     data.check_present(f"method={method!r}", "use method='loss', which needs no data")
-    others = held_out_images.images if isinstance(held_out_images, Dataset) else held_out_images
-    others = None if others is None else check_images(others, tuple(params.image_shape))
+    others = None if held_out_images is None else pictures_of(params, held_out_images)
     stored = None if store is None else open_gradients(store, params, data)
     known = stored is not None and isinstance(held_out_images, Dataset) and stored.holds(held_out_images)
     config = _config(gradients, stored)
@@ -142,7 +141,7 @@ def attribute_by_gradients(
         **({} if attributed is None else {"attributed": attributed}),
         "draws": config.draws,
         "chosen": best.plain,
-        "queries": query_marks(queries),
+        "queries": query_marks(queries.images),
         **result.settings,
     }
     return Attribution(

@@ -34,12 +34,13 @@ from ensdiff.codes import Code
 from ensdiff.data import Dataset
 from ensdiff.diffusion.schedule import Schedule
 from ensdiff.ensemble.compiling import per_device
-from ensdiff.ensemble.ensemble import Ensemble, to_model
+from ensdiff.ensemble.ensemble import Ensemble
 from ensdiff.ensemble.memory import Resources
 from ensdiff.ensemble.mesh import make_mesh, on_mesh
 from ensdiff.files.reading import printable
 from ensdiff.metrics.arrays import precision, tied
-from ensdiff.models.unet import UNetConfig
+from ensdiff.models.denoiser import Denoiser
+from ensdiff.models.space import Space
 from ensdiff.runs.identity import check_data
 from ensdiff.typing import Key, as_key, unmasked
 
@@ -117,7 +118,7 @@ def unit_losses(
     placed = place(params, key, mesh, resources)
     size = min(max(1, placed.states // config.block), -(-data.items // shards)) * shards
     blocks = -(-config.draws // config.block)
-    step = _loss_step(params.model, params.schedule, params.image_shape, params.value_range, mesh)
+    step = _loss_step(params.model, params.schedule, params.image_shape, params.space, mesh)
     draws = [
         config.draw_block(params.schedule, key, block, config.block * blocks).on_mesh(mesh, P())
         for block in range(blocks)
@@ -128,7 +129,8 @@ def unit_losses(
             items = np.arange(start, min(start + size, data.items))
             padded = np.minimum(np.arange(start, start + size), data.items - 1)
             x = on_mesh(np.asarray(data.images[padded]), mesh, P("data"))
-            parts = [hosts.fetch(step(placed.params_K, x, placed.noise_key, *block)) for block in draws]
+            cond = on_mesh(data.conditions_of(padded), mesh, P("data"))
+            parts = [hosts.fetch(step(placed.params_K, x, cond, placed.noise_key, *block)) for block in draws]
             total_KB = np.sum(parts, axis=0, dtype=float)
             np.add.at(loss_NK, data.unit_of_item[items], total_KB[:, : len(items)].T)
             bar.update(len(items))
@@ -138,21 +140,21 @@ def unit_losses(
 
 @functools.lru_cache(maxsize=16)
 def _loss_step(
-    model: UNetConfig,
+    model: Denoiser,
     schedule: Schedule,
     image_shape: tuple[int, int, int],
-    value_range: tuple[float, float],
+    space: Space,
     mesh: Mesh,
 ):
     """Return the compiled losses of items under each member, summed over one block of draws, without a collective."""
 
-    def step(params_K, image_BHWC, key, t_D, number_D, weight_D):
+    def step(params_K, image_BHWC, cond_B, key, t_D, number_D, weight_D):
         eps_DHWC = draw_noise(key, number_D, image_shape)
-        x_BHWC = to_model(image_BHWC, value_range)
-        error_KBDF = member_errors(model, schedule, params_K, x_BHWC, t_D, eps_DHWC)
+        x_BHWC = space.to_model(image_BHWC)
+        error_KBDF = member_errors(model, schedule, params_K, x_BHWC, cond_B, t_D, eps_DHWC).error_KBDF
         return jnp.einsum("kbdf,kbdf,d->kb", error_KBDF, error_KBDF, weight_D, precision="highest")
 
-    return per_device(step, mesh, (P("member"), P("data"), P(), P(), P(), P()), P("member", "data"))
+    return per_device(step, mesh, (P("member"), P("data"), P("data"), P(), P(), P(), P()), P("member", "data"))
 
 
 def contrast_losses(loss_NK: ArrayLike, code: Code) -> Contrast:

@@ -22,12 +22,14 @@ from jaxtyping import Float
 from ensdiff import hosts
 from ensdiff.diffusion.samplers import StepRule, advance, rule_of, stages
 from ensdiff.ensemble.compiling import per_device
-from ensdiff.ensemble.ensemble import Ensemble, member_weights, to_images
-from ensdiff.ensemble.members import apply_member, sum_over_members
+from ensdiff.ensemble.ensemble import Ensemble, member_weights
+from ensdiff.ensemble.members import sum_over_members
 from ensdiff.ensemble.memory import Resources, images_at_once
 from ensdiff.ensemble.mesh import make_mesh, on_mesh, pace
-from ensdiff.models.unet import UNetConfig
-from ensdiff.sampling.denoise import Noise
+from ensdiff.models.denoiser import Denoiser
+from ensdiff.models.space import Pixels
+from ensdiff.sampling.conditions import Given, Mode, mode_of, predict_given, predictions_of
+from ensdiff.sampling.denoise import Noise, first_states
 from ensdiff.sampling.sample import Samples, check_samples
 from ensdiff.typing import Array, ArrayLike
 
@@ -44,64 +46,80 @@ class Linearized(NamedTuple):
 
 @functools.lru_cache(maxsize=16)
 def tangent_step(
-    model: UNetConfig,
+    model: Denoiser,
     image_shape: tuple[int, int, int],
     rule: StepRule,
     mesh: Mesh,
     together: int | None = None,
+    mode: Mode = "unconditional",
 ) -> Callable:
-    """Return a compiled step ``(params_K, x_B, dx_IB, noise, weight_K, stage) -> (x_B, dx_IB)``.
+    """Return a compiled step ``(params_K, state, tangent, noise, given, weight_K, stage) -> (state, tangent)``.
 
-    Both ``x_B`` and ``dx_IB`` are donated. A member is linearised at ``together`` samples at a time (a divisor of the
-    number of samples per device; None is all), and all tangents pass through it as one batch.
+    The state and its tangents are `State`, and both are donated. A member is linearised at ``together`` samples at a
+    time (a divisor of the number of samples per device; None is all), and all tangents pass through it as one batch.
     """
     summed = mesh.shape["member"] > 1
 
-    def step(params_K, x_B, dx_IB, noise, weight_K, stage):
-        t = stage.time.astype(jnp.int32)
+    def step(params_K, state, tangent, noise, given, weight_K, stage):
+        x_B, dx_IB = state.x, tangent.x
         local, B = len(weight_K), len(x_B)
         size = B if together is None else together
-        t_G = jnp.full((size,), t, jnp.int32)
 
         def member(params, weight, number):
             def group(args):
-                x_G, dx_IG = args
-                eps_G, push = jax.linearize(lambda x: apply_member(model, params, x, t_G), x_G)
-                # product rule: the weights contribute eps_k to row k, the states contribute through the member
-                return weight * eps_G, (weight * jax.vmap(push)(dx_IG)).at[number].add(eps_G)
+                start, x_G, dx_IG = args
+                some = None if given is None else given.take(start + jnp.arange(size))
+                predict = functools.partial(predict_given, model, params, stage=stage, given=some, mode=mode)
+                f_G, push = jax.linearize(predict, x_G)
+                # product rule: the weights contribute F_k to row k, the states contribute through the member
+                return weight * f_G, (weight * jax.vmap(push)(dx_IG)).at[number].add(f_G)
 
             def split(a_B):
                 return a_B.reshape(-1, size, *image_shape)
 
-            eps, through = jax.lax.map(group, (split(x_B), jax.vmap(split, out_axes=1)(dx_IB)))
-            return eps.reshape(x_B.shape), through.swapaxes(0, 1).reshape(dx_IB.shape)
+            parts = jnp.arange(0, B, size), split(x_B), jax.vmap(split, out_axes=1)(dx_IB)
+            f, through = jax.lax.map(group, parts)
+            return f.reshape(x_B.shape), through.swapaxes(0, 1).reshape(dx_IB.shape)
 
         number_K = jax.lax.axis_index("member") * local + jnp.arange(local)
-        eps_B, through_IB = sum_over_members(model, member, params_K, weight_K, number_K)
+        f_B, through_IB = sum_over_members(model, member, params_K, weight_K, number_K)
         if summed:
-            eps_B, through_IB = jax.lax.psum((eps_B, through_IB), "member")
+            f_B, through_IB = jax.lax.psum((f_B, through_IB), "member")
 
-        def update(x_B, eps_B):
-            return advance(rule, x_B, eps_B, noise.at(stage.number + 1, image_shape), None, stage)[0]
+        def update(state, f_B):
+            noise_B = noise.at(stage.number + 1, image_shape)
+            return State(*advance(rule, state.x, f_B, noise_B, state.memory, stage))
 
-        x_next, push_update = jax.linearize(update, x_B, eps_B)
-        return x_next, jax.vmap(push_update)(dx_IB, through_IB)
+        following, push_update = jax.linearize(update, state, f_B)
+        return following, jax.vmap(push_update)(tangent, through_IB)
 
-    in_specs = P("member"), P("data"), P(None, "data"), Noise.specs(), P("member"), P()
+    in_specs = P("member"), P("data"), P(None, "data"), Noise.specs(), Given.specs(mode), P("member"), P()
     return per_device(step, mesh, in_specs, (P("data"), P(None, "data")), donate=(1, 2))
+
+
+class State(NamedTuple):
+    """States, or their tangents, and what a sampler with memory remembers of earlier steps; None for others."""
+
+    x: Array
+    memory: Array | None = None
 
 
 def _run(params: Ensemble, samples: Samples, mesh: Mesh, together: int) -> tuple[Array, Array]:
     """Return the finished state and its tangents, in model space, not clipped."""
     noise = samples.noise.on_mesh(mesh)
-    step = tangent_step(params.model, params.image_shape, rule_of(params.schedule, samples.config), mesh, together)
+    rule, mode = rule_of(params.schedule, samples.config), mode_of(params.condition, samples.guidance)
+    step = tangent_step(params.model, params.image_shape, rule, mesh, together, mode)
     stacked = on_mesh(params.params, mesh)
     weights = on_mesh(samples.weights_K, mesh)
-    x_B = on_mesh(noise.at(0, params.image_shape), mesh, P("data"))
-    dx_IB = on_mesh(jnp.zeros((params.members, *x_B.shape)), mesh, P(None, "data"))
+    given = samples.exogenous.given(params)
+    given = None if given is None else given.on_mesh(mesh)
+    x_B = first_states(params, samples.config, noise)
+    state = State(x_B, jnp.zeros_like(x_B) if rule.memory else None)
+    tangent = jax.tree.map(lambda a: jnp.zeros((params.members, *a.shape)), state)
+    state, tangent = on_mesh(state, mesh, P("data")), on_mesh(tangent, mesh, P(None, "data"))
     for stage in stages(params.schedule, samples.config):
-        x_B, dx_IB = pace(step(stacked, x_B, dx_IB, noise, weights, stage), mesh)
-    return x_B, dx_IB
+        state, tangent = pace(step(stacked, state, tangent, noise, given, weights, stage), mesh)
+    return state.x, tangent.x
 
 
 def linearize(
@@ -123,11 +141,12 @@ def linearize(
     size = min(B, max(1, budget // 2 // state) * shards)
     size = -(-B // -(-B // size))  # equal chunks
     size = -(-size // shards) * shards
-    together = images_at_once(params.model, params.image_shape, mesh, K, budget // 2) // (K + 1)
+    twice = predictions_of(mode_of(params.condition, samples.guidance))
+    together = images_at_once(params, mesh, budget // 2) // (K + 1) // twice
     together = max(g for g in range(1, size // shards + 1) if (size // shards) % g == 0 and g <= max(1, together))
 
     def finish(x):
-        images = to_images(x, params.value_range)
+        images = params.space.to_images(x)
         return images if features is None else features(images)
 
     with hosts.progress_bar(B, "jacobian", "image", shown=resources.progress) as bar:
@@ -153,7 +172,7 @@ def jacobian(
         progress: show a progress bar.
 
     Returns:
-        ``J_KBHWC``, in units of the [0, 1] images; 0 where a pixel is clipped.
+        ``J_KBHWC``, in units of the [0, 1] images or of the latents; 0 where a pixel is clipped.
 
     >>> J_KBHWC = ensdiff.jacobian(params, samples)
     >>> J_KBHWC.shape
@@ -197,7 +216,7 @@ def predicted_counterfactuals(
     memory_budget: int | None = None,
     progress: bool = False,
 ) -> Float[np.ndarray, "M B H W C"]:
-    """Predict by (5) what each sample would have been without each unit: ``clip(x + J (w_-i - w), 0, 1)``.
+    """Predict by (5) what each sample would have been without each unit: ``x + J (w_-i - w)``, with pixels in [0, 1].
 
     This takes one sampling run per sample for any number of units; `ensdiff.counterfactuals` regenerates instead.
 
@@ -209,7 +228,7 @@ def predicted_counterfactuals(
         progress: show a progress bar.
 
     Returns:
-        (M, B, H, W, C) in [0, 1].
+        (M, B, H, W, C): pixels in [0, 1], or latents.
 
     Raises:
         NoSurvivorError: every member saw some unit of a set.
@@ -223,7 +242,8 @@ def predicted_counterfactuals(
     out = np.empty((len(step_MK), *samples.images.shape), np.float32)
     for rows, part in linearize(params, samples, None, Resources(None, memory_budget, progress)):
         moved = np.tensordot(step_MK, np.asarray(part.tangent_KBF), axes=1)
-        out[:, rows] = np.clip(np.asarray(part.value_BF) + moved, 0.0, 1.0)
+        moved += np.asarray(part.value_BF)
+        out[:, rows] = np.clip(moved, 0.0, 1.0) if isinstance(params.space, Pixels) else moved
     return out
 
 

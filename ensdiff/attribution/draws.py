@@ -5,7 +5,7 @@ number, so all members and all images use the same draws, whatever the batch siz
 """
 
 import dataclasses
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +14,13 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Float, Int
 
-from ensdiff.data.images import check_images
-from ensdiff.diffusion.schedule import Schedule, add_noise
-from ensdiff.ensemble.ensemble import Ensemble, to_model
+from ensdiff.diffusion.schedule import Schedule, add_noise, network_inputs, target
+from ensdiff.diffusion.weights import vlb_weights
+from ensdiff.ensemble.ensemble import Ensemble
 from ensdiff.ensemble.members import apply_member, over_members
 from ensdiff.ensemble.memory import Resources, images_at_once, least_bytes
 from ensdiff.ensemble.mesh import on_mesh
+from ensdiff.models.denoiser import Denoiser
 from ensdiff.settings import check_fields
 from ensdiff.typing import Array, ArrayLike, Key, Params, as_key
 
@@ -113,8 +114,7 @@ class LossConfig:
         if self.weighting == "simple":
             return np.ones(schedule.timesteps)
         low, high = self.level_range(schedule)
-        snr_T = schedule.abar_T / (1.0 - schedule.abar_T)
-        return (high - low) / 2 * np.concatenate([[0.0], snr_T[:-1] / snr_T[1:] - 1.0])
+        return vlb_weights(schedule, low, high - 1)
 
     def draw_block(self, schedule: Schedule, key: Key, block: int, averaged: int) -> "Draws":
         """Return the draws of one block, weighted for a mean over ``averaged`` draws."""
@@ -168,9 +168,9 @@ def place(params: Ensemble, key: Array, mesh: Mesh, resources: Resources) -> Pla
         ValueError: the memory budget is too small for one draw of one image.
     """
     budget = resources.budget()
-    states = images_at_once(params.model, params.image_shape, mesh, params.members, budget)
+    states = images_at_once(params, mesh, budget)
     if states < 1:
-        need = least_bytes(params.model, params.image_shape, mesh, params.members)
+        need = least_bytes(params, mesh)
         raise ValueError(
             f"memory_budget={budget} bytes: one draw of one image needs up to {need} bytes on a device; give at least "
             "that"
@@ -179,26 +179,34 @@ def place(params: Ensemble, key: Array, mesh: Mesh, resources: Resources) -> Pla
     return Placed(mesh, on_mesh(params.params, mesh), noise_key, states)
 
 
-def model_images(params: Ensemble, images: ArrayLike) -> Float[Array, "B H W C"]:
-    """Check images, generated or not, and return them in the value range of the model.
-
-    Raises:
-        ValueError: a shape that is not the ensemble's, or values outside [0, 1] by more than rounding explains.
-    """
-    return to_model(jnp.asarray(check_images(images, tuple(params.image_shape))), params.value_range)
-
-
 def draw_noise(key: Array, number_D: Array, image_shape: tuple[int, int, int]) -> Float[Array, "D H W C"]:
     """Return the noise eps of each draw, a function only of the key and the draw's number."""
     return jax.vmap(lambda number: jax.random.normal(jax.random.fold_in(key, number), image_shape))(number_D)
 
 
-def member_errors(model, schedule, params_K, x_BHWC, t_D, eps_DHWC) -> Float[Array, "K B D F"]:
-    """Return ``eps - eps_k(x_t, t)`` for every member, image and draw, with pixels flattened."""
+class Errors(NamedTuple):
+    """Errors of predictions, in the space of what the members predict, with pixels flattened.
+
+    Args:
+        error_KBDF: the target minus each member's prediction.
+        target_BDF: the target, which is the error of predicting 0.
+    """
+
+    error_KBDF: Float[Array, "K B D F"]
+    target_BDF: Float[Array, "B D F"]
+
+
+def member_errors(
+    model: Denoiser, schedule: Schedule, params_K: Params, x_BHWC: Array, cond_B: Any, t_D: Array, eps_DHWC: Array
+) -> Errors:
+    """Return every member's error for every image, under its condition, and draw."""
     B, D = len(x_BHWC), len(t_D)
     t_R = jnp.tile(t_D, B)
     eps_R = jnp.tile(eps_DHWC, (B, 1, 1, 1))
-    x_R = add_noise(schedule, jnp.repeat(x_BHWC, D, axis=0), t_R, eps_R)
+    clean_R = jnp.repeat(x_BHWC, D, axis=0)
+    inputs_R, time_R = network_inputs(schedule, add_noise(schedule, clean_R, t_R, eps_R), t_R)
+    cond_R = jax.tree.map(lambda rows: jnp.repeat(rows, D, axis=0), cond_B)
     local = jax.tree.leaves(params_K)[0].shape[0]
-    predicted_KR = over_members(model, lambda params: apply_member(model, params, x_R, t_R), params_K)
-    return (eps_R[None] - predicted_KR).reshape(local, B, D, -1)
+    predicted_KR = over_members(model, lambda params: apply_member(model, params, inputs_R, time_R, cond_R), params_K)
+    target_R = jnp.asarray(target(schedule, clean_R, eps_R, t_R))
+    return Errors((target_R[None] - predicted_KR).reshape(local, B, D, -1), target_R.reshape(B, D, -1))

@@ -100,7 +100,7 @@ def measured_influence(
     out = np.empty(len(weights_RK), np.float32)
     size = 0
     for rows, images in run_states(
-        params, samples.config, samples.noise.take(sample_R), weights_RK, resources, what="ablate"
+        params, samples.config, samples.exogenous.take(sample_R), weights_RK, resources, what="ablate"
     ):
         size = max(size, len(images))
         place_P = np.minimum(np.arange(size), len(images) - 1)  # pads the last chunk to the shape of the other chunks

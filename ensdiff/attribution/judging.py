@@ -31,6 +31,7 @@ from jaxtyping import Float
 
 from ensdiff.attribution.draws import LossConfig
 from ensdiff.attribution.loss import LossMatrix, loss_matrix
+from ensdiff.attribution.pictures import Given
 from ensdiff.data import Dataset
 from ensdiff.ensemble.ensemble import Ensemble
 from ensdiff.metrics import Estimate
@@ -38,7 +39,6 @@ from ensdiff.metrics.arrays import rankable, spearman, table
 from ensdiff.metrics.bootstrap import RESAMPLES
 from ensdiff.metrics.datamodel import pooled_slope, rank_agreement, subset_sums
 from ensdiff.runs.identity import check_data
-from ensdiff.sampling.sample import Samples
 from ensdiff.typing import ArrayLike
 
 LEAST_MEMBERS = 3
@@ -80,8 +80,9 @@ def judge(
     params: Ensemble,
     data: Dataset,
     scores: ArrayLike | Mapping[Any, ArrayLike],
-    queries: Samples | ArrayLike,
+    queries: Given,
     *,
+    cond: Any = None,
     outputs: LossMatrix | ArrayLike | None = None,
     loss: LossConfig | None = None,
     seed: int = 0,
@@ -100,7 +101,9 @@ def judge(
         scores: (K, B, N) scores of each unit for each query, computed from each member alone; or (B, N) scores that
             use no member, such as distances of pixels. Instead of units, N may be the items of ``data``. To choose
             among settings, a mapping from each setting to its scores.
-        queries: the B queries: the result of `ensdiff.sample`, or images (B, H, W, C) in [0, 1], or uint8.
+        queries: the B queries: the result of `ensdiff.sample`, or images (B, H, W, C) in [0, 1], or uint8, or
+            latents.
+        cond: the conditions of an array of queries, for conditional members; None is no condition.
         outputs: what the members say about the queries, if it is known: the result of `loss_matrix`, or (B, K) minus
             the loss of each query under each member.
         loss: draws, levels and weighting of the loss, if it is not known.
@@ -124,8 +127,7 @@ def judge(
     if outputs is not None and loss is not None:
         raise ValueError("loss sets how outputs are computed, but outputs are given: leave one of them out")
     if outputs is None:
-        images = queries.images if isinstance(queries, Samples) else queries
-        outputs = loss_matrix(params, images, seed, loss, memory_budget=memory_budget, progress=progress)
+        outputs = loss_matrix(params, queries, seed, loss, cond=cond, memory_budget=memory_budget, progress=progress)
     outputs_BK = member_outputs(outputs) if isinstance(outputs, LossMatrix) else outputs
     code_NK = params.code.matrix()
     several = scores if isinstance(scores, Mapping) else {None: scores}

@@ -3,7 +3,7 @@
 (7) ``L(w; x) = E_{t,eps} lambda_t |eps - sum_k w_k eps_k(x_t, t)|^2 = w^T R w`` if ``sum w = 1``, with
     ``R_kl = E lambda_t <eps - eps_k, eps - eps_l>``, sums over pixels. One prediction of every member for each draw of
     (t, eps) gives R, and R scores every unit and group: ``score_i = L(w_-i) - L(w)``, positive if removing i makes the
-    image less likely.
+    image less likely. Where members predict something else than the noise (`ensdiff.Schedule`), that takes its place.
 
 Draws come in blocks. Each block alone gives an unbiased estimate of R, so the spread of the blocks gives the standard
 error of every score. All members and all images use the same draws: the scores of an image depend only on the image,
@@ -13,7 +13,7 @@ the seed and the number of draws.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,16 +23,17 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Float
 
 from ensdiff import hosts
-from ensdiff.attribution.draws import LossConfig, draw_noise, member_errors, model_images, place
+from ensdiff.attribution.draws import LossConfig, draw_noise, member_errors, place
+from ensdiff.attribution.pictures import Given, Pictures, model_images, pictures_of
 from ensdiff.codes import Code
 from ensdiff.diffusion.schedule import Schedule
 from ensdiff.ensemble.compiling import per_device
 from ensdiff.ensemble.ensemble import Ensemble, member_weights
 from ensdiff.ensemble.memory import Resources
 from ensdiff.ensemble.mesh import make_mesh, on_mesh, pace
-from ensdiff.models.unet import UNetConfig
+from ensdiff.models.denoiser import Denoiser
 from ensdiff.runs.pieces import Pieces
-from ensdiff.typing import Array, ArrayLike, Key, as_key
+from ensdiff.typing import ArrayLike, Key, as_key
 
 PROBES = 64
 """Number of units whose standard errors represent those of all units when draws are added until a target is met."""
@@ -42,8 +43,8 @@ class LossMatrix(NamedTuple):
     """Estimates of R (7) for each image, one per block of draws; their mean is the final estimate.
 
     Args:
-        blocks_JBKK: R of each block, in units of squared noise summed over pixels (times lambda).
-        empty_JB: ``E lambda |eps|^2``, the loss when nothing is predicted (w = 0).
+        blocks_JBKK: R of each block, in units of what is predicted, squared and summed over pixels (times lambda).
+        empty_JB: ``E lambda |eps|^2``, the loss when 0 is predicted (w = 0).
         draws: total draws per image.
     """
 
@@ -82,10 +83,11 @@ class LossMatrix(NamedTuple):
 
 def loss_matrix(
     params: Ensemble,
-    images: ArrayLike,
+    images: Given,
     key: Key = 0,
     config: LossConfig | None = None,
     *,
+    cond: Any = None,
     code: Code | None = None,
     memory_budget: int | None = None,
     progress: bool = False,
@@ -95,9 +97,10 @@ def loss_matrix(
 
     Args:
         params: the ensemble.
-        images: (B, H, W, C) in [0, 1], or uint8.
+        images: (B, H, W, C) in [0, 1], or uint8, or latents; or `Samples`, or a data set.
         key: int seed or JAX key of the draws.
         config: draws, levels, weighting.
+        cond: the conditions of an array of images, for conditional members; None is no condition.
         code: the code whose units' standard errors must reach ``target_error``; by default the ensemble's code.
         memory_budget: bytes of activations that a device may hold.
         progress: show a progress bar.
@@ -112,13 +115,15 @@ def loss_matrix(
     """
     config = LossConfig() if config is None else config
     key, kept = as_key(key), Pieces(None, "") if kept is None else kept
-    compute = _block_losses(params, model_images(params, images), key, config, Resources(None, memory_budget, progress))
+    pictures = pictures_of(params, images, cond)
+    compute = _block_losses(params, pictures, key, config, Resources(None, memory_budget, progress))
+    identity = [part for part in (pictures.images, pictures.cond) if part is not None]
     # a block depends on its number of draws, not on the number of blocks
     alike = dataclasses.replace(config, draws=2 * config.block, max_draws=2 * config.block, target_error=None)
 
     def block_of(number: int) -> _Block:
         # in older versions, pieces of a single array were named "loss"
-        return _Block(**kept.get_all(lambda: compute(number)._asdict(), "losses", number, key, repr(alike), images))
+        return _Block(**kept.get_all(lambda: compute(number)._asdict(), "losses", number, key, repr(alike), *identity))
 
     most = config.max_draws if config.target_error is not None else config.draws
     code = params.code if code is None else code
@@ -144,9 +149,10 @@ class _Block(NamedTuple):
 
 
 def _block_losses(
-    params: Ensemble, x_BHWC: Array, key: Key, config: LossConfig, resources: Resources
+    params: Ensemble, pictures: Pictures, key: Key, config: LossConfig, resources: Resources
 ) -> Callable[[int], _Block]:
     """Return a function from a block's number to the estimates from its draws."""
+    x_BHWC = model_images(params, pictures)
     K, B = params.members, len(x_BHWC)
     mesh = make_mesh(K, config.block)
     shards = mesh.shape["data"]
@@ -158,18 +164,18 @@ def _block_losses(
     size = min(B, max(1, states // together))
     step = block_step(params.model, params.schedule, params.image_shape, mesh)
     chunks = [np.minimum(np.arange(b, b + size), B - 1) for b in range(0, B, size)]
-    images_of = [on_mesh(x_BHWC[index], mesh, P()) for index in chunks]
+    inputs = [(on_mesh(x_BHWC[index], mesh, P()), on_mesh(pictures.take(index).cond, mesh, P())) for index in chunks]
 
     def compute(block: int) -> _Block:
         draws = config.draw_block(params.schedule, key, block, config.block)
         parts = []
-        for x in images_of:
-            total = on_mesh(jnp.zeros((K, size, K)), mesh, P("member")), on_mesh(jnp.zeros(()), mesh, P())
+        for x, cond in inputs:
+            total = on_mesh(jnp.zeros((K, size, K)), mesh, P("member")), on_mesh(jnp.zeros((size,)), mesh, P())
             for start in range(0, config.block, together):
                 some = draws.part(start, start + together).on_mesh(mesh, P("data"))
-                total = pace(step(placed.params_K, *total, x, placed.noise_key, *some), mesh)
-            loss_KBK, empty = hosts.fetch(total)
-            parts.append(_Block(loss_KBK.transpose(1, 0, 2), np.broadcast_to(empty, (size,))))
+                total = pace(step(placed.params_K, *total, x, cond, placed.noise_key, *some), mesh)
+            loss_KBK, empty_B = hosts.fetch(total)
+            parts.append(_Block(loss_KBK.transpose(1, 0, 2), empty_B))
         loss_BKK = np.concatenate([part.loss_BKK for part in parts])[:B]
         return _Block(
             (loss_BKK + loss_BKK.transpose(0, 2, 1)) / 2, np.concatenate([part.empty_B for part in parts])[:B]
@@ -184,23 +190,23 @@ def _gather(blocks: list[_Block], config: LossConfig) -> LossMatrix:
 
 
 @functools.lru_cache(maxsize=16)
-def block_step(model: UNetConfig, schedule: Schedule, image_shape: tuple[int, int, int], mesh: Mesh):
-    """Return a compiled ``(params_K, loss_KBK, empty, x_BHWC, key, t_D, number_D, weight_D) -> (loss_KBK, empty)``.
+def block_step(model: Denoiser, schedule: Schedule, image_shape: tuple[int, int, int], mesh: Mesh):
+    """Return a compiled function that adds one block of draws of noise for a group of images to their losses.
 
-    The function adds one block of draws of noise for a group of images to their matrices R, and to ``empty``, the loss
-    of predicting 0. Each device adds the rows of its own members. The sums are donated.
+    It is ``(params_K, loss_KBK, empty_B, x_BHWC, cond_B, key, t_D, number_D, weight_D) -> (loss_KBK, empty_B)``, with
+    the matrices R and the losses of predicting 0. Each device adds the rows of its own members. The sums are donated.
     """
     summed = mesh.shape["data"] > 1
 
-    def step(params_K, loss_KBK, empty, x_BHWC, key, t_D, number_D, weight_D):
+    def step(params_K, loss_KBK, empty_B, x_BHWC, cond_B, key, t_D, number_D, weight_D):
         eps_DHWC = draw_noise(key, number_D, image_shape)
-        error_KBDF = member_errors(model, schedule, params_K, x_BHWC, t_D, eps_DHWC)
+        error_KBDF, target_BDF = member_errors(model, schedule, params_K, x_BHWC, cond_B, t_D, eps_DHWC)
         all_LBDF = jax.lax.all_gather(error_KBDF, "member", axis=0, tiled=True)
         more = jnp.einsum("kbdf,lbdf,d->kbl", error_KBDF, all_LBDF, weight_D, precision="highest")
-        nothing = jnp.einsum("dhwc,dhwc,d->", eps_DHWC, eps_DHWC, weight_D, precision="highest")
+        nothing = jnp.einsum("bdf,bdf,d->b", target_BDF, target_BDF, weight_D, precision="highest")
         if summed:
             more, nothing = jax.lax.psum((more, nothing), "data")
-        return loss_KBK + more, empty + nothing
+        return loss_KBK + more, empty_B + nothing
 
-    in_specs = P("member"), P("member"), P(), P(), P(), P("data"), P("data"), P("data")
+    in_specs = P("member"), P("member"), P(), P(), P(), P(), P("data"), P("data"), P("data")
     return per_device(step, mesh, in_specs, (P("member"), P()), donate=(1, 2))

@@ -122,7 +122,7 @@ def named_sampler(samples: Any) -> Any:
     if not isinstance(samples, Samples) or isinstance(samples.config.sampler, str):
         return samples
     values = dataclasses.asdict(samples.config) | {"sampler": name_of(samples.config.sampler)}
-    return samples.images, samples.noise, samples.weights_K, json.dumps(values)
+    return samples.images, samples.noise, samples.weights_K, samples.cond, samples.guidance, json.dumps(values)
 
 
 def _whole(number: Any) -> bool:

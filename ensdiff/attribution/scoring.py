@@ -18,7 +18,6 @@ from ensdiff.attribution.loss import LossMatrix, loss_matrix
 from ensdiff.ensemble.ensemble import Ensemble
 from ensdiff.ensemble.memory import Resources
 from ensdiff.runs.pieces import Pieces
-from ensdiff.sampling.sample import Samples
 from ensdiff.typing import Array, unmasked
 
 WORDS_AT_ONCE = 1024
@@ -107,8 +106,7 @@ def scores_of(
     if method == "exact":
         return Scores(exact)
     if method == "loss":
-        images = samples.images if isinstance(samples, Samples) else samples
-        estimate = loss_matrix(params, images, seed, config, code=candidates.code, kept=kept, **shared)
+        estimate = loss_matrix(params, samples, seed, config, code=candidates.code, kept=kept, **shared)
         forms = loss_forms(estimate.mean_BKK, candidates.code.factual()[0])
         return Scores(score_by_forms(forms, candidates, resources), estimate=estimate)
     gram_BKK = kept.get(lambda: gram(params, samples, features, **shared), "gram")

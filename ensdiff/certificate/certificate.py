@@ -18,6 +18,7 @@ from ensdiff.data import Dataset
 from ensdiff.data.matching import unit_differences
 from ensdiff.files.reading import printable, read_json
 from ensdiff.files.writing import write_atomically
+from ensdiff.models.denoiser import Denoiser
 
 __all__ = ["LIMITS", "NAME", "Certificate", "Verification", "certify"]
 
@@ -111,7 +112,14 @@ class Certificate:
             raise ValueError(f"{path} has format {found!r}, this ensdiff reads {FORMAT}: upgrade ensdiff")
         return cls(values)
 
-    def verify(self, run: str | os.PathLike, *, data: Dataset | None = None, replay: int = 0) -> Verification:
+    def verify(
+        self,
+        run: str | os.PathLike,
+        *,
+        data: Dataset | None = None,
+        replay: int = 0,
+        model: Denoiser | None = None,
+    ) -> Verification:
         """Check every statement of the certificate against a run.
 
         Every section is recomputed from the run and compared, so that a change of any byte of the certified files or
@@ -124,6 +132,7 @@ class Certificate:
                 manifest must also form one unit of the data, whatever its number and name.
             replay: retrain at most this many of the last steps (needs ``data``) and compare the results bit for bit; 0
                 retrains none.
+            model: the network, if it is one of your own.
 
         Returns:
             All failures, not only the first, as text that is safe to print whatever the files hold.
@@ -135,7 +144,7 @@ class Certificate:
         failures += [f"{name}: missing from the certificate" for name in FIELDS if name not in self.values]
         checked = ["the certificate's own digest"]
         try:
-            found = _examine(pathlib.Path(run), self.units)
+            found = _examine(pathlib.Path(run), self.units, model)
             failures += self._compare(found.sections) + found.failures
             checked.append("every byte of the run's description, config, data manifest and checkpoints")
             if found.facts is not None:
@@ -195,7 +204,7 @@ class _Found(NamedTuple):
     failures: list[str]
 
 
-def _examine(path: pathlib.Path, units: tuple[int, ...]) -> _Found:
+def _examine(path: pathlib.Path, units: tuple[int, ...], model: Denoiser | None) -> _Found:
     """Recompute all sections. An error in one section becomes a failure, and the remaining sections are still computed.
 
     The number of the newest checkpoint gives the number of steps of the streams. The streams are computed only if all
@@ -206,7 +215,7 @@ def _examine(path: pathlib.Path, units: tuple[int, ...]) -> _Found:
     if files.odd:  # never read through a link, or from a pipe that may not end
         return _Found(None, sections, odd_files(files))
     try:
-        facts = Facts(Run.open(path), files, units)
+        facts = Facts(Run.open(path, model), files, units)
     except (ValueError, OSError) as error:
         return _Found(None, sections, [str(error)])
     failures = []
@@ -239,7 +248,7 @@ def _verify_data(facts: Facts, data: Dataset | None, replay: int, checked: list[
     return failures
 
 
-def certify(run: str | os.PathLike, units: Collection[int]) -> Certificate:
+def certify(run: str | os.PathLike, units: Collection[int], *, model: Denoiser | None = None) -> Certificate:
     """Certify which members of a run never saw certain units (see `Certificate.verify`).
 
     The members that did see the units are still in the run; `ensdiff.forget` writes a run without them. The certificate
@@ -249,6 +258,7 @@ def certify(run: str | os.PathLike, units: Collection[int]) -> Certificate:
     Args:
         run: the directory of a finished run that `ensdiff.train` wrote.
         units: the ids of the units.
+        model: the network, if it is one of your own.
 
     Raises:
         FileNotFoundError: the run does not exist, or files that a certificate needs are missing.
@@ -261,7 +271,7 @@ def certify(run: str | os.PathLike, units: Collection[int]) -> Certificate:
     """
     path = pathlib.Path(run)
     files = check_files(path)
-    facts = Facts(Run.open(path), files, _given(units))
+    facts = Facts(Run.open(path, model), files, _given(units))
     values: dict[str, Any] = {"kind": KIND, "format": FORMAT}
     values |= {name: section(facts) for name, section in SECTIONS.items()}
     values["files"] = hashes(path, files)

@@ -15,12 +15,15 @@ from ensdiff.certificate.files import FILES, NAME, check_files
 from ensdiff.certificate.run import Run
 from ensdiff.certificate.sections import Facts, config
 from ensdiff.files.checksums import read_sealed, write_sealed
+from ensdiff.models.denoiser import Denoiser
 from ensdiff.runs.description import FORMAT
 from ensdiff.runs.directory import RunDirectory
 from ensdiff.runs.logs import METRICS, read_metrics, write_lines
 
 
-def forget(run: str | os.PathLike, units: Collection[int], out: str | os.PathLike) -> Certificate:
+def forget(
+    run: str | os.PathLike, units: Collection[int], out: str | os.PathLike, *, model: Denoiser | None = None
+) -> Certificate:
     """Write a new run without the members that saw the units, and leave the old run unchanged.
 
     The new run loads, samples and attributes like any other. It keeps its members' numbers from training and the code
@@ -34,6 +37,7 @@ def forget(run: str | os.PathLike, units: Collection[int], out: str | os.PathLik
         run: a run that `ensdiff.train` wrote, or one that has already forgotten units.
         units: the ids of the units to forget together.
         out: a new directory; it appears only when it is complete.
+        model: the network, if it is one of your own.
 
     Returns:
         The certificate for all units that were forgotten, which the new run also holds as ``certificate.json``.
@@ -50,7 +54,7 @@ def forget(run: str | os.PathLike, units: Collection[int], out: str | os.PathLik
     True
     """
     files = check_files(pathlib.Path(run))
-    old, out = Run.open(run), pathlib.Path(out)
+    old, out = Run.open(run, model), pathlib.Path(out)
     if jax.process_count() > 1:
         raise ValueError("forgetting runs in a single process: start it in one process only")
     wanted = _given(units)
@@ -65,7 +69,7 @@ def forget(run: str | os.PathLike, units: Collection[int], out: str | os.PathLik
     try:
         config(facts)  # every checkpoint must be of this run before it is given the run's description
         _write(old, facts, partial)
-        certificate = certify(partial, facts.units)
+        certificate = certify(partial, facts.units, model=model)
         certificate.save(partial / NAME)
         os.replace(partial, out)
     finally:

@@ -7,6 +7,7 @@ members that the run no longer holds or that saw the units; causal isolation gua
 others.
 """
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +18,7 @@ from jax.sharding import AxisType, Mesh
 from ensdiff.certificate.run import Run
 from ensdiff.data import Dataset, Splits
 from ensdiff.ensemble.mesh import on_mesh
+from ensdiff.models.unet import UNetConfig
 from ensdiff.runs.description import from_description
 from ensdiff.runs.environment import environment
 from ensdiff.runs.layout import ROWS
@@ -58,6 +60,7 @@ def replay(run: Run, aligned: Dataset, members: list[int], steps: int) -> tuple[
             execution.
     """
     start = start_of_replay(run, steps)
+    aligned = dataclasses.replace(aligned, space=run.ensemble.space)
     splits = Splits.build(aligned, run.code)
     state, differences = None, []
     for first, last, place in _segments(run, start):
@@ -113,7 +116,10 @@ def _execution(run: Run, first: int, place: dict[str, Any]) -> Execution:
     ``run.json``, but not in a checkpoint of these steps.
     """
     description = run.checkpoints[min(step for step in run.steps if step > first)].description
-    return Execution.from_record(place, from_description(description, None).model)
+    model = run.ensemble.model
+    if isinstance(model, UNetConfig):
+        model = from_description(description, None).model
+    return Execution.from_record(place, model)
 
 
 def _mesh(place: dict[str, Any]) -> Mesh:
@@ -130,7 +136,8 @@ def _mesh(place: dict[str, Any]) -> Mesh:
 
 def _state(run: Run, step: int, mesh: Mesh) -> TrainState:
     """Return all members' state at a step: the checkpoint's state for held members, the initial one for the others."""
-    initial = init_state(run.ensemble.model, run.ensemble.image_shape, run.code.members, run.config, mesh)
+    one = run.ensemble
+    initial = init_state(one.model, one.image_shape, run.code.members, run.config, mesh, one.condition)
     if step == 0:
         return initial
 

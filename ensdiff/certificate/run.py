@@ -15,7 +15,8 @@ from ensdiff.data.manifest import NAME as MANIFEST
 from ensdiff.data.manifest import Manifest
 from ensdiff.ensemble.ensemble import Ensemble
 from ensdiff.files.checksums import DamagedError, read_sealed
-from ensdiff.models.unet import UNetConfig
+from ensdiff.models.condition import ConditionSpec
+from ensdiff.models.denoiser import Denoiser
 from ensdiff.runs.checkpoints import (
     Checkpoint,
     on_host,
@@ -64,8 +65,12 @@ class Run:
     environments: tuple[dict[str, Any], ...]
 
     @classmethod
-    def open(cls, path: str | os.PathLike) -> "Run":
+    def open(cls, path: str | os.PathLike, model: Denoiser | None = None) -> "Run":
         """Read everything except the checkpoints' arrays.
+
+        Args:
+            path: the run directory.
+            model: the network, if it is one of the caller's own.
 
         Raises:
             FileNotFoundError: the run does not exist.
@@ -84,7 +89,7 @@ class Run:
                 "certified, not ensembles that were saved or converted"
             )
         try:
-            ensemble = from_description(description, None)
+            ensemble = from_description(description, None, model)
             origin = description.get("origin")
             code = ensemble.code if origin is None else Code.from_dict(origin["code"])
             held = tuple(range(code.members) if origin is None else map(operator.index, origin["members"]))
@@ -190,7 +195,8 @@ class Run:
     @property
     def _expected(self) -> TrainState:
         """The shapes of the state of the held members."""
-        return _state_shapes(self.ensemble.model, self.ensemble.image_shape, len(self.held), self.config)
+        one = self.ensemble
+        return _state_shapes(one.model, one.image_shape, len(self.held), self.config, one.condition)
 
     def _stored(self, checkpoint: Checkpoint) -> dict[str, Any]:
         """Return the shapes of the state of the held members in the layout of a checkpoint."""
@@ -199,9 +205,13 @@ class Run:
 
 @functools.cache
 def _state_shapes(
-    model: UNetConfig, image_shape: tuple[int, int, int], members: int, config: TrainConfig
+    model: Denoiser,
+    image_shape: tuple[int, int, int],
+    members: int,
+    config: TrainConfig,
+    condition: ConditionSpec | None,
 ) -> TrainState:
-    return jax.eval_shape(lambda: init_state(model, image_shape, members, config))
+    return jax.eval_shape(lambda: init_state(model, image_shape, members, config, condition=condition))
 
 
 def _differences(found: Any, expected: Any) -> list[str]:

@@ -17,6 +17,7 @@ from ensdiff.certificate.streams import Streams, read_streams
 from ensdiff.codes import NoSurvivorError
 from ensdiff.codes.capacity import remaining_capacity
 from ensdiff.files.reading import printable
+from ensdiff.models.space import Latents
 from ensdiff.runs.description import MISSING, brief, decided, differences
 
 LIMITS = (
@@ -34,6 +35,16 @@ LIMITS = (
     "certificate's digest where they cannot change it.",
 )
 """What a certificate does not prove. A change of this text requires a new `FORMAT`."""
+
+ENCODER = (
+    "The members were trained on latents. The encoder that made them is not covered: whatever it was trained on, which "
+    "may include the units, can show in every latent."
+)
+"""A further limit of runs on latents."""
+OWN_NETWORK = (
+    "The network is the user's own code, of which the run records only the names and shapes of the parameters."
+)
+"""A further limit of runs with a network of one's own."""
 
 
 class Facts:
@@ -153,7 +164,7 @@ def config(facts: Facts) -> dict[str, Any]:
         ValueError: they differ. The message names the fields.
     """
     run = facts.run
-    names = ("model", "schedule", "code", "image_shape", "value_range", "train", "data", "origin")
+    names = (*SETTINGS, "code", "data", "origin")
     differences = []
     for step, checkpoint in run.checkpoints.items():
         text = checkpoint.description
@@ -168,8 +179,11 @@ def config(facts: Facts) -> dict[str, Any]:
             differences.append(f"checkpoints/{step}: average is {text.get('average')!r}, train.ema {run.config.ema}")
     if differences:
         raise ValueError("; ".join(differences))
-    chosen = ("format", "ensdiff", "model", "schedule", "image_shape", "value_range", "train")
-    return {name: run.description[name] for name in chosen}
+    return {name: run.description[name] for name in ("format", "ensdiff", *SETTINGS) if name in run.description}
+
+
+SETTINGS = ("model", "schedule", "image_shape", "value_range", "space", "condition", "train")
+"""Parts of a description that a certificate holds. Older runs have a value range, and newer ones a space."""
 
 
 def data(facts: Facts) -> dict[str, Any]:
@@ -233,7 +247,10 @@ def capacity(facts: Facts) -> dict[str, int]:
 
 def limits(facts: Facts) -> list[str]:
     """Return what the certificate does not prove."""
-    return list(LIMITS)
+    ensemble = facts.run.ensemble
+    encoder = [ENCODER] if isinstance(ensemble.space, Latents) else []
+    own = facts.run.description["model"].get("kind") == "own"
+    return [*LIMITS, *encoder, *([OWN_NETWORK] if own else [])]
 
 
 SECTIONS: dict[str, Callable[[Facts], Any]] = {

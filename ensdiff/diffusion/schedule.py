@@ -246,8 +246,8 @@ def target(
 
 
 def network_inputs(
-    schedule: Schedule, x_BHWC: Float[ArrayLike, "B H W C"], t_B: Int[ArrayLike, " B"]
-) -> tuple[Float[ArrayLike, "B H W C"], Float[Array, " B"]]:
+    schedule: Schedule, x_BHWC: Float[Array, "B H W C"], t_B: Int[ArrayLike, " B"]
+) -> tuple[Float[Array, "B H W C"], Float[Array, " B"]]:
     """Return what the network is given for noisy images at the levels ``t_B``: the scaled images, and float32 times."""
     if schedule.variance_preserving:
         return x_BHWC, jnp.asarray(t_B).astype(jnp.float32)

@@ -10,33 +10,35 @@ import json
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
 from ensdiff.codes import Code
 from ensdiff.diffusion.schedule import Schedule
 from ensdiff.ensemble.digest import stacked_sums
-from ensdiff.models.unet import UNetConfig
-from ensdiff.typing import Array, Params, unmasked
+from ensdiff.models.condition import ConditionSpec
+from ensdiff.models.describing import fingerprint_of
+from ensdiff.models.space import PIXELS, Pixels, Space, space_to_dict
+from ensdiff.typing import Params, unmasked
 
 
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["params"],
-    meta_fields=["code", "model", "schedule", "image_shape", "value_range", "data_digest"],
+    meta_fields=["code", "model", "schedule", "image_shape", "space", "condition", "data_digest"],
 )
 @dataclasses.dataclass(frozen=True)
 class Ensemble:
     """K trained members, as a pytree whose array leaves are ``params``; everything else is static.
 
     Args:
-        params: linen parameters of `UNet`; every leaf has a leading member axis of length K.
+        params: parameters of the networks; every leaf has a leading member axis of length K.
         code: which member trained on which unit.
-        model: the U-Net of one member.
-        schedule: the noise schedule (1) that the members were trained with.
+        model: the network of one member, a `Denoiser` such as a `UNetConfig`.
+        schedule: the process that the members were trained with, and what they predict.
         image_shape: (H, W, C).
-        value_range: the model-space values of black and white; images in [0, 1] are scaled to it.
+        space: how stored values become numbers in model space: `Pixels` or `Latents`.
+        condition: what the members are told about each image; None for unconditional members.
         data_digest: `Dataset.digest` of the training data, in hexadecimal digits; None if it is not known, for example
             for members that were trained elsewhere.
 
@@ -48,10 +50,11 @@ class Ensemble:
 
     params: Params
     code: Code
-    model: UNetConfig
+    model: Any  # a Denoiser
     schedule: Schedule
     image_shape: tuple[int, int, int]
-    value_range: tuple[float, float] = (-1.0, 1.0)
+    space: Space = PIXELS
+    condition: ConditionSpec | None = None
     data_digest: str | None = None
 
     @property
@@ -65,8 +68,8 @@ class Ensemble:
 
         It covers all bits of the parameters, in member order. The settings are those of the network (except how it is
         computed: ``conv``, ``stack``, ``precision``, ``attention``, ``remat``, ``dropout``), the schedule, the image
-        shape and the value range. The code is not included: images, noise and derivatives do not depend on it, and
-        another code may be used to ask about other units. Devices, shards and processes have no influence either. For
+        shape, the space and the condition. The code is not included: images, noise and derivatives do not depend on it,
+        and another code may be used to ask about other units. Devices, shards and processes have no influence. For
         parameters that are JAX arrays, whose values cannot change, the hash is computed only once. With several
         processes, all must ask for it together.
 
@@ -91,6 +94,23 @@ class Ensemble:
             raise ValueError(f"the code is for {code.members} members, the ensemble has {self.members}")
         return code
 
+    def conditions(self, cond: Any, count: int) -> Any:
+        """Return the conditions of ``count`` images as the members need them: a tree of NumPy arrays, or None.
+
+        Args:
+            cond: a condition tree with one row per image, or one row for all; for classes also their names. None
+                stands for no condition.
+            count: B.
+
+        Raises:
+            ValueError: the members are unconditional but conditions are given, or the conditions are not theirs.
+        """
+        if self.condition is None:
+            if cond is not None:
+                raise ValueError("a condition is given, but the members were trained without conditions: leave it out")
+            return None
+        return self.condition.null(count) if cond is None else self.condition.check(cond, count)
+
     def __repr__(self) -> str:
         try:
             size = sum(int(np.prod(leaf.shape[1:])) for leaf in jax.tree.leaves(self.params))
@@ -108,23 +128,35 @@ _COMPUTED = ("conv", "stack", "precision", "attention", "remat", "dropout")
 fingerprint on a CPU and on a GPU that rounds factors to TF32. ``compute_dtype`` is not: it rounds everything that
 layers pass on, on every device, and so it defines which function the members are."""
 
-_CONDITION = ("classes", "condition_width")
-"""Fields that a fingerprint leaves out if they are None: unconditional networks had fingerprints before the fields."""
-
 
 def _fingerprint(params: Ensemble) -> str:
-    model = {
-        name: value
-        for name, value in dataclasses.asdict(params.model).items()
-        if name not in _COMPUTED and not (name in _CONDITION and value is None)
-    }
     named = jax.tree.leaves_with_path(params.params)
     arrays = [(jax.tree_util.keystr(path), leaf.shape, str(leaf.dtype)) for path, leaf in named]
-    settings = [model, dataclasses.asdict(params.schedule), params.image_shape, params.value_range, arrays]
+    space: Any = params.space
+    # in the form of older versions, so that samples that they made still belong to their ensemble
+    model = _changed(fingerprint_of(params.model), _NEW_IN_MODELS)
+    settings: list[Any] = [
+        {name: value for name, value in model.items() if name not in _COMPUTED},
+        _changed(dataclasses.asdict(params.schedule), _NEW_IN_SCHEDULES),
+        params.image_shape,
+        (space.low, space.high) if isinstance(space, Pixels) else space_to_dict(space),
+        arrays,
+    ]
+    if params.condition is not None:
+        settings.append(params.condition.to_dict())
     state = hashlib.sha256(json.dumps(_as_floats(settings)).encode())
     for sums in stacked_sums([leaf for _, leaf in named]):
         state.update(hashlib.sha256(sums.astype("<u4").tobytes()).digest())
     return state.hexdigest()
+
+
+def _changed(settings: dict[str, Any], newer: dict[str, Any]) -> dict[str, Any]:
+    """Return settings without newer ones whose value is what older versions, which did not have them, stood for."""
+    return {name: value for name, value in settings.items() if name not in newer or newer[name] != value}
+
+
+_NEW_IN_MODELS: dict[str, Any] = {"kind": "unet", "classes": None, "condition_width": None}
+_NEW_IN_SCHEDULES: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(Schedule)[3:]}
 
 
 def _as_floats(value: Any) -> Any:
@@ -177,16 +209,3 @@ def member_weights(weights: Any, members: int, name: str = "weights") -> Float[n
             f"{name} / {name}.sum(-1, keepdims=True), or a boolean mask of the members to keep"
         )
     return values
-
-
-def to_model(images: Array, value_range: tuple[float, float]) -> Float[Array, "..."]:
-    """Convert images in [0, 1], or uint8, to model space, float32."""
-    x = images.astype(jnp.float32) / 255.0 if images.dtype == jnp.uint8 else images.astype(jnp.float32)
-    low, high = value_range
-    return low + (high - low) * x
-
-
-def to_images(x: Array, value_range: tuple[float, float]) -> Float[Array, "..."]:
-    """Convert model space to images: clip to the value range, then scale to [0, 1]."""
-    low, high = value_range
-    return (jnp.clip(x, low, high) - low) / (high - low)

@@ -21,40 +21,43 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Float, Int
 
+from ensdiff.diffusion.schedule import Schedule, network_inputs
 from ensdiff.ensemble.compiling import jit_once, per_device
 from ensdiff.ensemble.ensemble import Ensemble
 from ensdiff.ensemble.mesh import make_mesh, on_mesh
+from ensdiff.models.condition import ConditionSpec
 from ensdiff.models.conv import one_by_one, resolve
-from ensdiff.models.unet import UNet, UNetConfig
+from ensdiff.models.denoiser import Denoiser, check_inputs
+from ensdiff.models.unet import UNetConfig
 from ensdiff.typing import Array, ArrayLike, Key, Params, as_key
 
 
 def init_params(
-    model: UNetConfig, image_shape: tuple[int, int, int], members: int, key: Key, mesh: Mesh | None = None
+    model: Denoiser,
+    image_shape: tuple[int, int, int],
+    members: int,
+    key: Key,
+    mesh: Mesh | None = None,
+    condition: ConditionSpec | None = None,
 ) -> Params:
     """Return the initial parameters of all members, each drawn with its own key ``fold_in(key, member)``.
 
     On a mesh every device computes its own members, so that no host holds all of them.
 
     Raises:
-        ValueError: the images do not fit the U-Net.
+        ValueError: the images or their conditions do not fit the network.
     """
     H, W, C = image_shape
-    model.check_image(H, W)
-    if model.image_channels != C:
-        raise ValueError(f"the images have {C} channels and the U-Net {model.image_channels}: set image_channels={C}")
+    check_inputs(model, (H, W, C), condition)
     key = as_key(key)
-    return _init_fn(model, image_shape, members, mesh)(key if mesh is None else on_mesh(key, mesh, P()))
+    return _init_fn(model, members, mesh)(key if mesh is None else on_mesh(key, mesh, P()))
 
 
 @functools.lru_cache(maxsize=32)
-def _init_fn(model: UNetConfig, image_shape: tuple[int, int, int], members: int, mesh: Mesh | None):
-    net = UNet(model)
-
+def _init_fn(model: Denoiser, members: int, mesh: Mesh | None):
     def init(key, member_K):
-        x, t = jnp.zeros((1, *image_shape)), jnp.zeros((1,), jnp.int32)
         keys_K = jax.vmap(lambda k: jax.random.fold_in(key, k))(member_K)
-        return jax.vmap(lambda key: net.init(key, x, t)["params"])(keys_K)
+        return jax.vmap(model.init)(keys_K)
 
     if mesh is None:
         return jit_once(lambda key: init(key, jnp.arange(members)))
@@ -66,29 +69,48 @@ def _init_fn(model: UNetConfig, image_shape: tuple[int, int, int], members: int,
     return per_device(local_init, mesh, P(), P("member"), once=True)
 
 
-def abstract_params(model: UNetConfig, image_shape: tuple[int, int, int], members: int) -> Params:
+def abstract_params(
+    model: Denoiser, image_shape: tuple[int, int, int], members: int, condition: ConditionSpec | None = None
+) -> Params:
     """Return the shapes and dtypes of `init_params`, without computing anything."""
-    return jax.tree.map(lambda shape: shape, _abstract_params(model, tuple(image_shape), members))
+    return jax.tree.map(lambda shape: shape, _abstract_params(model, tuple(image_shape), members, condition))
 
 
 @functools.lru_cache(maxsize=64)
-def _abstract_params(model: UNetConfig, image_shape: tuple[int, int, int], members: int) -> Params:
-    return jax.eval_shape(lambda: init_params(model, image_shape, members, 0))
+def _abstract_params(
+    model: Denoiser, image_shape: tuple[int, int, int], members: int, condition: ConditionSpec | None
+) -> Params:
+    return jax.eval_shape(lambda: init_params(model, image_shape, members, 0, condition=condition))
 
 
-def apply_member(model: UNetConfig, params: Params, x_BHWC: Array, t_B: Array) -> Float[Array, "B H W C"]:
-    """Return one member's noise prediction, without dropout. It can be differentiated in both modes."""
+def apply_member(
+    model: Denoiser, params: Params, x_BHWC: Array, t_B: Array, cond: Any = None
+) -> Float[Array, "B H W C"]:
+    """Return one member's prediction, without dropout. It can be differentiated in both modes.
+
+    Args:
+        model: the network.
+        params: the member's parameters.
+        x_BHWC: the network's inputs, and ``t_B`` their times (`ensdiff.diffusion.schedule.network_inputs`).
+        t_B: the times; integers are converted to float32.
+        cond: the condition tree of the images; None for unconditional networks.
+    """
+    return as_predicting(model).apply(params, x_BHWC, t_B.astype(jnp.float32), cond)
+
+
+def as_predicting(model: Denoiser) -> Denoiser:
+    """Return the network as predictions compute it: by forms that need not be fast to differentiate."""
+    if not isinstance(model, UNetConfig):
+        return model
     attention = "auto" if model.attention == "fused" else model.attention
-    model = dataclasses.replace(model, conv=resolve(model.conv, predicting=True), attention=attention)
-    predicted: Any = UNet(model).apply({"params": params}, x_BHWC, t_B)
-    return predicted
+    return dataclasses.replace(model, conv=resolve(model.conv, predicting=True), attention=attention)
 
 
-def sum_over_micro_batches(function: Callable, count: int, *arrays_B: Array) -> Any:
+def sum_over_micro_batches(function: Callable, count: int, *trees_B: Any) -> Any:
     """Call ``function``, which sums over a batch, on ``count`` equal micro-batches in turn and add up the results."""
     if count == 1:
-        return function(*arrays_B)
-    return _add_up(function, tuple(a.reshape(count, len(a) // count, *a.shape[1:]) for a in arrays_B))
+        return function(*trees_B)
+    return _add_up(function, jax.tree.map(lambda a: a.reshape(count, len(a) // count, *a.shape[1:]), trees_B))
 
 
 def _add_up(function: Callable, parts: tuple) -> Any:
@@ -98,7 +120,7 @@ def _add_up(function: Callable, parts: tuple) -> Any:
     return jax.lax.scan(lambda sums, part: (jax.tree.map(jnp.add, sums, function(*part)), None), zero, parts)[0]
 
 
-def group_size(model: UNetConfig, members: int) -> int:
+def group_size(model: Denoiser, members: int) -> int:
     """Return how many of one device's ``members`` are computed together.
 
     It is 1 for strategies that compute members one by one; otherwise the largest divisor of ``members`` that is at most
@@ -107,7 +129,7 @@ def group_size(model: UNetConfig, members: int) -> int:
     >>> [group_size(UNetConfig(conv="grouped", stack=stack), 6) for stack in (0, 1, 2, 4, 9)]
     [6, 1, 2, 3, 6]
     """
-    if one_by_one(model.conv):
+    if isinstance(model, UNetConfig) and one_by_one(model.conv):
         return 1
     return max(size for size in range(1, (model.stack or members) + 1) if members % size == 0)
 
@@ -116,7 +138,7 @@ def _leading(tree: Any) -> int:
     return jax.tree.leaves(tree)[0].shape[0]
 
 
-def over_members(model: UNetConfig, function: Callable, *stacked_K: Any) -> Any:
+def over_members(model: Denoiser, function: Callable, *stacked_K: Any) -> Any:
     """Apply ``function`` to every member's part of the arguments and stack the results, in groups of `group_size`."""
     members = _leading(stacked_K)
     size = group_size(model, members)
@@ -127,7 +149,7 @@ def over_members(model: UNetConfig, function: Callable, *stacked_K: Any) -> Any:
     return jax.lax.map(lambda parts: function(*parts), stacked_K, batch_size=size)
 
 
-def sum_over_members(model: UNetConfig, function: Callable, *stacked_K: Any) -> Any:
+def sum_over_members(model: Denoiser, function: Callable, *stacked_K: Any) -> Any:
     """Sum ``function`` over the members; the loop over groups accumulates the sum, and holds one group's terms."""
     members = _leading(stacked_K)
     size = group_size(model, members)
@@ -142,7 +164,7 @@ def sum_over_members(model: UNetConfig, function: Callable, *stacked_K: Any) -> 
     return _add_up(together, jax.tree.map(lambda a: a.reshape(members // size, size, *a.shape[1:]), stacked_K))
 
 
-def update_members(model: UNetConfig, function: Callable, state_K: Any, *stacked_K: Any) -> tuple[Any, Any]:
+def update_members(model: Denoiser, function: Callable, state_K: Any, *stacked_K: Any) -> tuple[Any, Any]:
     """Apply a function that returns a member's new state and another result to every member, as `over_members` does.
 
     The loop over groups replaces every member's state in place, so that a donated state is never duplicated in memory.
@@ -173,25 +195,31 @@ def update_members(model: UNetConfig, function: Callable, state_K: Any, *stacked
 
 
 @functools.lru_cache(maxsize=32)
-def _predict_fn(model: UNetConfig, mesh: Mesh):
-    def predict(params_K, x_BHWC, t_B):
-        return over_members(model, lambda params: apply_member(model, params, x_BHWC, t_B), params_K)
+def _predict_fn(model: Denoiser, schedule: Schedule, mesh: Mesh):
+    def predict(params_K, x_BHWC, t_B, cond):
+        inputs, time_B = network_inputs(schedule, x_BHWC, t_B)
+        return over_members(model, lambda params: apply_member(model, params, inputs, time_B, cond), params_K)
 
-    return per_device(predict, mesh, (P("member"), P("data"), P("data")), P("member", "data"))
+    return per_device(predict, mesh, (P("member"), P("data"), P("data"), P("data")), P("member", "data"))
 
 
 def predict(
-    params: Ensemble, x_BHWC: Float[ArrayLike, "..."], t_B: Int[ArrayLike, " B"] | np.integer | int
+    params: Ensemble,
+    x_BHWC: Float[ArrayLike, "..."],
+    t_B: Int[ArrayLike, " B"] | np.integer | int,
+    cond: Any = None,
 ) -> Float[Array, "K B H W C"]:
-    """Return every member's noise prediction ``eps_KBHWC`` for noisy images in model space.
+    """Return every member's prediction for noisy images in model space.
 
     Args:
-        params: the ensemble.
+        params: the ensemble; ``params.schedule.prediction`` says what its members predict, by default the noise.
         x_BHWC: noisy images in model space (data in [-1, 1], plus noise), channels last.
         t_B: noise level of each image, 0 .. T - 1; a single integer applies to all images.
+        cond: the conditions of the images, or one for all; None is no condition.
 
     Raises:
-        ValueError: the shape of the images is not the ensemble's, or a level is out of range.
+        ValueError: the shape of the images is not the ensemble's, a level is out of range, or the conditions are not
+            those of the ensemble.
 
     >>> x_BHWC = np.random.default_rng(0).normal(size=(3, 8, 8, 1)).astype(np.float32)
     >>> ensdiff.predict(params, x_BHWC, np.array([10, 500, 999])).shape
@@ -206,8 +234,10 @@ def predict(
     if not np.issubdtype(levels.dtype, np.integer) or levels.min() < 0 or levels.max() >= params.schedule.timesteps:
         raise ValueError(f"t_B={np.asarray(t_B)}: expected integers in 0 .. {params.schedule.timesteps - 1}")
     mesh = make_mesh(params.members, len(x_BHWC))
-    return _predict_fn(params.model, mesh)(
+    given = params.conditions(cond, len(x_BHWC))
+    return _predict_fn(params.model, params.schedule, mesh)(
         on_mesh(params.params, mesh),
         on_mesh(x_BHWC, mesh, P("data")),
         on_mesh(levels.astype(np.int32), mesh, P("data")),
+        on_mesh(given, mesh, P("data")),
     )

@@ -1,18 +1,19 @@
 """How many images one device computes at once, from the memory budget, the size of activations and the CPU cache."""
 
 import dataclasses
-import functools
 import numbers
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
 
 from ensdiff import hosts
+from ensdiff.ensemble.ensemble import Ensemble
 from ensdiff.ensemble.members import group_size
 from ensdiff.ensemble.mesh import platform
+from ensdiff.ensemble.tracing import activation_bytes
 from ensdiff.models.conv import one_by_one
-from ensdiff.models.unet import UNet, UNetConfig
+from ensdiff.models.denoiser import Denoiser
+from ensdiff.models.unet import UNetConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,18 +63,19 @@ activations of a few images stay in the cache, which makes all passes over them 
 
 
 def count_micro_batches(
-    model: UNetConfig, image_shape: tuple[int, int, int], batch: int, mesh: Mesh | AbstractMesh
+    model: Denoiser, image_shape: tuple[int, int, int], batch: int, mesh: Mesh | AbstractMesh
 ) -> int:
     """Return into how many equal micro-batches to split one member's batch, so that activations stay in the cache.
 
-    It is 1 on accelerators, and where ``model`` stacks members, whose activations do not stay in the cache anyway.
+    It is 1 on accelerators, and where ``model`` stacks members, whose activations do not stay in the cache anyway. Only
+    the size of the U-Net's activations is known; other networks are not split.
 
     >>> mesh = ensdiff.make_mesh(1, devices=jax.devices("cpu")[:1])
     >>> count_micro_batches(UNetConfig(channels=32), (28, 28, 1), 16, mesh)
     8
     """
     held = CACHED.get(platform(mesh))
-    if held is None or not (one_by_one(model.conv) or model.stack == 1):
+    if held is None or not isinstance(model, UNetConfig) or not (one_by_one(model.conv) or model.stack == 1):
         return 1
     image = image_shape[0] * image_shape[1] * model.channels * model.dtype.itemsize
     return next(n for n in range(1, batch + 1) if batch % n == 0 and (n == batch or batch // n * image <= held))
@@ -84,41 +86,19 @@ IMAGES_AT_ONCE = {"cpu": 16}
 not fit in the cache (`experiments.benchmark`, table "batch")."""
 
 
-def images_at_once(
-    model: UNetConfig, image_shape: tuple[int, int, int], mesh: Mesh | AbstractMesh, members: int, budget: int
-) -> int:
+def images_at_once(params: Ensemble, mesh: Mesh | AbstractMesh, budget: int) -> int:
     """Return how many images each member of a group may take at once on a device; 0 if not even one fits the budget.
 
     Args:
-        model: the U-Net.
-        image_shape: (H, W, C).
+        params: the ensemble; a device computes `ensdiff.ensemble.members.group_size` of its members together.
         mesh: the devices.
-        members: K; the device computes `ensdiff.ensemble.members.group_size` of its members together.
         budget: bytes of activations.
     """
-    limit = budget // least_bytes(model, image_shape, mesh, members)
+    limit = budget // least_bytes(params, mesh)
     return min(limit, IMAGES_AT_ONCE.get(platform(mesh), limit))
 
 
-def least_bytes(model: UNetConfig, image_shape: tuple[int, int, int], mesh: Mesh | AbstractMesh, members: int) -> int:
+def least_bytes(params: Ensemble, mesh: Mesh | AbstractMesh) -> int:
     """Return the bytes of activations of one image in the members that one device computes together."""
-    return group_size(model, members // mesh.shape["member"]) * activation_bytes(model, image_shape)
-
-
-@functools.lru_cache(maxsize=64)
-def activation_bytes(model: UNetConfig, image_shape: tuple[int, int, int]) -> int:
-    """Return an upper bound on the bytes of activations that one image needs in one member's forward pass.
-
-    It is the sum over the outputs of all layers, from shapes alone; a compiler that reuses buffers needs less.
-    """
-    H, W, C = image_shape
-    x = jax.ShapeDtypeStruct((1, H, W, C), jnp.float32)
-    t = jax.ShapeDtypeStruct((1,), jnp.int32)
-    net = UNet(model)
-
-    def run(x, t):
-        variables = net.init(jax.random.key(0), x, t)
-        return net.apply({"params": variables["params"]}, x, t, capture_intermediates=True, mutable=["intermediates"])
-
-    _, outputs = jax.eval_shape(run, x, t)
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(outputs))
+    together = group_size(params.model, params.members // mesh.shape["member"])
+    return together * activation_bytes(params.model, tuple(params.image_shape), params.condition)

@@ -8,6 +8,7 @@ from ensdiff.diffusion.schedule import Schedule
 from ensdiff.ensemble.ensemble import Ensemble
 from ensdiff.files.reading import read_object
 from ensdiff.interop.options import SCHEDULER, UNET, check_options
+from ensdiff.models.space import PIXELS, Pixels
 from ensdiff.models.unet import UNetConfig
 
 DEFAULTS: dict[str, Any] = {
@@ -41,8 +42,8 @@ def model_options(params: Ensemble) -> dict[str, Any]:
             f"the first level has {model.widths[0]} channels and the first convolution {model.channels}: UNet2DModel "
             "needs equal numbers (a first multiplier of 1)"
         )
-    if tuple(params.value_range) != (-1.0, 1.0):
-        raise ValueError(f"value_range={params.value_range}: diffusers' models work in (-1, 1)")
+    if isinstance(params.space, Pixels) and params.space != PIXELS:
+        raise ValueError(f"{params.space}: diffusers' models work in [-1, 1]")
     levels = range(len(model.widths))
     up = model.attention_levels if model.attention_levels_up is None else model.attention_levels_up
     return {

@@ -28,6 +28,10 @@ class Denoiser(Protocol):
         """The number of members of one device that are computed together; 0 is all of them."""
         ...
 
+    def __hash__(self) -> int:
+        """Return the hash."""
+        ...
+
     def init(self, key: Array) -> Params:
         """Return the initial parameters of one member, a pytree of float32 arrays."""
         ...

@@ -94,6 +94,8 @@ def _per_channel(values: tuple[float, ...], x: Array) -> np.ndarray:
 
 
 Space = Pixels | Latents
+PIXELS = Pixels()
+"""Pixels in [-1, 1], the space of most models."""
 
 
 def space_to_dict(space: Space) -> dict[str, Any]:
@@ -115,3 +117,5 @@ def space_from_dict(text: Mapping[str, Any]) -> Space:
         return kinds[fields.pop("kind")](**fields)
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"space={text!r}: expected the fields of Pixels or Latents, and their kind") from error
+    except ValueError as error:
+        raise ValueError(f"space: {error}") from error

@@ -14,20 +14,21 @@ No accelerator was timed: its rate is the peak in its data sheet times a share t
 
 import dataclasses
 import math
-import re
 from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
 
 from ensdiff.codes.errors import fitting_weights, smallest_members
-from ensdiff.ensemble.members import abstract_params, group_size
-from ensdiff.ensemble.memory import activation_bytes
+from ensdiff.ensemble.members import group_size
 from ensdiff.ensemble.mesh import mesh_shape
+from ensdiff.ensemble.tracing import activation_bytes
 from ensdiff.models.attention import resolve_attention
+from ensdiff.models.condition import ConditionSpec
 from ensdiff.models.conv import resolve
+from ensdiff.models.denoiser import Denoiser, check_inputs
 from ensdiff.models.unet import UNetConfig
-from ensdiff.planning.flops import jacobian_step_flops, landscape_step_flops, train_step_flops, unet_layers
+from ensdiff.planning.flops import jacobian_step_flops, landscape_step_flops, train_step_flops
 from ensdiff.training.config import TrainConfig
 from ensdiff.training.step import init_state
 from ensdiff.typing import Params
@@ -89,7 +90,7 @@ class Study:
     """A planned study.
 
     Args:
-        model: the U-Net.
+        model: the network.
         image_shape: (H, W, C).
         members: K.
         units: N.
@@ -97,9 +98,10 @@ class Study:
         train: training settings; only the steps, the batch size and the average matter.
         samples: B, the number of images that are sampled and attributed.
         sampling_steps: S.
+        condition: what a conditional network is told about each image.
     """
 
-    model: UNetConfig
+    model: Denoiser
     image_shape: tuple[int, int, int]
     members: int
     units: int
@@ -107,6 +109,7 @@ class Study:
     train: TrainConfig
     samples: int = 16
     sampling_steps: int = 50
+    condition: ConditionSpec | None = None
 
     def __post_init__(self) -> None:
         for name in ("members", "units", "samples", "sampling_steps"):
@@ -116,12 +119,7 @@ class Study:
             raise ValueError(
                 f"members={self.members}, weight={self.weight}: expected at least 2 members and a weight of 1 .. K - 1"
             )
-        if self.image_shape[-1] != self.model.image_channels:
-            raise ValueError(
-                f"image_shape={self.image_shape} and a U-Net of {self.model.image_channels} image channels: expected "
-                "the same number"
-            )
-        self.model.check_image(*self.image_shape[:2])
+        check_inputs(self.model, self.image_shape, self.condition)
 
     def on(self, platform: str) -> "Study":
         """Return the study with the model's ``"auto"`` settings replaced by those of training on this platform.
@@ -129,17 +127,20 @@ class Study:
         Predictions may use fewer products (`ensdiff.models.conv.AUTO_PREDICTING`). Counted operations ignore this, but
         measured rates include it.
         """
+        if not isinstance(self.model, UNetConfig):
+            return self
         conv, attention = resolve(self.model.conv, platform), resolve_attention(self.model.attention, platform)
         return dataclasses.replace(self, model=dataclasses.replace(self.model, conv=conv, attention=attention))
 
 
-def parameter_count(model: UNetConfig, image_shape: tuple[int, int, int]) -> int:
+def parameter_count(model: Denoiser) -> int:
     """Return the number of parameters of one member.
 
-    >>> parameter_count(UNetConfig(channels=8, multipliers=(1,), middle_attention=False), (8, 8, 1))
+    >>> parameter_count(UNetConfig(channels=8, multipliers=(1,), middle_attention=False))
     10289
     """
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_params(model, image_shape, 1)))
+    params = jax.eval_shape(model.init, jax.eval_shape(lambda: jax.random.key(0)))
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
 class TrainingMemory(NamedTuple):
@@ -150,8 +151,8 @@ class TrainingMemory(NamedTuple):
         optimizer: Adam's two moments of these members, and step counts.
         average: moving average of these members; 0 without one.
         gradients: gradients of the members that are computed together (`ensdiff.ensemble.members.group_size`).
-        activations: outputs of all layers and attention weights, for the chip's share of the batch of each member that
-            is computed at the same time. Operator fusion and ``remat``, neither of which is counted, need less.
+        activations: operands and results of all products, for the chip's share of the batch of each member that is
+            computed at the same time. ``remat``, which is not counted, needs less.
     """
 
     params: int
@@ -179,7 +180,7 @@ def training_memory(study: Study, chips: int = 1) -> TrainingMemory:
     """
     _check_chips(chips)
     model, shape, config = study.model, study.image_shape, study.train
-    state = jax.eval_shape(lambda: init_state(model, shape, 1, config))
+    state = jax.eval_shape(lambda: init_state(model, shape, 1, config, condition=study.condition))
     members, data = mesh_shape(study.members, config.batch_size, chips)
     local, images = study.members // members, config.batch_size // data
     together = group_size(model, local)
@@ -189,28 +190,8 @@ def training_memory(study: Study, chips: int = 1) -> TrainingMemory:
         local * _bytes(state.opt_state),
         local * _bytes(state.ema),
         together * params,
-        together * images * (activation_bytes(model, shape) + attention_bytes(model, shape)),
+        together * images * activation_bytes(model, shape, study.condition),
     )
-
-
-def attention_bytes(model: UNetConfig, image_shape: tuple[int, int, int]) -> int:
-    """Return the bytes of the attention weights for one image in one member, P^2 weights per head.
-
-    The sum is over all heads of all layers. With ``attention="image"`` only one head is alive at a time, so the largest
-    one counts.
-    """
-    H, W, _ = image_shape
-    sizes = []
-    for layer in unet_layers(model, image_shape):
-        if layer.name.endswith("/logits"):
-            found = re.match(r"(?:up|down)(\d+)_", layer.name)
-            level = int(found[1]) if found else len(model.widths) - 1
-            pixels, width = (H >> level) * (W >> level), model.widths[level]
-            heads = width // (model.head_channels or width)
-            sizes.append((pixels**2 * model.dtype.itemsize, heads))
-    if model.attention == "image":
-        return max((size for size, _ in sizes), default=0)
-    return sum(size * heads for size, heads in sizes)
 
 
 def _check_chips(chips: int) -> None:
@@ -224,13 +205,13 @@ def _bytes(tree: Params) -> int:
 
 def job_flops(study: Study) -> dict[JobName, int]:
     """Return the total floating-point operations of each job, (p1) to (p4), summed over all chips."""
-    model, shape, K = study.model, study.image_shape, study.members
+    model, shape, K, condition = study.model, study.image_shape, study.members, study.condition
     runs = study.samples * study.sampling_steps
     return {
-        "training": study.train.steps * train_step_flops(model, shape, K, study.train.batch_size),
-        "sampling": landscape_step_flops(model, shape, runs * K),
-        "landscape": landscape_step_flops(model, shape, study.units * runs * (K - study.weight)),
-        "jacobian": jacobian_step_flops(model, shape, K, K, runs),
+        "training": study.train.steps * train_step_flops(model, shape, K, study.train.batch_size, condition),
+        "sampling": landscape_step_flops(model, shape, runs * K, condition),
+        "landscape": landscape_step_flops(model, shape, study.units * runs * (K - study.weight), condition),
+        "jacobian": jacobian_step_flops(model, shape, K, K, runs, condition),
     }
 
 
@@ -252,9 +233,12 @@ def job_hours(study: Study, accelerator: Accelerator, chips: int = 1, share: flo
     study = study.on(accelerator.platform)
     batch: dict[JobName, int | None] = {"training": study.train.batch_size, "jacobian": study.samples}
     hours: dict[JobName, float] = {}
+    dtype = getattr(
+        study.model, "compute_dtype", "float32"
+    )  # an own network is planned as one that computes in float32
     for job, flops in job_flops(study).items():
         used = 1 if accelerator.platform == "cpu" else math.prod(mesh_shape(study.members, batch.get(job), chips))
-        hours[job] = flops / (used * accelerator.rate(job, study.model.compute_dtype, share)) / 3600
+        hours[job] = flops / (used * accelerator.rate(job, dtype, share)) / 3600
     return hours
 
 

@@ -11,7 +11,7 @@ from ensdiff.ensemble.members import abstract_params
 from ensdiff.files.checksums import DamagedError, check_beside, read_lines, read_sealed
 from ensdiff.files.reading import read_json
 from ensdiff.runs.checkpoints import Checkpoint, on_host, open_checkpoint, read_arrays, read_shapes, steps_of
-from ensdiff.runs.description import foreign, from_description, read_manifest
+from ensdiff.runs.description import Undefined, foreign, from_description, read_manifest
 from ensdiff.runs.logs import ENVIRONMENTS, METRICS, checked, read_environments
 
 
@@ -66,10 +66,12 @@ def _check_checkpoint(checkpoint: Checkpoint, description: Mapping[str, Any]) ->
     shapes = read_shapes(checkpoint)
     try:
         params = from_description(text, None)
-        expected = abstract_params(params.model, params.image_shape, params.members)
+        own = isinstance(params.model, Undefined)  # then only the checksums can be compared
+        expected = None if own else abstract_params(params.model, params.image_shape, params.members, params.condition)
     except ValueError as error:
         raise DamagedError(f"{folder} is damaged: {error}") from error
-    read_arrays(checkpoint, on_host({**shapes, **{part: expected for part in ("params", "ema") if part in shapes}}))
+    known = {} if expected is None else {part: expected for part in ("params", "ema") if part in shapes}
+    read_arrays(checkpoint, on_host({**shapes, **known}))
     if description and (wrong := foreign(folder, text, description)):
         raise DamagedError(wrong)
 

@@ -20,12 +20,16 @@ from ensdiff.ensemble.ensemble import Ensemble
 from ensdiff.files.checksums import DamagedError
 from ensdiff.files.reading import read_bytes
 from ensdiff.files.version import __version__
-from ensdiff.models.unet import UNetConfig
+from ensdiff.models.condition import ConditionSpec
+from ensdiff.models.denoiser import Denoiser
+from ensdiff.models.describing import fingerprint_of, model_from_dict
+from ensdiff.models.space import Pixels, space_from_dict, space_to_dict
 from ensdiff.training.config import EXECUTED, TrainConfig, decisive
 from ensdiff.typing import Params
 
-FORMAT = 4
-"""Format number of descriptions. Format 1 had no checksums, and is read without them."""
+FORMAT = 5
+"""Format number of descriptions. Format 1 had no checksums, and is read without them. Formats up to 4 knew only pixels,
+with a ``value_range`` instead of a space, and no conditions."""
 
 
 def describe(params: Ensemble) -> dict[str, Any]:
@@ -33,36 +37,76 @@ def describe(params: Ensemble) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "ensdiff": __version__,
-        "model": dataclasses.asdict(params.model),
+        "model": params.model.text if isinstance(params.model, Undefined) else fingerprint_of(params.model),
         "schedule": dataclasses.asdict(params.schedule),
         "code": params.code.to_dict(),
         "image_shape": list(params.image_shape),
-        "value_range": list(params.value_range),
+        "space": space_to_dict(params.space),
+        **({} if params.condition is None else {"condition": params.condition.to_dict()}),
         **({} if params.data_digest is None else {"data": {"digest": params.data_digest}}),
     }
 
 
-def from_description(text: Mapping[str, Any], params: Params) -> Ensemble:
+def from_description(text: Mapping[str, Any], params: Params, model: Denoiser | None = None) -> Ensemble:
     """Return an ensemble from the values of `describe` and a parameter pytree (or its shapes).
 
+    Args:
+        text: the description.
+        params: the parameters; None if only what is static matters.
+        model: the network, if it is one of the caller's own; built-in networks are rebuilt from the description.
+            Without ``params`` it may be left out: `Undefined` takes its place.
+
     Raises:
-        ValueError: a newer version wrote the description, or it is not one that `describe` returns.
+        ValueError: a newer version wrote the description, it is not one that `describe` returns, or the model is
+            missing or another one.
     """
     check_format(text)
     try:
-        model: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in text["model"].items()}
         _check_origin(text.get("origin"))
+        found = text.get("condition")
         return Ensemble(
             params,
             Code.from_dict(text["code"]),
-            UNetConfig(**model),
+            _model(text["model"], model, needed=params is not None),
             Schedule(**text["schedule"]),
             _image_shape(text["image_shape"]),
-            _value_range(text["value_range"]),
+            space_from_dict(text["space"]) if "space" in text else Pixels(*_value_range(text["value_range"])),
+            None if found is None else ConditionSpec.from_dict(found),
             _digest_of(text.get("data")),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"not the description of an ensemble: {error!r}; expected what `describe` returns") from error
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Undefined:
+    """Stands for a network of the caller's own where only the description of a run was read.
+
+    Args:
+        text: the description of the network.
+    """
+
+    text: Mapping[str, Any]
+    stack: int = 1
+
+    def init(self, key: Any) -> Any:
+        """Raise ValueError, because the network is not known."""
+        raise ValueError(self._why())
+
+    def apply(self, params: Any, x_BHWC: Any, t_B: Any, cond: Any = None, key_B: Any = None) -> Any:
+        """Raise ValueError, because the network is not known."""
+        raise ValueError(self._why())
+
+    def _why(self) -> str:
+        return (
+            f"this run's network is one of your own ({self.text.get('name')}), which a run does not store: pass it as "
+            "model=, for example ensdiff.load(run, model=mine)"
+        )
+
+
+def _model(text: Mapping[str, Any], model: Denoiser | None, needed: bool) -> Denoiser:
+    own = isinstance(text, Mapping) and text.get("kind") == "own"
+    return Undefined(text) if own and model is None and not needed else model_from_dict(text, model)
 
 
 def _image_shape(value: Any) -> tuple[int, int, int]:

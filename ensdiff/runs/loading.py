@@ -13,13 +13,19 @@ from ensdiff.ensemble.ensemble import Ensemble
 from ensdiff.ensemble.members import abstract_params
 from ensdiff.ensemble.mesh import make_mesh, on_mesh
 from ensdiff.files.checksums import DamagedError, read_sealed, warn
+from ensdiff.models.denoiser import Denoiser
 from ensdiff.runs.checkpoints import Checkpoint, left_on_disk, open_on_all, read_arrays, read_members, steps_of
 from ensdiff.runs.description import foreign, from_description
 from ensdiff.runs.directory import RunDirectory
 
 
 def load(
-    path: str | os.PathLike, step: int | None = None, *, average: bool = True, members: Sequence[int] | None = None
+    path: str | os.PathLike,
+    step: int | None = None,
+    *,
+    average: bool = True,
+    members: Sequence[int] | None = None,
+    model: Denoiser | None = None,
 ) -> Ensemble:
     """Load an ensemble from a run directory onto all available devices of all processes.
 
@@ -31,6 +37,8 @@ def load(
         average: use the moving average of the parameters if the run kept one.
         members: load only these members, 0 .. K - 1, in this order. The result is an ensemble of them, whose code has
             only their columns. A few arrays are read at a time, so that the remaining members need no memory.
+        model: the network, for runs that were trained with one of your own. Its parameters must have the names and
+            shapes that the run recorded.
 
     Returns:
         The ensemble.
@@ -38,7 +46,8 @@ def load(
     Raises:
         FileNotFoundError: the run or the checkpoint does not exist. The message lists the run's checkpoints.
         DamagedError: the checkpoint is not what was written. The message lists the run's other checkpoints.
-        ValueError: the run was written by a newer version, or does not have these members.
+        ValueError: the run was written by a newer version, does not have these members, or its network is one of your
+            own and ``model`` is missing or another one.
 
     Warns:
         DamageWarning: ``run.json`` is damaged, or the checkpoint belongs to another run than ``run.json``. The warning
@@ -61,8 +70,8 @@ def load(
         checkpoint = open_on_all(path, step)
         if wrong := hosts.decide(lambda: _not_of(path, checkpoint)):
             warn(wrong)
-        params = from_description(checkpoint.description, None)
-        shapes = abstract_params(params.model, params.image_shape, params.members)
+        params = from_description(checkpoint.description, None, model)
+        shapes = abstract_params(params.model, params.image_shape, params.members, params.condition)
         part = "ema" if average and checkpoint.description.get("average") else "params"
         if members is not None:
             code = params.code.only(members)

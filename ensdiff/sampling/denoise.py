@@ -26,13 +26,14 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Float, Int
 
 from ensdiff import hosts
-from ensdiff.diffusion.samplers import SamplerConfig, StepRule, advance, rule_of, stages
+from ensdiff.diffusion.samplers import SamplerConfig, StepRule, advance, first_scale, rule_of, stages
 from ensdiff.ensemble.compiling import jit_once, per_device
-from ensdiff.ensemble.ensemble import Ensemble, to_images
-from ensdiff.ensemble.members import apply_member, group_size
+from ensdiff.ensemble.ensemble import Ensemble
+from ensdiff.ensemble.members import group_size
 from ensdiff.ensemble.memory import Resources, images_at_once, least_bytes
 from ensdiff.ensemble.mesh import make_mesh, on_mesh, pace, platform
-from ensdiff.models.unet import UNetConfig
+from ensdiff.models.denoiser import Denoiser
+from ensdiff.sampling.conditions import Given, Mode, mode_of, predict_given, predictions_of
 from ensdiff.sampling.packing import Batches, batch_numbers, choose_places, gather_batches, kept_counts, round_up
 from ensdiff.typing import Array, ArrayLike
 
@@ -81,52 +82,86 @@ class Noise:
         return dataclasses.replace(self, index_B=jnp.asarray(self.index_B)[index])
 
 
-@functools.lru_cache(maxsize=64)
-def sampling_step(model: UNetConfig, image_shape: tuple[int, int, int], rule: StepRule, mesh: Mesh) -> Callable:
-    """Return the compiled sampling step of all states: ``(params_K, x_R, noise, batches, stage) -> x_R``.
+class Exogenous(NamedTuple):
+    """Everything that B states are generated from, except the weights of the members.
 
-    ``x_R`` is donated. `ensdiff.diffusion.samplers.advance` documents ``rule`` and ``stage``. Only the sum over
-    members crosses devices.
+    Args:
+        noise: the noise of each state.
+        cond: a condition tree of some rows; None for unconditional members.
+        row_B: the row of each state in ``cond``.
+        guidance: the scale of classifier-free guidance; 1 is none.
+    """
+
+    noise: Noise
+    cond: Any = None
+    row_B: Int[ArrayLike, " B"] | None = None
+    guidance: float = 1.0
+
+    def take(self, index) -> "Exogenous":
+        """Return what some of the states are generated from."""
+        row_B = None if self.row_B is None else np.asarray(self.row_B)[index]
+        return self._replace(noise=self.noise.take(index), row_B=row_B)
+
+    def given(self, params: Ensemble) -> Given | None:
+        """Return the conditions as the compiled steps take them; None for unconditional members."""
+        if params.condition is None:
+            return None
+        count = len(self.noise.index_B)
+        rows = np.zeros(count, np.int32) if self.row_B is None else np.asarray(self.row_B, np.int32)
+        cond = params.condition.null(1) if self.cond is None else self.cond
+        return Given.of(params.condition, cond, rows, self.guidance)
+
+
+@functools.lru_cache(maxsize=64)
+def sampling_step(
+    model: Denoiser, image_shape: tuple[int, int, int], rule: StepRule, mesh: Mesh, mode: Mode = "unconditional"
+) -> Callable:
+    """Return the compiled sampling step of all states.
+
+    Its arguments are ``(params_K, x_R, memory_R, noise, batches, given, stage)``, and it returns ``(x_R, memory_R)``.
+    ``x_R`` and ``memory_R`` are donated. `ensdiff.diffusion.samplers.advance` documents ``rule``, ``memory_R`` and
+    ``stage``, `Given` the conditions. Only the sum over members crosses devices.
     """
     summed = mesh.shape["member"] > 1
 
-    def weighted(params, x_R, index_P, weight_P, t):
-        eps_P = apply_member(model, params, x_R[index_P], jnp.full(index_P.shape, t, jnp.int32))
-        return weight_P[:, None, None, None] * eps_P
+    def weighted(params, x_R, index_P, weight_P, given, stage):
+        some = None if given is None else given.take(index_P)
+        predicted_P = predict_given(model, params, x_R[index_P], stage, some, mode)
+        return weight_P[:, None, None, None] * predicted_P
 
-    def unless_empty(params_K, x_R, group, index_GP, weight_GP, t):
+    def unless_empty(params_K, x_R, group, index_GP, weight_GP, given, stage):
         G, places = index_GP.shape
 
         def predict():
             if G == 1:
                 params = jax.tree.map(lambda a: a[group], params_K)
-                return weighted(params, x_R, index_GP[0], weight_GP[0], t)
+                return weighted(params, x_R, index_GP[0], weight_GP[0], given, stage)
             params_G = params_K
             if jax.tree.leaves(params_K)[0].shape[0] > G:
                 params_G = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, group * G, G), params_K)
-            eps_GP = jax.vmap(weighted, in_axes=(0, None, 0, 0, None))(params_G, x_R, index_GP, weight_GP, t)
-            return eps_GP.reshape(-1, *x_R.shape[1:])
+            over_group = jax.vmap(weighted, in_axes=(0, None, 0, 0, None, None))
+            return over_group(params_G, x_R, index_GP, weight_GP, given, stage).reshape(-1, *x_R.shape[1:])
 
         def nothing():
             return jnp.zeros((G * places, *x_R.shape[1:]))
 
         return jax.lax.cond(weight_GP.any(), predict, nothing)
 
-    def mean(params_K, x_R, batches, t):
-        def add(eps_R, batch):
-            return eps_R.at[batch[1].reshape(-1)].add(unless_empty(params_K, x_R, *batch, t)), None
+    def mean(params_K, x_R, batches, given, stage):
+        def add(total_R, batch):
+            more = unless_empty(params_K, x_R, *batch, given, stage)
+            return total_R.at[batch[1].reshape(-1)].add(more), None
 
         return jax.lax.scan(add, jnp.zeros_like(x_R), batches)[0]
 
-    def step(params_K, x_R, noise, batches, stage):
-        time = stage.time.astype(jnp.int32)
-        eps_R = mean(params_K, x_R, jax.tree.map(lambda a: a[0, 0], batches), time)
+    def step(params_K, x_R, memory_R, noise, batches, given, stage):
+        predicted_R = mean(params_K, x_R, jax.tree.map(lambda a: a[0, 0], batches), given, stage)
         if summed:
-            eps_R = jax.lax.psum(eps_R, "member")
-        return advance(rule, x_R, eps_R, noise.at(stage.number + 1, image_shape), None, stage)[0]
+            predicted_R = jax.lax.psum(predicted_R, "member")
+        return advance(rule, x_R, predicted_R, noise.at(stage.number + 1, image_shape), memory_R, stage)
 
-    in_specs = P("member"), P("data"), Noise.specs(), P("data", "member"), P()
-    return per_device(step, mesh, in_specs, P("data"), donate=1)
+    in_specs = P("member"), P("data"), P("data"), Noise.specs(), P("data", "member"), Given.specs(mode), P()
+    return per_device(step, mesh, in_specs, (P("data"), P("data")), donate=(1, 2))
 
 
 class Chunks(NamedTuple):
@@ -147,6 +182,7 @@ def plan(
     weights_RK: Float[np.ndarray, "R K"],
     mesh: Mesh | AbstractMesh,
     resources: Resources,
+    mode: Mode = "unconditional",
 ) -> Chunks:
     """Return the size of equal chunks that fit in memory, and batch sizes for all chunks, so that one program suffices.
 
@@ -156,6 +192,7 @@ def plan(
         mesh: the devices.
         resources: its chunk is a number of states, by default as many as `STATES_AT_ONCE` and the memory budget allow.
             The budget covers states and activations.
+        mode: how many predictions of each member a state needs.
 
     Raises:
         ValueError: not even one state fits in the budget.
@@ -165,7 +202,7 @@ def plan(
     budget, chunk = resources.budget(), resources.chunk
     # bytes per state: its image, noise, prediction, next image, the compiler's copies of them, and its batch entries
     state = 4 * 8 * int(np.prod(params.image_shape)) + 8 * K
-    least = least_bytes(params.model, params.image_shape, mesh, K)
+    least = least_bytes(params, mesh) * predictions_of(mode)
     if budget < state + least:
         raise ValueError(
             f"memory_budget={budget} bytes: one state needs up to {state + least} bytes on a device; give at least that"
@@ -177,7 +214,7 @@ def plan(
         states = max(states, min(round_up(R, FEW_STATES), most))  # pad with states without weight, to a common size
     counts_CDK = np.stack([kept_counts(weights, shards) for _, weights in _padded(weights_RK, states)])
     together = group_size(params.model, K // member_shards)
-    at_once = max(1, images_at_once(params.model, params.image_shape, mesh, K, budget - states // shards * state))
+    at_once = max(1, images_at_once(params, mesh, budget - states // shards * state) // predictions_of(mode))
     overhead = BATCH_OVERHEAD.get(platform(mesh), 32.0)
     places = choose_places(counts_CDK, member_shards, at_once, overhead, together)
     return Chunks(states, places, batch_numbers(counts_CDK, places, member_shards, together), together)
@@ -205,7 +242,7 @@ def _padded(weights_RK: np.ndarray, states: int) -> Iterator[tuple[np.ndarray, n
 def denoise(
     params: Ensemble,
     config: SamplerConfig,
-    noise: Noise,
+    start: Exogenous,
     weights_RK: Float[np.ndarray, "R K"],
     *,
     chunks: Chunks | None = None,
@@ -216,7 +253,7 @@ def denoise(
     Args:
         params: the ensemble.
         config: the sampler.
-        noise: the noise of each state; ``noise.index_B`` has R entries.
+        start: the noise and conditions of R states.
         weights_RK: the weights of each state; a member is evaluated only for states in which its weight is not 0.
         chunks: sizes of the batches; pass the same to several calls to share one compilation.
         mesh: the devices; by default all that can share the work.
@@ -230,18 +267,28 @@ def denoise(
     shards = mesh.shape["data"]
     if R % shards:
         raise ValueError(f"{R} states cannot be split over {shards} data shards; choose a multiple of {shards}")
-    chunks = plan(params, weights_RK, mesh, Resources(chunk=R)) if chunks is None else chunks
+    rule, mode = rule_of(params.schedule, config), mode_of(params.condition, start.guidance)
+    chunks = plan(params, weights_RK, mesh, Resources(chunk=R), mode) if chunks is None else chunks
     number = round_up(chunks.number, FEW_BATCHES) if chunks.together == 1 else chunks.number
     batches = gather_batches(weights_RK, shards, mesh.shape["member"], chunks.places, number, chunks.together)
-    step = sampling_step(params.model, params.image_shape, rule_of(params.schedule, config), mesh)
+    step = sampling_step(params.model, params.image_shape, rule, mesh, mode)
     stacked = on_mesh(params.params, mesh)
     placed = Batches(*(on_mesh(a, mesh, P("data", "member")) for a in batches))
-    noise = noise.on_mesh(mesh)
-    x_R = _first_noise(params.image_shape)(noise)
-    x_R = on_mesh(x_R, mesh, P("data"))
+    given = start.given(params)
+    given = None if given is None else given.on_mesh(mesh)
+    noise = start.noise.on_mesh(mesh)
+    x_R = on_mesh(first_states(params, config, noise), mesh, P("data"))
+    memory_R = on_mesh(jnp.zeros_like(x_R), mesh, P("data")) if rule.memory else None
     for stage in stages(params.schedule, config):
-        x_R = pace(step(stacked, x_R, noise, placed, stage), mesh)
+        x_R, memory_R = pace(step(stacked, x_R, memory_R, noise, placed, given, stage), mesh)
     return x_R
+
+
+def first_states(params: Ensemble, config: SamplerConfig, noise: Noise) -> Float[Array, "R H W C"]:
+    """Return the noisiest states, from which a sampler starts."""
+    scale = np.float32(first_scale(params.schedule, config))
+    x_R = _first_noise(params.image_shape)(noise)
+    return x_R if scale == 1 else x_R * scale
 
 
 @functools.lru_cache(maxsize=16)
@@ -252,7 +299,7 @@ def _first_noise(image_shape: tuple[int, int, int]) -> Callable[[Noise], Array]:
 def run_states(
     params: Ensemble,
     config: SamplerConfig,
-    noise: Noise,
+    start: Exogenous,
     weights_RK: ArrayLike,
     resources: Resources,
     *,
@@ -263,23 +310,23 @@ def run_states(
     Args:
         params: the ensemble.
         config: the sampler.
-        noise: the noise of each state; ``noise.index_B`` has R entries.
+        start: the noise and conditions of R states.
         weights_RK: weights of each state.
         resources: see `plan`.
         what: label of the progress bar.
 
     Yields:
-        The slice of R and the images of each chunk, in order. The images are (rows, H, W, C) in [0, 1], still on a
-        device of every process.
+        The slice of R and the images of each chunk, in order. The images are (rows, H, W, C), pixels in [0, 1] or
+        latents as they are stored, still on a device of every process.
     """
     weights_RK = np.asarray(weights_RK, np.float32)
     R = len(weights_RK)
     mesh = make_mesh(params.members)
-    chunks = plan(params, weights_RK, mesh, resources)
+    chunks = plan(params, weights_RK, mesh, resources, mode_of(params.condition, start.guidance))
     with hosts.progress_bar(R, what, "image", shown=resources.progress) as bar:
         for number, (index, weights) in enumerate(_padded(weights_RK, chunks.states)):
-            x = hosts.local(denoise(params, config, noise.take(index), weights, chunks=chunks, mesh=mesh))
-            start = number * chunks.states
-            count = min(chunks.states, R - start)
-            yield slice(start, start + count), to_images(x, params.value_range)[:count]
+            x = hosts.local(denoise(params, config, start.take(index), weights, chunks=chunks, mesh=mesh))
+            first = number * chunks.states
+            count = min(chunks.states, R - first)
+            yield slice(first, first + count), params.space.to_images(x)[:count]
             bar.update(count)

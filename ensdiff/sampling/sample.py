@@ -2,8 +2,10 @@
 
 import dataclasses
 import functools
+import math
 import numbers
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,27 +16,30 @@ from ensdiff.codes import Code
 from ensdiff.diffusion.samplers import SamplerConfig, StepFunction, stages
 from ensdiff.ensemble.ensemble import WEIGHT_SUM, Ensemble, member_weights
 from ensdiff.ensemble.memory import Resources
-from ensdiff.sampling.denoise import Noise, run_states
+from ensdiff.models.space import Pixels
+from ensdiff.sampling.denoise import Exogenous, Noise, run_states
 from ensdiff.typing import Array, ArrayLike, Key, as_key, unmasked
 
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["images", "noise", "weights_K"],
-    meta_fields=["config", "fingerprint"],
+    data_fields=["images", "noise", "weights_K", "cond"],
+    meta_fields=["config", "fingerprint", "guidance"],
 )
 @dataclasses.dataclass(frozen=True)
 class Samples:
     """Generated images with everything needed to generate their counterfactuals. ``samples[2:5]`` selects some.
 
     Args:
-        images: (B, H, W, C) float32 in [0, 1].
+        images: (B, H, W, C) float32: pixels in [0, 1], or latents as the training data store them.
         noise: the exogenous noise that the images were generated from.
         weights_K: the member weights that they were generated with.
         config: the sampler.
         fingerprint: `Ensemble.fingerprint` of the ensemble that generated them. Functions that regenerate or
             differentiate the samples refuse any other ensemble. With None (set by `unbound`, or in samples made by
             hand), any ensemble with the same number of members and the same image shape is accepted.
+        cond: the condition tree that they were generated with, one row per image; None for unconditional members.
+        guidance: the scale of guidance that they were generated with.
 
     >>> len(samples), samples.images.shape
     (2, (2, 8, 8, 1))
@@ -47,6 +52,13 @@ class Samples:
     weights_K: Float[Array, " K"]
     config: SamplerConfig
     fingerprint: str | None = None
+    cond: Any = None
+    guidance: float = 1.0
+
+    @property
+    def exogenous(self) -> Exogenous:
+        """Everything that the images were generated from, except the weights of the members."""
+        return Exogenous(self.noise, self.cond, np.arange(len(self)), self.guidance)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -55,7 +67,8 @@ class Samples:
         index = np.arange(len(self))[index]
         if np.ndim(index) == 0:
             index = index[None]
-        return dataclasses.replace(self, images=self.images[index], noise=self.noise.take(index))
+        cond = jax.tree.map(lambda rows: rows[index], self.cond)
+        return dataclasses.replace(self, images=self.images[index], noise=self.noise.take(index), cond=cond)
 
     def unbound(self) -> "Samples":
         """Return the same samples for use with an ensemble other than the one that generated them.
@@ -76,7 +89,7 @@ class Samples:
 def sampler_config(
     params: Ensemble, steps: int | None, sampler: str | StepFunction | SamplerConfig, **options
 ) -> SamplerConfig:
-    """Return the `SamplerConfig` that `sample`'s arguments describe, checked against the ensemble's schedule.
+    """Return the `SamplerConfig` that `sample`'s arguments describe, checked against the ensemble and made concrete.
 
     Raises:
         ValueError: an option is unknown, options or different steps are given together with a whole `SamplerConfig`, or
@@ -98,8 +111,11 @@ def sampler_config(
             raise ValueError(f"unknown sampler options {unknown}: expected some of {sorted(names)}")
         steps = SamplerConfig().steps if steps is None else steps
         config = SamplerConfig(sampler=sampler, steps=steps, **options)  # type: ignore[arg-type]
+    pixels = isinstance(params.space, Pixels)
+    if config.clip and not pixels:
+        raise ValueError("clip=True, but the members generate latents, which have no range to clip to: leave clip out")
     stages(params.schedule, config)
-    return config.resolved(params.schedule, clip=True)
+    return config.resolved(params.schedule, clip=pixels)
 
 
 def sample(
@@ -111,6 +127,8 @@ def sample(
     sampler: str | StepFunction | SamplerConfig = "ddpm",
     noise: ArrayLike | None = None,
     weights: ArrayLike | None = None,
+    cond: Any = None,
+    guidance: float | None = None,
     chunk: int | None = None,
     progress: bool = False,
     **options,
@@ -126,16 +144,20 @@ def sample(
         noise: an (S + 1, B, H, W, C) array, x_T first, instead of ``key`` and ``n``.
         weights: (K,) member weights, by default 1/K each. Give numbers that sum to 1 within 1e-5, or a mask of the
             members to keep (booleans, or integers that are all 0 or 1), which then get equal weights.
+        cond: the conditions, for conditional members: a condition tree with one row per image or one row for all; for
+            classes an id, a name, or one per image. None generates without condition.
+        guidance: the scale of classifier-free guidance (s4), by default 1: the condition alone, one prediction per
+            step. 0 is no condition, and all other numbers need two predictions per step.
         chunk: number of images generated at a time; by default as many as fit in memory.
         progress: show a progress bar.
         **options: other fields of `SamplerConfig`, such as ``eta`` or ``clip``.
 
     Returns:
-        `Samples`; ``.images`` is (n, H, W, C), float32 in [0, 1].
+        `Samples`; ``.images`` is (n, H, W, C), float32: pixels in [0, 1], or latents as the training data store them.
 
     Raises:
         ValueError: both or neither of key and noise are given, shapes do not fit, weights do not sum to 1, an option is
-            unknown, or ``steps`` contradicts a `SamplerConfig`.
+            unknown, ``steps`` contradicts a `SamplerConfig`, or the conditions are not those of the members.
 
     >>> ensdiff.sample(params, 0, 4, steps=3, sampler="ddim").images.shape
     (4, 8, 8, 1)
@@ -156,9 +178,23 @@ def sample(
     weights_K = weights_K.astype(np.float32)
     count = len(given.index_B)
     rows = np.broadcast_to(weights_K, (count, K))
-    parts = run_states(params, config, given, rows, Resources(chunk, progress=progress), what="sample")
+    conditions, scale = params.conditions(cond, count), _scale_of(params, cond, guidance)
+    start = Exogenous(given, conditions, np.arange(count), scale)
+    parts = run_states(params, config, start, rows, Resources(chunk, progress=progress), what="sample")
     images = np.concatenate([np.asarray(part) for _, part in parts])
-    return Samples(jnp.asarray(images), given, jnp.asarray(weights_K), config, params.fingerprint)
+    return Samples(jnp.asarray(images), given, jnp.asarray(weights_K), config, params.fingerprint, conditions, scale)
+
+
+def _scale_of(params: Ensemble, cond: Any, guidance: float | None) -> float:
+    """Return the scale of guidance, checked."""
+    if guidance is None:
+        return 1.0
+    if not isinstance(guidance, numbers.Real) or isinstance(guidance, bool) or not math.isfinite(guidance):
+        raise ValueError(f"guidance={guidance!r}: expected a finite number; 1 is the condition alone")
+    if cond is None:
+        who = "the members are unconditional" if params.condition is None else "no condition is given"
+        raise ValueError(f"guidance={guidance}, but {who}: give cond=, or leave guidance out")
+    return float(guidance)
 
 
 def _make_noise(
@@ -247,7 +283,7 @@ def counterfactuals(
         progress: show a progress bar.
 
     Returns:
-        (M, B, H, W, C) float32 in [0, 1], on the host.
+        (M, B, H, W, C) float32 on the host, pixels in [0, 1] or latents.
 
     Raises:
         NoSurvivorError: every member has seen some unit of a set.
@@ -280,11 +316,11 @@ def ablated(
 ) -> Float[np.ndarray, "R H W C"]:
     """Regenerate sample ``sample_R[r]`` from its own noise under the weights ``weights_RK[r]``, for every r.
 
-    Returns images in [0, 1].
+    Returns pixels in [0, 1], or latents.
     """
     check_samples(params, samples, "a counterfactual", factual=False)
     out = np.empty((len(weights_RK), *params.image_shape), np.float32)
-    noise = samples.noise.take(sample_R)
-    for rows, images in run_states(params, samples.config, noise, weights_RK, resources, what="counterfactuals"):
+    start = samples.exogenous.take(sample_R)
+    for rows, images in run_states(params, samples.config, start, weights_RK, resources, what="counterfactuals"):
         out[rows] = images
     return out

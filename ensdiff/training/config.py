@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ensdiff.diffusion.weights import Weighting
 from ensdiff.settings import check_fields
 
 
@@ -22,6 +23,11 @@ class TrainConfig:
         clip: largest norm of one member's gradient; 0 disables clipping.
         ema: decay of the exponential moving average of the parameters, which the ensemble then uses; 0 disables it.
         flip: mirror images left to right at random.
+        weighting: the factor of the loss at each noise level (`ensdiff.diffusion.weights.loss_weights`).
+            ``"simple"``: 1, on what the members predict. ``"min_snr"``: at most 5 times the signal-to-noise ratio on
+            errors of the clean image (arXiv 2303.09556). ``"edm"``: that of Karras et al. 2022 (arXiv 2206.00364).
+        condition_dropout: the probability with which an image is trained on without its condition, so that members
+            can be guided; it has no effect on unconditional members.
         seed: seed of the initial parameters, the batches, the noise and dropout, a signed integer of 64 bits.
         log_every: steps between lines of metrics.
         checkpoint_every: steps between checkpoints; the last step is always kept.
@@ -48,6 +54,8 @@ class TrainConfig:
     clip: float = 1.0
     ema: float = 0.0
     flip: bool = False
+    weighting: Weighting = "simple"
+    condition_dropout: float = 0.1
     seed: int = 0
     log_every: int = 20
     checkpoint_every: int = 500
@@ -78,6 +86,8 @@ class TrainConfig:
             raise ValueError(f"learning_rate={self.learning_rate}: expected a positive number")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema={self.ema}: expected a decay in [0, 1); 0 disables the average")
+        if not 0 <= self.condition_dropout <= 1:
+            raise ValueError(f"condition_dropout={self.condition_dropout}: expected a probability in [0, 1]")
 
     def unreached(self) -> list[str]:
         """Return one sentence for each setting that has no full effect within ``steps``; `ensdiff.train` warns of them.
@@ -121,6 +131,8 @@ class StepSettings:
         clip: as in `TrainConfig`.
         ema: as in `TrainConfig`.
         flip: as in `TrainConfig`.
+        weighting: as in `TrainConfig`.
+        condition_dropout: as in `TrainConfig`.
         decay_steps: the step at which cosine decay reaches 0; None for a constant rate.
 
     >>> one, other = TrainConfig(steps=200, seed=1), TrainConfig(steps=400, seed=2, log_every=5)
@@ -133,13 +145,18 @@ class StepSettings:
     clip: float
     ema: float
     flip: bool
+    weighting: Weighting
+    condition_dropout: float
     decay_steps: int | None
 
     @classmethod
     def of(cls, config: TrainConfig) -> "StepSettings":
         """Return the step settings of a config."""
         decay_steps = max(config.steps, config.warmup + 1) if config.decay == "cosine" else None
-        return cls(config.learning_rate, config.warmup, config.clip, config.ema, config.flip, decay_steps)
+        shared = {
+            field.name: getattr(config, field.name) for field in dataclasses.fields(cls) if field.name != "decay_steps"
+        }
+        return cls(**shared, decay_steps=decay_steps)
 
 
 def decisive(train: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,9 @@ from ensdiff.data.splits_jax import Lists, batch_indices, lists_of, mask, most_s
 from ensdiff.diffusion.schedule import Schedule
 from ensdiff.ensemble.compiling import per_device
 from ensdiff.ensemble.mesh import pace
-from ensdiff.models.unet import UNetConfig
+from ensdiff.models.condition import ConditionSpec
+from ensdiff.models.denoiser import Denoiser
+from ensdiff.models.space import PIXELS, Space
 from ensdiff.training.config import StepSettings, TrainConfig
 from ensdiff.training.execution import Execution
 from ensdiff.training.step import Batch, StepMetrics, TrainState, local_step
@@ -38,13 +40,14 @@ UNKNOWN_MEMORY = 2 * 2**30
 
 
 class DeviceData(NamedTuple):
-    """The data set in the devices' memory: all images, and what determines each member's batches."""
+    """The data set in the devices' memory: all images and conditions, and what determines each member's batches."""
 
     images_NHWC: ArrayLike
     lists: Lists
+    cond_N: Any = None
 
 
-SPECS = DeviceData(P(), Lists(P("member"), P("member"), P("member"), P()))  # type: ignore[arg-type]
+SPECS = DeviceData(P(), Lists(P("member"), P("member"), P("member"), P()), P())  # type: ignore[arg-type]
 """How `DeviceData` are split over the mesh."""
 
 
@@ -56,7 +59,8 @@ def fits(data: Dataset, splits: Splits, batch: int, mesh: Mesh) -> bool:
     process must have room. More than 2^31 items, or batches so large that `CAPACITY` of them are, do not fit either.
     """
     members = splits.code.members // mesh.shape["member"]
-    need = data.images.nbytes + 4 * data.items + members * (4 * _longest(splits) + splits.code.units)
+    stored = data.images.nbytes + sum(np.asarray(rows).nbytes for rows in jax.tree.leaves(data.condition))
+    need = stored + 4 * data.items + members * (4 * _longest(splits) + splits.code.units)
     stats = mesh.local_devices[0].memory_stats() or {}
     room = min(hosts.exchange(stats.get("bytes_limit", UNKNOWN_MEMORY) // SHARE))
     return need <= room and not _too_many(data, batch)
@@ -88,15 +92,18 @@ def place_data(data: Dataset, splits: Splits, batch: int, mesh: Mesh) -> DeviceD
     def placed(part: Any, spec: P) -> jax.Array:
         return hosts.assemble(part, mesh, spec, part.shape if spec == P() else (K, *part.shape[1:]))
 
-    return DeviceData(placed(np.asarray(data.images), P()), Lists(*map(placed, lists, SPECS.lists)))  # type: ignore[arg-type]
+    cond_N = jax.tree.map(lambda rows: placed(np.asarray(rows), P()), data.condition)
+    images = placed(np.asarray(data.images), P())
+    return DeviceData(images, Lists(*map(placed, lists, SPECS.lists)), cond_N)  # type: ignore[arg-type]
 
 
 def make_device_steps(
-    model: UNetConfig,
+    model: Denoiser,
     schedule: Schedule,
     config: TrainConfig,
     mesh: Mesh | AbstractMesh,
-    value_range: tuple[float, float] = (-1.0, 1.0),
+    space: Space = PIXELS,
+    condition: ConditionSpec | None = None,
 ) -> Callable[..., tuple[TrainState, StepMetrics]]:
     """Return the compiled program of many steps: ``(state, data, first, count, seed) -> (state, metrics)``.
 
@@ -107,19 +114,20 @@ def make_device_steps(
     There is no collective unless the mesh's data axis has more than one shard.
     """
     model = Execution.of(model).apply_to(model)
-    return _device_steps(model, schedule, StepSettings.of(config), config.batch_size, mesh, value_range)
+    return _device_steps(model, schedule, StepSettings.of(config), config.batch_size, mesh, space, condition)
 
 
 @functools.lru_cache(maxsize=16)
 def _device_steps(
-    model: UNetConfig,
+    model: Denoiser,
     schedule: Schedule,
     settings: StepSettings,
     batch: int,
     mesh: Mesh | AbstractMesh,
-    value_range: tuple[float, float],
+    space: Space,
+    condition: ConditionSpec | None,
 ) -> Callable[..., tuple[TrainState, StepMetrics]]:
-    step_fn = local_step(model, schedule, settings, mesh, value_range)
+    step_fn = local_step(model, schedule, settings, mesh, space, condition)
     share = batch // mesh.shape["data"]
 
     def local_steps(state_K: TrainState, data: DeviceData, first, count, seed: Wide):
@@ -132,7 +140,8 @@ def _device_steps(
         def one(i, carry):
             state_K, metrics_SK = carry
             index_KB = batch_indices(lists, seed, place, i, batch, member_K, position_B)
-            batch_K = Batch(jnp.asarray(data.images_NHWC)[index_KB], mask(lists, index_KB))
+            cond_KB = jax.tree.map(lambda rows: jnp.asarray(rows)[index_KB], data.cond_N)
+            batch_K = Batch(jnp.asarray(data.images_NHWC)[index_KB], mask(lists, index_KB), cond_KB)
             state_K, new = step_fn(state_K, batch_K, first + i, seed.low)
             return state_K, jax.tree.map(lambda all_SK, now_K: all_SK.at[i].set(now_K), metrics_SK, new)
 
@@ -145,11 +154,11 @@ def _device_steps(
 
 @contextlib.contextmanager
 def device_steps(
-    data: Dataset, splits: Splits, model: UNetConfig, schedule: Schedule, config: TrainConfig, mesh: Mesh
+    data: Dataset, splits: Splits, model: Denoiser, schedule: Schedule, config: TrainConfig, mesh: Mesh
 ) -> Iterator[Callable[[TrainState, int, int], tuple[TrainState, StepMetrics]]]:
     """Yield a function that makes up to `CAPACITY` steps per call; see `ensdiff.training.stepper`."""
     placed = place_data(data, splits, config.batch_size, mesh)
-    steps_fn = make_device_steps(model, schedule, config, mesh)
+    steps_fn = make_device_steps(model, schedule, config, mesh, data.space, data.condition_spec)
     seed = wide(config.seed)
 
     def call(state: TrainState, step: int, count: int) -> tuple[TrainState, StepMetrics]:

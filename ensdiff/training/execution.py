@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from ensdiff.models.attention import AttentionOrder, resolve_attention
 from ensdiff.models.conv import Strategy, one_by_one, resolve
+from ensdiff.models.denoiser import Denoiser
 from ensdiff.models.unet import UNetConfig
 from ensdiff.settings import check_fields
 
@@ -20,10 +21,11 @@ class Execution:
     """The choices with which training steps are executed. Equal executions in equal environments give equal bits.
 
     Args:
-        conv: how members are computed, a concrete strategy of `ensdiff.models.conv`.
-        stack: largest number of members of one device that are computed together, as in `UNetConfig`: 1 is one by one,
-            and 0 stands for all of them.
-        attention: the order of attention, a concrete order of `ensdiff.models.attention`.
+        conv: how members are computed, a concrete strategy of `ensdiff.models.conv`; None for networks other than the
+            U-Net.
+        stack: largest number of members of one device that are computed together: 1 is one by one, and 0 stands for all
+            of them.
+        attention: the order of attention, a concrete order of `ensdiff.models.attention`; None as for ``conv``.
         pipeline: where batches are made. With ``"host"``, the host makes and places the batch of each step. With
             ``"device"``, the data set is in the devices' memory.
 
@@ -34,9 +36,9 @@ class Execution:
     Execution(conv='matmul', stack=0, attention='batch', pipeline='host')
     """
 
-    conv: Strategy
+    conv: Strategy | None
     stack: int
-    attention: AttentionOrder
+    attention: AttentionOrder | None
     pipeline: Literal["host", "device"] = "host"
 
     def __post_init__(self) -> None:
@@ -47,17 +49,19 @@ class Execution:
                 raise ValueError(f"{name}={value!r}: expected a concrete choice; Execution.of resolves it")
         if self.stack < 0:
             raise ValueError(f"stack={self.stack}: expected a number of members, or 0 for all members of a device")
-        if self.stack != 1 and one_by_one(self.conv):
+        if self.conv is not None and self.stack != 1 and one_by_one(self.conv):
             raise ValueError(f"stack={self.stack}: conv={self.conv!r} computes members one by one, so expected 1")
 
     @classmethod
-    def of(cls, model: UNetConfig, pipeline: Literal["host", "device"] = "host") -> "Execution":
+    def of(cls, model: Denoiser, pipeline: Literal["host", "device"] = "host") -> "Execution":
         """Return the execution that a model's settings select, with ``"auto"`` resolved for the default backend."""
+        if not isinstance(model, UNetConfig):
+            return cls(None, model.stack, None, pipeline)
         stack = 1 if one_by_one(model.conv) else model.stack
         return cls(resolve(model.conv), stack, resolve_attention(model.attention), pipeline)
 
     @classmethod
-    def from_record(cls, line: Mapping[str, Any], model: UNetConfig) -> "Execution":
+    def from_record(cls, line: Mapping[str, Any], model: Denoiser) -> "Execution":
         """Return the execution that a line of ``environment.jsonl`` records.
 
         Older versions recorded no execution; their lines mean the model's settings and the host pipeline.
@@ -79,15 +83,23 @@ class Execution:
         """Return the fields as JSON-able values, for `from_record`."""
         return dataclasses.asdict(self)
 
-    def apply_to(self, model: UNetConfig) -> UNetConfig:
-        """Return the model with these choices in place of its own."""
-        return dataclasses.replace(model, conv=self.conv, stack=self.stack, attention=self.attention)
+    def apply_to(self, model: Denoiser) -> Denoiser:
+        """Return the model with these choices in place of its own.
+
+        Raises:
+            ValueError: the execution is that of another kind of network.
+        """
+        if isinstance(model, UNetConfig):
+            if self.conv is None or self.attention is None:
+                raise ValueError(f"{self} is not that of a U-Net")
+            return dataclasses.replace(model, conv=self.conv, stack=self.stack, attention=self.attention)
+        return model if model.stack == self.stack else dataclasses.replace(model, stack=self.stack)  # type: ignore
 
 
 def repeatable(
     lines: Iterable[Mapping[str, Any] | None],
     today: Mapping[str, Any],
-    model: UNetConfig,
+    model: Denoiser,
     pipeline: Literal["auto", "host", "device"] = "auto",
 ) -> Execution | None:
     """Return the execution with which a resumed run continues, or None if it has to be chosen.
@@ -110,11 +122,13 @@ def repeatable(
         if {name: value for name, value in line.items() if name not in ("step", "execution")} == today:
             found = Execution.from_record(line, model)
             asked: dict[str, Any] = {}
-            if model.conv not in ("auto", "measure"):
+            if not isinstance(model, UNetConfig):
+                asked = {"stack": model.stack}
+            elif model.conv not in ("auto", "measure"):
                 asked = {"conv": model.conv, "stack": Execution.of(model).stack}
             elif model.stack not in (0, found.stack):
                 return None
-            if model.attention != "auto":
+            if isinstance(model, UNetConfig) and model.attention != "auto":
                 asked["attention"] = model.attention
             if pipeline != "auto":
                 asked["pipeline"] = pipeline

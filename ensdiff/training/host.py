@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
@@ -14,7 +15,7 @@ from ensdiff import hosts
 from ensdiff.data import Dataset, Splits, batch_indices
 from ensdiff.diffusion.schedule import Schedule
 from ensdiff.ensemble.mesh import pace
-from ensdiff.models.unet import UNetConfig
+from ensdiff.models.denoiser import Denoiser
 from ensdiff.training.config import TrainConfig, seed_of
 from ensdiff.training.step import Batch, StepMetrics, TrainState, make_train_step
 
@@ -36,7 +37,7 @@ def make_batch(
     ``members`` and ``positions`` (in the batches) restrict the result to the images that this process needs.
     """
     index_KB = batch_indices(splits, config.seed, step, config.batch_size, members)[:, positions]
-    return Batch(data.images[index_KB], splits.mask(index_KB, members))
+    return Batch(data.images[index_KB], splits.mask(index_KB, members), data.conditions_of(index_KB))
 
 
 @contextlib.contextmanager
@@ -71,7 +72,7 @@ def made_ahead(make: Callable[[int], T], steps: Sequence[int]) -> Iterator[Itera
 def host_steps(
     data: Dataset,
     splits: Splits,
-    model: UNetConfig,
+    model: Denoiser,
     schedule: Schedule,
     config: TrainConfig,
     mesh: Mesh,
@@ -86,11 +87,13 @@ def host_steps(
     place = P("member", "data")
     mine = hosts.local_block(mesh, place, shape_KB)
     seed = seed_of(config)
-    step_fn = make_train_step(model, schedule, config, mesh)
+    step_fn = make_train_step(model, schedule, config, mesh, data.space, data.condition_spec)
 
     def assembled(step: int) -> Batch:
-        batch = map(np.asarray, make_batch(data, splits, config, step, *mine))
-        return Batch(*(hosts.assemble(part, mesh, place, shape_KB + part.shape[2:]) for part in batch))
+        batch = make_batch(data, splits, config, step, *mine)
+        return jax.tree.map(
+            lambda part: hosts.assemble(np.asarray(part), mesh, place, shape_KB + part.shape[2:]), batch
+        )
 
     with made_ahead(assembled, steps) as batches:
 

@@ -17,6 +17,8 @@ from ensdiff.data.images import grid, to_png
 from ensdiff.diffusion.schedule import Schedule
 from ensdiff.ensemble.ensemble import Ensemble
 from ensdiff.ensemble.mesh import make_mesh, platform
+from ensdiff.models.denoiser import Denoiser
+from ensdiff.models.space import Latents
 from ensdiff.models.unet import UNetConfig
 from ensdiff.runs.directory import RunDirectory
 from ensdiff.runs.environment import environment
@@ -37,7 +39,7 @@ __all__ = ["DivergedError", "sample_grid", "train"]
 def train(
     data: Dataset,
     code: Code,
-    model: UNetConfig | None = None,
+    model: Denoiser | None = None,
     config: TrainConfig | None = None,
     *,
     schedule: Schedule | None = None,
@@ -54,9 +56,10 @@ def train(
     Args:
         data: the images and their units.
         code: the code; ``code.units`` must equal ``data.units``. If both have names, these must agree in order.
-        model: the U-Net; by default a small one for the data's channels.
+        model: the network of one member, a `Denoiser` such as a `UNetConfig` or `DiTConfig`; by default a small U-Net
+            for the data's channels and conditions.
         config: the settings; single fields can also be given as keyword arguments (``steps=200``).
-        schedule: the noise schedule.
+        schedule: the process, and what the members predict; by default 1,000 noise levels and the noise.
         run_dir: folder for checkpoints, metrics and sample grids; None writes nothing.
         resume: continue from the newest good checkpoint in ``run_dir``. Without it, a folder with checkpoints is
             refused.
@@ -103,7 +106,7 @@ def train(
     config = dataclasses.replace(config or TrainConfig(), **options)
     for text in config.unreached():
         hosts.warn(text, stacklevel=2)
-    model = UNetConfig(image_channels=data.shape[-1]) if model is None else model
+    model = default_model(data) if model is None else model
     schedule = Schedule() if schedule is None else schedule
     mesh = make_mesh(code.members, config.batch_size) if mesh is None else mesh
     if config.batch_size % mesh.shape["data"]:
@@ -113,12 +116,12 @@ def train(
 
     data.check_present("training", "give data with these items, or a data.subset of the other items")
     splits = Splits.build(data, code, hosts.local_members(mesh, code.members))
-    state = init_state(model, data.shape, code.members, config, mesh)
+    state = init_state(model, data.shape, code.members, config, mesh, data.condition_spec)
     digest = hosts.decide(data.digest)  # only process 0 reads all the data
 
     def ensemble(state: TrainState) -> Ensemble:
         params = state.params if state.ema is None else state.ema
-        return Ensemble(params, code, model, schedule, data.shape, data_digest=digest)
+        return Ensemble(params, code, model, schedule, data.shape, data.space, data.condition_spec, digest)
 
     def steps_of(execution: Execution, steps: range) -> AbstractContextManager[Stepper]:
         return stepper(data, splits, model, schedule, config, mesh, execution, steps)
@@ -129,7 +132,8 @@ def train(
         pipeline = _pipeline(data, splits, config, mesh)
         recorded = hosts.decide(lambda: _recorded(run, start, model, config, mesh))
         execution = Execution.of(model, pipeline) if recorded is None else recorded
-        if recorded is None and start < config.steps and is_measured(model, mesh):
+        untimed = recorded is None and start < config.steps
+        if untimed and isinstance(model, UNetConfig) and is_measured(model, mesh):
             local = code.members // mesh.shape["member"]
             execution, state = tune(
                 execution, model, local, mesh, steps_of, state, start, run, stop=stop, progress=progress
@@ -185,9 +189,9 @@ def _pipeline(data: Dataset, splits: Splits, config: TrainConfig, mesh: Mesh) ->
     return "host"
 
 
-def _recorded(run: RunDirectory, start: int, model: UNetConfig, config: TrainConfig, mesh: Mesh) -> Execution | None:
+def _recorded(run: RunDirectory, start: int, model: Denoiser, config: TrainConfig, mesh: Mesh) -> Execution | None:
     """Return the execution to repeat, if the run is resumed in an environment in which it was trained before."""
-    if run.path is not None and model.conv == "measure" and not (run.path / NAME).exists():
+    if run.path is not None and getattr(model, "conv", None) == "measure" and not (run.path / NAME).exists():
         return None  # trained without timing so far
     try:
         lines = read_environments(run.path) if run.path is not None and start else []
@@ -196,7 +200,39 @@ def _recorded(run: RunDirectory, start: int, model: UNetConfig, config: TrainCon
     return repeatable(lines, environment(mesh), model, config.pipeline)
 
 
+def default_model(data: Dataset) -> UNetConfig:
+    """Return a small U-Net for the data's channels and conditions.
+
+    Raises:
+        ValueError: the condition is neither a class nor a vector.
+    """
+    spec = data.condition_spec
+    if spec is None:
+        return UNetConfig(image_channels=data.shape[-1])
+    leaf = spec.leaves[0]
+    if len(spec.leaves) == 1 and leaf.classes is not None:
+        return UNetConfig(image_channels=data.shape[-1], classes=leaf.classes)
+    if len(spec.leaves) == 1 and leaf.dtype == "float32" and len(leaf.shape) == 1:
+        return UNetConfig(image_channels=data.shape[-1], condition_width=leaf.shape[0])
+    raise ValueError(
+        "the data's condition is neither a class nor a vector per image: give a model that takes it, such as "
+        "ensdiff.models.functions(init, apply)"
+    )
+
+
 def sample_grid(params: Ensemble, n: int = 36) -> bytes:
-    """Return a PNG of n samples (on every process), always from the same noise."""
-    images = sample(params, 0, n, steps=min(50, params.schedule.timesteps), sampler="ddim").images
-    return to_png(grid(np.asarray(images)), scale=4)
+    """Return a PNG of n samples (on every process), always from the same noise.
+
+    Classes take turns; other conditions are left out. Of latents, at most three channels are shown, each from its
+    smallest to its largest value.
+    """
+    spec = params.condition
+    turns = spec is not None and len(spec.leaves) == 1 and spec.leaves[0].classes
+    cond = np.arange(n) % turns if turns else None
+    images = sample(params, 0, n, steps=min(50, params.schedule.timesteps), sampler="ddim", cond=cond).images
+    shown = np.asarray(images)
+    if isinstance(params.space, Latents):
+        shown = shown[..., : 3 if shown.shape[-1] >= 3 else 1]
+        low, high = shown.min((0, 1, 2)), shown.max((0, 1, 2))
+        shown = (shown - low) / np.maximum(high - low, 1e-12)
+    return to_png(grid(shown), scale=4)

@@ -1,9 +1,10 @@
 """One training step of all members, compiled.
 
-Each member minimises the simple loss of Ho et al. 2020, ``E |eps - eps_k(x_t, t)|^2`` (mean over pixels), over its own
-split. Nothing is shared: a member's batches, noise, clipping, optimiser and average are functions of its own split, its
-number and the step (`step_keys`, `data.splits`). This makes an ablation exact: a member that did not see a unit has,
-bit for bit, the parameters that it would have without the unit.
+Each member minimises ``E lambda_t |target - F_k(x_t, t, c)|^2`` (mean over pixels) over its own split. By default the
+target is the noise and lambda is 1, which is the simple loss of Ho et al. 2020. Nothing is shared: a member's batches,
+noise, clipping, optimiser and average are functions of its own split, its number and the step (`step_keys`,
+`data.splits`). This makes an ablation exact: a member that did not see a unit has, bit for bit, the parameters that it
+would have without the unit.
 """
 
 import functools
@@ -16,15 +17,17 @@ import numpy as np
 import optax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped
 
-from ensdiff.diffusion.schedule import Schedule, add_noise
+from ensdiff.diffusion.schedule import Schedule, add_noise, network_inputs, target
+from ensdiff.diffusion.weights import Weighting, loss_weights
 from ensdiff.ensemble.compiling import per_device
-from ensdiff.ensemble.ensemble import to_model
 from ensdiff.ensemble.flat import ravel, unravel
 from ensdiff.ensemble.members import init_params, sum_over_micro_batches, update_members
 from ensdiff.ensemble.memory import count_micro_batches
-from ensdiff.models.unet import UNet, UNetConfig
+from ensdiff.models.condition import ConditionSpec
+from ensdiff.models.denoiser import Denoiser
+from ensdiff.models.space import PIXELS, Space
 from ensdiff.training.config import StepSettings, TrainConfig
 from ensdiff.training.execution import Execution
 from ensdiff.typing import Array, ArrayLike, Params
@@ -43,10 +46,17 @@ class TrainState(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """One step's images, and a mask, computed from the code alone, of those that their member may train on."""
+    """One step's images, their conditions, and a mask, computed from the code alone, of those to train on.
 
-    images_KBHWC: UInt8[ArrayLike, "K B H W C"]
+    Args:
+        images_KBHWC: pixels or latents as the data set stores them.
+        mask_KB: 1 for images that their member may train on, 0 for others.
+        cond_KB: the condition tree of the images; None without conditions.
+    """
+
+    images_KBHWC: Shaped[ArrayLike, "K B H W C"]
     mask_KB: Float[ArrayLike, "K B"]
+    cond_KB: Any = None
 
 
 class StepMetrics(NamedTuple):
@@ -68,10 +78,17 @@ def optimizer(settings: StepSettings) -> optax.GradientTransformation:
 
 
 def init_state(
-    model: UNetConfig, image_shape: tuple[int, int, int], members: int, config: TrainConfig, mesh: Mesh | None = None
+    model: Denoiser,
+    image_shape: tuple[int, int, int],
+    members: int,
+    config: TrainConfig,
+    mesh: Mesh | None = None,
+    condition: ConditionSpec | None = None,
 ) -> TrainState:
     """Return initial parameters, optimiser state and average of all members; every device computes its own members."""
-    params = init_params(model, image_shape, members, jax.random.fold_in(jax.random.key(config.seed), 0), mesh)
+    params = init_params(
+        model, image_shape, members, jax.random.fold_in(jax.random.key(config.seed), 0), mesh, condition
+    )
     opt_state = _init_optimizer(StepSettings.of(config), mesh)(params)
     return TrainState(params, opt_state, jax.tree.map(jnp.copy, params) if config.ema else None)
 
@@ -88,10 +105,31 @@ def step_keys(seed: Array | np.integer, step: Array, member: Array, position: Ar
     return jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, member), step), position)
 
 
-def member_loss(
-    model: UNetConfig, schedule: Schedule, value_range, flip: bool, params, images_BHWC, mask_B, keys_B
-) -> Float[Array, ""]:
+class Problem(NamedTuple):
+    """What is learnt, and how: everything static that a member's loss depends on.
+
+    Args:
+        model: the network.
+        schedule: the process, and what is predicted.
+        space: how stored values become numbers in model space.
+        condition: what the network is told about each image; None for an unconditional one.
+        flip: mirror images left to right at random.
+        weighting: the factor of the loss at each noise level.
+        condition_dropout: the probability of training on an image without its condition.
+    """
+
+    model: Denoiser
+    schedule: Schedule
+    space: Space
+    condition: ConditionSpec | None
+    flip: bool
+    weighting: Weighting
+    condition_dropout: float
+
+
+def member_loss(problem: Problem, params, images_BHWC, mask_B, cond_B, keys_B) -> Float[Array, ""]:
     """Return the sum over the batch of one member's masked loss (mean over pixels)."""
+    schedule = problem.schedule
 
     def draw(key):
         level, noise, dropout, mirror = jax.random.split(key, 4)
@@ -99,12 +137,31 @@ def member_loss(
         return t, jax.random.normal(noise, images_BHWC.shape[1:]), dropout, jax.random.bernoulli(mirror)
 
     t_B, eps_BHWC, dropout_B, mirror_B = jax.vmap(draw)(keys_B)
-    if flip:
+    if problem.flip:
         images_BHWC = jnp.where(mirror_B[:, None, None, None], images_BHWC[:, :, ::-1], images_BHWC)
-    x_BHWC = add_noise(schedule, to_model(images_BHWC, value_range), t_B, eps_BHWC)
-    predicted = UNet(model).apply({"params": params}, x_BHWC, t_B, dropout_B if model.dropout else None)
-    error_B = jnp.square(predicted - eps_BHWC).mean((1, 2, 3))
+    clean_BHWC = problem.space.to_model(images_BHWC)
+    noisy_BHWC = add_noise(schedule, clean_BHWC, t_B, eps_BHWC)
+    inputs, time_B = network_inputs(schedule, noisy_BHWC, t_B)
+    cond_B = _dropped(problem, cond_B, keys_B)
+    predicted = problem.model.apply(params, inputs, time_B, cond_B, dropout_B)
+    error_B = jnp.square(predicted - target(schedule, clean_BHWC, eps_BHWC, t_B)).mean((1, 2, 3))
+    if problem.weighting != "simple":
+        error_B = error_B * jnp.asarray(loss_weights(schedule, problem.weighting), jnp.float32)[t_B]
     return jnp.sum(jnp.where(mask_B > 0, mask_B * error_B, 0.0))
+
+
+def _dropped(problem: Problem, cond_B: Any, keys_B: Array) -> Any:
+    """Return the conditions of a batch, those of some images replaced by the null row, by each image's own key."""
+    if problem.condition is None or not problem.condition_dropout:
+        return cond_B
+    dropped_B = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, 4), problem.condition_dropout))(
+        keys_B
+    )
+
+    def replaced(some_B, null_B):
+        return jnp.where(dropped_B.reshape(-1, *[1] * (some_B.ndim - 1)), null_B, some_B)
+
+    return jax.tree.map(replaced, cond_B, problem.condition.null(len(keys_B)))
 
 
 def member_update(
@@ -122,32 +179,24 @@ def member_update(
     return TrainState(params, opt_state, ema), optax.tree.norm(gradient_R128)
 
 
-def _member_step(
-    model: UNetConfig,
-    schedule: Schedule,
-    settings: StepSettings,
-    mesh: Mesh | AbstractMesh,
-    value_range,
-    update: Callable,
-) -> Callable:
+def _member_step(problem: Problem, settings: StepSettings, mesh: Mesh | AbstractMesh, update: Callable) -> Callable:
     """Return one member's step on one device: loss, gradient, sum over the data shards, optimiser."""
     shards = mesh.shape["data"]
 
-    def member_step(state, member, images_BHWC, mask_B, step, seed):
+    def member_step(state, member, images_BHWC, mask_B, cond_B, step, seed):
         B = len(mask_B)
         position_B = jax.lax.axis_index("data") * B + jnp.arange(B)
         keys_B = jax.vmap(lambda position: step_keys(seed, step, member, position))(position_B)
 
-        def loss_of(params, images_BHWC, mask_B, keys_B):
-            loss = member_loss(model, schedule, value_range, settings.flip, params, images_BHWC, mask_B, keys_B)
-            return loss / (B * shards)
+        def loss_of(params, *batch):
+            return member_loss(problem, params, *batch) / (B * shards)
 
         def gradient(*batch):
             loss, gradient = jax.value_and_grad(loss_of)(state.params, *batch)
             return loss, ravel(gradient)
 
-        parts = count_micro_batches(model, images_BHWC.shape[1:], B, mesh)
-        loss, gradient_R128 = sum_over_micro_batches(gradient, parts, images_BHWC, mask_B, keys_B)
+        parts = count_micro_batches(problem.model, images_BHWC.shape[1:], B, mesh)
+        loss, gradient_R128 = sum_over_micro_batches(gradient, parts, images_BHWC, mask_B, cond_B, keys_B)
         if shards > 1:
             loss, gradient_R128 = jax.lax.psum((loss, gradient_R128), "data")
         state, norm = update(settings, state, gradient_R128, step)
@@ -157,11 +206,12 @@ def _member_step(
 
 
 def make_train_step(
-    model: UNetConfig,
+    model: Denoiser,
     schedule: Schedule,
     config: TrainConfig,
     mesh: Mesh | AbstractMesh,
-    value_range: tuple[float, float] = (-1.0, 1.0),
+    space: Space = PIXELS,
+    condition: ConditionSpec | None = None,
     update: Callable = member_update,
 ) -> Callable[..., tuple[TrainState, StepMetrics]]:
     """Return the compiled step of the whole ensemble: ``(state, batch, step, seed) -> (state, metrics)``.
@@ -173,36 +223,39 @@ def make_train_step(
     that axis has size 1, there is no collective.
     """
     model = Execution.of(model).apply_to(model)  # so that "auto" and what it stands for share a program
-    return _train_step(model, schedule, StepSettings.of(config), mesh, value_range, update)
+    return _train_step(model, schedule, StepSettings.of(config), mesh, space, condition, update)
 
 
 @functools.lru_cache(maxsize=16)
 def _train_step(
-    model: UNetConfig,
+    model: Denoiser,
     schedule: Schedule,
     settings: StepSettings,
     mesh: Mesh | AbstractMesh,
-    value_range,
+    space: Space,
+    condition: ConditionSpec | None,
     update: Callable,
 ) -> Callable[..., tuple[TrainState, StepMetrics]]:
-    step = local_step(model, schedule, settings, mesh, value_range, update)
+    step = local_step(model, schedule, settings, mesh, space, condition, update)
     in_specs = P("member"), P("member", "data"), P(), P()
     return per_device(step, mesh, in_specs, (P("member"), P("member")), donate=0)
 
 
 def local_step(
-    model: UNetConfig,
+    model: Denoiser,
     schedule: Schedule,
     settings: StepSettings,
     mesh: Mesh | AbstractMesh,
-    value_range: tuple[float, float],
+    space: Space,
+    condition: ConditionSpec | None,
     update: Callable = member_update,
 ) -> Callable[..., tuple[TrainState, StepMetrics]]:
     """Return the step of one device's members on its part of their batches: ``(state, batch, step, seed)``.
 
     It must be called where the mesh's axes have names, as `ensdiff.ensemble.compiling.per_device` calls functions.
     """
-    member_step = _member_step(model, schedule, settings, mesh, value_range, update)
+    problem = Problem(model, schedule, space, condition, settings.flip, settings.weighting, settings.condition_dropout)
+    member_step = _member_step(problem, settings, mesh, update)
 
     def step_of_members(state_K, batch_K, step, seed):
         members = len(batch_K.mask_KB)

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from ensdiff import hosts
 from ensdiff.data import Dataset, Splits
 from ensdiff.diffusion.schedule import Schedule
-from ensdiff.models.unet import UNetConfig
+from ensdiff.models.denoiser import Denoiser
 from ensdiff.training.config import TrainConfig
 from ensdiff.training.device import CAPACITY, device_steps
 from ensdiff.training.execution import Execution
@@ -41,7 +41,7 @@ class Stepper(NamedTuple):
 def stepper(
     data: Dataset,
     splits: Splits,
-    model: UNetConfig,
+    model: Denoiser,
     schedule: Schedule,
     config: TrainConfig,
     mesh: Mesh,

@@ -22,7 +22,8 @@ from torch.autograd import forward_ad
 from torch.func import functional_call, jacfwd, stack_module_state, vmap
 
 import ensdiff
-from ensdiff.attribution.draws import draw_noise, model_images
+from ensdiff.attribution.draws import draw_noise
+from ensdiff.attribution.pictures import model_images, pictures_of
 from ensdiff.diffusion.samplers import sampler_steps
 from ensdiff.interop import channels_last
 from ensdiff.interop import diffusers as converter
@@ -273,7 +274,7 @@ def loss_job(setting: Setting, params: ensdiff.Ensemble, way: Way) -> Job:
     eps = np.asarray(draw_noise(jax.random.fold_in(key, 2**31 - 1), jax.numpy.asarray(numbers), params.image_shape))
     blocks = range(config.draws // config.block)
     t_D = np.concatenate([config.draw_levels(schedule, key, block) for block in blocks]).astype(np.int64)
-    x = members.place(np.asarray(model_images(params, loss_images(setting))))
+    x = members.place(np.asarray(model_images(params, pictures_of(params, loss_images(setting)))))
     eps_D, t_D = members.place(eps), torch.from_numpy(t_D).to(members.device)
     abar = torch.from_numpy(schedule.abar_T.astype(np.float32)).to(members.device)[t_D][:, None, None, None]
     B, D = len(x), config.draws

@@ -11,7 +11,7 @@ from ensdiff import Schedule, TrainConfig, UNetConfig
 
 def base_config(run_dir: str, data: dict[str, Any], code: dict[str, Any]) -> ConfigDict:
     """Return a config with the library's defaults; ``data`` holds the name and options of a reader."""
-    model = dataclasses.asdict(UNetConfig())
+    model = {"kind": "unet", **dataclasses.asdict(UNetConfig())}
     model.pop("image_channels")  # from the data
     model["attention_levels_up"] = placeholder(tuple)
     for name in ("head_channels", "classes", "condition_width"):

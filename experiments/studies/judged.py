@@ -14,6 +14,7 @@ from ensdiff.attribution.gradients.scoring import Choice, Images, score_targets
 from ensdiff.attribution.gradients.store import write_gradients
 from ensdiff.attribution.gradients.targets import targets_of
 from ensdiff.attribution.judging import cross_predictions, held_out, without_level
+from ensdiff.attribution.pictures import pictures_of
 from ensdiff.baselines import baseline_scores
 from ensdiff.data import Dataset
 from ensdiff.ensemble.memory import Resources
@@ -80,7 +81,7 @@ def by_gradients(
             shown = Resources(progress=shop.progress)
             folder = shop.folder / "gradients" / name.replace("/", " ")
             stored = write_gradients(folder, params, data, OUTPUTS_OF_ALL, config, progress=shop.progress)
-            pictures = Images(images, data, store=stored)
+            pictures = Images(pictures_of(params, images), data, store=stored)
             scores = score_targets(params, pictures, methods, config, targets, Pieces(None, ""), shown)
             return {
                 "mean": np.stack([one.mean_BT for one in scores.values()]),

@@ -75,7 +75,7 @@ class Workshop:
             code: which member trains on which unit.
             **options: fields of `TrainConfig` that differ from the config's.
         """
-        model, schedule, train = building.settings(self.config, data.shape[-1])
+        model, schedule, train = building.settings(self.config, data.shape[-1], data.condition_spec)
         run_dir = self.folder / "models" / name
         if not (run_dir / "run.json").exists():
             print(f"training {name}: {code.members} members on {data.units} units", flush=True)

@@ -34,7 +34,7 @@ def jacobian(tiny, samples):
 def images_under(params, samples, weights):
     rows = np.repeat(np.asarray(weights, np.float32)[None], len(samples), 0)
     return np.concatenate(
-        [np.asarray(part) for _, part in run_states(params, samples.config, samples.noise, rows, Resources())]
+        [np.asarray(part) for _, part in run_states(params, samples.config, samples.exogenous, rows, Resources())]
     )
 
 
@@ -192,7 +192,7 @@ def test_p_values_are_shares_of_the_null():
         ensdiff.attribute(params, samples, "differential", top=1, null=16)
 
 
-def closed_form(monkeypatch, tiny, rng):
+def closed_form(tiny, rng):
     """Return an ensemble whose members are exact denoisers of Gaussians N(m_k, s^2 I), and its sampler in closed form.
 
     ``eps_k(x, t) = sqrt(1 - a) (x - sqrt(a) m_k) / (a s^2 + 1 - a)``: with weights w the mean enters as w . m, and
@@ -201,13 +201,12 @@ def closed_form(monkeypatch, tiny, rng):
     means, spread = rng.uniform(-0.5, 0.5, (4, 8, 8, 1)).astype(np.float32), 0.3
     abar_T = jnp.asarray(tiny.schedule.abar_T, jnp.float32)
 
-    def apply(model, params, x_BHWC, t_B):
-        a = abar_T[t_B][:, None, None, None]
+    def apply(params, x_BHWC, t_B, cond, key_B):
+        a = abar_T[t_B.astype(jnp.int32)][:, None, None, None]
         return jnp.sqrt(1 - a) * (x_BHWC - jnp.sqrt(a) * params["mean"][None]) / (a * spread**2 + 1 - a)
 
-    for module in ("sampling.denoise", "attribution.differential"):
-        monkeypatch.setattr(f"ensdiff.{module}.apply_member", apply)
-    params = dataclasses.replace(tiny, params={"mean": jnp.asarray(means)})
+    model = ensdiff.models.functions(lambda key: {"mean": jnp.zeros((8, 8, 1))}, apply)
+    params = dataclasses.replace(tiny, model=model, params={"mean": jnp.asarray(means)})
 
     def by_hand(samples, weights):
         """Compute the DDIM recursion in float64, one image at a time, for weights of any sum."""
@@ -226,26 +225,9 @@ def closed_form(monkeypatch, tiny, rng):
     return params, by_hand
 
 
-@pytest.fixture
-def clean_caches():
-    """Clear the compiled steps, which must not keep a network that a test replaced."""
-    from ensdiff.attribution import differential
-    from ensdiff.sampling import denoise
-
-    def clear():
-        for module in (denoise, differential):
-            for value in vars(module).values():
-                if hasattr(value, "cache_clear"):
-                    value.cache_clear()
-
-    clear()
-    yield
-    clear()
-
-
-def test_exact_on_a_linear_gaussian_denoiser(tiny, rng, monkeypatch, clean_caches):
+def test_exact_on_a_linear_gaussian_denoiser(tiny, rng):
     """The counterfactual and its influence are known in closed form; the Jacobian is its derivative."""
-    params, by_hand = closed_form(monkeypatch, tiny, rng)
+    params, by_hand = closed_form(tiny, rng)
     samples = ensdiff.sample(params, 0, 2, steps=STEPS, sampler="ddim", clip=False)
     factual = by_hand(samples, np.full(4, 0.25))
     np.testing.assert_allclose(samples.images, factual, atol=1e-5)
@@ -407,7 +389,7 @@ def test_bad_calls(tiny, samples):
 
 def test_the_primal_is_computed_once_a_member(tiny):
     """In the lowered step, each convolution over samples appears once, not once per tangent."""
-    from ensdiff.attribution.differential import tangent_step
+    from ensdiff.attribution.differential import State, tangent_step
     from ensdiff.diffusion.samplers import StepRule, stages
     from ensdiff.sampling.denoise import Noise
 
@@ -416,8 +398,8 @@ def test_the_primal_is_computed_once_a_member(tiny):
     step = tangent_step(tiny.model, (8, 8, 1), StepRule(clip=False), mesh)
     noise = Noise(jnp.arange(B), key=jax.random.key(0))
     stage = stages(tiny.schedule, ensdiff.SamplerConfig(steps=STEPS))[0]
-    x, dx = jnp.zeros((B, 8, 8, 1)), jnp.zeros((K, B, 8, 8, 1))
-    lowered = step.lower(tiny.params, x, dx, noise, jnp.full((K,), 0.25), stage)
+    x, dx = State(jnp.zeros((B, 8, 8, 1))), State(jnp.zeros((K, B, 8, 8, 1)))
+    lowered = step.lower(tiny.params, x, dx, noise, None, jnp.full((K,), 0.25), stage)
     lines = [line for line in lowered.as_text().splitlines() if "stablehlo.convolution" in line]
     batches = [int(line.split("-> tensor<")[1].split("x")[0]) for line in lines]
     assert batches.count(B) == batches.count(B * K) == len(lines) // 2

@@ -8,7 +8,8 @@ import ensdiff
 from ensdiff.attribution import LossConfig, loss_matrix
 from ensdiff.attribution.contrast import contrast_losses, contrast_table, unit_losses
 from ensdiff.codes import Code
-from ensdiff.ensemble.memory import Resources, activation_bytes
+from ensdiff.ensemble.memory import Resources
+from ensdiff.ensemble.tracing import activation_bytes
 from tests.helpers import CODE, blobs
 
 

@@ -10,7 +10,6 @@ from ensdiff.attribution.draws import LossConfig, draw_noise
 from ensdiff.attribution.gradients import RIDGES, GradientConfig, features, projected_gradients, stream_gradients
 from ensdiff.attribution.gradients.features import draw_signs, plan_sketch, project, sketch
 from ensdiff.diffusion.schedule import add_noise
-from ensdiff.ensemble.ensemble import to_model
 from ensdiff.ensemble.members import apply_member
 from tests.helpers import blobs
 
@@ -30,7 +29,7 @@ def by_hand(tiny):
     v = draw_signs(jax.random.fold_in(KEY, 3), jnp.arange(4), tiny.image_shape)
 
     def quantity(theta, image, weight, draw):
-        x = to_model(image, tiny.value_range)
+        x = tiny.space.to_model(image)
         noisy = add_noise(tiny.schedule, x[None], t_R[draw][None], eps[draw][None])
         predicted = apply_member(tiny.model, theta, noisy, t_R[draw][None])[0]
         pairs = ((predicted - eps[draw],) * 2, (predicted,) * 2, (v[draw], predicted))

@@ -552,9 +552,9 @@ def test_a_mesh_of_no_devices_is_damage(copied):
 @pytest.mark.parametrize("change", [
     {"data": None}, {"train": 3}, {"model": []}, {"code": 3}, {"image_shape": [8]}, {"origin": "all"},
     {"image_shape": ["8", 8, 1]}, {"image_shape": [0, 8, 1]}, {"image_shape": [8, 8, True]},
-    {"value_range": [0.0, 0.0]}, {"value_range": [1.0, -1.0]}, {"value_range": ["a", "b"]},
-    {"value_range": [float("nan"), 1.0]},
-    {"value_range": None},
+    {"space": {"kind": "pixels", "low": 0.0, "high": 0.0}}, {"space": {"kind": "pixels", "low": "a"}}, {"space": []},
+    {"space": {"kind": "pixels", "low": float("nan")}}, {"space": {"kind": "cubes"}}, {"condition": [{"classes": 0}]},
+    {"space": None},
     {"origin": {"members": [0, 2], "forgotten": None, "code": CODE.to_dict()}},
     {"origin": {"members": [-1], "forgotten": [], "code": CODE.to_dict()}},
     {"origin": {"members": [0, 2], "forgotten": [10**30], "code": CODE.to_dict()}},

@@ -14,10 +14,12 @@ from jax.sharding import AbstractMesh
 
 import ensdiff
 from ensdiff.ensemble.digest import _stack, _sums_on_devices, digest, stacked_sums
-from ensdiff.ensemble.ensemble import member_weights, to_images, to_model
+from ensdiff.ensemble.ensemble import member_weights
 from ensdiff.ensemble.members import init_params, sum_over_micro_batches
-from ensdiff.ensemble.memory import CACHED, activation_bytes, count_micro_batches
+from ensdiff.ensemble.memory import CACHED, count_micro_batches
 from ensdiff.ensemble.mesh import make_mesh, on_mesh
+from ensdiff.ensemble.tracing import activation_bytes
+from ensdiff.models.space import Latents, Pixels
 from experiments import building
 from tests.helpers import CODE, TINY
 
@@ -117,7 +119,7 @@ def test_a_fingerprint_is_of_what_decides_a_sample(tiny):
         moved(code=ensdiff.Code.balanced(4, 3)),  # a code with other units
         moved(model=dataclasses.replace(tiny.model, conv="map", remat=True, dropout=0.5, multipliers=(1.0,))),
         moved(model=dataclasses.replace(tiny.model, conv="loop", stack=2, precision="highest", attention="batch")),
-        moved(value_range=(np.float64(-1), 1.0)),
+        moved(space=Pixels(np.float64(-1), 1.0)),
         pickle.loads(pickle.dumps(tiny)).fingerprint,
     }
     assert same == {tiny.fingerprint}
@@ -128,7 +130,9 @@ def test_a_fingerprint_is_of_what_decides_a_sample(tiny):
         moved(schedule=ensdiff.Schedule(timesteps=20)),
         moved(model=dataclasses.replace(tiny.model, time_layout="cos_sin")),
         moved(model=dataclasses.replace(tiny.model, compute_dtype="bfloat16")),
-        moved(value_range=(0.0, 1.0)),
+        moved(space=Pixels(0.0, 1.0)),
+        moved(space=Latents()),
+        moved(schedule=ensdiff.Schedule(prediction="v")),
     ]
     assert len({tiny.fingerprint, *others}) == 1 + len(others)
 
@@ -198,13 +202,14 @@ def test_mesh_leaves_as_few_devices_idle_as_divisors_allow(members, devices, bat
 
 def test_image_ranges():
     images = jnp.array([0.0, 0.25, 1.0])
-    np.testing.assert_allclose(to_model(images, (-1.0, 1.0)), [-1, -0.5, 1])
-    np.testing.assert_allclose(to_model(jnp.array([0, 255], jnp.uint8), (-1.0, 1.0)), [-1, 1])
-    np.testing.assert_allclose(to_images(jnp.array([-3.0, 0.0, 1.0, 2.0]), (-1.0, 1.0)), [0, 0.5, 1, 1])
+    np.testing.assert_allclose(Pixels().to_model(images), [-1, -0.5, 1])
+    np.testing.assert_allclose(Pixels().to_model(jnp.array([0, 255], jnp.uint8)), [-1, 1])
+    np.testing.assert_allclose(Pixels().to_images(jnp.array([-3.0, 0.0, 1.0, 2.0])), [0, 0.5, 1, 1])
 
 
 def test_activation_bytes_grow_with_the_image():
-    small, large = (activation_bytes(TINY, (side, side, 1)) for side in (8, 16))
+    plain = dataclasses.replace(TINY, middle_attention=False)
+    small, large = (activation_bytes(plain, (side, side, 1)) for side in (8, 16))
     assert 3.5 < large / small < 4.5  # everything but the time embedding grows
     assert small > 8 * 8 * 4 * 4 * 10  # at least the convolutions' outputs
 

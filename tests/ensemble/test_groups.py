@@ -9,7 +9,8 @@ import pytest
 
 import ensdiff
 from ensdiff.ensemble.members import group_size, over_members, sum_over_members, update_members
-from ensdiff.ensemble.memory import activation_bytes, count_micro_batches, least_bytes
+from ensdiff.ensemble.memory import count_micro_batches, least_bytes
+from ensdiff.ensemble.tracing import activation_bytes
 from tests.helpers import TINY
 
 
@@ -63,10 +64,13 @@ def test_a_donated_state_is_replaced_in_place(stack):
     assert memory.temp_size_in_bytes <= stack * 2 * 4096 + 1024
 
 
-def test_memory_follows_the_size_of_a_group():
+def test_memory_follows_the_size_of_a_group(tiny):
     mesh = ensdiff.make_mesh(4, devices=jax.devices()[:2])  # two members on each
     one = activation_bytes(TINY, (8, 8, 1))
-    found = [least_bytes(model, (8, 8, 1), mesh, 4) for model in (TINY, grouped(1), grouped(2), grouped(0))]
+    found = [
+        least_bytes(dataclasses.replace(tiny, model=model), mesh)
+        for model in (TINY, grouped(1), grouped(2), grouped(0))
+    ]
     assert found == [one, one, 2 * one, 2 * one]
     big = dataclasses.replace(TINY, channels=64, multipliers=(1,))
     parts = [

@@ -350,8 +350,8 @@ def test_what_diffusers_cannot_represent(deep, tmp_path):
         other = dataclasses.replace(deep, model=dataclasses.replace(deep.model, **change))
         with pytest.raises(ValueError, match=message):
             diffusers.save(other, tmp_path / "x")
-    with pytest.raises(ValueError, match=r"value_range=\(0.0, 1.0\)"):
-        diffusers.save(dataclasses.replace(deep, value_range=(0.0, 1.0)), tmp_path / "x")
+    with pytest.raises(ValueError, match=r"Pixels\(low=0.0, high=1.0\)"):
+        diffusers.save(dataclasses.replace(deep, space=ensdiff.models.Pixels(0.0, 1.0)), tmp_path / "x")
     with pytest.raises(ValueError, match="format='pt': expected one of 'safetensors', 'bin'"):
         diffusers.save(deep, tmp_path / "x", format="pt")
     (tmp_path / "file").touch()

@@ -341,12 +341,12 @@ def test_checkpoints_are_compared_with_what_the_run_says(whole, tmp_path):
     def change(text):
         text["train"].update(seed=7, log_every=9)  # the second setting does not decide the result
         text["data"].update(digest="0" * 64)
-        text.update(code=other, value_range=[0.0, 1.0])
+        text.update(code=other, space={"kind": "pixels", "low": 0.0, "high": 1.0})
 
     reseal(folder / "checkpoints" / "2", change)
     (line,) = ensdiff.check_run(folder)
     assert line.startswith(f"{folder / 'checkpoints' / '2'} belongs to another run than run.json, which differs in ")
-    for name in ("train.seed", "data", "value_range", "code."):
+    for name in ("train.seed", "data", "space.low", "code."):
         assert name in line
     assert "log_every" not in line
     with pytest.warns(
@@ -378,7 +378,8 @@ def test_lines_of_a_run_are_in_order(whole, tmp_path):
 
 
 @pytest.mark.parametrize("change", [
-    {"image_shape": [0, 8, 1]}, {"value_range": [0.0, 0.0]}, {"value_range": [float("nan"), 1.0]},
+    {"image_shape": [0, 8, 1]}, {"space": {"kind": "pixels", "low": 1.0}},
+    {"space": {"kind": "latents", "scale": [0.0]}},
     {"origin": {"members": [0], "forgotten": None}},
 ])  # fmt: skip
 def test_a_description_of_no_ensemble(whole, tmp_path, change):

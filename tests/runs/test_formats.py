@@ -46,8 +46,8 @@ def train_in_format_2(monkeypatch, data, run_dir, steps):
     )
     init_state = loop.init_state
 
-    def init(model, image_shape, members, config, mesh):
-        state = init_state(model, image_shape, members, config, mesh)
+    def init(model, image_shape, members, config, mesh=None, condition=None):
+        state = init_state(model, image_shape, members, config, mesh, condition)
         optimizer = adam_over_the_tree(StepSettings.of(config))
         opt_state = jax.jit(jax.vmap(optimizer.init), out_shardings=state.opt_state[1][0].count.sharding)(state.params)
         return state._replace(opt_state=opt_state)
@@ -71,7 +71,7 @@ def test_a_run_in_the_layout_of_format_2_is_resumed(tmp_path, monkeypatch):
     resumed = ensdiff.train(data, CODE, MODEL, run_dir=tmp_path / "old", steps=5, resume=True, **OPTIONS)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), whole.params, resumed.params)
     after = open_checkpoint(tmp_path / "old", 5)
-    assert after.description["format"] == 4
+    assert after.description["format"] == 5
     size = sum(leaf[0].size for leaf in jax.tree.leaves(whole.params))
     assert sorted(leaf.shape for leaf in jax.tree.leaves(read_shapes(after)["opt_state"])) == [
         (4,),
@@ -99,7 +99,7 @@ def test_a_finished_run_in_format_2_that_is_resumed_can_be_certified(tmp_path, m
     data = ensdiff.data.arrays(blobs())
     train_in_format_2(monkeypatch, data, tmp_path / "old", steps=2)
     ensdiff.train(data, CODE, MODEL, run_dir=tmp_path / "old", steps=2, resume=True, **OPTIONS)
-    assert read_sealed(tmp_path / "old" / "run.json")["format"] == 4
+    assert read_sealed(tmp_path / "old" / "run.json")["format"] == 5
     assert open_checkpoint(tmp_path / "old", 2).description["format"] == 2
     assert ensdiff.certify(tmp_path / "old", [3]).verify(tmp_path / "old").ok
     assert ensdiff.forget(tmp_path / "old", [3], tmp_path / "without").verify(tmp_path / "without").ok

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 import ensdiff
 from ensdiff.attribution import exact_influence
 from ensdiff.diffusion.samplers import SamplerConfig, sampler_steps
-from ensdiff.ensemble.memory import Resources, activation_bytes
-from ensdiff.sampling.denoise import FEW_BATCHES, Noise, denoise, plan
+from ensdiff.ensemble.memory import Resources
+from ensdiff.ensemble.tracing import activation_bytes
+from ensdiff.sampling.denoise import FEW_BATCHES, Exogenous, Noise, denoise, plan
 from ensdiff.sampling.packing import batch_numbers, choose_places, gather_batches, kept_counts, round_up
 from tests.helpers import CODE, random_ensemble
 
@@ -51,7 +52,7 @@ def test_against_a_float64_loop(request, noise, ensemble, config):
     params = request.getfixturevalue(ensemble)
     weights = np.concatenate([CODE.factual(), CODE.ablate([0, 1, {2}])])
     rows, index = np.repeat(weights, 3, axis=0), np.tile(np.arange(3), 4)
-    got = denoise(params, config, Noise(jnp.asarray(index), array=jnp.asarray(noise)), rows)
+    got = denoise(params, config, Exogenous(Noise(jnp.asarray(index), array=jnp.asarray(noise))), rows)
     np.testing.assert_allclose(got, twin(params, config, noise, rows, index), rtol=2e-3, atol=2e-3)
 
 
@@ -135,7 +136,7 @@ def test_devices_do_not_matter(tiny, noise, devices):
     """Members are spread over the devices, and three states over a data axis of three."""
     config = SamplerConfig("ddpm", STEPS)
     rows = np.concatenate([CODE.factual(), CODE.ablate([0, 1])])
-    given = Noise(jnp.arange(3), array=jnp.asarray(noise))
+    given = Exogenous(Noise(jnp.arange(3), array=jnp.asarray(noise)))
     one = denoise(tiny, config, given, rows, mesh=ensdiff.make_mesh(4, devices=jax.devices()[:1]))
     many = denoise(tiny, config, given, rows, mesh=ensdiff.make_mesh(4, 3, jax.devices()[:devices]))
     np.testing.assert_allclose(many, one, atol=1e-4)
@@ -146,7 +147,7 @@ def test_a_data_axis_does_not_matter(noise):
     rows = np.concatenate(
         [params.code.factual(), params.code.ablate([0]), params.code.factual(), params.code.ablate([1])]
     )
-    given = Noise(jnp.array([0, 1, 2, 0]), array=jnp.asarray(noise))
+    given = Exogenous(Noise(jnp.array([0, 1, 2, 0]), array=jnp.asarray(noise)))
     split = jax.sharding.Mesh(np.array(jax.devices()[:4], object).reshape(1, 4), ("member", "data"))
     one = ensdiff.make_mesh(3, devices=jax.devices()[:1])
     config = SamplerConfig("ddpm", STEPS)

@@ -7,22 +7,22 @@ import numpy as np
 from ensdiff.attribution.gradients.config import GradientConfig
 from ensdiff.attribution.gradients.features import projected_gradients
 from ensdiff.attribution.gradients.kernels import OUTPUTS, MemberScores, Method, member_scores, over_units
+from ensdiff.attribution.pictures import Given, pictures_of
 from ensdiff.data import Dataset
 from ensdiff.ensemble.ensemble import Ensemble
 from ensdiff.runs.identity import check_data
-from ensdiff.sampling.sample import Samples
 from ensdiff.settings import check_value
-from ensdiff.typing import ArrayLike
 
 
 def gradient_scores(
     params: Ensemble,
-    queries: Samples | ArrayLike,
+    queries: Given,
     data: Dataset,
     method: Method = "trak",
     config: GradientConfig | None = None,
     *,
-    held_out: ArrayLike | None = None,
+    cond: Any = None,
+    held_out: Given | None = None,
     memory_budget: int | None = None,
     progress: bool = False,
 ) -> MemberScores:
@@ -39,7 +39,8 @@ def gradient_scores(
         method: ``"trak"``, ``"d-trak"`` or ``"das"``.
         config: how gradients are computed, with ridge, levels and normalize; by default 0.1, all levels and not
             normalized.
-        held_out: (m, H, W, C) images outside of the training data.
+        cond: the conditions of an array of queries, for conditional members; None is no condition.
+        held_out: images outside of the training data, (m, H, W, C) or a `Dataset`.
         memory_budget: bytes of gradients that a device may hold.
         progress: show progress bars.
 
@@ -61,7 +62,6 @@ def gradient_scores(
     setting, *others = config.settings()
     if others:
         raise ValueError(f"{config} leaves the setting open: give ridge, levels and normalize")
-    images = queries.images if isinstance(queries, Samples) else queries
     shown: Any = {"memory_budget": memory_budget, "progress": progress}
 
     def gradients(of: Any) -> dict[str, np.ndarray]:
@@ -69,5 +69,7 @@ def gradient_scores(
 
     seen_nK = params.code.matrix()[data.unit_of_item] if config.members else None
     extra = None if held_out is None else gradients(held_out)
-    found = member_scores(method, gradients(images), gradients(data.images), seen_nK, setting, extra)
+    found = member_scores(
+        method, gradients(pictures_of(params, queries, cond)), gradients(data), seen_nK, setting, extra
+    )
     return found._replace(items_KBn=over_units(found.items_KBn, data.unit_of_item, data.units))

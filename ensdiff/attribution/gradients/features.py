@@ -2,8 +2,9 @@
 
 (g1) ``g_k(x) = grad_theta (mean over draws of (t, eps) of q(x, t, eps; theta_k))``. The quantity q is the squared error
 ``|eps - eps_k(x_t, t)|^2`` (``output="loss"``), the squared prediction ``|eps_k(x_t, t)|^2`` (``"square"``), or ``v .
-eps_k(x_t, t)`` with random signs v (``"output"``), summed over pixels. The draws have ascending noise levels and are
-divided into G equal parts; each part has a gradient of its own, and their mean over parts is the gradient of the mean.
+eps_k(x_t, t)`` with random signs v (``"output"``), summed over pixels; where members predict something else, that takes
+the place of the noise. The draws have ascending noise levels and are divided into G equal parts; each part has a
+gradient of its own, and their mean over parts is the gradient of the mean.
 
 (g2) ``phi_k(x) = P^T g_k(x)`` has D numbers, and ``phi . phi'`` is ``g . g'`` on average, with a variance of ``(|g|^2
 |g'|^2 + (g . g')^2) / D`` at most. P has either random signs divided by ``sqrt(D)`` (``projection="signs"``), or one
@@ -17,7 +18,7 @@ two of the same row never do, so that its variance is that of random signs.
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,19 +28,21 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Float, Int
 
 from ensdiff import hosts
-from ensdiff.attribution.draws import LossConfig, draw_noise, model_images
+from ensdiff.attribution.draws import LossConfig, draw_noise
 from ensdiff.attribution.gradients.config import GradientConfig, Output
-from ensdiff.diffusion.schedule import Schedule, add_noise
+from ensdiff.attribution.pictures import Given, model_images, pictures_of
+from ensdiff.diffusion.schedule import Schedule, add_noise, network_inputs, target
 from ensdiff.ensemble.compiling import per_device
 from ensdiff.ensemble.ensemble import Ensemble
-from ensdiff.ensemble.members import apply_member, over_members, sum_over_micro_batches
+from ensdiff.ensemble.members import over_members, sum_over_micro_batches
 from ensdiff.ensemble.memory import Resources, count_micro_batches
 from ensdiff.ensemble.mesh import make_mesh, on_mesh
 from ensdiff.models.conv import resolve
+from ensdiff.models.denoiser import Denoiser
 from ensdiff.models.unet import UNetConfig
 from ensdiff.sampling.packing import round_up
 from ensdiff.settings import check_value
-from ensdiff.typing import Array, ArrayLike, Params, as_key
+from ensdiff.typing import Array, Params, as_key
 
 ROWS = 8192
 """Rows of the random signs in memory at a time."""
@@ -61,10 +64,11 @@ class GradientChunk(NamedTuple):
 
 def projected_gradients(
     params: Ensemble,
-    images: ArrayLike,
+    images: Given,
     output: Output = "loss",
     config: GradientConfig | None = None,
     *,
+    cond: Any = None,
     members: Sequence[int] | None = None,
     memory_budget: int | None = None,
     progress: bool = False,
@@ -73,9 +77,10 @@ def projected_gradients(
 
     Args:
         params: the ensemble.
-        images: (B, H, W, C) in [0, 1], or uint8; generated or not.
+        images: (B, H, W, C) in [0, 1], or uint8, or latents, generated or not; or `Samples`, or a data set.
         output: the quantity q of (g1).
         config: draws, parts, dimension, projection and seed; its other fields are not used here.
+        cond: the conditions of an array of images, for conditional members; None is no condition.
         members: numbers of the members; by default all members.
         memory_budget: bytes of gradients that a device may hold.
         progress: show a progress bar.
@@ -92,17 +97,18 @@ def projected_gradients(
     (2, 3, 2, 32)
     """
     chunks = stream_gradients(
-        params, images, output, config, members=members, memory_budget=memory_budget, progress=progress
+        params, images, output, config, cond=cond, members=members, memory_budget=memory_budget, progress=progress
     )
     return np.concatenate([chunk.phi_KCGD for chunk in chunks], axis=1)
 
 
 def stream_gradients(
     params: Ensemble,
-    images: ArrayLike,
+    images: Given,
     output: Output = "loss",
     config: GradientConfig | None = None,
     *,
+    cond: Any = None,
     members: Sequence[int] | None = None,
     memory_budget: int | None = None,
     progress: bool = False,
@@ -114,7 +120,8 @@ def stream_gradients(
     """
     check_value("output", output, Output)
     config = GradientConfig() if config is None else config
-    x_BHWC = model_images(params, images)
+    pictures = pictures_of(params, images, cond)
+    x_BHWC = model_images(params, pictures)
     chosen = np.arange(params.members) if members is None else np.asarray(members)
     if chosen.ndim != 1 or not len(chosen) or not np.isin(chosen, np.arange(params.members)).all():
         raise ValueError(f"members={members}: expected some of 0 .. {params.members - 1}")
@@ -136,7 +143,8 @@ def stream_gradients(
         for start in range(0, len(x_BHWC), chunk):
             rows = np.minimum(np.arange(start, start + chunk), len(x_BHWC) - 1)
             count = min(chunk, len(x_BHWC) - start)
-            phi = hosts.fetch(step(placed, on_mesh(x_BHWC[rows], mesh, P()), np.int32(count), *shared))
+            some = on_mesh((x_BHWC[rows], pictures.take(rows).cond), mesh, P())
+            phi = hosts.fetch(step(placed, *some, np.int32(count), *shared))
             yield GradientChunk(start, phi[:, :count])
             bar.update(count)
 
@@ -156,21 +164,23 @@ class Projection(NamedTuple):
 
 @functools.lru_cache(maxsize=16)
 def _step(
-    model: UNetConfig,
+    model: Denoiser,
     schedule: Schedule,
     image_shape: tuple[int, int, int],
     output: Output,
     projection: Projection,
     mesh: Mesh,
 ):
-    """Return a compiled ``(params_K, x_CHWC, count, t_R, key) -> phi_KCGD`` for R draws.
+    """Return a compiled ``(params_K, x_CHWC, cond_C, count, t_R, key) -> phi_KCGD`` for R draws.
 
     It projects the gradients of the first ``count`` images. Each device works on its own members, without a collective.
     """
-    model = dataclasses.replace(model, conv=resolve(model.conv))  # as in training, not as in predictions
+    if isinstance(model, UNetConfig):  # as in training, not as in predictions
+        attention = "auto" if model.attention == "fused" else model.attention
+        model = dataclasses.replace(model, conv=resolve(model.conv), attention=attention)
     G, D = projection.parts, projection.dimension
 
-    def step(params_K, x_CHWC, count, t_R, key):
+    def step(params_K, x_CHWC, cond_C, count, t_R, key):
         noise_key, projection_key, sign_key = (jax.random.fold_in(key, use) for use in (1, 2, 3))
         R = len(t_R)
         eps_RHWC = draw_noise(noise_key, jnp.arange(R), image_shape)
@@ -184,35 +194,37 @@ def _step(
         plan = plan_sketch(projection_key, size, D) if projection.projection == "sketch" else None
 
         def member(params):
-            def quantity(params, x_HWC, t_S, eps_SHWC, v_SHWC):
-                x_SHWC = add_noise(schedule, jnp.broadcast_to(x_HWC, eps_SHWC.shape), t_S, eps_SHWC)
-                predicted = apply_member(model, params, x_SHWC, t_S)
+            def quantity(params, x_HWC, cond, t_S, eps_SHWC, v_SHWC):
+                clean_SHWC = jnp.broadcast_to(x_HWC, eps_SHWC.shape)
+                inputs, time_S = network_inputs(schedule, add_noise(schedule, clean_SHWC, t_S, eps_SHWC), t_S)
+                cond_S = jax.tree.map(lambda row: jnp.broadcast_to(row, (len(t_S), *row.shape)), cond)
+                predicted = model.apply(params, inputs, time_S, cond_S)
                 if output == "output":
                     return (v_SHWC * predicted).sum() * G / R
-                error = predicted - eps_SHWC if output == "loss" else predicted
+                error = predicted - target(schedule, clean_SHWC, eps_SHWC, t_S) if output == "loss" else predicted
                 return jnp.square(error).sum() * G / R
 
-            def gradients_of(x_HWC):
+            def gradients_of(pair):
                 def part(draws):
-                    gradient = functools.partial(jax.grad(quantity), params, x_HWC)
+                    gradient = functools.partial(jax.grad(quantity), params, *pair)
                     return flatten(sum_over_micro_batches(gradient, micro_batches, *draws))
 
                 rows_GP = jax.lax.map(part, parts, batch_size=parts_at_once)
                 return rows_GP if plan is None else sketch(rows_GP, plan)
 
             def image(numbered):
-                number, x_HWC = numbered
+                number, *pair = numbered
                 zeros = jnp.zeros((G, size if plan is None else D))
-                return jax.lax.cond(number < count, gradients_of, lambda _: zeros, x_HWC)
+                return jax.lax.cond(number < count, gradients_of, lambda _: zeros, pair)
 
-            rows = jax.lax.map(image, (jnp.arange(len(x_CHWC)), x_CHWC))
+            rows = jax.lax.map(image, (jnp.arange(len(x_CHWC)), x_CHWC, cond_C))
             if plan is None:
                 rows = project(rows.reshape(-1, size), projection_key, D)
             return rows.reshape(len(x_CHWC), G, D)
 
         return over_members(model, member, params_K)
 
-    return per_device(step, mesh, (P("member"), P(), P(), P(), P()), P("member"))
+    return per_device(step, mesh, (P("member"), P(), P(), P(), P(), P()), P("member"))
 
 
 def flatten(tree: Params) -> Float[Array, " P"]:

@@ -16,6 +16,7 @@ from ensdiff.attribution.gradients.kernels import OUTPUTS, Method, stream_scores
 from ensdiff.attribution.gradients.stored import GradientStore, StoredGradients
 from ensdiff.attribution.gradients.targets import Targets, sums_of
 from ensdiff.attribution.judging import cross_predictions
+from ensdiff.attribution.pictures import Pictures
 from ensdiff.data import Dataset
 from ensdiff.ensemble.ensemble import Ensemble
 from ensdiff.ensemble.memory import Resources
@@ -55,16 +56,16 @@ class Images(NamedTuple):
     """The images whose gradients are needed.
 
     Args:
-        queries: (B, H, W, C) what is attributed, in [0, 1].
+        queries: what is attributed.
         data: the training data.
-        held_out: (m, H, W, C) images that no member saw, or None.
+        held_out: images that no member saw, or None.
         store: gradients that `experiments.gradients` stored, or None.
         held_out_stored: whether ``held_out`` are the held-out items of the store.
     """
 
-    queries: Any
+    queries: Pictures
     data: Dataset
-    held_out: Any = None
+    held_out: Pictures | None = None
     store: GradientStore | None = None
     held_out_stored: bool = False
 
@@ -143,7 +144,7 @@ def _score_members(
 
     store, extra = images.store, None
     if store is None:
-        train = {output: gradients(data.images, output, "training images") for output in outputs}
+        train = {output: gradients(data, output, "training images") for output in outputs}
     else:
         train = {output: stored(store.train, output) for output in outputs}
     if targets.of_held_mT is not None and targets.words_mK is not None:

@@ -30,6 +30,7 @@ from ensdiff.attribution.gradients.features import projected_gradients
 from ensdiff.attribution.gradients.stored import HELD_OUT, GradientStore
 from ensdiff.attribution.gradients.table import Table, TableSettings, damaged_chunks, describe, read_table
 from ensdiff.attribution.gradients.writer import TableWriter, check_space, format_size
+from ensdiff.attribution.pictures import Pictures
 from ensdiff.data import Dataset, DataWarning
 from ensdiff.ensemble.ensemble import Ensemble
 from ensdiff.files.checksums import DamagedError
@@ -140,33 +141,40 @@ def write_gradients(
             return [(writer.chunk, todo) for writer, todo in zip(writers, found, strict=True)]
 
         jobs = [
-            _Job(writer, number, output, source.images[number * rows : (number + 1) * rows])
+            _Job(writer, number, output, source, slice(number * rows, min((number + 1) * rows, source.items)))
             for writer, (source, output, _), (rows, todo) in zip(writers, tables, hosts.decide(begin), strict=True)
             for number in todo
         ]
-        left = sum(len(job.images) for job in jobs)
+        left = sum(job.size for job in jobs)
         if left < items:
             say(f"{items - left:,} of {items:,} gradients are finished and kept")
         with hosts.progress_bar(items, "gradients", "item", shown=progress, done=items - left) as bar:
-            for j, (writer, number, output, images) in enumerate(jobs):
+            for j, job in enumerate(jobs):
                 began = time.monotonic()
-                phi_KnGD = projected_gradients(params, images, output, config, memory_budget=memory_budget)
-                hosts.decide(functools.partial(writer.write, number, phi_KnGD))
-                bar.update(len(images))
-                left -= len(images)
+                pictures = Pictures(job.source.images[job.items], job.source.conditions_of(job.items))
+                phi_KnGD = projected_gradients(params, pictures, job.output, config, memory_budget=memory_budget)
+                hosts.decide(functools.partial(job.writer.write, job.number, phi_KnGD))
+                bar.update(job.size)
+                left -= job.size
                 if j < 2 and left:
                     with bar.external_write_mode():  # not on the line of the progress bar
-                        say(_expectation(len(images), time.monotonic() - began, left, compiled=j == 0))
+                        say(_expectation(job.size, time.monotonic() - began, left, compiled=j == 0))
     return open_gradients(folder, params, data, held_out=held_out, check=False)
 
 
 class _Job(NamedTuple):
-    """The items of one chunk: the table to write to, the number of the chunk, the output, and images (n, H, W, C)."""
+    """The items of one chunk: the table to write to, the number of the chunk, the output, and which items they are."""
 
     writer: TableWriter
     number: int
     output: Output
-    images: np.ndarray
+    source: Dataset
+    items: slice
+
+    @property
+    def size(self) -> int:
+        """Number of items."""
+        return self.items.stop - self.items.start
 
 
 def _silent(_: str) -> None:
