@@ -107,27 +107,37 @@ def held_out_data(values: dict[str, Any]) -> Any:
 
 
 def _read_all(values: dict[str, Any]) -> tuple[Any, int]:
-    from ensdiff import data
-
     options = dict(values)
     held_out = options.pop("held_out", 0)
     reader = options.pop("name")
+    if "dataset" in options:
+        options["name"] = options.pop("dataset")
+    return read_items(reader, options), held_out
+
+
+def read_items(reader: str, options: dict[str, Any]) -> Any:
+    """Return the data set of a reader. The option ``condition`` may be ``"label"``, for the labels of the items.
+
+    Raises:
+        ValueError: the reader or an option does not exist, or the data have no labels.
+    """
+    from ensdiff import data
+
+    options = dict(options)
     condition = options.pop("condition", "")
     if condition not in ("", "label"):  # the reader's own: a column, a member or an array
         if "condition" not in data.readers.options_of(reader):
             raise ValueError(f"config.data.condition={condition!r}: {reader} takes none of its own; expected 'label'")
         options["condition"] = condition
-    if "dataset" in options:
-        options["name"] = options.pop("dataset")
     found = data.load(reader, **options)
-    if condition == "label":
-        if found.labels is None:
-            raise ValueError(
-                "config.data.condition='label': the data have no labels; name the column of the labels, for example "
-                "with config.data.label or config.data.labels, if the reader has one"
-            )
-        found = found.with_condition(found.labels)
-    return found, held_out
+    if condition != "label":
+        return found
+    if found.labels is None:
+        raise ValueError(
+            "config.data.condition='label': the data have no labels; name the column of the labels, for example with "
+            "config.data.label or config.data.labels, if the reader has one"
+        )
+    return found.with_condition(found.labels)
 
 
 def data_sections(run: str | os.PathLike, values: dict[str, Any]) -> list[dict[str, Any]]:

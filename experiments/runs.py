@@ -173,7 +173,8 @@ def _accepted(accept: Callable[[Any, int], Any]) -> Any:
     config = building.read_run_config(run) if (run / "config.json").exists() else None
     held_out = config["data"].get("held_out", 0) if config is not None else 0
     if flags.FLAGS.data:
-        return accept(_data_flag(), held_out)
+        condition = "" if config is None else config["data"].get("condition", "")
+        return accept(read_data(flags.FLAGS.data, condition=condition), held_out)
     if config is None:
         raise ValueError(f"{run} does not name its training data: pass --data=..., such as --data=npz,path=train.npz")
     whole = {"held_out": 0} if (run / NAME).exists() else {}  # without hashes, number and order of the items decide
@@ -219,14 +220,25 @@ def announce_units(units: Sequence[int]) -> None:
         print(f"unit {unit} is {printable(names[unit])}, {count} picture{'' if count == 1 else 's'}", flush=True)
 
 
-def _data_flag() -> Any:
-    from ensdiff.data.readers import load, parse_options
+def read_data(text: str, expected: str = "a reader and options, as in folder,path=images", condition: str = "") -> Any:
+    """Return the data set of a reader and its options, such as ``folder,path=images``.
 
-    name, *options = flags.FLAGS.data.split(",")
+    Args:
+        text: the name of the reader and its options; ``condition=label`` conditions on the labels.
+        expected: what the text must be, for the message.
+        condition: the condition if ``text`` gives none.
+
+    Raises:
+        ValueError: an option is not NAME=VALUE, or the reader or an option does not exist.
+    """
+    from ensdiff.data.readers import parse_options
+
+    name, *options = text.split(",")
     pairs = [option.partition("=") for option in options]
     if any(not equals for _, equals, _ in pairs):
-        raise ValueError(f"--data={flags.FLAGS.data}: expected a reader and options, as in folder,path=images")
-    return load(name, **parse_options(name, {key: value for key, _, value in pairs}))
+        raise ValueError(f"{text}: expected {expected}")
+    values = {"condition": condition, **{key: value for key, _, value in pairs}}
+    return building.read_items(name, parse_options(name, values))
 
 
 def output_folder(name: str) -> pathlib.Path:

@@ -7,6 +7,7 @@ import json
 import pathlib
 import pickle
 import struct
+import tarfile
 import tempfile
 
 import numpy as np
@@ -147,6 +148,19 @@ def universe(tiny, tmp_path_factory):
 
 MATRIX = CODE.matrix()
 TABLE = "\n".join(",".join(["7"] * 785) for _ in range(2)).encode()
+
+
+def shard():
+    """Return a tar file of two samples."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        for i in range(2):
+            info = tarfile.TarInfo(f"{i}.png")
+            info.size = len(picture("PNG"))
+            archive.addfile(info, io.BytesIO(picture("PNG")))
+    return stream.getvalue()
+
+
 READERS = {
     "images.npz": (lambda: dumped(np.savez, images=blobs()), ensdiff.data.npz),
     "small.npz": (lambda: dumped(np.savez_compressed, images=blobs()), ensdiff.data.npz),
@@ -164,6 +178,12 @@ READERS = {
     "a.webp": (lambda: picture("WEBP"), lambda path: read_pictures(path.parent)),
     "train-images-idx3-ubyte.gz": (lambda: idx(np.arange(3 * 784).reshape(3, 28, 28).astype(np.uint8)), read_idx),
     "mnist_5k.csv.gz": (lambda: gzip.compress(TABLE), ensdiff.data.mnist5k),
+    "shard.tar": (shard, lambda path: ensdiff.data.webdataset(path, cache=path.parent)),
+    "latents.npz": (lambda: dumped(np.savez, latents=blobs() / 4.0, scale=2.0), ensdiff.data.latents),
+    "conditional.manifest": (
+        lambda: ensdiff.data.arrays(blobs(), condition=np.arange(len(blobs()))).manifest().to_bytes(),
+        lambda path: Manifest.from_bytes(path.read_bytes()),
+    ),
     "data.manifest": (
         lambda: ensdiff.data.arrays(blobs()).manifest().to_bytes(),
         lambda path: Manifest.from_bytes(path.read_bytes()),

@@ -63,7 +63,16 @@ def test_import_is_light():
 
 def test_import_without_extras():
     """Every module of the library can be imported without any extra."""
-    extras = {"tensorflow_datasets", "array_record", "torch", "safetensors", "diffusers", "pandas", "libtpu"}
+    extras = {
+        "tensorflow_datasets",
+        "array_record",
+        "torch",
+        "safetensors",
+        "diffusers",
+        "pandas",
+        "libtpu",
+        "datasets",
+    }
     code = (
         f"import importlib, pkgutil, sys; sys.modules.update(dict.fromkeys({extras})); import ensdiff; "
         "print(sum(1 for m in pkgutil.walk_packages(ensdiff.__path__, 'ensdiff.') if importlib.import_module(m.name)))"

@@ -21,7 +21,7 @@ from ensdiff.data.dataset import Dataset
 from ensdiff.data.huggingface import huggingface
 from ensdiff.data.pictures import folder
 from ensdiff.data.prepared import tfds
-from ensdiff.data.stored import condition_arrays, latents_space
+from ensdiff.data.stored import condition_arrays, latents, latents_space
 from ensdiff.data.webdataset import webdataset
 from ensdiff.files.npy import most_bytes, npz_names, read_npz
 from ensdiff.files.reading import existing_file, open_regular
@@ -257,6 +257,7 @@ READERS: dict[str, Callable[..., Dataset]] = {
     "tfds": tfds,
     "huggingface": huggingface,
     "webdataset": webdataset,
+    "latents": latents,
 }
 
 

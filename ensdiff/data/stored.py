@@ -1,10 +1,80 @@
-"""The names of arrays in files of latents and conditions, and what they mean."""
+"""Files of latents and conditions: the names of their arrays, and a reader that maps them into memory.
 
+A file of latents has the arrays ``latents`` (N, H, W, C), ``mean`` and ``scale`` (one number, or one per channel) and
+the text ``encoder``. It may have ``condition`` or ``condition/<path>``, ``class_names``, and ``labels``, ``groups`` and
+``names``, one per item. `experiments.encode` writes such files, with the ``deviation`` of each latent if it is known.
+"""
+
+import os
+import pathlib
 from collections.abc import Collection, Mapping
 
 import numpy as np
 
+from ensdiff.data.checked import from_images
+from ensdiff.data.dataset import Dataset
+from ensdiff.files.npy import map_npy, map_npz, npz_names, read_npz
+from ensdiff.models.condition import unflatten
 from ensdiff.models.space import Latents
+
+
+def latents(
+    path: str | os.PathLike,
+    *,
+    groups: str | None = None,
+    labels: str | None = None,
+    condition: str | None = None,
+    mean: float | None = None,
+    scale: float | None = None,
+) -> Dataset:
+    """Read a file of latents as a memory map, so that it may be larger than memory.
+
+    Items have the names in the array ``names`` if there is one and each item is a unit.
+
+    Args:
+        path: an uncompressed ``.npz`` file with an array ``latents`` (and others, see `ensdiff.data.stored`), or an
+            ``.npy`` file of latents, (N, H, W, C) float16 or float32.
+        groups: name of the array of groups, one value per item; None for one unit per item.
+        labels: name of the array of classes; by default ``"labels"``, if there is one.
+        condition: name of the array of conditions, or of arrays ``name/path``; by default ``"condition"``, if there is
+            one.
+        mean: what is subtracted from latents for the model; by default the file's, or 0.
+        scale: what they are multiplied by then; by default the file's, or 1.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is damaged or compressed, or lacks an array; or `from_images` refuses one.
+
+    >>> np.savez("z.npz", latents=np.zeros((4, 2, 2, 4), np.float16), scale=0.18215, labels=["cat", "dog"] * 2)
+    >>> latents("z.npz", groups="labels")
+    Dataset(z: 4 latents of 2x2x4 in 2 units)
+    """
+    path = pathlib.Path(path)
+    if path.suffix == ".npy":
+        named = [name for name in (groups, labels, condition) if name is not None]
+        if named:
+            raise ValueError(f"{path} is one array, without {named[0]!r}: write an .npz file, with numpy.savez")
+        file: dict[str, np.ndarray] = {}
+        there: list[str] = []
+        values: np.ndarray = map_npy(path)
+    else:
+        there = npz_names(path)
+        labels = "labels" if labels is None and "labels" in there else labels
+        about = [name for name in ("mean", "scale", "encoder", "class_names", "names") if name in there]
+        file = read_npz(path, [name for name in (groups, labels, *about) if name is not None])
+        values = map_npz(path, "latents")
+    given = {name: np.array(value) for name, value in (("mean", mean), ("scale", scale)) if value is not None}
+    paths = condition_arrays(there, condition)
+    return from_images(
+        values,
+        file[groups] if groups is not None else None,
+        name=path.stem,
+        labels=file[labels] if labels is not None else None,
+        names=file["names"].tolist() if "names" in file and groups is None else None,
+        condition=unflatten({place: map_npz(path, name) for name, place in paths.items()}) if paths else None,
+        class_names=file["class_names"].tolist() if paths and "class_names" in file else None,
+        space=latents_space({**file, **given}),
+    )
 
 
 def condition_arrays(names: Collection[str], condition: str | None = None) -> dict[str, str]:

@@ -10,6 +10,7 @@ import io
 import math
 import os
 import pathlib
+import struct
 import zipfile
 from collections.abc import Collection, Iterator
 from typing import Any, BinaryIO, Literal, NamedTuple
@@ -136,6 +137,33 @@ def map_npy(path: str | os.PathLike) -> np.memmap:
             return np.memmap(file, header.dtype, "r", header.offset, header.shape, order)
     except Exception as error:  # a damaged file can raise anything in NumPy
         raise ValueError(f"{path} is not a readable .npy file: {error}") from error
+
+
+def map_npz(path: str | os.PathLike, name: str) -> np.ndarray:
+    """Return one array of an uncompressed ``.npz`` file, as `numpy.savez` writes it, as a read-only memory map.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: the array does not exist or is compressed, or the file is damaged. The message names it.
+    """
+    with _opened(path) as (_, found):
+        if name not in found:
+            raise _RefusedError(f"it holds no array {name!r}; it has {', '.join(found)}")
+        info = found[name]
+        if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
+            raise _RefusedError(f"its array {name!r} is compressed or encrypted: write it again, with numpy.savez")
+        with open_regular(path) as file:
+            file.seek(info.header_offset)
+            local = struct.unpack("<4s22xHH", file.read(30))  # signature, lengths of the name and of extra fields
+            if local[0] != b"PK\x03\x04":
+                raise ValueError(f"no header of {name!r} at byte {info.header_offset}")
+            start = info.header_offset + 30 + local[1] + local[2]
+            if start + info.file_size > pathlib.Path(path).stat().st_size:
+                raise ValueError(f"{name!r} ends beyond the file")
+            file.seek(start)
+            header = _header(file, start + info.file_size)
+            order: Literal["F", "C"] = "F" if header.fortran else "C"
+            return np.memmap(file, header.dtype, "r", header.offset, header.shape, order)
 
 
 def reserve_npy(path: str | os.PathLike, shape: tuple[int, ...], dtype: DTypeLike) -> None:

@@ -1,6 +1,7 @@
 """Readers that decode pictures one by one into a memory map: Hugging Face data sets and WebDataset shards."""
 
 import gzip
+import importlib
 import io
 import json
 import os
@@ -302,3 +303,9 @@ def test_the_cache_is_not_in_the_way_of_moved_data(saved, tmp_path):
     found = load_data({**options, "cache": str(tmp_path)})
     assert found.condition.tolist() == [1, 0, 2, 1, 0]  # the sorted order of the names
     assert data.readers.path_options("huggingface") == ("path", "cache")
+
+
+@pytest.mark.parametrize("name", ["huggingface", "webdataset", "latents"])
+def test_configs_have_all_options_of_their_readers(name):
+    config = importlib.import_module(f"experiments.configs.{name}").get_config()
+    assert set(config.data) == {"held_out", "condition", "name", *data.readers.options_of(name)}
