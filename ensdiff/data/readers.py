@@ -59,22 +59,27 @@ def arrays(
     )  # fmt: skip
 
 
-def digits(groups: Literal["class"] | None = None) -> Dataset:
+def digits(groups: Literal["class", "third"] | None = None) -> Dataset:
     """Load the 1,797 handwritten digits, 8x8, in scikit-learn (UCI Optical Recognition of Handwritten Digits).
 
     Args:
-        groups: None for one unit per image; ``"class"`` for ten units.
+        groups: None for one unit per image; ``"class"`` for ten units; ``"third"`` for thirty, the first, second and
+            last third of each class in the order of the data set, which lists the digits writer by writer.
 
     >>> digits()
     Dataset(digits: 1797 images of 8x8x1 in 1797 units)
-    >>> digits(groups="class").units
-    10
+    >>> digits(groups="class").units, digits(groups="third").unit_names[10]
+    (10, '3 (second third)')
     """
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
     images = np.round(bunch.images * (255.0 / 16.0)).astype(np.uint8)
-    return from_images(images, _groups(groups, bunch.target), name="digits", labels=bunch.target)
+    units = _thirds(bunch.target) if groups == "third" else _groups(groups, bunch.target)
+    found = from_images(images, units, name="digits", labels=bunch.target)
+    if groups != "third":
+        return found
+    return found.regroup(units, [f"{unit // 3} ({('first', 'second', 'last')[unit % 3]} third)" for unit in range(30)])
 
 
 def npz(
@@ -241,6 +246,15 @@ def _idx(path: pathlib.Path) -> UInt8[np.ndarray, "..."]:
             f"{path} has {len(content)} or more bytes of data, but its header states {math.prod(shape)}, for {shape}"
         )
     return content.reshape(shape)
+
+
+def _thirds(labels: np.ndarray) -> np.ndarray:
+    """Return three times the class of each item, plus 0, 1 or 2 for the thirds of its class."""
+    units = np.empty(len(labels), np.int64)
+    for label in np.unique(labels):
+        items = np.flatnonzero(labels == label)
+        units[items] = 3 * label + 3 * np.arange(len(items)) // len(items)
+    return units
 
 
 def _groups(groups: str | None, labels: np.ndarray) -> np.ndarray | None:

@@ -1,0 +1,20 @@
+"""Digits conditioned on their class, by flow matching, with the thirds of each class as units: 30 units, K = 16.
+
+The data set lists its digits writer by writer, so the thirds of a class are by different writers.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs.base import base_config
+
+
+def get_config() -> ConfigDict:
+    """Return the config. Every field can be set with --config.section.field=value."""
+    data = {"name": "digits", "groups": "third", "condition": "label", "held_out": 397}
+    config = base_config("runs/digits_conditional", data, {"members": 16})
+    config.model.update(channels=16, multipliers=(1, 2), norm_groups=8, downsample="pool", upsample="nearest")
+    config.schedule.update(kind="flow", prediction="flow")
+    config.train.update(
+        steps=700, batch_size=16, learning_rate=2e-3, warmup=100, decay="cosine", ema=0.99, checkpoint_every=350
+    )
+    return config
