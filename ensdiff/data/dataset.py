@@ -233,10 +233,11 @@ class Dataset:
 
     def manifest(self) -> Manifest:
         """Return the content hash and the unit of every item. After `align`, this is the manifest that it was given."""
-        condition = spec_digest(self.condition_spec)
-        alone = None if condition is None else self._sha256_alone
-        units = self.unit_of_item.astype(np.int64)
-        return Manifest(self.shape, units, self._sha256, self.images.dtype.name, condition, alone)
+        return self._manifest(self._sha256, None if self.condition is None else self._sha256_alone)
+
+    def _manifest(self, sha256: np.ndarray, alone: np.ndarray | None) -> Manifest:
+        condition, units = spec_digest(self.condition_spec), self.unit_of_item.astype(np.int64)
+        return Manifest(self.shape, units, sha256, self.images.dtype.name, condition, alone)
 
     @functools.cached_property
     def _digest(self) -> str:
@@ -316,10 +317,9 @@ class Dataset:
         Raises:
             ValueError: the sizes of the images, their dtypes or the kinds of their conditions differ.
         """
-        own = self.manifest()
-        if (reason := incomparable(manifest, own)) is not None:
+        if (reason := incomparable(manifest, self._manifest(np.empty(0, "S64"), None))) is not None:
             raise ValueError(reason)
-        return match_items(manifest, self.unit_of_item, own.sha256, absent)
+        return match_items(manifest, self.unit_of_item, self._sha256, absent)
 
     def spare_copies(self, manifest: Manifest, found: Int[np.ndarray, " N"]) -> Int[np.ndarray, " n"]:
         """Return the items here that equal items of a manifest in every byte but were not matched to any.

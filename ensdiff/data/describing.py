@@ -12,6 +12,8 @@ from ensdiff.data.units import ItemNames
 def incomparable(manifest: Manifest, given: Manifest) -> str | None:
     """Return why no item of the given data can be an item of a manifest, and what to do; None if some can.
 
+    Only sizes, dtypes and kinds of conditions are compared, not the hashes of ``given``.
+
     >>> pixels = Manifest((1, 1, 1), np.array([0, 1]), np.array([b"a", b"b"], "S64"))
     >>> incomparable(pixels, pixels._replace(dtype="float16"))
     "the data are float16 latents, the run's are pixels of 8 bits: give the data that the run was trained on"

@@ -6,6 +6,8 @@ import types
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ensdiff import data
 from ensdiff.certificate.sections import copies
@@ -86,6 +88,21 @@ def test_conditions_follow_their_items():
     assert found.labels.tolist() == ["w", "x", "y", "z"]
     assert found.digest() == given.digest()
     assert repr(found) == "Dataset(arrays: 4 images of 1x1x1 in 3 units, conditioned on 5 classes)"
+
+
+@given(st.data())
+def test_alignment_does_not_depend_on_the_order(choose):
+    """Of equal pictures with any conditions, each goes back to a place with its own condition and unit."""
+    count = choose.draw(st.integers(2, 10))
+    numbers = st.lists(st.integers(0, 2), min_size=count, max_size=count)
+    shades, classes = choose.draw(numbers), choose.draw(numbers)
+    whole = conditional(shades, classes, labels=np.arange(count))
+    mixed = whole.subset(choose.draw(st.permutations(range(count))))
+    found = mixed.align(whole.manifest())
+    assert found.images.ravel().tolist() == shades
+    assert found.condition.tolist() == classes
+    assert sorted(found.labels.tolist()) == list(range(count))
+    assert found.digest() == whole.digest()
 
 
 def test_trees_of_conditions():

@@ -19,6 +19,8 @@ def pictures(tmp_path_factory):
         "who": list("aabbccdd"),
     }
     np.savez(folder / "train.npz", images=images[:8], **about)
+    tree = {"condition/text": np.arange(16).reshape(8, 2), "condition/size": np.ones(8, np.float32)}
+    np.savez(folder / "tree.npz", images=images[:8], **tree)
     np.savez(folder / "other.npz", images=images[8:])
     np.savez(folder / "both.npz", images=images[6:])
     return folder
@@ -57,8 +59,12 @@ def test_components_of_training_pictures_need_a_word(run, pictures, tmp_path):
         assert done.returncode == 1
         assert message in done.stderr
         assert not list(tmp_path.iterdir())
+    common[2] = f"--images=npz,path={pictures / 'tree.npz'}"
     done = run("encode", *common, "--fit_on_training")
     assert done.returncode == 0, done.stderr
+    condition = data.latents(tmp_path / "z.npz").condition
+    assert condition["text"].tolist() == np.arange(16).reshape(8, 2).tolist()
+    assert condition["size"].dtype == np.float32
     assert "warning: the components are fitted to the training pictures: statistics of" in done.stdout
     assert data.latents(tmp_path / "z.npz").space.encoder.endswith("fitted to the training data")
 
