@@ -1,4 +1,4 @@
-"""Reading and writing ensembles of `diffusers.UNet2DModel`.
+"""Reading and writing ensembles of `diffusers.UNet2DModel` and `diffusers.DiTTransformer2DModel`.
 
 counterfactualuniverses stores them as ``Shard{k}/pytorch_model.bin``. Its 50-step sampler is `SAMPLER` here, with a
 (51, B, H, W, C) noise array: posterior variance on a strided chain, without clipping. Models that were trained
@@ -25,15 +25,11 @@ from ensdiff.files.checksums import DamagedError, read_sealed, write_sealed
 from ensdiff.files.npy import read_npy
 from ensdiff.files.reading import read_object, whole_number
 from ensdiff.interop.matrices import read_code
-from ensdiff.interop.tensors import CodeLike, Style, read_state_dict, stack, unstack, write_state_dict
-from ensdiff.interop.unet2d import (
-    height_and_width,
-    model_options,
-    read_schedule,
-    scheduler_options,
-    unet_config,
-)
-from ensdiff.models.unet import UNetConfig
+from ensdiff.interop.networks import Network, completed, model_options, naming, part_of, read_config
+from ensdiff.interop.schedulers import read_schedule, schedule_of, scheduler_options
+from ensdiff.interop.tensors import CodeLike, read_state_dict, stack, unstack, write_state_dict
+from ensdiff.interop.unet2d import height_and_width
+from ensdiff.models.space import PIXELS, Latents, Space
 from ensdiff.runs.description import describe, from_description
 from ensdiff.runs.sums import all_sums
 from ensdiff.settings import check_value
@@ -48,10 +44,6 @@ MATRIX_LIMIT = 2**28
 """Size in bytes of the largest code matrix that is written."""
 
 
-OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-"""Names in checkpoints that diffusers wrote before version 0.15."""
-
-
 def load(
     directory: str | os.PathLike | Sequence[str | os.PathLike],
     code: CodeLike = None,
@@ -59,10 +51,12 @@ def load(
     config: dict[str, Any] | None = None,
     image_size: int | None = None,
     schedule: Schedule | None = None,
+    classes: int | None = None,
+    space: Space | None = None,
 ) -> Ensemble:
-    """Open an ensemble of `UNet2DModel` checkpoints.
+    """Open an ensemble of `UNet2DModel` or `DiTTransformer2DModel` checkpoints.
 
-    `ensdiff.interop.options` lists every field of the two kinds of configuration and how it is treated.
+    `ensdiff.interop.options` lists every field of the configurations and how it is treated.
 
     Args:
         directory: a folder of ``Shard0``, ``Shard1``, ... with one checkpoint each, or the members' own folders (or
@@ -70,10 +64,16 @@ def load(
         code: the code, its (N, K) matrix (1 = trained on), or a file that holds one (see `read_code`). By default the
             code that `save` wrote to ``ensdiff.json`` (or, if that is missing, to ``code.npy``); the shards must then
             be those that `save` wrote, in their order. Without either file, unit k stands for member k's own data.
-        config: `UNet2DModel`'s arguments, instead of every ``config.json``. Required if neither the folder nor every
+        config: the class's arguments, instead of every ``config.json``. Required if neither the folder nor every
             member has such a file.
         image_size: height and width, if the config has no ``sample_size``.
         schedule: the noise levels that the members were trained with, instead of every ``scheduler_config.json``.
+        classes: number of classes of a U-Net whose table (``num_class_embeds``) has one row more, for no class. By
+            default each row is a class, and "no class" adds nothing, which such members were not trained for. A DiT's
+            table always has a row for no class.
+        space: how stored values become numbers in model space. By default, images of 1 or 3 channels are pixels in
+            [-1, 1], and others are latents as the network receives them: for an autoencoder's own latents, pass
+            ``Latents(scale=(0.18215,))`` with its factor.
 
     The noise schedule is read from the ``scheduler_config.json`` of each member (beside its weights, or in the
     ``scheduler`` folder of its pipeline) or of the folder. If none exists, it is the common default of diffusers and
@@ -93,28 +93,49 @@ def load(
     if not members:
         raise ValueError("no checkpoint given: expected a folder of shards, or the members' folders or files")
     files = [_checkpoint(member) for member in members]
-    unet, size = _common_config(root, files, config)
+    model, size = _common_config(root, files, config)
     size = image_size if image_size is not None else size
     if size is None:
         raise ValueError("the config has no sample_size: pass image_size=")
     found: list[tuple[str, Schedule]] = []
-    digest, sums = None, None
+    digest, sums, described = None, None, None
     if root is not None and (root / DESCRIPTION).exists():
         text = read_sealed(root / DESCRIPTION)
         described = from_description(text, None)
         if code is None:
             _check_matrix(root, described.code)
             code, digest, sums = described.code, described.data_digest, text.get("sums")
-        found.append((str(root / DESCRIPTION), described.schedule))
+        found.append((str(root / DESCRIPTION), schedule_of(scheduler_options(described.schedule))))
         if config is None:
-            _same([(str(root / DESCRIPTION), unet_config(model_options(described))), (str(files[0].parent), unet)])
-            unet = described.model
+            _same([(str(root / DESCRIPTION), read_config(model_options(described))), (str(files[0].parent), model)])
+            model = described.model
     elif code is None and root is not None and len(members) > 1 and (root / MATRIX).exists():
         code = read_code(root / MATRIX)
-    schedule = _common_schedule(root, files, found) if schedule is None else schedule
-    states = [_rename_old(read_state_dict(file)) for file in files]
-    shape = (*height_and_width(size), unet.image_channels)
-    params = stack(states, [str(f) for f in files], unet, _style(unet), shape, code, schedule=schedule)
+    if schedule is None:
+        schedule = _common_schedule(root, files, found)
+        schedule = schedule if described is None else described.schedule  # with what only training needs
+    states = [read_state_dict(file) for file in files]
+    if described is None or config is not None:
+        model = completed(model, states, classes)
+    shape = (*height_and_width(size), model.image_channels)
+    if space is None:
+        space = PIXELS if shape[2] in (1, 3) else Latents()
+        space = space if described is None else described.space
+    condition = model.condition
+    if described is not None and model == described.model:
+        condition = described.condition  # with the names of classes
+    params = stack(
+        [part_of(model).incoming(state, model, str(file)) for state, file in zip(states, files, strict=True)],
+        [str(file) for file in files],
+        model,
+        naming(model),
+        shape,
+        code,
+        ignored=frozenset({"pos_embed.pos_embed"}),  # fixed sinusoids, in files of some versions
+        schedule=schedule,
+        space=space,
+        condition=condition,
+    )
     if sums is not None and root is not None:
         _check_members(root / DESCRIPTION, members, sums["params"], all_sums(params.params))
     return dataclasses.replace(params, data_digest=digest)
@@ -126,37 +147,40 @@ def save(
     *,
     format: Format | str = "safetensors",
 ) -> None:
-    """Write every member as a `UNet2DModel` checkpoint that makes the same predictions.
+    """Write every member as a checkpoint of `UNet2DModel` or `DiTTransformer2DModel` that makes the same predictions.
 
     ``Shard{k}`` gets ``config.json`` and the weights: ``UNet2DModel.from_pretrained("DIR/Shard0")`` opens them. The
-    folder of the shards also gets ``config.json``, ``scheduler_config.json`` (for `DDPMScheduler`), the code matrix as
-    ``code.npy`` (up to 256 MiB) and ``ensdiff.json``, from which `load` reads the code, the network, the schedule, the
-    digest of the training data and a checksum of each member.
+    folder of the shards also gets ``config.json``, ``scheduler_config.json`` (`ensdiff.interop.schedulers`), the code
+    matrix as ``code.npy`` (up to 256 MiB) and ``ensdiff.json``, from which `load` reads the code, the network, the
+    schedule, the digest of the training data and a checksum of each member. The last row of a table of classes is that
+    of no class.
 
     Args:
-        params: the ensemble; its value range must be that of diffusers, [-1, 1].
+        params: the ensemble; pixels must be those of diffusers, in [-1, 1].
         directory: a new or empty folder.
         format: ``"safetensors"``, or ``"bin"`` for ``pytorch_model.bin``, which counterfactualuniverses reads.
 
     Raises:
         FileExistsError: the folder is not empty.
         ImportError: the ``torch`` extra is not installed.
-        ValueError: `UNet2DModel` cannot represent the U-Net. The message states what differs.
+        ValueError: the class cannot represent the network, or no scheduler the schedule. The message states what
+            differs.
     """
     check_value("format", format, Format)
-    options = model_options(params)
+    options, scheduler = model_options(params), scheduler_options(params.schedule)
     root = pathlib.Path(directory)
     if root.exists() and any(root.iterdir()):
         raise FileExistsError(f"{root} already holds files; choose a new folder")
     name = FILES[0] if format == "safetensors" else "pytorch_model.bin"
     text = json.dumps(options, indent=2) + "\n"
+    next(state_dicts(params))  # errors come before files
     for k, state in enumerate(state_dicts(params)):
         shard = root / f"Shard{k}"
         shard.mkdir(parents=True)
         write_state_dict(shard / name, state)
         (shard / CONFIG).write_text(text)
     (root / CONFIG).write_text(text)
-    (root / NOISE).write_text(json.dumps(scheduler_options(params.schedule), indent=2) + "\n")
+    (root / NOISE).write_text(json.dumps(scheduler, indent=2) + "\n")
     if params.code.units * params.members <= MATRIX_LIMIT:
         np.save(root / MATRIX, params.code.matrix())
     written = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params.params)
@@ -164,8 +188,9 @@ def save(
 
 
 def state_dicts(params: Ensemble) -> Iterator[dict[str, np.ndarray]]:
-    """Yield the parameters of every member under the names that `UNet2DModel` gives them, float32."""
-    return unstack(params, _style(params.model))
+    """Yield the parameters of every member under the names that diffusers' class gives them, float32."""
+    part = part_of(params.model)
+    return (part.outgoing(state, params.model) for state in unstack(params, naming(params.model)))
 
 
 def _check_matrix(root: pathlib.Path, code: Code) -> None:
@@ -226,6 +251,8 @@ def _same(found: Sequence[tuple[str, Any]]) -> None:
     (first, one), *others = found
     for place, other in others:
         if other != one:
+            if type(one) is not type(other):
+                raise ValueError(f"{first} and {place} are a {type(one).__name__} and a {type(other).__name__}")
             old, new = dataclasses.asdict(one), dataclasses.asdict(other)
             differs = [f"{name}: {old[name]!r} and {new[name]!r}" for name in old if old[name] != new[name]]
             raise ValueError(
@@ -256,7 +283,8 @@ def _shards(root: pathlib.Path) -> list[pathlib.Path]:
 def _checkpoint(member: pathlib.Path) -> pathlib.Path:
     if member.is_file():
         return member
-    places = [member / name for name in FILES] + [member / "unet" / name for name in FILES]  # "unet": a pipeline's
+    folders = (member, member / "unet", member / "transformer")  # the last two are a pipeline's
+    places = [folder / name for folder in folders for name in FILES]
     found = next((place for place in places if place.exists()), None)
     if found is None:
         raise FileNotFoundError(f"{member} holds none of {', '.join(FILES)}")
@@ -265,10 +293,10 @@ def _checkpoint(member: pathlib.Path) -> pathlib.Path:
 
 def _common_config(
     root: pathlib.Path | None, files: Sequence[pathlib.Path], given: Mapping[str, Any] | None
-) -> tuple[UNetConfig, Any]:
+) -> tuple[Network, Any]:
     """Return the configuration that all members share, and their image size."""
     if given is not None:
-        return unet_config(given), given.get("sample_size")
+        return read_config(given), given.get("sample_size")
     shared = root / CONFIG if root is not None and (root / CONFIG).exists() else None
     places = [] if shared is None else [shared]
     for file in files:
@@ -276,42 +304,12 @@ def _common_config(
         if own.exists():
             places.append(own)
         elif shared is None:
-            raise FileNotFoundError(f"no {CONFIG} beside {file}: pass config=, UNet2DModel's arguments")
+            raise FileNotFoundError(f"no {CONFIG} beside {file}: pass config=, the arguments of its class")
     contents = [read_object(place) for place in places]
-    configs = [unet_config(content, str(place)) for place, content in zip(places, contents, strict=True)]
+    configs = [read_config(content, str(place)) for place, content in zip(places, contents, strict=True)]
     _same([(str(place), config) for place, config in zip(places, configs, strict=True)])
     sizes = [content.get("sample_size") for content in contents]
     for place, size in zip(places, sizes, strict=True):
         if size != sizes[0]:
             raise ValueError(f"{places[0]} and {place} differ (sample_size: {sizes[0]!r} and {size!r})")
     return configs[0], sizes[0]
-
-
-def _rename_old(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    old = re.compile(rf"(attentions\.[^.]*\.)({'|'.join(OLD_ATTENTION)})\.")
-    return {old.sub(lambda m: f"{m[1]}{OLD_ATTENTION[m[2]]}.", name): value for name, value in state.items()}
-
-
-def _style(config: UNetConfig) -> Style:
-    last = len(config.multipliers) - 1
-
-    def place(kind: str, level: int) -> str:
-        return {"down": f"down_blocks.{level}", "middle": "mid_block", "up": f"up_blocks.{last - level}"}[kind]
-
-    return Style(
-        head="conv_in",
-        time=("time_embedding.linear_1", "time_embedding.linear_2"),
-        tail=("conv_norm_out", "conv_out"),
-        block=lambda kind, level, index: f"{place(kind, level)}.resnets.{index}",
-        sample=lambda kind, level: f"{place(kind, level)}.{kind}samplers.0.conv",
-        attention=lambda kind, level, index: f"{place(kind, level)}.attentions.{index}",
-        in_block={
-            "norm1": "norm1",
-            "conv1": "conv1",
-            "time": "time_emb_proj",
-            "norm2": "norm2",
-            "conv2": "conv2",
-            "skip": "conv_shortcut",
-        },
-        in_attention={"norm": "group_norm", "query": "to_q", "key": "to_k", "value": "to_v", "out": "to_out.0"},
-    )

@@ -70,8 +70,12 @@ UNET: dict[str, Option] = {
     "norm_eps": _honoured("epsilon of each group norm"),
     "resnet_time_scale_shift": _fixed("the time embedding is added", "default"),
     "add_attention": _honoured("attention in the middle block", True, False),
-    "class_embed_type": _fixed("unconditional", None),
-    "num_class_embeds": _fixed("unconditional", None),
+    "class_embed_type": _honoured(
+        "what is added to the time embedding: null is a table of num_class_embeds rows, or nothing; identity is a "
+        "vector of its width (`condition_width`)",
+        None, "identity",
+    ),
+    "num_class_embeds": _honoured("rows of the table of classes; the last may be that of no class: `load(classes=)`"),
     "num_train_timesteps": _irrelevant("size of a learned time embedding, which is refused; the schedule has its own"),
     "decay": _irrelevant("how averaged weights were made: `EMAModel` writes it beside them"),
     "min_decay": _irrelevant("as decay"),
@@ -80,26 +84,65 @@ UNET: dict[str, Option] = {
     "use_ema_warmup": _irrelevant("as decay"),
     "inv_gamma": _irrelevant("as decay"),
     "power": _irrelevant("as decay"),
-}
+}  # fmt: skip
 """``config.json``: arguments of diffusers' `UNet2DModel`."""
+
+DIT: dict[str, Option] = {
+    "_class_name": _fixed("the network's class", "DiTTransformer2DModel"),
+    **_METADATA,
+    "num_attention_heads": _honoured("attention heads"),
+    "attention_head_dim": _honoured("channels per attention head"),
+    "in_channels": _honoured("channels of an image; equal to out_channels"),
+    "out_channels": _honoured("null or in_channels; twice as many would predict a variance too, which is refused"),
+    "num_layers": _honoured("blocks"),
+    "dropout": _fixed("no dropout", 0.0),
+    "norm_num_groups": _irrelevant("not used by this class"),
+    "attention_bias": _fixed("biases of queries, keys and values", True),
+    "sample_size": _honoured("height and width"),
+    "patch_size": _honoured("height and width of a patch"),
+    "activation_fn": _fixed("the tanh form of GELU", "gelu-approximate"),
+    "num_embeds_ada_norm": _honoured("classes; the table has one more row, for no class"),
+    "upcast_attention": _irrelevant("attention weights are float32 here"),
+    "norm_type": _fixed("adaLN-zero", "ada_norm_zero"),
+    "norm_elementwise_affine": _fixed("no parameters of normalisation", False),
+    "norm_eps": _honoured("epsilon of the normalisation before each MLP"),
+}
+"""``config.json``: arguments of diffusers' `DiTTransformer2DModel`."""
 
 _CLIPPING = "sampling only: pass `SamplerConfig(clip=...)` to `ensdiff.sample`"
 _SPACING = "sampling only: pass `SamplerConfig(spacing=...)` to `ensdiff.sample`"
+_GRID = "sampling only: which levels it visits"
+_SIGMAS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
+_SOLVER = (
+    "solver_order", "solver_type", "algorithm_type", "lower_order_final", "euler_at_final", "final_sigmas_type",
+)  # fmt: skip
 
 SCHEDULER: dict[str, Option] = {
-    "_class_name": _fixed("noise levels of Ho et al.", "DDPMScheduler", "DDIMScheduler"),
+    "_class_name": _fixed(
+        "variance preserving noise levels", "DDPMScheduler", "DDIMScheduler", "EulerDiscreteScheduler",
+        "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler", "DPMSolverMultistepScheduler",
+    ),
     **_METADATA,
     "num_train_timesteps": _honoured("T"),
     "beta_start": _honoured("beta of the least noisy level"),
     "beta_end": _honoured("beta of the noisiest level"),
-    "beta_schedule": _fixed("beta is linear in t", "linear"),
-    "trained_betas": _fixed("beta is linear in t, not an explicit list", None),
-    "rescale_betas_zero_snr": _fixed("the noisiest level keeps a little signal", False),
-    "prediction_type": _fixed("the network predicts the noise", "epsilon"),
+    "beta_schedule": _honoured(
+        "`Schedule.kind`; the last is \"cosine\", which has no start and end", "linear", "scaled_linear",
+        "squaredcos_cap_v2",
+    ),
+    "trained_betas": _fixed("beta by beta_schedule, not an explicit list", None),
+    "rescale_betas_zero_snr": _honoured("`Schedule.zero_terminal_snr`", False, True),
+    "prediction_type": _honoured(
+        "`Schedule.prediction`; flow_prediction goes with use_flow_sigmas", "epsilon", "v_prediction", "sample",
+        "flow_prediction",
+    ),
     "predict_epsilon": _fixed("prediction_type in versions before 0.10", True),
+    "use_flow_sigmas": _honoured("whether the process is a rectified flow after all", False, True),
+    "flow_shift": _honoured("`Schedule.shift`, with use_flow_sigmas"),
+    "timestep_type": _fixed("networks are told the number of the level", "discrete"),
     "variance_type": _fixed(
         "a fixed variance, not a predicted one; its value matters for sampling only: `SamplerConfig(variance=...)`",
-        "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log",
+        "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", None,
     ),
     "clip_sample": _irrelevant(_CLIPPING),
     "clip_sample_range": _irrelevant(_CLIPPING + ", which clips to [-1, 1]"),
@@ -111,8 +154,50 @@ SCHEDULER: dict[str, Option] = {
     "timestep_values": _irrelevant("sampling only, in versions before 0.4: which levels it visits"),
     "set_alpha_to_one": _irrelevant("sampling only: ensdiff's last step always ends at abar = 1"),
     "tensor_format": _irrelevant("NumPy or PyTorch, in versions before 0.5"),
+    **{name: _irrelevant(_GRID) for name in _SIGMAS},
+    **{name: _irrelevant("sampling only: pass `SamplerConfig` to `ensdiff.sample`") for name in (
+        "interpolation_type", "skip_prk_steps", "sigma_min", "sigma_max", "use_lu_lambdas", "lambda_min_clipped",
+        "use_dynamic_shifting", "time_shift_type", *_SOLVER,
+    )},
 }  # fmt: skip
-"""``scheduler_config.json`` of diffusers' `DDPMScheduler` or `DDIMScheduler`: what the members were trained with."""
+"""``scheduler_config.json`` of diffusers' schedulers that preserve variance: what the members were trained with."""
+
+FLOW: dict[str, Option] = {
+    "_class_name": _fixed("rectified flow", "FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"),
+    **_METADATA,
+    "num_train_timesteps": _honoured("T"),
+    "shift": _honoured("`Schedule.shift`"),
+    "use_dynamic_shifting": _fixed("one shift for all image sizes", False),
+    "base_shift": _irrelevant("of dynamic shifting only"),
+    "max_shift": _irrelevant("of dynamic shifting only"),
+    "base_image_seq_len": _irrelevant("of dynamic shifting only"),
+    "max_image_seq_len": _irrelevant("of dynamic shifting only"),
+    "time_shift_type": _irrelevant("of dynamic shifting only"),
+    "invert_sigmas": _fixed("sigma 1 is pure noise", False),
+    "shift_terminal": _irrelevant("sampling only: at which sigma it ends"),
+    "stochastic_sampling": _irrelevant("sampling only: pass `SamplerConfig` to `ensdiff.sample`"),
+    **{name: _irrelevant(_GRID) for name in _SIGMAS},
+}
+"""``scheduler_config.json`` of diffusers' schedulers of rectified flow."""
+
+EDM: dict[str, Option] = {
+    "_class_name": _fixed(
+        "the preconditioning of Karras et al.", "EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"
+    ),
+    **_METADATA,
+    "num_train_timesteps": _honoured("T"),
+    "sigma_min": _honoured("`Schedule.sigma_min`"),
+    "sigma_max": _honoured("`Schedule.sigma_max`"),
+    "sigma_data": _honoured("`Schedule.sigma_data`"),
+    "rho": _honoured("`Schedule.rho`"),
+    "prediction_type": _fixed('`Schedule(prediction="edm")`', "epsilon"),
+    "sigma_schedule": _irrelevant("sampling only: ensdiff samples on the grid of rho"),
+    "thresholding": _irrelevant("sampling only; ensdiff has no dynamic thresholding"),
+    "dynamic_thresholding_ratio": _irrelevant("as thresholding"),
+    "sample_max_value": _irrelevant("as thresholding"),
+    **{name: _irrelevant("sampling only: pass `SamplerConfig` to `ensdiff.sample`") for name in _SOLVER},
+}
+"""``scheduler_config.json`` of diffusers' EDM schedulers."""
 
 GENENS: dict[str, Option] = {
     "model_state_dict": _honoured("the member's weights, and by their shapes the U-Net"),

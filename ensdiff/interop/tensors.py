@@ -8,7 +8,7 @@ there and (in, out) here.
 import os
 import pathlib
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -22,7 +22,8 @@ from ensdiff.ensemble.members import abstract_params
 from ensdiff.files.reading import existing_file, installed
 from ensdiff.interop.matrices import read_code
 from ensdiff.interop.options import Option, check_options
-from ensdiff.models.unet import UNetConfig
+from ensdiff.models.condition import ConditionSpec
+from ensdiff.models.space import PIXELS, Space
 
 CodeLike = Code | np.ndarray | str | os.PathLike | None
 _NUMBERS = ("float16", "bfloat16", "float32", "float64", "bool", "uint8", "int8", "int16", "int32", "int64")
@@ -42,6 +43,11 @@ class Style(NamedTuple):
     attention: Any
     in_block: Mapping[str, str]
     in_attention: Mapping[str, str]
+    condition: str = ""
+
+
+Naming = Style | Callable[[Any], dict[str, tuple[str, ...]]]
+"""A style, or a function that does for another network what `names` does for U-Nets."""
 
 
 def read_state_dict(
@@ -163,8 +169,10 @@ def write_state_dict(path: pathlib.Path, state: Mapping[str, np.ndarray]) -> Non
             torch.save({name: torch.from_numpy(value.copy()) for name, value in state.items()}, path)
 
 
-def names(style: Style, params: Any) -> dict[str, tuple[str, ...]]:
+def names(style: Naming, params: Any) -> dict[str, tuple[str, ...]]:
     """Return the other implementation's tensor name of every parameter, mapped to its path in a member's parameters."""
+    if not isinstance(style, Style):
+        return style(params)
     return {
         f"{_module_name(style, *path[:-1])}.{'bias' if path[-1] == 'bias' else 'weight'}": path
         for path in flatten_dict(params)
@@ -177,6 +185,8 @@ def _module_name(style: Style, module: str, part: str = "") -> str:
     outside = {"head": style.head, "time1": time1, "time2": time2, "tail_norm": norm, "tail": tail}
     if module in outside:
         return outside[module]
+    if module == "condition":
+        return style.condition
     place, _, rest = module.partition("_")
     kind = place.rstrip("0123456789")
     level = int(place[len(kind) :] or 0)
@@ -188,8 +198,13 @@ def _module_name(style: Style, module: str, part: str = "") -> str:
     return f"{prefix}.{(style.in_attention if attention else style.in_block)[part]}"
 
 
-def convert(tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Return a torch tensor in the layout of a parameter of shape ``shape`` (without the member axis)."""
+def convert(tensor: np.ndarray, shape: tuple[int, ...], name: str = "kernel") -> np.ndarray:
+    """Return a torch tensor in the layout of a parameter of shape ``shape`` (without the member axis).
+
+    Tables have the same layout in both.
+    """
+    if name == "table":
+        return tensor
     if len(shape) == 4:
         return tensor.transpose(2, 3, 1, 0)
     if len(shape) == 2:  # a dense layer, or a 1x1 convolution that is one
@@ -197,7 +212,7 @@ def convert(tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return tensor
 
 
-def unstack(params: Ensemble, style: Style) -> Iterator[dict[str, np.ndarray]]:
+def unstack(params: Ensemble, style: Naming) -> Iterator[dict[str, np.ndarray]]:
     """Yield each member's parameters as the other implementation's state dict. This is the inverse of `stack`."""
     table, leaves = names(style, params.params), flatten_dict(params.params)
     for k in range(params.members):
@@ -206,7 +221,7 @@ def unstack(params: Ensemble, style: Style) -> Iterator[dict[str, np.ndarray]]:
             value = np.asarray(leaves[path][k])
             if value.ndim == 4:
                 value = value.transpose(3, 2, 0, 1)
-            elif value.ndim == 2:
+            elif value.ndim == 2 and path[-1] != "table":
                 value = value.T
             state[name] = np.ascontiguousarray(value, np.float32)
         yield state
@@ -220,14 +235,16 @@ def channels_last(array: Any) -> np.ndarray:
 def stack(
     states: Sequence[dict[str, np.ndarray]],
     sources: Sequence[str],
-    config: UNetConfig,
-    style: Style,
+    config: Any,
+    style: Naming,
     image_shape: tuple[int, int, int],
     code: CodeLike,
     ignored: frozenset[str] = frozenset(),
     schedule: Schedule | None = None,
+    space: Space = PIXELS,
+    condition: ConditionSpec | None = None,
 ) -> Ensemble:
-    """Return an ensemble of members that were trained elsewhere.
+    """Return an ensemble of members that were trained elsewhere, with the network ``config``.
 
     Raises:
         ValueError: a tensor is missing, is not expected, has another shape, or does not hold floating-point numbers
@@ -237,7 +254,7 @@ def stack(
     code = as_code(code, members)
     if code.members != members:
         raise ValueError(f"the code is for {code.members} members, but {members} checkpoints were given")
-    abstract = abstract_params(config, image_shape, 1)
+    abstract = abstract_params(config, image_shape, 1, condition)
     table = names(style, abstract)
     shapes = {path: leaf.shape[1:] for path, leaf in flatten_dict(abstract).items()}
     leaves: dict[tuple[str, ...], list[np.ndarray]] = {path: [] for path in shapes}
@@ -252,12 +269,12 @@ def stack(
             shape = shapes[path]
             if state[name].dtype.kind != "f":
                 raise ValueError(f"{source}: {name} has dtype {state[name].dtype}: expected floating-point weights")
-            value = convert(state[name], shape) if _fits(state[name], shape) else None
+            value = convert(state[name], shape, path[-1]) if _fits(state[name], shape) else None
             if value is None or value.shape != shape:
                 raise ValueError(f"{source}: {name} has shape {state[name].shape}, which does not fit {shape} here")
             leaves[path].append(value)
     stacked = unflatten_dict({path: jnp.asarray(np.stack(some), jnp.float32) for path, some in leaves.items()})
-    return Ensemble(stacked, code, config, schedule or Schedule(), image_shape)
+    return Ensemble(stacked, code, config, schedule or Schedule(), image_shape, space, condition)
 
 
 def member_code(members: int) -> Code:

@@ -1,13 +1,14 @@
-"""Conversion between diffusers' `UNet2DModel` and `DDPMScheduler` and ensdiff's `UNetConfig` and `Schedule`."""
+"""Conversion between diffusers' `UNet2DModel` and ensdiff's `UNetConfig`: its arguments, and names of its tensors."""
 
-import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
-from ensdiff.diffusion.schedule import Schedule
+import numpy as np
+
 from ensdiff.ensemble.ensemble import Ensemble
-from ensdiff.files.reading import read_object
-from ensdiff.interop.options import SCHEDULER, UNET, check_options
+from ensdiff.interop.options import UNET, check_options
+from ensdiff.interop.tensors import Style
 from ensdiff.models.space import PIXELS, Pixels
 from ensdiff.models.unet import UNetConfig
 
@@ -17,6 +18,7 @@ DEFAULTS: dict[str, Any] = {
     "flip_sin_to_cos": True, "freq_shift": 0, "downsample_padding": 1, "dropout": 0.0, "add_attention": True,
     "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
     "up_block_types": ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+    "class_embed_type": None, "num_class_embeds": None,
 }  # fmt: skip
 """UNet2DModel's own defaults for honoured fields."""
 
@@ -42,6 +44,11 @@ def model_options(params: Ensemble) -> dict[str, Any]:
             f"the first level has {model.widths[0]} channels and the first convolution {model.channels}: UNet2DModel "
             "needs equal numbers (a first multiplier of 1)"
         )
+    if model.condition_width not in (None, 4 * model.channels):
+        raise ValueError(
+            f"condition_width={model.condition_width} has no counterpart in UNet2DModel: expected "
+            f"{4 * model.channels}, the width of its time embedding"
+        )
     if isinstance(params.space, Pixels) and params.space != PIXELS:
         raise ValueError(f"{params.space}: diffusers' models work in [-1, 1]")
     levels = range(len(model.widths))
@@ -63,6 +70,8 @@ def model_options(params: Ensemble) -> dict[str, Any]:
         "freq_shift": model.time_shift,
         "downsample_padding": 1 if model.downsample == "conv" else 0,
         "dropout": model.dropout,
+        "class_embed_type": None if model.condition_width is None else "identity",
+        "num_class_embeds": None if model.classes is None else model.classes + 1,
     }
 
 
@@ -86,6 +95,12 @@ def _unet_config(config: Mapping[str, Any]) -> UNetConfig:
     known = {**DEFAULTS, **{k: v for k, v in config.items() if k in DEFAULTS}}
     if known["in_channels"] != known["out_channels"]:
         raise ValueError(f"in_channels={known['in_channels']}, out_channels={known['out_channels']}: expected equal")
+    rows = known["num_class_embeds"]
+    if rows is not None and (type(rows) is not int or rows < 1 or known["class_embed_type"] is not None):
+        raise ValueError(
+            f"num_class_embeds={rows!r}, class_embed_type={known['class_embed_type']!r}: expected a positive number of "
+            "classes with class_embed_type=None, or None"
+        )
     down, up, widths = known["down_block_types"], known["up_block_types"], known["block_out_channels"]
     for name, values in (("norm_num_groups", [known["norm_num_groups"]]), ("block_out_channels", widths)):
         if not values or not all(type(value) is int and value > 0 for value in values):
@@ -113,36 +128,9 @@ def _unet_config(config: Mapping[str, Any]) -> UNetConfig:
         time_shift=known["freq_shift"],
         downsample="conv" if known["downsample_padding"] else "conv_end",
         dropout=known["dropout"],
+        classes=rows,
+        condition_width=4 * widths[0] if known["class_embed_type"] == "identity" else None,
     )
-
-
-def scheduler_options(schedule: Schedule) -> dict[str, Any]:
-    """Return the content of a ``scheduler_config.json`` for `DDPMScheduler` with these noise levels."""
-    return {
-        "_class_name": "DDPMScheduler",
-        "num_train_timesteps": schedule.timesteps,
-        "beta_start": schedule.beta_start,
-        "beta_end": schedule.beta_end,
-        "beta_schedule": "linear",
-        "prediction_type": "epsilon",
-        "clip_sample": False,
-    }
-
-
-def read_schedule(path: pathlib.Path) -> Schedule:
-    """Return the noise levels of a ``scheduler_config.json``.
-
-    Raises:
-        FileNotFoundError: the file does not exist.
-        ValueError: the file holds a field or value that ensdiff does not support.
-    """
-    values = read_object(path)
-    check_options(values, SCHEDULER, str(path))
-    names = {"timesteps": "num_train_timesteps", "beta_start": "beta_start", "beta_end": "beta_end"}
-    try:
-        return Schedule(**{ours: values[theirs] for ours, theirs in names.items() if theirs in values})
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
 
 
 def height_and_width(size: Any) -> tuple[int, int]:
@@ -155,3 +143,71 @@ def height_and_width(size: Any) -> tuple[int, int]:
     if len(pair) != 2 or not all(type(side) is int and side > 0 for side in pair):
         raise ValueError(f"sample_size={size!r}: expected a positive integer, or height and width")
     return pair[0], pair[1]
+
+
+CLASSES = "class_embedding"
+OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+"""Names in checkpoints that diffusers wrote before version 0.15."""
+
+
+def rename_old(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return a state dict with the names of today's versions."""
+    old = re.compile(rf"(attentions\.[^.]*\.)({'|'.join(OLD_ATTENTION)})\.")
+    return {old.sub(lambda m: f"{m[1]}{OLD_ATTENTION[m[2]]}.", name): value for name, value in state.items()}
+
+
+def incoming(state: Mapping[str, np.ndarray], model: UNetConfig, source: str) -> dict[str, np.ndarray]:
+    """Return a state dict of `UNet2DModel` with one tensor per parameter.
+
+    A table of ``model.classes`` rows gets a row of zeros, for no class. A vector that is added as it is passes a dense
+    layer here, whose weights are the identity.
+    """
+    new = rename_old(state)
+    table = new.get(f"{CLASSES}.weight")
+    if model.condition_width is not None and table is None:
+        new[f"{CLASSES}.weight"] = np.eye(model.condition_width, dtype=np.float32)
+        new[f"{CLASSES}.bias"] = np.zeros(model.condition_width, np.float32)
+    elif model.classes is not None and table is not None and table.ndim == 2 and len(table) == model.classes:
+        new[f"{CLASSES}.weight"] = np.concatenate([table, np.zeros_like(table[:1])])
+    return new
+
+
+def outgoing(state: Mapping[str, np.ndarray], model: UNetConfig) -> dict[str, np.ndarray]:
+    """Return the state dict of `UNet2DModel`: the inverse of `incoming`, with the row for no class.
+
+    Raises:
+        ValueError: the dense layer of vectors is not the identity.
+    """
+    new = dict(state)
+    if model.condition_width is not None:
+        weight, bias = new.pop(f"{CLASSES}.weight"), new.pop(f"{CLASSES}.bias")
+        if not np.array_equal(weight, np.eye(len(weight))) or bias.any():
+            raise ValueError("the dense layer of the condition is not the identity, and UNet2DModel has no such layer")
+    return new
+
+
+def style(config: UNetConfig) -> Style:
+    """Return `UNet2DModel`'s names of the parts of a U-Net."""
+    last = len(config.multipliers) - 1
+
+    def place(kind: str, level: int) -> str:
+        return {"down": f"down_blocks.{level}", "middle": "mid_block", "up": f"up_blocks.{last - level}"}[kind]
+
+    return Style(
+        head="conv_in",
+        time=("time_embedding.linear_1", "time_embedding.linear_2"),
+        tail=("conv_norm_out", "conv_out"),
+        block=lambda kind, level, index: f"{place(kind, level)}.resnets.{index}",
+        sample=lambda kind, level: f"{place(kind, level)}.{kind}samplers.0.conv",
+        attention=lambda kind, level, index: f"{place(kind, level)}.attentions.{index}",
+        in_block={
+            "norm1": "norm1",
+            "conv1": "conv1",
+            "time": "time_emb_proj",
+            "norm2": "norm2",
+            "conv2": "conv2",
+            "skip": "conv_shortcut",
+        },
+        in_attention={"norm": "group_norm", "query": "to_q", "key": "to_k", "value": "to_v", "out": "to_out.0"},
+        condition=CLASSES,
+    )

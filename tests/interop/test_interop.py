@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 import ensdiff
 from ensdiff.ensemble.members import abstract_params
 from ensdiff.interop import channels_last, diffusers, genens
-from ensdiff.interop.options import GENENS, SCHEDULER, UNET
+from ensdiff.interop.options import DIT, EDM, FLOW, GENENS, SCHEDULER, UNET
 from ensdiff.interop.tensors import names, read_state_dict, stack
+from ensdiff.interop.unet2d import OLD_ATTENTION
 from ensdiff.models.blocks import timestep_embedding
 from ensdiff.runs.description import describe
 from tests.helpers import ROOT, random_ensemble
@@ -48,7 +49,7 @@ def state_of(config, style, seed):
 
 
 def test_diffusers_options():
-    config = diffusers.unet_config(SMALL)
+    config = diffusers.read_config(SMALL)
     assert config.widths == (8, 16)
     assert (config.attention_levels, config.attention_levels_up) == ((1,), None)
     assert config.time_layout == "cos_sin"
@@ -60,7 +61,7 @@ def test_diffusers_options():
         ({"block_out_channels": [8]}, "expected equal numbers"),
     ):
         with pytest.raises(ValueError, match=message):
-            diffusers.unet_config({**SMALL, **change})
+            diffusers.read_config({**SMALL, **change})
 
 
 # arguments of the classes in diffusers 0.42, and fields that earlier versions wrote into the same files
@@ -77,8 +78,22 @@ WRITTEN = {
     "DDIMScheduler": """num_train_timesteps beta_start beta_end beta_schedule trained_betas clip_sample set_alpha_to_one
         steps_offset prediction_type thresholding dynamic_thresholding_ratio clip_sample_range sample_max_value
         timestep_spacing rescale_betas_zero_snr predict_epsilon timestep_values tensor_format""",
+    "DiTTransformer2DModel": """num_attention_heads attention_head_dim in_channels out_channels num_layers dropout
+        norm_num_groups attention_bias sample_size patch_size activation_fn num_embeds_ada_norm upcast_attention
+        norm_type norm_elementwise_affine norm_eps""",
+    "EulerDiscreteScheduler": """num_train_timesteps beta_start beta_end beta_schedule trained_betas prediction_type
+        interpolation_type use_karras_sigmas use_exponential_sigmas use_beta_sigmas sigma_min sigma_max
+        timestep_spacing timestep_type steps_offset rescale_betas_zero_snr final_sigmas_type clip_sample
+        set_alpha_to_one skip_prk_steps""",
+    "FlowMatchEulerDiscreteScheduler": """num_train_timesteps shift use_dynamic_shifting base_shift max_shift
+        base_image_seq_len max_image_seq_len invert_sigmas shift_terminal use_karras_sigmas use_exponential_sigmas
+        use_beta_sigmas time_shift_type stochastic_sampling""",
+    "EDMEulerScheduler": """sigma_min sigma_max sigma_data sigma_schedule num_train_timesteps prediction_type rho
+        final_sigmas_type""",
 }
-TABLES = {"UNet2DModel": UNET, "EMAModel": UNET, "DDPMScheduler": SCHEDULER, "DDIMScheduler": SCHEDULER}
+TABLES = {"EMAModel": UNET} | {
+    name: table for table in (UNET, DIT, SCHEDULER, FLOW, EDM) for name in table["_class_name"].allowed
+}
 
 
 @pytest.mark.parametrize("name", WRITTEN)
@@ -88,7 +103,7 @@ def test_every_field_of_past_versions_is_classified(name):
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("name", ["UNet2DModel", "DDPMScheduler", "DDIMScheduler"])
+@pytest.mark.parametrize("name", sorted(set(TABLES) - {"EMAModel"}))
 def test_every_field_of_the_installed_version_is_classified(name):
     package = pytest.importorskip("diffusers", reason="diffusers is not installed")
     written = getattr(package, name)
@@ -118,7 +133,6 @@ def test_irrelevant_fields_of_a_scheduler_leave_the_noise_levels_alone():
         found = scheduler(**{name: value for name, value in others.items() if name in fields})
         np.testing.assert_allclose(found.alphas_cumprod.numpy(), abar_T, rtol=2e-5)
         assert found.alphas_cumprod[-1] > 0
-        assert scheduler(rescale_betas_zero_snr=True).alphas_cumprod[-1] == 0  # which is therefore refused
 
 
 def test_honoured_fields_are_honoured():
@@ -128,24 +142,25 @@ def test_honoured_fields_are_honoured():
         "down_block_types": ["AttnDownBlock2D", "AttnDownBlock2D"], "up_block_types": ["UpBlock2D", "UpBlock2D"],
         "block_out_channels": [8, 24], "layers_per_block": 2, "downsample_padding": 0, "dropout": 0.1,
         "attention_head_dim": 4, "norm_num_groups": 2, "norm_eps": 1e-6, "add_attention": False,
+        "class_embed_type": "identity", "num_class_embeds": 5,
     }  # fmt: skip
     assert set(changes) == {name for name, option in UNET.items() if option.use == "honoured"}
-    base = diffusers.unet_config(SMALL)
+    base = diffusers.read_config(SMALL)
     for name, value in changes.items():
         channels = {"in_channels": 3, "out_channels": 3} if name.endswith("_channels") and value == 3 else {}
         config = {**SMALL, **channels, name: value}
-        assert name == "sample_size" or diffusers.unet_config(config) != base, name
+        assert name == "sample_size" or diffusers.read_config(config) != base, name
     for name, option in UNET.items():
         if option.use == "irrelevant":
-            assert diffusers.unet_config({**SMALL, name: 7}) == base
+            assert diffusers.read_config({**SMALL, name: 7}) == base
         elif option.allowed:
             with pytest.raises(ValueError, match=f"the config: {name}='other' is not supported: expected"):
-                diffusers.unet_config({**SMALL, name: "other"})
+                diffusers.read_config({**SMALL, name: "other"})
     with pytest.raises(ValueError, match=r"the config: quantize='int8' is unknown to ensdiff, so it is not ignored"):
-        diffusers.unet_config({**SMALL, "quantize": "int8"})
+        diffusers.read_config({**SMALL, "quantize": "int8"})
     for name, value in (("block_out_channels", 8), ("block_out_channels", ["8", 16]), ("norm_num_groups", None)):
         with pytest.raises(ValueError, match=f"the config: {name}="):
-            diffusers.unet_config({**SMALL, name: value})
+            diffusers.read_config({**SMALL, name: value})
 
 
 def zoo_of_configs(folder, *schedulers):
@@ -165,14 +180,20 @@ def zoo_of_configs(folder, *schedulers):
 @pytest.mark.parametrize(
     ("schedulers", "message"),
     [
-        ([{"rescale_betas_zero_snr": True}], "member0.*: rescale_betas_zero_snr=True is not supported: expected False"),
-        ([{}, {"rescale_betas_zero_snr": True}], "member1.*: rescale_betas_zero_snr=True is not supported"),
+        ([{"rescale_betas_zero_snr": True}], "member0.*: prediction='noise' with zero_terminal_snr=True"),
+        ([{}, {"rescale_betas_zero_snr": "yes"}], "member1.*: rescale_betas_zero_snr='yes' is not supported"),
         ([{"_class_name": "PNDMScheduler"}], "_class_name='PNDMScheduler'.*expected 'DDPMScheduler' or 'DDIM"),
-        ([{"prediction_type": "v_prediction"}], "prediction_type='v_prediction' is not supported: expected 'epsilon'"),
+        ([{"prediction_type": "score"}], "prediction_type='score' is not supported: expected 'epsilon' or 'v_pred"),
+        ([{"prediction_type": "flow_prediction"}], "'flow_prediction' with use_flow_sigmas=False: expected"),
+        ([{}, {"prediction_type": "v_prediction"}], "member0.* and .*member1.* differ .prediction: 'noise' and 'v'"),
         ([{"predict_epsilon": False}], "predict_epsilon=False is not supported"),
         ([{"variance_type": "learned_range"}], "variance_type='learned_range' is not supported"),
         ([{"trained_betas": [0.1, 0.2]}], "trained_betas=.0.1, 0.2. is not supported: expected None"),
-        ([{"beta_schedule": "scaled_linear"}], "beta_schedule='scaled_linear' is not supported: expected 'linear'"),
+        ([{"beta_schedule": "sigmoid"}], "beta_schedule='sigmoid' is not supported: expected 'linear' or 'scaled"),
+        ([{"_class_name": "EulerDiscreteScheduler", "timestep_type": "continuous"}], "timestep_type='continuous' is"),
+        ([{"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True}], "use_dynamic_shifting=T"),
+        ([{"_class_name": "EDMEulerScheduler", "prediction_type": "v_prediction"}], "prediction_type='v_prediction' is"),
+        ([{}, {"_class_name": "FlowMatchEulerDiscreteScheduler"}], "differ .kind: 'linear' and 'flow'; prediction:"),
         ([{"shift": 3.0}], "shift=3.0 is unknown to ensdiff, so it is not ignored"),
         ([{"beta_start": "low"}], "scheduler_config.json: beta_start='low': expected a finite number"),
         ([{"beta_end": 0.02}, {"beta_end": 0.03}], r"member0.* and .*member1.* differ .beta_end: 0.02 and 0.03"),
@@ -225,7 +246,7 @@ def test_a_description_must_agree_with_the_configurations_beside_it(deep, tmp_pa
 def test_the_page_shows_the_tables():
     """The tables of docs/interop.md equal those made from the code."""
     page = (ROOT / "docs" / "interop.md").read_text()
-    for table in (UNET, SCHEDULER, GENENS):
+    for table in (UNET, DIT, SCHEDULER, FLOW, EDM, GENENS):
         rows = ["| Field | | Accepted | Meaning |", "|---|---|---|---|"]
         for name, option in table.items():
             allowed = ", ".join(f"`{json.dumps(value)}`" for value in option.allowed) or "any"
@@ -236,8 +257,8 @@ def test_the_page_shows_the_tables():
 @pytest.mark.torch
 def test_round_trips_and_errors(tmp_path):
     torch = pytest.importorskip("torch")
-    config = diffusers.unet_config(SMALL)
-    style = diffusers._style(config)
+    config = diffusers.read_config(SMALL)
+    style = diffusers.naming(config)
     (tmp_path / "config.json").write_text(json.dumps(SMALL))
     truth = []
     for k in range(2):
@@ -532,7 +553,7 @@ def test_members_from_anywhere(deep, tmp_path):
 
     file = tmp_path / "bob" / diffusers.FILES[0]
     state = load_file(file)
-    for old, new in diffusers.OLD_ATTENTION.items():
+    for old, new in OLD_ATTENTION.items():
         state = {name.replace(f"attentions.0.{new}.", f"attentions.0.{old}."): v for name, v in state.items()}
     assert any(".query." in name for name in state)
     save_file(state, file)
