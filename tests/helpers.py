@@ -35,10 +35,10 @@ SHORT = ensdiff.Schedule(timesteps=20, beta_start=1e-3, beta_end=0.3)
 CODE = ensdiff.Code.balanced(members=4, units=6, seed=0)
 
 
-def random_ensemble(code=CODE, model=TINY, schedule=SHORT, image_shape=(8, 8, 1), seed=0, scale=0.2):
+def random_ensemble(code=CODE, model=TINY, schedule=SHORT, image_shape=(8, 8, 1), seed=0, scale=0.2, condition=None):
     """Return an untrained ensemble with no zeros in its parameters, so that members differ."""
-    shapes = ensdiff.ensemble.members.abstract_params(model, image_shape, code.members)
+    shapes = ensdiff.ensemble.members.abstract_params(model, image_shape, code.members, condition)
     leaves, tree = jax.tree.flatten(shapes)
     rng = np.random.default_rng(seed)
     params = tree.unflatten([jax.numpy.asarray(scale * rng.normal(size=a.shape), a.dtype) for a in leaves])
-    return ensdiff.Ensemble(params, code, model, schedule, image_shape)
+    return ensdiff.Ensemble(params, code, model, schedule, image_shape, condition=condition)

@@ -7,7 +7,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ensdiff
@@ -68,7 +68,6 @@ def check(params, models, cond, allowed=2e-5, seed=0):
     t = rng.integers(0, 1000, len(cond)).astype(np.float32)
     for got, model in zip(ours(params, x, t, cond), models, strict=True):
         want = theirs(model, x, t, cond.astype(np.int64) if cond.dtype.kind == "i" else cond)
-        assume(want.std() > 0)
         assert np.abs(got - want).max() < allowed * max(want.std(), np.abs(want).max())
 
 
@@ -90,7 +89,7 @@ def test_random_conditional_unets_predict_the_same(tmp_path_factory, some, seed)
     assert params.model.classes == rows
     assert params.condition == params.model.condition
     assert params.space == (ensdiff.models.Pixels() if options["in_channels"] == 1 else Latents())
-    check(params, models, np.random.default_rng(seed).integers(0, rows, 3).astype(np.int32), seed=seed)
+    check(params, models, np.random.default_rng(seed).integers(0, rows, 3).astype(np.int32), 1e-4, seed)
     table = params.params["condition"]["table"]
     np.testing.assert_array_equal(table[:, rows], np.zeros_like(table[:, 0]))  # no class adds nothing
 
@@ -136,7 +135,7 @@ def test_random_dits_predict_the_same_and_come_back(tmp_path_factory, some, seed
     params = diffusers.load(zoo(folder / "a", *models))
     assert params.model.embedding == ("shared" if some["num_layers"] == 1 else "per_block")
     cond = np.random.default_rng(seed).integers(0, some["num_embeds_ada_norm"] + 1, 3).astype(np.int32)
-    check(params, models, cond, seed=seed)
+    check(params, models, cond, allowed=1e-4, seed=seed)
     diffusers.save(params, folder / "b")
     back = [package.DiTTransformer2DModel.from_pretrained(folder / "b" / f"Shard{k}") for k in range(2)]
     for model, again in zip(models, back, strict=True):
@@ -165,8 +164,7 @@ def test_equal_embeddings_become_one(tmp_path):
 def test_conditional_ensembles_come_back_with_their_names(tmp_path):
     names = ensdiff.models.ConditionSpec.of(np.array([0, 1]), names=("cat", "dog"))
     model = dataclasses.replace(TINY, classes=2)
-    params = random_ensemble(model=model)
-    params = dataclasses.replace(params, condition=names)
+    params = random_ensemble(model=model, condition=names)
     diffusers.save(params, tmp_path)
     model = package.UNet2DModel.from_pretrained(tmp_path / "Shard1").eval()
     assert model.config.num_class_embeds == 3
@@ -209,7 +207,7 @@ def test_networks_without_a_counterpart_are_not_saved(tmp_path, model, message):
         diffusers.save(params, tmp_path / "x")
 
 
-VARIANCE_PRESERVING = [name for name in SCHEDULER["_class_name"].allowed]
+VARIANCE_PRESERVING = SCHEDULER["_class_name"].allowed
 
 
 @pytest.mark.parametrize("name", VARIANCE_PRESERVING)
@@ -232,12 +230,10 @@ def test_flow_and_edm_are_those_of_the_scheduler():
     schedule = schedule_of(json.loads(flow.to_json_string()))
     np.testing.assert_allclose(flow.sigmas.numpy()[::-1], schedule.sigma_T, rtol=1e-5)
     np.testing.assert_allclose(flow.timesteps.numpy()[::-1], schedule.time_T, rtol=1e-5)
-    solver = package.DPMSolverMultistepScheduler(
-        use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0
-    )
-    assert schedule_of(json.loads(solver.to_json_string())) == ensdiff.Schedule(
-        kind="flow", prediction="flow", shift=3.0
-    )
+    options = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}
+    solver = package.DPMSolverMultistepScheduler(**options)
+    expected = ensdiff.Schedule(kind="flow", prediction="flow", shift=3.0)
+    assert schedule_of(json.loads(solver.to_json_string())) == expected
     edm = package.EDMEulerScheduler(sigma_data=0.7, sigma_max=20.0)
     schedule = schedule_of(json.loads(edm.to_json_string()))
     assert schedule == ensdiff.Schedule(kind="edm", prediction="edm", sigma_data=0.7, sigma_max=20.0)
@@ -245,8 +241,8 @@ def test_flow_and_edm_are_those_of_the_scheduler():
     rule = ensdiff.diffusion.schedule.conversion(schedule, 1.0, sigma)
     clean = (rule.clean_x * x + rule.clean_f * f) / rule.clean_over
     np.testing.assert_allclose(edm.precondition_outputs(x, f, torch.tensor(sigma)), clean, rtol=1e-5, atol=1e-6)
-    time = schedule.time_of(np.float64(1.0), np.float64(sigma))
-    np.testing.assert_allclose(edm.precondition_noise(sigma), time, rtol=1e-6)
+    time = schedule.time_of(np.ones(1), np.array([sigma]))
+    np.testing.assert_allclose(edm.precondition_noise(sigma), time[0], rtol=1e-6)
 
 
 SCHEDULES = [
