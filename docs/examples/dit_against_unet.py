@@ -1,6 +1,6 @@
 """Compare a DiT and a U-Net of equal floating-point operations on Fashion-MNIST 14x14: python docs/examples/dit_against_unet.py
 
-Fixed before the first run: both are trained by the config ``fashion_dit`` (flow matching, K = 4, 1,500 steps of 32
+Fixed before the first run: both are trained by the config ``fashion_dit`` (flow matching, K = 6, 1,500 steps of 32
 images per member); the U-Net has its usual learning rate of 2e-3, the DiT 1e-3. The figure of merit is the Frechet
 distance between 500 samples (25 Euler steps) and the 500 held-out images, in the features of a small classifier. The
 DiT passes if its distance is at most 1.2 times that of the U-Net.

@@ -1,4 +1,4 @@
-"""Fashion-MNIST at 14x14 by flow matching with a DiT: 2,000 images, K = 4, one unit per image; 500 more are held out.
+"""Fashion-MNIST at 14x14 by flow matching with a DiT: 2,000 images, K = 6, one unit per class; 500 more are held out.
 
 The network takes as many floating-point operations per image as `ensdiff.UNetConfig` with 16 channels and two levels.
 """
@@ -14,8 +14,8 @@ from experiments.configs.base import base_config
 
 def get_config() -> ConfigDict:
     """Return the config. Every field can be set with --config.section.field=value."""
-    data = {"name": "fashion_mnist", "size": 14, "limit": 2500, "held_out": 500}
-    config = base_config("runs/fashion_dit", data, {"members": 4})
+    data = {"name": "fashion_mnist", "size": 14, "limit": 2500, "held_out": 500, "groups": "class"}
+    config = base_config("runs/fashion_dit", data, {"members": 6})
     model = {"kind": "dit", **dataclasses.asdict(DiTConfig(patch=2, width=64, depth=4, heads=4))}
     model.pop("image_channels")  # from the data
     for name in ("classes", "condition_width"):
