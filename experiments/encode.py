@@ -116,7 +116,7 @@ def _components(data: Any, out: pathlib.Path, channels: int) -> tuple[Callable, 
     found = pca.fit(fitted, channels, PATCH.value)
     out.parent.mkdir(parents=True, exist_ok=True)
     found.save(out.with_suffix(".pca.npz"))
-    space = found.space()
+    space = found.space
     if FIT.value is None:
         space = dataclasses.replace(space, encoder=f"{space.encoder}, fitted to the training data")
     return lambda images: (found.encode(images), None), found.decode, space

@@ -30,9 +30,7 @@ def main(steps: int, scale: float = 1.0) -> None:
     real = classifier.features(held_out.images)
     print(f"floor: {frechet_floor(classifier.features(data.images), len(real)):.2f}", flush=True)
     for name, model, rate in (("U-Net", unet, 2e-3), ("DiT", dit, 1e-3)):
-        params = ensdiff.train(
-            data, code, model, train, schedule=schedule, learning_rate=rate * scale, progress=False
-        )
+        params = ensdiff.train(data, code, model, train, schedule=schedule, learning_rate=rate * scale, progress=False)
         images = np.asarray(ensdiff.sample(params, 0, len(real), sampler="euler", steps=25).images)
         found = frechet_distance(classifier.features(images), real)
         flops = network_flops(model, data.shape).train

@@ -49,8 +49,9 @@ class Pca:
         """C, the number of channels of the latents."""
         return len(self.basis_CD)
 
+    @property
     def space(self) -> Latents:
-        """Return the space of the latents: one scale for all channels, with which their mean variance is 1."""
+        """The space of the latents: one scale for all channels, with which their mean variance is 1."""
         scale = 1 / np.sqrt(max(float(self.variance_C.mean()), 1e-12))
         return Latents(scale=(float(scale),), encoder=f"PCA of {self.patch}x{self.patch} patches, {self.digest()}")
 

@@ -140,7 +140,8 @@ def sample(
         key: int seed or JAX key of the noise; the noise itself is not stored.
         n: number of images.
         steps: sampling steps S; by default 50, or those of a `SamplerConfig`.
-        sampler: ``"ddpm"``, ``"ddim"``, your own step function (see `SamplerConfig`), or a whole `SamplerConfig`.
+        sampler: ``"ddpm"`` (ancestral), ``"ddim"``, ``"euler"``, ``"heun"``, ``"dpm++2m"``, your own step function
+            (see `SamplerConfig`), or a whole `SamplerConfig`.
         noise: an (S + 1, B, H, W, C) array, x_T first, instead of ``key`` and ``n``.
         weights: (K,) member weights, by default 1/K each. Give numbers that sum to 1 within 1e-5, or a mask of the
             members to keep (booleans, or integers that are all 0 or 1), which then get equal weights.

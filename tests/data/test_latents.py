@@ -93,7 +93,7 @@ def test_components_are_those_of_a_reference(rng, monkeypatch):
     assert (found.basis_CD[np.arange(3), np.abs(found.basis_CD).argmax(1)] > 0).all()
     z = found.encode(images)
     np.testing.assert_allclose(z[3, 1, 0], found.basis_CD @ (images[3, 2:4, 0:2].ravel() / 255 - mean), atol=1e-5)
-    x = np.asarray(found.space().to_model(jnp.asarray(z)))
+    x = np.asarray(found.space.to_model(jnp.asarray(z)))
     assert abs(np.mean(x.var((0, 1, 2))) - 1) < 1e-4
 
 
@@ -102,8 +102,8 @@ def test_components_are_saved(tmp_path, rng):
     found.save(tmp_path / "x.npz")
     again = pca.load(tmp_path / "x.npz")
     assert again.digest() == found.digest()
-    assert again.space() == found.space()
-    assert found.digest() in found.space().encoder
+    assert again.space == found.space()
+    assert found.digest() in found.space.encoder
     np.savez(tmp_path / "y.npz", mean=found.mean_D[:-1], basis=found.basis_CD, variance=found.variance_C, patch=2)
     with pytest.raises(ValueError, match="the shapes of its arrays do not match"):
         pca.load(tmp_path / "y.npz")

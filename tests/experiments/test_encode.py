@@ -35,7 +35,7 @@ def test_components_of_other_pictures(run, pictures, tmp_path):
     assert "8 latents of 2x2x3, float16" in done.stdout
     found = data.latents(out, groups="groups")
     components = pca.fit(data.npz(pictures / "other.npz").images, 3, 2)
-    assert found.space == components.space()
+    assert found.space == components.space
     assert pca.load(tmp_path / "deep" / "z.pca.npz").digest() == components.digest()
     images = data.npz(pictures / "train.npz").images
     np.testing.assert_array_equal(found.images, components.encode(images).astype(np.float16))

@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 import ensdiff
 from ensdiff.attribution.gradients import features
 from ensdiff.ensemble.members import abstract_params, apply_member, over_members
+from ensdiff.models import DiTConfig, Latents
 from ensdiff.planning import flops
 from ensdiff.planning.lowering import read_lowered
 from experiments import abstract
@@ -87,6 +88,23 @@ def test_lowered_sampling_steps(changes):
     )
     for step in (abstract.landscape_step(case), abstract.jacobian_step(case)):
         assert ratio(read_lowered(abstract.lower(step, "cpu")).flops, step.flops) < 1.05, step.name
+
+
+def test_lowered_programs_of_a_conditional_transformer_on_latents():
+    """All programs of a DiT on float16 latents with classes have the counted operations, and no collective."""
+    model = DiTConfig(image_channels=4, patch=2, width=16, depth=2, heads=2, classes=3, stack=0)
+    space, train = Latents(), ensdiff.TrainConfig(batch_size=2)
+    mesh = abstract.abstract_mesh(4, 2, 4)
+    case = abstract.Case(
+        model, (4, 4, 4), 4, 6, ensdiff.Schedule(kind="flow", prediction="flow"), train, mesh,
+        states=6, samples=2, condition=model.condition, space=space,
+    )  # fmt: skip
+    for name, make in abstract.STEPS.items():
+        step = make(case)
+        program = read_lowered(abstract.lower(step, "cuda"), step.iterations)
+        assert ratio(program.flops, step.flops) < 1.05, name
+        assert not program.convolutions, name
+        assert name not in ("train", "train_device") or not program.collectives, name
 
 
 def lowered(conv):
