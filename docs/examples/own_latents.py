@@ -6,9 +6,7 @@ import ensdiff
 from ensdiff.data import pca
 
 pictures = ensdiff.data.fashion_mnist(size=14, limit=200)
-encoder = pca.fit(
-    pictures.images[100:], channels=4, patch=2
-)  # not on the training data: no unit may change the encoder
+encoder = pca.fit(pictures.images[100:], channels=4, patch=2)  # on other pictures: no unit may change it
 data = ensdiff.data.arrays(encoder.encode(pictures.images[:100]), labels=pictures.labels[:100], space=encoder.space)
 code = ensdiff.Code.balanced(members=10, units=data.units, seed=0)
 model = ensdiff.models.dit(ensdiff.models.DiTConfig(image_channels=4, patch=1, width=16, depth=2, heads=2))

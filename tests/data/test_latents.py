@@ -102,7 +102,7 @@ def test_components_are_saved(tmp_path, rng):
     found.save(tmp_path / "x.npz")
     again = pca.load(tmp_path / "x.npz")
     assert again.digest() == found.digest()
-    assert again.space == found.space()
+    assert again.space == found.space
     assert found.digest() in found.space.encoder
     np.savez(tmp_path / "y.npz", mean=found.mean_D[:-1], basis=found.basis_CD, variance=found.variance_C, patch=2)
     with pytest.raises(ValueError, match="the shapes of its arrays do not match"):
