@@ -21,6 +21,9 @@ class Denoiser(Protocol):
     Attributes:
         stack: how many members of one device are computed together (`jax.vmap`); 1 computes one after another, and 0
             computes all together. It may change results by rounding only.
+
+    >>> isinstance(ensdiff.UNetConfig(), ensdiff.models.Denoiser)
+    True
     """
 
     @property
@@ -79,6 +82,12 @@ def check_inputs(model: Any, image_shape: tuple[int, int, int], condition: Condi
         TypeError: it is not a denoiser, or cannot be hashed.
         ValueError: it does not fit the shape or the condition; its parameters are not float32 arrays; or its prediction
             does not have the shape of the images, or is not of floating-point numbers.
+
+    >>> check_inputs(ensdiff.UNetConfig(multipliers=(1, 2)), (7, 8, 1))
+    Traceback (most recent call last):
+    ValueError: images of 7x8 do not fit a U-Net of 2 levels: height and width must be multiples of 2; ...
+    >>> check_inputs(ensdiff.UNetConfig(), (8, 8, 1)) is None
+    True
     """
     name, checked = name_of(model), model
     if not isinstance(model, Denoiser):
