@@ -68,8 +68,9 @@ class Ensemble:
 
         It covers all bits of the parameters, in member order. The settings are those of the network (except how it is
         computed: ``conv``, ``stack``, ``precision``, ``attention``, ``remat``, ``dropout``), the schedule, the image
-        shape, the space and the condition. The code is not included: images, noise and derivatives do not depend on it,
-        and another code may be used to ask about other units. Devices, shards and processes have no influence. For
+        shape, the space and the condition. Of a network of your own, its name and the names and shapes of its
+        parameters are covered, not what it computes. The code is not included: images and derivatives do not depend on
+        it, and another code may be used to ask about other units. Devices, shards and processes have no influence. For
         parameters that are JAX arrays, whose values cannot change, the hash is computed only once. With several
         processes, all must ask for it together.
 

@@ -51,7 +51,9 @@ class Denoiser(Protocol):
             x_BHWC: noisy images in model space, times the process's scale of inputs.
             t_B: float32, the time of each image as the process defines it (`ensdiff.Schedule`): for variance
                 preserving processes the number of its noise level.
-            cond: the condition tree of the images (`ensdiff.models.condition`); None for an unconditional model.
+            cond: the condition tree of the images (`ensdiff.models.condition`); None for an unconditional model. The
+                id that stands for no class is the number of classes, so a table of embeddings needs one row more than
+                there are classes: JAX reads the last row, without an error, where an id is too large.
             key_B: one key per image for dropout while training; None otherwise.
         """
         ...
