@@ -2,8 +2,8 @@
 
 Commands:
   genens      GenEns checkpoints (*_split{k}_ckpt.pt) to a run directory
-  diffusers   diffusers.UNet2DModel checkpoints (Shard{k}/, or any folders) to a run directory, or with --run the
-              reverse: a run directory to checkpoints that UNet2DModel.from_pretrained opens
+  diffusers   checkpoints of diffusers' UNet2DModel or DiTTransformer2DModel (Shard{k}/, or any folders) to a run
+              directory, or with --run the reverse: a run directory to checkpoints that from_pretrained opens
   ctf         with --run: samples and the exact counterfactual without every unit, to a counterfactual universe file;
               with --from: such a file to an .npz of arrays
 
@@ -34,7 +34,10 @@ SOURCE = flags.DEFINE_multi_string("from", [], "Folder or file to read, or one p
 TO = flags.DEFINE_string("to", None, "The new run directory, folder or file.")
 CODE = flags.DEFINE_string("code", None, "File of the code matrix; without it, unit k is what only member k saw.")
 IMAGE_SIZE = flags.DEFINE_integer("image_size", None, "Height and width, if the checkpoints do not give them.")
-UNET = flags.DEFINE_string("unet", None, "JSON file of UNet2DModel's arguments, if there is no config.json.")
+UNET = flags.DEFINE_string("unet", None, "JSON file of the network's arguments, if there is no config.json.")
+CLASSES = flags.DEFINE_integer(
+    "classes", None, "Number of classes of a UNet2DModel whose table has one row more, for no class."
+)
 FORMAT = flags.DEFINE_enum("format", "safetensors", ["safetensors", "bin"], "Format of the weights for diffusers.")
 
 
@@ -88,7 +91,7 @@ def _read_checkpoints(command: str, target: pathlib.Path) -> None:
                 f"{paths} has no folders Shard0, Shard1, ...: pass one --from=... per member, with its folder"
             )
         config = read_object(UNET.value) if UNET.value else None
-        params = diffusers.load(paths, CODE.value, config=config, image_size=IMAGE_SIZE.value)
+        params = diffusers.load(paths, CODE.value, config=config, image_size=IMAGE_SIZE.value, classes=CLASSES.value)
     ensdiff.save(params, target)
     print(f"{params}\n{params.model}\n{params.code}")
     print(f"wrote {target}; try: python -m experiments.sample --run={target} --sampler={command}")
@@ -99,9 +102,8 @@ def _write_diffusers(target: pathlib.Path) -> None:
 
     params = runs.load_run()
     diffusers.save(params, target, format=FORMAT.value)
-    print(
-        f"wrote {params.members} checkpoints to {target}; open one with UNet2DModel.from_pretrained('{target}/Shard0')"
-    )
+    name = diffusers.model_options(params)["_class_name"]
+    print(f"wrote {params.members} checkpoints to {target}; open one with {name}.from_pretrained('{target}/Shard0')")
 
 
 def _write_universe(target: pathlib.Path) -> None:
