@@ -23,6 +23,6 @@ def get_config() -> ConfigDict:
     config.model = ConfigDict(model)
     config.schedule.update(kind="flow", prediction="flow")
     config.train.update(
-        steps=1500, batch_size=32, learning_rate=1e-3, warmup=100, decay="cosine", ema=0.995, checkpoint_every=500
+        steps=700, batch_size=32, learning_rate=1e-3, warmup=100, decay="cosine", ema=0.995, checkpoint_every=350
     )
     return config
