@@ -12,7 +12,7 @@ positions are those of `diffusers.DiTTransformer2DModel`.
 A DiT consists of products with weights, which `jax.vmap` turns into products of a batch of members, so any number of
 members can be computed together (``stack``). Measured for 8 members, 4 blocks, and patches of 2x2:
 
-- CPU, gradients: one after another took 19 to 27 % less processor time than all together, for 14x14 and 28x28 images
+- CPU, gradients: one after another took 12 to 26 % less processor time than all together, for 14x14 and 28x28 images
   and widths of 64 and 128 (1.75 against 2.38 ms per member and image for the smallest, 21.9 against 28.6 for the
   largest, with 4 members), and a member's activations are alive one at a time.
 - Compiled for a TPU v5e, batches of 32: equal FLOPs; together, a member moves 47 % more bytes (14x14, width 64), 4 %

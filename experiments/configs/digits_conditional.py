@@ -1,6 +1,11 @@
 """Digits conditioned on their class, by flow matching, with the thirds of each class as units: 30 units, K = 16.
 
 The data set lists its digits writer by writer, so the thirds of a class are by different writers.
+
+Command: python -m experiments.train --config=digits_conditional
+Hardware and wall time: a CPU with 2 cores; 1 min 50 s beside other work, compilation included.
+Expected: mean loss 0.43 at the end. Of 200 samples (25 Euler steps, 20 of each class), the classifier of
+`ensdiff.metrics.fit_classifier` sees the class that was asked for in 91 %, and in all with guidance 2.
 """
 
 from ml_collections import ConfigDict
