@@ -10,6 +10,8 @@ Examples:
   python -m experiments.attribute --run=runs/digits --images=my_pictures --null=all     # by loss
   python -m experiments.attribute --run=runs/digits --n=8 --method=combined             # by gradients and losses
   python -m experiments.attribute --run=runs/digits --images=my_pictures --method=d-trak --store=runs/digits/gradients
+  python -m experiments.attribute --run=runs/classes --cond=cat,dog --guidance=2        # one sample of each class
+  python -m experiments.attribute --run=runs/classes --images=my_pictures --cond=cat
   python -m experiments.attribute --run=runs/digits --n=16 --compare                    # all methods against exact
   python -m experiments.attribute --run=runs/digits --values=shapley --units=1,2,3+4 --skip_empty
   python -m experiments.attribute --run=runs/digits --contrast --draws=32               # memorization, membership
@@ -21,7 +23,8 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from experiments import building, common, runs
+from experiments import building, common, decoding, facts, runs
+from experiments.outside import outside_images
 
 runs.define_sampling_flags(n=8)
 runs.define_data_flag()
@@ -95,15 +98,15 @@ def main() -> None:
     if CONTRAST.value:
         contrast(params, data, out)
         return
-    names = None
+    names = cond = None
     samples: Any
     if IMAGES.value:
-        samples, names = outside_images(params, IMAGES.value)
+        samples, names, cond = outside_images(params, IMAGES.value)
     else:
         samples = runs.draw_samples(params)
     code = params.code.group_code() if GROUPS.value else params.code
     if VALUES.value:
-        values(params, samples, method, code, VALUES.value, out)
+        values(params, samples, cond, method, code, VALUES.value, out)
         return
     options: dict[str, Any] = {"loss": loss} if method == "loss" or by_gradients else {}
     if by_gradients:
@@ -128,6 +131,7 @@ def main() -> None:
         null=null,
         level=LEVEL.value,
         seed=flags.FLAGS.seed,
+        cond=cond,
         progress=True,
         partial=out / f"{stem}.partial",
         **options,
@@ -143,17 +147,19 @@ def main() -> None:
         print("no report: a report shows items of the training data; pass --data=... and leave out --groups to get one")
         return
     pictures = samples if IMAGES.value else np.asarray(samples.images)
+    decode = decoding.decoder_of(params, pictures)
     figure = out / f"{stem}.png"
     if writes:
-        att.plot(pictures, data).savefig(figure, dpi=120)
+        att.plot(pictures, data, decode=decode).savefig(figure, dpi=120)
     print(f"figure: {figure}")
     if IMAGES.value or method == "loss" or att.sets is not None:
         return  # the report shows the counterfactuals of samples without single units
-    sections = attribution_sections(params, data, samples, att, progress=True)
+    sections = attribution_sections(params, data, samples, att, decode=decode, progress=True)
     if not writes:
         return
     title = f"What {len(samples)} samples of {data.name} depend on"
-    page = write_page(out / f"{stem}.html", Page(title, how_to_read(att), runs.facts(params, data), samples=sections))
+    told = [*facts.facts(params, data), *facts.sampler_facts(samples)]
+    page = write_page(out / f"{stem}.html", Page(title, how_to_read(att), told, samples=sections))
     print(f"report: {page}")
 
 
@@ -208,10 +214,12 @@ def check_flags(method: str) -> None:
     by_gradients = ranking and method in BY_GRADIENTS
     for names, used, where in (
         (
-            "n steps sampler eta",
+            "n steps sampler eta guidance",
             action != "contrast" and not IMAGES.value,
             "samples, and not for --images or --contrast",
         ),
+        ("cond", action != "contrast", "samples and --images, and not for --contrast, which takes those of the data"),
+        ("decode", ranking or action == "values", "rankings and --values"),
         ("images units groups", ranking or action == "values", "rankings and --values"),
         ("method", ranking or of_gram, "rankings; --values use the Gram matrix (differential) or the loss"),
         ("top", ranking or action == "contrast", "rankings and --contrast"),
@@ -259,7 +267,7 @@ def contrast(params: Any, data: Any, out: pathlib.Path) -> None:
     print(f"wrote {path}")
 
 
-def values(params: Any, samples: Any, method: str, code: Any, kind: Any, out: pathlib.Path) -> None:
+def values(params: Any, samples: Any, cond: Any, method: str, code: Any, kind: Any, out: pathlib.Path) -> None:
     """Compute, print and write Shapley or Banzhaf values of units or of groups of units."""
     import ensdiff
     from ensdiff.files.checksums import write_sealed
@@ -269,8 +277,7 @@ def values(params: Any, samples: Any, method: str, code: Any, kind: Any, out: pa
     seed, weights = flags.FLAGS.seed, None
     estimate: Any
     if method == "loss":
-        images = samples if IMAGES.value else samples.images
-        estimate = ensdiff.loss_matrix(params, images, seed, loss_config(), progress=True)
+        estimate = ensdiff.loss_matrix(params, samples, seed, loss_config(), cond=cond, progress=True)
     else:
         estimate, weights = ensdiff.gram(params, samples, progress=True), np.asarray(samples.weights_K)
     groups = runs.unit_sets(UNITS.value) if UNITS.value else None
@@ -291,25 +298,6 @@ def values(params: Any, samples: Any, method: str, code: Any, kind: Any, out: pa
     values = {"labels": labels, "value": result.value_BG, "standard_error": result.standard_error_BG}
     write_sealed(path, values)
     print(f"wrote {path}")
-
-
-def outside_images(params: Any, folder: str) -> tuple[np.ndarray, list[str]]:
-    """Return the pictures of --images, resized to the ensemble's image size, and their names.
-
-    Raises:
-        ValueError: the ensemble's images are not square.
-    """
-    from ensdiff.data.pictures import read_pictures
-    from ensdiff.files.reading import printable
-
-    H, W, C = params.image_shape
-    if H != W:
-        raise ValueError(
-            f"--images crops to squares, but the ensemble makes {H}x{W} images: pass arrays to ensdiff.attribute"
-        )
-    images, names = read_pictures(pathlib.Path(folder), size=H, mode="L" if C == 1 else "RGB")
-    print(f"{len(names)} pictures: " + ", ".join(f"{b} = {printable(name)}" for b, name in enumerate(names[:20])))
-    return images, names
 
 
 def loss_config() -> Any:

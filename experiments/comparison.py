@@ -7,9 +7,11 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ensdiff.attribution import LossConfig, attribute
+from ensdiff.diffusion.samplers import stages
 from ensdiff.ensemble.ensemble import Ensemble
 from ensdiff.metrics.arrays import rankable, spearman
 from ensdiff.report import Table
+from ensdiff.sampling.conditions import mode_of, predictions_of
 from ensdiff.sampling.sample import Samples
 from experiments.tables import table
 
@@ -24,7 +26,7 @@ class MethodResult(NamedTuple):
         top1: share of samples whose top-ranked unit is a most influential one.
         top10: mean share of its first ten units that are among the ten most influential ones. Units whose exact
             influences differ only by rounding count as equally influential.
-        calls: number of evaluations of one member's U-Net on one image. A tangent through a member counts as one.
+        calls: number of evaluations of one member's network on one image. A tangent through a member counts as one.
         seconds: wall-clock time, including compilation.
     """
 
@@ -57,7 +59,9 @@ def compare_methods(
         memory_budget: bytes of activations that a device may hold.
         progress: show progress bars.
     """
-    N, K, B, S = params.code.units, params.members, len(samples), samples.config.steps
+    N, K, B = params.code.units, params.members, len(samples)
+    # evaluations of a member per sample: two per step with guidance or, but for one step, by Heun's sampler
+    S = len(stages(params.schedule, samples.config)) * predictions_of(mode_of(params.condition, samples.guidance))
     survivors = K * N - int(params.code.shares().sum())
     weight = K // 2 if params.code.weight is None else params.code.weight
     config = LossConfig() if loss is None else loss
@@ -140,7 +144,7 @@ def methods_table(results: list[MethodResult]) -> Table:
                 "Spearman": rho,
                 "top-1": one.top1,
                 "top-10": one.top10,
-                "U-Net calls": f"{one.calls:,}",
+                "network calls": f"{one.calls:,}",
                 "of exact": f"{one.calls / exact.calls:.2%}",
                 "seconds": one.seconds,
             }

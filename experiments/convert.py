@@ -20,11 +20,12 @@ If writing a universe was interrupted, the same command continues it.
 """
 
 import pathlib
+from typing import Any
 
 import numpy as np
 from absl import flags
 
-from experiments import common, runs
+from experiments import common, decoding, runs
 
 runs.define_sampling_flags(n=16)
 runs.define_data_flag()
@@ -108,11 +109,15 @@ def _write_diffusers(target: pathlib.Path) -> None:
 
 def _write_universe(target: pathlib.Path) -> None:
     from ensdiff.interop import ctf
+    from ensdiff.models.space import Latents
 
     params = runs.load_run()
     data = runs.training_data()
+    decode = None
+    if isinstance(params.space, Latents):
+        decode = decoding.needed(params, "a counterfactual universe, which holds pictures,").decode
     samples = runs.draw_samples(params)
-    with ctf.write(target, params, samples, data, progress=True) as universe:
+    with ctf.write(target, params, samples, data, progress=True, decode=decode) as universe:
         print(f"{universe}\nwrote {target}")
 
 
@@ -122,6 +127,9 @@ def _unpack_universe(target: pathlib.Path) -> None:
     if target.suffix != ".npz":
         raise ValueError(f"--to={target}: expected a name that ends in .npz")
     with ctf.read(_one_source()) as universe:
+        told: dict[str, Any] = (
+            {} if universe.conditions is None else {"captions": np.array(universe.conditions["captions"])}
+        )
         training = [universe.training(i) for i in range(universe.units)]
         np.savez_compressed(
             target,
@@ -129,8 +137,9 @@ def _unpack_universe(target: pathlib.Path) -> None:
             counterfactuals=np.stack(list(universe.counterfactuals())),
             training=np.concatenate(training),
             unit_of_item=np.repeat(np.arange(universe.units), list(map(len, training))),
+            **told,
         )
-        print(f"{universe}\nwrote {target}: factual, counterfactuals, training, unit_of_item")
+        print(f"{universe}\nwrote {target}: " + ", ".join(["factual, counterfactuals, training, unit_of_item", *told]))
 
 
 if __name__ == "__main__":

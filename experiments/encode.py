@@ -17,6 +17,7 @@ Examples:
 """
 
 import contextlib
+import os
 import pathlib
 import tempfile
 import zipfile
@@ -57,6 +58,8 @@ def main() -> None:
     arrays = about(data) | {
         "mean": np.array(space.mean), "scale": np.array(space.scale), "encoder": np.array(space.encoder),
         "images_digest": np.array(data.digest()),
+        # relative, so that both may be moved together
+        "decoder": np.array(os.path.relpath(VAE.value or out.with_suffix(".pca.npz"), out.parent)),
     }  # fmt: skip
     print(f"{data}")
     shape = write(out, data.images, encode, arrays, BATCH.value)

@@ -15,7 +15,7 @@ import time
 import numpy as np
 from absl import flags
 
-from experiments import building, common, runs
+from experiments import building, common, facts
 from experiments.config import define_config
 
 flags.adopt_module_key_flags(common)
@@ -67,7 +67,7 @@ def main() -> None:
     page = Page(
         f"What {len(shown)} generated digits depend on",
         HOW_TO_READ,
-        runs.facts(params, data),
+        facts.facts(params, data),
         [table],
         [
             Figure("Samples", picture(grid(samples.images[:64]), 568), "64 generated digits"),

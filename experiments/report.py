@@ -8,6 +8,7 @@ that there is) is shown beside the exact influences.
 Examples:
   python -m experiments.report runs/digits
   python -m experiments.report runs/digits --n=24 --top=64 --null=199
+  python -m experiments.report --run=runs/classes --cond=3 --guidance=2
   python -m experiments.report --run=runs/hierarchy --combined=4 --out=public
 """
 
@@ -18,7 +19,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments import common, runs
+from experiments import common, decoding, facts, runs
 
 runs.define_sampling_flags(n=8)
 runs.define_data_flag()
@@ -50,6 +51,7 @@ def main(run: str | None = None) -> None:
     """Sample, remove units, and write the page."""
     import ensdiff
     from ensdiff.report.explorer import Exploration, write_explorer
+    from ensdiff.sampling.captions import captions_of
 
     if run is not None:
         runs.set_run(run)
@@ -57,6 +59,7 @@ def main(run: str | None = None) -> None:
     data = runs.training_data()
     out = runs.output_folder("report")
     samples = runs.draw_samples(params)
+    decode = decoding.decoder_of(params, samples.images)
     layers = [layer(params, data, samples, groups=False)]
     if params.code.groups is not None:
         layers.append(layer(params, data, samples, groups=True))
@@ -70,9 +73,11 @@ def main(run: str | None = None) -> None:
         samples,
         layers,
         runs.sampling_command(),
-        [*runs.facts(params, data), ("sampler", f"{samples.config.sampler}, {samples.config.steps} steps")],
+        [*facts.facts(params, data), *facts.sampler_facts(samples)],
         ensdiff.read_metrics(folder),
         evenly(grids),
+        captions_of(params, samples.cond),
+        decode,
     )
     page = write_explorer(out / "explorer.html", exploration, inline=round(INLINE.value * 2**20))
     print(f"explorer: {page}")
@@ -103,19 +108,19 @@ def layer(params: Any, data: Any, samples: Any, groups: bool) -> Any:
 def saved(params: Any, samples: Any, groups: bool) -> Any:
     """Return the attribution of these samples saved by experiments.attribute, or None if the flags ask for more."""
     import ensdiff
-    from ensdiff.report.explorer import same_samples
+    from ensdiff.report.explorer.layer import unfit
 
     code = params.code.group_code() if groups else params.code
     for stem in stems(("exact", "screen"), groups):
         att = ensdiff.Attribution.load(stem)
         enough = att.units.shape[1] >= min(given(TOP, 1), code.units) and att.level == given(LEVEL, att.level)
-        if (
-            enough
-            and att.settings.get("null_of_a_kind", 0) >= given(NULL, 0)
-            and same_samples(params, samples, att, code)
-        ):
+        if not enough or att.settings.get("null_of_a_kind", 0) < given(NULL, 0):
+            continue
+        problem = unfit(params, samples, att, code)
+        if problem is None:
             print(f"attribution: {stem}.json")
             return att
+        print(f"left out: {stem}.json: {problem}")
     return None
 
 

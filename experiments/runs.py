@@ -27,6 +27,19 @@ def define_sampling_flags(n: int) -> None:
     )
     flags.DEFINE_float("eta", 0.0, "Noise of the DDIM sampler, from 0 to 1.")
     flags.DEFINE_string(
+        "cond",
+        None,
+        "The conditions of samples of a conditional run: ids or names of classes separated by commas, one per sample "
+        "or one for all, or none. By default the classes take turns.",
+    )
+    flags.DEFINE_float("guidance", None, "Scale of classifier-free guidance; by default 1, the condition alone.")
+    flags.DEFINE_string(
+        "decode",
+        None,
+        "Decoder with which latents are shown: the folder of an AutoencoderKL, or the .pca.npz file of "
+        "experiments.encode; by default the one that the file of the training latents names.",
+    )
+    flags.DEFINE_string(
         "out",
         None,
         "Folder to write to; by default one inside the run directory. Required for a run that experiments.forget "
@@ -73,15 +86,21 @@ def draw_samples(params: Any) -> Any:
     """
     import ensdiff
     from ensdiff.interop import SAMPLERS
+    from experiments.conditions import asked
 
     f = flags.FLAGS
+    conditions = asked(params.condition, f.cond, f.n, f["n"].present > 0)
+    f["n"].value = conditions.samples
+    if conditions.told:
+        print(conditions.told, flush=True)
+    given: dict[str, Any] = {"cond": conditions.cond, "guidance": f.guidance, "progress": True}
     if f.sampler in SAMPLERS:
         fixed = {"steps": SAMPLERS[f.sampler].steps, "eta": 0.0}
         for name, value in fixed.items():
             if f[name].present and f[name].value != value:
                 raise ValueError(f"--{name}={f[name].value}: --sampler={f.sampler} fixes it at {value}; leave it out")
-        return ensdiff.sample(params, f.seed, f.n, sampler=SAMPLERS[f.sampler], progress=True)
-    return ensdiff.sample(params, f.seed, f.n, steps=f.steps, sampler=f.sampler, eta=f.eta, progress=True)
+        return ensdiff.sample(params, f.seed, f.n, sampler=SAMPLERS[f.sampler], **given)
+    return ensdiff.sample(params, f.seed, f.n, steps=f.steps, sampler=f.sampler, eta=f.eta, **given)
 
 
 def sampling_command() -> str:
@@ -97,6 +116,7 @@ def sampling_command() -> str:
         options["eta"] = f.eta
     if f.step is not None:
         options["step"] = f.step
+    options |= {name: f[name].value for name in ("cond", "guidance", "decode") if f[name].value is not None}
     return " ".join(["python -m experiments.sample", *(shlex.quote(f"--{k}={v}") for k, v in options.items())])
 
 
@@ -293,6 +313,7 @@ def unit_sets(text: str) -> list[Any]:
 
 def describe_certificate(certificate: Any) -> None:
     """Print the claim of a deletion certificate, its warnings, and the digest to keep."""
+    from ensdiff.certificate.sections import ENCODER
     from ensdiff.files.reading import printable
 
     print(printable(certificate.values["claim"]))
@@ -301,18 +322,6 @@ def describe_certificate(certificate: Any) -> None:
             f"warning: item {copy['item']} of unit {copy['unit']}, which survivors saw, is a byte-for-byte copy of an "
             f"item of unit {copy['of_unit']}; forget both units to remove its content"
         )
+    if ENCODER in certificate.values.get("limits", ()):
+        print(f"not covered: {ENCODER}")
     print(f"digest (keep it elsewhere): {printable(certificate.digest)}")
-
-
-def facts(params: Any, data: Any) -> list[tuple[str, str]]:
-    """Return the facts about an ensemble for a report, as (name, value) pairs."""
-    shares, weight = params.code.shares(), params.code.weight
-    if weight is None:
-        weights = sorted({int(n) for _, words in params.code.chunks() for n in words.sum(1)})
-        weight = f"{weights[0]} to {weights[-1]}"
-    return [
-        ("training images", f"{data.items:,} of {'x'.join(map(str, data.shape))}"),
-        ("training units", f"{data.units:,}"),
-        ("members", f"{params.members}, each sees {shares.min():,} to {shares.max():,} units"),
-        ("code word", f"{weight} of {params.members} members see a unit"),
-    ]

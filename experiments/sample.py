@@ -1,11 +1,14 @@
 """Generate images with a trained ensemble, and remove training units from them.
 
-Pictures and an .npz of the arrays go to RUN/samples, or to --out.
+Pictures and an .npz of the arrays go to RUN/samples, or to --out. The classes of a conditional run take turns, unless
+--cond names some. Latents are decoded for the pictures; the arrays hold the latents.
 
 Examples:
   python -m experiments.sample --run=runs/digits --n=64
   python -m experiments.sample --run=runs/digits --n=16 --sampler=ddim --steps=25
   python -m experiments.sample --run=runs/digits --n=16 --remove=3 --remove=5,8 (unit 3; units 5 and 8 together)
+  python -m experiments.sample --run=runs/classes --cond=3 --guidance=2  (all of class 3; --cond=1,2,3: one of each)
+  python -m experiments.sample --run=runs/latents --decode=models/vae
   python -m experiments.sample --run=runs/nested --n=16 --groups --remove=2  (a whole group of a hierarchical code)
 """
 
@@ -14,7 +17,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from experiments import common, runs
+from experiments import common, decoding, runs
 
 runs.define_sampling_flags(n=36)
 flags.adopt_module_key_flags(common)
@@ -27,6 +30,8 @@ def main() -> None:
     """Sample, write a grid and an .npz, and print where they are."""
     import ensdiff
     from ensdiff.data.images import grid, to_png
+    from ensdiff.data.viewing import viewer
+    from ensdiff.files.reading import printable
 
     units = [runs.unit_ids(text) for text in REMOVE.value]
     params = runs.load_run()
@@ -35,8 +40,8 @@ def main() -> None:
         code.ablate(units)  # raises before sampling if the units cannot be removed
     out = runs.output_folder("samples")
     samples = runs.draw_samples(params)
-    scale = max(1, 64 // params.image_shape[0])
-    arrays: dict[str, Any] = {"images": np.asarray(samples.images)}
+    view = viewer(params.space, decoding.decoder_of(params, samples.images))
+    arrays: dict[str, Any] = {"images": np.asarray(samples.images), **condition_arrays(params, samples)}
     pictures = {f"samples_seed{flags.FLAGS.seed}": samples.images}
     kind = "group_" if GROUPS.value else ""
     if REMOVE.value:
@@ -47,10 +52,27 @@ def main() -> None:
         return
     written = [out / f"{name}.png" for name in pictures]
     for path, images in zip(written, pictures.values(), strict=True):
-        path.write_bytes(to_png(grid(images), scale=scale))
+        shown = view(images)
+        path.write_bytes(to_png(grid(shown), scale=max(1, 64 // shown.shape[1])))
     written.append(out / f"samples_seed{flags.FLAGS.seed}.npz")
     np.savez_compressed(written[-1], **arrays)
     print("wrote " + ", ".join(map(str, written)))
+    if "captions" in arrays:
+        columns = int(np.ceil(np.sqrt(len(samples))))  # of the grid
+        for row in range(0, len(samples), columns):
+            print(f"row {row // columns + 1}: " + ", ".join(map(printable, arrays["captions"][row : row + columns])))
+
+
+def condition_arrays(params: Any, samples: Any) -> dict[str, Any]:
+    """Return the conditions of samples as arrays of the .npz file: captions, guidance, and cond or cond/PATH."""
+    from ensdiff.models.condition import flatten
+    from ensdiff.sampling.captions import captions_of
+
+    captions = captions_of(params, samples.cond)
+    if captions is None:
+        return {}
+    rows = {f"cond/{path}" if path else "cond": array for path, array in flatten(samples.cond).items()}
+    return {"captions": np.array(captions), "guidance": np.array(samples.guidance), **rows}
 
 
 if __name__ == "__main__":

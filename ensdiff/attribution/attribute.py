@@ -21,10 +21,11 @@ from ensdiff.attribution.candidates import Candidates
 from ensdiff.attribution.draws import LossConfig
 from ensdiff.attribution.exact import Distance, measure_of
 from ensdiff.attribution.gradients.config import GradientConfig
+from ensdiff.attribution.measures import measure_name
 from ensdiff.attribution.pictures import pictures_of
-from ensdiff.attribution.queries import query_marks
+from ensdiff.attribution.queries import query_marks, query_settings
 from ensdiff.attribution.ranking import Ranking, audit_shortlist, calibrate, rank, rank_shortlist, significance
-from ensdiff.attribution.request import Request, check_method, check_request, measure_name, name_of, named_sampler
+from ensdiff.attribution.request import Request, check_method, check_request, name_of, named_sampler
 from ensdiff.attribution.result import Attribution
 from ensdiff.attribution.scoring import GRADIENT_METHODS, Inputs, Method, Score, Scores, scores_of
 from ensdiff.codes import Code
@@ -159,7 +160,7 @@ def attribute(
             )  # fmt: skip
     config = LossConfig() if loss is None else loss
     ablations = null_ablations(candidates, request.null, request.seed) if request.null else None
-    measure = measure_name(features, distance)
+    measure = measure_name(features, distance, params.space)
     if isinstance(samples, Samples) and cond is not None:
         raise ValueError("the samples carry their own conditions: leave cond out")
     subject: Any = pictures_of(params, samples, cond) if method == "loss" else samples
@@ -233,6 +234,7 @@ def _settings(
         "units": code.units,
         "null": request.null,
         "seed": request.seed,
+        **query_settings(params, samples),
         **identity,
         **({} if ablations is None else {"null_of_a_kind": ablations.fewest}),
         **used,

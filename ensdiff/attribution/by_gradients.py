@@ -36,7 +36,7 @@ from ensdiff.attribution.judging import (
 )
 from ensdiff.attribution.loss import loss_matrix
 from ensdiff.attribution.pictures import Pictures, pictures_of
-from ensdiff.attribution.queries import query_marks
+from ensdiff.attribution.queries import query_marks, query_settings
 from ensdiff.attribution.ranking import Significance
 from ensdiff.attribution.request import Request
 from ensdiff.attribution.result import Attribution
@@ -142,6 +142,7 @@ def attribute_by_gradients(
         "draws": config.draws,
         "chosen": best.plain,
         "queries": query_marks(queries.images),
+        **query_settings(params, queries),
         **result.settings,
     }
     return Attribution(

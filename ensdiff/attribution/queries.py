@@ -8,11 +8,17 @@ They differ between two images by about the root mean square of the images' diff
 the same for an image that was sampled again on another device, where it differs by rounding.
 """
 
+import hashlib
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Float
 
+from ensdiff.ensemble.ensemble import Ensemble
+from ensdiff.models.space import Latents
+from ensdiff.sampling.captions import captions_of
+from ensdiff.sampling.sample import Samples
 from ensdiff.typing import ArrayLike
 
 FREQUENCIES = np.sqrt([2.0, 3.0, 5.0, 7.0])
@@ -45,6 +51,54 @@ def same_queries(marks: Any, images: ArrayLike) -> bool:
     except (TypeError, ValueError):
         return False
     return then_BJ.shape == now_BJ.shape and bool((np.abs(then_BJ - now_BJ) <= TOLERANCE).all())
+
+
+def query_settings(params: Ensemble, given: Any) -> dict[str, Any]:
+    """Return what an attribution records about its images besides the marks, in values that JSON can write.
+
+    For latents, ``space``. For conditional members ``captions`` (texts for people), ``conditions`` (marks of the values
+    of each condition), and for samples ``guidance``.
+
+    Args:
+        params: the ensemble.
+        given: `Samples`, or images with their conditions (`ensdiff.attribution.pictures.Pictures`).
+    """
+    settings: dict[str, Any] = {"space": "latents"} if isinstance(params.space, Latents) else {}
+    cond = getattr(given, "cond", None)
+    if params.condition is None or cond is None:  # a method of one's own may be asked about plain arrays
+        return settings
+    settings |= {"captions": captions_of(params, cond), "conditions": condition_marks(cond)}
+    return settings | ({"guidance": given.guidance} if isinstance(given, Samples) else {})
+
+
+def condition_marks(cond: Any) -> list[str]:
+    """Return a mark of the condition of each image: the first 16 hexadecimal digits of the SHA-256 of its values.
+
+    >>> condition_marks(np.array([3, 3, 1], np.int32))
+    ['9d9f290527a6be62', '9d9f290527a6be62', '67abdd721024f0ff']
+    """
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(cond)]
+    values = (b"".join(np.ascontiguousarray(part).tobytes() for part in row) for row in zip(*leaves, strict=True))
+    return [hashlib.sha256(value).hexdigest()[:16] for value in values]
+
+
+def other_conditions(settings: dict[str, Any], params: Ensemble, samples: Samples) -> str | None:
+    """Return why the conditions in an attribution's settings are not those of these samples, or None if they are."""
+    if params.condition is None:
+        return None
+    if "conditions" not in settings:
+        return "it does not record the conditions of its images: attribute them again"
+    now, then = condition_marks(samples.cond), settings["conditions"]
+    captions = captions_of(params, samples.cond) or []
+    for b, (mark, caption) in enumerate(zip(now, captions, strict=True)):
+        if b >= len(then) or then[b] != mark:
+            known = settings.get("captions") or []
+            other = f" ({known[b]})" if b < len(known) else ""
+            return f"its sample {b} has another condition{other} than this one ({caption})"
+    guidance = settings.get("guidance", samples.guidance)
+    if guidance != samples.guidance:
+        return f"its samples have guidance {guidance:g}, not {samples.guidance:g}"
+    return None
 
 
 def _marks_BJ(images: ArrayLike) -> Float[np.ndarray, "B J"]:

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import numbers
-from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -108,13 +107,6 @@ def check_request(
 def name_of(function: Any) -> str:
     """Return the name of a function, or the argument if it is a name."""
     return function if isinstance(function, str) else getattr(function, "__name__", type(function).__name__)
-
-
-def measure_name(features: Callable | None, distance: Callable | None) -> str:
-    """Return the name of a distance: ``"l2"``, or the names of the caller's functions."""
-    if features is None:
-        return "l2" if distance is None else name_of(distance)
-    return name_of(features) if distance is None else f"{name_of(distance)} of {name_of(features)}"
 
 
 def named_sampler(samples: Any) -> Any:

@@ -11,12 +11,15 @@ from jaxtyping import Float, Int
 
 from ensdiff.attribution.audit import Audit, Recall
 from ensdiff.attribution.judging import Judgement
+from ensdiff.attribution.measures import distance_words
 from ensdiff.data.drawing import sheet, show
+from ensdiff.data.viewing import Decode, viewer
 from ensdiff.files.checksums import check_beside, read_sealed, write_sealed
 from ensdiff.files.npy import read_npz
 from ensdiff.files.reading import installed
 from ensdiff.metrics.arrays import at_most
 from ensdiff.metrics.bootstrap import Estimate
+from ensdiff.models.space import PIXELS, Latents
 from ensdiff.runs.identity import check_attributed
 from ensdiff.typing import ArrayLike
 
@@ -46,8 +49,9 @@ class Attribution:
         null_BL: (B, L) influences of the null: ablations that remove no unit, or for gradient methods held-out items,
             random groups or random sets (``settings["null_kind"]``); None without a null.
         method: name of the method that computed the influences.
-        distance: ``"l2"`` over [0, 1] pixels, the name of the feature or distance function, ``"loss"``, or ``"score"``
-            for a caller's own method and for gradient scores of which the members cannot tell the scale.
+        distance: ``"l2"`` over [0, 1] pixels, ``"l2 over latents"``, the name of the feature or distance function,
+            ``"loss"``, or ``"score"`` for a caller's own method and for gradient scores of which the members cannot
+            tell the scale.
         settings: all other settings of the call.
         level: level of the verdicts: units with q <= level (up to rounding) are attributed.
         standard_error: (B, top) of the influence: for ``"loss"`` from its draws, for gradient methods from the spread
@@ -136,8 +140,9 @@ class Attribution:
         B, top = self.units.shape
         null = "no null" if self.null_BL is None else f"{self.null_BL.shape[1]:,} {NULLS[self._null_kind]}"
         candidates = f"{self.settings['candidates']:,} candidates, " if "candidates" in self.settings else ""
-        unit = self.distance if self.distance in ("loss", "score") else f"{self.distance} distance"
+        unit = self.distance if self.distance in ("loss", "score") else distance_words(self.distance)
         lines = [f"Attribution({self.method}, {unit}, {candidates}{null}, top {top} of {B} samples)"]
+        captions = self.settings.get("captions")
         for b in range(min(B, 8)):
             cells = []
             for i in range(min(top, 4)):
@@ -145,7 +150,8 @@ class Attribution:
                 p = "" if self.p_value is None else f", p={self.p_value[b, i]:.3g}"
                 q = "" if self.q_value is None else f", q={self.q_value[b, i]:.2g}"
                 cells.append(f"{self._name(self.units[b, i])} ({self.influence[b, i]:.3g}{error}{p}{q})")
-            lines.append(f"  sample {b}: " + ", ".join(cells) + (", ..." if top > 4 else ""))
+            told = f" ({captions[b]})" if captions else ""
+            lines.append(f"  sample {b}{told}: " + ", ".join(cells) + (", ..." if top > 4 else ""))
             if self.verdict is not None:
                 lines.append(f"    {self.verdict[b]}")
         lines += ["  ..."] if B > 8 else []
@@ -244,13 +250,15 @@ class Attribution:
             **arrays,
         )
 
-    def plot(self, images: ArrayLike, data: Any = None, *, top: int = 6) -> Any:
-        """Return a matplotlib figure that shows each sample beside its top units.
+    def plot(self, images: ArrayLike, data: Any = None, *, top: int = 6, decode: Decode | None = None) -> Any:
+        """Return a matplotlib figure that shows each sample, with its condition, beside its top units.
 
         Args:
-            images: (B, H, W, C) the samples, in [0, 1] (``samples.images``).
+            images: (B, H, W, C) the samples, in [0, 1] or latents (``samples.images``).
             data: the training data, to show each unit's first item; without it only the units' numbers are shown.
             top: units shown per sample.
+            decode: a function from latents (n, H, W, C) to pictures (n, h, w, c) in [0, 1]; without it latents are
+                shown as `ensdiff.data.viewing.rough_view`.
 
         Raises:
             ValueError: the number of images is not the number of samples, or the data do not have the units of this
@@ -261,9 +269,12 @@ class Attribution:
         B, T = len(self.units), min(top, self.units.shape[1])
         if len(images) != B:
             raise ValueError(f"{len(images)} images for an attribution of {B} samples: give the images of its samples")
+        latents = self.settings.get("space") == "latents"
+        view = viewer(Latents() if latents else PIXELS, decode, like=images if latents else None)
+        shown, captions = view(images), self.settings.get("captions")
         figure, axes = sheet(1.3 * (T + 1), 1.6 * B, B, T + 1)
         for b in range(B):
-            _show(axes[b, 0], np.asarray(images[b]), f"sample {b}")
+            _show(axes[b, 0], shown[b], f"sample {b}" + ("" if captions is None else f"\n{captions[b]}"))
             for t in range(T):
                 label = f"{self._name(self.units[b, t])}\n{self.influence[b, t]:.3g}"
                 if self.q_value is not None:
@@ -271,7 +282,7 @@ class Attribution:
                 pictures: Any = ()
                 if data is not None:
                     unit = int(self.units[b, t]) if self.sets is None else self.sets[int(self.units[b, t])][0]
-                    pictures = data.pictures_of(unit)
+                    pictures = view(data.pictures_of(unit)[:1])
                     label += "" if len(pictures) else "\ndeleted"
                 _show(axes[b, t + 1], pictures[0] if len(pictures) else None, label)
         return figure

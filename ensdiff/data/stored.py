@@ -2,7 +2,8 @@
 
 A file of latents has the arrays ``latents`` (N, H, W, C), ``mean`` and ``scale`` (one number, or one per channel) and
 the text ``encoder``. It may have ``condition`` or ``condition/<path>``, ``class_names``, and ``labels``, ``groups`` and
-``names``, one per item. `experiments.encode` writes such files, with the ``deviation`` of each latent if it is known.
+``names``, one per item. `experiments.encode` writes such files, with the ``deviation`` of each latent if it is known,
+and with ``decoder``, the path of the decoder from the folder of the file.
 """
 
 import os

@@ -6,7 +6,9 @@ A file is an uncompressed tar of
   and the sizes ``TrainHeight``, ``TrainWidth``, ``TrainChannel``, ``GenHeight``, ``GenWidth``, ``GenChannel``;
 - ``factual.png``: the samples;
 - ``training_set.png`` (one file), or ``train_{i}_{count}.png`` for each unit of ``count`` images;
-- ``leave_{i}_out.png``: the samples' exact counterfactuals (4) without unit i, counted from 1.
+- ``leave_{i}_out.png``: the samples' exact counterfactuals (4) without unit i, counted from 1;
+- ``conditions.json``, which other readers ignore, if the members are conditional: the ``captions`` of the samples,
+  their ``guidance``, and their ``conditions``, the rows of each array of the condition tree by its path.
 
 Every PNG is a grid of 8-bit tiles, read row by row. Files written here hold the SHA-256 of each part in its extended
 header (POSIX pax, which other readers ignore), and a part that does not match is rejected.
@@ -28,12 +30,15 @@ import numpy as np
 
 from ensdiff import hosts
 from ensdiff.data import Dataset
+from ensdiff.data.viewing import Decode, viewer
 from ensdiff.ensemble.ensemble import Ensemble
 from ensdiff.ensemble.memory import Resources
 from ensdiff.files.writing import explain, sync_folder
-from ensdiff.interop.universe import MANY, ONE, SIZES, SUM, Universe
+from ensdiff.interop.universe import CONDITIONS, MANY, ONE, SIZES, SUM, Universe
+from ensdiff.models.condition import flatten
 from ensdiff.runs.identity import check_data
 from ensdiff.runs.pieces import pieces
+from ensdiff.sampling.captions import captions_of
 from ensdiff.sampling.sample import Samples, ablated, check_samples
 
 STATES = 4096
@@ -56,6 +61,7 @@ def write(
     chunk: int | None = None,
     memory_budget: int | None = None,
     progress: bool = False,
+    decode: Decode | None = None,
 ) -> Universe:
     """Compute the whole landscape, every sample without every unit (4), and write a counterfactual universe file.
 
@@ -71,6 +77,8 @@ def write(
         chunk: images at a time; by default from the memory budget.
         memory_budget: maximum bytes of activations per device.
         progress: show a progress bar.
+        decode: for latents, a function from latents (n, H, W, C) to pictures (n, h, w, c) in [0, 1]. The file holds
+            the pictures of samples and of training items.
 
     Returns:
         The file, opened.
@@ -78,7 +86,7 @@ def write(
     Raises:
         FileExistsError: the file already exists.
         ValueError: the data are not what the ensemble was trained on (`ensdiff.check_data`), items are absent
-            (`Dataset.absent`), or a picture would be too large.
+            (`Dataset.absent`), a picture would be too large, or ``decode`` is missing for latents.
         FolderInUseError: another process writes this file.
         DamagedError: what was read back is not what was written.
         OSError: the file cannot be written. Finished parts are kept.
@@ -86,6 +94,7 @@ def write(
     path = pathlib.Path(path)
     check_samples(params, samples, "a counterfactual universe")
     check_data(params, data)
+    view = viewer(params.space, decode)
     data.check_present("a counterfactual universe, which holds them,")
     if hosts.decide(lambda: os.path.lexists(path)):
         raise FileExistsError(f"{path} exists already; choose another name, or remove it")
@@ -98,12 +107,13 @@ def write(
         rows, which = np.repeat(params.code.ablate(units), B, axis=0), np.tile(np.arange(B), len(units))
         images = ablated(params, samples, rows, which, resources).reshape(len(units), B, *params.image_shape)
         parts = zip(units, images, strict=True)
-        return {f"leave_{unit + 1}_out.png": np.frombuffer(_picture(some), np.uint8) for unit, some in parts}
+        return {f"leave_{unit + 1}_out.png": np.frombuffer(_picture(view(some)), np.uint8) for unit, some in parts}
 
-    with pieces(folder, params, samples, data.digest()) as kept:
+    decoder = () if decode is None else (hashlib.sha256(_picture(view(samples.images))).hexdigest(),)
+    with pieces(folder, params, samples, data.digest(), *decoder) as kept:
         packed = folder / "packed"
         with _explained(folder), _archive(packed) as add:
-            hosts.decide(lambda: add(_fixed_parts(params, samples, data)))
+            hosts.decide(lambda: add(_fixed_parts(params, samples, data, view)))
             with hosts.progress_bar(data.units, "universe", "unit", shown=progress) as bar:
                 for start in range(0, data.units, block):
                     units = np.arange(start, min(start + block, data.units))
@@ -145,20 +155,18 @@ def _archive(path: pathlib.Path) -> Iterator[Callable[[Mapping[str, Any]], None]
         os.fsync(file_to_sync.fileno())
 
 
-def _fixed_parts(params: Ensemble, samples: Samples, data: Dataset) -> dict[str, bytes]:
+def _fixed_parts(params: Ensemble, samples: Samples, data: Dataset, view: Callable) -> dict[str, bytes]:
     """Return every part except the counterfactuals, by name."""
+    generated = view(samples.images)
+    shapes = {"Train": view(data.images[:1]).shape[1:], "Gen": generated.shape[1:]}
     single = data.units == data.items
     for count, (H, W, _), what in (
-        (len(samples), params.image_shape, "samples"),
-        (data.items if single else 1, data.shape, "training images"),
+        (len(samples), shapes["Gen"], "samples"),
+        (data.items if single else 1, shapes["Train"], "training images"),
     ):
         if count * H * W > _MAX_PIXELS:
             raise ValueError(f"{count} {what} of {H}x{W} make a picture of more than {_MAX_PIXELS} pixels; take fewer")
-    sizes = {
-        part + name: n
-        for part, shape in (("Train", data.shape), ("Gen", params.image_shape))
-        for name, n in zip(SIZES, shape, strict=True)
-    }
+    sizes = {part + name: n for part, shape in shapes.items() for name, n in zip(SIZES, shape, strict=True)}
     config = {
         "Format": ONE if single else MANY,
         "TrainingUnits": data.units,
@@ -166,11 +174,15 @@ def _fixed_parts(params: Ensemble, samples: Samples, data: Dataset) -> dict[str,
         **sizes,
     }
 
-    parts = {"config.json": (json.dumps(config, indent=1) + "\n").encode(), "factual.png": _picture(samples.images)}
+    parts = {"config.json": (json.dumps(config, indent=1) + "\n").encode(), "factual.png": _picture(generated)}
+    if params.condition is not None:
+        rows = {path: array.tolist() for path, array in flatten(samples.cond).items()}
+        told = {"captions": captions_of(params, samples.cond), "guidance": samples.guidance, "conditions": rows}
+        parts[CONDITIONS] = (json.dumps(told, indent=1) + "\n").encode()
     if single:
-        return parts | {"training_set.png": _picture(data.images[np.argsort(data.unit_of_item)])}
-    items = map(data.items_of, range(data.units))
-    return parts | {f"train_{i}_{len(some)}.png": _picture(data.images[some]) for i, some in enumerate(items, start=1)}
+        return parts | {"training_set.png": _picture(view(data.images[np.argsort(data.unit_of_item)]))}
+    items = enumerate(map(data.items_of, range(data.units)), start=1)
+    return parts | {f"train_{i}_{len(some)}.png": _picture(view(data.images[some])) for i, some in items}
 
 
 def _columns(count: int) -> int:

@@ -20,6 +20,7 @@ ONE, MANY = "ONEFILE", "MULTIFILE"
 SIZES = ("Height", "Width", "Channel")
 SUM = "ENSDIFF.sha256"
 """Keyword of a part's checksum in its header."""
+CONDITIONS = "conditions.json"
 _MODES = {1: "L", 3: "RGB"}
 
 
@@ -97,6 +98,21 @@ class Universe:
         """The samples, 0 .. 255."""
         return self._tiles("factual.png", self.image_shape, self.count)
 
+    @property
+    def conditions(self) -> dict[str, Any] | None:
+        """The conditions of the samples: ``captions`` (texts), ``guidance`` and ``conditions`` (rows); None without."""
+        if CONDITIONS not in self._members:
+            return None
+        told = self._json(CONDITIONS)
+        captions = told.get("captions") if isinstance(told, dict) else None
+        if (
+            not isinstance(captions, list)
+            or len(captions) != self.count
+            or not all(isinstance(c, str) for c in captions)
+        ):
+            raise ValueError(f"{self.path}: {CONDITIONS} has no captions: expected {self.count} texts, one per sample")
+        return told
+
     def counterfactual(self, unit: int) -> UInt8[np.ndarray, "B H W C"]:
         """Return the samples without unit ``unit``, counted from 0."""
         return self._tiles(f"leave_{self._check(unit) + 1}_out.png", self.image_shape, self.count)
@@ -120,7 +136,7 @@ class Universe:
             ValueError: a part cannot be read. The message names it.
             DamagedError: a part is not what was written. The message names it.
         """
-        _ = self.factual
+        _ = self.factual, self.conditions
         for unit in range(self.units):
             self.counterfactual(unit)
             self.training(unit)
@@ -149,11 +165,14 @@ class Universe:
             raise DamagedError(f"{self.path} is damaged: {name} does not match its checksum")
         return content
 
-    def _config(self) -> dict[str, Any]:
+    def _json(self, name: str) -> Any:
         try:
-            config = json.loads(self._read("config.json"))
+            return json.loads(self._read(name))
         except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-            raise ValueError(f"{self.path}: config.json is not JSON: {error}") from error
+            raise ValueError(f"{self.path}: {name} is not JSON: {error}") from error
+
+    def _config(self) -> dict[str, Any]:
+        config = self._json("config.json")
         if not isinstance(config, dict) or not isinstance(config.get("Format"), str):
             raise ValueError(f"{self.path}: config.json has no Format")
         names = ["TrainingUnits", "NumberGenerated", *(part + size for part in ("Train", "Gen") for size in SIZES)]

@@ -116,6 +116,16 @@ class ConditionSpec:
         """Return ``count`` rows that stand for no condition."""
         return unflatten({leaf.path: np.repeat(leaf.null[None], count, axis=0) for leaf in self.leaves})
 
+    def in_turn(self, count: int) -> Any:
+        """Return ``count`` rows in which the classes take turns; None if the condition is not one class per image.
+
+        >>> ConditionSpec((Leaf(classes=3),)).in_turn(5).tolist()
+        [0, 1, 2, 0, 1]
+        """
+        if len(self.leaves) != 1 or self.leaves[0].classes is None:
+            return None
+        return unflatten({self.leaves[0].path: (np.arange(count) % self.leaves[0].classes).astype(np.int32)})
+
     def captions(self, tree: Any) -> list[str]:
         """Return a short text for each row: the class's name or number, or "none" for the null row.
 

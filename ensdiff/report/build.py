@@ -6,13 +6,17 @@ import numpy as np
 from jaxtyping import Float
 
 from ensdiff.attribution import Attribution
+from ensdiff.attribution.measures import L2, distance_words
+from ensdiff.attribution.queries import other_conditions
 from ensdiff.data import Dataset
+from ensdiff.data.viewing import Decode, viewer
 from ensdiff.ensemble.ensemble import Ensemble
 from ensdiff.ensemble.memory import Resources
 from ensdiff.report.figures import null_figure
-from ensdiff.report.page import Figure, SampleSection, UnitCard
-from ensdiff.report.wording import by_gradients, judgement_sentence, meaning, null_words
+from ensdiff.report.page import SHOWN, Figure, SampleSection, UnitCard
+from ensdiff.report.wording import by_gradients, judgement_sentence, meaning, measured, null_words
 from ensdiff.runs.identity import check_attributed, check_data
+from ensdiff.sampling.captions import captions_of
 from ensdiff.sampling.sample import Samples, ablated
 
 HOW_TO_READ = (
@@ -51,7 +55,7 @@ def how_to_read(att: Attribution) -> Sequence[str]:
     True
     """
     if not by_gradients(att):
-        return HOW_TO_READ
+        return tuple(text.replace(distance_words(L2), measured(att)) for text in HOW_TO_READ)
     return [text.replace("{meaning}", meaning(att)) for text in HOW_TO_READ_SCORES]
 
 
@@ -62,31 +66,46 @@ def attribution_sections(
     att: Attribution,
     top: int = 6,
     *,
+    decode: Decode | None = None,
     progress: bool = False,
 ) -> Sequence[SampleSection]:
     """Return one section per sample: its most influential units, with their images and the counterfactual without each.
 
     The note of a gradient method says what the number and the null are, and how the members judge the scores.
 
+    Args:
+        params: the ensemble.
+        data: its training data.
+        samples: what `ensdiff.sample` returned.
+        att: their attribution.
+        top: units per sample.
+        decode: for latents, a function from latents (n, H, W, C) to pictures (n, h, w, c) in [0, 1], with which samples
+            and training images are shown.
+        progress: show a progress bar.
+
     Raises:
-        ValueError: the data are not what the ensemble was trained on (`ensdiff.check_data`), or the attribution is to
-            other units or to sets of units.
+        ValueError: the data are not what the ensemble was trained on (`ensdiff.check_data`), the attribution is to
+            other units, to sets of units or of samples with other conditions, or ``decode`` is missing for latents.
     """
+    view = viewer(params.space, decode)
     check_data(params, data)
     check_attributed(att, data)
     if att.sets is not None:
         raise ValueError("the attribution is to sets of units: these sections show single units")
+    if problem := other_conditions(att.settings, params, samples):
+        raise ValueError(f"the attribution does not fit: {problem}")
     units_BT = att.units[:, :top]
     B, T = units_BT.shape
     words_RK = params.code.rows(units_BT.reshape(-1))
-    counterfactual_BT = ablated(
+    counterfactual_R = ablated(
         params,
         samples,
         params.code.ablate(units_BT.reshape(-1)),
         np.repeat(np.arange(B), T),
         Resources(progress=progress),
-    ).reshape(B, T, *params.image_shape)
-    images = np.asarray(samples.images)
+    )
+    counterfactual_BT = view(counterfactual_R.reshape(B, T, *params.image_shape))
+    images, captions = view(samples.images), captions_of(params, samples.cond)
     sections = []
     for b in range(B):
         cards = []
@@ -97,12 +116,13 @@ def attribution_sections(
             if att.q_value is not None:
                 extra["q"] = f"{att.q_value[b, t]:.2g}"
             pictures = data.pictures_of(unit)
+            shown = view(pictures[:SHOWN])
             if data.labels is not None and len(items) == len(pictures) == 1:
                 extra["class"] = str(data.labels[items[0]])
             cards.append(
                 UnitCard(
                     data.unit_names[unit],
-                    pictures,
+                    shown,
                     counterfactual_BT[b, t],
                     float(att.influence[b, t]),
                     words_RK[b * T + t],
@@ -110,6 +130,7 @@ def attribution_sections(
                     len(items) - len(pictures),
                     None if att.standard_error is None else float(att.standard_error[b, t]),
                     meaning(att),
+                    len(pictures),
                 )
             )
         figure = None
@@ -134,7 +155,9 @@ def attribution_sections(
                 null_figure(null, att.influence[b, :top]),
                 f"Histogram of {len(null)} null influences with the units' influences marked",
             )
-        sections.append(SampleSection(f"Sample {b}", images[b], note, cards, figure))
+        sections.append(
+            SampleSection(f"Sample {b}", images[b], note, cards, figure, None if captions is None else captions[b])
+        )
     return sections
 
 

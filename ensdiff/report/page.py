@@ -6,11 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Shaped
 
 from ensdiff.data.images import to_png
 from ensdiff.files.writing import make_folder, write_atomically
 from ensdiff.report.figures import data_uri
+
+SHOWN = 4
+"""Maximum number of training images shown per unit."""
 
 
 class Table(NamedTuple):
@@ -35,7 +38,7 @@ class UnitCard(NamedTuple):
 
     Args:
         name: its name.
-        images: (n, H, W, C) those of its training images that the data set still holds.
+        images: (n, H, W, C) some of its training images that the data set still holds.
         counterfactual: (H, W, C) in [0, 1], the sample without the unit.
         influence: how far the sample moves without the unit, in the units of `Attribution.influence`.
         members: (K,) 1 for each member that saw the unit.
@@ -43,10 +46,11 @@ class UnitCard(NamedTuple):
         deleted: number of its training images that were deleted from the data set.
         error: the standard error of the influence, if it has one.
         meaning: what the influence is, in a few words.
+        held: number of training images that the data set still holds; by default all are in ``images``.
     """
 
     name: str
-    images: UInt8[np.ndarray, "n H W C"]
+    images: Shaped[np.ndarray, "n H W C"]
     counterfactual: Float[np.ndarray, "H W C"]
     influence: float
     members: Int[np.ndarray, " K"]
@@ -54,6 +58,12 @@ class UnitCard(NamedTuple):
     deleted: int = 0
     error: float | None = None
     meaning: str = "the distance that the sample moves without the unit"
+    held: int | None = None
+
+    @property
+    def hidden(self) -> int:
+        """Return how many of its training images the page does not show."""
+        return (len(self.images) if self.held is None else self.held) - min(len(self.images), SHOWN)
 
     @property
     def score(self) -> str:
@@ -62,13 +72,14 @@ class UnitCard(NamedTuple):
 
 
 class SampleSection(NamedTuple):
-    """A sample, a note on the findings, and its units, most influential first."""
+    """A sample, a note on the findings, its units, most influential first, and a text for its condition."""
 
     heading: str
     image: Float[np.ndarray, "H W C"]
     note: str
     units: Sequence[UnitCard]
     figure: Figure | None = None
+    caption: str | None = None
 
 
 class Page(NamedTuple):
@@ -80,10 +91,6 @@ class Page(NamedTuple):
     tables: Sequence[Table] = ()
     figures: Sequence[Figure] = ()
     samples: Sequence[SampleSection] = ()
-
-
-SHOWN = 4
-"""Maximum number of training images shown per unit."""
 
 
 def picture(image: np.ndarray, side: int = 96) -> str:

@@ -4,6 +4,7 @@ import numpy as np
 
 from ensdiff.attribution import Attribution
 from ensdiff.attribution.judging import Judgement
+from ensdiff.attribution.measures import distance_words
 from ensdiff.attribution.scoring import GRADIENT_METHODS
 
 NULL_WORDS = {
@@ -33,6 +34,11 @@ def meaning(att: Attribution) -> str:
         else "in arbitrary units, because the members cannot tell the scale of these scores"
     )
     return f"how much the unit's presence in training lowers the image's loss for one model ({scale}), ± its {error}"
+
+
+def measured(att: Attribution) -> str:
+    """Return in which space the distances of an attribution are measured, such as "L2 over pixels in [0, 1]"."""
+    return distance_words(att.distance)
 
 
 def null_words(att: Attribution) -> str | None:

@@ -7,18 +7,17 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Literal
 
-import numpy as np
 from jax.sharding import Mesh
 
 from ensdiff import hosts
 from ensdiff.codes import Code
 from ensdiff.data import Dataset, Splits
 from ensdiff.data.images import grid, to_png
+from ensdiff.data.viewing import viewer
 from ensdiff.diffusion.schedule import Schedule
 from ensdiff.ensemble.ensemble import Ensemble
 from ensdiff.ensemble.mesh import make_mesh, platform
 from ensdiff.models.denoiser import Denoiser
-from ensdiff.models.space import Latents
 from ensdiff.models.unet import UNetConfig
 from ensdiff.runs.directory import RunDirectory
 from ensdiff.runs.environment import environment
@@ -223,16 +222,9 @@ def default_model(data: Dataset) -> UNetConfig:
 def sample_grid(params: Ensemble, n: int = 36) -> bytes:
     """Return a PNG of n samples (on every process), always from the same noise.
 
-    Classes take turns; other conditions are left out. Of latents, at most three channels are shown, each from its
-    smallest to its largest value.
+    Classes take turns; other conditions are left out. Latents are shown as
+    `ensdiff.data.viewing.rough_view`, without a decoder.
     """
-    spec = params.condition
-    turns = spec is not None and len(spec.leaves) == 1 and spec.leaves[0].classes
-    cond = np.arange(n) % turns if turns else None
+    cond = None if params.condition is None else params.condition.in_turn(n)
     images = sample(params, 0, n, steps=min(50, params.schedule.timesteps), sampler="ddim", cond=cond).images
-    shown = np.asarray(images)
-    if isinstance(params.space, Latents):
-        shown = shown[..., : 3 if shown.shape[-1] >= 3 else 1]
-        low, high = shown.min((0, 1, 2)), shown.max((0, 1, 2))
-        shown = (shown - low) / np.maximum(high - low, 1e-12)
-    return to_png(grid(shown), scale=4)
+    return to_png(grid(viewer(params.space, like=images)(images)), scale=4)

@@ -72,12 +72,14 @@ const explorer = (() => {
   }
 
   // ---- the gallery
+  const described = (b) => `sample ${b}${page.captions ? `, ${page.captions[b]}` : ""}`;
   function drawGallery() {
     page.samples.forEach((uri, b) => {
       const input = make("input", { type: "radio", name: "sample", value: b, checked: b === state.sample });
       input.addEventListener("change", () => choose(b));
       const moved = make("span", { className: "moved" });
-      $("gallery").append(make("label", {}, input, picture(uri, `sample ${b}`), moved));
+      const caption = page.captions ? [make("span", { className: "caption", textContent: page.captions[b] })] : [];
+      $("gallery").append(make("label", {}, input, picture(uri, described(b)), ...caption, moved));
     });
   }
   function drawRadii() {
@@ -97,8 +99,10 @@ const explorer = (() => {
     document.querySelectorAll("#gallery input")[b].checked = true;
     state.removed = removed || [sample().rows[0][0]];
     $("sample-title").textContent = `Sample ${b}`;
+    $("caption").hidden = !page.captions;
+    $("caption").textContent = page.captions ? `Condition: ${page.captions[b]}` : "";
     $("original").src = $("under").src = page.samples[b];
-    $("original").alt = `sample ${b} as generated`;
+    $("original").alt = `${described(b)}, as generated`;
     drawVerdict();
     drawRadii();
     $("distribution").innerHTML = sample().figure; // drawn by matplotlib; it contains no names to escape

@@ -11,6 +11,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ensdiff.attribution import Attribution, attribute
+from ensdiff.attribution.measures import measure_name
+from ensdiff.attribution.queries import other_conditions
 from ensdiff.codes import Code
 from ensdiff.data import Dataset
 from ensdiff.ensemble.ensemble import Ensemble
@@ -28,7 +30,7 @@ MOST_SETS = 8
 
 
 class Removal(NamedTuple):
-    """A sample without some units: the image, and how far the sample moved (L2 over pixels in [0, 1])."""
+    """A sample without some units: the image, and how far the sample moved (L2 in the members' space)."""
 
     image: Float[np.ndarray, "H W C"]
     influence: float
@@ -42,7 +44,7 @@ class Layer(NamedTuple):
         code: the units' words.
         data: the training images, with this layer's units.
         att: the most influential units of each sample by exact ablation, most influential first.
-        image_BTHWC: each sample without each of these units, [0, 1].
+        image_BTHWC: each sample without each of these units, pixels in [0, 1] or latents.
         sets: for each sample, its removals of sets of units, by sorted unit ids. Sets without survivors are left out.
         landscape: influences of all units (or of the most influential): exact, or predicted by ``differential``.
         whole: whether the landscape holds every unit that can be removed.
@@ -166,12 +168,15 @@ def same_samples(params: Ensemble, samples: Samples, att: Attribution, code: Cod
 
 def unfit(params: Ensemble, samples: Samples, att: Attribution, code: Code) -> str | None:
     """Return why an attribution cannot be shown with these samples, or None if it can."""
-    if att.method not in ("exact", "screen") or att.distance != "l2" or att.sets is not None:
-        return f"it is by {att.method!r} in {att.distance}; shown are 'exact' or 'screen' of single units in l2"
+    measure = measure_name(None, None, params.space)
+    if att.method not in ("exact", "screen") or att.distance != measure or att.sets is not None:
+        return f"it is by {att.method!r} in {att.distance}; shown are 'exact' or 'screen' of single units in {measure}"
     if len(att) != len(samples):
         return f"it is of {len(att)} samples, not {len(samples)}"
     if att.units.max() >= code.units or att.settings.get("candidates") != all_units(code):
         return f"it is of other units than these {code.units}"
+    if problem := other_conditions(att.settings, params, samples):
+        return problem
     first_B = att.units[:, 0]
     images = ablated(params, samples, code.ablate(first_B), np.arange(len(samples)), Resources())
     now_B, then_B = distances(images, np.asarray(samples.images)), att.influence[:, 0]

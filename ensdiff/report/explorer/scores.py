@@ -7,7 +7,7 @@ import numpy as np
 
 from ensdiff.attribution import Attribution
 from ensdiff.attribution.candidates import Candidates
-from ensdiff.attribution.queries import same_queries
+from ensdiff.attribution.queries import other_conditions, same_queries
 from ensdiff.attribution.scoring import GRADIENT_METHODS
 from ensdiff.codes import Code
 from ensdiff.ensemble.ensemble import Ensemble
@@ -36,6 +36,8 @@ def unfit_scores(params: Ensemble, samples: Samples, att: Attribution, code: Cod
         return "it does not record which images it is of: attribute them again"
     if not same_queries(settings["queries"], np.asarray(samples.images)):
         return "it is of other samples"
+    if problem := other_conditions(settings, params, samples):
+        return problem
     if settings.get("data", params.data_digest) != params.data_digest:
         return "it is of an ensemble that was trained on other data"
     return None

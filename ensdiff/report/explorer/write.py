@@ -5,13 +5,14 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ensdiff.attribution import Attribution
 from ensdiff.data.images import to_png
+from ensdiff.data.viewing import Decode, viewer
 from ensdiff.files.writing import make_folder, write_atomically
 from ensdiff.metrics.arrays import at_most
 from ensdiff.report.explorer.drawings import distribution, training
@@ -19,6 +20,7 @@ from ensdiff.report.explorer.layer import Layer
 from ensdiff.report.explorer.scores import SHOWN, scores_of_sample, scores_text
 from ensdiff.report.figures import data_uri
 from ensdiff.report.page import render
+from ensdiff.report.wording import measured
 from ensdiff.sampling.sample import Samples
 
 FIRST = 8
@@ -29,6 +31,7 @@ THUMBNAIL = 64
 """Maximum side of training images in pixels; larger ones are scaled down."""
 BLOCK = 256
 """Number of units whose training images are loaded together."""
+View = Callable[[Any], np.ndarray]
 INLINE = 3 * 2**20
 """Maximum bytes of on-demand data that are put into the page itself, which is then a single file."""
 
@@ -45,6 +48,8 @@ class Exploration(NamedTuple):
         facts: pairs of a label and a value.
         metrics: the run's metrics, for the training curves.
         grids: PNGs of samples during training, by step.
+        captions: a text for the condition of each sample (`ensdiff.sampling.captions.captions_of`), or None.
+        decode: for latents, a function from latents (n, H, W, C) to pictures (n, h, w, c) in [0, 1].
     """
 
     title: str
@@ -54,6 +59,8 @@ class Exploration(NamedTuple):
     facts: Sequence[tuple[str, str]] = ()
     metrics: Sequence[dict] = ()
     grids: Mapping[int, bytes] = {}
+    captions: Sequence[str] | None = None
+    decode: Decode | None = None
 
 
 def write_explorer(path: str | os.PathLike, exploration: Exploration, *, inline: int = INLINE) -> pathlib.Path:
@@ -70,13 +77,16 @@ def write_explorer(path: str | os.PathLike, exploration: Exploration, *, inline:
         The page's absolute path.
 
     Raises:
-        ValueError: a layer is of other samples than the exploration.
+        ValueError: a layer or the captions are of other samples than the exploration, or ``decode`` is missing for
+            latents.
     """
     path = pathlib.Path(path).resolve()
     B = len(exploration.samples)
     for layer in exploration.layers:
         if not len(layer.att) == len(layer.landscape) == len(layer.sets) == B:
             raise ValueError(f"the layer of {layer.name}s is of {len(layer.att)} samples, the exploration of {B}")
+    if exploration.captions is not None and len(exploration.captions) != B:
+        raise ValueError(f"{len(exploration.captions)} captions for {B} samples: expected one for each")
     lazy: dict[str, Any] = {}
     page = page_data(exploration, lazy)
     parts = {name: _json(value) for name, value in lazy.items()}
@@ -86,7 +96,10 @@ def write_explorer(path: str | os.PathLike, exploration: Exploration, *, inline:
     text = {name: importlib.resources.files(__package__).joinpath(f"explorer.{name}").read_text("utf-8")
             for name in ("css", "js")}  # fmt: skip
     template = "explorer/explorer.html.jinja"
-    html = render(template, page=exploration, page_json=_json(page), parts={} if beside else parts, **text)
+    measure = measured(exploration.layers[0].att)
+    html = render(
+        template, page=exploration, measure=measure, page_json=_json(page), parts={} if beside else parts, **text
+    )
     make_folder(path.parent)
     if folder.is_dir():  # left by an earlier page
         shutil.rmtree(folder)
@@ -106,7 +119,9 @@ def _json(value: Any) -> str:
 
 def page_data(exploration: Exploration, lazy: dict[str, Any]) -> dict[str, Any]:
     """Return the JSON of the page, and put data that are only used on demand into ``lazy`` by name."""
-    images = np.asarray(exploration.samples.images)
+    stored = np.asarray(exploration.samples.images)
+    view = viewer(exploration.layers[0].data.space, exploration.decode)
+    images = view(stored)
     return {
         "members": exploration.layers[0].code.members,
         "height": images.shape[1],
@@ -114,22 +129,24 @@ def page_data(exploration: Exploration, lazy: dict[str, Any]) -> dict[str, Any]:
         "command": exploration.command,
         "block": BLOCK,
         "samples": [_picture(image) for image in images],
-        "layers": [_layer(number, layer, images, lazy) for number, layer in enumerate(exploration.layers)],
+        "captions": None if exploration.captions is None else list(exploration.captions),
+        "layers": [_layer(number, layer, stored, view, lazy) for number, layer in enumerate(exploration.layers)],
         "training": training(exploration.metrics) if exploration.metrics else None,
         "grids": [[step, data_uri(png)] for step, png in sorted(exploration.grids.items())],
     }
 
 
-def _layer(number: int, layer: Layer, images: np.ndarray, lazy: dict[str, Any]) -> dict[str, Any]:
+def _layer(number: int, layer: Layer, stored: np.ndarray, view: View, lazy: dict[str, Any]) -> dict[str, Any]:
     att, field = layer.att, layer.landscape
     B, T = att.units.shape
     first = min(FIRST, T)
     shown = np.unique(att.units[:, :first])
     if layer.scores is not None:
         shown = np.union1d(shown, layer.scores.units[:, :SHOWN])
+    pictures_BT = view(layer.image_BTHWC)
     for b in range(B):
         if first < T:
-            lazy[f"more-{number}-{b}"] = _rows(layer, b, slice(first, T))
+            lazy[f"more-{number}-{b}"] = _rows(layer, b, slice(first, T), pictures_BT[b])
         lazy[f"landscape-{number}-{b}"] = {
             "units": field.units[b].tolist(),
             "influence": _numbers(field.influence[b]),
@@ -140,7 +157,7 @@ def _layer(number: int, layer: Layer, images: np.ndarray, lazy: dict[str, Any]) 
         lazy[f"classes-{number}"] = {"names": names, "of": [place[name] for name in layer.classes]}
     listed = np.unique(np.concatenate([field.units.ravel(), att.units.ravel()]))
     for block in np.unique(listed // BLOCK):
-        lazy[f"units-{number}-{block}"] = _units(layer, listed[listed // BLOCK == block])
+        lazy[f"units-{number}-{block}"] = _units(layer, listed[listed // BLOCK == block], view)
     return {
         "name": layer.name,
         "count": layer.code.units,
@@ -154,26 +171,28 @@ def _layer(number: int, layer: Layer, images: np.ndarray, lazy: dict[str, Any]) 
         "level": att.level,
         "limitation": att.limitation,
         "scores": None if layer.scores is None else scores_text(layer.scores, layer.name),
-        "units": _units(layer, shown),
-        "samples": [_sample(layer, b, first, images[b]) for b in range(B)],
+        "units": _units(layer, shown, view),
+        "samples": [_sample(layer, b, first, stored[b], pictures_BT[b], view) for b in range(B)],
     }
 
 
-def _sample(layer: Layer, b: int, first: int, image: np.ndarray) -> dict[str, Any]:
+def _sample(layer: Layer, b: int, first: int, stored: np.ndarray, pictures_T: np.ndarray, view: View) -> dict[str, Any]:
     att, field = layer.att, layer.landscape
     null = None if att.null_BL is None else att.null_BL[b]
     drawn = None if field.null_BL is None else field.null_BL[b]
     kind = f"{layer.name}s" if layer.exact else f"{layer.name}s, predicted"
+    sets = layer.sets[b]
+    without = view(np.stack([removal.image for removal in sets.values()])) if sets else ()
     return {
-        "rows": _rows(layer, b, slice(0, first)),
+        "rows": _rows(layer, b, slice(0, first), pictures_T),
         "verdict": None if att.verdict is None else _verdict(layer, b),
         "radius": _number(layer.radius_B[b]),
-        "scale": _number(np.linalg.norm(image)),
+        "scale": _number(np.linalg.norm(stored)),
         "null": None if null is None else [len(null), *_numbers(np.quantile(null, (0.5, 0.95, 1.0)))],
         "field_null": None if drawn is None else _numbers(np.quantile(drawn, (0.5, 0.95, 1.0))),
         "sets": {
-            ",".join(map(str, units)): [_number(removal.influence), _picture(removal.image)]
-            for units, removal in layer.sets[b].items()
+            ",".join(map(str, units)): [_number(removal.influence), _picture(picture)]
+            for (units, removal), picture in zip(sets.items(), without, strict=True)
         },
         "scores": None if layer.scores is None else _scores(layer, layer.scores, b),
         "figure": distribution(field.influence[b], drawn, list(field.influence[b, :3]), kind),
@@ -191,26 +210,29 @@ def _verdict(layer: Layer, b: int) -> list[int]:
     return [int(unit) for unit in att.units[b, at_most(att.q_value[b], att.level)]]
 
 
-def _rows(layer: Layer, b: int, part: slice) -> list[list[Any]]:
+def _rows(layer: Layer, b: int, part: slice, pictures_T: np.ndarray) -> list[list[Any]]:
     """Return rows of a sample's units: id, influence, p, q and the picture without the unit."""
     att = layer.att
     rows = []
     for t in range(*part.indices(att.units.shape[1])):
         p, q = (None if a is None else _number(a[b, t]) for a in (att.p_value, att.q_value))
-        rows.append([int(att.units[b, t]), _number(att.influence[b, t]), p, q, _picture(layer.image_BTHWC[b, t])])
+        rows.append([int(att.units[b, t]), _number(att.influence[b, t]), p, q, _picture(pictures_T[t])])
     return rows
 
 
-def _units(layer: Layer, ids: np.ndarray) -> dict[str, list[Any]]:
+def _units(layer: Layer, ids: np.ndarray, view: View) -> dict[str, list[Any]]:
     """Return by id each unit's name, class, code word, number of training images, and some images not deleted."""
     out = {}
-    for unit, word in zip(ids.tolist(), layer.code.rows(ids), strict=True):
+    of_unit = [layer.data.pictures_of(unit)[:PICTURES] for unit in ids.tolist()]
+    ends = np.cumsum([len(some) for some in of_unit])[:-1]
+    pictures = np.split(view(np.concatenate(of_unit)), ends) if of_unit else []
+    for unit, word, some in zip(ids.tolist(), layer.code.rows(ids), pictures, strict=True):
         out[str(unit)] = [
             _name(layer, unit),
             None if layer.classes is None else layer.classes[unit],
             "".join(map(str, word.tolist())),
             len(layer.data.items_of(unit)),
-            [data_uri(to_png(image, most=THUMBNAIL)) for image in layer.data.pictures_of(unit)[:PICTURES]],
+            [data_uri(to_png(image, most=THUMBNAIL)) for image in some],
         ]
     return out
 
