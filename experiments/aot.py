@@ -211,7 +211,7 @@ def build_case(config: Any, devices: list | int, memory: int) -> Case:
     if shape is None or units is None:
         raise ValueError(f"the config does not give the size of the data: pass {' and '.join(missing)}")
     platform = "gpu" if isinstance(devices, int) else "tpu"
-    model, schedule, train = building.settings(config, shape[-1])
+    model, schedule, train = building.settings(config, shape[-1], **building.stated_condition(config))
     # "auto" for the machine that will run, not for the host that compiles
     if isinstance(model, UNetConfig):
         conv, attention = resolve(model.conv, platform), resolve_attention(model.attention, platform)

@@ -219,6 +219,23 @@ def settings(config: ConfigDict, channels: int, condition: Any = None, /, **mode
     return model, schedule, build(ensdiff.TrainConfig, "train", section(config, "train"))
 
 
+def stated_condition(config: ConfigDict) -> dict[str, Any]:
+    """Return the fields of the network's condition that the config's section ``aot`` states, for programs without data.
+
+    Raises:
+        ValueError: the data have a condition of which neither ``aot`` nor ``model`` states the size.
+    """
+    names = ("classes", "condition_width")
+    found = {name: value for name, value in section(config, "aot").items() if name in names}
+    named = section(config, "data").get("condition")
+    if named and not found and not any(name in section(config, "model") for name in names):
+        raise ValueError(
+            f"config.data.condition={named!r}, but the number of classes is not known without the data: pass "
+            "--config.model.classes=10 (or --config.model.condition_width=..., for vectors)"
+        )
+    return found
+
+
 def build_code(values: dict[str, Any], data: Any) -> Any:
     """Build the code of a config's ``code`` section. With ``groups=label`` it is hierarchical: items inside classes.
 

@@ -52,7 +52,7 @@ def open_codec(path: str | pathlib.Path) -> Codec:
 
     parts = pca.load(path)
     return Codec(
-        path, parts.encode, parts.decode, str(parts.space().encoder), parts.patch, len(parts.mean_D) == parts.patch**2
+        path, parts.encode, parts.decode, str(parts.space.encoder), parts.patch, len(parts.mean_D) == parts.patch**2
     )
 
 

@@ -1,5 +1,6 @@
 """Facts about a run and its samples, which the reports show."""
 
+import re
 from typing import Any
 
 
@@ -19,7 +20,11 @@ def facts(params: Any, data: Any) -> list[tuple[str, str]]:
         ("members", f"{params.members}, each sees {shares.min():,} to {shares.max():,} units"),
         ("code word", f"{weight} of {params.members} members see a unit"),
         *([] if params.condition is None else [("condition", describe_spec(params.condition))]),
-        *([("encoder", params.space.encoder or "unknown")] if latents else []),
+        *(
+            [("encoder", re.sub(r"([0-9a-f]{12})[0-9a-f]{52}", r"\1...", params.space.encoder or "unknown"))]
+            if latents
+            else []
+        ),
     ]
 
 

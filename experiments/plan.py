@@ -21,6 +21,7 @@ from tabulate import tabulate
 
 from ensdiff import Schedule
 from ensdiff.ensemble.mesh import mesh_shape
+from ensdiff.models.space import PIXELS, Latents, Space
 from ensdiff.planning.estimates import (
     ACCELERATORS,
     GIB,
@@ -58,7 +59,7 @@ def read_study(config: ConfigDict | None) -> tuple[Study, Schedule]:
     missing = [flag for flag, value in (("--image=HxWxC", shape), ("--units=N", units)) if value is None]
     if shape is None or units is None:
         raise ValueError(f"the size of the data is not given: pass {' and '.join(missing)}")
-    values = {} if f.channels is None else {"channels": f.channels}
+    values = building.stated_condition(config) | ({} if f.channels is None else {"channels": f.channels})
     if f.multipliers:
         try:
             values["multipliers"] = tuple(float(m) for m in f.multipliers)
@@ -167,7 +168,7 @@ def describe_code(study: Study) -> str:
     return text + (f"\nwarning: {e.warning}" if e.warning else "")
 
 
-def compile_for(text: str, study: Study, schedule: Schedule) -> str:
+def compile_for(text: str, study: Study, schedule: Schedule, space: Space = PIXELS) -> str:
     """Compile the steps, and return their memory and contents as `experiments.aot` prints them."""
     jax.config.update("jax_platforms", "cpu")  # nothing runs here; do not look for the devices
     devices, capacity = aot.target(text, "compile")
@@ -179,7 +180,7 @@ def compile_for(text: str, study: Study, schedule: Schedule) -> str:
     memory: Any = capacity or 16 * GIB
     case = Case(
         study.model, study.image_shape, study.members, study.units, schedule, study.train, mesh, None, None, memory,
-        study.condition,
+        study.condition, space,
     )  # fmt: skip
     results = []
     for name in COMPILED:
@@ -198,7 +199,8 @@ def main() -> None:
     print(notes(accelerators, f.utilisation))
     print(describe_code(study))
     if f.compile:
-        print(compile_for(f.compile, study, schedule))
+        latents = f.config is not None and building.section(f.config, "aot").get("latents")
+        print(compile_for(f.compile, study, schedule, Latents() if latents else PIXELS))
 
 
 def define_flags() -> None:

@@ -1,5 +1,7 @@
 """Small explorations for the tests of the explorer: untrained ensembles with unit names that try to inject HTML."""
 
+import dataclasses
+
 import numpy as np
 
 import ensdiff
@@ -7,8 +9,9 @@ from ensdiff.attribution.judging import Judgement
 from ensdiff.attribution.queries import query_marks
 from ensdiff.data.checked import from_images
 from ensdiff.metrics import Estimate
+from ensdiff.models.space import Latents
 from ensdiff.report.explorer import Exploration, explore
-from tests.helpers import blobs, random_ensemble
+from tests.helpers import TINY, blobs, random_ensemble
 
 HOSTILE = "</script><script>window.hacked=1</script><img src=x onerror=window.hacked=2>'\"&"
 METRICS = [{"step": step, "loss_K": [1.0 / step + k for k in range(1, 9)]} for step in (1, 2, 3)]
@@ -68,3 +71,21 @@ def exploration(samples, layers, **options):
     command = "python -m experiments.sample --run=runs/x --n=3"
     options = {"facts": [("members", "8")], "metrics": METRICS, **options}
     return Exploration("A <b>title</b>", samples, layers, command, **options)
+
+
+def latents():
+    """Return an untrained ensemble on 4x4x4 latents of three classes, its data, three samples and a decoder."""
+    model = dataclasses.replace(TINY, image_channels=4, classes=3)
+    values = np.random.default_rng(0).normal(size=(12, 4, 4, 4)).astype(np.float16)
+    data = from_images(
+        values, condition=np.arange(12) % 3, class_names=["cat", "<b>dog</b>", "fox"], space=Latents(scale=(0.5,))
+    )
+    code = ensdiff.Code.balanced(6, 12, seed=0)
+    params = random_ensemble(code, model, image_shape=(4, 4, 4), condition=data.condition_spec)
+    params = dataclasses.replace(params, space=data.space, data_digest=data.digest())
+    return params, data, ensdiff.sample(params, 0, 3, steps=2, cond=[0, 1, 2], guidance=2.0), decode
+
+
+def decode(latents_NHWC):
+    """Return 8x8 colour pictures of 4x4x4 latents: a stand-in for an autoencoder."""
+    return np.repeat(np.repeat(1 / (1 + np.exp(-latents_NHWC[..., :3])), 2, axis=1), 2, axis=2)

@@ -148,7 +148,11 @@ def landscape_figure(
 
 
 def comparison_figure(
-    values: Mapping[str, ArrayLike], label: str, costs: Mapping[str, float] | None = None, *, cost: str = "network calls"
+    values: Mapping[str, ArrayLike],
+    label: str,
+    costs: Mapping[str, float] | None = None,
+    *,
+    cost: str = "network calls",
 ) -> Any:
     """Plot one measure of several methods: a point per sample, and the mean with its interval over samples.
 

@@ -22,4 +22,5 @@ def get_config() -> ConfigDict:
     config.train.update(
         steps=700, batch_size=16, learning_rate=2e-3, warmup=100, decay="cosine", ema=0.99, checkpoint_every=350
     )
+    config.aot = {"image_shape": (8, 8, 1), "units": 30, "classes": 10}  # for experiments.plan and aot
     return config

@@ -24,4 +24,6 @@ def get_config() -> ConfigDict:
         "scale": placeholder(float),
     }
     config.data = ConfigDict({"held_out": 0, "condition": "", "name": "latents", "path": "latents.npz", **data})
+    # for experiments.plan and aot, which read no data
+    config.aot = ConfigDict({"image_shape": placeholder(tuple), "units": placeholder(int), "latents": True})
     return config
