@@ -159,6 +159,9 @@ def pages(flat, nested, tmp_path_factory):
         "scored": write_explorer(
             folder / "scored.html", exploration(flat[2], [flat[3]._replace(scores=scored(flat[2], 20, low=-0.02))])
         ),
+        "captioned": write_explorer(
+            folder / "captioned.html", exploration(flat[2], [flat[3]], captions=[HOSTILE, "dog", "long" * 40])
+        ),
         "nested": write_explorer(folder / "nested.html", exploration(nested[2], nested[3])),
     }
 
@@ -166,6 +169,22 @@ def pages(flat, nested, tmp_path_factory):
 def units_shown(tab):
     ids = tab.js("return [...document.querySelectorAll('#units-body .pick')].map((node) => node.id)")
     return [int(ident[5:]) for ident in ids]
+
+
+def test_captions_of_conditions(tab, pages):
+    """They are in the gallery, in the pictures' names and above the sample, as text, and wrap on a phone."""
+    tab.open(pages["captioned"], width=360)
+    assert [node.text for node in tab.all("#gallery .caption")] == [HOSTILE, "dog", "long" * 40]
+    tab.click("#gallery label:nth-child(2) input")
+    tab.until(lambda: tab.text("caption") == "Condition: dog")
+    assert tab.one("#gallery label:nth-child(2) img").get_attribute("alt") == "sample 1, dog"
+    assert tab.one("#original").get_attribute("alt") == "sample 1, dog, as generated"
+    tab.click("#gallery label:nth-child(1) input")
+    tab.until(lambda: tab.text("caption") == f"Condition: {HOSTILE}")
+    assert tab.js("return window.hacked") is None
+    assert tab.js("return document.documentElement.scrollWidth") <= 360
+    tab.open(pages["flat"])
+    assert not tab.one("#caption").is_displayed()
 
 
 def test_samples_by_click_and_by_arrow_keys(tab, pages, flat):
