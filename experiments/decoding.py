@@ -1,5 +1,7 @@
 """Decoders of latents on the command line: --decode, or the decoder that the file of the training latents names."""
 
+import functools
+import os
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -33,6 +35,7 @@ class Codec(NamedTuple):
         return self.encoder in (space.encoder or "")
 
 
+@functools.lru_cache(maxsize=1)
 def open_codec(path: str | pathlib.Path) -> Codec:
     """Open the folder of an AutoencoderKL, or the file of components that experiments.encode --pca wrote.
 
@@ -105,7 +108,7 @@ def named() -> Iterator[pathlib.Path]:
             or "decoder" not in npz_names(path)
         ):
             continue
-        decoder = path.parent / str(read_npz(path, ["decoder"])["decoder"])
+        decoder = pathlib.Path(os.path.normpath(path.parent / str(read_npz(path, ["decoder"])["decoder"])))
         if decoder.exists():
             yield decoder
 

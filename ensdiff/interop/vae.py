@@ -130,7 +130,10 @@ def vae(directory: str | os.PathLike, *, batch: int = 8, device: str | None = No
         from diffusers import AutoencoderKL
     try:
         network = AutoencoderKL.from_pretrained(
-            root, local_files_only=True, use_safetensors=found[0].suffix == ".safetensors"
+            root,
+            local_files_only=True,
+            use_safetensors=found[0].suffix == ".safetensors",
+            low_cpu_mem_usage=False,  # otherwise diffusers recommends another package to every user
         )
     except Exception as error:  # damaged files can raise anything
         raise ValueError(f"{found[0]} cannot be read as an autoencoder: {error}") from error
