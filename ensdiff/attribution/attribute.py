@@ -101,7 +101,7 @@ def attribute(
         null: number of null ablations for p- and q-values, for each size of a set and each group of a hierarchical
             code; ``"all"`` uses every one, 0 uses none. Gradient methods compare single items with this many items of
             ``held_out``, units of several items with random groups of as many items, and sets of units with random
-            sets (11).
+            sets of about as many items (11).
         level: largest q-value at which a verdict attributes a sample to a unit.
         loss: draws, levels and weighting of ``"loss"``, and of the members' losses that judge gradient scores.
         cond: the conditions of such images, for conditional members: one per image, or one for all. None is no
@@ -112,7 +112,7 @@ def attribute(
         store: folder of the training images' gradients (`experiments.gradients` writes it); by default they are
             computed.
         held_out: (m, H, W, C) images that no member saw, with which gradient methods compare single items; or a
-            `Dataset` of them, whose gradients may be in the store too.
+            `Dataset` of them, whose gradients may be in the store too. Training images are refused.
         seed: seed of the null's code words, of the audit and of the draws of the loss.
         chunk: images per batch in exact ablation; by default from the memory budget.
         memory_budget: bytes of activations that a device may hold.

@@ -22,7 +22,15 @@ from ensdiff.attribution.combination import fit_combination
 from ensdiff.attribution.draws import LossConfig
 from ensdiff.attribution.gradients.config import GradientConfig
 from ensdiff.attribution.gradients.kernels import Method
-from ensdiff.attribution.gradients.scoring import Choice, Images, TargetScores, score_targets
+from ensdiff.attribution.gradients.scoring import (
+    Choice,
+    Images,
+    TargetScores,
+    choices_of,
+    cross_scores,
+    query_gradients,
+    score_targets,
+)
 from ensdiff.attribution.gradients.store import SHARED, open_gradients
 from ensdiff.attribution.gradients.stored import GradientStore
 from ensdiff.attribution.gradients.targets import Targets, targets_of
@@ -42,6 +50,8 @@ from ensdiff.attribution.request import Request
 from ensdiff.attribution.result import Attribution
 from ensdiff.attribution.scoring import GradientMethod
 from ensdiff.data import Dataset
+from ensdiff.data.images import to_uint8
+from ensdiff.data.manifest import hash_item
 from ensdiff.ensemble.ensemble import Ensemble
 from ensdiff.ensemble.memory import Resources
 from ensdiff.metrics.arrays import at_most
@@ -51,6 +61,8 @@ from ensdiff.typing import ArrayLike
 
 FEWEST = 4
 """The fewest members that can choose among settings."""
+SHOWN = 10
+"""Most held-out images that an error lists."""
 DEFAULTS: dict[str, Any] = {"ridge": 0.1, "levels": "all", "normalize": False}
 """Settings that are not chosen where there are too few members to choose."""
 
@@ -60,9 +72,9 @@ class Result(NamedTuple):
 
     Args:
         influence_BT: what is returned.
-        error_BT: its standard error, or posterior standard deviation.
+        error_BT: `TargetScores.error_BT` in the same units, or the posterior standard deviation.
         tested_BT: what p-values compare, in the same units.
-        unit: ``"loss"``, or ``"score"`` if the members cannot tell the scale.
+        unit: ``"loss"``, or ``"score"`` for DAS and if the members cannot tell the scale.
         settings: what the result records besides.
     """
 
@@ -91,12 +103,14 @@ def attribute_by_gradients(
     """Rank candidates by gradient scores; see `ensdiff.attribute`, whose arguments are checked already.
 
     Raises:
-        ValueError: data on which the ensemble was not trained, absent items, gradients stored for something else, or
-            too little to form the null.
+        ValueError: data on which the ensemble was not trained, absent items, held-out images that are training images,
+            gradients stored for something else, or too little to form the null.
     """
     check_data(params, data)
     data.check_present(f"method={method!r}", "use method='loss', which needs no data")
     others = None if held_out_images is None else pictures_of(params, held_out_images)
+    if others is not None:
+        _check_unseen(others, data)
     stored = None if store is None else open_gradients(store, params, data)
     known = stored is not None and isinstance(held_out_images, Dataset) and stored.holds(held_out_images)
     config = _config(gradients, stored)
@@ -111,17 +125,26 @@ def attribute_by_gradients(
     )
     images = Images(queries, data, others, stored, known)
     methods: tuple[Method, ...] = ("trak", "d-trak") if method == "combined" else (method,)
-    scores = score_targets(params, images, methods, config, targets, kept, resources)
-    best, judgement = next(iter(scores)), None
+    choices = choices_of(methods, config)
+    query = query_gradients(params, queries, methods, config, resources)
+    scores: dict[Choice, TargetScores] = {}
+    if stored is not None and len(choices) > 1:  # reading the store again is cheaper than all targets of all settings
+        cross = cross_scores(params, images, choices, config, kept, resources, query)
+    else:
+        scores = score_targets(params, images, choices, config, targets, kept, resources, query)
+        cross = {choice: one.cross_KBK for choice, one in scores.items()}
+    best, judgement = choices[0], None
     if params.members >= LEAST_MEMBERS:
         shown: Any = {"memory_budget": resources.memory_budget, "progress": resources.progress}
         outputs_BK = member_outputs(loss_matrix(params, queries, request.seed, loss, kept=kept, **shown))
-        judgement = choose({choice: one.cross_KBK for choice, one in scores.items()}, outputs_BK, seed=request.seed)
+        judgement = choose(cross, outputs_BK, seed=request.seed)
         best = judgement.setting
+    if best not in scores:
+        scores = score_targets(params, images, [best], config, targets, kept, resources, query)
     if method == "combined" and judgement is not None:
-        result, judgement = _combined(scores, judgement, targets, outputs_BK, params, request.seed)
+        result, judgement = _combined(scores[best], cross, judgement, targets, outputs_BK, params, request.seed)
     else:
-        result = _scaled(scores[best], judgement)
+        result = _scaled(method, scores[best], judgement)
     if judgement is not None:
         table = tuple((choice.plain, lds) for choice, lds in judgement.table)
         judgement = judgement._replace(setting=best.plain, table=table)
@@ -161,6 +184,25 @@ def attribute_by_gradients(
     )
 
 
+def _check_unseen(held_out: Pictures, data: Dataset) -> None:
+    """Check by content that no held-out image is a training image, whatever the conditions of both.
+
+    Raises:
+        ValueError: some are. Members that saw them would score them as if they had not, and p-values would be wrong.
+    """
+    pixels = data.images.dtype == np.uint8
+    images = to_uint8(held_out.images) if pixels else np.asarray(held_out.images).astype(data.images.dtype)
+    ours = [hash_item(image).encode() for image in images]
+    item_of = dict(zip(data.manifest().contents.tolist(), range(data.items), strict=True))
+    both = [f"{i} (item {item_of[found]})" for i, found in enumerate(ours) if found in item_of]
+    if both:
+        listed = ", ".join(both[:SHOWN]) + (", ..." if len(both) > SHOWN else "")
+        raise ValueError(
+            f"held_out: {len(both)} of {len(ours)} images are training images: {listed}. P-values compare with images "
+            "that no member saw: leave these out (ensdiff.runs.identity.other_items finds the rest of a data set)"
+        )
+
+
 def _config(gradients: GradientConfig | None, stored: GradientStore | None) -> GradientConfig:
     """Return the settings of a call, which stored gradients decide where the caller does not.
 
@@ -181,7 +223,8 @@ def _config(gradients: GradientConfig | None, stored: GradientStore | None) -> G
 
 
 def _combined(
-    scores: Mapping[Choice, TargetScores],
+    best: TargetScores,
+    cross: Mapping[Choice, np.ndarray],
     judgement: Judgement,
     targets: Targets,
     outputs_BK: np.ndarray,
@@ -192,7 +235,7 @@ def _combined(
 
     With four members, too few to fit it without one of them, the judgement is that of the prior scores.
     """
-    code_NK, best = params.code.matrix(), scores[judgement.setting]
+    code_NK = params.code.matrix()
     fit = fit_combination(held_out(best.cross_KBK), outputs_BK, code_NK, seed=seed)
     M, row_TK, size_T = targets.candidates, targets.column_KT.T, targets.units_T
 
@@ -208,7 +251,6 @@ def _combined(
     settings = {"beta": fit.beta, "ratio": fit.ratio, "members_p_value": fit.p_value}
     result = Result(influence_BT, error_BT, tested_BT, "loss", settings)
     if params.members > FEWEST:
-        cross = {choice: one.cross_KBK for choice, one in scores.items()}
         nested_BK = _predicted_without_each(cross, outputs_BK, code_NK, seed)
         of_all = choose({judgement.setting: nested_BK}, outputs_BK, seed=seed)
         judgement = judgement._replace(lds=of_all.lds, slope=of_all.slope)
@@ -234,9 +276,12 @@ def _predicted_without_each(
     return predicted_BK
 
 
-def _scaled(scores: TargetScores, judgement: Judgement | None) -> Result:
-    """Return scores in units of the loss, if the members can tell the scale, which needs a slope that is surely > 0."""
-    known = judgement is not None and judgement.slope.low > 0
+def _scaled(method: str, scores: TargetScores, judgement: Judgement | None) -> Result:
+    """Return scores in units of the loss, if the members can tell the scale, which needs a slope that is surely > 0.
+
+    Scores of DAS are squares of changes of the prediction. They have no sign, so no slope makes them changes of a loss.
+    """
+    known = method != "das" and judgement is not None and judgement.slope.low > 0
     scale = judgement.slope.value if judgement is not None and known else 1.0
     return Result(
         scale * scores.mean_BT, scale * scores.error_BT, scale * scores.unseen_BT, "loss" if known else "score", {}

@@ -10,7 +10,7 @@ from ensdiff.attribution.candidates import Candidates
 from ensdiff.attribution.combination import fit_combination
 from ensdiff.attribution.gradients.config import GradientConfig, Output
 from ensdiff.attribution.gradients.kernels import Method
-from ensdiff.attribution.gradients.scoring import Choice, Images, score_targets
+from ensdiff.attribution.gradients.scoring import Choice, Images, choices_of, score_targets
 from ensdiff.attribution.gradients.store import write_gradients
 from ensdiff.attribution.gradients.targets import targets_of
 from ensdiff.attribution.judging import cross_predictions, held_out, without_level
@@ -82,7 +82,9 @@ def by_gradients(
             folder = shop.folder / "gradients" / name.replace("/", " ")
             stored = write_gradients(folder, params, data, OUTPUTS_OF_ALL, config, progress=shop.progress)
             pictures = Images(pictures_of(params, images), data, store=stored)
-            scores = score_targets(params, pictures, methods, config, targets, Pieces(None, ""), shown)
+            scores = score_targets(
+                params, pictures, choices_of(methods, config), config, targets, Pieces(None, ""), shown
+            )
             return {
                 "mean": np.stack([one.mean_BT for one in scores.values()]),
                 "cross": np.stack([one.cross_KBK for one in scores.values()]),

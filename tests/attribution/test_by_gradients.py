@@ -7,15 +7,25 @@ import pytest
 
 import ensdiff
 from ensdiff.attribution import gradient_scores
-from ensdiff.attribution.by_gradients import _predicted_without_each
+from ensdiff.attribution.by_gradients import _predicted_without_each, _scaled
 from ensdiff.attribution.calibration import TIE
 from ensdiff.attribution.candidates import Candidates
 from ensdiff.attribution.combination import fit_combination
-from ensdiff.attribution.gradients import GradientConfig, member_scores, over_units, projected_gradients
+from ensdiff.attribution.conformal import group_factors
+from ensdiff.attribution.gradients import (
+    GradientConfig,
+    member_scores,
+    over_units,
+    projected_gradients,
+    write_gradients,
+)
+from ensdiff.attribution.gradients.scoring import TargetScores
 from ensdiff.attribution.gradients.targets import targets_of
-from ensdiff.attribution.judging import cross_predictions, held_out, judge_scores
+from ensdiff.attribution.judging import Judgement, cross_predictions, held_out, judge_scores
 from ensdiff.attribution.queries import same_queries
+from ensdiff.metrics import Estimate
 from ensdiff.metrics.arrays import spearman
+from ensdiff.runs.pieces import Pieces
 from tests.helpers import blobs, random_ensemble
 
 CONFIG = GradientConfig(draws=4, parts=2, dimension=16, ridge=0.1, levels="all", normalize=False)
@@ -59,6 +69,16 @@ def unseen_scores(scores_KBN, words_NK):
     for i, word_K in enumerate(words_NK):
         out[:, i] = np.mean([scores_KBN[k, :, i] for k in range(len(word_K)) if not word_K[k]], axis=0)
     return out
+
+
+def comparable_scores(scores_KBN, words_NK):
+    """Return the scores of items in groups (p3), one item at a time."""
+    z_KBN, size_KB = np.zeros(scores_KBN.shape), np.zeros(scores_KBN.shape[:2])
+    for k, b in np.ndindex(*size_KB.shape):
+        inside = [scores_KBN[k, b, i] for i in range(len(words_NK)) if not words_NK[i, k]]
+        size_KB[k, b] = np.std(inside)
+        z_KBN[k, b] = (scores_KBN[k, b] - np.mean(inside)) / size_KB[k, b]
+    return unseen_scores(z_KBN, words_NK) * size_KB.mean(0)[:, None]
 
 
 def outputs(params):
@@ -108,13 +128,13 @@ def test_sets_are_sums_and_compared_with_random_sets(tiny):
     np.put_along_axis(alone, single.units, single.influence / unscaled(single), axis=1)
     expected = np.stack([alone[:, [0, 1]].sum(1), alone[:, [2, 3]].sum(1), alone[:, 4]], axis=1)
     np.testing.assert_allclose(sets.influence / unscaled(sets), in_order(sets, expected), rtol=1e-4, atol=1e-9)
-    unseen = unseen_scores(by_hand(tiny, SINGLE), tiny.code.matrix())
+    unseen = comparable_scores(by_hand(tiny, SINGLE).astype(float), tiny.code.matrix())
     assert sets.settings["null_kind"] == "sets"
     assert sets.null_BL.shape == (3, 80)  # 40 of each size
     every = {tuple(sorted((i, j))) for i in range(6) for j in range(6) if i != j}
     sums = np.stack([unseen[:, list(pair)].sum(1) for pair in every], axis=1) * unscaled(sets)
     nearest = np.abs(sets.null_BL[:, 40:, None] - sums[:, None]).min(-1)  # sizes ascend
-    assert nearest.max() < 1e-6 * np.abs(sums).max()
+    assert nearest.max() < 1e-5 * np.abs(sums).max()
 
 
 def test_p_values_count_held_out_items(tiny):
@@ -150,8 +170,16 @@ def test_groups_are_compared_with_random_groups_of_their_size(tiny):
     query, train = ({"loss": projected_gradients(tiny, x, "loss", CONFIG)} for x in (QUERIES, GROUPED.images))
     words_nK = tiny.code.matrix()[GROUPED.unit_of_item]
     scores = member_scores("trak", query, train, words_nK, CONFIG.settings()[0])
-    null_BL = unseen_scores(scores.items_KBn, words_nK) @ targets.of_items_nT.toarray()[:, 6:]
-    np.testing.assert_allclose(att.null_BL / unscaled(att), null_BL, rtol=1e-4, atol=1e-9)
+    item_Bn = comparable_scores(scores.items_KBn.astype(float), words_nK)
+    null_BL = item_Bn @ targets.of_items_nT.toarray()[:, 6:]
+    np.testing.assert_allclose(att.null_BL / unscaled(att), null_BL, rtol=1e-3, atol=1e-6 * np.abs(null_BL).max())
+    sizes = np.bincount(GROUPED.unit_of_item)
+    unseen = [np.mean((words_nK == 0).sum(0)[word == 0]) for word in tiny.code.matrix()]
+    tested_BN = group_factors(sizes, unseen, 12) * over_units(item_Bn[None], GROUPED.unit_of_item, 6)[0]
+    raised = null_BL + TIE * np.abs(null_BL).max(1, keepdims=True)
+    of_size = targets.kind_T[6:] == sizes[:, None]
+    p_BN = (1 + ((raised[:, None] >= tested_BN[..., None]) & of_size).sum(-1)) / (1 + 30)
+    assert (np.abs(att.p_value - in_order(att, p_BN)) < 1e-9).mean() > 0.9  # but for rounding
     again = attribute(tiny, data=GROUPED, null=30)
     np.testing.assert_array_equal(att.p_value, again.p_value)
 
@@ -238,53 +266,122 @@ def test_result_is_saved_and_loaded(tiny, tmp_path):
     assert "more held-out items" in att.limitation
 
 
-def test_an_interrupted_call_continues(tiny, tmp_path, monkeypatch):
+@pytest.fixture
+def killed_after_a_block(monkeypatch):
+    """Return the list of computed blocks of two members; with "kill" in it, the second block is interrupted."""
     from ensdiff.attribution.gradients import scoring
 
-    expected = attribute(tiny, "d-trak")
-    real, calls = scoring._score_members, []
+    monkeypatch.setattr(scoring, "members_at_once", lambda members: 2)
+    snapshot = Pieces.snapshot
+    monkeypatch.setattr(
+        Pieces, "snapshot", lambda self, *state: vars(self).update(_written=0.0) or snapshot(self, *state)
+    )
+    real, calls = scoring._add_members, []
 
-    def once(*args):
-        if calls:
+    def counted(*args):
+        if calls == ["kill", "block"]:
             raise KeyboardInterrupt
-        calls.append(1)
+        calls.append("block")
         return real(*args)
 
-    monkeypatch.setattr(scoring, "_score_members", once)
-    monkeypatch.setattr(scoring, "members_at_once", lambda members: 2)
+    monkeypatch.setattr(scoring, "_add_members", counted)
+    return calls
+
+
+def test_an_interrupted_call_continues(tiny, tmp_path, killed_after_a_block):
+    expected, calls = attribute(tiny, "d-trak"), killed_after_a_block
+    calls[:] = ["kill"]
     with pytest.raises(KeyboardInterrupt):
         attribute(tiny, "d-trak", partial=tmp_path / "part")
-    monkeypatch.setattr(scoring, "_score_members", lambda *args: calls.append(1) or real(*args))
+    calls.clear()
     att = attribute(tiny, "d-trak", partial=tmp_path / "part")
-    assert len(calls) == 2  # two blocks of two members, one of them from before
+    assert len(calls) == 1  # the other block is from before
     np.testing.assert_array_equal(att.influence, expected.influence)
+    np.testing.assert_array_equal(att.standard_error, expected.standard_error)
     assert not (tmp_path / "part").exists()
 
 
-def test_another_seed_does_not_continue_with_the_words_of_the_first(tiny, tmp_path, monkeypatch):
-    from ensdiff.attribution.gradients import scoring
-
-    options = {"held_out": OTHERS, "null": "all"}
-    expected, real, calls = attribute(tiny, seed=1, **options), scoring._score_members, []
-
-    def once(*args):
-        if calls:
-            raise KeyboardInterrupt
-        calls.append(1)
-        return real(*args)
-
-    monkeypatch.setattr(scoring, "_score_members", once)
-    monkeypatch.setattr(scoring, "members_at_once", lambda members: 2)
+def test_another_seed_does_not_continue_with_the_words_of_the_first(tiny, tmp_path, killed_after_a_block):
+    options, calls = {"held_out": OTHERS, "null": "all"}, killed_after_a_block
+    expected = attribute(tiny, seed=1, **options)
+    calls[:] = ["kill"]
     with pytest.raises(KeyboardInterrupt):
         attribute(tiny, partial=tmp_path / "part", **options)
-    monkeypatch.setattr(scoring, "_score_members", real)
+    calls.clear()
     found = attribute(tiny, partial=tmp_path / "part", seed=1, **options)
     np.testing.assert_array_equal(found.null_BL, expected.null_BL)
 
 
-def test_a_store_with_other_held_out_items(tiny, tmp_path):
-    from ensdiff.attribution.gradients.store import write_gradients
+@pytest.mark.parametrize("method", ["d-trak", "combined"])
+def test_two_passes_over_a_store_are_one(tiny, tmp_path, monkeypatch, method):
+    """First what choosing needs, then the chosen setting: the result is that of all settings at once."""
+    from ensdiff.attribution import by_gradients
 
+    config = dataclasses.replace(CONFIG, ridge=None, levels=None)
+    write_gradients(tmp_path / "store", tiny, SINGLE, ("loss", "square"), config)
+    asked, score_targets = [], by_gradients.score_targets
+
+    def counted(params, images, choices, *rest):
+        asked.append(choices)
+        return score_targets(params, images, choices, *rest)
+
+    monkeypatch.setattr(by_gradients, "score_targets", counted)
+    options = {"gradients": config, "units": [{0, 1}, {2, 3}, 4], "top": 3, "null": 9, "store": tmp_path / "store"}
+    two = attribute(tiny, method, **options)
+    assert [choice.plain for choice in asked[0]] == [two.settings["chosen"]]
+
+    def one_pass(params, images, choices, *rest):
+        everything = targets_of(tiny.code, SINGLE, Candidates.of(tiny.code, options["units"]), 9, 0, 0)
+        scores = score_targets(params, images, choices, rest[0], everything, *rest[1:])
+        monkeypatch.setattr(by_gradients, "score_targets", lambda *args: scores)
+        return {choice: found.cross_KBK for choice, found in scores.items()}
+
+    monkeypatch.setattr(by_gradients, "cross_scores", one_pass)
+    one = attribute(tiny, method, **options)
+    assert one.judgement == two.judgement
+    for name in ("units", "influence", "standard_error", "null_BL", "p_value", "q_value"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
+
+
+@pytest.mark.bad_input
+def test_training_images_are_not_held_out(tiny):
+    both = np.concatenate([OTHERS[:2], IMAGES[[4]]])
+    as_floats = both.astype(np.float32) / 255
+    for others in (both, as_floats, ensdiff.data.arrays(both)):
+        with pytest.raises(ValueError, match=r"1 of 3 images are training images: 2 \(item 4\)\. "):
+            attribute(tiny, held_out=others, null=2)
+
+
+def test_das_has_no_unit_of_loss():
+    """However well squares seem to predict losses: they have no sign."""
+    sure = Estimate(2.0, 1.0, 3.0)
+    judgement, scores = Judgement(sure, sure, None, (), 1, 4), TargetScores(*3 * [np.ones((1, 1))], np.ones((4, 1, 4)))
+    found = {method: _scaled(method, scores, judgement) for method in ("das", "trak")}
+    assert (found["das"].unit, found["das"].influence_BT) == ("score", 1.0)
+    assert (found["trak"].unit, found["trak"].influence_BT) == ("loss", 2.0)
+
+
+def test_sets_are_compared_with_sets_of_as_many_items():
+    """A set of three large units is not compared with any three units."""
+    sizes = [1, 1, 1, 1, 2, 2, 2, 3, 3, 4, 9, 9, 9, 9]
+    data = ensdiff.data.arrays(blobs(sum(sizes)), groups=np.repeat(np.arange(len(sizes)), sizes))
+    code = ensdiff.Code.balanced(members=8, units=len(sizes))
+    wanted = [{10, 11}, {0, 4}, {3}]
+    targets = targets_of(code, data, Candidates.of(code, wanted), 200, 0, 0)
+    items_T = targets.of_items_nT.sum(0)
+    assert items_T[:3].tolist() == targets.kind_T[:3].tolist() == [18, 3, 1]
+    for kind in (18, 3, 1):
+        of_kind = items_T[3:][targets.kind_T[3:] == kind]
+        assert len(of_kind) == 200
+        assert (np.abs(of_kind - kind) <= 2).all()
+        assert abs(of_kind.mean() - kind) < 0.5
+    counts = np.unique(targets.units_T[3:][targets.kind_T[3:] == 18])
+    assert len(counts) > 3  # not only pairs
+    matrix = targets.of_items_nT.toarray()[:, 3:]
+    np.testing.assert_array_equal(targets.units_T[3:], [len(np.unique(data.unit_of_item[c > 0])) for c in matrix.T])
+
+
+def test_a_store_with_other_held_out_items(tiny, tmp_path):
     write_gradients(tmp_path / "store", tiny, SINGLE, ("loss",), CONFIG, held_out=ensdiff.data.arrays(OTHERS))
     options = {"held_out": ensdiff.data.arrays(blobs(7, seed=8)), "null": "all"}
     att, stored = attribute(tiny, **options), attribute(tiny, store=tmp_path / "store", **options)
@@ -293,8 +390,6 @@ def test_a_store_with_other_held_out_items(tiny, tmp_path):
 
 
 def test_stored_gradients_give_the_same_scores(tiny, tmp_path):
-    from ensdiff.attribution.gradients.store import write_gradients
-
     write_gradients(tmp_path / "store", tiny, SINGLE, ("loss",), CONFIG)
     att, stored = attribute(tiny), attribute(tiny, store=tmp_path / "store")
     np.testing.assert_allclose(stored.influence / unscaled(stored), att.influence / unscaled(att), rtol=0.02)

@@ -8,13 +8,17 @@ from scipy import stats
 
 from ensdiff.attribution.calibration import Calibration
 from ensdiff.attribution.conformal import (
+    comparable_part,
+    group_factors,
     held_out_null,
     in_out_difference,
+    random_groups,
     random_groups_null,
     random_words,
     unseen_scores,
 )
 from ensdiff.attribution.gradients.member_kernel import MemberKernel
+from ensdiff.attribution.gradients.targets import _random_sets
 from ensdiff.codes import Code
 
 SEEDS = st.integers(0, 10_000)
@@ -79,9 +83,9 @@ def test_unseen_scores_and_differences_against_a_loop(seed, K, B, N):
 
 
 def test_p_values_are_uniform_if_queries_depend_on_no_unit():
-    """One unit and query of each of 200 worlds, with the library's kernels; by all members they are not uniform."""
+    """One unit and query of each of 120 worlds, with the library's kernels; by all members they are not uniform."""
     rng, unseen, naive = np.random.default_rng(0), [], []
-    for _ in range(200):
+    for _ in range(120):
         items, others, code = world(rng, B=1)
         null = held_out_null(others, code, seed=int(rng.integers(10**6)))
         unseen.append(p_values(unseen_scores(items, code), null)[0, 0])
@@ -148,6 +152,108 @@ def test_groups_are_compared_with_random_groups(effect):
     else:
         assert stats.kstest(p, "uniform").pvalue > 0.02
         assert stats.kstest(q, "uniform").pvalue > 0.02
+
+
+def grouped_world(rng, K, units, m):
+    """Return scores (K, 1, n) of items that matter to no query, and the words of items: m of each unit.
+
+    Members differ in the level and the size of their scores, agree on a part of each item's score, and each has two
+    directions of its own.
+    """
+    n = units * m
+    own_Kn = 0.7 * rng.normal(size=(K, 2)) @ rng.normal(size=(2, n)) + rng.normal(size=(K, n))
+    scores_Kn = np.exp(0.5 * rng.normal(size=(K, 1))) * (2 * rng.normal(size=(K, 1)) + rng.normal(size=n) + own_Kn)
+    return scores_Kn[:, None], np.repeat(words(rng, units, K), m, axis=0)
+
+
+def group_p_values(rng, scores, word_nK, m, comparable, effect=0.0):
+    """Return the p-values of groups of m items, the first of which has an effect (in standard deviations of items)."""
+    n = len(word_nK)
+    scores = scores.copy()
+    scores[:, :, :m] += effect * scores.std(-1, keepdims=True)
+    item_Bn = unseen_scores(scores, word_nK, comparable=comparable)
+    sums_BG = item_Bn.reshape(1, -1, m).sum(-1)
+    if comparable:
+        unseen_G = [np.mean((word_nK == 0).sum(0)[word == 0]) for word in word_nK[::m]]
+        sums_BG = sums_BG * group_factors(np.full(n // m, m), unseen_G, n)
+    return p_values(sums_BG, random_groups_null(item_Bn, [m], 199, seed=int(rng.integers(10**6))))[0]
+
+
+@pytest.mark.parametrize(("K", "units", "m"), [(8, 120, 1), (8, 20, 10), (16, 10, 50), (16, 20, 50)])
+def test_p_values_of_groups_are_uniform(K, units, m):
+    """P(p <= .01) and the distribution, within the errors of 1,200 p-values; without (p3) they are far too small."""
+    rng, comparable, plain = np.random.default_rng(m + K), [], []
+    for _ in range(1200 // units):
+        world_ = grouped_world(rng, K, units, m)
+        comparable.append(group_p_values(rng, *world_, m, True))
+        plain.append(group_p_values(rng, *world_, m, False))
+    p, error = np.concatenate(comparable), np.sqrt(0.01 * 0.99 / 1200)
+    assert (p <= 0.01).mean() < 0.01 + 2.5 * error
+    if m > 1:  # each item is one of those that it is compared with, so p <= .01 needs some 100 items
+        assert (p <= 0.01).mean() > 0.01 - 2.5 * error
+        assert (np.concatenate(plain) <= 0.01).mean() > 0.03
+    assert stats.kstest(p, "uniform").statistic < 0.05
+
+
+@pytest.mark.parametrize(("m", "effect"), [(10, 1.5), (50, 1.0)])
+def test_groups_with_an_effect_are_found(m, effect):
+    rng, found = np.random.default_rng(0), []
+    for _ in range(20):
+        found.append(group_p_values(rng, *grouped_world(rng, 16, 20, m), m, True, effect)[0])
+    assert np.mean(np.array(found) <= 0.01) > 0.9
+
+
+def test_scores_that_a_member_gives_to_all_items_do_not_count(rng):
+    """Neither a member's level nor its size changes the p-values of groups."""
+    scores, word_nK = grouped_world(rng, 8, 12, 5)
+    changed = (scores + rng.normal(size=(8, 1, 1))) * np.exp(rng.normal(size=(8, 1, 1)))
+    one, other = (group_p_values(np.random.default_rng(0), found, word_nK, 5, True) for found in (scores, changed))
+    np.testing.assert_array_equal(one, other)
+
+
+def test_comparable_scores_against_a_loop(rng):
+    scores, code = rng.normal(size=(4, 2, 6)), words(rng, 6, 4)
+    expected = np.zeros((2, 6))
+    for b in range(2):
+        inside = [scores[k, b, code[:, k] == 0] for k in range(4)]
+        for i in range(6):
+            z = [(scores[k, b, i] - inside[k].mean()) / inside[k].std() for k in range(4) if not code[i, k]]
+            expected[b, i] = np.mean(z) * np.mean([of_member.std() for of_member in inside])
+    np.testing.assert_allclose(unseen_scores(scores, code, comparable=True), expected)
+    equal = comparable_part(np.full((1, 3), 0.1), np.array([True, True, False]))
+    assert not equal.scores_BN.any()
+    assert not equal.size_B.any()
+    assert not comparable_part(np.ones((1, 3)), np.zeros(3, bool)).scores_BN.any()
+
+
+def test_the_factor_of_groups(rng):
+    """The variance of sums over m of the items that a member did not see, against that over m of all items."""
+    z_n, item_n = (rng.normal(size=n) for n in (40, 100))
+    z_n, item_n = ((z - z.mean()) / z.std() for z in (z_n, item_n))
+    own, of_all = (
+        np.std([z[items].sum() for items in random_groups(rng, [15], 4000, np.arange(len(z)))]) for z in (z_n, item_n)
+    )
+    assert group_factors([15], [40], 100)[0] * own == pytest.approx(of_all, rel=0.04)
+
+
+@pytest.mark.parametrize("by", ["items", "units"])
+def test_sets_of_large_units_need_sets_of_as_many_items(by):
+    """Sets of the three largest of 40 units, of 1 to 30 items, against random sets of as many items or units."""
+    rng, p, K = np.random.default_rng(4), [], 16
+    size_N = np.sort(np.r_[rng.integers(1, 6, 30), rng.integers(10, 31, 10)])
+    for _ in range(150):
+        word_NK = words(rng, 40, K)
+        scores, _ = grouped_world(rng, K, int(size_N.sum()), 1)
+        item_n = unseen_scores(scores, np.repeat(word_NK, size_N, axis=0), comparable=True)[0]
+        unit_N = np.bincount(np.repeat(np.arange(40), size_N), item_n)
+        if by == "items":
+            sets = _random_sets(rng, int(size_N[-3:].sum()), 99, np.arange(40), size_N)
+        else:
+            sets = random_groups(rng, [3], 99, np.arange(40))
+        null = np.array([[unit_N[units].sum() for units in sets]])
+        p.append(p_values(unit_N[None, -3:].sum(1, keepdims=True), (null, np.zeros(99, int)))[0, 0])
+    share = (np.array(p) <= 0.05).mean()
+    assert share > 0.1 if by == "units" else 0.005 < share < 0.095  # within 2.5 standard errors of 0.05
 
 
 def test_random_groups_against_a_loop(rng):

@@ -6,7 +6,12 @@ that did not see them: to these members, an item and one that was held out are a
 - candidates that are units of one item each: held-out items, which no member saw. Each is given the word of a random
   unit, so that its score is averaged over members as that of a unit is (`ensdiff.attribution.conformal`);
 - units of several items: random groups of as many items, each with a code word that no unit owns;
-- sets of units, or groups of a hierarchical code: random sets of as many units.
+- sets of units, or groups of a hierarchical code: random sets of units that together have about as many items. A set of
+  three prolific artists is not compared with any three artists, because the spread of a sum grows with its number of
+  items; if all units have as many items, it is the same.
+
+The last two compare sums over items that were scored by different members, so that the scores of different members are
+made comparable first (p3).
 """
 
 import contextlib
@@ -16,12 +21,17 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from ensdiff.attribution.candidates import Candidates
-from ensdiff.attribution.conformal import random_words
+from ensdiff.attribution.conformal import group_factors, random_groups, random_words
 from ensdiff.codes import Code
 from ensdiff.codes.permute import derive_key
 from ensdiff.data import Dataset
 
 Kind = Literal["held-out", "groups", "sets"]
+
+NEAR = 1.05
+"""Sets whose numbers of items differ by less than this factor are compared with the same random sets, if there are more
+than `MOST` different numbers."""
+MOST = 20
 
 
 class Targets(NamedTuple):
@@ -36,7 +46,8 @@ class Targets(NamedTuple):
         units_T: number of units of each target; 1 for a null target that stands for a unit.
         candidates: M.
         kind: the kind of null; None without a null.
-        kind_T: which targets are comparable: the number of items or units of each.
+        kind_T: which targets are comparable: the number of items of each.
+        factor_T: f of (p3), by which the unseen scores of each target are multiplied.
     """
 
     of_items_nT: Any  # scipy.sparse.csr_array
@@ -47,6 +58,7 @@ class Targets(NamedTuple):
     candidates: int
     kind: Kind | None
     kind_T: Int[np.ndarray, " T"]
+    factor_T: Float[np.ndarray, " T"]
 
     @property
     def null(self) -> int:
@@ -86,27 +98,35 @@ def targets_of(
     items_M = np.asarray(of_items_nM.sum(0)).reshape(-1).astype(int)
     M = len(unit_sets)
     if not null:
-        return Targets(of_items_nM, None, None, column_KM, sizes_M, M, None, np.zeros(M, int))
+        return Targets(of_items_nM, None, None, column_KM, sizes_M, M, None, np.zeros(M, int), np.ones(M))
     possible_N = np.flatnonzero((code_KN == 0).any(0))  # the null, like a candidate, has members that did not see it
     if candidates.sets is None:
         candidates.words(np.arange(M))  # raises NoSurvivorError
     rng = np.random.default_rng(derive_key(seed, 11))
     if (sizes_M > 1).any() or candidates.code != code:
-        chosen = _random_sets(rng, sizes_M, null, possible_N)
+        size_N = np.bincount(data.unit_of_item, minlength=data.units)
+        kind_M = _near(items_M)
+        chosen = [units for items in np.unique(kind_M).tolist()
+                  for units in _random_sets(rng, items, _number(null), possible_N, size_N)]  # fmt: skip
         of_units_NL = _columns(chosen, code.units)
         column_KL = (sparse.csr_array(of_units_NL.T) @ code_KN.T).T.astype(np.int64)
         of_items_nT = sparse.hstack([of_items_nM, items_nN @ of_units_NL], format="csr")
-        kind_T = np.concatenate([sizes_M, [len(units) for units in chosen]])
-        return Targets(of_items_nT, None, None, np.hstack([column_KM, column_KL]), kind_T, M, "sets", kind_T)
+        units_T = np.concatenate([sizes_M, [len(units) for units in chosen]])
+        kind_T = np.concatenate([kind_M, np.repeat(np.unique(kind_M), _number(null))])
+        column_KT, one_T = np.hstack([column_KM, column_KL]), np.ones(len(kind_T))
+        return Targets(of_items_nT, None, None, column_KT, units_T, M, "sets", kind_T, one_T)
     if data.items > data.units:
         possible_n = np.flatnonzero(np.isin(data.unit_of_item, possible_N))
-        chosen = _random_sets(rng, items_M, null, possible_n)
+        chosen = random_groups(rng, np.unique(items_M), _number(null), possible_n)
         L = len(chosen)
         of_items_nT = sparse.hstack([of_items_nM, _columns(chosen, data.items)], format="csr")
         words_LK = _words(code, L, seed)
         kind_T = np.concatenate([items_M, [len(items) for items in chosen]])
         column_KT = np.hstack([column_KM, words_LK.T])
-        return Targets(of_items_nT, None, None, column_KT, np.ones(M + L, int), M, "groups", kind_T)
+        unseen_KM = (column_KM == 0) * (code_KN[:, data.unit_of_item] == 0).sum(1, keepdims=True)
+        unseen_M = unseen_KM.sum(0) / np.maximum((column_KM == 0).sum(0), 1)
+        factor_T = np.concatenate([group_factors(items_M, unseen_M, len(possible_n)), np.ones(L)])
+        return Targets(of_items_nT, None, None, column_KT, np.ones(M + L, int), M, "groups", kind_T, factor_T)
     L = held_out if null == "all" else int(null)
     if not 0 < L <= held_out:
         raise ValueError(
@@ -120,7 +140,7 @@ def targets_of(
     words_mK = np.zeros((held_out, code.members), np.uint8)
     words_mK[which] = random_words(code.matrix(), L, seed)
     one_T, column_KT = np.ones(M + L, int), np.hstack([column_KM, _words(code, L, seed).T])
-    return Targets(of_items_nT, of_held_mT, words_mK, column_KT, one_T, M, "held-out", one_T)
+    return Targets(of_items_nT, of_held_mT, words_mK, column_KT, one_T, M, "held-out", one_T, np.ones(M + L))
 
 
 def _unit_sets(code: Code, candidates: Candidates) -> list[Any]:
@@ -150,14 +170,66 @@ def _columns(sets: list[Any], rows: int) -> Any:
     return sparse.csr_array((np.ones(len(index)), (index, column)), shape=(rows, len(sets)))
 
 
-def _random_sets(rng: np.random.Generator, sizes: np.ndarray, null: int | str, among: np.ndarray) -> list[np.ndarray]:
-    """Return ``null`` random sets of the given elements for each size that occurs."""
+def _number(null: int | str) -> int:
     if null == "all":
         raise ValueError(
             "null='all': units of several items and sets of units are compared with random groups or sets of the same "
             "size, too many to list; give a number"
         )
-    return [np.sort(rng.permutation(among)[:size]) for size in np.unique(sizes) for _ in range(int(null))]
+    return int(null)
+
+
+def _near(items_M: Int[np.ndarray, " M"]) -> Int[np.ndarray, " M"]:
+    """Return the numbers of items of candidates, or with many different ones, the first of each range of `NEAR`."""
+    sizes = np.unique(items_M)
+    if len(sizes) <= MOST:
+        return items_M
+    first = [int(sizes[0])]
+    for size in sizes.tolist():
+        if size >= NEAR * first[-1]:
+            first.append(size)
+    return np.array(first)[np.searchsorted(first, items_M, side="right") - 1]
+
+
+def _random_sets(
+    rng: np.random.Generator, items: int, draws: int, among: Int[np.ndarray, " n"], size_N: Int[np.ndarray, " N"]
+) -> list[Int[np.ndarray, " m"]]:
+    """Return random sets of the given units, each with about ``items`` items in all.
+
+    The units are gone through in a random order, and each that still fits is taken. One more is taken if that brings
+    the number nearer.
+
+    Args:
+        rng: random numbers.
+        items: the number of items.
+        draws: number of sets.
+        among: the units.
+        size_N: number of items of each unit of the code.
+    """
+    size_n = size_N[among]
+    least = int(size_n.min())
+    if least == size_n.max():
+        units = min(max(round(items / max(least, 1)), 1), len(among))
+        return random_groups(rng, np.array([units]), draws, among)
+    return [np.sort(among[_filled(rng.permutation(len(among)), size_n, items, least)]) for _ in range(draws)]
+
+
+def _filled(order_n: np.ndarray, size_n: np.ndarray, items: int, least: int) -> list[int]:
+    """Return units, in the given order, that have about ``items`` items in all; ``least`` is the smallest unit."""
+    total_n = size_n[order_n].cumsum()
+    start = int(np.searchsorted(total_n, items, side="right"))
+    chosen, left = order_n[:start].tolist(), items - (int(total_n[start - 1]) if start else 0)
+    for unit in order_n[start:].tolist():
+        if left < least:
+            break
+        if size_n[unit] <= left:
+            chosen.append(unit)
+            left -= int(size_n[unit])
+    rest = order_n[~np.isin(order_n, chosen)]
+    gap = np.abs(size_n[rest] - left)
+    if len(rest) and (gap.min() < left or not chosen):
+        chosen.append(int(rest[gap.argmin()]))
+    return chosen
 
 
 def _words(code: Code, n: int, seed: int) -> UInt8[np.ndarray, "n K"]:
