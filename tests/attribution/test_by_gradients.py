@@ -7,7 +7,7 @@ import pytest
 
 import ensdiff
 from ensdiff.attribution import gradient_scores
-from ensdiff.attribution.by_gradients import _predicted_without_each, _scaled
+from ensdiff.attribution.by_gradients import _check_unseen, _predicted_without_each, _scaled
 from ensdiff.attribution.calibration import TIE
 from ensdiff.attribution.candidates import Candidates
 from ensdiff.attribution.combination import fit_combination
@@ -22,9 +22,11 @@ from ensdiff.attribution.gradients import (
 from ensdiff.attribution.gradients.scoring import TargetScores
 from ensdiff.attribution.gradients.targets import targets_of
 from ensdiff.attribution.judging import Judgement, cross_predictions, held_out, judge_scores
+from ensdiff.attribution.pictures import Pictures
 from ensdiff.attribution.queries import same_queries
 from ensdiff.metrics import Estimate
 from ensdiff.metrics.arrays import spearman
+from ensdiff.models.space import Latents
 from ensdiff.runs.pieces import Pieces
 from tests.helpers import blobs, random_ensemble
 
@@ -350,6 +352,16 @@ def test_training_images_are_not_held_out(tiny):
     for others in (both, as_floats, ensdiff.data.arrays(both)):
         with pytest.raises(ValueError, match=r"1 of 3 images are training images: 2 \(item 4\)\. "):
             attribute(tiny, held_out=others, null=2)
+
+
+@pytest.mark.bad_input
+def test_training_latents_are_not_held_out(rng):
+    latents = rng.normal(size=(6, 2, 2, 3)).astype(np.float32)
+    classes = [0, 1] * 3  # an item of another class is still seen
+    data = ensdiff.data.arrays(latents, space=Latents(), condition=classes)
+    _check_unseen(Pictures(latents[:2] + 1), data)
+    with pytest.raises(ValueError, match=r"2 of 3 images are training images: 0 \(item 3\), 2 \(item 5\)\. "):
+        _check_unseen(Pictures(np.stack([latents[3], latents[4] + 1, latents[5]]).astype(np.float64)), data)
 
 
 def test_das_has_no_unit_of_loss():
