@@ -21,9 +21,9 @@ def define_sampling_flags(n: int) -> None:
     flags.DEFINE_enum(
         "sampler",
         "ddpm",
-        ["ddpm", "ddim", "genens", "diffusers"],
-        "Ancestral (ddpm), DDIM, or the sampler of a reference implementation, which fixes the number of steps "
-        "(genens: 1,000; diffusers, as in counterfactualuniverses: 50).",
+        ["ddpm", "ddim", "euler", "heun", "dpm++2m", "genens", "diffusers"],
+        "Ancestral (ddpm), DDIM, Euler, Heun, DPM-Solver++(2M), or the sampler of a reference implementation, which "
+        "fixes the number of steps (genens: 1,000; diffusers, as in counterfactualuniverses: 50).",
     )
     flags.DEFINE_float("eta", 0.0, "Noise of the DDIM sampler, from 0 to 1.")
     flags.DEFINE_string(
