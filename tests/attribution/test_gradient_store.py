@@ -44,7 +44,7 @@ class Killed(BaseException):
 def gradients_without_network(params, images, output="loss", config=None, **_):
     """Return numbers of the right shape that depend on every argument."""
     rng = np.random.default_rng([config.seed, len(output)])
-    pixels = np.asarray(images, np.float64).reshape(len(images), -1)
+    pixels = np.asarray(getattr(images, "images", images), np.float64).reshape(len(images), -1)
     sums = pixels @ rng.normal(size=(pixels.shape[1], config.parts * config.dimension))
     scale = np.float32(10.0) ** np.arange(params.members)[:, None, None, None]
     return np.float32(sums).reshape(len(images), config.parts, config.dimension) * scale
@@ -150,7 +150,7 @@ def killed_after(monkeypatch, chunks):
     def counted(params, images, *rest, **options):
         if len(seen) == chunks:
             raise Killed
-        seen.append(images.tobytes())
+        seen.append(images.images.tobytes())
         return gradients_without_network(params, images, *rest, **options)
 
     monkeypatch.setattr(store_module, "projected_gradients", counted)
