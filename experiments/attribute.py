@@ -177,7 +177,7 @@ def null_of_gradients(data: Any, code: Any, units: Any, null: Any) -> tuple[Any,
     if not null or not single:
         return None, null
     try:
-        held_out = runs.held_out_data()
+        held_out = runs.unseen_data()
     except ValueError as error:  # a run of an older version, without hashes of its items
         if given("null"):
             raise

@@ -59,7 +59,7 @@ def load_data(values: dict[str, Any]) -> Any:
 
     ``name`` is the name of the reader. The reader `ensdiff.data.tfds` has an option of the same name, which is called
     ``dataset`` in a config. ``held_out`` is the number of items that are chosen at random and left out of training;
-    `held_out_data` returns them. The choice depends on the number and order of the items. To find the items that an
+    `load_held_out` returns them. The choice depends on the number and order of the items. To find the items that an
     existing run used, call `runs.training_data`.
     """
     everything, held_out = _read_all(values)
@@ -100,7 +100,7 @@ def run_data(config: ConfigDict) -> Any:
     return found.data
 
 
-def held_out_data(values: dict[str, Any]) -> Any:
+def load_held_out(values: dict[str, Any]) -> Any:
     """Return the items that `load_data` leaves out."""
     everything, held_out = _read_all(values)
     return everything.subset(_split(everything.items, held_out)[1])

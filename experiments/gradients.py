@@ -48,7 +48,7 @@ def main() -> None:
     out = runs.output_folder("gradients")
     store = write_gradients(
         out, params, data, outputs, config,
-        held_out=held_out_data(data, HELD_OUT.value),
+        held_out=held_out_to_store(data, HELD_OUT.value),
         chunk=CHUNK.value,
         memory_budget=None if MEMORY.value is None else int(MEMORY.value * 2**30),
         progress=True,
@@ -63,7 +63,7 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
-def held_out_data(data: Any, wanted: int | None) -> Any:
+def held_out_to_store(data: Any, wanted: int | None) -> Any:
     """Return pictures that the run was not trained on, or None if there are none.
 
     Args:

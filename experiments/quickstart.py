@@ -49,7 +49,7 @@ def main() -> None:
         hosts.decide(lambda: shutil.rmtree(run_dir) if (run_dir / "run.json").exists() else None)
     params = building.train_from_config(config)
     values = building.section(config, "data")
-    data, held_out = building.load_data(values), building.held_out_data(values)
+    data, held_out = building.load_data(values), building.load_held_out(values)
 
     samples = ensdiff.sample(params, 0, EVALUATED.value, steps=STEPS.value, sampler="ddim", progress=True)
     table = validity(config, params, data, held_out, np.asarray(samples.images))

@@ -147,7 +147,7 @@ def training_data(required: bool = True) -> Any:
     return _accepted(lambda found, held_out: ensdiff.training_data(run_folder(), found, held_out=held_out))
 
 
-def held_out_data() -> Any:
+def unseen_data() -> Any:
     """Return the items of --data, or of the data that the config of --run names, that the run was not trained on.
 
     They are found by content. Returns None if there are none.

@@ -24,7 +24,7 @@ def main(steps: int) -> None:
     config = fashion_dit.get_config()
     config.train.steps = steps
     values = building.section(config, "data")
-    data, held_out = building.load_data(values), building.held_out_data(values)
+    data, held_out = building.load_data(values), building.load_held_out(values)
     code = building.build_code(building.section(config, "code"), data)
     dit, schedule, train = building.settings(config, 1)
     unet = ensdiff.UNetConfig(channels=16, multipliers=(1, 2), norm_groups=8)

@@ -61,7 +61,7 @@ def _data(shop: Workshop, values: ConfigDict) -> tuple[Dataset, Dataset]:
     if "data" not in values:
         return shop.data, shop.held_out
     options = building.section(values, "data")
-    return building.load_data(options), building.held_out_data(options)
+    return building.load_data(options), building.load_held_out(options)
 
 
 def study(shop: Workshop) -> Findings:

@@ -52,7 +52,7 @@ class Workshop:
     @functools.cached_property
     def held_out(self) -> Dataset:
         """Return the held-out data, on which no model is trained."""
-        return building.held_out_data(building.section(self.config, "data"))
+        return building.load_held_out(building.section(self.config, "data"))
 
     @functools.cached_property
     def classifier(self) -> Classifier:

@@ -186,6 +186,7 @@ def test_groups_are_compared_with_random_groups_of_their_size(tiny):
     np.testing.assert_array_equal(att.p_value, again.p_value)
 
 
+@pytest.mark.slow  # tests/attribution/test_conformal.py says more, without networks
 def test_random_units_have_uniform_p_values():
     """Members whose data are noise know nothing of their units: held-out items score alike."""
     code = ensdiff.Code.balanced(members=4, units=6)
@@ -314,7 +315,7 @@ def test_another_seed_does_not_continue_with_the_words_of_the_first(tiny, tmp_pa
     np.testing.assert_array_equal(found.null_BL, expected.null_BL)
 
 
-@pytest.mark.parametrize("method", ["d-trak", "combined"])
+@pytest.mark.parametrize("method", ["combined", pytest.param("d-trak", marks=pytest.mark.slow)])
 def test_two_passes_over_a_store_are_one(tiny, tmp_path, monkeypatch, method):
     """First what choosing needs, then the chosen setting: the result is that of all settings at once."""
     from ensdiff.attribution import by_gradients
