@@ -75,7 +75,7 @@ def test_sample(go, trained, tmp_path):
         expected = ensdiff.counterfactuals(params, samples, [3])
         np.testing.assert_allclose(found["counterfactuals"], expected, atol=1e-5)
         assert (found["cond"].tolist(), found["captions"].tolist(), found["guidance"]) == ([0, 1, 2], NAMES, 1)
-    text = go("sample", "--steps=2", "--sampler=ddim", "--cond=two,0", "--guidance=2", f"--out={tmp_path}")
+    text = go("sample", "--steps=2", "--sampler=heun", "--cond=two,0", "--guidance=2", f"--out={tmp_path}")
     assert "row 1: two, zero\n" in text
     with np.load(tmp_path / "samples_seed0.npz") as found:
         assert (found["cond"].tolist(), float(found["guidance"])) == ([2, 0], 2.0)
@@ -164,6 +164,8 @@ def test_convert(go, trained, tmp_path):
     with ctf.read(tmp_path / "x.ctf") as universe:
         assert universe.conditions["captions"] == NAMES
         assert (universe.count, universe.image_shape, universe.units) == (3, (8, 8, 1), 4)
+    wrong = go("convert", "diffusers", f"--to={tmp_path / 'shards'}", fails=True)
+    assert "downsample='pool' has no counterpart in UNet2DModel" in wrong
     text = go("convert", "ctf", f"--from={tmp_path / 'x.ctf'}", f"--to={tmp_path / 'x.npz'}", run_dir=None)
     assert "unit_of_item, captions" in text
     with np.load(tmp_path / "x.npz") as found:
