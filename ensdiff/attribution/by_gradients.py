@@ -108,6 +108,11 @@ def attribute_by_gradients(
     """
     check_data(params, data)
     data.check_present(f"method={method!r}", "use method='loss', which needs no data")
+    if held_out_images is not None and params.condition is not None and not isinstance(held_out_images, Dataset):
+        raise ValueError(
+            "held_out is an array of images without conditions, which cannot be compared with training items that have "
+            "theirs: pass a Dataset with the conditions of its items"
+        )
     others = None if held_out_images is None else pictures_of(params, held_out_images)
     if others is not None:
         _check_unseen(others, data)

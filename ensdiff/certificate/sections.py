@@ -37,10 +37,14 @@ LIMITS = (
 """What a certificate does not prove. A change of this text requires a new `FORMAT`."""
 
 ENCODER = (
-    "The members were trained on latents. The encoder that made them is not covered: whatever it was trained on, which "
-    "may include the units, can show in every latent."
+    "The encoder of the latents or conditions that the members were trained on is not covered, nor are the mean and "
+    "scale of latents: whatever they were computed from, which may include the units, can show in every item."
 )
-"""A further limit of runs on latents."""
+"""A further limit of runs on latents, and of runs whose conditions are more than classes."""
+CLASSES = (
+    "The number and the names of classes are those of all data: a class that only the units have leaves its place."
+)
+"""A further limit of runs on conditions."""
 OWN_NETWORK = (
     "The network is the user's own code, of which the run records only the names and shapes of the parameters."
 )
@@ -248,9 +252,14 @@ def capacity(facts: Facts) -> dict[str, int]:
 def limits(facts: Facts) -> list[str]:
     """Return what the certificate does not prove."""
     ensemble = facts.run.ensemble
-    encoder = [ENCODER] if isinstance(ensemble.space, Latents) else []
-    own = facts.run.description["model"].get("kind") == "own"
-    return [*LIMITS, *encoder, *([OWN_NETWORK] if own else [])]
+    leaves = () if ensemble.condition is None else ensemble.condition.leaves
+    encoded = isinstance(ensemble.space, Latents) or any(leaf.classes is None for leaf in leaves)
+    more = {
+        ENCODER: encoded,
+        CLASSES: any(leaf.classes is not None for leaf in leaves),
+        OWN_NETWORK: facts.run.description["model"].get("kind") == "own",
+    }
+    return [*LIMITS, *(text for text, applies in more.items() if applies)]
 
 
 SECTIONS: dict[str, Callable[[Facts], Any]] = {

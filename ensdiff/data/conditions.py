@@ -56,7 +56,7 @@ def conditions(given: Any, items: int, classes: int | None = None, names: Sequen
         rows = max(1, CHECKED_BYTES // max(1, array[0].nbytes))
         for start in range(0, items, rows):
             part = array[start : start + rows]
-            spec.check(unflatten({path: part}), len(part))
+            spec.check(unflatten({path: part}), len(part), null=False)
         arrays[path] = array.astype(spec.leaves[0].dtype, copy=False)
         leaves.append(spec.leaves[0])
     return Conditions(unflatten(arrays), ConditionSpec(tuple(leaves)))

@@ -113,7 +113,7 @@ def webdataset(
             for stream in streams.values():
                 stream.close()
 
-    source = {"reader": "webdataset", "files": stamps(pathlib.Path.cwd(), shards)}
+    source = {"reader": "webdataset", "files": stamps(pathlib.Path(os.sep), [shard.resolve() for shard in shards])}
     title = shards[0].stem if len(shards) == 1 else shards[0].resolve().parent.name
     return from_rows(
         rows, columns, source, title, size=size, mode=mode, cache=cache, total=len(samples), keep_names=True

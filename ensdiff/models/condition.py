@@ -95,12 +95,13 @@ class ConditionSpec:
             raise ValueError("the condition is empty: expected an array with one row per image, or a dict of arrays")
         return cls(tuple(leaves))
 
-    def check(self, tree: Any, count: int) -> Any:
+    def check(self, tree: Any, count: int, *, null: bool = True) -> Any:
         """Return the conditions of ``count`` images as a tree of NumPy arrays with the dtypes of the specification.
 
         Args:
             tree: a condition tree with ``count`` rows or with one row for all images; for classes also their names.
             count: B.
+            null: whether the id that stands for no class is allowed.
 
         Raises:
             ValueError: arrays are missing or unknown, a shape or a class is wrong, or a number is not finite.
@@ -110,7 +111,7 @@ class ConditionSpec:
         if set(given) != set(known):
             words = [", ".join(map(repr, sorted(paths))) or "none" for paths in (given, known)]
             raise ValueError(f"the condition has the arrays {words[0]}: expected {words[1]}")
-        return unflatten({path: _checked(known[path], given[path], count) for path in given})
+        return unflatten({path: _checked(known[path], given[path], count, null) for path in given})
 
     def null(self, count: int) -> Any:
         """Return ``count`` rows that stand for no condition."""
@@ -232,7 +233,7 @@ def unflatten(arrays: Mapping[str, Any]) -> Any:
     return tree
 
 
-def _checked(leaf: Leaf, array: np.ndarray, count: int) -> np.ndarray:
+def _checked(leaf: Leaf, array: np.ndarray, count: int, null: bool) -> np.ndarray:
     label = f"condition {leaf.path!r}" if leaf.path else "the condition"
     if array.dtype.kind in "US" and leaf.names is not None:
         array = np.array([_id_of(leaf, str(name), label) for name in array.reshape(-1)]).reshape(array.shape)
@@ -245,21 +246,26 @@ def _checked(leaf: Leaf, array: np.ndarray, count: int) -> np.ndarray:
         )
     if array.dtype.kind not in ("iu" if leaf.dtype == "int32" else "iuf"):
         raise ValueError(f"{label} has dtype {array.dtype}: expected {leaf.dtype}")
-    if leaf.classes is not None and len(array) and not (array.min() >= 0 and array.max() <= leaf.classes):
-        wrong = array[(array < 0) | (array > leaf.classes)][0]
-        raise ValueError(
-            f"{label} has the class {wrong}: expected 0 .. {leaf.classes - 1}, or {leaf.classes} for no condition"
-        )
-    if not np.isfinite(array).all():
-        raise ValueError(f"{label} holds NaN or infinity: expected finite numbers")
-    return np.repeat(array, count, axis=0).astype(leaf.dtype) if len(array) != count else array.astype(leaf.dtype)
+    if leaf.classes is not None and len(array):
+        last = leaf.classes - (not null)
+        if not (array.min() >= 0 and array.max() <= last):
+            wrong = array[(array < 0) | (array > last)][0]
+            more = f", or {leaf.classes} for no condition" if null else ", counted from 0"
+            raise ValueError(f"{label} has the class {wrong}: expected 0 .. {leaf.classes - 1}{more}")
+    with np.errstate(over="ignore"):
+        stored = array.astype(leaf.dtype)
+    if not np.isfinite(stored).all():
+        raise ValueError(f"{label} holds NaN, infinity or numbers too large for {leaf.dtype}: expected finite numbers")
+    if leaf.dtype == "int32" and not np.array_equal(stored, array):
+        raise ValueError(f"{label} holds integers that do not fit 32 bits: expected smaller ones")
+    return np.repeat(stored, count, axis=0) if len(stored) != count else stored
 
 
 def _id_of(leaf: Leaf, name: str, label: str) -> int:
     assert leaf.names is not None
     if name in leaf.names:
         return leaf.names.index(name)
-    if name.isdecimal() and int(name) <= len(leaf.names):
+    if name.isdecimal() and int(name) <= len(leaf.names) and not any(known.isdecimal() for known in leaf.names):
         return int(name)
     near = difflib.get_close_matches(name, leaf.names, n=3)
     listed = ", ".join(near or leaf.names[:10])

@@ -6,6 +6,7 @@ network, which is compared with the fingerprint.
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,7 +31,8 @@ def fingerprint_of(model: Denoiser) -> dict[str, Any]:
         if isinstance(model, settings):
             fields = dataclasses.asdict(model)
             return {"kind": kind, **{k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}}
-    return {"kind": "own", "name": name_of(model), "parameters": _parameters(model)}
+    settings = re.sub(r" at 0x[0-9a-f]+", "", str(getattr(model, "described", "")))
+    return {"kind": "own", "name": name_of(model), "settings": settings, "parameters": _parameters(model)}
 
 
 def _parameters(model: Denoiser) -> dict[str, list]:
@@ -56,7 +58,7 @@ def model_from_dict(text: Mapping[str, Any], model: Denoiser | None = None) -> D
     try:
         kind = text.get("kind", "unet")
         if kind == "own":
-            return _own(str(text["name"]), text["parameters"], model)
+            return _own(str(text["name"]), text["parameters"], text.get("settings"), model)
         fields = {k: tuple(v) if isinstance(v, list) else v for k, v in text.items() if k != "kind"}
         described = KINDS[kind](**fields)
     except (AttributeError, KeyError, TypeError) as error:
@@ -75,7 +77,7 @@ def _differs(described: Any, model: Any) -> str:
     return "which has " + ", ".join(f"{name}={a!r} and not {b!r}" for name, (a, b) in pairs.items() if a != b)
 
 
-def _own(name: str, described: Mapping[str, Any], model: Denoiser | None) -> Denoiser:
+def _own(name: str, described: Mapping[str, Any], settings: Any, model: Denoiser | None) -> Denoiser:
     if model is None:
         raise ValueError(
             f"{name!r} is a network of your own, of which only a fingerprint is stored: pass the network, for "
@@ -91,6 +93,11 @@ def _own(name: str, described: Mapping[str, Any], model: Denoiser | None) -> Den
     ]
     missing, extra = sorted(set(described) - set(given)), sorted(set(given) - set(described))
     faults = [f"it has no {path}" for path in missing] + [f"it has also {path}" for path in extra] + differs
+    own = fingerprint_of(model)
+    if not faults and own["name"] != name:
+        faults = [f"it is called {own['name']!r}"]
+    elif not faults and settings is not None and own["settings"] != settings:
+        faults = [f"its settings are {own['settings']} and not {settings}"]
     if faults:
         more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
         raise ValueError(

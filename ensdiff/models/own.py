@@ -100,6 +100,11 @@ class Linen:
         return type(self.module).__name__
 
     @property
+    def described(self) -> str:
+        """The module with its fields, as a run records it."""
+        return " ".join(repr(self.module).split())
+
+    @property
     def _trains(self) -> bool:
         """Whether the module computes something else while training."""
         return "train" in inspect.signature(type(self.module).__call__).parameters
@@ -149,7 +154,7 @@ def linen(
         TypeError: it is not a linen module, or cannot be hashed: its fields must be numbers, texts, tuples, functions
             or modules.
         ValueError: the module keeps something else than parameters, such as statistics of batches; it fails for such
-            images; or its prediction does not have their shape.
+            images; its prediction does not have their shape; or it has an argument ``deterministic`` or ``training``.
 
     >>> class Pixelwise(nn.Module):
     ...     @nn.compact
@@ -161,6 +166,12 @@ def linen(
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"module={module!r}: expected a flax linen module; for others, see ensdiff.models.functions")
+    other = {"deterministic", "training"} & set(inspect.signature(type(module).__call__).parameters)
+    if other:
+        raise ValueError(
+            f"{type(module).__name__}.__call__ has an argument {other.pop()!r}, which nothing sets, so that it would "
+            "train as it predicts: call it train, which is True while training"
+        )
     model = Linen(module, _shape(image_shape), condition, stack)
     found = _evaluated(model, model.variables)
     _refuse_state(model.name, [collection for collection in found if collection != "params"])
@@ -182,6 +193,11 @@ class Nnx:
     def name(self) -> str:
         """The name of the function or class that makes the module."""
         return getattr(self.make, "__name__", type(self.make).__name__)
+
+    @property
+    def described(self) -> str:
+        """The settings of the module, as a run records them."""
+        return repr(self.settings)
 
     def split(self, key: Array) -> tuple[Any, Any, Any, Any]:
         """Return a new module's definition, parameters, random state, and all other state."""

@@ -187,6 +187,7 @@ def decided(text: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: it is not a description, its training settings are invalid, or a newer version wrote it.
     """
     static = describe(from_description(text, None))
+    free = EXECUTED if static["model"].get("kind") == "unet" else ("stack",)
     train = text.get("train")
     try:
         settings = None if train is None else decisive(dataclasses.asdict(TrainConfig(**train)))
@@ -194,7 +195,7 @@ def decided(text: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"train: {error}; expected the fields of a TrainConfig") from error
     return {
         **{name: value for name, value in static.items() if name not in ("format", "ensdiff", "data")},
-        "model": {name: value for name, value in static["model"].items() if name not in EXECUTED},
+        "model": {name: value for name, value in static["model"].items() if name not in free},
         "train": settings,
         "data": static.get("data", {}).get("digest"),
         "origin": text.get("origin"),

@@ -16,7 +16,7 @@ from ensdiff.codes import Code
 from ensdiff.diffusion.samplers import SamplerConfig, StepFunction, stages
 from ensdiff.ensemble.ensemble import WEIGHT_SUM, Ensemble, member_weights
 from ensdiff.ensemble.memory import Resources
-from ensdiff.models.space import Pixels
+from ensdiff.models.space import PIXELS, Pixels
 from ensdiff.sampling.denoise import Exogenous, Noise, run_states
 from ensdiff.typing import Array, ArrayLike, Key, as_key, unmasked
 
@@ -114,8 +114,10 @@ def sampler_config(
     pixels = isinstance(params.space, Pixels)
     if config.clip and not pixels:
         raise ValueError("clip=True, but the members generate latents, which have no range to clip to: leave clip out")
+    if config.clip and params.space != PIXELS:
+        raise ValueError(f"clip=True clips to [-1, 1], which is not the range of {params.space}: leave clip out")
     stages(params.schedule, config)
-    return config.resolved(params.schedule, clip=pixels)
+    return config.resolved(params.schedule, clip=params.space == PIXELS)
 
 
 def sample(
@@ -180,6 +182,8 @@ def sample(
     count = len(given.index_B)
     rows = np.broadcast_to(weights_K, (count, K))
     conditions, scale = params.conditions(cond, count), _scale_of(params, cond, guidance)
+    if params.condition is not None and scale == 0:
+        conditions = params.condition.null(count)  # which the images are generated with
     start = Exogenous(given, conditions, np.arange(count), scale)
     parts = run_states(params, config, start, rows, Resources(chunk, progress=progress), what="sample")
     images = np.concatenate([np.asarray(part) for _, part in parts])
@@ -247,6 +251,12 @@ def check_samples(params: Ensemble, samples: Samples | ArrayLike, what: str, *, 
             f"the samples were made by an ensemble of {len(weights_K)} members, this one has {K}: give the ensemble "
             "that made them, or sample from this one"
         )
+    if (samples.cond is None) != (params.condition is None):
+        have, has = (
+            "no conditions" if missing is None else "conditions" for missing in (samples.cond, params.condition)
+        )
+        raise ValueError(f"the samples have {have} and the ensemble has {has}: give samples of this ensemble")
+    params.conditions(samples.cond, len(samples))
     if samples.fingerprint is not None and samples.fingerprint != params.fingerprint:
         raise ValueError(
             f"the samples were made by another ensemble, with fingerprint {samples.fingerprint[:12]}; this one has "

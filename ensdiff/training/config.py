@@ -173,7 +173,7 @@ def decisive(train: Mapping[str, Any]) -> dict[str, Any]:
 
 EXECUTED = ("conv", "stack", "attention")
 """Fields of `UNetConfig` that change what is trained by rounding only. A run records their concrete values in its
-executions (`ensdiff.training.execution`), and they may change on resuming."""
+executions (`ensdiff.training.execution`), and they may change on resuming. Of other networks, only ``stack`` may."""
 
 
 def seed_of(config: TrainConfig) -> np.uint32:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from ensdiff.models.attention import AttentionOrder, resolve_attention
 from ensdiff.models.conv import Strategy, one_by_one, resolve
-from ensdiff.models.denoiser import Denoiser
+from ensdiff.models.denoiser import Denoiser, name_of
 from ensdiff.models.unet import UNetConfig
 from ensdiff.settings import check_fields
 
@@ -93,7 +93,13 @@ class Execution:
             if self.conv is None or self.attention is None:
                 raise ValueError(f"{self} is not that of a U-Net")
             return dataclasses.replace(model, conv=self.conv, stack=self.stack, attention=self.attention)
-        return model if model.stack == self.stack else dataclasses.replace(model, stack=self.stack)  # type: ignore
+        if model.stack == self.stack:
+            return model
+        if not dataclasses.is_dataclass(model):
+            raise ValueError(
+                f"stack={self.stack} was recorded, but {name_of(model)} has {model.stack}: give it this stack"
+            )
+        return dataclasses.replace(model, stack=self.stack)
 
 
 def repeatable(

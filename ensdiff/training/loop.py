@@ -105,6 +105,12 @@ def train(
     config = dataclasses.replace(config or TrainConfig(), **options)
     for text in config.unreached():
         hosts.warn(text, stacklevel=2)
+    if data.condition_spec is not None and config.condition_dropout == 0:
+        hosts.warn(
+            "condition_dropout=0: members never learn what no condition means, so give each sample its condition, and "
+            "no guidance other than 1",
+            stacklevel=2,
+        )
     model = default_model(data) if model is None else model
     schedule = Schedule() if schedule is None else schedule
     mesh = make_mesh(code.members, config.batch_size) if mesh is None else mesh

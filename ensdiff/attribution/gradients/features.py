@@ -121,7 +121,7 @@ def stream_gradients(
     check_value("output", output, Output)
     config = GradientConfig() if config is None else config
     pictures = pictures_of(params, images, cond)
-    x_BHWC = model_images(params, pictures)
+    B = len(pictures)
     chosen = np.arange(params.members) if members is None else np.asarray(members)
     if chosen.ndim != 1 or not len(chosen) or not np.isin(chosen, np.arange(params.members)).all():
         raise ValueError(f"members={members}: expected some of 0 .. {params.members - 1}")
@@ -129,7 +129,7 @@ def stream_gradients(
     size = sum(int(np.prod(leaf.shape[1:])) for leaf in jax.tree.leaves(stacked))
     mesh = make_mesh(len(chosen))
     resources = Resources(None, memory_budget, progress)
-    chunk = min(round_up(len(x_BHWC), IMAGES[0]), IMAGES[1])
+    chunk = min(round_up(B, IMAGES[0]), IMAGES[1])
     if config.projection == "signs":  # a chunk's gradients are projected together
         chunk = int(np.clip(resources.budget() // (4 * 4 * config.parts * size), 1, chunk))
 
@@ -139,11 +139,12 @@ def stream_gradients(
     step = _step(params.model, params.schedule, params.image_shape, output, Projection.of(config), mesh)
     placed = on_mesh(stacked, mesh)
     shared = [on_mesh(a, mesh, P()) for a in (t_R, key)]
-    with hosts.progress_bar(len(x_BHWC), "gradients", "image", shown=resources.progress) as bar:
-        for start in range(0, len(x_BHWC), chunk):
-            rows = np.minimum(np.arange(start, start + chunk), len(x_BHWC) - 1)
-            count = min(chunk, len(x_BHWC) - start)
-            some = on_mesh((x_BHWC[rows], pictures.take(rows).cond), mesh, P())
+    with hosts.progress_bar(B, "gradients", "image", shown=resources.progress) as bar:
+        for start in range(0, B, chunk):
+            rows = np.minimum(np.arange(start, start + chunk), B - 1)
+            count = min(chunk, B - start)
+            part = pictures.take(rows)  # only this part becomes float32, because the images may be a memory map
+            some = on_mesh((model_images(params, part), part.cond), mesh, P())
             phi = hosts.fetch(step(placed, *some, np.int32(count), *shared))
             yield GradientChunk(start, phi[:, :count])
             bar.update(count)

@@ -32,6 +32,7 @@ from ensdiff.attribution.gradients.table import Table, TableSettings, damaged_ch
 from ensdiff.attribution.gradients.writer import TableWriter, check_space, format_size
 from ensdiff.attribution.pictures import Pictures
 from ensdiff.data import Dataset, DataWarning
+from ensdiff.data.conditions import describe_spec
 from ensdiff.ensemble.ensemble import Ensemble
 from ensdiff.files.checksums import DamagedError
 from ensdiff.files.writing import lock, make_folder
@@ -266,6 +267,13 @@ def _check_held_out(data: Dataset, held_out: Dataset | None) -> None:
         return
     if held_out.shape != data.shape:
         raise ValueError(f"the held-out items are images of {held_out.shape}: expected {data.shape}, as the data")
+    if held_out.condition_spec != data.condition_spec:
+        ours, theirs = (
+            "none" if d.condition_spec is None else describe_spec(d.condition_spec) for d in (data, held_out)
+        )
+        raise ValueError(
+            f"the conditions of the held-out items are {theirs}, those of the data {ours}: expected the same"
+        )
     seen = np.isin(held_out.manifest().sha256, data.manifest().sha256)
     if seen.all():
         raise ValueError("all held-out items are training items: expected items that no member saw")
