@@ -166,11 +166,11 @@ def test_a_certificate_finds_copies_with_other_conditions():
 
 @pytest.mark.parametrize(("condition", "options", "message"), [
     ([0, 1], {}, r"shape \(2,\): expected \(3, ...\), one row per item"),
-    ([0, 1, 7], {"classes": 5}, "has the class 7: expected 0 .. 4, or 5 for no condition"),
+    ([0, 1, 7], {"classes": 5}, "has the class 7: expected 0 .. 4, counted from 0"),
     ([0, -1, 1], {}, "has the class -1"),
     (["cat", "", "dog"], {}, "1 of 3 images have no condition"),
     (["cat", "dog", "elk"], {"names": ["cat", "dog"]}, "'elk' is no class: expected some of cat, dog"),
-    ([[0.5], [float("nan")], [1.0]], {}, "NaN or infinity"),
+    ([[0.5], [float("nan")], [1.0]], {}, "holds NaN, infinity"),
     (np.array([1, 2, 3], object), {}, "array of objects"),
     ({"a/b": [0, 1, 2]}, {}, "without '/'"),
     (None, {"classes": 3}, "no condition: give"),
