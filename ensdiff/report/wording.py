@@ -11,7 +11,7 @@ NULL_WORDS = {
     "ablations": "ablations by code words that no unit owns",
     "held-out": "held-out items, which no member saw",
     "groups": "random groups of as many items",
-    "sets": "random sets of as many units",
+    "sets": "random sets of about as many items",
 }
 """What the null of an attribution is, by its kind in the attribution's settings."""
 
