@@ -14,6 +14,7 @@ from PIL import Image
 
 import ensdiff
 from ensdiff.data import from_images
+from ensdiff.data.viewing import viewer
 from ensdiff.files.checksums import write_sealed
 from ensdiff.interop import ctf
 from ensdiff.report import Page, attribution_sections, write_page
@@ -198,7 +199,11 @@ def test_pictures_of_deleted_items_are_said_to_be_deleted(tiny, tmp_path):
     assert page.count("trained on, 1 deleted") == 2
     assert page.count('alt="training image') == 1 + 0 + 1 + 1 + 1 + 3
     layer = explore(tiny, data, samples, att, combined=0, null=0)
-    assert {unit: len(entry[4]) for unit, entry in _units(layer, np.arange(3)).items()} == {"0": 1, "1": 0, "2": 1}
+    assert {unit: len(entry[4]) for unit, entry in _units(layer, np.arange(3), viewer(data.space, None)).items()} == {
+        "0": 1,
+        "1": 0,
+        "2": 1,
+    }
     assert _classes(data, None) == ["7", "unknown", "8", "8", "9", "mixed"]
 
 
