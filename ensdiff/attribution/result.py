@@ -21,7 +21,6 @@ from ensdiff.metrics.arrays import at_most
 from ensdiff.metrics.bootstrap import Estimate
 from ensdiff.models.space import PIXELS, Latents
 from ensdiff.runs.identity import check_attributed
-from ensdiff.typing import ArrayLike
 
 _ARRAYS = ("units", "influence", "p_value", "q_value", "standard_error", "null_BL")
 NULLS = {
@@ -250,11 +249,11 @@ class Attribution:
             **arrays,
         )
 
-    def plot(self, images: ArrayLike, data: Any = None, *, top: int = 6, decode: Decode | None = None) -> Any:
+    def plot(self, images: Any, data: Any = None, *, top: int = 6, decode: Decode | None = None) -> Any:
         """Return a matplotlib figure that shows each sample, with its condition, beside its top units.
 
         Args:
-            images: (B, H, W, C) the samples, in [0, 1] or latents (``samples.images``).
+            images: the samples, or (B, H, W, C) their images, in [0, 1] or latents.
             data: the training data, to show each unit's first item; without it only the units' numbers are shown.
             top: units shown per sample.
             decode: a function from latents (n, H, W, C) to pictures (n, h, w, c) in [0, 1]; without it latents are
@@ -266,6 +265,7 @@ class Attribution:
         """
         if data is not None:
             check_attributed(self, data)
+        images = getattr(images, "images", images)
         B, T = len(self.units), min(top, self.units.shape[1])
         if len(images) != B:
             raise ValueError(f"{len(images)} images for an attribution of {B} samples: give the images of its samples")

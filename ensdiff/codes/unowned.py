@@ -94,6 +94,7 @@ def _count(code: CodeWords, n: int | None, free: int, owned: int, weight: int | 
             f"{n} unowned code words asked for, but {owned} units leave only {free} of "
             f"C({code.members}, {weight}); {smallest_members(owned + n)} members would do"
             + fitting_weights(code.members, owned + n)
+            + (f". To use these {free}, pass null='all' (--null=all)" if free else "")
             + ". For an attribution without p-values, pass null=0"
         )
     return n

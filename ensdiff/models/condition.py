@@ -237,6 +237,10 @@ def _checked(leaf: Leaf, array: np.ndarray, count: int, null: bool) -> np.ndarra
     label = f"condition {leaf.path!r}" if leaf.path else "the condition"
     if array.dtype.kind in "US" and leaf.names is not None:
         array = np.array([_id_of(leaf, str(name), label) for name in array.reshape(-1)]).reshape(array.shape)
+    elif array.dtype.kind in "US":
+        raise ValueError(
+            f"{label} is text, but {'the classes have no names' if leaf.classes else 'no class'}: give numbers"
+        )
     if array.shape == leaf.shape:
         array = array[None]
     if array.shape[1:] != leaf.shape or len(array) not in (1, count):

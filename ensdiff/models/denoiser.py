@@ -118,6 +118,27 @@ def name_of(model: Any) -> str:
     return name if isinstance(name, str) and name else type(model).__name__
 
 
+def check_null(model: Any, image_shape: tuple[int, int, int], condition: ConditionSpec | None) -> None:
+    """Check that a network of one's own takes the ids that stand for no class, by applying it once.
+
+    JAX fills rows with NaN, or takes the last row, where an id is too large for a table. The first is found here.
+
+    Raises:
+        ValueError: the prediction is not finite.
+    """
+    if condition is None or isinstance(model, SelfChecking) or all(leaf.classes is None for leaf in condition.leaves):
+        return
+    params = jax.jit(model.init)(jax.random.key(0))
+    x_BHWC, t_B = jnp.zeros((1, *image_shape)), jnp.zeros((1,))
+    found = jax.jit(lambda params: model.apply(params, x_BHWC, t_B, condition.null(1), None))(params)
+    if not bool(jnp.isfinite(found).all()):
+        ids = " and ".join(str(leaf.classes) for leaf in condition.leaves if leaf.classes is not None)
+        raise ValueError(
+            f"{name_of(model)} predicts NaN or infinity for the id {ids}, which stands for no class: give its table of "
+            "embeddings one row more than there are classes"
+        )
+
+
 def _check_condition(name: str, takes: ConditionSpec | None, given: ConditionSpec | None) -> None:
     if takes is None and given is None:
         return
@@ -166,7 +187,10 @@ def _check_abstractly(model: Any, image_shape: tuple[int, int, int], condition: 
             found = jax.eval_shape(model.apply, params, x_BHWC, t_B, cond, keys)
         except Exception as error:
             with_keys = "" if keys is None else ", with a key per image"
-            raise ValueError(f"{name}: its apply failed for {given}{with_keys}: {error}") from error
+            hint = (
+                "" if condition is not None else ". For a network with conditions, give condition=data.condition_spec"
+            )
+            raise ValueError(f"{name}: its apply failed for {given}{with_keys}: {error}{hint}") from error
         array = hasattr(found, "dtype")
         if not array or found.shape != x_BHWC.shape or not jnp.issubdtype(found.dtype, jnp.floating):
             returned = f"{found.dtype} of shape {found.shape}" if array else f"a {type(found).__name__}"

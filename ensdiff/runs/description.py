@@ -91,16 +91,18 @@ class Undefined:
 
     def init(self, key: Any) -> Any:
         """Raise ValueError, because the network is not known."""
-        raise ValueError(self._why())
+        raise ValueError(self.why)
 
     def apply(self, params: Any, x_BHWC: Any, t_B: Any, cond: Any = None, key_B: Any = None) -> Any:
         """Raise ValueError, because the network is not known."""
-        raise ValueError(self._why())
+        raise ValueError(self.why)
 
-    def _why(self) -> str:
+    @property
+    def why(self) -> str:
+        """Why nothing can be computed, and what to do."""
         return (
             f"this run's network is one of your own ({self.text.get('name')}), which a run does not store: pass it as "
-            "model=, for example ensdiff.load(run, model=mine)"
+            "model=, for example ensdiff.load(run, model=mine). Programs cannot open such a run; use it from Python"
         )
 
 

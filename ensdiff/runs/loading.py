@@ -15,7 +15,7 @@ from ensdiff.ensemble.mesh import make_mesh, on_mesh
 from ensdiff.files.checksums import DamagedError, read_sealed, warn
 from ensdiff.models.denoiser import Denoiser
 from ensdiff.runs.checkpoints import Checkpoint, left_on_disk, open_on_all, read_arrays, read_members, steps_of
-from ensdiff.runs.description import foreign, from_description
+from ensdiff.runs.description import Undefined, foreign, from_description
 from ensdiff.runs.directory import RunDirectory
 
 
@@ -71,6 +71,8 @@ def load(
         if wrong := hosts.decide(lambda: _not_of(path, checkpoint)):
             warn(wrong)
         params = from_description(checkpoint.description, None, model)
+        if isinstance(params.model, Undefined):
+            raise ValueError(params.model.why)
         shapes = abstract_params(params.model, params.image_shape, params.members, params.condition)
         part = "ema" if average and checkpoint.description.get("average") else "params"
         if members is not None:

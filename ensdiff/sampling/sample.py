@@ -196,9 +196,10 @@ def _scale_of(params: Ensemble, cond: Any, guidance: float | None) -> float:
         return 1.0
     if not isinstance(guidance, numbers.Real) or isinstance(guidance, bool) or not math.isfinite(guidance):
         raise ValueError(f"guidance={guidance!r}: expected a finite number; 1 is the condition alone")
+    if params.condition is None:
+        raise ValueError(f"guidance={guidance}, but the members are unconditional: leave guidance out")
     if cond is None:
-        who = "the members are unconditional" if params.condition is None else "no condition is given"
-        raise ValueError(f"guidance={guidance}, but {who}: give cond=, or leave guidance out")
+        raise ValueError(f"guidance={guidance}, but no condition is given: give cond=, or leave guidance out")
     return float(guidance)
 
 

@@ -17,7 +17,7 @@ from ensdiff.data.viewing import viewer
 from ensdiff.diffusion.schedule import Schedule
 from ensdiff.ensemble.ensemble import Ensemble
 from ensdiff.ensemble.mesh import make_mesh, platform
-from ensdiff.models.denoiser import Denoiser
+from ensdiff.models.denoiser import Denoiser, check_null
 from ensdiff.models.unet import UNetConfig
 from ensdiff.runs.directory import RunDirectory
 from ensdiff.runs.environment import environment
@@ -120,6 +120,7 @@ def train(
         )
 
     data.check_present("training", "give data with these items, or a data.subset of the other items")
+    check_null(model, data.shape, data.condition_spec)
     splits = Splits.build(data, code, hosts.local_members(mesh, code.members))
     state = init_state(model, data.shape, code.members, config, mesh, data.condition_spec)
     digest = hosts.decide(data.digest)  # only process 0 reads all the data
