@@ -373,7 +373,7 @@ PROGRAMS = [
     ("sample", ["--run={root}/run", "--n=0", "--steps=2"], 1, ["n=0", "at least 1"]),
     ("sample", ["--run={root}/run", "--n=two"], 2, ["--n", "two"]),
     ("sample", ["--run={root}/run", "--steps=0"], 1, ["steps=0"]),
-    ("sample", ["--run={root}/run", "--sampler=euler"], 2, ["sampler", "euler"]),
+    ("sample", ["--run={root}/run", "--sampler=lms"], 2, ["sampler", "lms"]),
     ("attribute", ["--run={root}/run", "--method=shapley"], 2, ["method", "shapley"]),
     ("attribute", ["--run={root}/none", "--values=owen"], 2, ["values", "owen"]),
     ("sample", ["--run={root}/run", "--steps=50"], 1, ["steps=50", "at most 20"]),

@@ -46,7 +46,7 @@ def network_flops(
     Raises:
         ValueError: the images or their conditions do not fit the network.
 
-    >>> flops = network_flops(UNetConfig(channels=8, multipliers=(1,), middle_attention=False), (8, 8, 1))
+    >>> flops = network_flops(ensdiff.UNetConfig(channels=8, multipliers=(1,), middle_attention=False), (8, 8, 1))
     >>> flops.train < 3 * flops.forward  # the first layers have no input gradient
     True
     """

@@ -18,7 +18,7 @@ from ensdiff.ensemble.members import abstract_params
 from ensdiff.ensemble.memory import Resources
 from ensdiff.ensemble.mesh import make_mesh, on_mesh
 from ensdiff.planning.flops import jacobian_step_flops, landscape_step_flops, train_step_flops
-from ensdiff.sampling.denoise import Noise, plan, run_states
+from ensdiff.sampling.denoise import Exogenous, Noise, plan, run_states
 from ensdiff.training.config import seed_of
 from ensdiff.training.step import Batch, init_state, make_train_step
 
@@ -186,13 +186,13 @@ def landscape_job(setting: Setting, params: ensdiff.Ensemble) -> Job:
     """Build the job that computes every sample without each unit, (units * samples) images."""
     units, samples = params.code.units, setting.landscape[1]
     array = jnp.asarray(start_noise(setting, samples, setting.landscape_steps))
-    noise = Noise(jnp.tile(jnp.arange(samples), units), array=array)
+    start = Exogenous(Noise(jnp.tile(jnp.arange(samples), units), array=array))
     weights = np.repeat(params.code.ablate(np.arange(units)), samples, axis=0)
     sampler = setting.sampler(setting.landscape_steps)
 
     def call():
         return np.concatenate(
-            [np.asarray(images) for _, images in run_states(params, sampler, noise, weights, Resources())]
+            [np.asarray(images) for _, images in run_states(params, sampler, start, weights, Resources())]
         )
 
     evaluations = int(np.count_nonzero(weights)) * setting.landscape_steps

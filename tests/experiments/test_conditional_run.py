@@ -172,7 +172,7 @@ def test_convert(go, trained, tmp_path):
 
 
 def test_forget_and_certify(go, trained, tmp_path):
-    encoder = "not covered: The members were trained on latents. The encoder that made them is not covered"
+    encoder = "not covered: The encoder of the latents or conditions"
     text = go("forget", "--units=3", f"--out={tmp_path / 'less'}")
     assert encoder in text
     assert "the certificate holds" in go("certify", "verify", run_dir=tmp_path / "less")

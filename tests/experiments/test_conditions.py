@@ -17,7 +17,6 @@ VECTORS = ConditionSpec((Leaf(shape=(3,), dtype="float32"),))
     (NUMBERED, "3, 0", 2, [3, 0]),
     (NUMBERED, "4", 1, [4]),  # the null row
     (NAMED, "dog,cat", 2, [1, 0]),
-    (NAMED, "0,dog", 2, [0, 1]),
     (NAMED, "2", 1, [3]),  # a name goes before an id
     (NAMED, "red, blue", 2, [2, 2]),
     (NUMBERED, None, 6, [0, 1, 2, 3, 0, 1]),

@@ -8,7 +8,7 @@ import pytest
 
 import ensdiff
 from ensdiff.interop import channels_last, diffusers, genens
-from ensdiff.sampling.denoise import Noise, denoise
+from ensdiff.sampling.denoise import Exogenous, Noise, denoise
 
 PARITY = pathlib.Path(__file__).parents[3] / "shared" / "parity"
 pytestmark = [
@@ -81,7 +81,7 @@ def test_genens_jacobian(gen, close):
 def test_diffusers_factual_and_counterfactuals(dif, close):
     params, expected = dif
     noise = channels_last(expected["noise"])
-    given = Noise(jnp.tile(jnp.arange(2), 7), array=jnp.asarray(noise))
+    given = Exogenous(Noise(jnp.tile(jnp.arange(2), 7), array=jnp.asarray(noise)))
     weights = np.concatenate([params.code.factual(), params.code.ablate(range(6))])
     x = denoise(params, diffusers.SAMPLER, given, np.repeat(weights, 2, 0)).reshape(7, 2, 16, 16, 1)
     close("factual", x[0], expected["factual"], 1e-3)
