@@ -267,8 +267,7 @@ def noise_of(
     if schedule.prediction == "noise":
         return f_BHWC
     rule = conversion(schedule, schedule.signal_T, schedule.sigma_T)
-    x, f, over = (_at(a_T, t_B, x_BHWC.dtype) for a_T in (rule.noise_x, rule.noise_f, rule.noise_over))
-    return (x * x_BHWC + f * f_BHWC) / over
+    return _combined((rule.noise_x, rule.noise_f, rule.noise_over), x_BHWC, f_BHWC, t_B)
 
 
 def clean_of(
@@ -281,7 +280,12 @@ def clean_of(
     if schedule.prediction == "clean":
         return f_BHWC
     rule = conversion(schedule, schedule.signal_T, schedule.sigma_T)
-    x, f, over = (_at(a_T, t_B, x_BHWC.dtype) for a_T in (rule.clean_x, rule.clean_f, rule.clean_over))
+    return _combined((rule.clean_x, rule.clean_f, rule.clean_over), x_BHWC, f_BHWC, t_B)
+
+
+def _combined(rule: tuple[np.ndarray, ...], x_BHWC: Any, f_BHWC: Any, t_B: Any) -> Array:
+    """Return ``(x * x_BHWC + f * f_BHWC) / over`` with the numbers (x, f, over) of each image's level."""
+    x, f, over = (_at(a_T, t_B, x_BHWC.dtype) for a_T in rule)
     return (x * x_BHWC + f * f_BHWC) / over
 
 
