@@ -25,8 +25,8 @@ def conditions(given: Any, items: int, classes: int | None = None, names: Sequen
     Arrays that have these dtypes, such as memory maps of int32 or float32, are not copied.
 
     Args:
-        given: an array with one row per item or a (nested) dict of such arrays; None for no condition. Text and
-            booleans of shape (N,) are the names of classes, whose ids follow their sorted order.
+        given: an array with one row per item, or a (nested) dict, list or tuple of such arrays; None for no condition.
+            Text and booleans of shape (N,) are the names of classes, whose ids follow their sorted order.
         items: number of items.
         classes: number of classes of arrays of class ids; by default the number of names, or the largest id plus 1.
         names: names of the classes, in the order of their ids.
@@ -47,7 +47,8 @@ def conditions(given: Any, items: int, classes: int | None = None, names: Sequen
     for path, array in sorted(flatten(given).items()):
         label = f"condition {path!r}" if path else "the condition"
         if array.shape[:1] != (items,):
-            raise ValueError(f"{label} has shape {array.shape}: expected ({items}, ...), one row per item")
+            more = "; np.stack makes one array of a list of rows" if isinstance(given, list | tuple) else ""
+            raise ValueError(f"{label} has shape {array.shape}: expected ({items}, ...), one row per item{more}")
         own = None if names is None else tuple(map(str, names))
         if array.dtype.kind in "USOb":
             array, found = _class_ids(array, items, own)

@@ -153,9 +153,9 @@ class Dataset:
         """Return the same items with another condition.
 
         Args:
-            condition: what a model is told about each item: an array with one row per item, a (nested) dict of such
-                arrays, or None for no condition. Integers of shape (N,) are class ids. Text, such as the labels, are
-                the names of classes, whose ids follow their sorted order.
+            condition: what a model is told about each item: an array with one row per item, a (nested) dict, list or
+                tuple of such arrays, or None for no condition. Integers of shape (N,) are class ids. Text, such as the
+                labels, are the names of classes, whose ids follow their sorted order.
             classes: number of classes; by default the number of names, or the largest id plus 1.
             names: names of the classes, in the order of their ids.
 

@@ -1,6 +1,7 @@
 """Conditions: what a model is told about each image, such as its class, a vector or the tokens of a caption.
 
-The conditions of B images are a *condition tree*: an array with B rows, or a dict of such arrays (possibly nested).
+The conditions of B images are a *condition tree*: an array with B rows, or a (nested) dict, list or tuple of such
+arrays. Lists become tuples. An array has a path, such as ``0/tokens`` in ``[{"tokens": tokens_BL}, size_B]``.
 `ConditionSpec` holds what is static about it. Each array has a *null* row, which stands for "no condition": the number
 of classes for class ids, which is one more than the largest id, and zeros for everything else. Training replaces the
 condition of some images by the null row, so that one network is conditional and unconditional, as guidance needs
@@ -9,13 +10,12 @@ condition of some images by the null row, so that one network is conditional and
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
 
+from ensdiff.models.trees import flatten, unflatten
 from ensdiff.settings import check_fields
-from ensdiff.typing import unmasked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +71,7 @@ class ConditionSpec:
         """Return the specification of a condition tree.
 
         Args:
-            tree: an array with one row per item, or a (nested) dict of such arrays.
+            tree: an array with one row per item, or a (nested) dict, list or tuple of such arrays.
             classes: number of classes of every integer array of shape (N,); by default the number of names, or the
                 largest id plus 1.
             names: names of the classes.
@@ -92,7 +92,7 @@ class ConditionSpec:
             else:
                 leaves.append(Leaf(path, array.shape[1:], "float32"))
         if not leaves:
-            raise ValueError("the condition is empty: expected an array with one row per image, or a dict of arrays")
+            raise ValueError("the condition is empty: expected an array with one row per image, or a tree of them")
         return cls(tuple(leaves))
 
     def check(self, tree: Any, count: int, *, null: bool = True) -> Any:
@@ -106,8 +106,8 @@ class ConditionSpec:
         Raises:
             ValueError: arrays are missing or unknown, a shape or a class is wrong, or a number is not finite.
         """
-        given = flatten(tree)
         known = {leaf.path: leaf for leaf in self.leaves}
+        given = flatten(tree, known)
         if set(given) != set(known):
             words = [", ".join(map(repr, sorted(paths))) or "none" for paths in (given, known)]
             raise ValueError(f"the condition has the arrays {words[0]}: expected {words[1]}")
@@ -201,36 +201,6 @@ def network_condition(taken: ConditionSpec | None, cond: Any, count: int) -> Any
         given = f"an array of {dtype} and shape {shape}" if shape is not None else f"{type(cond).__name__}"
         raise ValueError(f"the condition is {given}: expected {leaf.dtype} of shape {(count, *leaf.shape)}")
     return cond
-
-
-def flatten(tree: Any, path: str = "") -> dict[str, np.ndarray]:
-    """Return the arrays of a condition tree by their paths.
-
-    Raises:
-        ValueError: a key is not a string without ``/``.
-    """
-    if not isinstance(tree, Mapping):
-        return {path: np.asarray(unmasked(tree, "the condition"))}
-    found: dict[str, np.ndarray] = {}
-    for key, value in tree.items():
-        if not isinstance(key, str) or not key or "/" in key:
-            raise ValueError(f"the condition has the key {key!r}: expected text without '/'")
-        found |= flatten(value, f"{path}/{key}" if path else key)
-    return found
-
-
-def unflatten(arrays: Mapping[str, Any]) -> Any:
-    """Return the condition tree whose arrays have the given paths: the inverse of `flatten`."""
-    if set(arrays) == {""}:
-        return arrays[""]
-    tree: dict[str, Any] = {}
-    for path, array in arrays.items():
-        *above, last = path.split("/")
-        here = tree
-        for key in above:
-            here = here.setdefault(key, {})
-        here[last] = array
-    return tree
 
 
 def _checked(leaf: Leaf, array: np.ndarray, count: int, null: bool) -> np.ndarray:
