@@ -70,6 +70,7 @@ def _words(hint: Any) -> str:
         float: "a finite number",
         bool: "True or False",
         str: "a string",
+        bytes: "bytes",
         Callable: "a function",
     }
     return words[hint]

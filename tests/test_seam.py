@@ -57,7 +57,7 @@ def latents(items=6):
     rng = np.random.default_rng(0)
     cond = {"kind": np.arange(items) % 3, "more": rng.normal(size=(items, 2)).astype(np.float32)}
     z = rng.normal(size=(items, 4, 4, 3)).astype(np.float16)
-    return ensdiff.data.arrays(z, condition=cond, classes=3, space=LATENTS)
+    return ensdiff.data.arrays(z, condition=cond, classes=3, null={"more": [0.5, -1.0]}, space=LATENTS)
 
 
 def case_of(name):
@@ -235,8 +235,10 @@ def test_a_condition_that_is_always_dropped_changes_nothing(case):
     if case.data.condition is None:
         return
     other = dataclasses.replace(case.data, condition=jax.tree.map(lambda rows: rows[::-1].copy(), case.data.condition))
-    one, two = (
-        ensdiff.train(data, CODE, case.model, schedule=case.schedule, condition_dropout=1.0, **FIELDS)
-        for data in (case.data, other)
+    nothing = dataclasses.replace(case.data, condition=case.data.condition_spec.null(case.data.items))
+    one, two, none = (
+        ensdiff.train(data, CODE, case.model, schedule=case.schedule, condition_dropout=dropout, **FIELDS)
+        for data, dropout in ((case.data, 1.0), (other, 1.0), (nothing, 0.0))
     )
     assert [bits(one.params, k) for k in range(4)] == [bits(two.params, k) for k in range(4)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), one.params, none.params)

@@ -29,6 +29,8 @@ def from_images(
     condition: Any = None,
     classes: int | None = None,
     class_names: Sequence[str] | None = None,
+    null: Any = None,
+    condition_encoder: str | None = None,
     space: Space | None = None,
 ) -> Dataset:
     """Check images or latents and return them as a `Dataset`. Every reader ends with this function.
@@ -46,6 +48,8 @@ def from_images(
         condition: what a model is told about each item, as in `Dataset.with_condition`; None for no condition.
         classes: number of classes of a condition.
         class_names: names of the classes of a condition.
+        null: the null row of a condition that is not a class, as in `Dataset.with_condition`.
+        condition_encoder: what made the rows of a condition, such as a text encoder.
         space: None or `Pixels` for pixels; `Latents`, with their mean and scale, for latents.
 
     Raises:
@@ -82,7 +86,7 @@ def from_images(
         check_distinct(unit_names, "units")
     if labels is not None:
         labels = categories(labels, len(images), "label")
-    tree, spec = conditions(condition, len(images), classes, class_names)
+    tree, spec = conditions(condition, len(images), classes, class_names, null, condition_encoder)
     return Dataset(images, unit_of_item, unit_names, name, labels, tree, spec, space)
 
 

@@ -19,7 +19,14 @@ class Conditions(NamedTuple):
     spec: ConditionSpec | None
 
 
-def conditions(given: Any, items: int, classes: int | None = None, names: Sequence[str] | None = None) -> Conditions:
+def conditions(
+    given: Any,
+    items: int,
+    classes: int | None = None,
+    names: Sequence[str] | None = None,
+    null: Any = None,
+    encoder: str | None = None,
+) -> Conditions:
     """Return the conditions of a data set, checked and with the dtypes of their specification.
 
     Arrays that have these dtypes, such as memory maps of int32 or float32, are not copied.
@@ -30,19 +37,23 @@ def conditions(given: Any, items: int, classes: int | None = None, names: Sequen
         items: number of items.
         classes: number of classes of arrays of class ids; by default the number of names, or the largest id plus 1.
         names: names of the classes, in the order of their ids.
+        null: the null rows of arrays that are not class ids (`ConditionSpec.with_null`); by default zeros.
+        encoder: what made the rows and null rows, such as a text encoder and its digest. It needs ``null``.
 
     Raises:
         ValueError: an array has the wrong number of rows, an id is outside of the classes, a text is missing or no
-            name of a class, or a number is not finite.
+            name of a class, a number is not finite, or a null row does not fit.
 
     >>> tree, spec = conditions({"colour": ["red", "blue", "red"], "size": [[1.0], [2.5], [3.0]]}, 3)
     >>> tree["colour"].tolist(), [leaf.names for leaf in spec.leaves]
     ([1, 0, 1], [('blue', 'red'), None])
     """
     if given is None:
-        if classes is not None or names is not None:
-            raise ValueError("classes of a condition, but no condition: give the condition too")
+        if classes is not None or names is not None or null is not None or encoder is not None:
+            raise ValueError("classes or null row of a condition, but no condition: give the condition too")
         return Conditions(None, None)
+    if encoder is not None and null is None:
+        raise ValueError(f"encoder={encoder!r} without null=: give also the row that it makes of no condition")
     arrays, leaves = {}, []
     for path, array in sorted(flatten(given).items()):
         label = f"condition {path!r}" if path else "the condition"
@@ -60,7 +71,8 @@ def conditions(given: Any, items: int, classes: int | None = None, names: Sequen
             spec.check(unflatten({path: part}), len(part), null=False)
         arrays[path] = array.astype(spec.leaves[0].dtype, copy=False)
         leaves.append(spec.leaves[0])
-    return Conditions(unflatten(arrays), ConditionSpec(tuple(leaves)))
+    whole = ConditionSpec(tuple(leaves))
+    return Conditions(unflatten(arrays), whole if null is None else whole.with_null(null, encoder))
 
 
 def _class_ids(array: np.ndarray, items: int, names: tuple[str, ...] | None) -> tuple[np.ndarray, tuple[str, ...]]:

@@ -148,7 +148,13 @@ class Dataset:
         return unflatten({path: array[items] for path, array in flatten(self.condition).items()})
 
     def with_condition(
-        self, condition: Any, classes: int | None = None, names: Sequence[str] | None = None
+        self,
+        condition: Any,
+        classes: int | None = None,
+        names: Sequence[str] | None = None,
+        *,
+        null: Any = None,
+        encoder: str | None = None,
     ) -> "Dataset":
         """Return the same items with another condition.
 
@@ -158,16 +164,19 @@ class Dataset:
                 labels, are the names of classes, whose ids follow their sorted order.
             classes: number of classes; by default the number of names, or the largest id plus 1.
             names: names of the classes, in the order of their ids.
+            null: what stands for no condition, for vectors and tokens: one row, such as the embedding of the empty
+                prompt, in a tree like that of the condition. By default zeros.
+            encoder: what made the rows and ``null``, such as a text encoder and its digest.
 
         Raises:
             ValueError: an array has the wrong number of rows, an id is outside of the classes, a text is missing or no
-                name of a class, or a number is not finite.
+                name of a class, a number is not finite, or a null row does not fit.
 
         >>> data = ensdiff.data.arrays(np.zeros((3, 8, 8), np.uint8)).with_condition(["cat", "dog", "cat"])
         >>> data.condition.tolist(), data.condition_spec.leaves[0].names
         ([0, 1, 0], ('cat', 'dog'))
         """
-        tree, spec = conditions(condition, self.items, classes, names)
+        tree, spec = conditions(condition, self.items, classes, names, null, encoder)
         other = dataclasses.replace(self, condition=tree, condition_spec=spec)
         for name in ("_sha256_alone", "_is_absent"):
             if name in self.__dict__:

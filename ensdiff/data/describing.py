@@ -37,7 +37,7 @@ def incomparable(manifest: Manifest, given: Manifest) -> str | None:
     if manifest.condition != given.condition:
         return (
             "the data have another kind of condition than those that the run was trained on: expected the same arrays, "
-            "number of classes and names of classes"
+            "number of classes, names of classes, null rows and encoder"
         )
     return None
 

@@ -21,11 +21,10 @@ from ensdiff.data.dataset import Dataset
 from ensdiff.data.huggingface import huggingface
 from ensdiff.data.pictures import folder
 from ensdiff.data.prepared import tfds
-from ensdiff.data.stored import condition_arrays, latents, latents_space
+from ensdiff.data.stored import latents, latents_space, read_condition
 from ensdiff.data.webdataset import webdataset
 from ensdiff.files.npy import most_bytes, npz_names, read_npz
 from ensdiff.files.reading import existing_file, open_regular
-from ensdiff.models.condition import unflatten
 from ensdiff.models.space import Space
 from ensdiff.settings import check_value
 
@@ -43,6 +42,7 @@ def arrays(
     condition: Any = None,
     classes: int | None = None,
     class_names: Sequence[str] | None = None,
+    null: Any = None,
     space: Space | None = None,
 ) -> Dataset:
     """Return a data set of images or latents in memory, or in a memory map, with their conditions. See `from_images`.
@@ -55,7 +55,7 @@ def arrays(
     """
     return from_images(
         images, groups, name=name, labels=labels, condition=condition, classes=classes, class_names=class_names,
-        space=space,
+        null=null, space=space,
     )  # fmt: skip
 
 
@@ -104,7 +104,7 @@ def npz(
         latents: name of the array of latents, instead of ``images``.
         condition: name of the array of conditions, or of arrays ``name/path``, one for each path of a condition tree.
             By default ``"condition"``, if the file has such arrays. Names of classes are read from an array
-            ``class_names``, if there is one.
+            ``class_names``, if there is one; `ensdiff.data.stored` lists what else is read.
 
     >>> np.savez("sketches.npz", images=np.zeros((4, 8, 8, 3), np.uint8), artists=["ada", "ada", "bob", "eve"])
     >>> npz("sketches.npz", groups="artists")
@@ -119,18 +119,15 @@ def npz(
     there = npz_names(path)
     if images is None and latents is None:
         images, latents = (None, "latents") if "latents" in there and "images" not in there else ("images", None)
-    paths = condition_arrays(there, condition)
-    known = (["mean", "scale", "encoder"] if latents is not None else []) + (["class_names"] if paths else [])
-    about = [name for name in known if name in there]
-    file = read_npz(path, [name for name in (images, latents, groups, labels, *paths, *about) if name is not None])
+    about = [name for name in ("mean", "scale", "encoder") if latents is not None and name in there]
+    file = read_npz(path, [name for name in (images, latents, groups, labels, *about) if name is not None])
     return from_images(
         file[str(images or latents)],
         file[groups] if groups else None,
         name=path.stem,
         labels=file[labels] if labels else None,
-        condition=unflatten({place: file[name] for name, place in paths.items()}) if paths else None,
-        class_names=file["class_names"].tolist() if "class_names" in about else None,
         space=None if latents is None else latents_space(file),
+        **read_condition(path, there, condition),
     )
 
 

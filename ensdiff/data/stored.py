@@ -4,11 +4,17 @@ A file of latents has the arrays ``latents`` (N, H, W, C), ``mean`` and ``scale`
 the text ``encoder``. It may have ``condition`` or ``condition/<path>``, ``class_names``, and ``labels``, ``groups`` and
 ``names``, one per item. `experiments.encode` writes such files, with the ``deviation`` of each latent if it is known,
 and with ``decoder``, the path of the decoder from the folder of the file.
+
+A condition that a text encoder made also has ``condition_null`` (or ``condition_null/<path>``), the row of no
+condition; ``condition_encoder``, the text that identifies the encoder; and ``condition_rows``, the row of each item,
+because equal captions share one. `experiments.encode` also writes the ``captions`` of the items, and ``text``, the path
+of the encoder.
 """
 
 import os
 import pathlib
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -61,21 +67,62 @@ def latents(
     else:
         there = npz_names(path)
         labels = "labels" if labels is None and "labels" in there else labels
-        about = [name for name in ("mean", "scale", "encoder", "class_names", "names") if name in there]
+        about = [name for name in ("mean", "scale", "encoder", "names") if name in there]
         file = read_npz(path, [name for name in (groups, labels, *about) if name is not None])
         values = map_npz(path, "latents")
     given = {name: np.array(value) for name, value in (("mean", mean), ("scale", scale)) if value is not None}
-    paths = condition_arrays(there, condition)
     return from_images(
         values,
         file[groups] if groups is not None else None,
         name=path.stem,
         labels=file[labels] if labels is not None else None,
         names=file["names"].tolist() if "names" in file and groups is None else None,
-        condition=unflatten({place: map_npz(path, name) for name, place in paths.items()}) if paths else None,
-        class_names=file["class_names"].tolist() if paths and "class_names" in file else None,
         space=latents_space({**file, **given}),
+        **read_condition(path, there, condition, mapped=True),
     )
+
+
+def read_condition(
+    path: str | os.PathLike, names: Collection[str], condition: str | None = None, *, mapped: bool = False
+) -> dict[str, Any]:
+    """Return what an ``.npz`` file knows about the conditions of its items, as arguments of `from_images`.
+
+    Args:
+        path: the file.
+        names: names of all arrays in the file.
+        condition: the name of the array of conditions, as in `condition_arrays`.
+        mapped: map the conditions into memory.
+
+    Raises:
+        ValueError: an array is missing, or ``condition_rows`` are no rows of the conditions.
+    """
+    paths = condition_arrays(names, condition)
+    if not paths:
+        return {}
+    stem = "condition" if condition is None else condition
+    nulls = {name: name.removeprefix(f"{stem}_null").removeprefix("/") for name in names
+             if name == f"{stem}_null" or name.startswith(f"{stem}_null/")}  # fmt: skip
+    known = [name for name in (f"{stem}_rows", f"{stem}_encoder", "class_names") if name in names]
+    file = read_npz(path, [*nulls, *known, *(() if mapped else paths)])
+    arrays = {place: map_npz(path, name) if mapped else file[name] for name, place in paths.items()}
+    if f"{stem}_rows" in file:
+        rows = file[f"{stem}_rows"]
+        arrays = {place: _expanded(array, rows, stem) for place, array in arrays.items()}
+    found: dict[str, Any] = {"condition": unflatten(arrays)}
+    if nulls:
+        found["null"] = unflatten({place: file[name] for name, place in nulls.items()})
+    if f"{stem}_encoder" in file:
+        found["condition_encoder"] = str(file[f"{stem}_encoder"])
+    if "class_names" in file:
+        found["class_names"] = file["class_names"].tolist()
+    return found
+
+
+def _expanded(array: np.ndarray, rows: np.ndarray, stem: str) -> np.ndarray:
+    """Return the rows of items, of which equal ones are stored once."""
+    if rows.dtype.kind not in "iu" or rows.ndim != 1 or not len(rows) or rows.min() < 0 or rows.max() >= len(array):
+        raise ValueError(f"{stem}_rows has dtype {rows.dtype} and shape {rows.shape}: expected rows of {len(array)}")
+    return array[rows]
 
 
 def condition_arrays(names: Collection[str], condition: str | None = None) -> dict[str, str]:

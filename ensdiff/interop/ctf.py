@@ -8,7 +8,8 @@ A file is an uncompressed tar of
 - ``training_set.png`` (one file), or ``train_{i}_{count}.png`` for each unit of ``count`` images;
 - ``leave_{i}_out.png``: the samples' exact counterfactuals (4) without unit i, counted from 1;
 - ``conditions.json``, which other readers ignore, if the members are conditional: the ``captions`` of the samples,
-  their ``guidance``, and their ``conditions``, the rows of each array of the condition tree by its path.
+  their ``guidance``, their ``conditions``, the rows of each array of the condition tree by its path, and ``null``, the
+  row of each that stands for no condition.
 
 Every PNG is a grid of 8-bit tiles, read row by row. Files written here hold the SHA-256 of each part in its extended
 header (POSIX pax, which other readers ignore), and a part that does not match is rejected.
@@ -177,7 +178,11 @@ def _fixed_parts(params: Ensemble, samples: Samples, data: Dataset, view: Callab
     parts = {"config.json": (json.dumps(config, indent=1) + "\n").encode(), "factual.png": _picture(generated)}
     if params.condition is not None:
         rows = {path: array.tolist() for path, array in flatten(samples.cond).items()}
-        told = {"captions": captions_of(params, samples.cond), "guidance": samples.guidance, "conditions": rows}
+        null = {path: array[0].tolist() for path, array in flatten(params.condition.null(1)).items()}
+        told = {
+            "captions": captions_of(params, samples.cond), "guidance": samples.guidance, "conditions": rows,
+            "null": null,
+        }  # fmt: skip
         parts[CONDITIONS] = (json.dumps(told, indent=1) + "\n").encode()
     if single:
         return parts | {"training_set.png": _picture(view(data.images[np.argsort(data.unit_of_item)]))}

@@ -100,7 +100,7 @@ class Universe:
 
     @property
     def conditions(self) -> dict[str, Any] | None:
-        """The conditions of the samples: ``captions`` (texts), ``guidance`` and ``conditions`` (rows); None without."""
+        """The samples' ``captions``, ``guidance``, ``conditions`` and ``null`` (rows); None if unconditional."""
         if CONDITIONS not in self._members:
             return None
         told = self._json(CONDITIONS)

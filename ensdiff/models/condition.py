@@ -3,9 +3,10 @@
 The conditions of B images are a *condition tree*: an array with B rows, or a (nested) dict, list or tuple of such
 arrays. Lists become tuples. An array has a path, such as ``0/tokens`` in ``[{"tokens": tokens_BL}, size_B]``.
 `ConditionSpec` holds what is static about it. Each array has a *null* row, which stands for "no condition": the number
-of classes for class ids, which is one more than the largest id, and zeros for everything else. Training replaces the
-condition of some images by the null row, so that one network is conditional and unconditional, as guidance needs
-(Ho & Salimans 2022, arXiv 2207.12598).
+of classes for class ids, which is one more than the largest id. For everything else it is zeros, unless the
+specification has another row, such as the embedding of the empty prompt. Training replaces the condition of some images
+by the null row, so that one network is conditional and unconditional, as guidance needs (Ho & Salimans 2022, arXiv
+2207.12598).
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ensdiff.models import null as null_rows
 from ensdiff.models.trees import flatten, unflatten
 from ensdiff.settings import check_fields
 
@@ -28,6 +30,8 @@ class Leaf:
         dtype: the dtype that networks receive.
         classes: number of classes, for integers of shape ``()``; None for other arrays.
         names: names of the classes, in the order of their ids; None if they have none.
+        null_bytes: the numbers of the null row (`ConditionSpec.with_null`); None for the default.
+        encoder: what made the rows, such as a text encoder and its digest; None if it is not known.
     """
 
     path: str = ""
@@ -35,6 +39,8 @@ class Leaf:
     dtype: Literal["int32", "float32"] = "int32"
     classes: int | None = None
     names: tuple[str, ...] | None = None
+    null_bytes: bytes | None = dataclasses.field(default=None, repr=False)
+    encoder: str | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -45,10 +51,17 @@ class Leaf:
             raise ValueError(f"{label} has {self.classes} classes: expected at least 1")
         if self.names is not None and (len(self.names) != self.classes or len(set(self.names)) < len(self.names)):
             raise ValueError(f"{label}: {len(self.names)} names for {self.classes} classes: expected distinct names")
+        if self.null_bytes is not None:
+            if self.classes is not None:
+                raise ValueError(f"{label}: a null row for classes, whose null row is their number: leave it out")
+            row = null_rows.unpack(self.null_bytes, self.shape, self.dtype)
+            object.__setattr__(self, "null_bytes", null_rows.pack(row))
 
     @property
     def null(self) -> np.ndarray:
         """The row that stands for no condition."""
+        if self.null_bytes is not None:
+            return null_rows.unpack(self.null_bytes, self.shape, self.dtype)
         return np.full(self.shape, 0 if self.classes is None else self.classes, self.dtype)
 
 
@@ -113,6 +126,33 @@ class ConditionSpec:
             raise ValueError(f"the condition has the arrays {words[0]}: expected {words[1]}")
         return unflatten({path: _checked(known[path], given[path], count, null) for path in given})
 
+    def with_null(self, tree: Any, encoder: str | None = None) -> "ConditionSpec":
+        """Return the specification with other null rows, for arrays that are not class ids.
+
+        Args:
+            tree: the null row of each such array, in a tree like that of the conditions. Arrays that it lacks keep
+                theirs.
+            encoder: what made the rows of these arrays, such as a text encoder and its digest.
+
+        Raises:
+            ValueError: an array is unknown or of class ids, or a row has the wrong shape, or a number is not finite.
+
+        >>> spec = ConditionSpec.of(np.ones((4, 2))).with_null([0.5, -1.0])
+        >>> spec.null(1).tolist()
+        [[0.5, -1.0]]
+        """
+        given = flatten(tree, [leaf.path for leaf in self.leaves])
+        for path in sorted(set(given) - {leaf.path for leaf in self.leaves if leaf.classes is None}):
+            known = ", ".join(repr(leaf.path) for leaf in self.leaves if leaf.classes is None) or "none"
+            raise ValueError(f"a null row for the condition {path!r}: expected some of the arrays {known}")
+        return ConditionSpec(tuple(
+            dataclasses.replace(
+                leaf, encoder=encoder, null_bytes=null_rows.pack(_checked(leaf, given[leaf.path], 1, True)[0])
+            )
+            if leaf.path in given else leaf
+            for leaf in self.leaves
+        ))  # fmt: skip
+
     def null(self, count: int) -> Any:
         """Return ``count`` rows that stand for no condition."""
         return unflatten({leaf.path: np.repeat(leaf.null[None], count, axis=0) for leaf in self.leaves})
@@ -142,7 +182,7 @@ class ConditionSpec:
 
     def to_dict(self) -> list[dict[str, Any]]:
         """Return the specification as JSON-able values, for `from_dict`."""
-        return [dataclasses.asdict(leaf) for leaf in self.leaves]
+        return [_described(leaf) for leaf in self.leaves]
 
     @classmethod
     def from_dict(cls, text: Any) -> "ConditionSpec":
@@ -155,7 +195,9 @@ class ConditionSpec:
             rows: list[dict[str, Any]] = [
                 {name: tuple(v) if isinstance(v, list) else v for name, v in leaf.items()} for leaf in text
             ]
-            return cls(tuple(Leaf(**row) for row in rows))
+            texts = [row.pop("null", None) for row in rows]
+            nulls = [None if text is None else null_rows.from_text(text) for text in texts]
+            return cls(tuple(Leaf(**row, null_bytes=null) for row, null in zip(rows, nulls, strict=True)))
         except (AttributeError, TypeError) as error:
             raise ValueError(f"condition={text!r}: expected a list of the fields of its arrays") from error
 
@@ -203,14 +245,21 @@ def network_condition(taken: ConditionSpec | None, cond: Any, count: int) -> Any
     return cond
 
 
+def _described(leaf: Leaf) -> dict[str, Any]:
+    """Return the fields of a leaf as JSON-able values: those that older versions did not know only if they are set."""
+    values = dataclasses.asdict(leaf)
+    null_bytes, encoder = values.pop("null_bytes"), values.pop("encoder")
+    values |= {} if null_bytes is None else {"null": null_rows.to_text(null_bytes)}
+    return values | ({} if encoder is None else {"encoder": encoder})
+
+
 def _checked(leaf: Leaf, array: np.ndarray, count: int, null: bool) -> np.ndarray:
     label = f"condition {leaf.path!r}" if leaf.path else "the condition"
     if array.dtype.kind in "US" and leaf.names is not None:
         array = np.array([_id_of(leaf, str(name), label) for name in array.reshape(-1)]).reshape(array.shape)
     elif array.dtype.kind in "US":
-        raise ValueError(
-            f"{label} is text, but {'the classes have no names' if leaf.classes else 'no class'}: give numbers"
-        )
+        fix = "give numbers" if leaf.encoder is None else f"give what its encoder makes of the text ({leaf.encoder})"
+        raise ValueError(f"{label} is text, but {'the classes have no names' if leaf.classes else 'no class'}: {fix}")
     if array.shape == leaf.shape:
         array = array[None]
     if array.shape[1:] != leaf.shape or len(array) not in (1, count):

@@ -158,10 +158,10 @@ def _dropped(problem: Problem, cond_B: Any, keys_B: Array) -> Any:
         keys_B
     )
 
-    def replaced(some_B, null_B):
-        return jnp.where(dropped_B.reshape(-1, *[1] * (some_B.ndim - 1)), null_B, some_B)
+    def replaced(some_B, null):
+        return jnp.where(dropped_B.reshape(-1, *[1] * (some_B.ndim - 1)), null, some_B)
 
-    return jax.tree.map(replaced, cond_B, problem.condition.null(len(keys_B)))
+    return jax.tree.map(replaced, cond_B, problem.condition.null(1))
 
 
 def member_update(

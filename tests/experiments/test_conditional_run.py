@@ -162,6 +162,7 @@ def test_convert(go, trained, tmp_path):
     go("convert", "ctf", *SAMPLES, f"--to={tmp_path / 'x.ctf'}")
     with ctf.read(tmp_path / "x.ctf") as universe:
         assert universe.conditions["captions"] == NAMES
+        assert universe.conditions["null"] == {"": 3}
         assert (universe.count, universe.image_shape, universe.units) == (3, (8, 8, 1), 4)
     wrong = go("convert", "diffusers", f"--to={tmp_path / 'shards'}", fails=True)
     assert "downsample='pool' has no counterpart in UNet2DModel" in wrong
