@@ -4,9 +4,10 @@ from ensdiff.interop import ctf, diffusers, genens
 from ensdiff.interop.inception import inception
 from ensdiff.interop.matrices import read_code
 from ensdiff.interop.tensors import channels_last
+from ensdiff.interop.text import text_encoder
 from ensdiff.interop.vae import vae
 
 SAMPLERS = {"genens": genens.SAMPLER, "diffusers": diffusers.SAMPLER}
 """The samplers of the reference implementations, by name."""
 
-__all__ = ["SAMPLERS", "channels_last", "ctf", "diffusers", "genens", "inception", "read_code", "vae"]
+__all__ = ["SAMPLERS", "channels_last", "ctf", "diffusers", "genens", "inception", "read_code", "text_encoder", "vae"]

@@ -121,6 +121,7 @@ SCHEDULER: dict[str, Option] = {
     "_class_name": _fixed(
         "variance preserving noise levels", "DDPMScheduler", "DDIMScheduler", "EulerDiscreteScheduler",
         "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler", "DPMSolverMultistepScheduler",
+        "PNDMScheduler", "LMSDiscreteScheduler",
     ),
     **_METADATA,
     "num_train_timesteps": _honoured("T"),
