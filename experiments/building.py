@@ -198,8 +198,8 @@ def settings(config: ConfigDict, channels: int, condition: Any = None, /, **mode
     Args:
         config: the config. ``model.kind`` is ``"unet"`` (the default) or ``"dit"``.
         channels: number of channels of the images.
-        condition: `ConditionSpec` of the data, from which the network gets its number of classes or the width of its
-            vectors, unless the config sets them; None for data without conditions.
+        condition: `ConditionSpec` of the data, from which the network gets its number of classes, the width of its
+            vectors, or the number and width of its tokens, unless the config sets them; None for data without them.
         **model_fields: fields that override those of the config's ``model`` section.
     """
     import ensdiff
@@ -214,6 +214,9 @@ def settings(config: ConfigDict, channels: int, condition: Any = None, /, **mode
         values.setdefault("classes", leaf.classes)
     elif leaf is not None and len(leaf.shape) == 1:
         values.setdefault("condition_width", leaf.shape[0])
+    elif leaf is not None and len(leaf.shape) == 2 and kind == "unet":
+        values.setdefault("context_length", leaf.shape[0])
+        values.setdefault("context_width", leaf.shape[1])
     model = build(KINDS[kind], "model", values)
     schedule = build(ensdiff.Schedule, "schedule", section(config, "schedule"))
     return model, schedule, build(ensdiff.TrainConfig, "train", section(config, "train"))
@@ -225,13 +228,14 @@ def stated_condition(config: ConfigDict) -> dict[str, Any]:
     Raises:
         ValueError: the data have a condition of which neither ``aot`` nor ``model`` states the size.
     """
-    names = ("classes", "condition_width")
+    names = ("classes", "condition_width", "context_width", "context_length")
     found = {name: value for name, value in section(config, "aot").items() if name in names}
     named = section(config, "data").get("condition")
     if named and not found and not any(name in section(config, "model") for name in names):
         raise ValueError(
             f"config.data.condition={named!r}, but the number of classes is not known without the data: pass "
-            "--config.model.classes=10 (or --config.model.condition_width=..., for vectors)"
+            "--config.model.classes=10 (or --config.model.condition_width=..., for vectors, or context_width and "
+            "context_length, for tokens)"
         )
     return found
 

@@ -1,19 +1,24 @@
-"""Which class of diffusers a network belongs to, and the module that converts it: `unet2d` or `dit`."""
+"""Which class of diffusers a network belongs to, and the module that converts it.
+
+`unet2d` converts `UNet2DModel`, `unet_condition` converts `UNet2DConditionModel`, and `dit` converts
+`DiTTransformer2DModel`.
+"""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from ensdiff.ensemble.ensemble import Ensemble
-from ensdiff.interop import dit, unet2d
-from ensdiff.interop.tensors import Naming
+from ensdiff.interop import dit, unet2d, unet_condition
+from ensdiff.interop.tensors import Naming, names
 from ensdiff.models.denoiser import name_of
 from ensdiff.models.dit import DiTConfig
 from ensdiff.models.unet import UNetConfig
 
-CLASSES = ("UNet2DModel", "DiTTransformer2DModel")
+CLASSES = ("UNet2DModel", "DiTTransformer2DModel", "UNet2DConditionModel")
 Network = UNetConfig | DiTConfig
 
 
@@ -35,19 +40,42 @@ def read_config(config: Mapping[str, Any], source: str = "the config") -> Networ
     name = config.get("_class_name", CLASSES[0])
     if name not in CLASSES:
         raise ValueError(f"{source}: _class_name={name!r} is not supported: expected {' or '.join(map(repr, CLASSES))}")
-    return dit.dit_config(config, source) if name == CLASSES[1] else unet2d.unet_config(config, source)
+    if name == CLASSES[1]:
+        return dit.dit_config(config, source)
+    return (unet2d if name == CLASSES[0] else unet_condition).unet_config(config, source)
 
 
 def part_of(model: Any) -> Any:
     """Return the module that converts a network."""
-    if isinstance(model, UNetConfig | DiTConfig):
-        return dit if isinstance(model, DiTConfig) else unet2d
+    if isinstance(model, DiTConfig):
+        return dit
+    if isinstance(model, UNetConfig):
+        return unet2d if model.context_width is None else unet_condition
     raise ValueError(f"{name_of(model)} has no counterpart in diffusers: expected a UNetConfig or a DiTConfig")
 
 
 def naming(model: Network) -> Naming:
     """Return the names of a network's tensors."""
-    return dit.tensor_names if isinstance(model, DiTConfig) else unet2d.style(model)
+    return dit.tensor_names if isinstance(model, DiTConfig) else part_of(model).style(model)
+
+
+def names_of(model: Network) -> dict[str, str]:
+    """Return the name of the torch module of each kernel of a network, by the kernel's path in a member's parameters.
+
+    Files of low-rank adapters name modules this way.
+
+    Raises:
+        ValueError: no class of diffusers can represent the network.
+
+    >>> names_of(UNetConfig(channels=4, multipliers=(1,), norm_groups=2))["down0_block0/conv1/kernel"]
+    'down_blocks.0.resnets.0.conv1'
+    """
+    table = naming(model)
+    params = jax.eval_shape(model.init, jax.eval_shape(lambda: jax.random.key(0)))
+    found = {"/".join(path): name.rpartition(".")[0] for name, path in names(table, params).items()}
+    return {
+        path: name for path, name in found.items() if path.endswith("/kernel") and not path.startswith("condition/")
+    }
 
 
 def completed(model: Network, states: Sequence[Mapping[str, np.ndarray]], classes: int | None) -> Network:

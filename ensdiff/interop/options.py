@@ -87,6 +87,56 @@ UNET: dict[str, Option] = {
 }  # fmt: skip
 """``config.json``: arguments of diffusers' `UNet2DModel`."""
 
+CONDITION_UNET: dict[str, Option] = {
+    "_class_name": _fixed("the network's class", "UNet2DConditionModel"),
+    **_METADATA,
+    **{name: UNET[name] for name in (
+        "sample_size", "in_channels", "out_channels", "center_input_sample", "flip_sin_to_cos", "freq_shift",
+    )},
+    "down_block_types": _honoured("DownBlock2D or CrossAttnDownBlock2D, one per level"),
+    "mid_block_type": _fixed("the middle block, with cross-attention", "UNetMidBlock2DCrossAttn"),
+    "up_block_types": _honoured("UpBlock2D or CrossAttnUpBlock2D, one per level"),
+    "only_cross_attention": _fixed("self-attention in each block", False),
+    **{name: UNET[name] for name in (
+        "block_out_channels", "layers_per_block", "downsample_padding", "mid_block_scale_factor", "dropout", "act_fn",
+        "norm_num_groups", "norm_eps",
+    )},
+    "cross_attention_dim": _honoured("width of the tokens; a list holds one number for all levels"),
+    "transformer_layers_per_block": _honoured("blocks of each transformer: a number, or a list with one per level"),
+    "reverse_transformer_layers_per_block": _fixed("as many on the way up as on the way down", None),
+    "encoder_hid_dim": _fixed("tokens as they are", None),
+    "encoder_hid_dim_type": _fixed("tokens as they are", None),
+    "attention_head_dim": _honoured("the *number* of attention heads, in spite of its name; a list has one per level"),
+    "num_attention_heads": _fixed("heads by attention_head_dim", None),
+    "dual_cross_attention": _fixed("one text encoder", False),
+    "use_linear_projection": _honoured("dense layers around transformers instead of 1x1 convolutions", False, True),
+    "class_embed_type": _fixed("no class beside the tokens", None),
+    "addition_embed_type": _fixed("nothing is added to the time embedding (Stable Diffusion XL adds text_time)", None),
+    "addition_time_embed_dim": _fixed("as addition_embed_type", None),
+    "num_class_embeds": _fixed("no class beside the tokens", None),
+    "upcast_attention": _irrelevant("attention weights are float32 here"),
+    "resnet_time_scale_shift": UNET["resnet_time_scale_shift"],
+    "resnet_skip_time_act": _fixed("swish before the time embedding's dense layer", False),
+    "resnet_out_scale_factor": _fixed("no scaling of blocks", 1),
+    "time_embedding_type": UNET["time_embedding_type"],
+    "time_embedding_dim": UNET["time_embedding_dim"],
+    "time_embedding_act_fn": _fixed("no other activation", None),
+    "timestep_post_act": _fixed("no other activation", None),
+    "time_cond_proj_dim": _fixed("no embedding of the guidance scale", None),
+    "conv_in_kernel": _fixed("3x3", 3),
+    "conv_out_kernel": _fixed("3x3", 3),
+    "projection_class_embeddings_input_dim": _fixed("as addition_embed_type", None),
+    "attention_type": _fixed("no gated attention to boxes", "default"),
+    "class_embeddings_concat": _fixed("no class beside the tokens", False),
+    "mid_block_only_cross_attention": _fixed("self-attention in each block", None, False),
+    "cross_attention_norm": _fixed("tokens as they are", None),
+    "addition_embed_type_num_heads": _irrelevant("of addition_embed_type only, which is refused"),
+    **{name: UNET[name] for name in (
+        "decay", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup", "inv_gamma", "power",
+    )},
+}  # fmt: skip
+"""``config.json``: arguments of diffusers' `UNet2DConditionModel`."""
+
 DIT: dict[str, Option] = {
     "_class_name": _fixed("the network's class", "DiTTransformer2DModel"),
     **_METADATA,

@@ -32,7 +32,8 @@ _NUMBERS = ("float16", "bfloat16", "float32", "float64", "bool", "uint8", "int8"
 class Style(NamedTuple):
     """Names of the parts of a U-Net.
 
-    Blocks, samplers and attention are functions of ('down'|'middle'|'up', level, index).
+    Blocks, samplers and attention are functions of ('down'|'middle'|'up', level, index). What is inside of a block or
+    attention is found by its path, joined by ``/``.
     """
 
     head: str
@@ -117,7 +118,7 @@ def _real(array: np.ndarray, name: str) -> np.ndarray:
     """Return floats of any size (including bfloat16) as float32."""
     if jnp.issubdtype(array.dtype, jnp.complexfloating):
         raise ValueError(f"{name} is complex ({array.dtype}): expected real numbers")
-    return array.astype(np.float32) if jnp.issubdtype(array.dtype, jnp.floating) else array
+    return array.astype(np.float32, copy=False) if jnp.issubdtype(array.dtype, jnp.floating) else array
 
 
 def _plain(tensor: Any, name: str) -> np.ndarray:
@@ -179,7 +180,7 @@ def names(style: Naming, params: Any) -> dict[str, tuple[str, ...]]:
     }
 
 
-def _module_name(style: Style, module: str, part: str = "") -> str:
+def _module_name(style: Style, module: str, *parts: str) -> str:
     time1, time2 = style.time
     norm, tail = style.tail
     outside = {"head": style.head, "time1": time1, "time2": time2, "tail_norm": norm, "tail": tail}
@@ -195,7 +196,7 @@ def _module_name(style: Style, module: str, part: str = "") -> str:
     attention = rest.endswith("_attention")
     index = int(rest.removesuffix("_attention").removeprefix("block"))
     prefix = (style.attention if attention else style.block)(kind, level, index)
-    return f"{prefix}.{(style.in_attention if attention else style.in_block)[part]}"
+    return f"{prefix}.{(style.in_attention if attention else style.in_block)['/'.join(parts)]}"
 
 
 def convert(tensor: np.ndarray, shape: tuple[int, ...], name: str = "kernel") -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Attention over the pixels of an image: all images at once, one after another, or in a fused kernel."""
+"""Attention over pixels, or from pixels to tokens: all images at once, one after another, or in a fused kernel."""
 
 import contextlib
 import functools
@@ -27,12 +27,12 @@ def resolve_attention(order: AttentionOrder, platform: str | None = None) -> Att
 
 def attend(
     q_BNSD: Float[Array, "B N S D"],
-    k_BNSD: Float[Array, "B N S D"],
-    v_BNSD: Float[Array, "B N S D"],
+    k_BNLD: Float[Array, "B N L D"],
+    v_BNLD: Float[Array, "B N L D"],
     order: AttentionOrder,
     precision: Precision = "default",
 ) -> Float[Array, "B N S D"]:
-    """Return ``softmax(q k^T / sqrt(D)) v`` of N heads over S pixels.
+    """Return ``softmax(q k^T / sqrt(D)) v`` of N heads, from S pixels to L pixels or tokens.
 
     The weights are float32 until they are multiplied by v, and so are the sums of these products. The division by the
     sum of the weights follows.
@@ -56,21 +56,21 @@ def attend(
         return (mixed / e.sum(-1, keepdims=True)).astype(v.dtype)
 
     if order == "batch":
-        return weigh(q_BNSD, k_BNSD, v_BNSD, axes="kd")
+        return weigh(q_BNSD, k_BNLD, v_BNLD, axes="kd")
     if order == "fused":
-        return _fused(q_BNSD, k_BNSD, v_BNSD, precision)
+        return _fused(q_BNSD, k_BNLD, v_BNLD, precision)
     B, N, S, D = q_BNSD.shape
-    # keys and values have their pixels last, so that no product of the backward pass transposes S x S weights
-    k_RDS, v_RDS = (x.swapaxes(2, 3).reshape(B * N, D, S) for x in (k_BNSD, v_BNSD))
+    # keys and values have their pixels last, so that no product of the backward pass transposes S x L weights
+    k_RDL, v_RDL = (x.swapaxes(2, 3).reshape(B * N, D, x.shape[2]) for x in (k_BNLD, v_BNLD))
     keep = jax.checkpoint_policies.save_only_these_names("largest")
     one = jax.checkpoint(lambda qkv: weigh(*qkv, axes="dk"), policy=keep)
-    return jax.lax.map(one, (q_BNSD.reshape(B * N, S, D), k_RDS, v_RDS)).reshape(B, N, S, D)
+    return jax.lax.map(one, (q_BNSD.reshape(B * N, S, D), k_RDL, v_RDL)).reshape(B, N, S, D)
 
 
-def _fused(q_BNSD: Array, k_BNSD: Array, v_BNSD: Array, precision: Precision) -> Array:
+def _fused(q_BNSD: Array, k_BNLD: Array, v_BNLD: Array, precision: Precision) -> Array:
     D = q_BNSD.shape[-1]
     cudnn = jax.default_backend() == "gpu" and q_BNSD.dtype == jnp.bfloat16 and D % 8 == 0 and D <= 128
-    q, k, v = (x.swapaxes(1, 2) for x in (q_BNSD, k_BNSD, v_BNSD))
+    q, k, v = (x.swapaxes(1, 2) for x in (q_BNSD, k_BNLD, v_BNLD))
     with contextlib.ExitStack() as settings:
         settings.enter_context(jax.numpy_dtype_promotion("standard"))  # it promotes bfloat16 to float32 inside
         if precision != "default":

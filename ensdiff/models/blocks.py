@@ -102,22 +102,23 @@ class Conv(nn.Module):
 
 
 class Dense(nn.Module):
-    """A biased linear layer with parameters ``kernel`` (C, D) and ``bias`` (D,), over the last axis of the input."""
+    """A linear layer over the last axis of the input, with parameters ``kernel`` (C, D) and ``bias`` (D,), if any."""
 
     features: int
     config: ProductSettings
     zero_init: bool = False
+    use_bias: bool = True
     kernel_init: Callable = nn.initializers.lecun_normal()
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         init = nn.initializers.zeros if self.zero_init else self.kernel_init
         kernel = self.param("kernel", init, (x.shape[-1], self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
         dtype = self.config.dtype
         precision: Any = lax_precision(self.config.precision)
         contracted = (((x.ndim - 1,), (0,)), ((), ()))
-        return add(jax.lax.dot_general(x.astype(dtype), kernel.astype(dtype), contracted, precision), bias)
+        y = jax.lax.dot_general(x.astype(dtype), kernel.astype(dtype), contracted, precision)
+        return add(y, self.param("bias", nn.initializers.zeros, (self.features,))) if self.use_bias else y
 
 
 def add(y: Array, few: Array) -> Array:
@@ -129,26 +130,53 @@ def add(y: Array, few: Array) -> Array:
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation as one affine pass: moments in float32, then ``x * scale_BC + shift_BC``."""
+    """Group normalisation as one affine pass: moments in float32, then ``x * scale_BC + shift_BC``.
+
+    ``epsilon`` is by default ``config.norm_epsilon``.
+    """
 
     config: Settings
+    epsilon: float | None = None
 
     @nn.compact
     def __call__(self, x_BHWC: Array) -> Array:
         B, _H, _W, C = x_BHWC.shape
         G = self.config.norm_groups
-        scale_C = self.param("scale", nn.initializers.ones, (C,))
-        bias_C = self.param("bias", nn.initializers.zeros, (C,))
+        scale_C = self.param("scale", nn.initializers.ones, (C,)).astype(jnp.float32)
+        bias_C = self.param("bias", nn.initializers.zeros, (C,)).astype(jnp.float32)
+        epsilon = self.config.norm_epsilon if self.epsilon is None else self.epsilon
         x32 = x_BHWC.astype(jnp.float32)
         mean_BC = x32.mean((1, 2))
         mean_BG = mean_BC.reshape(B, G, C // G).mean(-1)
         centre_BC = jnp.repeat(mean_BG, C // G, axis=-1)
         square_BC = jnp.square(x32 - centre_BC[:, None, None]).mean((1, 2))
         variance_BG = square_BC.reshape(B, G, C // G).mean(-1)
-        inverse_BC = jnp.repeat(jax.lax.rsqrt(variance_BG + self.config.norm_epsilon), C // G, axis=-1)
+        inverse_BC = jnp.repeat(jax.lax.rsqrt(variance_BG + epsilon), C // G, axis=-1)
         gain_BC = inverse_BC * scale_C[None]
         shift_BC = bias_C[None] - centre_BC * gain_BC
         return (x32 * gain_BC[:, None, None] + shift_BC[:, None, None]).astype(self.config.dtype)
+
+
+def normalised(x: Array, epsilon: float) -> Array:
+    """Return ``x`` with mean 0 and variance 1 over its last axis, float32."""
+    centred = x.astype(jnp.float32)
+    centred = centred - centred.mean(-1, keepdims=True)
+    return centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + epsilon)
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation over the last axis, with parameters ``scale`` and ``bias``; computed in float32."""
+
+    config: ProductSettings
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        shape = x.shape[-1:]
+        scale = self.param("scale", nn.initializers.ones, shape).astype(jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, shape).astype(jnp.float32)
+        y = normalised(x, self.epsilon)
+        return (y * jnp.broadcast_to(scale, y.shape) + jnp.broadcast_to(bias, y.shape)).astype(self.config.dtype)
 
 
 class ResBlock(nn.Module):

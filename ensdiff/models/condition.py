@@ -202,19 +202,32 @@ class ConditionSpec:
             raise ValueError(f"condition={text!r}: expected a list of the fields of its arrays") from error
 
 
-def condition_of(classes: int | None, width: int | None) -> ConditionSpec | None:
-    """Return the condition that a network takes: ids of classes, or vectors; None if both numbers are None.
+def condition_of(
+    classes: int | None, width: int | None, context_width: int | None = None, context_length: int = 1
+) -> ConditionSpec | None:
+    """Return the condition that a network takes: ids of classes, vectors, or tokens; None for none of them.
+
+    Args:
+        classes: number of classes.
+        width: D of vectors, (D,) per image.
+        context_width: D of tokens, (L, D) per image.
+        context_length: L.
 
     Raises:
-        ValueError: both numbers are given, or one is not positive.
+        ValueError: more than one of the first three is given, or one is not positive.
     """
-    if classes is not None and width is not None:
-        raise ValueError(f"classes={classes}, condition_width={width}: expected one of them, or none")
-    for name, value in (("classes", classes), ("condition_width", width)):
+    given = {"classes": classes, "condition_width": width, "context_width": context_width}
+    given = {name: value for name, value in given.items() if value is not None}
+    if len(given) > 1:
+        words = ", ".join(f"{name}={value}" for name, value in given.items())
+        raise ValueError(f"{words}: expected one of them, or none")
+    for name, value in given.items():
         if value is not None and value < 1:
             raise ValueError(f"{name}={value}: expected a positive number, or None for a network without it")
     if classes is not None:
         return ConditionSpec((Leaf(classes=classes),))
+    if context_width is not None:
+        return ConditionSpec((Leaf(shape=(context_length, context_width), dtype="float32"),))
     return None if width is None else ConditionSpec((Leaf(shape=(width,), dtype="float32"),))
 
 
@@ -233,7 +246,9 @@ def network_condition(taken: ConditionSpec | None, cond: Any, count: int) -> Any
     """
     if taken is None:
         if cond is not None:
-            raise ValueError("a condition was given, but the network takes none: set classes= or condition_width=")
+            raise ValueError(
+                "a condition was given, but the network takes none: set classes=, condition_width= or context_width="
+            )
         return None
     if cond is None:
         return taken.null(count)

@@ -142,7 +142,7 @@ def check_null(model: Any, image_shape: tuple[int, int, int], condition: Conditi
 def _check_condition(name: str, takes: ConditionSpec | None, given: ConditionSpec | None) -> None:
     if takes is None and given is None:
         return
-    fix = "make the network for the condition of the data (classes=, condition_width= or condition=)"
+    fix = "make the network for the condition of the data (classes=, condition_width=, context_width= or condition=)"
     if takes is None:
         raise ValueError(f"{name} takes no condition, and the data have {_words(given)}: {fix}")
     if given is None:

@@ -15,6 +15,7 @@ import jax
 from ensdiff.models.denoiser import Denoiser, name_of
 from ensdiff.models.dit import DiTConfig
 from ensdiff.models.parameters import shapes_of
+from ensdiff.models.transformer import FIELDS
 from ensdiff.models.unet import UNetConfig
 
 KINDS: dict[str, Any] = {"unet": UNetConfig, "dit": DiTConfig}
@@ -30,6 +31,8 @@ def fingerprint_of(model: Denoiser) -> dict[str, Any]:
     for kind, settings in KINDS.items():
         if isinstance(model, settings):
             fields = dataclasses.asdict(model)
+            if isinstance(model, UNetConfig) and model.context_width is None:  # as before there were transformers
+                fields = {name: value for name, value in fields.items() if name not in FIELDS}
             return {"kind": kind, **{k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}}
     settings = re.sub(r" at 0x[0-9a-f]+", "", str(getattr(model, "described", "")))
     return {"kind": "own", "name": name_of(model), "settings": settings, "parameters": _parameters(model)}

@@ -27,13 +27,12 @@ import dataclasses
 from typing import Any, Literal
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Num
 
 from ensdiff.models.attention import attend
-from ensdiff.models.blocks import ConditionEmbedding, Dense, add, timestep_embedding
+from ensdiff.models.blocks import ConditionEmbedding, Dense, add, normalised, timestep_embedding
 from ensdiff.models.condition import ConditionSpec, condition_of, network_condition
 from ensdiff.models.conv import Precision
 from ensdiff.settings import check_fields
@@ -191,13 +190,6 @@ def position_embedding(rows: int, columns: int, width: int) -> np.ndarray:
     row, column = np.indices((rows, columns)).reshape(2, -1)
     angles = [place[:, None] * frequencies[None] for place in (column, row)]
     return np.concatenate([f(angle) for angle in angles for f in (np.sin, np.cos)], axis=1).astype(np.float32)
-
-
-def normalised(x: Array, epsilon: float) -> Array:
-    """Return ``x`` with mean 0 and variance 1 over its last axis, float32."""
-    centred = x.astype(jnp.float32)
-    centred = centred - centred.mean(-1, keepdims=True)
-    return centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + epsilon)
 
 
 _XAVIER = nn.initializers.xavier_uniform()

@@ -27,6 +27,7 @@ from ensdiff.models.blocks import (
 )
 from ensdiff.models.condition import ConditionSpec, condition_of, network_condition
 from ensdiff.models.conv import STACKED, Precision, Strategy
+from ensdiff.models.transformer import Transformer, check_transformers, heads_of, of_level
 from ensdiff.settings import check_fields
 from ensdiff.typing import Array, ArrayLike, Params
 
@@ -62,7 +63,7 @@ class UNetConfig:
             GPUs since Ampere use TF32, which rounds the factors to 10 bits of mantissa and adds up in float32; TPUs
             round the factors to bfloat16; CPUs compute in float32. ``"highest"`` is full float32 everywhere, several
             times slower on GPUs and TPUs. It makes no difference to products of bfloat16.
-        remat: recompute residual blocks in the backward pass instead of keeping their activations.
+        remat: recompute residual blocks and transformers in the backward pass instead of keeping their activations.
         conv: how members are computed, see `ensdiff.models.conv`.
         stack: the number of members of one device that are computed together: the largest divisor of the device's
             members up to ``stack``. 0 is the form's default: one by one for ``"map"`` and ``"winograd"``, all of them
@@ -72,6 +73,15 @@ class UNetConfig:
             embedding per class, and one more for "no class", is added to the time embedding.
         condition_width: D of the vectors that images are conditioned on; None for a network without them. A dense layer
             maps a vector to what is added to the time embedding; zeros stand for "no condition".
+        context_width: D of the tokens that images are conditioned on, such as the embedding of a caption; None for a
+            network without them. Transformers (`ensdiff.models.transformer`) then take the place of self-attention.
+        context_length: L, the number of tokens of each image; 77 is that of Stable Diffusion's text encoders.
+        transformer_blocks: blocks of each transformer: one number for all levels, or one per level. The middle has that
+            of the last level.
+        heads: attention heads of each transformer: one number for all levels, or one per level. None leaves it to
+            ``head_channels``.
+        linear_projection: whether the projections of transformers are dense layers (as in Stable Diffusion 2) or 1x1
+            convolutions (as in 1).
         attention: ``"batch"`` computes the attention of all images at once. ``"image"`` computes one head of one image
             at a time, so that its weights stay in the cache, and recomputes the weights in the backward pass instead of
             keeping them. ``"auto"`` is ``"image"`` on a CPU and ``"batch"`` elsewhere. ``"fused"`` trains with
@@ -109,6 +119,11 @@ class UNetConfig:
     attention: AttentionOrder = "auto"
     classes: int | None = None
     condition_width: int | None = None
+    context_width: int | None = None
+    context_length: int = 77
+    transformer_blocks: tuple[int, ...] = (1,)
+    heads: tuple[int, ...] | None = None
+    linear_projection: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -145,7 +160,8 @@ class UNetConfig:
                 raise ValueError(f"head_channels={self.head_channels} does not divide the width {self.widths[level]}")
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout={self.dropout}: expected a rate in [0, 1)")
-        condition_of(self.classes, self.condition_width)
+        check_transformers(self, attended)
+        _ = self.condition
         if self.stack < 0:
             raise ValueError(f"stack={self.stack}: expected a number of members, or 0 for the default")
         if self.stack > 1 and self.conv not in (*STACKED, "measure"):
@@ -167,7 +183,7 @@ class UNetConfig:
     @property
     def condition(self) -> ConditionSpec | None:
         """The condition that the network takes, without names of classes; None for an unconditional network."""
-        return condition_of(self.classes, self.condition_width)
+        return condition_of(self.classes, self.condition_width, self.context_width, self.context_length)
 
     def check_image(self, height: int, width: int, channels: int | None = None) -> None:
         """Raise ValueError if images of this size cannot be halved between all levels, or have other channels."""
@@ -206,7 +222,7 @@ class UNetConfig:
             params: the parameters of one member.
             x_BHWC: noisy images in model space.
             t_B: their times, float32.
-            cond: class ids, int32 (B,), or vectors, float32 (B, D); None for no condition.
+            cond: class ids, int32 (B,), vectors, float32 (B, D), or tokens, float32 (B, L, D); None for no condition.
             key_B: one key per image for dropout; without keys, or with ``dropout=0``, there is none.
 
         Raises:
@@ -235,8 +251,8 @@ class UNet(nn.Module):
 
     ``__call__(x_BHWC, t_B, dropout_keys_B=None, cond=None)`` takes images in model space, their times (float32, or
     whole numbers) and, when training with dropout, one key per image (so that the draws do not depend on how the batch
-    is sharded). A conditional network takes class ids or vectors as ``cond``; None stands for no condition. It returns
-    the prediction, float32, in the shape of the images.
+    is sharded). A conditional network takes class ids, vectors or tokens as ``cond``; None stands for no condition. It
+    returns the prediction, float32, in the shape of the images.
 
     >>> net = UNet(UNetConfig(channels=4, multipliers=(1,), norm_groups=2))
     >>> x_BHWC, t_B = jnp.zeros((2, 8, 8, 1)), jnp.array([0, 999])
@@ -259,38 +275,44 @@ class UNet(nn.Module):
         levels = len(config.widths)
         up_levels = config.attention_levels if config.attention_levels_up is None else config.attention_levels_up
         Block = nn.remat(ResBlock) if config.remat else ResBlock
+        Attending = nn.remat(Transformer) if config.remat else Transformer
         count = 0
 
-        def block(h: Array, width: int, name: str, attend: bool) -> Array:
+        def block(h: Array, level: int, name: str, attended: bool) -> Array:
             nonlocal count
-            h = Block(width, config, index=count, name=name)(h, time_BD, dropout_keys_B)
+            h = Block(config.widths[level], config, index=count, name=name)(h, time_BD, dropout_keys_B)
             count += 1
-            return Attention(config, name=f"{name}_attention")(h) if attend else h
+            if not attended:
+                return h
+            if config.context_width is None:
+                return Attention(config, name=f"{name}_attention")(h)
+            blocks, linear = of_level(config.transformer_blocks, level), config.linear_projection
+            return Attending(heads_of(config, level), blocks, linear, config, name=f"{name}_attention")(h, rows)
 
         time_BD = timestep_embedding(t_B, config.channels, config.time_layout, config.time_shift).astype(config.dtype)
         time_BD = Dense(4 * config.channels, config, name="time1")(time_BD)
         time_BD = Dense(4 * config.channels, config, name="time2")(nn.swish(time_BD))
         rows = network_condition(config.condition, cond, len(t_B))
-        if rows is not None:
+        if rows is not None and config.context_width is None:
             time_BD = add(time_BD, ConditionEmbedding(4 * config.channels, config, name="condition")(rows))
 
         h = Conv(config.channels, config, name="head")(jnp.asarray(x_BHWC))
         skips = [h]
         for level, width in enumerate(config.widths):
             for i in range(config.blocks):
-                h = block(h, width, f"down{level}_block{i}", level in config.attention_levels)
+                h = block(h, level, f"down{level}_block{i}", level in config.attention_levels)
                 skips.append(h)
             if level < levels - 1:
                 h = self._down(h, width, level)
                 skips.append(h)
 
-        h = block(h, config.widths[-1], "middle_block0", config.middle_attention)
-        h = block(h, config.widths[-1], "middle_block1", False)
+        h = block(h, levels - 1, "middle_block0", config.middle_attention)
+        h = block(h, levels - 1, "middle_block1", False)
 
         for level, width in reversed(list(enumerate(config.widths))):
             for i in range(config.blocks + 1):
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
-                h = block(h, width, f"up{level}_block{i}", level in up_levels)
+                h = block(h, level, f"up{level}_block{i}", level in up_levels)
             if level > 0:
                 h = self._up(h, width, level)
 

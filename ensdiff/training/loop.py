@@ -210,7 +210,7 @@ def default_model(data: Dataset) -> UNetConfig:
     """Return a small U-Net for the data's channels and conditions.
 
     Raises:
-        ValueError: the condition is neither a class nor a vector.
+        ValueError: the condition is neither a class, nor a vector, nor tokens.
     """
     spec = data.condition_spec
     if spec is None:
@@ -220,9 +220,12 @@ def default_model(data: Dataset) -> UNetConfig:
         return UNetConfig(image_channels=data.shape[-1], classes=leaf.classes)
     if len(spec.leaves) == 1 and leaf.dtype == "float32" and len(leaf.shape) == 1:
         return UNetConfig(image_channels=data.shape[-1], condition_width=leaf.shape[0])
+    if len(spec.leaves) == 1 and leaf.dtype == "float32" and len(leaf.shape) == 2:
+        length, width = leaf.shape
+        return UNetConfig(image_channels=data.shape[-1], context_width=width, context_length=length)
     raise ValueError(
-        "the data's condition is neither a class nor a vector per image: give a model that takes it, such as "
-        "ensdiff.models.functions(init, apply)"
+        "the data's condition is neither a class nor a vector nor tokens per image: give a model that takes it, such "
+        "as ensdiff.models.functions(init, apply)"
     )
 
 

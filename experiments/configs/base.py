@@ -13,8 +13,9 @@ def base_config(run_dir: str, data: dict[str, Any], code: dict[str, Any]) -> Con
     """Return a config with the library's defaults; ``data`` holds the name and options of a reader."""
     model = {"kind": "unet", **dataclasses.asdict(UNetConfig())}
     model.pop("image_channels")  # from the data
-    model["attention_levels_up"] = placeholder(tuple)
-    for name in ("head_channels", "classes", "condition_width"):
+    for name in ("attention_levels_up", "heads"):
+        model[name] = placeholder(tuple)
+    for name in ("head_channels", "classes", "condition_width", "context_width", "context_length"):
         model[name] = placeholder(int)
     return ConfigDict(
         {

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import ensdiff
 from ensdiff.ensemble.members import abstract_params
 from ensdiff.interop import channels_last, diffusers, genens
-from ensdiff.interop.options import DIT, EDM, FLOW, GENENS, SCHEDULER, UNET
+from ensdiff.interop.options import CONDITION_UNET, DIT, EDM, FLOW, GENENS, SCHEDULER, UNET
 from ensdiff.interop.tensors import names, read_state_dict, stack
 from ensdiff.interop.unet2d import OLD_ATTENTION
 from ensdiff.models.blocks import timestep_embedding
@@ -71,6 +71,16 @@ WRITTEN = {
         mid_block_scale_factor downsample_padding downsample_type upsample_type dropout act_fn attention_head_dim
         norm_num_groups attn_norm_num_groups norm_eps resnet_time_scale_shift add_attention class_embed_type
         num_class_embeds num_train_timesteps""",
+    "UNet2DConditionModel": """sample_size in_channels out_channels center_input_sample flip_sin_to_cos freq_shift
+        down_block_types mid_block_type up_block_types only_cross_attention block_out_channels layers_per_block
+        downsample_padding mid_block_scale_factor dropout act_fn norm_num_groups norm_eps cross_attention_dim
+        transformer_layers_per_block reverse_transformer_layers_per_block encoder_hid_dim encoder_hid_dim_type
+        attention_head_dim num_attention_heads dual_cross_attention use_linear_projection class_embed_type
+        addition_embed_type addition_time_embed_dim num_class_embeds upcast_attention resnet_time_scale_shift
+        resnet_skip_time_act resnet_out_scale_factor time_embedding_type time_embedding_dim time_embedding_act_fn
+        timestep_post_act time_cond_proj_dim conv_in_kernel conv_out_kernel projection_class_embeddings_input_dim
+        attention_type class_embeddings_concat mid_block_only_cross_attention cross_attention_norm
+        addition_embed_type_num_heads""",
     "EMAModel": "decay min_decay optimization_step update_after_step use_ema_warmup inv_gamma power",
     "DDPMScheduler": """num_train_timesteps beta_start beta_end beta_schedule trained_betas variance_type clip_sample
         prediction_type thresholding dynamic_thresholding_ratio clip_sample_range sample_max_value timestep_spacing
@@ -92,7 +102,7 @@ WRITTEN = {
         final_sigmas_type""",
 }
 TABLES = {"EMAModel": UNET} | {
-    name: table for table in (UNET, DIT, SCHEDULER, FLOW, EDM) for name in table["_class_name"].allowed
+    name: table for table in (UNET, CONDITION_UNET, DIT, SCHEDULER, FLOW, EDM) for name in table["_class_name"].allowed
 }
 
 
@@ -246,7 +256,7 @@ def test_a_description_must_agree_with_the_configurations_beside_it(deep, tmp_pa
 def test_the_page_shows_the_tables():
     """The tables of docs/interop.md equal those made from the code."""
     page = (ROOT / "docs" / "interop.md").read_text()
-    for table in (UNET, DIT, SCHEDULER, FLOW, EDM, GENENS):
+    for table in (UNET, CONDITION_UNET, DIT, SCHEDULER, FLOW, EDM, GENENS):
         rows = ["| Field | | Accepted | Meaning |", "|---|---|---|---|"]
         for name, option in table.items():
             allowed = ", ".join(f"`{json.dumps(value)}`" for value in option.allowed) or "any"
