@@ -4,6 +4,11 @@ It writes an uncompressed .npz file for the reader "latents": the latents, their
 groups, labels, conditions and file names of the pictures.
 With --vae, training uses the mean of each picture's latents; their standard deviations are kept in the file too.
 
+--pipeline=DIR is a saved StableDiffusionPipeline: its autoencoder encodes the pictures, and its text encoder their
+captions, for a model that is conditioned on text. The folder of pictures then has a file metadata.jsonl with a line for
+each picture, such as {"file_name": "a.png", "text": "a red cat", "artist": "ada"}. --text=DIR instead takes only the
+text encoder from there.
+
 Pictures are a folder, or a reader and its options, such as fashion_mnist,size=28 or webdataset,pattern=shards.
 
 --pca fits the components to the pictures in --fit, which must not be training pictures: statistics of these would let
@@ -12,6 +17,7 @@ are written beside the latents, to a file that ends with .pca.npz; ensdiff.data.
 
 Examples:
   python -m experiments.encode --vae=models/vae --images=my_images --size=256 --out=latents.npz
+  python -m experiments.encode --pipeline=models/sd --images=my_images --size=512 --groups=artist --out=latents.npz
   python -m experiments.encode --pca=4 --patch=4 --fit=others --images=my_images --size=32 --out=latents.npz
   python -m experiments.encode --pca=4 --patch=2 --fit=fashion_mnist,split=test --images=fashion_mnist --out=latents.npz
 """
@@ -20,6 +26,7 @@ import contextlib
 import os
 import pathlib
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Callable
 from typing import Any
@@ -32,6 +39,16 @@ flags.adopt_module_key_flags(common)
 IMAGES = flags.DEFINE_string("images", None, "The pictures: a folder, or a reader and its options.")
 OUT = flags.DEFINE_string("out", "latents.npz", "The file to write.")
 VAE = flags.DEFINE_string("vae", None, "Folder of an AutoencoderKL that diffusers saved.")
+PIPELINE = flags.DEFINE_string(
+    "pipeline", None, "Folder of a saved StableDiffusionPipeline: its autoencoder and text encoder."
+)
+TEXT = flags.DEFINE_string(
+    "text", None, "Folder with the folders text_encoder and tokenizer, to embed captions with; by default --pipeline."
+)
+CAPTION = flags.DEFINE_string("caption", "text", "Column of captions in metadata.jsonl, with --pipeline or --text.")
+GROUPS = flags.DEFINE_string(
+    "groups", None, "Column of groups in metadata.jsonl, such as artist; by default groups are subfolders."
+)
 PCA = flags.DEFINE_integer("pca", None, "Channels of latents by principal components of patches, instead of --vae.")
 PATCH = flags.DEFINE_integer("patch", 4, "Height and width of a patch, with --pca.")
 FIT = flags.DEFINE_string("fit", None, "Pictures to fit the components to: a folder, or a reader and its options.")
@@ -48,18 +65,23 @@ def main() -> None:
     """Encode all pictures and write the file."""
     import numpy as np
 
-    if not IMAGES.value or (VAE.value is None) == (PCA.value is None):
-        raise ValueError("pass --images=... and one of --vae=... and --pca=...")
-    data, out = _read(IMAGES.value), pathlib.Path(OUT.value)
+    vae, text = VAE.value or PIPELINE.value, TEXT.value or PIPELINE.value
+    if not IMAGES.value or (vae is None) == (PCA.value is None) or (VAE.value and PIPELINE.value):
+        raise ValueError("pass --images=... and one of --vae=..., --pipeline=... and --pca=...")
+    facts = captions(IMAGES.value, text) if text is not None or GROUPS.value else {}
+    with warnings.catch_warnings():
+        if facts:  # which were read from it
+            warnings.filterwarnings("ignore", r".*left out 1 file: 1 \.jsonl \(such as metadata\.jsonl\)")
+        data, out = _read(IMAGES.value), pathlib.Path(OUT.value)
     if PCA.value is not None:
         encode, decode, space = _components(data, out, PCA.value)
     else:
-        encode, decode, space = _autoencoder(VAE.value)
-    arrays = about(data) | {
+        encode, decode, space = _autoencoder(vae)
+    arrays = about(data) | told(facts, data, text, out) | {
         "mean": np.array(space.mean), "scale": np.array(space.scale), "encoder": np.array(space.encoder),
         "images_digest": np.array(data.digest()),
         # relative, so that both may be moved together
-        "decoder": np.array(os.path.relpath(VAE.value or out.with_suffix(".pca.npz"), out.parent)),
+        "decoder": np.array(os.path.relpath(vae or out.with_suffix(".pca.npz"), out.parent)),
     }  # fmt: skip
     print(f"{data}")
     shape = write(out, data.images, encode, arrays, BATCH.value)
@@ -68,6 +90,10 @@ def main() -> None:
     error = float(np.sqrt(np.mean((again.astype(np.float64) - few.astype(np.float64) / 255) ** 2)))
     print(f"{out}: {data.items} latents of {'x'.join(map(str, shape))}, float16, scale {space.scale}")
     print(f"encoder: {space.encoder}")
+    if "condition_encoder" in arrays:
+        tokens = "x".join(map(str, arrays["condition"].shape[1:]))
+        print(f"captions: {len(arrays['condition'])} distinct ones of {tokens}, float16")
+        print(f"text encoder: {arrays['condition_encoder']}")
     print(f"root mean square error of the first {len(few)} pictures, decoded again: {error:.4f} (of 1)")
 
 
@@ -82,6 +108,49 @@ def _read(text: str) -> Any:
     if not isinstance(found.space, Pixels):
         raise ValueError(f"{text} holds latents: expected pictures")
     return found
+
+
+def captions(folder: str, text: str | None) -> dict[str, list[Any]]:
+    """Return the captions and groups of a folder's pictures, from its ``metadata.jsonl``.
+
+    Raises:
+        ValueError: it is no folder, or the pictures and lines do not belong together.
+    """
+    from ensdiff.data.metadata import NAME, read_metadata
+    from ensdiff.data.pictures import find_pictures
+
+    if not pathlib.Path(folder).is_dir():
+        raise ValueError(f"--text, --pipeline and --groups need --images to be a folder with {NAME}, and not {folder}")
+    columns: dict[str, type] = {} if text is None else {CAPTION.value: str}
+    columns |= {} if GROUPS.value is None else {GROUPS.value: object}
+    found = read_metadata(folder, find_pictures(folder), columns)
+    uses = {"captions": CAPTION.value if text is not None else None, "groups": GROUPS.value}
+    return {use: found[column] for use, column in uses.items() if column is not None}
+
+
+def told(facts: dict[str, list[Any]], data: Any, text: str | None, out: pathlib.Path) -> dict[str, Any]:
+    """Return captions, their embeddings and groups as arrays of a file of latents. Equal captions are stored once."""
+    import numpy as np
+
+    arrays: dict[str, Any] = {}
+    if "groups" in facts:
+        from ensdiff.data.categories import categories
+
+        arrays["groups"] = categories(facts["groups"], data.items, "group")
+    if text is None:
+        return arrays
+    from ensdiff.interop import text_encoder
+
+    encoder, lines = text_encoder(text), facts["captions"]
+    place = {caption: row for row, caption in enumerate(dict.fromkeys(lines))}
+    names = [str(data.unit_names[int(unit)]) for unit in data.unit_of_item]
+    return arrays | {
+        "captions": np.array(lines), "names": np.array([f"{n}: {line}" for n, line in zip(names, lines, strict=True)]),
+        "condition": _half(encoder.encode(list(place)), "captions"),
+        "condition_rows": np.array([place[caption] for caption in lines]),
+        "condition_null": encoder.null, "condition_encoder": np.array(encoder.describe()),
+        "text": np.array(os.path.relpath(text, out.parent)),
+    }  # fmt: skip
 
 
 def _autoencoder(folder: Any) -> tuple[Callable, Callable, Any]:
@@ -175,7 +244,7 @@ def write(out: pathlib.Path, images: Any, encode: Callable, arrays: dict[str, An
                     if values is not None:
                         if name not in files:
                             files[name] = stack.enter_context(growing_npy(place / f"{name}.npy"))
-                        for row in _half(values, start):
+                        for row in _half(values, f"latents of the pictures {start} to {start + len(mean) - 1}"):
                             files[name].append(row)
                 bar.update(len(mean))
         for name, array in arrays.items():
@@ -188,13 +257,13 @@ def write(out: pathlib.Path, images: Any, encode: Callable, arrays: dict[str, An
     return files["latents"].row[0]
 
 
-def _half(values: Any, start: int) -> Any:
+def _half(values: Any, what: str) -> Any:
     import numpy as np
 
     with np.errstate(over="ignore"):
         half = np.asarray(values).astype(np.float16)
     if not np.isfinite(half).all():
-        raise ValueError(f"latents of the pictures {start} to {start + len(half) - 1} exceed the range of float16")
+        raise ValueError(f"{what} exceed the range of float16")
     return half
 
 

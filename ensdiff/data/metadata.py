@@ -47,7 +47,7 @@ def read_metadata(
             if not isinstance(row, dict) or not isinstance(row.get(FILE), str):
                 raise ValueError(f"expected an object with the text {FILE!r}")
             for name, kind in columns.items():
-                if not isinstance(row.get(name), kind) or row[name] is None:
+                if not isinstance(row.get(name), kind) or row.get(name) is None:
                     raise ValueError(f"{name}={row.get(name)!r:.40}: expected {'text' if kind is str else 'a value'}")
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from error

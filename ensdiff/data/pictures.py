@@ -140,6 +140,11 @@ def read_pictures(
     return _read(pathlib.Path(path), found, size, mode), [str(file) for file in found.files]
 
 
+def find_pictures(path: str | os.PathLike) -> list[str]:
+    """Return the paths of the pictures that `folder` would read, without reading them."""
+    return [str(file) for file in _find(path, None, "RGB").files]
+
+
 def _find(path: str | os.PathLike, size: int | None, mode: Mode) -> Found:
     """Check the arguments, and find the pictures."""
     root = pathlib.Path(path)

@@ -40,6 +40,13 @@ def test_mistakes_are_named(tmp_path, rows, message):
         read_metadata(write(tmp_path, rows), ["b.png", "deep/a.png"], {"text": str})
 
 
+def test_columns_of_any_kind_are_there(tmp_path):
+    with pytest.raises(ValueError, match="line 2: more=None: expected a value"):
+        read_metadata(write(tmp_path, [{**ROWS[0], "more": 1}, ROWS[1]]), ["b.png", "deep/a.png"], {"more": object})
+    with pytest.raises(ValueError, match="line 1: other=None: expected a value"):
+        read_metadata(tmp_path, ["b.png", "deep/a.png"], {"other": object})
+
+
 def test_a_folder_without_the_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"metadata.jsonl does not exist"):
         read_metadata(tmp_path, ["a.png"], {})

@@ -70,7 +70,7 @@ def test_components_of_training_pictures_need_a_word(run, pictures, tmp_path):
 
 
 @pytest.mark.parametrize(("args", "message"), [
-    (["--pca=3"], "pass --images=... and one of --vae=... and --pca=..."),
+    (["--pca=3"], "pass --images=... and one of --vae=..., --pipeline=... and --pca=..."),
     (["--images=digits"], "pass --images=... and one of"),
     (["--images=digits", "--pca=3", "--vae=x"], "pass --images=... and one of"),
     (["--images=nothing", "--pca=3", "--fit=digits"], "unknown data set 'nothing'"),
