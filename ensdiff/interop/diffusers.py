@@ -1,4 +1,4 @@
-"""Reading and writing ensembles of `diffusers.UNet2DModel` and `diffusers.DiTTransformer2DModel`.
+"""Reading and writing ensembles of diffusers' networks: U-Nets, those of Stable Diffusion 1 and 2, and DiTs.
 
 counterfactualuniverses stores them as ``Shard{k}/pytorch_model.bin``. Its 50-step sampler is `SAMPLER` here, with a
 (51, B, H, W, C) noise array: posterior variance on a strided chain, without clipping. Models that were trained
@@ -11,7 +11,7 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -25,19 +25,31 @@ from ensdiff.files.checksums import DamagedError, read_sealed, write_sealed
 from ensdiff.files.npy import read_npy
 from ensdiff.files.reading import read_object, whole_number
 from ensdiff.interop.matrices import read_code
-from ensdiff.interop.networks import Network, completed, model_options, naming, part_of, read_config
+from ensdiff.interop.networks import (
+    Network,
+    completed,
+    model_options,
+    naming,
+    part_of,
+    read_config,
+    state_dicts,
+    with_context,
+)
 from ensdiff.interop.schedulers import read_schedule, schedule_of, scheduler_options
-from ensdiff.interop.tensors import CodeLike, read_state_dict, stack, unstack, write_state_dict
+from ensdiff.interop.tensors import CodeLike, stack, write_state_dict
 from ensdiff.interop.unet2d import height_and_width
+from ensdiff.interop.unets import CONFIG, LoadedUNet, load_unet, save_unet
+from ensdiff.interop.weights import FILES, find_weights, read_weights
 from ensdiff.models.space import PIXELS, Latents, Space
 from ensdiff.runs.description import describe, from_description
 from ensdiff.runs.sums import all_sums
 from ensdiff.settings import check_value
 
+__all__ = ["SAMPLER", "Format", "LoadedUNet", "load", "load_unet", "save", "save_unet"]
+
 Format = Literal["safetensors", "bin"]
 SAMPLER = SamplerConfig("ddpm", steps=50, clip=False)
-FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin", "pytorch_model.bin", "model.safetensors")
-CONFIG, NOISE = "config.json", "scheduler_config.json"
+NOISE = "scheduler_config.json"
 DESCRIPTION, MATRIX = "ensdiff.json", "code.npy"
 """Files that `save` adds so that `load` can restore the code, schedule and network, and recognise the members."""
 MATRIX_LIMIT = 2**28
@@ -52,9 +64,10 @@ def load(
     image_size: int | None = None,
     schedule: Schedule | None = None,
     classes: int | None = None,
+    context_length: int | None = None,
     space: Space | None = None,
 ) -> Ensemble:
-    """Open an ensemble of `UNet2DModel` or `DiTTransformer2DModel` checkpoints.
+    """Open an ensemble of `UNet2DModel`, `UNet2DConditionModel` or `DiTTransformer2DModel` checkpoints.
 
     `ensdiff.interop.options` lists every field of the configurations and how it is treated.
 
@@ -71,6 +84,8 @@ def load(
         classes: number of classes of a U-Net whose table (``num_class_embeds``) has one row more, for no class. By
             default each row is a class, and "no class" adds nothing, which such members were not trained for. A DiT's
             table always has a row for no class.
+        context_length: number of tokens of each image for a `UNet2DConditionModel`, whose files do not say it; by
+            default 77.
         space: how stored values become numbers in model space. By default, images of 1 or 3 channels are pixels in
             [-1, 1], and others are latents as the network receives them: for an autoencoder's own latents, pass
             ``Latents(scale=(0.18215,))`` with its factor.
@@ -114,9 +129,11 @@ def load(
     if schedule is None:
         schedule = _common_schedule(root, files, found)
         schedule = schedule if described is None else described.schedule  # with what only training needs
-    states = [read_state_dict(file) for file in files]
+    states = [read_weights(file) for file in files]
     if described is None or config is not None:
         model = completed(model, states, classes)
+    if context_length is not None:
+        model = with_context(model, context_length)
     shape = (*height_and_width(size), model.image_channels)
     if space is None:
         space = PIXELS if shape[2] in (1, 3) else Latents()
@@ -147,7 +164,7 @@ def save(
     *,
     format: Format | str = "safetensors",
 ) -> None:
-    """Write every member as a checkpoint of `UNet2DModel` or `DiTTransformer2DModel` that makes the same predictions.
+    """Write every member as a checkpoint of the class of diffusers that makes the same predictions.
 
     ``Shard{k}`` gets ``config.json`` and the weights: ``UNet2DModel.from_pretrained("DIR/Shard0")`` opens them. The
     folder of the shards also gets ``config.json``, ``scheduler_config.json`` (`ensdiff.interop.schedulers`), the code
@@ -185,12 +202,6 @@ def save(
         np.save(root / MATRIX, params.code.matrix())
     written = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params.params)
     write_sealed(root / DESCRIPTION, describe(params) | {"sums": {"params": all_sums(written)}})
-
-
-def state_dicts(params: Ensemble) -> Iterator[dict[str, np.ndarray]]:
-    """Yield the parameters of every member under the names that diffusers' class gives them, float32."""
-    part = part_of(params.model)
-    return (part.outgoing(state, params.model) for state in unstack(params, naming(params.model)))
 
 
 def _check_matrix(root: pathlib.Path, code: Code) -> None:
@@ -283,12 +294,7 @@ def _shards(root: pathlib.Path) -> list[pathlib.Path]:
 def _checkpoint(member: pathlib.Path) -> pathlib.Path:
     if member.is_file():
         return member
-    folders = (member, member / "unet", member / "transformer")  # the last two are a pipeline's
-    places = [folder / name for folder in folders for name in FILES]
-    found = next((place for place in places if place.exists()), None)
-    if found is None:
-        raise FileNotFoundError(f"{member} holds none of {', '.join(FILES)}")
-    return found
+    return find_weights((member, member / "unet", member / "transformer"))  # the last two are a pipeline's
 
 
 def _common_config(

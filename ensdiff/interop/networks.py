@@ -5,7 +5,7 @@
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ import numpy as np
 
 from ensdiff.ensemble.ensemble import Ensemble
 from ensdiff.interop import dit, unet2d, unet_condition
-from ensdiff.interop.tensors import Naming, names
+from ensdiff.interop.tensors import Naming, names, unstack
 from ensdiff.models.denoiser import name_of
 from ensdiff.models.dit import DiTConfig
 from ensdiff.models.unet import UNetConfig
@@ -76,6 +76,23 @@ def names_of(model: Network) -> dict[str, str]:
     return {
         path: name for path, name in found.items() if path.endswith("/kernel") and not path.startswith("condition/")
     }
+
+
+def state_dicts(params: Ensemble) -> Iterator[dict[str, np.ndarray]]:
+    """Yield the parameters of every member under the names that diffusers' class gives them, float32."""
+    part = part_of(params.model)
+    return (part.outgoing(state, params.model) for state in unstack(params, naming(params.model)))
+
+
+def with_context(model: Network, length: int) -> UNetConfig:
+    """Return a network for another number of tokens, which its configuration does not say.
+
+    Raises:
+        ValueError: the network takes no tokens.
+    """
+    if not isinstance(model, UNetConfig) or model.context_width is None:
+        raise ValueError(f"context_length={length}: the network takes no tokens")
+    return dataclasses.replace(model, context_length=length)
 
 
 def completed(model: Network, states: Sequence[Mapping[str, np.ndarray]], classes: int | None) -> Network:

@@ -260,22 +260,49 @@ def stack(
     shapes = {path: leaf.shape[1:] for path, leaf in flatten_dict(abstract).items()}
     leaves: dict[tuple[str, ...], list[np.ndarray]] = {path: [] for path in shapes}
     for state, source in zip(states, sources, strict=True):
-        extra, missing = sorted(set(state) - set(table) - ignored), sorted(set(table) - set(state))
-        if extra or missing:
-            raise ValueError(
-                f"{source} does not fit {config}: "
-                + "; ".join(f"{what} {some[:5]}" for what, some in (("missing", missing), ("extra", extra)) if some)
-            )
-        for name, path in table.items():
-            shape = shapes[path]
-            if state[name].dtype.kind != "f":
-                raise ValueError(f"{source}: {name} has dtype {state[name].dtype}: expected floating-point weights")
-            value = convert(state[name], shape, path[-1]) if _fits(state[name], shape) else None
-            if value is None or value.shape != shape:
-                raise ValueError(f"{source}: {name} has shape {state[name].shape}, which does not fit {shape} here")
+        for path, value in member(state, source, config, table, shapes, ignored).items():
             leaves[path].append(value)
     stacked = unflatten_dict({path: jnp.asarray(np.stack(some), jnp.float32) for path, some in leaves.items()})
     return Ensemble(stacked, code, config, schedule or Schedule(), image_shape, space, condition)
+
+
+def member(
+    state: Mapping[str, np.ndarray],
+    source: str,
+    config: Any,
+    table: Mapping[str, tuple[str, ...]],
+    shapes: Mapping[tuple[str, ...], tuple[int, ...]],
+    ignored: frozenset[str] = frozenset(),
+) -> dict[tuple[str, ...], np.ndarray]:
+    """Return the parameters of one member by their paths, from its state dict.
+
+    Args:
+        state: the state dict.
+        source: the file that it is from, for messages.
+        config: the network, for messages.
+        table: what `names` returns.
+        shapes: the shape of each parameter.
+        ignored: tensors that may be there, and are not used.
+
+    Raises:
+        ValueError: see `stack`.
+    """
+    extra, missing = sorted(set(state) - set(table) - ignored), sorted(set(table) - set(state))
+    if extra or missing:
+        raise ValueError(
+            f"{source} does not fit {config}: "
+            + "; ".join(f"{what} {some[:5]}" for what, some in (("missing", missing), ("extra", extra)) if some)
+        )
+    found = {}
+    for name, path in table.items():
+        shape = shapes[path]
+        if state[name].dtype.kind != "f":
+            raise ValueError(f"{source}: {name} has dtype {state[name].dtype}: expected floating-point weights")
+        value = convert(state[name], shape, path[-1]) if _fits(state[name], shape) else None
+        if value is None or value.shape != shape:
+            raise ValueError(f"{source}: {name} has shape {state[name].shape}, which does not fit {shape} here")
+        found[path] = value
+    return found
 
 
 def member_code(members: int) -> Code:
