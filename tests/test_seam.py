@@ -71,6 +71,13 @@ def case_of(name):
     some = np.array([0, 2, 1])
     if name == "unet-v-classes":
         return Case(dataclasses.replace(TINY, classes=3), few, classes, some, 2.0)
+    if name == "unet-v-tokens":
+        tokens = np.random.default_rng(0).normal(size=(9, 3, 5)).astype(np.float32)
+        model = dataclasses.replace(
+            TINY, context_width=5, context_length=3, heads=(2,), attention_levels=(0,), attention_levels_up=()
+        )
+        data = pixels.with_condition(tokens[:6], null=tokens[8])
+        return Case(model, few, data, tokens[5:8], 2.0)
     if name == "dit-flow-classes":
         model = DiTConfig(patch=4, width=8, depth=1, heads=2, classes=3, stack=0)
         return Case(model, flow, classes, some, 1.0, "heun")
@@ -81,7 +88,10 @@ def case_of(name):
     return Case(functions(start, affine, stack=2), cosine, pixels, sampler="ddpm")
 
 
-CASES = ["functions-cosine-none", "linen-edm-tree-latents", "unet-v-classes", "dit-flow-classes"]
+CASES = [
+    "functions-cosine-none", "linen-edm-tree-latents", "unet-v-classes", "dit-flow-classes",
+    pytest.param("unet-v-tokens", marks=pytest.mark.slow),
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -134,7 +144,9 @@ def test_a_resumed_run_has_the_same_bits(case, params, tmp_path):
     options: Any = {"model": case.model} if own else {}
     assert certificate.verify(tmp_path / "run", data=case.data, replay=4, **options).failures == ()
     limits = " ".join(certificate.values["limits"])
-    assert ("encoder" in limits) == isinstance(case.data.space, Latents)
+    spec = case.data.condition_spec
+    embedded = spec is not None and any(leaf.classes is None for leaf in spec.leaves)
+    assert ("encoder" in limits) == (embedded or isinstance(case.data.space, Latents))
     assert ("own code" in limits) == own
     if own:
         with pytest.raises(ValueError, match=r"model="):
@@ -243,7 +255,7 @@ def test_a_condition_that_is_always_dropped_changes_nothing(case):
     )
     assert [bits(one.params, k) for k in range(4)] == [bits(two.params, k) for k in range(4)]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), one.params, nulls.params)
-    if not isinstance(case.model, ensdiff.UNetConfig):
+    if not isinstance(case.model, ensdiff.UNetConfig) or case.model.classes is None:
         return
     table_KRD = one.params["condition"]["table"]
     first = init_params(case.model, case.data.shape, 4, jax.random.fold_in(jax.random.key(0), 0), None, one.condition)
