@@ -14,7 +14,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ensdiff import Code, Ensemble, Schedule, TrainConfig
-from ensdiff.attribution import differential
+from ensdiff.attribution import tangents
 from ensdiff.attribution.loss import block_step
 from ensdiff.codes.permute_jax import wide
 from ensdiff.data.splits_jax import Lists
@@ -209,11 +209,11 @@ def jacobian_step(case: Case) -> Step:
     """Return the program of one sampling step of samples and their K tangents."""
     shards, K = case.mesh.shape["data"], case.members
     samples = shards if case.samples is None else -(-case.samples // shards) * shards
-    function = differential.tangent_step(case.model, case.image_shape, case.rule, case.mesh, mode=case.mode)
+    function = tangents.tangent_step(case.model, case.image_shape, case.rule, case.mesh, mode=case.mode)
     arguments = (
         case.params(),
-        differential.State(case.array((samples, *case.image_shape), jnp.float32, P("data"))),  # type: ignore[arg-type]
-        differential.State(case.array((K, samples, *case.image_shape), jnp.float32, P(None, "data"))),  # type: ignore[arg-type]
+        tangents.State(case.array((samples, *case.image_shape), jnp.float32, P("data"))),  # type: ignore[arg-type]
+        tangents.State(case.array((K, samples, *case.image_shape), jnp.float32, P(None, "data"))),  # type: ignore[arg-type]
         case.noise(samples),
         case.given(samples),
         case.array((K,), jnp.float32, P("member")),

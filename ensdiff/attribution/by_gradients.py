@@ -41,6 +41,7 @@ from ensdiff.attribution.judging import (
     chosen_without_each,
     held_out,
     member_outputs,
+    of_members,
 )
 from ensdiff.attribution.loss import loss_matrix
 from ensdiff.attribution.pictures import Pictures, pictures_of
@@ -141,7 +142,7 @@ def attribute_by_gradients(
     best, judgement = choices[0], None
     if params.members >= LEAST_MEMBERS:
         shown: Any = {"memory_budget": resources.memory_budget, "progress": resources.progress}
-        outputs_BK = member_outputs(loss_matrix(params, queries, request.seed, loss, kept=kept, **shown))
+        outputs_BK = member_outputs(loss_matrix(of_members(params), queries, request.seed, loss, kept=kept, **shown))
         judgement = choose(cross, outputs_BK, seed=request.seed)
         best = judgement.setting
     if best not in scores:

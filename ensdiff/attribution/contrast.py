@@ -16,31 +16,24 @@ member k alone.
 One pass over the data computes both for all units, with the same draws for every member.
 """
 
-import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Float
 from numpy.typing import ArrayLike
 
 from ensdiff import hosts
-from ensdiff.attribution.draws import LossConfig, draw_noise, member_errors, place
+from ensdiff.attribution.draws import LossConfig, loss_step, place
 from ensdiff.attribution.moments import mean_difference, moments
 from ensdiff.codes import Code
 from ensdiff.data import Dataset
-from ensdiff.diffusion.schedule import Schedule
-from ensdiff.ensemble.compiling import per_device
 from ensdiff.ensemble.ensemble import Ensemble
 from ensdiff.ensemble.memory import Resources
 from ensdiff.ensemble.mesh import make_mesh, on_mesh
 from ensdiff.files.reading import printable
 from ensdiff.metrics.arrays import precision, tied
-from ensdiff.models.denoiser import Denoiser
-from ensdiff.models.space import Space
 from ensdiff.runs.identity import check_data
 from ensdiff.typing import Key, as_key, unmasked
 
@@ -118,7 +111,7 @@ def unit_losses(
     placed = place(params, key, mesh, resources)
     size = min(max(1, placed.states // config.block), -(-data.items // shards)) * shards
     blocks = -(-config.draws // config.block)
-    step = _loss_step(params.model, params.schedule, params.image_shape, params.space, mesh)
+    step = loss_step(params.model, params.schedule, params.image_shape, params.space, mesh)
     draws = [
         config.draw_block(params.schedule, key, block, config.block * blocks).on_mesh(mesh, P())
         for block in range(blocks)
@@ -136,25 +129,6 @@ def unit_losses(
             bar.update(len(items))
     loss_NK[data.absent_units] = np.nan
     return loss_NK / np.bincount(data.unit_of_item, minlength=data.units)[:, None]
-
-
-@functools.lru_cache(maxsize=16)
-def _loss_step(
-    model: Denoiser,
-    schedule: Schedule,
-    image_shape: tuple[int, int, int],
-    space: Space,
-    mesh: Mesh,
-):
-    """Return the compiled losses of items under each member, summed over one block of draws, without a collective."""
-
-    def step(params_K, image_BHWC, cond_B, key, t_D, number_D, weight_D):
-        eps_DHWC = draw_noise(key, number_D, image_shape)
-        x_BHWC = space.to_model(image_BHWC)
-        error_KBDF = member_errors(model, schedule, params_K, x_BHWC, cond_B, t_D, eps_DHWC).error_KBDF
-        return jnp.einsum("kbdf,kbdf,d->kb", error_KBDF, error_KBDF, weight_D, precision="highest")
-
-    return per_device(step, mesh, (P("member"), P("data"), P("data"), P(), P(), P(), P()), P("member", "data"))
 
 
 def contrast_losses(loss_NK: ArrayLike, code: Code) -> Contrast:

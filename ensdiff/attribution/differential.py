@@ -8,28 +8,21 @@ have derivative 0 where they act. One sampling run carries the state and its K t
 computed once per step, and the tangents pass through it as one batch.
 """
 
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Float
 
 from ensdiff import hosts
-from ensdiff.diffusion.samplers import StepRule, advance, rule_of, stages
-from ensdiff.ensemble.compiling import per_device
+from ensdiff.attribution.tangents import run_with_tangents
 from ensdiff.ensemble.ensemble import Ensemble, member_weights
-from ensdiff.ensemble.members import sum_over_members
 from ensdiff.ensemble.memory import Resources, images_at_once
-from ensdiff.ensemble.mesh import make_mesh, on_mesh, pace
-from ensdiff.models.denoiser import Denoiser
+from ensdiff.ensemble.mesh import make_mesh
 from ensdiff.models.space import Pixels
-from ensdiff.sampling.conditions import Given, Mode, mode_of, predict_given, predictions_of
-from ensdiff.sampling.denoise import Noise, first_states
+from ensdiff.sampling.conditions import mode_of, predictions_of
 from ensdiff.sampling.sample import Samples, check_samples
 from ensdiff.typing import Array, ArrayLike
 
@@ -44,84 +37,6 @@ class Linearized(NamedTuple):
     tangent_KBF: Float[Array, "K B ..."]
 
 
-@functools.lru_cache(maxsize=16)
-def tangent_step(
-    model: Denoiser,
-    image_shape: tuple[int, int, int],
-    rule: StepRule,
-    mesh: Mesh,
-    together: int | None = None,
-    mode: Mode = "unconditional",
-) -> Callable:
-    """Return a compiled step ``(params_K, state, tangent, noise, given, weight_K, stage) -> (state, tangent)``.
-
-    The state and its tangents are `State`, and both are donated. A member is linearised at ``together`` samples at a
-    time (a divisor of the number of samples per device; None is all), and all tangents pass through it as one batch.
-    """
-    summed = mesh.shape["member"] > 1
-
-    def step(params_K, state, tangent, noise, given, weight_K, stage):
-        x_B, dx_IB = state.x, tangent.x
-        local, B = len(weight_K), len(x_B)
-        size = B if together is None else together
-
-        def member(params, weight, number):
-            def group(args):
-                start, x_G, dx_IG = args
-                some = None if given is None else given.take(start + jnp.arange(size))
-                predict = functools.partial(predict_given, model, params, stage=stage, given=some, mode=mode)
-                f_G, push = jax.linearize(predict, x_G)
-                # product rule: the weights contribute F_k to row k, the states contribute through the member
-                return weight * f_G, (weight * jax.vmap(push)(dx_IG)).at[number].add(f_G)
-
-            def split(a_B):
-                return a_B.reshape(-1, size, *image_shape)
-
-            parts = jnp.arange(0, B, size), split(x_B), jax.vmap(split, out_axes=1)(dx_IB)
-            f, through = jax.lax.map(group, parts)
-            return f.reshape(x_B.shape), through.swapaxes(0, 1).reshape(dx_IB.shape)
-
-        number_K = jax.lax.axis_index("member") * local + jnp.arange(local)
-        f_B, through_IB = sum_over_members(model, member, params_K, weight_K, number_K)
-        if summed:
-            f_B, through_IB = jax.lax.psum((f_B, through_IB), "member")
-
-        def update(state, f_B):
-            noise_B = noise.at(stage.number + 1, image_shape)
-            return State(*advance(rule, state.x, f_B, noise_B, state.memory, stage))
-
-        following, push_update = jax.linearize(update, state, f_B)
-        return following, jax.vmap(push_update)(tangent, through_IB)
-
-    in_specs = P("member"), P("data"), P(None, "data"), Noise.specs(), Given.specs(mode), P("member"), P()
-    return per_device(step, mesh, in_specs, (P("data"), P(None, "data")), donate=(1, 2))
-
-
-class State(NamedTuple):
-    """States, or their tangents, and what a sampler with memory remembers of earlier steps; None for others."""
-
-    x: Array
-    memory: Array | None = None
-
-
-def _run(params: Ensemble, samples: Samples, mesh: Mesh, together: int) -> tuple[Array, Array]:
-    """Return the finished state and its tangents, in model space, not clipped."""
-    noise = samples.noise.on_mesh(mesh)
-    rule, mode = rule_of(params.schedule, samples.config), mode_of(params.condition, samples.guidance)
-    step = tangent_step(params.model, params.image_shape, rule, mesh, together, mode)
-    stacked = on_mesh(params.params, mesh)
-    weights = on_mesh(samples.weights_K, mesh)
-    given = samples.exogenous.given(params)
-    given = None if given is None else given.on_mesh(mesh)
-    x_B = first_states(params, samples.config, noise)
-    state = State(x_B, jnp.zeros_like(x_B) if rule.memory else None)
-    tangent = jax.tree.map(lambda a: jnp.zeros((params.members, *a.shape)), state)
-    state, tangent = on_mesh(state, mesh, P("data")), on_mesh(tangent, mesh, P(None, "data"))
-    for stage in stages(params.schedule, samples.config):
-        state, tangent = pace(step(stacked, state, tangent, noise, given, weights, stage), mesh)
-    return state.x, tangent.x
-
-
 def linearize(
     params: Ensemble,
     samples: Samples,
@@ -134,7 +49,7 @@ def linearize(
     """
     check_samples(params, samples, "the Jacobian", factual=False)
     B, K = len(samples), params.members
-    mesh = make_mesh(K, B)
+    mesh = make_mesh(1 if params.combine == "parameters" else K, B)
     budget = resources.budget()
     shards = mesh.shape["data"]
     state = 4 * 8 * (K + 1) * int(np.prod(params.image_shape))  # a sample's image and tangents, before and after a step
@@ -153,7 +68,7 @@ def linearize(
         for start in range(0, B, size):
             count = min(size, B - start)
             part = samples[np.minimum(np.arange(start, start + size), B - 1)]
-            x_B, dx_IB = hosts.local(_run(params, part, mesh, together))
+            x_B, dx_IB = hosts.local(run_with_tangents(params, part, mesh, together))
             value, push = jax.linearize(finish, x_B)
             tangent = jax.vmap(push)(dx_IB)
             yield slice(start, start + count), Linearized(value[:count], tangent[:, :count])
@@ -164,6 +79,8 @@ def jacobian(
     params: Ensemble, samples: Samples, *, memory_budget: int | None = None, progress: bool = False
 ) -> Float[np.ndarray, "K B H W C"]:
     """Return the derivative of each image with respect to each member's weight (5), at the sampling weights.
+
+    With averaged parameters (8), the weight of a member moves the parameters by ``theta_k - theta_0``.
 
     Args:
         params: the ensemble.

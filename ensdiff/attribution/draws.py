@@ -5,6 +5,8 @@ number, so all members and all images use the same draws, whatever the batch siz
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -16,11 +18,15 @@ from jaxtyping import Float, Int
 
 from ensdiff.diffusion.schedule import Schedule, add_noise, network_inputs, target
 from ensdiff.diffusion.weights import vlb_weights
+from ensdiff.ensemble.compiling import per_device
 from ensdiff.ensemble.ensemble import Ensemble
 from ensdiff.ensemble.members import apply_member, over_members
 from ensdiff.ensemble.memory import Resources, images_at_once, least_bytes
 from ensdiff.ensemble.mesh import on_mesh
+from ensdiff.ensemble.placing import member_specs, place_members
+from ensdiff.models.adapters import opened
 from ensdiff.models.denoiser import Denoiser
+from ensdiff.models.space import Space
 from ensdiff.settings import check_fields
 from ensdiff.typing import Array, ArrayLike, Key, Params, as_key
 
@@ -176,7 +182,7 @@ def place(params: Ensemble, key: Array, mesh: Mesh, resources: Resources) -> Pla
             "that"
         )
     noise_key = on_mesh(jax.random.fold_in(key, 2**31 - 1), mesh, P())
-    return Placed(mesh, on_mesh(params.params, mesh), noise_key, states)
+    return Placed(mesh, place_members(params, mesh), noise_key, states)
 
 
 def draw_noise(key: Array, number_D: Array, image_shape: tuple[int, int, int]) -> Float[Array, "D H W C"]:
@@ -206,7 +212,28 @@ def member_errors(
     clean_R = jnp.repeat(x_BHWC, D, axis=0)
     inputs_R, time_R = network_inputs(schedule, add_noise(schedule, clean_R, t_R, eps_R), t_R)
     cond_R = jax.tree.map(lambda rows: jnp.repeat(rows, D, axis=0), cond_B)
-    local = jax.tree.leaves(params_K)[0].shape[0]
-    predicted_KR = over_members(model, lambda params: apply_member(model, params, inputs_R, time_R, cond_R), params_K)
+    network, members = opened(model, params_K)
+    local = jax.tree.leaves(members)[0].shape[0]
+    predicted_KR = over_members(
+        network, lambda params: apply_member(network, params, inputs_R, time_R, cond_R), members
+    )
     target_R = jnp.asarray(target(schedule, clean_R, eps_R, t_R))
     return Errors((target_R[None] - predicted_KR).reshape(local, B, D, -1), target_R.reshape(B, D, -1))
+
+
+@functools.lru_cache(maxsize=16)
+def loss_step(
+    model: Denoiser, schedule: Schedule, image_shape: tuple[int, int, int], space: Space | None, mesh: Mesh
+) -> Callable[..., Float[Array, "K B"]]:
+    """Return the compiled losses of images under each member, summed over one block of draws, without a collective.
+
+    Images are as the training data store them, or in model space where ``space`` is None.
+    """
+
+    def step(params_K, image_BHWC, cond_B, key, t_D, number_D, weight_D):
+        eps_DHWC = draw_noise(key, number_D, image_shape)
+        x_BHWC = image_BHWC if space is None else space.to_model(image_BHWC)
+        error_KBDF = member_errors(model, schedule, params_K, x_BHWC, cond_B, t_D, eps_DHWC).error_KBDF
+        return jnp.einsum("kbdf,kbdf,d->kb", error_KBDF, error_KBDF, weight_D, precision="highest")
+
+    return per_device(step, mesh, (member_specs(model), P("data"), P("data"), P(), P(), P(), P()), P("member", "data"))

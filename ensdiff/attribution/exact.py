@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 
 from ensdiff.ensemble.ensemble import Ensemble
 from ensdiff.ensemble.memory import Resources
-from ensdiff.sampling.denoise import run_states
+from ensdiff.sampling.blended import generate
 from ensdiff.sampling.sample import Samples, check_samples
 from ensdiff.typing import Array
 
@@ -99,7 +99,7 @@ def measured_influence(
     factual_BF = np.asarray(measure.embed(samples.images))
     out = np.empty(len(weights_RK), np.float32)
     size = 0
-    for rows, images in run_states(
+    for rows, images in generate(
         params, samples.config, samples.exogenous.take(sample_R), weights_RK, resources, what="ablate"
     ):
         size = max(size, len(images))

@@ -23,6 +23,7 @@ scores of the other members, and then predicts member k. The member-LDS of these
 choice, however many settings there are.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -31,7 +32,7 @@ from jaxtyping import Float
 
 from ensdiff.attribution.draws import LossConfig
 from ensdiff.attribution.loss import LossMatrix, loss_matrix
-from ensdiff.attribution.pictures import Given
+from ensdiff.attribution.pictures import Given, pictures_of
 from ensdiff.data import Dataset
 from ensdiff.ensemble.ensemble import Ensemble
 from ensdiff.metrics import Estimate
@@ -127,7 +128,8 @@ def judge(
     if outputs is not None and loss is not None:
         raise ValueError("loss sets how outputs are computed, but outputs are given: leave one of them out")
     if outputs is None:
-        outputs = loss_matrix(params, queries, seed, loss, cond=cond, memory_budget=memory_budget, progress=progress)
+        asked = pictures_of(params, queries, cond)
+        outputs = loss_matrix(of_members(params), asked, seed, loss, memory_budget=memory_budget, progress=progress)
     outputs_BK = member_outputs(outputs) if isinstance(outputs, LossMatrix) else outputs
     code_NK = params.code.matrix()
     several = scores if isinstance(scores, Mapping) else {None: scores}
@@ -138,6 +140,11 @@ def judge(
         of_units = np.asarray(of_setting) @ np.eye(data.units)[data.unit_of_item] if items else of_setting
         predictions[setting] = cross_predictions(without_level(of_units), code_NK)
     return choose(predictions, outputs_BK, resamples=resamples, seed=seed)
+
+
+def of_members(params: Ensemble) -> Ensemble:
+    """Return the ensemble for questions about single members, which do not depend on what their weights combine."""
+    return params if params.combine == "predictions" else dataclasses.replace(params, combine="predictions")
 
 
 def member_outputs(estimate: LossMatrix) -> Float[np.ndarray, "B K"]:

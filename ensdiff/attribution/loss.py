@@ -31,6 +31,7 @@ from ensdiff.ensemble.compiling import per_device
 from ensdiff.ensemble.ensemble import Ensemble, member_weights
 from ensdiff.ensemble.memory import Resources
 from ensdiff.ensemble.mesh import make_mesh, on_mesh, pace
+from ensdiff.ensemble.placing import member_specs
 from ensdiff.models.denoiser import Denoiser
 from ensdiff.runs.pieces import Pieces
 from ensdiff.typing import ArrayLike, Key, as_key
@@ -107,12 +108,18 @@ def loss_matrix(
         kept: the store of finished blocks of draws, from which an interrupted call continues.
 
     Raises:
-        ValueError: images whose shape is not the ensemble's, or whose values are out of range.
+        ValueError: images whose shape is not the ensemble's, or whose values are out of range; or the ensemble
+            averages parameters, where (7) does not hold.
 
     >>> estimate = ensdiff.loss_matrix(params, data.images[:3], 0, ensdiff.LossConfig(draws=4, block=2))
     >>> estimate.mean_BKK.shape
     (3, 8, 8)
     """
+    if params.combine == "parameters":
+        raise ValueError(
+            'the loss under averaged parameters (combine="parameters") is no quadratic form of the weights: use '
+            "ensdiff.attribute(..., method='loss'), which evaluates every row of weights"
+        )
     config = LossConfig() if config is None else config
     key, kept = as_key(key), Pieces(None, "") if kept is None else kept
     pictures = pictures_of(params, images, cond)
@@ -208,5 +215,5 @@ def block_step(model: Denoiser, schedule: Schedule, image_shape: tuple[int, int,
             more, nothing = jax.lax.psum((more, nothing), "data")
         return loss_KBK + more, empty_B + nothing
 
-    in_specs = P("member"), P("member"), P(), P(), P(), P(), P("data"), P("data"), P("data")
+    in_specs = member_specs(model), P("member"), P(), P(), P(), P(), P("data"), P("data"), P("data")
     return per_device(step, mesh, in_specs, (P("member"), P()), donate=(1, 2))

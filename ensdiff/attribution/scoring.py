@@ -15,6 +15,7 @@ from ensdiff.attribution.draws import LossConfig
 from ensdiff.attribution.exact import Measure, measured_influence
 from ensdiff.attribution.forms import Chunk, Forms, gram_forms, loss_forms, score_words, stream
 from ensdiff.attribution.loss import LossMatrix, loss_matrix
+from ensdiff.attribution.rows import RowLosses
 from ensdiff.ensemble.ensemble import Ensemble
 from ensdiff.ensemble.memory import Resources
 from ensdiff.runs.pieces import Pieces
@@ -78,12 +79,12 @@ class Scores(NamedTuple):
     Args:
         final: the scores that the call returns, for candidates and null alike.
         screen: the predictions by which a screen chooses the candidates to verify; None for other methods.
-        estimate: the loss matrices behind the scores of ``"loss"``; None for other methods.
+        estimate: the losses behind the scores of ``"loss"``; None for other methods.
     """
 
     final: Scoring
     screen: Scoring | None = None
-    estimate: LossMatrix | None = None
+    estimate: LossMatrix | RowLosses | None = None
 
 
 def scores_of(
@@ -105,6 +106,10 @@ def scores_of(
         return Scores(score_by_words(functools.partial(own_scores, method, len(samples)), candidates, len(samples)))
     if method == "exact":
         return Scores(exact)
+    if method == "loss" and params.combine == "parameters":
+        losses = RowLosses(params, samples, seed, config, resources, kept, candidates.code)
+        of_words = functools.partial(_changes, losses)
+        return Scores(score_by_words(of_words, candidates, len(samples)), estimate=losses)
     if method == "loss":
         estimate = loss_matrix(params, samples, seed, config, code=candidates.code, kept=kept, **shared)
         forms = loss_forms(estimate.mean_BKK, candidates.code.factual()[0])
@@ -147,6 +152,11 @@ def score_by_forms(forms: Forms, candidates: Candidates, resources: Resources) -
         chunks,
         (identity, forms.matrix_BKK, np.empty(0) if ids is None else ids),
     )
+
+
+def _changes(losses: RowLosses, word_MK: UInt8[np.ndarray, "M K"]) -> Float[np.ndarray, "B M"]:
+    """Return how much every ablation changes the loss of every image under averaged parameters."""
+    return losses.change(uniform(word_MK)).astype(np.float32)
 
 
 def exact_of_pairs(

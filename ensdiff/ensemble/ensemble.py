@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -21,15 +21,20 @@ from ensdiff.models.describing import fingerprint_of
 from ensdiff.models.space import PIXELS, Pixels, Space, space_to_dict
 from ensdiff.typing import Params, unmasked
 
+Combine = Literal["predictions", "parameters"]
+"""What the generator is: ``"predictions"``, the weighted mean of the members' predictions (2); or ``"parameters"``, one
+network with ``theta_w = theta_0 + sum_k w_k (theta_k - theta_0)`` (8), which takes one prediction instead of K. Members
+must share their start for that."""
+
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["params"],
-    meta_fields=["code", "model", "schedule", "image_shape", "space", "condition", "data_digest"],
+    data_fields=["params", "base"],
+    meta_fields=["code", "model", "schedule", "image_shape", "space", "condition", "data_digest", "combine"],
 )
 @dataclasses.dataclass(frozen=True)
 class Ensemble:
-    """K trained members, as a pytree whose array leaves are ``params``; everything else is static.
+    """K trained members, as a pytree whose array leaves are ``params`` and ``base``; everything else is static.
 
     Args:
         params: parameters of the networks; every leaf has a leading member axis of length K.
@@ -41,6 +46,9 @@ class Ensemble:
         condition: what the members are told about each image; None for unconditional members.
         data_digest: `Dataset.digest` of the training data, in hexadecimal digits; None if it is not known, for example
             for members that were trained elsewhere.
+        base: parameters of the network that all members started from, without a member axis: of adapted members
+            (`ensdiff.models.adapted`), the frozen base; of others, the common start. None if there is none.
+        combine: what the weights of members combine, see `Combine`.
 
     >>> params
     Ensemble(8 members, 40 units, 8x8x1 images, ... parameters per member)
@@ -56,6 +64,8 @@ class Ensemble:
     space: Space = PIXELS
     condition: ConditionSpec | None = None
     data_digest: str | None = None
+    base: Params | None = None
+    combine: Combine = "predictions"
 
     @property
     def members(self) -> int:
@@ -145,6 +155,8 @@ def _fingerprint(params: Ensemble) -> str:
     ]
     if params.condition is not None:
         settings.append(params.condition.to_dict())
+    if params.combine != "predictions":
+        settings.append({"combine": params.combine})
     state = hashlib.sha256(json.dumps(_as_floats(settings)).encode())
     for sums in stacked_sums([leaf for _, leaf in named]):
         state.update(hashlib.sha256(sums.astype("<u4").tobytes()).digest())

@@ -25,6 +25,8 @@ from ensdiff.diffusion.schedule import Schedule, network_inputs
 from ensdiff.ensemble.compiling import jit_once, per_device
 from ensdiff.ensemble.ensemble import Ensemble
 from ensdiff.ensemble.mesh import make_mesh, on_mesh
+from ensdiff.ensemble.placing import member_specs, place_members
+from ensdiff.models.adapters import Bound, opened
 from ensdiff.models.condition import ConditionSpec
 from ensdiff.models.conv import one_by_one, resolve
 from ensdiff.models.denoiser import Denoiser, check_inputs
@@ -100,6 +102,8 @@ def apply_member(
 
 def as_predicting(model: Denoiser) -> Denoiser:
     """Return the network as predictions compute it: by forms that need not be fast to differentiate."""
+    if isinstance(model, Bound):
+        return model.over(as_predicting(model.base))
     if not isinstance(model, UNetConfig):
         return model
     attention = "auto" if model.attention == "fused" else model.attention
@@ -196,11 +200,12 @@ def update_members(model: Denoiser, function: Callable, state_K: Any, *stacked_K
 
 @functools.lru_cache(maxsize=32)
 def _predict_fn(model: Denoiser, schedule: Schedule, mesh: Mesh):
-    def predict(params_K, x_BHWC, t_B, cond):
+    def predict(stacked, x_BHWC, t_B, cond):
+        network, params_K = opened(model, stacked)
         inputs, time_B = network_inputs(schedule, x_BHWC, t_B)
-        return over_members(model, lambda params: apply_member(model, params, inputs, time_B, cond), params_K)
+        return over_members(network, lambda params: apply_member(network, params, inputs, time_B, cond), params_K)
 
-    return per_device(predict, mesh, (P("member"), P("data"), P("data"), P("data")), P("member", "data"))
+    return per_device(predict, mesh, (member_specs(model), P("data"), P("data"), P("data")), P("member", "data"))
 
 
 def predict(
@@ -236,7 +241,7 @@ def predict(
     mesh = make_mesh(params.members, len(x_BHWC))
     given = params.conditions(cond, len(x_BHWC))
     return _predict_fn(params.model, params.schedule, mesh)(
-        on_mesh(params.params, mesh),
+        place_members(params, mesh),
         on_mesh(x_BHWC, mesh, P("data")),
         on_mesh(levels.astype(np.int32), mesh, P("data")),
         on_mesh(given, mesh, P("data")),

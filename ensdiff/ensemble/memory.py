@@ -11,6 +11,7 @@ from ensdiff.ensemble.ensemble import Ensemble
 from ensdiff.ensemble.members import group_size
 from ensdiff.ensemble.mesh import platform
 from ensdiff.ensemble.tracing import activation_bytes
+from ensdiff.models.adapters import network_of
 from ensdiff.models.conv import one_by_one
 from ensdiff.models.denoiser import Denoiser
 from ensdiff.models.unet import UNetConfig
@@ -74,10 +75,12 @@ def count_micro_batches(
     >>> count_micro_batches(UNetConfig(channels=32), (28, 28, 1), 16, mesh)
     8
     """
-    held = CACHED.get(platform(mesh))
-    if held is None or not isinstance(model, UNetConfig) or not (one_by_one(model.conv) or model.stack == 1):
+    held, network = CACHED.get(platform(mesh)), network_of(model)
+    if held is None or not isinstance(network, UNetConfig):
         return 1
-    image = image_shape[0] * image_shape[1] * model.channels * model.dtype.itemsize
+    if model.stack != 1 and not (network is model and one_by_one(network.conv)):
+        return 1
+    image = image_shape[0] * image_shape[1] * network.channels * network.dtype.itemsize
     return next(n for n in range(1, batch + 1) if batch % n == 0 and (n == batch or batch // n * image <= held))
 
 

@@ -9,6 +9,7 @@ import jax
 import jax.extend
 import jax.numpy as jnp
 
+from ensdiff.models.adapters import abstract_of, opened
 from ensdiff.models.condition import ConditionSpec
 from ensdiff.models.denoiser import Denoiser
 
@@ -28,13 +29,14 @@ def activation_bytes(model: Denoiser, image_shape: tuple[int, int, int], conditi
         image_shape: (H, W, C).
         condition: what a conditional network is told about each image.
     """
-    params = jax.eval_shape(model.init, jax.random.key(0))
+    params = abstract_of(model)
     x = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     t = jax.ShapeDtypeStruct((1,), jnp.float32)
     cond = None if condition is None else condition.null(1)
 
     def run(params, x, t, cond):
-        return model.apply(params, x, t, cond)
+        network, member = opened(model, params)
+        return network.apply(member, x, t, cond)
 
     traced = jax.make_jaxpr(run)(params, x, t, cond)
     own = [False] * len(jax.tree.leaves(params))  # parameters, and what is computed from them alone, are no activations

@@ -91,14 +91,18 @@ class Conv(nn.Module):
         init = nn.initializers.zeros if self.zero_init else nn.initializers.lecun_normal()
         kernel = self.param("kernel", init, (self.size, self.size, x_BHWC.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        return add(self.product(x_BHWC, kernel), bias)
+
+    def product(self, x_BHWC: Array, kernel: Array, strategy: Strategy | None = None) -> Array:
+        """Convolve as this layer does, but with any kernel of its size, without the bias."""
         dtype = self.config.dtype
-        how: Any = {"strategy": self.config.conv, "precision": self.config.precision}
+        how: Any = {"strategy": strategy or self.config.conv, "precision": self.config.precision}
         if self.upsampled:
-            return add(upsampled_conv2d(x_BHWC.astype(dtype), kernel.astype(dtype), **how), bias)
+            return upsampled_conv2d(x_BHWC.astype(dtype), kernel.astype(dtype), **how)
         padding = self.size // 2
         if self.end_padded:
             x_BHWC, padding = jnp.pad(x_BHWC, ((0, 0), (0, padding), (0, padding), (0, 0))), 0
-        return add(conv2d(x_BHWC.astype(dtype), kernel.astype(dtype), stride=self.stride, padding=padding, **how), bias)
+        return conv2d(x_BHWC.astype(dtype), kernel.astype(dtype), stride=self.stride, padding=padding, **how)
 
 
 class Dense(nn.Module):
@@ -114,11 +118,15 @@ class Dense(nn.Module):
     def __call__(self, x: Array) -> Array:
         init = nn.initializers.zeros if self.zero_init else self.kernel_init
         kernel = self.param("kernel", init, (x.shape[-1], self.features))
+        y = self.product(x, kernel)
+        return add(y, self.param("bias", nn.initializers.zeros, (self.features,))) if self.use_bias else y
+
+    def product(self, x: Array, kernel: Array) -> Array:
+        """Multiply as this layer does, but with any kernel over its inputs, without the bias."""
         dtype = self.config.dtype
         precision: Any = lax_precision(self.config.precision)
         contracted = (((x.ndim - 1,), (0,)), ((), ()))
-        y = jax.lax.dot_general(x.astype(dtype), kernel.astype(dtype), contracted, precision)
-        return add(y, self.param("bias", nn.initializers.zeros, (self.features,))) if self.use_bias else y
+        return jax.lax.dot_general(x.astype(dtype), kernel.astype(dtype), contracted, precision)
 
 
 def add(y: Array, few: Array) -> Array:

@@ -1,8 +1,10 @@
 """Parameters as nested dicts of arrays, for any pytree of a network, for checkpoints and fingerprints."""
 
+import hashlib
 from typing import Any
 
 import jax
+import numpy as np
 from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
 
 from ensdiff.typing import Params
@@ -60,13 +62,45 @@ def _key(entry: Any) -> str:
     return str(entry.idx) if isinstance(entry, SequenceKey) else str(entry)
 
 
+def named(params: Params) -> dict[str, Any]:
+    """Return the arrays of a pytree by their paths, joined by ``/``.
+
+    >>> named({"head": {"bias": 1, "kernel": 2}})
+    {'head/bias': 1, 'head/kernel': 2}
+    """
+    return {"/".join(_key(entry) for entry in path): leaf for path, leaf in jax.tree.leaves_with_path(params)}
+
+
+def nested(flat: Any) -> dict[str, Any]:
+    """Return nested dicts of arrays from their paths: the inverse of `named` for nested dicts.
+
+    >>> nested({"head/bias": 1, "head/kernel": 2})
+    {'head': {'bias': 1, 'kernel': 2}}
+    """
+    dicts: dict[str, Any] = {}
+    for path, leaf in flat.items():
+        *above, last = path.split("/")
+        here = dicts
+        for key in above:
+            here = here.setdefault(key, {})
+        here[last] = leaf
+    return dicts
+
+
+def digest_of(params: Params) -> str:
+    """Return the SHA-256, 64 hexadecimal digits, of the paths, shapes, dtypes and bytes of all arrays of a pytree."""
+    state = hashlib.sha256()
+    for path, leaf in sorted(named(params).items()):
+        array = np.ascontiguousarray(leaf)
+        state.update(f"{path} {array.shape} {array.dtype.name} ".encode())
+        state.update(array.reshape(-1).view(np.uint8).data)
+    return state.hexdigest()
+
+
 def shapes_of(params: Params) -> dict[str, tuple[tuple[int, ...], str]]:
     """Return the shape and dtype of each array by its path, joined by ``/``.
 
     >>> shapes_of({"head": {"bias": jax.numpy.zeros(3)}})
     {'head/bias': ((3,), 'float32')}
     """
-    return {
-        "/".join(_key(entry) for entry in path): (tuple(leaf.shape), str(leaf.dtype))
-        for path, leaf in jax.tree.leaves_with_path(params)
-    }
+    return {path: (tuple(leaf.shape), str(leaf.dtype)) for path, leaf in named(params).items()}

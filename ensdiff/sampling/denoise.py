@@ -32,6 +32,8 @@ from ensdiff.ensemble.ensemble import Ensemble
 from ensdiff.ensemble.members import group_size
 from ensdiff.ensemble.memory import Resources, images_at_once, least_bytes
 from ensdiff.ensemble.mesh import make_mesh, on_mesh, pace, platform
+from ensdiff.ensemble.placing import member_specs, place_members
+from ensdiff.models.adapters import opened
 from ensdiff.models.denoiser import Denoiser
 from ensdiff.sampling.conditions import Given, Mode, mode_of, predict_given, predictions_of
 from ensdiff.sampling.packing import Batches, batch_numbers, choose_places, gather_batches, kept_counts, round_up
@@ -124,22 +126,24 @@ def sampling_step(
     """
     summed = mesh.shape["member"] > 1
 
-    def weighted(params, x_R, index_P, weight_P, given, stage):
+    def weighted(network, params, x_R, index_P, weight_P, given, stage):
         some = None if given is None else given.take(index_P)
-        predicted_P = predict_given(model, params, x_R[index_P], stage, some, mode)
+        predicted_P = predict_given(network, params, x_R[index_P], stage, some, mode)
         return weight_P[:, None, None, None] * predicted_P
 
-    def unless_empty(params_K, x_R, group, index_GP, weight_GP, given, stage):
+    def unless_empty(stacked, x_R, group, index_GP, weight_GP, given, stage):
         G, places = index_GP.shape
+        network, params_K = opened(model, stacked)
+        one = functools.partial(weighted, network)
 
         def predict():
             if G == 1:
                 params = jax.tree.map(lambda a: a[group], params_K)
-                return weighted(params, x_R, index_GP[0], weight_GP[0], given, stage)
+                return one(params, x_R, index_GP[0], weight_GP[0], given, stage)
             params_G = params_K
             if jax.tree.leaves(params_K)[0].shape[0] > G:
                 params_G = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, group * G, G), params_K)
-            over_group = jax.vmap(weighted, in_axes=(0, None, 0, 0, None, None))
+            over_group = jax.vmap(one, in_axes=(0, None, 0, 0, None, None))
             return over_group(params_G, x_R, index_GP, weight_GP, given, stage).reshape(-1, *x_R.shape[1:])
 
         def nothing():
@@ -160,7 +164,7 @@ def sampling_step(
             predicted_R = jax.lax.psum(predicted_R, "member")
         return advance(rule, x_R, predicted_R, noise.at(stage.number + 1, image_shape), memory_R, stage)
 
-    in_specs = P("member"), P("data"), P("data"), Noise.specs(), P("data", "member"), Given.specs(mode), P()
+    in_specs = member_specs(model), P("data"), P("data"), Noise.specs(), P("data", "member"), Given.specs(mode), P()
     return per_device(step, mesh, in_specs, (P("data"), P("data")), donate=(1, 2))
 
 
@@ -272,7 +276,7 @@ def denoise(
     number = round_up(chunks.number, FEW_BATCHES) if chunks.together == 1 else chunks.number
     batches = gather_batches(weights_RK, shards, mesh.shape["member"], chunks.places, number, chunks.together)
     step = sampling_step(params.model, params.image_shape, rule, mesh, mode)
-    stacked = on_mesh(params.params, mesh)
+    stacked = place_members(params, mesh)
     placed = Batches(*(on_mesh(a, mesh, P("data", "member")) for a in batches))
     given = start.given(params)
     given = None if given is None else given.on_mesh(mesh)

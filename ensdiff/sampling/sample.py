@@ -17,7 +17,8 @@ from ensdiff.diffusion.samplers import SamplerConfig, StepFunction, stages
 from ensdiff.ensemble.ensemble import WEIGHT_SUM, Ensemble, member_weights
 from ensdiff.ensemble.memory import Resources
 from ensdiff.models.space import PIXELS, Pixels
-from ensdiff.sampling.denoise import Exogenous, Noise, run_states
+from ensdiff.sampling.blended import generate
+from ensdiff.sampling.denoise import Exogenous, Noise
 from ensdiff.typing import Array, ArrayLike, Key, as_key, unmasked
 
 
@@ -135,7 +136,7 @@ def sample(
     progress: bool = False,
     **options,
 ) -> Samples:
-    """Generate images with the ensemble (2).
+    """Generate images with the ensemble (2), or with its averaged parameters (8) (`Ensemble.combine`).
 
     Args:
         params: the ensemble.
@@ -185,7 +186,7 @@ def sample(
     if params.condition is not None and scale == 0:
         conditions = params.condition.null(count)  # which the images are generated with
     start = Exogenous(given, conditions, np.arange(count), scale)
-    parts = run_states(params, config, start, rows, Resources(chunk, progress=progress), what="sample")
+    parts = generate(params, config, start, rows, Resources(chunk, progress=progress), what="sample")
     images = np.concatenate([np.asarray(part) for _, part in parts])
     return Samples(jnp.asarray(images), given, jnp.asarray(weights_K), config, params.fingerprint, conditions, scale)
 
@@ -333,6 +334,6 @@ def ablated(
     check_samples(params, samples, "a counterfactual", factual=False)
     out = np.empty((len(weights_RK), *params.image_shape), np.float32)
     start = samples.exogenous.take(sample_R)
-    for rows, images in run_states(params, samples.config, start, weights_RK, resources, what="counterfactuals"):
+    for rows, images in generate(params, samples.config, start, weights_RK, resources, what="counterfactuals"):
         out[rows] = images
     return out

@@ -22,13 +22,14 @@ from ensdiff.data.splits_jax import Lists, batch_indices, lists_of, mask, most_s
 from ensdiff.diffusion.schedule import Schedule
 from ensdiff.ensemble.compiling import per_device
 from ensdiff.ensemble.mesh import pace
+from ensdiff.models.adapters import Adapted
 from ensdiff.models.condition import ConditionSpec
 from ensdiff.models.denoiser import Denoiser
 from ensdiff.models.space import PIXELS, Space
 from ensdiff.training.config import StepSettings, TrainConfig
 from ensdiff.training.execution import Execution
 from ensdiff.training.step import Batch, StepMetrics, TrainState, local_step
-from ensdiff.typing import ArrayLike
+from ensdiff.typing import ArrayLike, Params
 
 CAPACITY = 1024
 """Most steps of one call. The program has room for the metrics of this many steps, whatever number it makes, so one
@@ -108,8 +109,9 @@ def make_device_steps(
     """Return the compiled program of many steps: ``(state, data, first, count, seed) -> (state, metrics)``.
 
     The state is donated; ``data`` are from `place_data`, ``first`` and ``count`` are integers (int32), and ``seed`` is
-    ``wide(config.seed)``. The metrics have a leading axis of `CAPACITY` steps, of which the first ``count`` are
-    written. Each step's batches are those of `ensdiff.training.host.make_batch`.
+    ``wide(config.seed)``. Adapted networks take one more argument, the parameters of their base. The metrics have a
+    leading axis of `CAPACITY` steps, of which the first ``count`` are written. Each step's batches are those of
+    `ensdiff.training.host.make_batch`.
 
     There is no collective unless the mesh's data axis has more than one shard.
     """
@@ -130,7 +132,7 @@ def _device_steps(
     step_fn = local_step(model, schedule, settings, mesh, space, condition)
     share = batch // mesh.shape["data"]
 
-    def local_steps(state_K: TrainState, data: DeviceData, first, count, seed: Wide):
+    def local_steps(state_K: TrainState, data: DeviceData, first, count, seed: Wide, *base):
         lists = data.lists
         members = len(lists.size_K)
         member_K = jax.lax.axis_index("member") * members + jnp.arange(members)
@@ -142,19 +144,25 @@ def _device_steps(
             index_KB = batch_indices(lists, seed, place, i, batch, member_K, position_B)
             cond_KB = jax.tree.map(lambda rows: jnp.asarray(rows)[index_KB], data.cond_N)
             batch_K = Batch(jnp.asarray(data.images_NHWC)[index_KB], mask(lists, index_KB), cond_KB)
-            state_K, new = step_fn(state_K, batch_K, first + i, seed.low)
+            state_K, new = step_fn(state_K, batch_K, first + i, seed.low, *base)
             return state_K, jax.tree.map(lambda all_SK, now_K: all_SK.at[i].set(now_K), metrics_SK, new)
 
         none_SK = jnp.zeros((CAPACITY, members))
         return jax.lax.fori_loop(0, count, one, (state_K, StepMetrics(none_SK, none_SK)))
 
-    in_specs = P("member"), SPECS, P(), P(), P()
+    in_specs = P("member"), SPECS, P(), P(), P(), *([P()] if isinstance(model, Adapted) else [])
     return per_device(local_steps, mesh, in_specs, (P("member"), P(None, "member")), donate=0)
 
 
 @contextlib.contextmanager
 def device_steps(
-    data: Dataset, splits: Splits, model: Denoiser, schedule: Schedule, config: TrainConfig, mesh: Mesh
+    data: Dataset,
+    splits: Splits,
+    model: Denoiser,
+    schedule: Schedule,
+    config: TrainConfig,
+    mesh: Mesh,
+    base: tuple[Params, ...] = (),
 ) -> Iterator[Callable[[TrainState, int, int], tuple[TrainState, StepMetrics]]]:
     """Yield a function that makes up to `CAPACITY` steps per call; see `ensdiff.training.stepper`."""
     placed = place_data(data, splits, config.batch_size, mesh)
@@ -162,7 +170,7 @@ def device_steps(
     seed = wide(config.seed)
 
     def call(state: TrainState, step: int, count: int) -> tuple[TrainState, StepMetrics]:
-        state, metrics_SK = steps_fn(state, placed, np.int32(step), np.int32(count), seed)
+        state, metrics_SK = steps_fn(state, placed, np.int32(step), np.int32(count), seed, *base)
         metrics_SK = hosts.local(metrics_SK)
         if mesh.shape["data"] > 1:  # then the steps contain a collective
             pace(metrics_SK, mesh)

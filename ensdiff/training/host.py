@@ -18,6 +18,7 @@ from ensdiff.ensemble.mesh import pace
 from ensdiff.models.denoiser import Denoiser
 from ensdiff.training.config import TrainConfig, seed_of
 from ensdiff.training.step import Batch, StepMetrics, TrainState, make_train_step
+from ensdiff.typing import Params
 
 T = TypeVar("T")
 BUFFERS = 2
@@ -77,6 +78,7 @@ def host_steps(
     config: TrainConfig,
     mesh: Mesh,
     steps: range,
+    base: tuple[Params, ...] = (),
 ) -> Iterator[Callable[[TrainState, int, int], tuple[TrainState, StepMetrics]]]:
     """Yield a function that makes the given steps in order, one per call; see `ensdiff.training.stepper`.
 
@@ -98,7 +100,7 @@ def host_steps(
     with made_ahead(assembled, steps) as batches:
 
         def call(state: TrainState, step: int, _count: int) -> tuple[TrainState, StepMetrics]:
-            state, metrics = step_fn(state, next(batches), np.int32(step), seed)
+            state, metrics = step_fn(state, next(batches), np.int32(step), seed, *base)
             metrics = hosts.local(metrics)
             if mesh.shape["data"] > 1:  # then the step contains a collective
                 pace(metrics, mesh)

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Literal
 
+import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from ensdiff import hosts
@@ -15,14 +17,16 @@ from ensdiff.data import Dataset, Splits
 from ensdiff.data.images import grid, to_png
 from ensdiff.data.viewing import viewer
 from ensdiff.diffusion.schedule import Schedule
-from ensdiff.ensemble.ensemble import Ensemble
+from ensdiff.ensemble.ensemble import Combine, Ensemble
 from ensdiff.ensemble.mesh import make_mesh, platform
+from ensdiff.models.adapters import Adapted, check_start
 from ensdiff.models.denoiser import Denoiser, check_null
 from ensdiff.models.unet import UNetConfig
 from ensdiff.runs.directory import RunDirectory
 from ensdiff.runs.environment import environment
 from ensdiff.runs.logs import read_environments
 from ensdiff.sampling.sample import sample
+from ensdiff.settings import check_value
 from ensdiff.training.config import TrainConfig
 from ensdiff.training.device import fits
 from ensdiff.training.execution import Execution, repeatable
@@ -31,6 +35,7 @@ from ensdiff.training.step import TrainState, init_state
 from ensdiff.training.stepper import CallLength, Stepper, stepper
 from ensdiff.training.tuning import NAME, is_measured, tune
 from ensdiff.training.watch import DivergedError, Watch
+from ensdiff.typing import Params
 
 __all__ = ["DivergedError", "sample_grid", "train"]
 
@@ -42,6 +47,8 @@ def train(
     config: TrainConfig | None = None,
     *,
     schedule: Schedule | None = None,
+    start: Params | None = None,
+    combine: Combine | None = None,
     run_dir: str | os.PathLike | None = None,
     resume: bool = False,
     progress: bool = True,
@@ -59,6 +66,10 @@ def train(
             for the data's channels and conditions.
         config: the settings; single fields can also be given as keyword arguments (``steps=200``).
         schedule: the process, and what the members predict; by default 1,000 noise levels and the noise.
+        start: parameters of one member (without a member axis) that all members start from, to fine-tune a trained
+            network; by default every member draws its own. Adapted networks start from their base.
+        combine: what the generator combines, see `ensdiff.ensemble.ensemble.Combine`; ``"parameters"`` needs members
+            that share their start. By default ``"predictions"``.
         run_dir: folder for checkpoints, metrics and sample grids; None writes nothing.
         resume: continue from the newest good checkpoint in ``run_dir``. Without it, a folder with checkpoints is
             refused.
@@ -105,6 +116,8 @@ def train(
     config = dataclasses.replace(config or TrainConfig(), **options)
     for text in config.unreached():
         hosts.warn(text, stacklevel=2)
+    if combine is not None:
+        check_value("combine", combine, Combine)
     if data.condition_spec is not None and config.condition_dropout == 0:
         hosts.warn(
             "condition_dropout=0: members never learn what no condition means, so give each sample its condition, and "
@@ -113,6 +126,7 @@ def train(
         )
     model = default_model(data) if model is None else model
     schedule = Schedule() if schedule is None else schedule
+    model, base = _start_of(model, start, combine)
     mesh = make_mesh(code.members, config.batch_size) if mesh is None else mesh
     if config.batch_size % mesh.shape["data"]:
         raise ValueError(
@@ -122,15 +136,16 @@ def train(
     data.check_present("training", "give data with these items, or a data.subset of the other items")
     check_null(model, data.shape, data.condition_spec)
     splits = Splits.build(data, code, hosts.local_members(mesh, code.members))
-    state = init_state(model, data.shape, code.members, config, mesh, data.condition_spec)
+    state = init_state(model, data.shape, code.members, config, mesh, data.condition_spec, base)
     digest = hosts.decide(data.digest)  # only process 0 reads all the data
 
     def ensemble(state: TrainState) -> Ensemble:
         params = state.params if state.ema is None else state.ema
-        return Ensemble(params, code, model, schedule, data.shape, data.space, data.condition_spec, digest)
+        spec, how = data.condition_spec, combine or "predictions"
+        return Ensemble(params, code, model, schedule, data.shape, data.space, spec, digest, base, how)
 
     def steps_of(execution: Execution, steps: range) -> AbstractContextManager[Stepper]:
-        return stepper(data, splits, model, schedule, config, mesh, execution, steps)
+        return stepper(data, splits, model, schedule, config, mesh, execution, steps, base)
 
     with RunDirectory.open(run_dir, keep=config.keep, keep_every=config.keep_every, resume=resume) as run:
         run.begin(ensemble(state), train=config, data=data)
@@ -177,6 +192,25 @@ def train(
                 if config.sample_every and done % config.sample_every == 0:
                     run.write_file(f"samples/step_{done:07d}.png", sample_grid(ensemble(state)))
     return ensemble(state)
+
+
+def _start_of(model: Denoiser, start: Params | None, combine: Combine | None) -> tuple[Denoiser, Params | None]:
+    """Return the network without the parameters of its base, and the parameters that all members start from."""
+    if isinstance(model, Adapted):
+        if start is not None:
+            raise ValueError("start= is given, but adapted members start from their base: leave it out")
+        if model.base_params is None:
+            raise ValueError(f"{model.name} does not hold its base's parameters: make it with ensdiff.models.adapted")
+        return model.without_base(), model.base_params
+    if start is not None:
+        check_start(model, start)
+        start = jax.tree.map(jnp.asarray, start)
+    elif combine == "parameters":
+        raise ValueError(
+            'combine="parameters" needs members that share their start, and every member draws its own here: give '
+            "start=, the parameters of a trained network, or a model of ensdiff.models.adapted"
+        )
+    return model, start
 
 
 def _pipeline(data: Dataset, splits: Splits, config: TrainConfig, mesh: Mesh) -> Literal["host", "device"]:

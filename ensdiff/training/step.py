@@ -25,6 +25,7 @@ from ensdiff.ensemble.compiling import per_device
 from ensdiff.ensemble.flat import ravel, unravel
 from ensdiff.ensemble.members import init_params, sum_over_micro_batches, update_members
 from ensdiff.ensemble.memory import count_micro_batches
+from ensdiff.models.adapters import Adapted
 from ensdiff.models.condition import ConditionSpec
 from ensdiff.models.denoiser import Denoiser
 from ensdiff.models.space import PIXELS, Space
@@ -84,13 +85,36 @@ def init_state(
     config: TrainConfig,
     mesh: Mesh | None = None,
     condition: ConditionSpec | None = None,
+    start: Params | None = None,
 ) -> TrainState:
-    """Return initial parameters, optimiser state and average of all members; every device computes its own members."""
-    params = init_params(
-        model, image_shape, members, jax.random.fold_in(jax.random.key(config.seed), 0), mesh, condition
-    )
+    """Return initial parameters, optimiser state and average of all members; every device computes its own members.
+
+    Args:
+        model: the network.
+        image_shape: (H, W, C).
+        members: K.
+        config: the settings.
+        mesh: the devices.
+        condition: what the network is told about each image.
+        start: parameters that every member starts from; by default each draws its own.
+    """
+    if start is not None and not isinstance(model, Adapted):
+        params = _repeated(members, mesh)(start)
+    else:
+        key = jax.random.fold_in(jax.random.key(config.seed), 0)
+        params = init_params(model, image_shape, members, key, mesh, condition)
     opt_state = _init_optimizer(StepSettings.of(config), mesh)(params)
     return TrainState(params, opt_state, jax.tree.map(jnp.copy, params) if config.ema else None)
+
+
+@functools.lru_cache(maxsize=16)
+def _repeated(members: int, mesh: Mesh | None) -> Callable[[Params], Params]:
+    placed = None if mesh is None else NamedSharding(mesh, P("member"))
+
+    def repeat(start):
+        return jax.tree.map(lambda a: jnp.broadcast_to(a.astype(jnp.float32), (members, *a.shape)), start)
+
+    return jax.jit(repeat, out_shardings=placed)
 
 
 @functools.lru_cache(maxsize=16)
@@ -183,13 +207,14 @@ def _member_step(problem: Problem, settings: StepSettings, mesh: Mesh | Abstract
     """Return one member's step on one device: loss, gradient, sum over the data shards, optimiser."""
     shards = mesh.shape["data"]
 
-    def member_step(state, member, images_BHWC, mask_B, cond_B, step, seed):
+    def member_step(network, state, member, images_BHWC, mask_B, cond_B, step, seed):
+        bound = problem._replace(model=network)
         B = len(mask_B)
         position_B = jax.lax.axis_index("data") * B + jnp.arange(B)
         keys_B = jax.vmap(lambda position: step_keys(seed, step, member, position))(position_B)
 
         def loss_of(params, *batch):
-            return member_loss(problem, params, *batch) / (B * shards)
+            return member_loss(bound, params, *batch) / (B * shards)
 
         def gradient(*batch):
             loss, gradient = jax.value_and_grad(loss_of)(state.params, *batch)
@@ -216,8 +241,8 @@ def make_train_step(
 ) -> Callable[..., tuple[TrainState, StepMetrics]]:
     """Return the compiled step of the whole ensemble: ``(state, batch, step, seed) -> (state, metrics)``.
 
-    The state is donated; ``step`` and ``seed`` (`seed_of` the config) are integers. Configs with the same
-    `StepSettings` get the same function.
+    The state is donated; ``step`` and ``seed`` (`seed_of` the config) are integers. Adapted networks take a fifth
+    argument, the parameters of their base. Configs with the same `StepSettings` get the same function.
 
     Each device computes its own members, on its share of their batches. Gradients are summed over the data axis; if
     that axis has size 1, there is no collective.
@@ -237,7 +262,7 @@ def _train_step(
     update: Callable,
 ) -> Callable[..., tuple[TrainState, StepMetrics]]:
     step = local_step(model, schedule, settings, mesh, space, condition, update)
-    in_specs = P("member"), P("member", "data"), P(), P()
+    in_specs = P("member"), P("member", "data"), P(), P(), *([P()] if isinstance(model, Adapted) else [])
     return per_device(step, mesh, in_specs, (P("member"), P("member")), donate=0)
 
 
@@ -250,17 +275,18 @@ def local_step(
     condition: ConditionSpec | None,
     update: Callable = member_update,
 ) -> Callable[..., tuple[TrainState, StepMetrics]]:
-    """Return the step of one device's members on its part of their batches: ``(state, batch, step, seed)``.
+    """Return the step of one device's members on its part of their batches, see `make_train_step`.
 
     It must be called where the mesh's axes have names, as `ensdiff.ensemble.compiling.per_device` calls functions.
     """
     problem = Problem(model, schedule, space, condition, settings.flip, settings.weighting, settings.condition_dropout)
     member_step = _member_step(problem, settings, mesh, update)
 
-    def step_of_members(state_K, batch_K, step, seed):
+    def step_of_members(state_K, batch_K, step, seed, base=None):
         members = len(batch_K.mask_KB)
         member_K = jax.lax.axis_index("member") * members + jnp.arange(members)
-        one = functools.partial(member_step, step=step, seed=seed)
-        return update_members(model, one, state_K, member_K, *batch_K)
+        network = model if base is None else model.bind(base)
+        one = functools.partial(member_step, network, step=step, seed=seed)
+        return update_members(network, one, state_K, member_K, *batch_K)
 
     return step_of_members

@@ -6,16 +6,20 @@ from typing import NamedTuple
 
 import jax
 from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from ensdiff import hosts
 from ensdiff.data import Dataset, Splits
 from ensdiff.diffusion.schedule import Schedule
+from ensdiff.ensemble.mesh import on_mesh
+from ensdiff.models.adapters import Adapted
 from ensdiff.models.denoiser import Denoiser
 from ensdiff.training.config import TrainConfig
 from ensdiff.training.device import CAPACITY, device_steps
 from ensdiff.training.execution import Execution
 from ensdiff.training.host import host_steps
 from ensdiff.training.step import StepMetrics, TrainState
+from ensdiff.typing import Params
 
 SECONDS = 0.5
 """The time that one call takes at most, so that logs, checkpoints and signals stay timely."""
@@ -47,17 +51,20 @@ def stepper(
     mesh: Mesh,
     execution: Execution,
     steps: range,
+    base: Params | None = None,
 ) -> Iterator[Stepper]:
     """Yield a `Stepper` for the given steps, which must be made in this order, with a given execution.
 
-    Bits do not depend on the numbers of steps per call. All processes must make the same calls.
+    Bits do not depend on the numbers of steps per call. All processes must make the same calls. Adapted networks need
+    the parameters of their base.
     """
     model = execution.apply_to(model)
+    placed = (on_mesh(base, mesh, P()),) if isinstance(model, Adapted) else ()
     if execution.pipeline == "host":
-        with host_steps(data, splits, model, schedule, config, mesh, steps) as call:
+        with host_steps(data, splits, model, schedule, config, mesh, steps, placed) as call:
             yield Stepper(call, 1)
     else:
-        with device_steps(data, splits, model, schedule, config, mesh) as call:
+        with device_steps(data, splits, model, schedule, config, mesh, placed) as call:
             yield Stepper(call, CAPACITY)
 
 

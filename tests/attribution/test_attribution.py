@@ -389,7 +389,7 @@ def test_bad_calls(tiny, samples):
 
 def test_the_primal_is_computed_once_a_member(tiny):
     """In the lowered step, each convolution over samples appears once, not once per tangent."""
-    from ensdiff.attribution.differential import State, tangent_step
+    from ensdiff.attribution.tangents import State, tangent_step
     from ensdiff.diffusion.samplers import StepRule, stages
     from ensdiff.sampling.denoise import Noise
 

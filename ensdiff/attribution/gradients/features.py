@@ -37,6 +37,8 @@ from ensdiff.ensemble.ensemble import Ensemble
 from ensdiff.ensemble.members import over_members, sum_over_micro_batches
 from ensdiff.ensemble.memory import Resources, count_micro_batches
 from ensdiff.ensemble.mesh import make_mesh, on_mesh
+from ensdiff.ensemble.placing import member_specs, place_stacked
+from ensdiff.models.adapters import Adapted, opened
 from ensdiff.models.conv import resolve
 from ensdiff.models.denoiser import Denoiser
 from ensdiff.models.unet import UNetConfig
@@ -137,7 +139,7 @@ def stream_gradients(
     levels = LossConfig(block=config.draws, draws=2 * config.draws, max_draws=2 * config.draws)
     t_R = levels.draw_levels(params.schedule, key, 0)
     step = _step(params.model, params.schedule, params.image_shape, output, Projection.of(config), mesh)
-    placed = on_mesh(stacked, mesh)
+    placed = place_stacked(params, stacked, mesh)
     shared = [on_mesh(a, mesh, P()) for a in (t_R, key)]
     with hosts.progress_bar(B, "gradients", "image", shown=resources.progress) as bar:
         for start in range(0, B, chunk):
@@ -176,12 +178,11 @@ def _step(
 
     It projects the gradients of the first ``count`` images. Each device works on its own members, without a collective.
     """
-    if isinstance(model, UNetConfig):  # as in training, not as in predictions
-        attention = "auto" if model.attention == "fused" else model.attention
-        model = dataclasses.replace(model, conv=resolve(model.conv), attention=attention)
+    model = _as_training(model)
     G, D = projection.parts, projection.dimension
 
-    def step(params_K, x_CHWC, cond_C, count, t_R, key):
+    def step(stacked, x_CHWC, cond_C, count, t_R, key):
+        network, params_K = opened(model, stacked)
         noise_key, projection_key, sign_key = (jax.random.fold_in(key, use) for use in (1, 2, 3))
         R = len(t_R)
         eps_RHWC = draw_noise(noise_key, jnp.arange(R), image_shape)
@@ -199,7 +200,7 @@ def _step(
                 clean_SHWC = jnp.broadcast_to(x_HWC, eps_SHWC.shape)
                 inputs, time_S = network_inputs(schedule, add_noise(schedule, clean_SHWC, t_S, eps_SHWC), t_S)
                 cond_S = jax.tree.map(lambda row: jnp.broadcast_to(row, (len(t_S), *row.shape)), cond)
-                predicted = model.apply(params, inputs, time_S, cond_S)
+                predicted = network.apply(params, inputs, time_S, cond_S)
                 if output == "output":
                     return (v_SHWC * predicted).sum() * G / R
                 error = predicted - target(schedule, clean_SHWC, eps_SHWC, t_S) if output == "loss" else predicted
@@ -223,9 +224,19 @@ def _step(
                 rows = project(rows.reshape(-1, size), projection_key, D)
             return rows.reshape(len(x_CHWC), G, D)
 
-        return over_members(model, member, params_K)
+        return over_members(network, member, params_K)
 
-    return per_device(step, mesh, (P("member"), P(), P(), P(), P(), P()), P("member"))
+    return per_device(step, mesh, (member_specs(model), P(), P(), P(), P(), P()), P("member"))
+
+
+def _as_training(model: Denoiser) -> Denoiser:
+    """Return the network as training computes it, not as predictions do."""
+    if isinstance(model, Adapted):
+        return dataclasses.replace(model, base=_as_training(model.base))
+    if not isinstance(model, UNetConfig):
+        return model
+    attention = "auto" if model.attention == "fused" else model.attention
+    return dataclasses.replace(model, conv=resolve(model.conv), attention=attention)
 
 
 def flatten(tree: Params) -> Float[Array, " P"]:

@@ -1,0 +1,176 @@
+"""Sampling with forward-mode derivatives: one run carries the state and its tangents, one per member's weight (5).
+
+Each member's prediction is computed once per step, and the tangents pass through it as one batch. With averaged
+parameters (8), the tangents pass through the one network of the averaged parameters instead.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from ensdiff.diffusion.samplers import StepRule, advance, rule_of, stages
+from ensdiff.ensemble.blending import blend, member_change
+from ensdiff.ensemble.compiling import per_device
+from ensdiff.ensemble.ensemble import Ensemble
+from ensdiff.ensemble.members import sum_over_members
+from ensdiff.ensemble.mesh import on_mesh, pace
+from ensdiff.ensemble.placing import member_specs, place_members, stacked_of
+from ensdiff.models.adapters import opened
+from ensdiff.models.denoiser import Denoiser
+from ensdiff.models.parameters import named, nested
+from ensdiff.sampling.conditions import Given, Mode, mode_of, predict_given
+from ensdiff.sampling.denoise import Noise, first_states
+from ensdiff.sampling.sample import Samples
+from ensdiff.typing import Array
+
+
+class State(NamedTuple):
+    """States, or their tangents, and what a sampler with memory remembers of earlier steps; None for others."""
+
+    x: Array
+    memory: Array | None = None
+
+
+@functools.lru_cache(maxsize=16)
+def tangent_step(
+    model: Denoiser,
+    image_shape: tuple[int, int, int],
+    rule: StepRule,
+    mesh: Mesh,
+    together: int | None = None,
+    mode: Mode = "unconditional",
+) -> Callable:
+    """Return a compiled step ``(params_K, state, tangent, noise, given, weight_K, stage) -> (state, tangent)``.
+
+    The state and its tangents are `State`, and both are donated. A member is linearised at ``together`` samples at a
+    time (a divisor of the number of samples per device; None is all), and all tangents pass through it as one batch.
+    """
+    summed = mesh.shape["member"] > 1
+
+    def step(params_K, state, tangent, noise, given, weight_K, stage):
+        x_B, dx_IB = state.x, tangent.x
+        local, B = len(weight_K), len(x_B)
+        size = B if together is None else together
+
+        network, members = opened(model, params_K)
+
+        def member(params, weight, number):
+            def group(args):
+                start, x_G, dx_IG = args
+                some = None if given is None else given.take(start + jnp.arange(size))
+                predict = functools.partial(predict_given, network, params, stage=stage, given=some, mode=mode)
+                f_G, push = jax.linearize(predict, x_G)
+                # product rule: the weights contribute F_k to row k, the states contribute through the member
+                return weight * f_G, (weight * jax.vmap(push)(dx_IG)).at[number].add(f_G)
+
+            def split(a_B):
+                return a_B.reshape(-1, size, *image_shape)
+
+            parts = jnp.arange(0, B, size), split(x_B), jax.vmap(split, out_axes=1)(dx_IB)
+            f, through = jax.lax.map(group, parts)
+            return f.reshape(x_B.shape), through.swapaxes(0, 1).reshape(dx_IB.shape)
+
+        number_K = jax.lax.axis_index("member") * local + jnp.arange(local)
+        f_B, through_IB = sum_over_members(network, member, members, weight_K, number_K)
+        if summed:
+            f_B, through_IB = jax.lax.psum((f_B, through_IB), "member")
+
+        return _advanced(rule, state, tangent, f_B, through_IB, noise.at(stage.number + 1, image_shape), stage)
+
+    in_specs = member_specs(model), P("data"), P(None, "data"), Noise.specs(), Given.specs(mode), P("member"), P()
+    return per_device(step, mesh, in_specs, (P("data"), P(None, "data")), donate=(1, 2))
+
+
+@functools.lru_cache(maxsize=16)
+def averaged_step(
+    model: Denoiser,
+    network: Denoiser,
+    image_shape: tuple[int, int, int],
+    rule: StepRule,
+    mesh: Mesh,
+    together: int,
+    mode: Mode = "unconditional",
+) -> Callable:
+    """Return what `tangent_step` returns for averaged parameters (8), without ``weight_K`` and with other parameters.
+
+    They are ``(stacked, base, theta)``: all members on every device, their start, and the averaged parameters of the
+    ``network``. The tangent of weight k is ``theta_k - theta_0``, and one network carries the state and all tangents.
+    """
+
+    def step(stacked, base, theta, state, tangent, noise, given, stage):
+        x_B, dx_IB = state.x, tangent.x
+        K = len(dx_IB)
+        moved = jax.eval_shape(lambda: member_change(model, stacked, base, 0))
+
+        def group(args):
+            start, x_G, dx_IG = args
+            some = None if given is None else given.take(start + jnp.arange(together))
+
+            def predict(changed, x):
+                whole = nested({**named(theta), **changed})
+                return predict_given(network, whole, x, stage=stage, given=some, mode=mode)
+
+            f_G, push = jax.linearize(predict, {path: named(theta)[path] for path in moved}, x_G)
+            through_IG = jax.lax.map(
+                lambda one: push(member_change(model, stacked, base, one[0]), one[1]), (jnp.arange(K), dx_IG)
+            )
+            return f_G, through_IG
+
+        def split(a_B):
+            return a_B.reshape(-1, together, *image_shape)
+
+        parts = jnp.arange(0, len(x_B), together), split(x_B), jax.vmap(split, out_axes=1)(dx_IB)
+        f, through = jax.lax.map(group, parts)
+        through_IB = through.swapaxes(0, 1).reshape(dx_IB.shape)
+        return _advanced(
+            rule, state, tangent, f.reshape(x_B.shape), through_IB, noise.at(stage.number + 1, image_shape), stage
+        )
+
+    in_specs = P(), P(), P(), P("data"), P(None, "data"), Noise.specs(), Given.specs(mode), P()
+    return per_device(step, mesh, in_specs, (P("data"), P(None, "data")), donate=(3, 4))
+
+
+def _advanced(
+    rule: StepRule, state: State, tangent: State, f_B: Array, through_IB: Array, noise_B: Array, stage: Any
+) -> tuple[State, State]:
+    """Return the next state and its tangents, from the prediction and its tangents."""
+
+    def update(state, f_B):
+        return State(*advance(rule, state.x, f_B, noise_B, state.memory, stage))
+
+    following, push = jax.linearize(update, state, f_B)
+    return following, jax.vmap(push)(tangent, through_IB)
+
+
+def run_with_tangents(params: Ensemble, samples: Samples, mesh: Mesh, together: int) -> tuple[Array, Array]:
+    """Return the finished state and its tangents, in model space, not clipped."""
+    noise = samples.noise.on_mesh(mesh)
+    rule, mode = rule_of(params.schedule, samples.config), mode_of(params.condition, samples.guidance)
+    given = samples.exogenous.given(params)
+    given = None if given is None else given.on_mesh(mesh)
+    x_B = first_states(params, samples.config, noise)
+    state = State(x_B, jnp.zeros_like(x_B) if rule.memory else None)
+    tangent = jax.tree.map(lambda a: jnp.zeros((params.members, *a.shape)), state)
+    state, tangent = on_mesh(state, mesh, P("data")), on_mesh(tangent, mesh, P(None, "data"))
+    if params.combine == "parameters":
+        network = blend(params, np.asarray(samples.weights_K)[None])
+        theta = jax.tree.map(lambda a: a[0], network.params)
+        moving = averaged_step(params.model, network.model, params.image_shape, rule, mesh, together, mode)
+        fixed = tuple(on_mesh(tree, mesh, P()) for tree in (stacked_of(params), params.base, theta))
+        step = functools.partial(moving, *fixed)
+    else:
+        moving = tangent_step(params.model, params.image_shape, rule, mesh, together, mode)
+        step = functools.partial(_in_order, moving, place_members(params, mesh), on_mesh(samples.weights_K, mesh))
+    for stage in stages(params.schedule, samples.config):
+        state, tangent = pace(step(state, tangent, noise, given, stage), mesh)
+    return state.x, tangent.x
+
+
+def _in_order(step: Callable, stacked: Any, weights_K: Array, state, tangent, noise, given, stage) -> Any:
+    return step(stacked, state, tangent, noise, given, weights_K, stage)
