@@ -18,6 +18,7 @@ from jax.sharding import AxisType, Mesh
 from ensdiff.certificate.run import Run
 from ensdiff.data import Dataset, Splits
 from ensdiff.ensemble.mesh import on_mesh
+from ensdiff.models.adapters import network_of
 from ensdiff.models.unet import UNetConfig
 from ensdiff.runs.description import from_description
 from ensdiff.runs.environment import environment
@@ -69,7 +70,7 @@ def replay(run: Run, aligned: Dataset, members: list[int], steps: int) -> tuple[
         execution, whole = _execution(run, first, place), range(first, last)
         state = _state(run, start, mesh) if state is None else on_mesh(state, mesh)
         step = first
-        with stepper(aligned, splits, model, schedule, config, mesh, execution, whole) as (call, most):
+        with stepper(aligned, splits, model, schedule, config, mesh, execution, whole, run.base) as (call, most):
             while step < last:
                 kept = min(kept for kept in run.steps if kept > step)
                 count = min(most, kept - step, last - step)
@@ -117,7 +118,7 @@ def _execution(run: Run, first: int, place: dict[str, Any]) -> Execution:
     """
     description = run.checkpoints[min(step for step in run.steps if step > first)].description
     model = run.ensemble.model
-    if isinstance(model, UNetConfig):
+    if isinstance(network_of(model), UNetConfig):
         model = from_description(description, None).model
     return Execution.from_record(place, model)
 
@@ -137,7 +138,7 @@ def _mesh(place: dict[str, Any]) -> Mesh:
 def _state(run: Run, step: int, mesh: Mesh) -> TrainState:
     """Return all members' state at a step: the checkpoint's state for held members, the initial one for the others."""
     one = run.ensemble
-    initial = init_state(one.model, one.image_shape, run.code.members, run.config, mesh, one.condition)
+    initial = init_state(one.model, one.image_shape, run.code.members, run.config, mesh, one.condition, run.base)
     if step == 0:
         return initial
 

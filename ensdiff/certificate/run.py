@@ -102,6 +102,8 @@ class Run:
             raise ValueError(f"{file} is not the description of a run: {error}") from error
         if part.to_dict() != ensemble.code.to_dict():
             raise ValueError(f"{file}: the code is not that of members {list(held)} of the origin's code")
+        if ensemble.base_digest is None and (path / BASE).exists():
+            raise ValueError(f"{path / BASE} does not belong to a run whose members share no start: move it out of the run")
         environments = read_places(path)
         if (path / "config.json").exists():
             read_sealed(path / "config.json")  # only its own checksum shows whether it is what was written
@@ -191,6 +193,11 @@ class Run:
             return checkpoint.description["sums"]
         arrays = read_arrays(checkpoint, on_host(self._stored(checkpoint)))
         return {part: all_sums(tree) for part, tree in arrays.items()}
+
+    @functools.cached_property
+    def base(self) -> Params | None:
+        """The parameters that all members started from, compared with their digest; None if they share none."""
+        return read_base(self.path, self.ensemble.base_digest)
 
     @property
     def _expected(self) -> TrainState:

@@ -45,6 +45,11 @@ CLASSES = (
     "The number and the names of classes are those of all data: a class that only the units have leaves its place."
 )
 """A further limit of runs on conditions."""
+BASE = (
+    "The base that the members adapt or started from is not covered: what it was trained on, which may include the "
+    "units, shows in every sample, with and without them."
+)
+"""A further limit of runs whose members share their start."""
 OWN_NETWORK = (
     "The network is the user's own code, of which the run records only the names and shapes of the parameters."
 )
@@ -186,7 +191,7 @@ def config(facts: Facts) -> dict[str, Any]:
     return {name: run.description[name] for name in ("format", "ensdiff", *SETTINGS) if name in run.description}
 
 
-SETTINGS = ("model", "schedule", "image_shape", "value_range", "space", "condition", "train")
+SETTINGS = ("model", "schedule", "image_shape", "value_range", "space", "condition", "base", "combine", "train")
 """Parts of a description that a certificate holds. Older runs have a value range, and newer ones a space."""
 
 
@@ -230,6 +235,7 @@ def parameters(facts: Facts) -> dict[str, Any]:
     for step in run.steps[:-1]:
         run.state(step)  # compared, and freed before the next is read
     run.state(run.last)
+    _ = run.base  # compared with its digest
     sums = run.sums(run.last)
     sha256 = {str(k): {part: sums[part][run.held.index(k)] for part in sorted(sums)} for k in facts.survivors}
     return {"step": run.last, "sha256": sha256}
@@ -257,9 +263,14 @@ def limits(facts: Facts) -> list[str]:
     more = {
         ENCODER: encoded,
         CLASSES: any(leaf.classes is not None for leaf in leaves),
-        OWN_NETWORK: facts.run.description["model"].get("kind") == "own",
+        BASE: ensemble.base_digest is not None,
+        OWN_NETWORK: _network(facts.run.description["model"]).get("kind") == "own",
     }
     return [*LIMITS, *(text for text, applies in more.items() if applies)]
+
+
+def _network(model: dict[str, Any]) -> dict[str, Any]:
+    return model["base"] if model.get("kind") == "adapted" else model
 
 
 SECTIONS: dict[str, Callable[[Facts], Any]] = {

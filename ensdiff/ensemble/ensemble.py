@@ -30,7 +30,7 @@ must share their start for that."""
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["params", "base"],
-    meta_fields=["code", "model", "schedule", "image_shape", "space", "condition", "data_digest", "combine"],
+    meta_fields=["code", "model", "schedule", "image_shape", "space", "condition", "data_digest", "combine", "base_digest"],
 )
 @dataclasses.dataclass(frozen=True)
 class Ensemble:
@@ -49,6 +49,8 @@ class Ensemble:
         base: parameters of the network that all members started from, without a member axis: of adapted members
             (`ensdiff.models.adapted`), the frozen base; of others, the common start. None if there is none.
         combine: what the weights of members combine, see `Combine`.
+        base_digest: SHA-256 of ``base`` (`ensdiff.models.parameters.digest_of`), also where only the description of an
+            ensemble is known.
 
     >>> params
     Ensemble(8 members, 40 units, 8x8x1 images, ... parameters per member)
@@ -66,6 +68,7 @@ class Ensemble:
     data_digest: str | None = None
     base: Params | None = None
     combine: Combine = "predictions"
+    base_digest: str | None = None
 
     @property
     def members(self) -> int:
@@ -147,7 +150,7 @@ def _fingerprint(params: Ensemble) -> str:
     # in the form of older versions, so that samples that they made still belong to their ensemble
     model = _changed(fingerprint_of(params.model), _NEW_IN_MODELS)
     settings: list[Any] = [
-        {name: value for name, value in model.items() if name not in _COMPUTED},
+        _as_defined(model),
         _changed(dataclasses.asdict(params.schedule), _NEW_IN_SCHEDULES),
         params.image_shape,
         (space.low, space.high) if isinstance(space, Pixels) else space_to_dict(space),
@@ -161,6 +164,12 @@ def _fingerprint(params: Ensemble) -> str:
     for sums in stacked_sums([leaf for _, leaf in named]):
         state.update(hashlib.sha256(sums.astype("<u4").tobytes()).digest())
     return state.hexdigest()
+
+
+def _as_defined(model: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of a network, and of the base of an adapted one, without how they are computed."""
+    own = {name: value for name, value in model.items() if name not in _COMPUTED}
+    return {**own, "base": _as_defined(own["base"])} if isinstance(own.get("base"), dict) else own
 
 
 def _changed(settings: dict[str, Any], newer: dict[str, Any]) -> dict[str, Any]:

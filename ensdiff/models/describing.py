@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 
+from ensdiff.models.adapters import Adapted
 from ensdiff.models.denoiser import Denoiser, name_of
 from ensdiff.models.dit import DiTConfig
 from ensdiff.models.parameters import shapes_of
@@ -34,8 +35,15 @@ def fingerprint_of(model: Denoiser) -> dict[str, Any]:
             if isinstance(model, UNetConfig) and model.context_width is None:  # as before there were transformers
                 fields = {name: value for name, value in fields.items() if name not in FIELDS}
             return {"kind": kind, **{k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}}
+    if isinstance(model, Adapted):
+        own = {name: getattr(model, name) for name in _ADAPTED}
+        return {"kind": "adapted", "base": fingerprint_of(model.base), **own}
     settings = re.sub(r" at 0x[0-9a-f]+", "", str(getattr(model, "described", "")))
     return {"kind": "own", "name": name_of(model), "settings": settings, "parameters": _parameters(model)}
+
+
+_ADAPTED = ("rank", "alpha", "targets", "train_also", "stack", "digest")
+"""Fields of `Adapted` beside the base."""
 
 
 def _parameters(model: Denoiser) -> dict[str, list]:
@@ -60,14 +68,25 @@ def model_from_dict(text: Mapping[str, Any], model: Denoiser | None = None) -> D
     """
     try:
         kind = text.get("kind", "unet")
+        if kind == "adapted":
+            return _adapted(text, model)
         if kind == "own":
             return _own(str(text["name"]), text["parameters"], text.get("settings"), model)
         fields = {k: tuple(v) if isinstance(v, list) else v for k, v in text.items() if k != "kind"}
         described = KINDS[kind](**fields)
     except (AttributeError, KeyError, TypeError) as error:
-        kinds = ", ".join(map(repr, (*KINDS, "own")))
+        kinds = ", ".join(map(repr, (*KINDS, "adapted", "own")))
         raise ValueError(f"not the description of a network: {error!r}; expected one of the kinds {kinds}") from error
     if model is not None and model != described:
+        raise ValueError(f"the network given is not the one described, {_differs(described, model)}: leave it out")
+    return described
+
+
+def _adapted(text: Mapping[str, Any], model: Denoiser | None) -> Denoiser:
+    """Return the adapted network of a description; ``model`` is the network itself, or its base."""
+    given = model.base if isinstance(model, Adapted) else model
+    described = Adapted(base=model_from_dict(text["base"], given), **{name: text[name] for name in _ADAPTED})
+    if isinstance(model, Adapted) and model != described:
         raise ValueError(f"the network given is not the one described, {_differs(described, model)}: leave it out")
     return described
 

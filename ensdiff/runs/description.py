@@ -16,7 +16,7 @@ from ensdiff.codes import Code
 from ensdiff.data.manifest import NAME as MANIFEST
 from ensdiff.data.manifest import Manifest
 from ensdiff.diffusion.schedule import Schedule
-from ensdiff.ensemble.ensemble import Ensemble
+from ensdiff.ensemble.ensemble import Combine, Ensemble
 from ensdiff.files.checksums import DamagedError
 from ensdiff.files.reading import read_bytes
 from ensdiff.files.version import __version__
@@ -24,6 +24,7 @@ from ensdiff.models.condition import ConditionSpec
 from ensdiff.models.denoiser import Denoiser
 from ensdiff.models.describing import fingerprint_of, model_from_dict
 from ensdiff.models.space import Pixels, space_from_dict, space_to_dict
+from ensdiff.settings import check_value
 from ensdiff.training.config import EXECUTED, TrainConfig, decisive
 from ensdiff.typing import Params
 
@@ -44,6 +45,8 @@ def describe(params: Ensemble) -> dict[str, Any]:
         "space": space_to_dict(params.space),
         **({} if params.condition is None else {"condition": params.condition.to_dict()}),
         **({} if params.data_digest is None else {"data": {"digest": params.data_digest}}),
+        **({} if params.base_digest is None else {"base": params.base_digest}),
+        **({} if params.combine == "predictions" else {"combine": params.combine}),
     }
 
 
@@ -73,6 +76,8 @@ def from_description(text: Mapping[str, Any], params: Params, model: Denoiser | 
             space_from_dict(text["space"]) if "space" in text else Pixels(*_value_range(text["value_range"])),
             None if found is None else ConditionSpec.from_dict(found),
             _digest_of(text.get("data")),
+            combine=_combine(text.get("combine", "predictions")),
+            base_digest=text.get("base"),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"not the description of an ensemble: {error!r}; expected what `describe` returns") from error
@@ -107,8 +112,15 @@ class Undefined:
 
 
 def _model(text: Mapping[str, Any], model: Denoiser | None, needed: bool) -> Denoiser:
-    own = isinstance(text, Mapping) and text.get("kind") == "own"
+    inner = text.get("base") if isinstance(text, Mapping) and text.get("kind") == "adapted" else text
+    own = isinstance(inner, Mapping) and inner.get("kind") == "own"
     return Undefined(text) if own and model is None and not needed else model_from_dict(text, model)
+
+
+def _combine(value: Any) -> Combine:
+    check_value("combine", value, Combine)
+    found: Combine = value
+    return found
 
 
 def _image_shape(value: Any) -> tuple[int, int, int]:

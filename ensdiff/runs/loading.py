@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+from jax.sharding import PartitionSpec as P
 
 from ensdiff import hosts
 from ensdiff.ensemble.ensemble import Ensemble
@@ -14,6 +15,7 @@ from ensdiff.ensemble.members import abstract_params
 from ensdiff.ensemble.mesh import make_mesh, on_mesh
 from ensdiff.files.checksums import DamagedError, read_sealed, warn
 from ensdiff.models.denoiser import Denoiser
+from ensdiff.runs.base import read_base
 from ensdiff.runs.checkpoints import Checkpoint, left_on_disk, open_on_all, read_arrays, read_members, steps_of
 from ensdiff.runs.description import Undefined, foreign, from_description
 from ensdiff.runs.directory import RunDirectory
@@ -74,6 +76,9 @@ def load(
         if isinstance(params.model, Undefined):
             raise ValueError(params.model.why)
         shapes = abstract_params(params.model, params.image_shape, params.members, params.condition)
+        base = read_base(path, params.base_digest)
+        if base is not None:
+            params = dataclasses.replace(params, base=on_mesh(base, make_mesh(params.members), P()))
         part = "ema" if average and checkpoint.description.get("average") else "params"
         if members is not None:
             code = params.code.only(members)

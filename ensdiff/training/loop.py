@@ -21,6 +21,7 @@ from ensdiff.ensemble.ensemble import Combine, Ensemble
 from ensdiff.ensemble.mesh import make_mesh, platform
 from ensdiff.models.adapters import Adapted, check_start
 from ensdiff.models.denoiser import Denoiser, check_null
+from ensdiff.models.parameters import digest_of
 from ensdiff.models.unet import UNetConfig
 from ensdiff.runs.directory import RunDirectory
 from ensdiff.runs.environment import environment
@@ -138,11 +139,12 @@ def train(
     splits = Splits.build(data, code, hosts.local_members(mesh, code.members))
     state = init_state(model, data.shape, code.members, config, mesh, data.condition_spec, base)
     digest = hosts.decide(data.digest)  # only process 0 reads all the data
+    start_digest = None if base is None else digest_of(base)
 
     def ensemble(state: TrainState) -> Ensemble:
         params = state.params if state.ema is None else state.ema
         spec, how = data.condition_spec, combine or "predictions"
-        return Ensemble(params, code, model, schedule, data.shape, data.space, spec, digest, base, how)
+        return Ensemble(params, code, model, schedule, data.shape, data.space, spec, digest, base, how, start_digest)
 
     def steps_of(execution: Execution, steps: range) -> AbstractContextManager[Stepper]:
         return stepper(data, splits, model, schedule, config, mesh, execution, steps, base)
