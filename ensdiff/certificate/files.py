@@ -11,9 +11,9 @@ from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
 from ensdiff.data.manifest import NAME as MANIFEST
-from ensdiff.runs.base import NAME as BASE
 from ensdiff.files.checksums import file_sum, read_lines, seal_line
 from ensdiff.files.reading import read_json, whole_number
+from ensdiff.runs.base import NAME as BASE
 
 FILES = ("run.json", "config.json", MANIFEST, "environment.jsonl", BASE)
 """Files that are certified besides the checkpoints. ``config.json`` exists if experiments.train wrote the run."""

@@ -17,6 +17,8 @@ from ensdiff.ensemble.ensemble import Ensemble
 from ensdiff.files.checksums import DamagedError, read_sealed
 from ensdiff.models.condition import ConditionSpec
 from ensdiff.models.denoiser import Denoiser
+from ensdiff.runs.base import NAME as BASE
+from ensdiff.runs.base import read_base
 from ensdiff.runs.checkpoints import (
     Checkpoint,
     on_host,
@@ -33,6 +35,7 @@ from ensdiff.runs.logs import ENVIRONMENTS, checked, read_environments
 from ensdiff.runs.sums import all_sums
 from ensdiff.training.config import TrainConfig
 from ensdiff.training.step import TrainState, init_state
+from ensdiff.typing import Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +106,9 @@ class Run:
         if part.to_dict() != ensemble.code.to_dict():
             raise ValueError(f"{file}: the code is not that of members {list(held)} of the origin's code")
         if ensemble.base_digest is None and (path / BASE).exists():
-            raise ValueError(f"{path / BASE} does not belong to a run whose members share no start: move it out of the run")
+            raise ValueError(
+                f"{path / BASE} does not belong to a run whose members share no start: move it out of the run"
+            )
         environments = read_places(path)
         if (path / "config.json").exists():
             read_sealed(path / "config.json")  # only its own checksum shows whether it is what was written

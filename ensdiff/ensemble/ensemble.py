@@ -30,7 +30,17 @@ must share their start for that."""
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["params", "base"],
-    meta_fields=["code", "model", "schedule", "image_shape", "space", "condition", "data_digest", "combine", "base_digest"],
+    meta_fields=[
+        "code",
+        "model",
+        "schedule",
+        "image_shape",
+        "space",
+        "condition",
+        "data_digest",
+        "combine",
+        "base_digest",
+    ],
 )
 @dataclasses.dataclass(frozen=True)
 class Ensemble:

@@ -63,5 +63,7 @@ def read_base(run: pathlib.Path, digest: str | None) -> Params | None:
     }
     found = digest_of(flat)
     if found != digest:
-        raise DamagedError(f"{file} is damaged: its parameters have digest {found[:12]}, the run describes {digest[:12]}")
+        raise DamagedError(
+            f"{file} is damaged: its parameters have digest {found[:12]}, the run describes {digest[:12]}"
+        )
     return nested(flat)

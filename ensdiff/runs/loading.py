@@ -10,7 +10,7 @@ import jax
 from jax.sharding import PartitionSpec as P
 
 from ensdiff import hosts
-from ensdiff.ensemble.ensemble import Ensemble
+from ensdiff.ensemble.ensemble import Combine, Ensemble
 from ensdiff.ensemble.members import abstract_params
 from ensdiff.ensemble.mesh import make_mesh, on_mesh
 from ensdiff.files.checksums import DamagedError, read_sealed, warn
@@ -19,6 +19,7 @@ from ensdiff.runs.base import read_base
 from ensdiff.runs.checkpoints import Checkpoint, left_on_disk, open_on_all, read_arrays, read_members, steps_of
 from ensdiff.runs.description import Undefined, foreign, from_description
 from ensdiff.runs.directory import RunDirectory
+from ensdiff.settings import check_value
 
 
 def load(
@@ -28,6 +29,7 @@ def load(
     average: bool = True,
     members: Sequence[int] | None = None,
     model: Denoiser | None = None,
+    combine: Combine | None = None,
 ) -> Ensemble:
     """Load an ensemble from a run directory onto all available devices of all processes.
 
@@ -41,6 +43,8 @@ def load(
             only their columns. A few arrays are read at a time, so that the remaining members need no memory.
         model: the network, for runs that were trained with one of your own. Its parameters must have the names and
             shapes that the run recorded.
+        combine: what the generator combines, see `ensdiff.ensemble.ensemble.Combine`; by default what the run was
+            trained with. ``"parameters"`` needs members that share their start.
 
     Returns:
         The ensemble.
@@ -49,7 +53,7 @@ def load(
         FileNotFoundError: the run or the checkpoint does not exist. The message lists the run's checkpoints.
         DamagedError: the checkpoint is not what was written. The message lists the run's other checkpoints.
         ValueError: the run was written by a newer version, does not have these members, or its network is one of your
-            own and ``model`` is missing or another one.
+            own and ``model`` is missing or another one; or its members do not share the start that ``combine`` needs.
 
     Warns:
         DamageWarning: ``run.json`` is damaged, or the checkpoint belongs to another run than ``run.json``. The warning
@@ -76,7 +80,14 @@ def load(
         if isinstance(params.model, Undefined):
             raise ValueError(params.model.why)
         shapes = abstract_params(params.model, params.image_shape, params.members, params.condition)
+        if combine is not None:
+            check_value("combine", combine, Combine)
+            params = dataclasses.replace(params, combine=combine)
         base = read_base(path, params.base_digest)
+        if base is None and params.combine == "parameters":
+            raise ValueError(
+                f'combine="parameters" needs members that share their start, and those of {path} do not: leave it out'
+            )
         if base is not None:
             params = dataclasses.replace(params, base=on_mesh(base, make_mesh(params.members), P()))
         part = "ema" if average and checkpoint.description.get("average") else "params"

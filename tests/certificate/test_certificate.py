@@ -833,7 +833,7 @@ def test_replay_repeats_the_recorded_execution(copied, monkeypatch):
     plain = module.stepper
 
     def noted(*args):
-        used.append(args[-2])
+        used.append(args[-3])
         return plain(*args)
 
     monkeypatch.setattr(module, "stepper", noted)
