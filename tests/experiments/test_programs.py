@@ -61,18 +61,31 @@ def test_attribute(run, trained):
     assert "<!doctype html>" in pathlib.Path(page).read_text()
 
 
+@pytest.fixture
+def small(tiny, tmp_path):
+    """Return a run of four members on six pictures, and the option for data of these and five more in random order."""
+    with RunDirectory.open(tmp_path / "run", keep=1, resume=False) as directory:
+        directory.begin(tiny, data=ensdiff.data.arrays(blobs()))
+        directory.save_tree(0, {"params": tiny.params})
+    pictures = np.concatenate([blobs(), blobs(5, seed=1)])
+    order = np.random.default_rng(0).permutation(len(pictures))
+    np.savez(tmp_path / "all.npz", images=pictures[order])
+    return tmp_path / "run", f"--data=npz,path={tmp_path / 'all.npz'}"
+
+
 @pytest.mark.slow
-def test_attribute_by_gradients(run, trained):
-    """Single items are compared with the 397 held-out digits, found by content; the members grade the scores."""
-    few = ["--n=2", "--steps=3", "--top=3", "--draws=4", "--gradients=draws=2,parts=1,dimension=8,ridge=0.1"]
-    done = run("attribute", f"--run={trained}", *few, "--method=combined")
+def test_attribute_by_gradients(run, small):
+    """Single items are compared with the held-out pictures, found by content; the members grade the scores."""
+    folder, data = small
+    few = [f"--run={folder}", data, "--n=2", "--steps=3", "--top=3", "--draws=4"]
+    done = run("attribute", *few, "--method=combined", "--gradients=draws=2,parts=1,dimension=8,ridge=0.1")
     assert done.returncode == 0, done.stderr
-    assert re.search(r"member-LDS -?\d\.\d\d \[.*\] on 2 queries and 16 members", done.stdout)
-    values = json.loads((trained / "attribution" / "combined_seed0.json").read_text())
+    assert re.search(r"member-LDS -?\d\.\d\d \[.*\] on 2 queries and 4 members", done.stdout)
+    values = json.loads((folder / "attribution" / "combined_seed0.json").read_text())
     assert values["settings"]["null_kind"] == "held-out"
-    assert values["settings"]["null_of_a_kind"] == 397
+    assert values["settings"]["null_of_a_kind"] == 5
     assert len(values["judgement"]["table"]) == 4  # 2 methods, normalized or not
-    done = run("attribute", f"--run={trained}", *few[:-1], "--method=trak", "--gradients=draws=4,drawz=2")
+    done = run("attribute", *few, "--method=trak", "--gradients=draws=4,drawz=2")
     assert done.returncode != 0
     assert "drawz" in done.stderr
 
@@ -130,41 +143,30 @@ def test_groups_of_a_hierarchical_code(run, tmp_path):
 
 
 @pytest.mark.slow
-def test_gradients(run, tiny, tmp_path):
+def test_gradients(run, tiny, small):
     """Pictures that the run was not trained on are found by their content."""
-    data, folder = ensdiff.data.arrays(blobs()), tmp_path / "run" / "gradients"
-    with RunDirectory.open(tmp_path / "run", keep=1, resume=False) as directory:
-        directory.begin(tiny, data=data)
-        directory.save_tree(0, {"params": tiny.params})
-    pictures = np.concatenate([blobs(), blobs(5, seed=1)])
-    order = np.random.default_rng(0).permutation(len(pictures))
-    np.savez(tmp_path / "all.npz", images=pictures[order])
-    command = [
-        "gradients", f"--run={tmp_path / 'run'}", f"--data=npz,path={tmp_path / 'all.npz'}", "--outputs=loss",
-        "--draws=4", "--parts=2", "--dimension=64", "--held_out=3",
-    ]  # fmt: skip
-    done = run(*command)
+    place, data = small
+    folder = place / "gradients"
+    command = ["gradients", f"--run={place}", data, "--outputs=loss", "--draws=4", "--parts=2", "--dimension=64"]
+    done = run(*command, "--held_out=3")
     assert done.returncode == 0, done.stderr
     assert f"{folder}: gradients of loss of 6 and 3 held out items under 4 members, 2 x 64 numbers" in done.stdout
-    store = open_gradients(folder, tiny, data)
+    store = open_gradients(folder, tiny, ensdiff.data.arrays(blobs()))
     assert store.train("loss").shape == (4, 6, 2, 64)
     assert store.held_out("loss").shape == (4, 3, 2, 64)
-    done = run(*command[:-1], "--held_out=6")
+    done = run(*command, "--held_out=6")
     assert done.returncode == 1
     assert done.stderr.endswith("error: --held_out=6: only 5 pictures of the data were not used in training\n")
 
 
 @pytest.mark.slow
-def test_a_run_without_hashes_has_no_p_values(run, tiny, tmp_path):
-    data, folder = ensdiff.data.arrays(blobs()), tmp_path / "run"
-    with RunDirectory.open(folder, keep=1, resume=False) as directory:
-        directory.begin(tiny, data=data)
-        directory.save_tree(0, {"params": tiny.params})
+def test_a_run_without_hashes_has_no_p_values(run, small, tmp_path):
+    folder, _ = small
     (folder / MANIFEST).unlink()
     np.savez(tmp_path / "data.npz", images=blobs())
     command = [
         "attribute", f"--run={folder}", f"--data=npz,path={tmp_path / 'data.npz'}", "--method=trak", "--n=2",
-        "--steps=2", "--top=3", "--draws=4", "--gradients=draws=4,parts=1,dimension=16,ridge=0.1,normalize=False",
+        "--steps=3", "--top=3", "--draws=4", "--gradients=draws=2,parts=1,dimension=8,ridge=0.1,normalize=False",
     ]  # fmt: skip
     done = run(*command)
     assert done.returncode == 0, done.stderr
