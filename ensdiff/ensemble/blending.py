@@ -113,6 +113,11 @@ def add_change(base: Params, change: dict[str, Array]) -> Params:
 
 
 def bytes_of(params: Ensemble) -> int:
-    """Return the bytes of one averaged network."""
+    """Return the bytes of one averaged network.
+
+    Raises:
+        ValueError: the members have no common start.
+    """
+    blended_model(params)
     changed = factors_of(params.params) if isinstance(params.model, Adapted) else named(params.params)
     return sum(a.size * (4 if path in changed else a.dtype.itemsize) for path, a in named(params.base).items())
