@@ -13,7 +13,6 @@ import ensdiff
 from ensdiff.attribution.draws import draw_noise
 from ensdiff.diffusion.schedule import add_noise, network_inputs
 from ensdiff.ensemble.memory import Resources
-from ensdiff.ensemble.tracing import count_flops
 from ensdiff.models import DiTConfig, adapted, adapters, functions, linen
 from ensdiff.models.parameters import digest_of, named
 from ensdiff.sampling import blended
@@ -112,7 +111,9 @@ def mix(params, x_BHWC, t_B, cond, key_B):
 @pytest.mark.parametrize(
     "base",
     [
-        pytest.param(dataclasses.replace(DEEP, attention_levels=(1,), downsample="conv_end"), id="unet"),
+        pytest.param(
+            dataclasses.replace(DEEP, attention_levels=(1,), downsample="conv_end"), id="unet", marks=pytest.mark.slow
+        ),
         pytest.param(DiTConfig(patch=4, width=8, depth=1, heads=2), id="dit"),
         pytest.param(linen(Flax(), (8, 8, 1)), id="flax"),
         pytest.param(functions(start, mix), id="functions"),
@@ -137,7 +138,7 @@ def test_adapted_predictions_are_those_of_merged_parameters(base):
     members = [jax.tree.map(lambda a, k=k: a[k], moved_K) for k in range(3)]
     close(found, jnp.stack([of_merged(member) for member in members]))
     close(jax.jit(model.apply)(members[1], x_BHWC, t_B), found[1])
-    assert np.abs(np.asarray(found - plain)).max() > 0.01
+    assert np.abs(np.asarray(found - plain[None])).max() > 0.01
 
 
 def test_no_rank_trains_whole_arrays_only():
@@ -167,20 +168,27 @@ def test_the_base_is_multiplied_once_for_members_that_are_computed_together():
 
 
 def test_gradients_of_the_base_are_not_computed():
-    """The backward pass has the gradients of inputs and of factors, but no gradient of a kernel of the base."""
-    model, x_BHWC, t_B = make(rank=1, train_also=None), jnp.ones((2, 8, 8, 1)), jnp.array([3.0, 4.0])
-    factors = jax.eval_shape(model.init, jax.random.key(0))
+    """The backward pass has the gradients of inputs and of factors, but of no kernel of the base."""
+    rank = 3  # no layer of the base has so many outputs
+    x_BHWC, t_B = jnp.ones((2, 8, 8, 1)), jnp.array([3.0, 4.0])
 
-    def loss(apply):
-        return lambda params: jnp.square(apply(params, x_BHWC, t_B)).sum()
+    def outputs_of_kernel_gradients(model, params):
+        loss = jax.make_jaxpr(jax.grad(lambda params: jnp.square(model.apply(params, x_BHWC, t_B)).sum()))
+        return {shape[-1] for shape in kernel_gradients(loss(params).jaxpr)}
 
-    forward = count_flops(lambda params: TINY.apply(params, x_BHWC, t_B), BASE)
-    added = count_flops(lambda f: model.apply(f, x_BHWC, t_B), factors) - forward
-    assert 0 < added < forward
-    whole = count_flops(jax.grad(loss(TINY.apply)), BASE)
-    own = count_flops(jax.grad(loss(model.apply)), factors)
-    assert whole > 2.5 * forward
-    assert own < 2 * forward + 3.5 * added < whole + 3.5 * added
+    model = make(rank=rank, train_also=None)
+    assert outputs_of_kernel_gradients(TINY, BASE) == {1, 4}
+    assert outputs_of_kernel_gradients(model, jax.eval_shape(model.init, jax.random.key(0))) == {rank}
+
+
+def kernel_gradients(jaxpr):
+    """Yield the shapes of the outputs whose kernels' gradients a traced function computes by convolutions."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "conv2d" and equation.params["out"] == "k":
+            yield equation.invars[1].aval.shape
+        for value in equation.params.values():
+            if hasattr(value, "jaxpr"):
+                yield from kernel_gradients(value.jaxpr)
 
 
 def test_averaged_parameters_generate_what_the_mean_network_generates(params, merged, samples):
@@ -195,6 +203,7 @@ def test_averaged_parameters_generate_what_the_mean_network_generates(params, me
     assert np.abs(without[0] - np.asarray(samples.images)).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_rows_of_weights_in_memory_do_not_change_counterfactuals(params, samples, monkeypatch):
     units = list(range(6))
     whole = ensdiff.counterfactuals(params, samples, units)
@@ -213,6 +222,7 @@ def test_a_removed_member_has_no_influence_whatever_it_holds(params, samples):
     assert not np.isfinite(np.asarray(ensdiff.sample(broken, 0, 2, steps=3, clip=False).images)).any()
 
 
+@pytest.mark.slow
 def test_jacobian_is_the_derivative_of_the_averaged_network(params, samples):
     """Against central differences, moving weight from one member to another; (6) predicts ablations with it."""
     J_KBHWC, step = ensdiff.jacobian(params, samples), 2e-2
@@ -237,6 +247,7 @@ def test_jacobian_is_the_derivative_of_the_averaged_network(params, samples):
     close(att.influence[0], -np.sort(-np.linalg.norm(moves[0], axis=-1)), 1e-5)
 
 
+@pytest.mark.slow
 def test_loss_of_rows_is_the_loss_of_the_averaged_network(params, merged):
     config = ensdiff.LossConfig(draws=4, block=2)
     att = ensdiff.attribute(params, DATA.images[:2], "loss", top=6, loss=config)
@@ -264,6 +275,7 @@ def test_loss_of_rows_is_the_loss_of_the_averaged_network(params, merged):
         ensdiff.loss_matrix(params, DATA.images[:1])
 
 
+@pytest.mark.slow
 def test_a_target_error_adds_draws(params):
     few, many = (
         ensdiff.LossConfig(draws=4, block=2, max_draws=8, target_error=target, levels="uniform")
@@ -273,6 +285,7 @@ def test_a_target_error_adds_draws(params):
     assert draws == [4, 8]
 
 
+@pytest.mark.slow
 def test_a_run_holds_its_base_and_is_certified(params, samples, run, tmp_path):
     found = ensdiff.load(run)
     assert found.fingerprint == params.fingerprint
@@ -288,6 +301,7 @@ def test_a_run_holds_its_base_and_is_certified(params, samples, run, tmp_path):
     close(ensdiff.sample(rest, 0, 2, steps=3, clip=False).images, without, 1e-6)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_uninterrupted_run(params, tmp_path):
     options = {**FIELDS, "schedule": SHORT, "combine": "parameters", "run_dir": tmp_path / "run"}
     ensdiff.train(DATA, CODE, make(), **{**options, "steps": 1, "checkpoint_every": 1})
@@ -313,6 +327,7 @@ def test_a_base_that_was_changed_or_lost_is_found(run, params, tmp_path):
         ensdiff.load(copy)
 
 
+@pytest.mark.slow
 def test_members_fine_tuned_from_one_start_are_averaged_too(tmp_path):
     """Full members that share their start; bfloat16 in the base becomes float32 in the members."""
     options = {**FIELDS, "steps": 2, "schedule": SHORT, "run_dir": tmp_path / "run"}
@@ -327,6 +342,7 @@ def test_members_fine_tuned_from_one_start_are_averaged_too(tmp_path):
         ensdiff.train(DATA, CODE, TINY, start=other, combine="parameters", **options, resume=True)
 
 
+@pytest.mark.slow
 def test_a_base_of_bfloat16_is_kept_as_it_is(tmp_path):
     half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), BASE)
     model = adapted(TINY, half, rank=2, alpha=3.0, train_also="bias$")

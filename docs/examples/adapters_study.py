@@ -87,9 +87,7 @@ def main(name: str, members: int, rank: int) -> None:
     fit: Any = {"steps": 600, "learning_rate": 2e-3, **both}
     code = ensdiff.Code.balanced(members, data.units, seed=0)
     kinds = {
-        kind: dataclasses.replace(
-            trained(OUT / f"{name}_K{members}_r{rank}", data, code, adapter, **fit), combine=kind
-        )
+        kind: dataclasses.replace(trained(OUT / f"{name}_K{members}_r{rank}", data, code, adapter, **fit), combine=kind)
         for kind in ("predictions", "parameters")
     }
     without = ensdiff.Code.from_matrix(np.concatenate([1 - np.eye(data.units), np.ones((data.units, 1))], axis=1))
@@ -111,7 +109,8 @@ def main(name: str, members: int, rank: int) -> None:
     pictures["one adapter"] = generate(alone, weights=np.array([True, False]))
     pictures["base"] = generate(start, weights=np.array([True, False]))
     result["frechet"] = {
-        kind: round(float(frechet_distance(classifier.features(images), real).value), 3) for kind, images in pictures.items()
+        kind: round(float(frechet_distance(classifier.features(images), real).value), 3)
+        for kind, images in pictures.items()
     }
     result["floor"] = round(float(np.asarray(frechet_floor(real, len(real) // 2))), 3)
     print(result, flush=True)
@@ -150,9 +149,7 @@ def main(name: str, members: int, rank: int) -> None:
     result["seeds"] = round(float(np.mean([spearmanr(a, b)[0] for a, b in zip(*truth, strict=True)])), 3)
     result["retraining"] = {}
     for kind, params in kinds.items():
-        att = ensdiff.attribute(
-            params, samples["parameters"].unbound(), "loss", top=data.units, loss=config, null=0
-        )
+        att = ensdiff.attribute(params, samples["parameters"].unbound(), "loss", top=data.units, loss=config, null=0)
         score_BN = np.zeros((20, data.units))
         np.put_along_axis(score_BN, att.units, att.influence, axis=1)
         pairs = zip(score_BN, np.mean(truth, axis=0), strict=True)

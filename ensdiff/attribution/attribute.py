@@ -35,6 +35,7 @@ from ensdiff.ensemble.memory import Resources
 from ensdiff.files.version import __version__
 from ensdiff.models.attention import resolve_attention
 from ensdiff.models.conv import resolve
+from ensdiff.models.adapters import network_of
 from ensdiff.models.denoiser import Denoiser
 from ensdiff.models.unet import UNetConfig
 from ensdiff.runs.pieces import pieces
@@ -195,6 +196,9 @@ def attribute(
 
 def _computed(model: Denoiser) -> tuple[Any, ...]:
     """Return how the network is computed, because other ways of computing it round differently."""
+    network = network_of(model)
+    if network is not model:
+        return model.stack, *_computed(network)
     if not isinstance(model, UNetConfig):
         return (model.stack,)
     forms = resolve(model.conv), resolve(model.conv, predicting=True)
