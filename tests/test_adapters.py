@@ -396,3 +396,14 @@ def test_wrong_bases_are_refused(params):
         ensdiff.train(DATA, CODE, make(), combine="mean", **FIELDS)
     with pytest.raises(ValueError, match="every member draws its own"):
         ensdiff.train(DATA, CODE, TINY, combine="parameters", **FIELDS)
+
+
+@pytest.mark.torch
+def test_adapted_members_are_exported_as_whole_networks(params, tmp_path):
+    from ensdiff.interop import diffusers
+
+    diffusers.save(params, tmp_path / "out")
+    found = diffusers.load(tmp_path / "out")
+    x_BHWC, t_B = np.ones((1, 8, 8, 1), np.float32), np.array([3])
+    close(ensdiff.predict(found, x_BHWC, t_B), ensdiff.predict(params, x_BHWC, t_B))
+    assert found.code == params.code

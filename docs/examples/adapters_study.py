@@ -13,7 +13,7 @@ pictures per class. Samples are drawn by DDIM in 25 steps, conditioned on classe
   base. What decides: averaged parameters are acceptable if their distance is at most 1.1 times that of averaged
   predictions.
 - ``cosine``: between the displacements of the two kinds of counterfactuals of a sample without a unit, mean over 20
-  samples and 15 units; ``first``: how often both name the same unit first; ``spearman``: of the influences of the units.
+  samples and 15 units; ``first``: how often both name the same unit first; ``spearman``: of the units' influences.
 - ``top1``: how often the first unit by exact influence is of the sample's class (chance is .2), for both kinds.
 - ``retraining``: 15 adapters, each trained without one unit, and one trained with all, for each of two seeds. Spearman
   correlation over units between the change of a sample's loss by retraining and its score (``loss``, 256 draws), mean

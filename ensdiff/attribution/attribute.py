@@ -33,9 +33,9 @@ from ensdiff.data import Dataset
 from ensdiff.ensemble.ensemble import Ensemble
 from ensdiff.ensemble.memory import Resources
 from ensdiff.files.version import __version__
+from ensdiff.models.adapters import network_of
 from ensdiff.models.attention import resolve_attention
 from ensdiff.models.conv import resolve
-from ensdiff.models.adapters import network_of
 from ensdiff.models.denoiser import Denoiser
 from ensdiff.models.unet import UNetConfig
 from ensdiff.runs.pieces import pieces

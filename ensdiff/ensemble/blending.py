@@ -65,7 +65,15 @@ def blend(params: Ensemble, weights_RK: Float[np.ndarray, "R K"]) -> Ensemble:
     rows = on_mesh(jnp.asarray(weights_RK, jnp.float32), mesh, P(None, "member"))
     theta = _blend_fn(params.model, mesh)(place_members(params, mesh), on_mesh(params.base, mesh, P()), rows)
     code: Any = Rows(len(weights_RK))
-    return dataclasses.replace(params, params=theta, code=code, model=model, base=None, combine="predictions")
+    alone = dataclasses.replace(params, base=None, base_digest=None, combine="predictions")
+    return dataclasses.replace(alone, params=theta, code=code, model=model)
+
+
+def whole_members(params: Ensemble) -> Ensemble:
+    """Return an ensemble of adapters as one of whole networks, whose members predict the same; others as they are."""
+    if not isinstance(params.model, Adapted):
+        return params
+    return dataclasses.replace(blend(params, np.eye(params.members, dtype=np.float32)), code=params.code)
 
 
 @functools.lru_cache(maxsize=16)

@@ -20,6 +20,7 @@ import numpy as np
 from ensdiff.codes import Code
 from ensdiff.diffusion.samplers import SamplerConfig
 from ensdiff.diffusion.schedule import Schedule
+from ensdiff.ensemble.blending import whole_members
 from ensdiff.ensemble.ensemble import Ensemble
 from ensdiff.files.checksums import DamagedError, read_sealed, write_sealed
 from ensdiff.files.npy import read_npy
@@ -166,6 +167,8 @@ def save(
 ) -> None:
     """Write every member as a checkpoint of the class of diffusers that makes the same predictions.
 
+    Adapted members are written as whole networks; `ensdiff.interop.lora.save` writes their adapters alone.
+
     ``Shard{k}`` gets ``config.json`` and the weights: ``UNet2DModel.from_pretrained("DIR/Shard0")`` opens them. The
     folder of the shards also gets ``config.json``, ``scheduler_config.json`` (`ensdiff.interop.schedulers`), the code
     matrix as ``code.npy`` (up to 256 MiB) and ``ensdiff.json``, from which `load` reads the code, the network, the
@@ -184,6 +187,7 @@ def save(
             differs.
     """
     check_value("format", format, Format)
+    params = whole_members(params)
     options, scheduler = model_options(params), scheduler_options(params.schedule)
     root = pathlib.Path(directory)
     if root.exists() and any(root.iterdir()):
