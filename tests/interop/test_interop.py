@@ -192,7 +192,7 @@ def zoo_of_configs(folder, *schedulers):
     [
         ([{"rescale_betas_zero_snr": True}], "member0.*: prediction='noise' with zero_terminal_snr=True"),
         ([{}, {"rescale_betas_zero_snr": "yes"}], "member1.*: rescale_betas_zero_snr='yes' is not supported"),
-        ([{"_class_name": "PNDMScheduler"}], "_class_name='PNDMScheduler'.*expected 'DDPMScheduler' or 'DDIM"),
+        ([{"_class_name": "ScoreSdeVeScheduler"}], "_class_name='ScoreSdeVeScheduler'.*expected 'DDPMScheduler' or"),
         ([{"prediction_type": "score"}], "prediction_type='score' is not supported: expected 'epsilon' or 'v_pred"),
         ([{"prediction_type": "flow_prediction"}], "'flow_prediction' with use_flow_sigmas=False: expected"),
         ([{}, {"prediction_type": "v_prediction"}], "member0.* and .*member1.* differ .prediction: 'noise' and 'v'"),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from ensdiff import models
+from ensdiff.models.blocks import LayerNorm
 from ensdiff.models.condition import ConditionSpec, Leaf
 from ensdiff.models.denoiser import check_inputs
 from ensdiff.models.transformer import FIELDS, HeadedAttention, Transformer
@@ -59,15 +60,24 @@ def twin(p, x, tokens, heads, blocks):
 
 @pytest.mark.parametrize(("linear", "order"), [(False, "image"), (True, "batch")])
 def test_a_transformer_in_float64(rng, linear, order):
-    x = rng.normal(size=(2, 2, 3, 8)).astype(np.float32)
+    x = (0.03 * rng.normal(size=(2, 2, 3, 8))).astype(np.float32)  # small, so that the epsilons matter
     tokens = rng.normal(size=(2, 4, 5)).astype(np.float32)
     module = Transformer(2, 2, linear, dataclasses.replace(TOKENS, attention=order))
-    params = noisy_params(module, jnp.asarray(x), jnp.asarray(tokens))
+    params = jax.tree.map(lambda a: 2 * a, noisy_params(module, jnp.asarray(x), jnp.asarray(tokens)))
     assert params["proj_in"]["kernel"].ndim == (2 if linear else 4)
     got = jax.jit(module.apply)({"params": params}, x, tokens)
     p = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
     want = [twin(p, *pair, heads=2, blocks=2) for pair in zip(x.astype(float), tokens.astype(float), strict=True)]
-    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=2e-5)
+
+
+def test_layer_norm_in_float64(rng):
+    x, p = (
+        (0.003 * rng.normal(size=(3, 8))).astype(np.float32),
+        {"scale": rng.normal(size=8), "bias": rng.normal(size=8)},
+    )
+    got = jax.jit(LayerNorm(TOKENS).apply)({"params": jax.tree.map(jnp.float32, p)}, x)
+    np.testing.assert_allclose(got, normal(p, x.astype(float), 1, 1e-5), rtol=1e-5, atol=1e-5)
 
 
 def test_queries_keys_and_values_have_no_biases():

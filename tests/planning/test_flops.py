@@ -28,6 +28,17 @@ def ratio(found, expected):
     return max(found, expected) / min(found, expected)
 
 
+def test_each_token_costs_its_key_its_value_and_two_products_of_attention():
+    """A transformer of S pixels and C channels: 4 D C for the key and value, 4 S C for logits and the mean."""
+    few, more = (
+        dataclasses.replace(BASE, context_width=5, context_length=length, transformer_blocks=(1, 3))
+        for length in (2, 3)
+    )
+    found = [flops.network_flops(model, SHAPE, model.condition).forward for model in (few, more)]
+    S, C, D = 4 * 4, 16, 5  # the middle, with the 3 blocks of the last level
+    assert found[1] - found[0] == 3 * (4 * D * C + 4 * S * C)
+
+
 models = st.builds(
     lambda multipliers, blocks, attention, remat, dtype, downsample, upsample, middle, dropout, head: (
         dataclasses.replace(
