@@ -3,6 +3,7 @@
 import re
 
 import numpy as np
+import pytest
 
 import ensdiff
 from ensdiff.models.condition import ConditionSpec, Leaf
@@ -32,6 +33,7 @@ def test_the_default_network_takes_tokens():
     ensdiff.models.check_inputs(model, data.shape, data.condition_spec)
 
 
+@pytest.mark.slow
 def test_the_plan_counts_transformers():
     model = ensdiff.UNetConfig(
         channels=4, multipliers=(1,), norm_groups=2, context_width=5, context_length=3, heads=(2,)

@@ -28,6 +28,7 @@ def ratio(found, expected):
     return max(found, expected) / min(found, expected)
 
 
+@pytest.mark.slow
 def test_each_token_costs_its_key_its_value_and_two_products_of_attention():
     """A transformer of S pixels and C channels: 4 D C for the key and value, 4 S C for logits and the mean."""
     few, more = (
