@@ -12,6 +12,7 @@ from ensdiff.interop.lora_average import compress, weighted_sum
 from ensdiff.interop.lora_config import PEFT, alpha_rule
 from ensdiff.interop.lora_files import HEADER, Factors, open_adapters, read, write
 from ensdiff.interop.lora_keys import split
+from tests.helpers import ROOT
 
 torch = pytest.importorskip("torch")
 numpy_files = pytest.importorskip("safetensors.numpy")
@@ -249,6 +250,15 @@ def test_two_values_of_alpha_must_agree(tmp_path):
     saved(path, state, lora_adapter_metadata=json.dumps({"r": 2, "lora_alpha": 5}))
     with pytest.raises(ValueError, match="is 4 in its own entry and 5 in the configuration"):
         read(path)
+
+
+def test_the_page_shows_the_table():
+    """The table of docs/interop.md equals that made from the code."""
+    rows = ["| Field | | Accepted | Meaning |", "|---|---|---|---|"]
+    for name, option in PEFT.items():
+        allowed = ", ".join(f"`{json.dumps(value)}`" for value in option.allowed) or "any"
+        rows.append(f"| `{name}` | {option.use} | {allowed} | {option.why} |")
+    assert "\n".join(rows) in (ROOT / "docs" / "interop.md").read_text()
 
 
 @pytest.mark.slow
