@@ -37,9 +37,10 @@ def check_config(config: Any, known: tuple[str, ...]) -> list[str]:
             f"the config has {what}: expected a config of studies; try --config=evaluate_smoke, or see "
             "experiments/configs/evaluate_digits.py"
         )
-    unknown = [name for name in config if name not in (*SHARED, *known)]
+    sections = (*SHARED, "gradients", *known)
+    unknown = [name for name in config if name not in sections]
     if unknown:
-        raise ValueError(f"config.{unknown[0]}: no such section; expected some of {', '.join((*SHARED, *known))}")
+        raise ValueError(f"config.{unknown[0]}: no such section; expected some of {', '.join(sections)}")
     return found
 
 

@@ -22,6 +22,7 @@ def get_config() -> ConfigDict:
             **shared,
             "run_dir": "runs/evaluate_digits",
             "sampler": {"sampler": "ddim", "steps": 20},
+            "gradients": {"draws": 16, "parts": 4, "dimension": 1024},
             "generative": {
                 "samples": 397,
                 "resamples": 100,

@@ -16,15 +16,16 @@ def get_config() -> ConfigDict:
     config.model.update(channels=8, norm_groups=4, multipliers=(1,), middle_attention=False)
     config.train.update(steps=8, checkpoint_every=8, batch_size=8)
     config.sampler.steps = 4
+    config.gradients.update(draws=4, dimension=64)
     config.data.held_out = 1740  # 57 digits are left; 8 members have 70 code words
     # eight members everywhere: what is compiled for one study serves the others
     config.generative.update(samples=24, resamples=5)
     config.generative.sets = ConfigDict({"digits": {"members": 8, "singles": 1, "steps": 8}})
     config.size.update(sizes=(12, 18), members=8, samples=4, null=2)
-    config.lds.update(units=18, members=8, subsets=4, queries=3, draws=8, baseline_members=2, ablations=6, removed=1)
+    config.lds.update(units=18, members=8, subsets=4, queries=4, draws=8, baseline_members=2, ablations=6, removed=1)
     config.groups.update(images=57, groups=3, members=8, weight=6, seeds=2, samples=4, draws=8, baseline_members=2)
     config.judging.update(members=(8,), sizes=(12,), images=57, groups=(10,), group_members=8)
-    config.judging.update(null=20, subsets=4, queries=3, draws=8)
+    config.judging.update(null=20, subsets=8, queries=4, draws=8)
     config.planted.update(units=10, each=1, copies=(1, 2), members=(8,), steps=8, draws=8, baseline_members=2)
     config.retraining.update(units=18, members=8, removed=1, samples=4)
     return config

@@ -11,8 +11,6 @@ from ensdiff.report import Table
 from experiments.studies.workshop import Workshop
 from experiments.tables import table
 
-CONFIG = ensdiff.GradientConfig(ridge=0.1, levels="all", normalize=False)
-
 
 def p_values(shop: Workshop, name: str, params: ensdiff.Ensemble, data: Dataset, count: int, null: int) -> np.ndarray:
     """Return the p-values (2, B, N) of all units by TRAK, for ``count`` held-out and as many training images.
@@ -20,16 +18,17 @@ def p_values(shop: Workshop, name: str, params: ensdiff.Ensemble, data: Dataset,
     The null are ``null`` other held-out images.
     """
     queries = np.concatenate([shop.held_out.images[:count], data.images[:count]]) / np.float32(255)
+    config = shop.gradients(ridge=0.1, levels="all", normalize=False)
     others = shop.held_out.images[count : count + null] / np.float32(255)
 
     def compute() -> np.ndarray:
-        scores = gradient_scores(params, queries, data, "trak", CONFIG, held_out=others, progress=shop.progress)
+        scores = gradient_scores(params, queries, data, "trak", config, held_out=others, progress=shop.progress)
         code_NK = params.code.matrix()
         assert scores.extra_KBm is not None
         calibration = Calibration(*held_out_null(scores.extra_KBm, code_NK))
         return calibration.p_values(unseen_scores(scores.items_KBn, code_NK), None)
 
-    found = shop.kept(f"{name}/p-values", compute, params, queries, others, repr(CONFIG))
+    found = shop.kept(f"{name}/p-values", compute, params, queries, others, repr(config))
     return found.reshape(2, count, -1)
 
 

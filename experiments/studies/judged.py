@@ -74,7 +74,7 @@ def by_gradients(
     targets = targets_of(params.code, data, Candidates.of(params.code, None), 0, 0, 0)
     found = []
     for knows in (True, False):
-        config = GradientConfig(members=knows)
+        config = shop.gradients(members=knows)
         methods = METHODS if knows else METHODS[:2]
 
         def compute(config: GradientConfig = config, methods: Any = methods) -> dict[str, np.ndarray]:

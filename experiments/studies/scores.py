@@ -7,7 +7,6 @@ import numpy as np
 import ensdiff
 from ensdiff.attribution.gradients import (
     OUTPUTS,
-    GradientConfig,
     Setting,
     member_scores,
     over_units,
@@ -54,7 +53,7 @@ def gradient_scores(
     shop: Workshop, name: str, params: ensdiff.Ensemble, data: Dataset, images: np.ndarray, members: int
 ) -> dict[str, np.ndarray]:
     """Return the (B, N) scores of TRAK and D-TRAK at fixed settings, the mean over the first ``members`` members."""
-    config, K = GradientConfig(), min(members, params.members)
+    config, K = shop.gradients(), min(members, params.members)
     found: dict[str, np.ndarray] = {}
     for method, ridge in RIDGES.items():
 

@@ -43,6 +43,10 @@ class Workshop:
         """Return the section of the config for a study."""
         return self.config[study]
 
+    def gradients(self, **options: Any) -> ensdiff.GradientConfig:
+        """Return how gradients are computed: the config's section ``gradients``, if any, with other options."""
+        return ensdiff.GradientConfig(**{**self.config.get("gradients", {}), **options})
+
     @functools.cached_property
     def data(self) -> Dataset:
         """Return the training data of all studies, shuffled, so that the first N items are a random subset."""
