@@ -22,8 +22,10 @@ from ensdiff.diffusion.samplers import SamplerConfig, StepRule, rule_of, stages
 from ensdiff.ensemble.members import abstract_params
 from ensdiff.ensemble.memory import Resources
 from ensdiff.ensemble.mesh import mesh_shape
+from ensdiff.models.adapters import Adapted, Shared, base_shapes
 from ensdiff.models.condition import ConditionSpec
 from ensdiff.models.denoiser import Denoiser
+from ensdiff.models.parameters import nested
 from ensdiff.models.space import PIXELS, Pixels, Space
 from ensdiff.planning.flops import jacobian_step_flops, landscape_step_flops, train_step_flops
 from ensdiff.sampling.conditions import Given, Mode
@@ -53,6 +55,7 @@ class Case:
         memory: bytes of memory per device.
         condition: what a conditional network is told about each image.
         space: pixels or latents.
+        base_dtype: dtype of the parameters of the base, for adapters.
     """
 
     model: Denoiser
@@ -67,6 +70,7 @@ class Case:
     memory: int = 16 * GIB
     condition: ConditionSpec | None = None
     space: Space = PIXELS
+    base_dtype: str = "float32"
 
     @property
     def local(self) -> int:
@@ -82,8 +86,14 @@ class Case:
         return jax.tree.map(lambda leaf: self.array(leaf.shape, leaf.dtype, P("member")), tree)
 
     def params(self) -> Any:
-        """Return the shapes of the parameters of all members."""
-        return self.stacked(abstract_params(self.model, self.image_shape, self.members, self.condition))
+        """Return the shapes of the parameters of all members; for adapters together with those of their base."""
+        stacked = self.stacked(abstract_params(self.model, self.image_shape, self.members, self.condition))
+        return Shared(self.base(), stacked) if isinstance(self.model, Adapted) else stacked
+
+    def base(self) -> Any:
+        """Return the shapes of the base of adapters, which is on every device."""
+        shapes = base_shapes(self.model.base)  # type: ignore[attr-defined]
+        return nested({path: self.array(shape, self.base_dtype) for path, (shape, _) in shapes.items()})
 
     def noise(self, count: int) -> Noise:
         """Return the shapes of noise for ``count`` states, drawn from a key."""
@@ -153,7 +163,8 @@ def train_step(case: Case) -> Step:
     function = make_train_step(case.model, case.schedule, case.train, mesh, case.space, case.condition)
     share = batch // mesh.shape["data"]
     flops = train_step_flops(case.model, case.image_shape, case.local, share, case.condition)
-    arguments = (case.stacked(state), images, case.array((), jnp.int32), case.array((), jnp.uint32))
+    base = (case.base(),) if isinstance(case.model, Adapted) else ()
+    arguments = (case.stacked(state), images, case.array((), jnp.int32), case.array((), jnp.uint32), *base)
     return Step("train", function, arguments, flops, f"{case.local} members of {share} images per chip")
 
 
@@ -172,7 +183,8 @@ def train_device_steps(case: Case) -> Step:
     seed = jax.tree.map(lambda word: case.array((), word.dtype), wide(case.train.seed))
     function = make_device_steps(case.model, case.schedule, case.train, mesh, case.space, case.condition)
     note = f"{one.note}, {N} images in device memory"
-    return Step("train_device", function, (one.arguments[0], data, number, number, seed), one.flops, note, 1)
+    arguments = one.arguments[0], data, number, number, seed, *one.arguments[4:]
+    return Step("train_device", function, arguments, one.flops, note, 1)
 
 
 def landscape_step(case: Case) -> Step:

@@ -30,6 +30,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh
 from tabulate import tabulate
 
 from ensdiff.ensemble.members import group_size
+from ensdiff.models.adapters import network_of
 from ensdiff.models.attention import resolve_attention
 from ensdiff.models.conv import resolve
 from ensdiff.models.describing import fingerprint_of
@@ -38,6 +39,7 @@ from ensdiff.models.unet import UNetConfig
 from ensdiff.planning.lowering import Program, read_compiled, read_lowered
 from experiments import building, common
 from experiments.abstract import GIB, STEPS, Case, Step, abstract_mesh, lower
+from experiments.bases import base_dtype, planned
 from experiments.config import define_config
 
 CHIPS = {"v4": (32, "v4-8"), "v5e": (16, "v5litepod-8"), "v5p": (95, "v5p-8"), "v6e": (32, "v6e-8")}
@@ -211,11 +213,13 @@ def build_case(config: Any, devices: list | int, memory: int) -> Case:
     if shape is None or units is None:
         raise ValueError(f"the config does not give the size of the data: pass {' and '.join(missing)}")
     platform = "gpu" if isinstance(devices, int) else "tpu"
-    model, schedule, train = building.settings(config, shape[-1], **building.stated_condition(config))
+    model, schedule, train = planned(config, shape[-1], **building.stated_condition(config))
     # "auto" for the machine that will run, not for the host that compiles
-    if isinstance(model, UNetConfig):
-        conv, attention = resolve(model.conv, platform), resolve_attention(model.attention, platform)
-        model = dataclasses.replace(model, conv=conv, attention=attention)
+    network = network_of(model)
+    if isinstance(network, UNetConfig):
+        conv, attention = resolve(network.conv, platform), resolve_attention(network.attention, platform)
+        network = dataclasses.replace(network, conv=conv, attention=attention)
+        model = network if network_of(model) is model else dataclasses.replace(model, base=network)
     members = config.code.members
     count = devices if isinstance(devices, int) else len(devices)
     axes = dict(abstract_mesh(members, train.batch_size, count).shape)
@@ -230,15 +234,16 @@ def build_case(config: Any, devices: list | int, memory: int) -> Case:
     mesh = mesh_over(devices, **axes)
     return Case(
         model, tuple(shape), members, units, schedule, train, mesh, f.states, f.samples, memory,
-        model.condition, Latents() if known.get("latents") else PIXELS,
+        model.condition, Latents() if known.get("latents") else PIXELS, base_dtype(config),
     )  # fmt: skip
 
 
 def described(model: Any) -> list[str]:
     """Return how a network is computed, in words."""
-    found = [getattr(model, "compute_dtype", "float32")]
-    if isinstance(model, UNetConfig):
-        found += [f"conv {model.conv}", *(["rematerialised"] if model.remat else [])]
+    network = network_of(model)
+    found = [getattr(network, "compute_dtype", "float32")]
+    if isinstance(network, UNetConfig):
+        found += [f"conv {network.conv}", *(["rematerialised"] if network.remat else [])]
     return found
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-SECTIONS = ("data", "code", "model", "schedule", "train")
+SECTIONS = ("data", "code", "base", "adapters", "model", "schedule", "train")
 
 
 def check_config(config: Any) -> None:
@@ -20,7 +20,7 @@ def check_config(config: Any) -> None:
     _ = getattr(config, "run_dir", None)  # raises the error of a config file that could not be read
     if not isinstance(config, ConfigDict):
         raise ValueError(f"get_config() of the config gave a {type(config).__name__}: expected a ConfigDict")
-    known = ("run_dir", "resume", *SECTIONS, "aot")
+    known = ("run_dir", "resume", "combine", *SECTIONS, "aot")
     unknown = [name for name in config if name not in known]
     if unknown:
         raise ValueError(f"config.{unknown[0]}: no such section; expected some of {', '.join(known)}")
@@ -54,8 +54,8 @@ def build(kind: Callable, name: str, values: dict[str, Any]) -> Any:
 def load_data(values: dict[str, Any]) -> Any:
     """Return the training data of a config's ``data`` section.
 
-    The section has ``name``, the reader's options, ``held_out``, and ``condition``: empty, ``"label"`` for the labels
-    of the items, or a column that the reader finds.
+    The section has ``name``, the reader's options, ``held_out``, ``condition`` (empty, ``"label"`` for the labels of
+    the items, or a column that the reader finds), and ``only``, the labels of the items to keep (by default all).
 
     ``name`` is the name of the reader. The reader `ensdiff.data.tfds` has an option of the same name, which is called
     ``dataset`` in a config. ``held_out`` is the number of items that are chosen at random and left out of training;
@@ -116,28 +116,45 @@ def _read_all(values: dict[str, Any]) -> tuple[Any, int]:
 
 
 def read_items(reader: str, options: dict[str, Any]) -> Any:
-    """Return the data set of a reader. The option ``condition`` may be ``"label"``, for the labels of the items.
+    """Return the data set of a reader.
+
+    The option ``condition`` may be ``"label"``, for the labels of the items. The option ``only`` keeps the items with
+    some labels, in a list, or in a text such as ``"5+6+7"``; classes of a condition keep their ids.
 
     Raises:
-        ValueError: the reader or an option does not exist, or the data have no labels.
+        ValueError: the reader or an option does not exist, the data have no labels, or no item has one of these labels.
     """
     from ensdiff import data
 
     options = dict(options)
-    condition = options.pop("condition", "")
+    condition, only = options.pop("condition", ""), options.pop("only", None)
     if condition not in ("", "label"):  # the reader's own: a column, a member or an array
         if "condition" not in data.readers.options_of(reader):
             raise ValueError(f"config.data.condition={condition!r}: {reader} takes none of its own; expected 'label'")
         options["condition"] = condition
     found = data.load(reader, **options)
-    if condition != "label":
-        return found
-    if found.labels is None:
-        raise ValueError(
-            "config.data.condition='label': the data have no labels; name the column of the labels, for example with "
-            "config.data.label or config.data.labels, if the reader has one"
-        )
-    return found.with_condition(found.labels)
+    for name, value in (("condition", condition if condition == "label" else ""), ("only", only)):
+        if value and found.labels is None:
+            raise ValueError(
+                f"config.data.{name}={value!r}: the data have no labels; name the column of the labels, for example "
+                "with config.data.label or config.data.labels, if the reader has one"
+            )
+    if condition == "label":
+        found = found.with_condition(found.labels)
+    return found if only is None else _with_labels(found, only)
+
+
+def _with_labels(data: Any, only: Any) -> Any:
+    """Return the items with some labels; labels of which there is no item are an error."""
+    import numpy as np
+
+    wanted = only.split("+") if isinstance(only, str) else [str(label) for label in only]
+    labels = data.labels.astype(str)
+    for label in wanted:
+        if label not in labels:
+            known = ", ".join(map(str, np.unique(data.labels)[:10]))
+            raise ValueError(f"config.data.only={only!r}: no item has the label {label!r}; labels are {known}")
+    return data.subset(np.isin(labels, wanted))
 
 
 def data_sections(run: str | os.PathLike, values: dict[str, Any]) -> list[dict[str, Any]]:
@@ -240,37 +257,6 @@ def stated_condition(config: ConfigDict) -> dict[str, Any]:
     return found
 
 
-def build_code(values: dict[str, Any], data: Any) -> Any:
-    """Build the code of a config's ``code`` section. With ``groups=label`` it is hierarchical: items inside classes.
-
-    Classes may be any integers or strings. Groups are numbered in the sorted order of the classes and named after them.
-
-    Raises:
-        ValueError: a field is unknown, the data have no labels, an item has no label, or the units are not items.
-    """
-    import numpy as np
-
-    import ensdiff
-
-    if "groups" not in values:
-        return build(ensdiff.Code.balanced, "code", {**values, "units": data.units})
-    if values["groups"] != "label":
-        raise ValueError(f"config.code.groups={values['groups']!r}: expected 'label', the class of each item")
-    if data.labels is None or data.units != data.items:
-        raise ValueError("config.code.groups='label': the data need one label per item, and items as units")
-    labels, group_of_item = np.unique(data.labels, return_inverse=True)
-    if labels.dtype.kind == "i" and labels[0] == -1:  # the convention of TensorFlow Datasets and scikit-learn
-        items = np.flatnonzero(data.labels == -1)
-        raise ValueError(
-            f"config.code.groups='label': {len(items)} items have the label -1, which means no class; the first one "
-            f"is item {items[0]} ({data.unit_names[items[0]]}). Leave them out, or give them a class"
-        )
-    names = None if np.array_equal(labels, np.arange(len(labels))) else [str(label) for label in labels]
-    return build(
-        ensdiff.Code.hierarchical, "code", {**values, "groups": group_of_item.reshape(-1), "group_names": names}
-    )
-
-
 def train_from_config(config: ConfigDict) -> Any:
     """Train according to a config, store the config in the run directory, and return the Ensemble.
 
@@ -284,11 +270,13 @@ def train_from_config(config: ConfigDict) -> Any:
     from ensdiff import hosts
     from ensdiff.files.checksums import write_sealed
     from ensdiff.training.preemption import on_signals
+    from experiments.bases import start_of
+    from experiments.coding import build_code
 
     check_config(config)
     data = run_data(config)
     code = build_code(section(config, "code"), data)
-    model, schedule, train_config = settings(config, data.shape[-1], data.condition_spec)
+    begin = start_of(config, data)
     shares = code.shares()
     print(f"{data}\n{code}: members see {shares.min()} to {shares.max()} units", flush=True)
     run_dir = pathlib.Path(config.run_dir)
@@ -302,9 +290,7 @@ def train_from_config(config: ConfigDict) -> Any:
         return ensdiff.train(
             data,
             code,
-            model,
-            train_config,
-            schedule=schedule,
+            **begin._asdict(),
             run_dir=run_dir,
             resume=config.get("resume", False),
             on_open=keep_config,
@@ -315,9 +301,10 @@ def train_from_config(config: ConfigDict) -> Any:
 def train_single(config: ConfigDict, data: Any) -> Any:
     """Train one model of the config's size and steps on all the data, as the ordinary alternative to an ensemble."""
     import ensdiff
+    from experiments.bases import start_of
 
-    model, schedule, train_config = settings(config, data.shape[-1], data.condition_spec)
-    return ensdiff.train(data, ensdiff.Code.undivided(data.units), model, train_config, schedule=schedule)
+    begin = start_of(config, data)._replace(combine=None)
+    return ensdiff.train(data, ensdiff.Code.undivided(data.units), **begin._asdict())
 
 
 def gradient_config(entries: list[str]) -> Any:

@@ -4,6 +4,7 @@ Examples:
   python -m experiments.plan --image=32x32x3 --units=50000 --members=20
   python -m experiments.plan --config=cifar10_paper --members=64 --chips=8 --accelerator=v5e,h100
   python -m experiments.plan --config=cifar10_paper --compile=v5e:2x4
+  python -m experiments.plan --config=adapters --accelerator=h100   (adapters on Stable Diffusion 1.5)
 
 The hours for cpu2 (2 cores) are based on measured rates. Those for accelerators assume a share of the data sheet's peak
 (--utilisation): none was timed, and small U-Nets reach less than large ones. --compile=v5e:2x4 compiles the steps for a
@@ -21,6 +22,7 @@ from tabulate import tabulate
 
 from ensdiff import Schedule
 from ensdiff.ensemble.mesh import mesh_shape
+from ensdiff.models.adapters import network_of
 from ensdiff.models.space import PIXELS, Latents, Space
 from ensdiff.planning.estimates import (
     ACCELERATORS,
@@ -28,6 +30,7 @@ from ensdiff.planning.estimates import (
     Accelerator,
     JobName,
     Study,
+    base_count,
     code_estimate,
     job_flops,
     job_hours,
@@ -36,6 +39,7 @@ from ensdiff.planning.estimates import (
 )
 from experiments import aot, building, common
 from experiments.abstract import STEPS, Case
+from experiments.bases import base_dtype, planned
 from experiments.config import define_config
 
 COMPILED = ("train", "landscape", "jacobian")
@@ -65,11 +69,13 @@ def read_study(config: ConfigDict | None) -> tuple[Study, Schedule]:
             values["multipliers"] = tuple(float(m) for m in f.multipliers)
         except ValueError:
             raise ValueError(f"--multipliers={','.join(f.multipliers)}: expected numbers, such as 1,2,2") from None
-    model, schedule, train = building.settings(config, shape[-1], **values)
+    model, schedule, train = planned(config, shape[-1], **values)
     changes = {name: value for name, value in (("steps", f.steps), ("batch_size", f.batch)) if value is not None}
     code = building.section(config, "code")
     members = code.get("members", 16) if f.members is None else f.members
     weight = code.get("weight") if f.weight is None else f.weight
+    if weight is None and "groups" in code:  # as `ensdiff.Code.hierarchical` chooses it
+        weight = max(1, code.get("group_weight", 3 * members // 4) // 2)
     study = Study(
         model,
         tuple(shape),
@@ -80,6 +86,8 @@ def read_study(config: ConfigDict | None) -> tuple[Study, Schedule]:
         f.samples,
         f.sampling_steps,
         model.condition,
+        config.get("combine") or "predictions",
+        base_dtype(config),
     )
     return study, schedule
 
@@ -101,37 +109,41 @@ def table(study: Study, accelerators: dict[str, Accelerator], chips: int, share:
     """Return the whole plan as one table, with a column of requirements and one column per accelerator."""
     count, model = parameter_count(study.model), study.model
     K, w, N, B, S = study.members, study.weight, study.units, study.samples, study.sampling_steps
+    base = base_count(model)
     rows = [
         ["parameters per member", f"{count:,}"],
         [f"parameters of all {K} members", f"{K * count:,}"],
+        *([["parameters of the frozen base, once", f"{base:,}"]] if base else []),
         ["memory per chip in training, GiB", ""],
+        *([[f"- base, {study.base_dtype}", ""]] if base else []),
         ["- parameters, optimiser, average", ""],
         ["- gradients", ""],
         ["- activations (estimate)", ""],
     ]
+    first = 3 if base else 2
     for accelerator in accelerators.values():
         cpu = accelerator.platform == "cpu"
         memory = training_memory(study.on(accelerator.platform), 1 if cpu else chips)
         room = "" if accelerator.memory is None else f" of {accelerator.memory / GIB:g}"
         over = " !" if accelerator.memory is not None and memory.total > accelerator.memory else ""
-        cells = [
-            f"{memory.total / GIB:.2f}{room}{over}",
-            *(f"{part / GIB:.2f}" for part in (memory.state, memory.gradients, memory.activations)),
-        ]
-        for row, cell in zip(rows[2:], cells, strict=True):
+        parts = [memory.state - memory.base, memory.gradients, memory.activations]
+        parts = [memory.base, *parts] if base else parts
+        cells = [f"{memory.total / GIB:.2f}{room}{over}", *(f"{part / GIB:.2f}" for part in parts)]
+        for row, cell in zip(rows[first:], cells, strict=True):
             row.append(cell)
     flops = job_flops(study.on("gpu"))
     hours = [job_hours(study, accelerator, chips, share) for accelerator in accelerators.values()]
     works: dict[JobName, str] = {
         "training": f"training, {study.train.steps:,} steps of {study.train.batch_size} images per member",
         "sampling": f"sampling {B} images, {S} steps",
-        "landscape": f"exact landscape, {N:,} units x {B} samples, {K - w} members each",
+        "landscape": f"exact landscape, {N:,} units x {B} samples, "
+        + (f"{K - w} members each" if study.combine == "predictions" else "one averaged network each"),
         "jacobian": f"Jacobian of {B} samples",
     }
     for job, work in works.items():
         rows.append([work, f"{flops[job]:.3g} FLOP", *(duration(all_hours[job]) for all_hours in hours)])
     heads = [f"{name} x {1 if a.platform == 'cpu' else chips}" for name, a in accelerators.items()]
-    title = f"{'x'.join(map(str, study.image_shape))}, {getattr(model, 'compute_dtype', 'float32')}"
+    title = f"{'x'.join(map(str, study.image_shape))}, {getattr(network_of(model), 'compute_dtype', 'float32')}"
     return tabulate(rows, headers=[title, "", *heads], tablefmt="github", disable_numparse=True)
 
 
@@ -180,7 +192,7 @@ def compile_for(text: str, study: Study, schedule: Schedule, space: Space = PIXE
     memory: Any = capacity or 16 * GIB
     case = Case(
         study.model, study.image_shape, study.members, study.units, schedule, study.train, mesh, None, None, memory,
-        study.condition, space,
+        study.condition, space, study.base_dtype,
     )  # fmt: skip
     results = []
     for name in COMPILED:

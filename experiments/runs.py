@@ -15,6 +15,13 @@ _RUN = flags.DEFINE_string("run", None, "The run directory, as experiments.train
 def define_sampling_flags(n: int) -> None:
     """Define the flags of programs that sample from a run."""
     flags.DEFINE_integer("step", None, "Step of the checkpoint to use; by default the newest.")
+    flags.DEFINE_enum(
+        "combine",
+        None,
+        ["predictions", "parameters"],
+        "What weights of members average: their predictions, or their parameters, which needs members that share their "
+        "start, as adapters do. By default what the run was trained with.",
+    )
     flags.DEFINE_integer("n", n, "Samples to generate.")
     flags.DEFINE_integer("seed", 0, "Seed of the samples' noise.")
     flags.DEFINE_integer("steps", 50, "Sampling steps.")
@@ -73,7 +80,8 @@ def load_run() -> Any:
     """Load the ensemble of --run, and print it."""
     import ensdiff
 
-    params = ensdiff.load(run_folder(), flags.FLAGS.step)
+    combine = flags.FLAGS.combine if "combine" in flags.FLAGS else None
+    params = ensdiff.load(run_folder(), flags.FLAGS.step, combine=combine)
     print(params, flush=True)
     return params
 
@@ -116,7 +124,8 @@ def sampling_command() -> str:
         options["eta"] = f.eta
     if f.step is not None:
         options["step"] = f.step
-    options |= {name: f[name].value for name in ("cond", "guidance", "decode") if f[name].value is not None}
+    given = ("combine", "cond", "guidance", "decode")
+    options |= {name: f[name].value for name in given if f[name].value is not None}
     return " ".join(["python -m experiments.sample", *(shlex.quote(f"--{k}={v}") for k, v in options.items())])
 
 

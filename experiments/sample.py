@@ -10,6 +10,7 @@ Examples:
   python -m experiments.sample --run=runs/classes --cond=3 --guidance=2  (all of class 3; --cond=1,2,3: one of each)
   python -m experiments.sample --run=runs/latents --decode=models/vae
   python -m experiments.sample --run=runs/nested --n=16 --groups --remove=2  (a whole group of a hierarchical code)
+  python -m experiments.sample --run=runs/artists --remove=ada   (by name, or by a part of it that no other name has)
 """
 
 from typing import Any
@@ -17,12 +18,15 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from experiments import common, decoding, runs
+from experiments import common, decoding, naming, runs
 
 runs.define_sampling_flags(n=36)
+runs.define_data_flag()
 flags.adopt_module_key_flags(common)
 flags.adopt_module_key_flags(runs)
-REMOVE = flags.DEFINE_multi_string("remove", [], "Unit to regenerate without, or units 5,8 to remove together")
+REMOVE = flags.DEFINE_multi_string(
+    "remove", [], "Unit to regenerate without, by its id or name, or units 5,8 to remove together"
+)
 GROUPS = flags.DEFINE_bool("groups", False, "Let --remove name groups of a hierarchical code instead of its items.")
 
 
@@ -33,9 +37,10 @@ def main() -> None:
     from ensdiff.data.viewing import viewer
     from ensdiff.files.reading import printable
 
-    units = [runs.unit_ids(text) for text in REMOVE.value]
     params = runs.load_run()
     code = params.code.group_code() if GROUPS.value else params.code
+    removals = naming.removals(REMOVE.value, lambda: naming.unit_names(code, GROUPS.value))
+    units = [removal.units for removal in removals]
     if units:
         code.ablate(units)  # raises before sampling if the units cannot be removed
     out = runs.output_folder("samples")
@@ -46,8 +51,11 @@ def main() -> None:
     kind = "group_" if GROUPS.value else ""
     if REMOVE.value:
         arrays["counterfactuals"] = ensdiff.counterfactuals(params, samples, units, code=code, progress=True)
-        for text, images in zip(REMOVE.value, arrays["counterfactuals"], strict=True):
-            pictures[f"samples_seed{flags.FLAGS.seed}_without_{kind}{text.replace(',', '_')}"] = images
+        for removal, images in zip(removals, arrays["counterfactuals"], strict=True):
+            ids = "_".join(map(str, removal.units))
+            if ids != removal.text.replace(",", "_"):
+                print(f"{removal.text} is {'group' if GROUPS.value else 'unit'} {ids.replace('_', ', ')}")
+            pictures[f"samples_seed{flags.FLAGS.seed}_without_{kind}{ids}"] = images
     if not runs.is_writer():
         return
     written = [out / f"{name}.png" for name in pictures]

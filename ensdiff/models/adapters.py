@@ -53,7 +53,7 @@ class Adapted:
         targets: which kernels have low-rank factors.
         train_also: which other arrays are trained.
         stack: how many members of a device are computed together, see `ensdiff.models.Denoiser`.
-        digest: SHA-256 of the base's parameters.
+        digest: SHA-256 of the base's parameters; empty where only their shapes are known.
         base_params: the base's parameters, which `ensdiff.train` moves into `ensdiff.Ensemble.base`; None after that.
             They are compared by their digest.
     """
@@ -185,7 +185,8 @@ def adapted(
 
     Args:
         base: the network, any denoiser.
-        base_params: its parameters, the same for all members: float32, or bfloat16 to halve their memory.
+        base_params: its parameters, the same for all members: float32, or bfloat16 to halve their memory. Shapes alone
+            (`jax.ShapeDtypeStruct`) make a network to plan with, which cannot be trained.
         rank: r of the adapters; 0 for none, where only ``train_also`` is trained.
         alpha: the adapters are scaled by ``alpha / rank``; by default by 1.
         targets: a regular expression that is searched in the path of each array, such as
@@ -217,8 +218,13 @@ def adapted(
     if stack is None:
         stack = 1 if jax.default_backend() == "cpu" else 0
     check_value("stack", stack, int)
-    given = jax.tree.map(jnp.asarray, base_params)
-    model = Adapted(base, rank, alpha, targets, train_also, stack, digest_of(given), given)
+    leaves = jax.tree.leaves(base_params)
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves):
+        digest, given = "", None
+    else:
+        given = jax.tree.map(jnp.asarray, base_params)
+        digest = digest_of(given)
+    model = Adapted(base, rank, alpha, targets, train_also, stack, digest, given)
     _check_choice(model)
     return model
 
@@ -327,8 +333,8 @@ def opened(model: Any, params: Params | Shared) -> tuple[Any, Params]:
 def abstract_of(model: Denoiser) -> Params | Shared:
     """Return the shapes of one member's parameters, for an adapted network together with the base's, for `opened`."""
     if isinstance(model, Adapted):
-        base = model.base
-        return jax.eval_shape(lambda key: Shared(base.init(key), model.init(key)), _key())
+        base = nested({path: jax.ShapeDtypeStruct(*shape) for path, shape in base_shapes(model.base).items()})
+        return Shared(base, jax.eval_shape(model.init, _key()))
     return jax.eval_shape(model.init, _key())
 
 

@@ -8,27 +8,37 @@ No array is allocated and no device is used.
 (p4) the Jacobian:       ``B * S * K * (forward + recompute + K * tangent)``
 
 with ``forward``, ``train``, ``recompute`` and ``tangent`` of `ensdiff.planning.flops`, K members, N units, B samples,
-S sampling steps and code words of weight w. Hours are operations divided by a rate. The rate of ``cpu2`` was measured.
-No accelerator was timed: its rate is the peak in its data sheet times a share that the caller assumes.
+S sampling steps and code words of weight w. With averaged parameters, every row of weights is one network, which is
+made of K members' changes (`ensdiff.planning.flops.AveragedFlops`):
+
+(p5) sampling:           ``K * change + B * S * forward``
+(p6) an exact landscape: ``N * (K * change + B * S * forward)``
+(p7) the Jacobian:       ``B * S * (forward + recompute + K * (tangent + change))``
+
+Hours are operations divided by a rate. The rate of ``cpu2`` was measured. No accelerator was timed: its rate is the
+peak in its data sheet times a share that the caller assumes.
 """
 
 import dataclasses
 import math
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ensdiff.codes.errors import fitting_weights, smallest_members
+from ensdiff.ensemble.ensemble import Combine
 from ensdiff.ensemble.members import group_size
 from ensdiff.ensemble.mesh import mesh_shape
 from ensdiff.ensemble.tracing import activation_bytes
+from ensdiff.models.adapters import Adapted, base_shapes, network_of
 from ensdiff.models.attention import resolve_attention
 from ensdiff.models.condition import ConditionSpec
 from ensdiff.models.conv import resolve
 from ensdiff.models.denoiser import Denoiser, check_inputs
 from ensdiff.models.unet import UNetConfig
-from ensdiff.planning.flops import jacobian_step_flops, landscape_step_flops, train_step_flops
+from ensdiff.planning.flops import averaged_flops, jacobian_step_flops, landscape_step_flops, train_step_flops
 from ensdiff.training.config import TrainConfig
 from ensdiff.training.step import init_state
 from ensdiff.typing import Params
@@ -99,6 +109,8 @@ class Study:
         samples: B, the number of images that are sampled and attributed.
         sampling_steps: S.
         condition: what a conditional network is told about each image.
+        combine: what the generator combines.
+        base_dtype: dtype of the parameters of the base, for adapters; of other members, the start is not counted.
     """
 
     model: Denoiser
@@ -110,6 +122,8 @@ class Study:
     samples: int = 16
     sampling_steps: int = 50
     condition: ConditionSpec | None = None
+    combine: Combine = "predictions"
+    base_dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
         for name in ("members", "units", "samples", "sampling_steps"):
@@ -127,10 +141,14 @@ class Study:
         Predictions may use fewer products (`ensdiff.models.conv.AUTO_PREDICTING`). Counted operations ignore this, but
         measured rates include it.
         """
-        if not isinstance(self.model, UNetConfig):
+        network: Any = network_of(self.model)
+        if not isinstance(network, UNetConfig):
             return self
-        conv, attention = resolve(self.model.conv, platform), resolve_attention(self.model.attention, platform)
-        return dataclasses.replace(self, model=dataclasses.replace(self.model, conv=conv, attention=attention))
+        conv, attention = resolve(network.conv, platform), resolve_attention(network.attention, platform)
+        network = dataclasses.replace(network, conv=conv, attention=attention)
+        if isinstance(self.model, Adapted):
+            network = dataclasses.replace(self.model, base=network)
+        return dataclasses.replace(self, model=network)
 
 
 def parameter_count(model: Denoiser) -> int:
@@ -143,6 +161,13 @@ def parameter_count(model: Denoiser) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
+def base_count(model: Denoiser) -> int:
+    """Return the number of parameters of the base of adapters, which all members share; 0 for other networks."""
+    if not isinstance(model, Adapted):
+        return 0
+    return sum(math.prod(shape) for shape, _ in base_shapes(model.base).values())
+
+
 class TrainingMemory(NamedTuple):
     """Bytes of memory on one chip during training.
 
@@ -153,6 +178,7 @@ class TrainingMemory(NamedTuple):
         gradients: gradients of the members that are computed together (`ensdiff.ensemble.members.group_size`).
         activations: operands and results of all products, for the chip's share of the batch of each member that is
             computed at the same time. ``remat``, which is not counted, needs less.
+        base: parameters of the frozen base, of which every chip holds one; 0 without adapters.
     """
 
     params: int
@@ -160,11 +186,12 @@ class TrainingMemory(NamedTuple):
     average: int
     gradients: int
     activations: int
+    base: int = 0
 
     @property
     def state(self) -> int:
-        """Return the bytes held between steps: parameters, optimiser state and average."""
-        return self.params + self.optimizer + self.average
+        """Return the bytes held between steps: parameters, optimiser state, average and base."""
+        return self.params + self.optimizer + self.average + self.base
 
     @property
     def total(self) -> int:
@@ -191,6 +218,7 @@ def training_memory(study: Study, chips: int = 1) -> TrainingMemory:
         local * _bytes(state.ema),
         together * params,
         together * images * activation_bytes(model, shape, study.condition),
+        base_count(model) * np.dtype(jnp.dtype(study.base_dtype)).itemsize,
     )
 
 
@@ -204,11 +232,22 @@ def _bytes(tree: Params) -> int:
 
 
 def job_flops(study: Study) -> dict[JobName, int]:
-    """Return the total floating-point operations of each job, (p1) to (p4), summed over all chips."""
+    """Return the total floating-point operations of each job, (p1) to (p7), summed over all chips."""
     model, shape, K, condition = study.model, study.image_shape, study.members, study.condition
     runs = study.samples * study.sampling_steps
+    training = study.train.steps * train_step_flops(model, shape, K, study.train.batch_size, condition)
+    if study.combine == "parameters":
+        one = averaged_flops(model, shape, condition)
+        row = K * one.change + runs * one.forward
+        carried = K * (one.tangent + one.change)
+        return {
+            "training": training,
+            "sampling": row,
+            "landscape": study.units * row,
+            "jacobian": runs * (one.forward + one.recompute + carried),
+        }
     return {
-        "training": study.train.steps * train_step_flops(model, shape, K, study.train.batch_size, condition),
+        "training": training,
         "sampling": landscape_step_flops(model, shape, runs * K, condition),
         "landscape": landscape_step_flops(model, shape, study.units * runs * (K - study.weight), condition),
         "jacobian": jacobian_step_flops(model, shape, K, K, runs, condition),
@@ -233,9 +272,8 @@ def job_hours(study: Study, accelerator: Accelerator, chips: int = 1, share: flo
     study = study.on(accelerator.platform)
     batch: dict[JobName, int | None] = {"training": study.train.batch_size, "jacobian": study.samples}
     hours: dict[JobName, float] = {}
-    dtype = getattr(
-        study.model, "compute_dtype", "float32"
-    )  # an own network is planned as one that computes in float32
+    # an own network is planned as one that computes in float32
+    dtype = getattr(network_of(study.model), "compute_dtype", "float32")
     for job, flops in job_flops(study).items():
         used = 1 if accelerator.platform == "cpu" else math.prod(mesh_shape(study.members, batch.get(job), chips))
         hours[job] = flops / (used * accelerator.rate(job, dtype, share)) / 3600

@@ -7,14 +7,17 @@ counted (`ensdiff.models.winograd`), because the counts are those of plain convo
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from ensdiff.ensemble.blending import add_change
 from ensdiff.ensemble.tracing import count_flops
+from ensdiff.models.adapters import Adapted, Shared, abstract_of, changes, network_of, opened
 from ensdiff.models.condition import ConditionSpec
 from ensdiff.models.denoiser import Denoiser, check_inputs
+from ensdiff.models.parameters import named
 
 
 class NetworkFlops(NamedTuple):
@@ -22,7 +25,8 @@ class NetworkFlops(NamedTuple):
 
     Args:
         forward: the prediction.
-        train: the forward and backward passes, including what the backward pass recomputes.
+        train: the forward and backward passes, including what the backward pass recomputes. The backward pass of
+            adapters has no gradients of the base's kernels.
         tangent: one directional derivative of the prediction, without the prediction itself.
         recompute: what the prediction recomputes to be differentiated in forward mode, once for all directions.
     """
@@ -57,13 +61,11 @@ def network_flops(
 
 @functools.lru_cache(maxsize=64)
 def _network_flops(model: Denoiser, image_shape: tuple[int, int, int], condition: ConditionSpec | None) -> NetworkFlops:
-    params = jax.eval_shape(model.init, jax.eval_shape(lambda: jax.random.key(0)))
-    x = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    t = jax.ShapeDtypeStruct((1,), jnp.float32)
-    cond = None if condition is None else condition.null(1)
+    params, (x, t, cond) = abstract_of(model), _inputs(image_shape, condition)
 
     def predict(params, x, t):
-        return model.apply(params, x, t, cond)
+        network, member = opened(model, params)
+        return network.apply(member, x, t, cond)
 
     def with_tangents(number):
         def run(params, x, t):
@@ -73,9 +75,79 @@ def _network_flops(model: Denoiser, image_shape: tuple[int, int, int], condition
         return count_flops(run, params, x, t)
 
     forward = count_flops(predict, params, x, t)
-    train = count_flops(jax.grad(lambda *args: predict(*args).sum()), params, x, t)
     one, two = with_tangents(1), with_tangents(2)
+    train = _train_flops(model, image_shape, condition)
     return NetworkFlops(forward, train, two - one, one - (two - one) - forward)
+
+
+@functools.lru_cache(maxsize=64)
+def _train_flops(model: Denoiser, image_shape: tuple[int, int, int], condition: ConditionSpec | None) -> int:
+    params, (x, t, cond) = abstract_of(model), _inputs(image_shape, condition)
+    trained, rest = (params.members, params.base) if isinstance(params, Shared) else (params, None)
+
+    def loss(trained, rest, x, t):
+        network, member = opened(model, trained if rest is None else Shared(rest, trained))
+        return network.apply(member, x, t, cond).sum()
+
+    return count_flops(jax.grad(loss), trained, rest, x, t)
+
+
+def _inputs(image_shape: tuple[int, int, int], condition: ConditionSpec | None) -> tuple[Any, Any, Any]:
+    """Return the shapes of an image and its time, and its condition."""
+    x = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    return x, jax.ShapeDtypeStruct((1,), jnp.float32), None if condition is None else condition.null(1)
+
+
+class AveragedFlops(NamedTuple):
+    """FLOPs of one network of averaged parameters (8).
+
+    Args:
+        forward: its prediction for one image.
+        recompute: what the prediction recomputes to be differentiated in forward mode, once for all members.
+        tangent: one directional derivative of the prediction with respect to the image and the parameters.
+        change: the change ``theta_k - theta_0`` of one member, for a sum over members or for a tangent.
+    """
+
+    forward: int
+    recompute: int
+    tangent: int
+    change: int
+
+
+@functools.lru_cache(maxsize=64)
+def averaged_flops(
+    model: Denoiser, image_shape: tuple[int, int, int], condition: ConditionSpec | None = None
+) -> AveragedFlops:
+    """Return the FLOPs of a network of averaged parameters (8).
+
+    Args:
+        model: the network of a member: adapters, or a network that is trained as a whole.
+        image_shape: (H, W, C).
+        condition: what a conditional network is told about each image.
+    """
+    network, (x, t, cond) = network_of(model), _inputs(image_shape, condition)
+    shapes, change = abstract_of(model), 0
+    base = shapes.base if isinstance(shapes, Shared) else shapes
+    moved = named(base)
+    if isinstance(model, Adapted):
+        factors = shapes.members
+        moved = jax.eval_shape(lambda factors: changes(model, factors), factors)
+        change = count_flops(lambda factors: changes(model, factors), factors)
+
+    def predict(base, moved, x, t):
+        return network.apply(add_change(base, moved), x, t, cond)
+
+    def with_tangents(number):
+        def run(base, moved, x, t):
+            y, push = jax.linearize(lambda moved, x: predict(base, moved, x, t), moved, x)
+            many = jax.tree.map(lambda a: jnp.broadcast_to(a, (number, *a.shape)), (moved, x))
+            return y, jax.vmap(push)(*many)
+
+        return count_flops(run, base, moved, x, t)
+
+    forward = count_flops(predict, base, moved, x, t)
+    one, two = with_tangents(1), with_tangents(2)
+    return AveragedFlops(forward, one - (two - one) - forward, two - one, change)
 
 
 def train_step_flops(
@@ -89,7 +161,8 @@ def train_step_flops(
 
     For the FLOPs of one device, pass the members and images of that device.
     """
-    return members * batch * network_flops(model, image_shape, condition).train
+    check_inputs(model, image_shape, condition)
+    return members * batch * _train_flops(model, tuple(image_shape), condition)
 
 
 def landscape_step_flops(

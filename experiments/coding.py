@@ -1,0 +1,54 @@
+"""Build the code of a config's ``code`` section."""
+
+from typing import Any
+
+
+def build_code(values: dict[str, Any], data: Any) -> Any:
+    """Build the code of a config's ``code`` section for the units of the data.
+
+    With ``members=1`` it is one member that sees everything. With ``groups=label`` it is hierarchical: units inside
+    classes. Classes may be any integers or strings. Groups are numbered in the sorted order of the classes and named
+    after them; ``group_names`` is a form of these names, such as ``"digit {}"``.
+
+    Raises:
+        ValueError: a field is unknown, the data have no labels, an item has no label, or items of one unit have
+            different labels.
+    """
+    import numpy as np
+
+    import ensdiff
+    from experiments.building import build
+
+    values = dict(values)
+    form = values.pop("group_names", None)
+    if values.get("members") == 1:
+        return ensdiff.Code.undivided(data.units)
+    if "groups" not in values:
+        return build(ensdiff.Code.balanced, "code", {**values, "units": data.units})
+    if values["groups"] != "label":
+        raise ValueError(f"config.code.groups={values['groups']!r}: expected 'label', the class of each item")
+    if data.labels is None:
+        raise ValueError("config.code.groups='label': the data need one label per item")
+    labels, class_of_item = np.unique(data.labels, return_inverse=True)
+    if labels.dtype.kind == "i" and labels[0] == -1:  # the convention of TensorFlow Datasets and scikit-learn
+        items = np.flatnonzero(data.labels == -1)
+        raise ValueError(
+            f"config.code.groups='label': {len(items)} items have the label -1, which means no class; the first one "
+            f"is item {items[0]} ({data.unit_names[data.unit_of_item[items[0]]]}). Leave them out, or give them a class"
+        )
+    class_of_item = class_of_item.reshape(-1)
+    group_of_unit = np.zeros(data.units, np.int64)
+    group_of_unit[data.unit_of_item] = class_of_item
+    mixed = np.flatnonzero(group_of_unit[data.unit_of_item] != class_of_item)
+    if len(mixed):
+        unit = int(data.unit_of_item[mixed[0]])
+        raise ValueError(
+            f"config.code.groups='label': the items of unit {unit} ({data.unit_names[unit]}) have different labels: "
+            "expected units inside classes"
+        )
+    if form is not None and (not isinstance(form, str) or "{}" not in form):
+        raise ValueError(f"config.code.group_names={form!r}: expected a text with {{}} in the place of the class")
+    names: list[str] | None = [(form or "{}").format(label) for label in labels]
+    if form is None and np.array_equal(labels, np.arange(len(labels))):
+        names = None
+    return build(ensdiff.Code.hierarchical, "code", {**values, "groups": group_of_unit, "group_names": names})
