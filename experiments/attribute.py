@@ -12,6 +12,7 @@ Examples:
   python -m experiments.attribute --run=runs/digits --images=my_pictures --method=d-trak --store=runs/digits/gradients
   python -m experiments.attribute --run=runs/classes --cond=cat,dog --guidance=2        # one sample of each class
   python -m experiments.attribute --run=runs/classes --images=my_pictures --cond=cat
+  python -m experiments.attribute --run=runs/captions --prompt="a red cat" --guidance=5
   python -m experiments.attribute --run=runs/digits --n=16 --compare                    # all methods against exact
   python -m experiments.attribute --run=runs/digits --values=shapley --units=1,2,3+4 --skip_empty
   python -m experiments.attribute --run=runs/digits --contrast --draws=32               # memorization, membership
@@ -218,7 +219,11 @@ def check_flags(method: str) -> None:
             action != "contrast" and not IMAGES.value,
             "samples, and not for --images or --contrast",
         ),
-        ("cond", action != "contrast", "samples and --images, and not for --contrast, which takes those of the data"),
+        (
+            "cond prompt text",
+            action != "contrast",
+            "samples and --images, and not for --contrast, which takes those of the data",
+        ),
         ("decode", ranking or action == "values", "rankings and --values"),
         ("images units groups", ranking or action == "values", "rankings and --values"),
         ("method", ranking or of_gram, "rankings; --values use the Gram matrix (differential) or the loss"),

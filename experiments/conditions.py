@@ -14,11 +14,13 @@ class Asked(NamedTuple):
         cond: what `ensdiff.sample` takes as ``cond``; None samples without condition.
         samples: their number.
         told: a line to print, or empty text.
+        captions: a text for each sample, if the conditions were made from texts.
     """
 
     cond: Any
     samples: int
     told: str = ""
+    captions: tuple[str, ...] | None = None
 
 
 def asked(spec: Any, text: str | None, count: int, fixed: bool = True) -> Asked:
@@ -44,6 +46,8 @@ def asked(spec: Any, text: str | None, count: int, fixed: bool = True) -> Asked:
         return Asked(None, count)
     if text is None:
         cond = spec.in_turn(count)
+        if cond is None and any(leaf.encoder is not None for leaf in spec.leaves):
+            return Asked(None, count, "conditions: none (--prompt=... gives a caption for the samples)")
         if cond is None:
             return Asked(None, count, f"conditions: none, because {CLASSES_ONLY}")
         classes = spec.leaves[0].classes

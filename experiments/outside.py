@@ -7,7 +7,7 @@ import numpy as np
 from absl import flags
 
 from experiments import decoding
-from experiments.conditions import asked
+from experiments.prompts import asked_for
 
 
 class Outside(NamedTuple):
@@ -38,9 +38,8 @@ def outside_images(params: Any, folder: str) -> Outside:
     size = H if codec is None else H * codec.factor
     images, names = read_pictures(pathlib.Path(folder), size=size, mode="L" if grey else "RGB")
     print(f"{len(names)} pictures: " + ", ".join(f"{b} = {printable(name)}" for b, name in enumerate(names[:20])))
-    text = flags.FLAGS.cond
-    if params.condition is not None and text is None:
-        print("conditions: none (--cond=... names the class of each picture, or one for all)")
-        text = "none"
-    cond = asked(params.condition, text, len(images)).cond
+    default = None if params.condition is None else "none"
+    if default is not None and flags.FLAGS.cond is None and not flags.FLAGS.prompt:
+        print("conditions: none (--cond=... names the class of each picture, or one for all; --prompt=... its caption)")
+    cond = asked_for(params, len(images), default=default).cond
     return Outside(images if codec is None else np.asarray(codec.encode(images), np.float32), names, cond)

@@ -9,6 +9,7 @@ Examples:
   python -m experiments.report runs/digits
   python -m experiments.report runs/digits --n=24 --top=64 --null=199
   python -m experiments.report --run=runs/classes --cond=3 --guidance=2
+  python -m experiments.report --run=runs/captions --prompt="a red cat" --guidance=5
   python -m experiments.report --run=runs/hierarchy --combined=4 --out=public
 """
 
@@ -76,7 +77,7 @@ def main(run: str | None = None) -> None:
         [*facts.facts(params, data), *facts.sampler_facts(samples)],
         ensdiff.read_metrics(folder),
         evenly(grids),
-        captions_of(params, samples.cond),
+        captions_of(params, samples.cond, samples.captions),
         decode,
     )
     page = write_explorer(out / "explorer.html", exploration, inline=round(INLINE.value * 2**20))

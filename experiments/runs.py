@@ -39,6 +39,18 @@ def define_sampling_flags(n: int) -> None:
         "The conditions of samples of a conditional run: ids or names of classes separated by commas, one per sample "
         "or one for all, or none. By default the classes take turns.",
     )
+    flags.DEFINE_multi_string(
+        "prompt",
+        [],
+        "A prompt, for a run whose conditions are embeddings of captions: given once for all samples, or once per "
+        "sample. By default samples have no condition.",
+    )
+    flags.DEFINE_string(
+        "text",
+        None,
+        "Folder with the folders text_encoder and tokenizer that embedded the captions of the run, for --prompt; by "
+        "default the one that the file of the training latents names.",
+    )
     flags.DEFINE_float("guidance", None, "Scale of classifier-free guidance; by default 1, the condition alone.")
     flags.DEFINE_string(
         "decode",
@@ -94,14 +106,15 @@ def draw_samples(params: Any) -> Any:
     """
     import ensdiff
     from ensdiff.interop import SAMPLERS
-    from experiments.conditions import asked
+    from experiments.prompts import asked_for
 
     f = flags.FLAGS
-    conditions = asked(params.condition, f.cond, f.n, f["n"].present > 0)
+    conditions = asked_for(params, f.n, f["n"].present > 0)
     f["n"].value = conditions.samples
     if conditions.told:
         print(conditions.told, flush=True)
-    given: dict[str, Any] = {"cond": conditions.cond, "guidance": f.guidance, "progress": True}
+    given: dict[str, Any] = {"cond": conditions.cond, "guidance": f.guidance, "captions": conditions.captions}
+    given["progress"] = True
     if f.sampler in SAMPLERS:
         fixed = {"steps": SAMPLERS[f.sampler].steps, "eta": 0.0}
         for name, value in fixed.items():
@@ -124,9 +137,10 @@ def sampling_command() -> str:
         options["eta"] = f.eta
     if f.step is not None:
         options["step"] = f.step
-    given = ("combine", "cond", "guidance", "decode")
+    given = ("combine", "cond", "text", "guidance", "decode")
     options |= {name: f[name].value for name in given if f[name].value is not None}
-    return " ".join(["python -m experiments.sample", *(shlex.quote(f"--{k}={v}") for k, v in options.items())])
+    pairs = [*options.items(), *(("prompt", prompt) for prompt in f.prompt)]
+    return " ".join(["python -m experiments.sample", *(shlex.quote(f"--{k}={v}") for k, v in pairs)])
 
 
 def define_data_flag() -> None:

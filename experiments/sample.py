@@ -8,6 +8,7 @@ Examples:
   python -m experiments.sample --run=runs/digits --n=16 --sampler=ddim --steps=25
   python -m experiments.sample --run=runs/digits --n=16 --remove=3 --remove=5,8 (unit 3; units 5 and 8 together)
   python -m experiments.sample --run=runs/classes --cond=3 --guidance=2  (all of class 3; --cond=1,2,3: one of each)
+  python -m experiments.sample --run=runs/captions --prompt="a red cat" --prompt="a dog" --guidance=5
   python -m experiments.sample --run=runs/latents --decode=models/vae
   python -m experiments.sample --run=runs/nested --n=16 --groups --remove=2  (a whole group of a hierarchical code)
   python -m experiments.sample --run=runs/artists --remove=ada   (by name, or by a part of it that no other name has)
@@ -76,7 +77,7 @@ def condition_arrays(params: Any, samples: Any) -> dict[str, Any]:
     from ensdiff.models.condition import flatten
     from ensdiff.sampling.captions import captions_of
 
-    captions = captions_of(params, samples.cond)
+    captions = captions_of(params, samples.cond, samples.captions)
     if captions is None:
         return {}
     rows = {f"cond/{path}" if path else "cond": array for path, array in flatten(samples.cond).items()}

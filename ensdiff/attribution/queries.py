@@ -67,7 +67,10 @@ def query_settings(params: Ensemble, given: Any) -> dict[str, Any]:
     cond = getattr(given, "cond", None)
     if params.condition is None or cond is None:  # a method of one's own may be asked about plain arrays
         return settings
-    settings |= {"captions": captions_of(params, cond), "conditions": condition_marks(cond)}
+    settings |= {
+        "captions": captions_of(params, cond, getattr(given, "captions", None)),
+        "conditions": condition_marks(cond),
+    }
     return settings | ({"guidance": given.guidance} if isinstance(given, Samples) else {})
 
 
@@ -89,7 +92,7 @@ def other_conditions(settings: dict[str, Any], params: Ensemble, samples: Sample
     if "conditions" not in settings:
         return "it does not record the conditions of its images: attribute them again"
     now, then = condition_marks(samples.cond), settings["conditions"]
-    captions = captions_of(params, samples.cond) or []
+    captions = captions_of(params, samples.cond, samples.captions) or []
     for b, (mark, caption) in enumerate(zip(now, captions, strict=True)):
         if b >= len(then) or then[b] != mark:
             known = settings.get("captions") or []

@@ -180,8 +180,8 @@ def _fixed_parts(params: Ensemble, samples: Samples, data: Dataset, view: Callab
         rows = {path: array.tolist() for path, array in flatten(samples.cond).items()}
         null = {path: array[0].tolist() for path, array in flatten(params.condition.null(1)).items()}
         told = {
-            "captions": captions_of(params, samples.cond), "guidance": samples.guidance, "conditions": rows,
-            "null": null,
+            "captions": captions_of(params, samples.cond, samples.captions),
+            "guidance": samples.guidance, "conditions": rows, "null": null,
         }  # fmt: skip
         parts[CONDITIONS] = (json.dumps(told, indent=1) + "\n").encode()
     if single:

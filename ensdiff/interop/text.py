@@ -142,6 +142,9 @@ def text_encoder(directory: str | os.PathLike, *, device: str | None = None) -> 
     with installed("a text encoder needs PyTorch and transformers", "text"):
         import torch
         from transformers import CLIPTextModel, CLIPTokenizer
+        from transformers.utils import logging
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # the weights are read in a moment
     try:
         tokenizer = CLIPTokenizer.from_pretrained(words, local_files_only=True)
         network, found = CLIPTextModel.from_pretrained(
@@ -153,6 +156,9 @@ def text_encoder(directory: str | os.PathLike, *, device: str | None = None) -> 
         )
     except Exception as error:  # damaged files can raise anything
         raise ValueError(f"{root} cannot be read as a text encoder and its tokenizer: {error}") from error
+    finally:
+        if bars:
+            logging.enable_progress_bar()
     for kind in ("missing_keys", "mismatched_keys"):
         if found.get(kind):
             raise ValueError(

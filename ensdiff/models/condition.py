@@ -11,6 +11,7 @@ by the null row, so that one network is conditional and unconditional, as guidan
 
 import dataclasses
 import difflib
+import hashlib
 from typing import Any, Literal
 
 import numpy as np
@@ -39,7 +40,7 @@ class Leaf:
     dtype: Literal["int32", "float32"] = "int32"
     classes: int | None = None
     names: tuple[str, ...] | None = None
-    null_bytes: bytes | None = dataclasses.field(default=None, repr=False)
+    null_bytes: bytes | None = None
     encoder: str | None = None
 
     def __post_init__(self) -> None:
@@ -56,6 +57,13 @@ class Leaf:
                 raise ValueError(f"{label}: a null row for classes, whose null row is their number: leave it out")
             row = null_rows.unpack(self.null_bytes, self.shape, self.dtype)
             object.__setattr__(self, "null_bytes", null_rows.pack(row))
+
+    def __repr__(self) -> str:  # short, but different for different null rows, because digests of pytrees use it
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        null_bytes, encoder = values.pop("null_bytes"), values.pop("encoder")
+        values |= {} if null_bytes is None else {"null_sha256": hashlib.sha256(null_bytes).hexdigest()}
+        values |= {} if encoder is None else {"encoder": encoder}
+        return f"Leaf({', '.join(f'{name}={value!r}' for name, value in values.items())})"
 
     @property
     def null(self) -> np.ndarray:

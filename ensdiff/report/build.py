@@ -105,7 +105,7 @@ def attribution_sections(
         Resources(progress=progress),
     )
     counterfactual_BT = view(counterfactual_R.reshape(B, T, *params.image_shape))
-    images, captions = view(samples.images), captions_of(params, samples.cond)
+    images, captions = view(samples.images), captions_of(params, samples.cond, samples.captions)
     sections = []
     for b in range(B):
         cards = []

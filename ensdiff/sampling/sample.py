@@ -18,6 +18,7 @@ from ensdiff.ensemble.ensemble import WEIGHT_SUM, Ensemble, member_weights
 from ensdiff.ensemble.memory import Resources
 from ensdiff.models.space import PIXELS, Pixels
 from ensdiff.sampling.blended import generate
+from ensdiff.sampling.captions import check_captions
 from ensdiff.sampling.denoise import Exogenous, Noise
 from ensdiff.typing import Array, ArrayLike, Key, as_key, unmasked
 
@@ -25,7 +26,7 @@ from ensdiff.typing import Array, ArrayLike, Key, as_key, unmasked
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["images", "noise", "weights_K", "cond"],
-    meta_fields=["config", "fingerprint", "guidance"],
+    meta_fields=["config", "fingerprint", "guidance", "captions"],
 )
 @dataclasses.dataclass(frozen=True)
 class Samples:
@@ -41,6 +42,7 @@ class Samples:
             hand), any ensemble with the same number of members and the same image shape is accepted.
         cond: the condition tree that they were generated with, one row per image; None for unconditional members.
         guidance: the scale of guidance that they were generated with.
+        captions: a text for the condition of each image, such as its prompt, for people; None for that of the members.
 
     >>> len(samples), samples.images.shape
     (2, (2, 8, 8, 1))
@@ -55,6 +57,7 @@ class Samples:
     fingerprint: str | None = None
     cond: Any = None
     guidance: float = 1.0
+    captions: tuple[str, ...] | None = None
 
     @property
     def exogenous(self) -> Exogenous:
@@ -69,7 +72,10 @@ class Samples:
         if np.ndim(index) == 0:
             index = index[None]
         cond = jax.tree.map(lambda rows: rows[index], self.cond)
-        return dataclasses.replace(self, images=self.images[index], noise=self.noise.take(index), cond=cond)
+        told = None if self.captions is None else tuple(self.captions[i] for i in index)
+        return dataclasses.replace(
+            self, images=self.images[index], noise=self.noise.take(index), cond=cond, captions=told
+        )
 
     def unbound(self) -> "Samples":
         """Return the same samples for use with an ensemble other than the one that generated them.
@@ -132,6 +138,7 @@ def sample(
     weights: ArrayLike | None = None,
     cond: Any = None,
     guidance: float | None = None,
+    captions: Sequence[str] | None = None,
     chunk: int | None = None,
     progress: bool = False,
     **options,
@@ -152,6 +159,7 @@ def sample(
             classes an id, a name, or one per image. None generates without condition.
         guidance: the scale of classifier-free guidance (s4), by default 1: the condition alone, one prediction per
             step. 0 is no condition, and all other numbers need two predictions per step.
+        captions: a text for the condition of each image, such as its prompt, or one for all; reports show them.
         chunk: number of images generated at a time; by default as many as fit in memory.
         progress: show a progress bar.
         **options: other fields of `SamplerConfig`, such as ``eta`` or ``clip``.
@@ -181,6 +189,7 @@ def sample(
     weights_K = np.full((K,), 1.0 / K) if weights is None else member_weights(weights, K)
     weights_K = weights_K.astype(np.float32)
     count = len(given.index_B)
+    told = None if captions is None else check_captions(captions, count)
     rows = np.broadcast_to(weights_K, (count, K))
     conditions, scale = params.conditions(cond, count), _scale_of(params, cond, guidance)
     if params.condition is not None and scale == 0:
@@ -188,7 +197,8 @@ def sample(
     start = Exogenous(given, conditions, np.arange(count), scale)
     parts = generate(params, config, start, rows, Resources(chunk, progress=progress), what="sample")
     images = np.concatenate([np.asarray(part) for _, part in parts])
-    return Samples(jnp.asarray(images), given, jnp.asarray(weights_K), config, params.fingerprint, conditions, scale)
+    bound = (params.fingerprint, conditions, scale, told)
+    return Samples(jnp.asarray(images), given, jnp.asarray(weights_K), config, *bound)
 
 
 def _scale_of(params: Ensemble, cond: Any, guidance: float | None) -> float:

@@ -37,7 +37,9 @@ def test_specifications_are_equal_by_content():
     assert len({TOKENS, TOLD, TOKENS.with_null({"text": ROW}), TOKENS.with_null({"text": ROW + 1})}) == 4
     assert TOKENS.with_null({"text": -0.0 * ROW}) == TOKENS  # zeros are the default, whatever their sign
     assert TOKENS.with_null({"text": ROW * [[1, -0.0]]}) == TOKENS.with_null({"text": ROW * [[1, 0.0]]})
-    assert len(repr(TOLD)) < 500
+    assert len(repr(TOLD)) < 500  # and yet different, because kept pieces of computations are told apart by it
+    assert len({repr(spec) for spec in (TOKENS, TOLD, TOKENS.with_null({"text": ROW + 1}, "a text encoder"))}) == 3
+    assert repr(Leaf(classes=2)) == "Leaf(path='', shape=(), dtype='int32', classes=2, names=None)"
 
 
 def test_descriptions_keep_them_and_old_ones_do_not_change():
