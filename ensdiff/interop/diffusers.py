@@ -36,6 +36,7 @@ from ensdiff.interop.networks import (
     state_dicts,
     with_context,
 )
+from ensdiff.interop.pipelines import Pipeline, pipeline
 from ensdiff.interop.schedulers import read_schedule, schedule_of, scheduler_options
 from ensdiff.interop.tensors import CodeLike, stack, write_state_dict
 from ensdiff.interop.unet2d import height_and_width
@@ -46,7 +47,7 @@ from ensdiff.runs.description import describe, from_description
 from ensdiff.runs.sums import all_sums
 from ensdiff.settings import check_value
 
-__all__ = ["SAMPLER", "Format", "LoadedUNet", "load", "load_unet", "save", "save_unet"]
+__all__ = ["SAMPLER", "Format", "LoadedUNet", "Pipeline", "load", "load_unet", "pipeline", "save", "save_unet"]
 
 Format = Literal["safetensors", "bin"]
 SAMPLER = SamplerConfig("ddpm", steps=50, clip=False)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ensdiff.models.condition import ConditionSpec, Leaf
-from experiments.conditions import asked
+from experiments.conditions import Asked, asked
 
 NAMED = ConditionSpec((Leaf(classes=4, names=("cat", "dog", "red, blue", "2")),))
 NUMBERED = ConditionSpec((Leaf(classes=4),))
@@ -29,8 +29,8 @@ def test_classes(spec, text, count, ids):
 
 
 def test_without_condition():
-    assert asked(NUMBERED, "none", 3) == (None, 3, "")
-    assert asked(None, None, 3) == (None, 3, "")
+    assert asked(NUMBERED, "none", 3) == Asked(None, 3)
+    assert asked(None, None, 3) == Asked(None, 3)
     found = asked(VECTORS, None, 3)
     assert found.cond is None
     assert "--cond takes classes; call ensdiff.sample(cond=...)" in found.told

@@ -2,12 +2,16 @@
 
 import json
 import shutil
+import types
 
 import numpy as np
 import pytest
 
 import ensdiff
+from ensdiff.attribution.queries import other_conditions, query_settings
 from ensdiff.interop import text_encoder
+from ensdiff.models.condition import ConditionSpec
+from experiments import prompts
 from tests.experiments.test_encode_text import ROWS
 from tests.interop import tiny_pipeline
 
@@ -56,25 +60,23 @@ def trained(go, place):
 
 
 def test_prompts_are_embedded_and_shown(go, trained, place, tmp_path):
-    prompts = ["a red cat", "bob, a dog"]
-    text = go("sample", *SAMPLES, *(f"--prompt={prompt}" for prompt in prompts), "--remove=1", f"--out={tmp_path}")
+    asked = ["a red cat", "bob, a dog"]
+    text = go("sample", *SAMPLES, *(f"--prompt={prompt}" for prompt in asked), "--remove=1", f"--out={tmp_path}")
     assert "row 1: a red cat, bob, a dog" in text
     params = ensdiff.load(trained)
     encoder = text_encoder(place / "sd")
     assert encoder.made(params.condition)
     np.testing.assert_array_equal(params.condition.null(1), encoder.null[None])
     samples = ensdiff.sample(
-        params, 0, 2, steps=2, sampler="ddim", cond=encoder.encode(prompts), guidance=3, captions=prompts
+        params, 0, 2, steps=2, sampler="ddim", cond=encoder.encode(asked), guidance=3, captions=asked
     )
     none = ensdiff.sample(params, 0, 2, steps=2, sampler="ddim")
     with np.load(tmp_path / "samples_seed0.npz") as found:
-        assert found["captions"].tolist() == prompts
-        np.testing.assert_array_equal(found["cond"], encoder.encode(prompts))
+        assert found["captions"].tolist() == asked
+        np.testing.assert_array_equal(found["cond"], encoder.encode(asked))
         np.testing.assert_allclose(found["images"], samples.images, atol=1e-4)
         np.testing.assert_allclose(found["counterfactuals"], ensdiff.counterfactuals(params, samples, [1]), atol=1e-4)
         assert np.abs(found["images"] - none.images).max() > 1e-2
-    text = go("sample", "--n=3", "--steps=2", "--prompt=a cat", f"--text={place / 'sd'}", f"--out={tmp_path}")
-    assert "row 1: a cat, a cat\nrow 2: a cat" in text
     assert "conditions: none (--prompt=" in go("sample", "--n=2", "--steps=2", f"--out={tmp_path}")
 
 
@@ -86,33 +88,60 @@ def test_attributions_reports_and_files_show_prompts(go, trained, tmp_path):
     assert "a red cat" in (trained / "attribution" / "exact_seed0.html").read_text()
     text = go("report", *options, "--null=0", "--combined=0")
     assert "attribution: " in text  # the saved one is of the same samples
-    page = (trained / "report" / "explorer.html").read_text()
-    assert "--prompt=a red cat" in page
-    text = go("report", *options[:-1], "--prompt=a dog", "--null=0", "--combined=0", f"--out={tmp_path}")
-    assert "its sample 0 has another condition (a red cat) than this one (a dog)" in text
-    go("convert", "ctf", *options, f"--to={tmp_path / 'x.ctf'}", f"--decode={trained.parent / 'sd'}", fails=True)
+    assert "--prompt=a red cat" in (trained / "report" / "explorer.html").read_text()
+
+
+def test_saved_attributions_of_other_prompts_are_refused(trained, place):
+    params, text = ensdiff.load(trained), text_encoder(place / "sd")
+    cat, dog = (
+        ensdiff.sample(params, 0, 1, steps=2, sampler="ddim", cond=text.encode([prompt]), captions=prompt)
+        for prompt in ("a red cat", "a dog")
+    )
+    assert (cat.captions, cat[[0, 0]].captions) == (("a red cat",), ("a red cat",) * 2)
+    settings = json.loads(json.dumps(query_settings(params, cat)))
+    assert other_conditions(settings, params, cat) is None
+    message = "its sample 0 has another condition (a red cat) than this one (a dog)"
+    assert other_conditions(settings, params, dog) == message
+    with pytest.raises(ValueError, match="expected 1 texts, one per image"):
+        ensdiff.sample(params, 0, 1, steps=2, captions=["a", "b"])
 
 
 @pytest.mark.parametrize(("args", "message"), [
     (["--prompt=a", "--prompt=b", "--n=3"], "2 times --prompt for 3 samples: expected one per sample, or one for all"),
     (["--prompt=a", "--cond=none"], "--prompt=a and --cond=none exclude each other"),
-    (["--text={}/sd"], "is for --prompt: leave it out"),
-    (["--prompt=a", "--text={}/other"], "but the captions were embedded by CLIPTextModel, SHA-256 of the files"),
-    (["--prompt=" + "cat " * 11], "has 11 tokens, and the text encoder takes at most 10"),
+    (["--text=sd"], "--text=sd is for --prompt: leave it out"),
     (["--cond=3"], "--cond takes classes"),
 ])  # fmt: skip
-def test_errors(go, trained, place, args, message):
-    if not (place / "other").exists():
-        for name in ("text_encoder", "tokenizer"):
-            shutil.copytree(place / "sd" / name, place / "other" / name)
-        config = place / "other" / "text_encoder" / "config.json"
-        config.write_text(json.dumps(json.loads(config.read_text()) | {"layer_norm_eps": 1e-3}))
-    assert message in go("sample", "--steps=2", *(arg.format(place) for arg in args), fails=True)
+def test_errors(go, trained, args, message):
+    assert message in go("sample", "--steps=2", *args, fails=True)
 
 
-def test_an_encoder_that_moved_is_asked_for(go, trained, place):
-    (place / "sd").rename(place / "moved")
-    try:
-        assert "pass --text=..., a folder with the folders" in go("sample", "--steps=2", "--prompt=a cat", fails=True)
-    finally:
-        (place / "moved").rename(place / "sd")
+def test_the_encoder_is_that_of_the_captions(trained, place, monkeypatch):
+    """Named by the file of latents or by --text; another one, none and prompts that are too long are errors."""
+
+    def found(prompts_, text=None, run_dir=trained):
+        monkeypatch.setattr(prompts.flags, "FLAGS", types.SimpleNamespace(text=text))
+        monkeypatch.setattr(prompts.runs, "run_folder", lambda: run_dir)
+        return prompts.prompted(params, prompts_, 2, fixed=False)
+
+    params, text = ensdiff.load(trained), text_encoder(place / "sd")
+    asked = found(["a cat"], run_dir=trained)
+    assert (asked.samples, asked.captions) == (2, ("a cat", "a cat"))
+    np.testing.assert_array_equal(asked.cond, np.repeat(text.encode(["a cat"]), 2, axis=0))
+    assert found(["a", "b", "c"], place / "sd", place).captions == ("a", "b", "c")
+    for name in ("text_encoder", "tokenizer"):
+        shutil.copytree(place / "sd" / name, place / "other" / name)
+    config = place / "other" / "text_encoder" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"layer_norm_eps": 1e-3}))
+    with pytest.raises(ValueError, match="but the captions were embedded by CLIPTextModel, SHA-256 of the files"):
+        found(["a cat"], place / "other")
+    with pytest.raises(ValueError, match=r"pass --text=..., a folder with the folders"):
+        found(["a cat"], run_dir=place)
+    with pytest.raises(ValueError, match="has 11 tokens, and the text encoder takes at most 10"):
+        found(["cat " * 11])
+    for spec, message in (
+        (None, "have no condition"), (ConditionSpec.of(np.zeros(2, int)), "are conditioned on something else"),
+    ):  # fmt: skip
+        other = types.SimpleNamespace(condition=spec)
+        with pytest.raises(ValueError, match=message):
+            prompts.prompted(other, ["a cat"], 1)

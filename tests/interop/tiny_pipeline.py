@@ -1,5 +1,6 @@
 """A tiny Stable Diffusion pipeline with random weights, made by diffusers and transformers and saved to a folder."""
 
+import inspect
 import json
 import pathlib
 from typing import Any
@@ -50,13 +51,16 @@ def make(folder: pathlib.Path, seed: int = 0, *, unet: Any = None, noise: Any = 
         folder: the folder, which must not exist.
         seed: of the random weights.
         unet: arguments of `UNet2DConditionModel` that differ from `UNET`.
-        noise: arguments of the scheduler that differ from `NOISE`.
+        noise: arguments of the scheduler that differ from `NOISE`, of which those that it has are used.
         scheduler: the class of the scheduler.
     """
     import diffusers
     import torch
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+    kind = getattr(diffusers, scheduler)
+    known = inspect.signature(kind.__init__).parameters
+    steps = {name: value for name, value in NOISE.items() if name in known} | (noise or {})
     torch.manual_seed(seed)
     save_vocabulary(folder / "words")
     tokenizer = CLIPTokenizer.from_pretrained(folder / "words")
@@ -74,7 +78,7 @@ def make(folder: pathlib.Path, seed: int = 0, *, unet: Any = None, noise: Any = 
         text_encoder=text.eval(),
         tokenizer=tokenizer,
         unet=diffusers.UNet2DConditionModel(**UNET | (unet or {})).eval(),
-        scheduler=getattr(diffusers, scheduler)(**NOISE | (noise or {})),
+        scheduler=kind(**steps),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
