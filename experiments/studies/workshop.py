@@ -44,8 +44,13 @@ class Workshop:
         return self.config[study]
 
     def gradients(self, **options: Any) -> ensdiff.GradientConfig:
-        """Return how gradients are computed: the config's section ``gradients``, if any, with other options."""
-        return ensdiff.GradientConfig(**{**self.config.get("gradients", {}), **options})
+        """Return how gradients are computed: the config's section ``gradients``, if any, with other options.
+
+        Raises:
+            ValueError: the section has an unknown field or a wrong value.
+        """
+        values = building.section(self.config, "gradients")
+        return building.build(ensdiff.GradientConfig, "gradients", {**values, **options})
 
     @functools.cached_property
     def data(self) -> Dataset:

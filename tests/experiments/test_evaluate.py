@@ -83,6 +83,17 @@ def test_quadratic_and_distances(rng):
     np.testing.assert_allclose(distances(a, b)[3, 1], np.linalg.norm(a[3, 1] - b[1]))
 
 
+def test_the_config_says_how_gradients_are_computed(shop, tmp_path):
+    config = shop.gradients(ridge=0.5)
+    assert (config.draws, config.parts, config.dimension, config.ridge) == (4, 4, 64, 0.5)
+    with shop.config.unlocked():
+        shop.config.gradients.drawz = 2
+        with pytest.raises(ValueError, match=r"config\.gradients.*drawz"):
+            shop.gradients()
+        del shop.config.gradients
+    assert shop.gradients() == ensdiff.GradientConfig()
+
+
 def test_kept_arrays_are_not_recomputed(shop, tmp_path):
     calls = []
 
