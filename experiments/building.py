@@ -34,9 +34,12 @@ def check_config(config: Any) -> None:
 
 
 def section(config: ConfigDict, name: str) -> dict[str, Any]:
-    """Return a section of the config as keyword arguments, with lists as tuples and without unset (None) fields."""
+    """Return a section of the config as keyword arguments, with lists as tuples and without unset fields.
+
+    Unset is None, also as a text: ``--config.code.groups=None`` sets a field that holds a text to the text "None".
+    """
     values = config.get(name, ConfigDict()).to_dict()
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if v is not None}
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if v not in (None, "None")}
 
 
 def build(kind: Callable, name: str, values: dict[str, Any]) -> Any:
