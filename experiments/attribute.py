@@ -84,6 +84,7 @@ def main() -> None:
     """Attribute, print a table, and write the result and a report."""
     import ensdiff
     from ensdiff.files.checksums import write_sealed
+    from ensdiff.files.reading import printable
     from ensdiff.report import Page, attribution_sections, how_to_read, write_page
 
     method = "loss" if IMAGES.value and not given("method") else METHOD.value
@@ -138,6 +139,9 @@ def main() -> None:
         **options,
     )
     print(att)
+    if GROUPS.value and code.names is not None:
+        shown = [int(unit) for unit in np.unique(att.units)[:NAMED]]
+        print("groups: " + ", ".join(f"{unit} = {printable(code.names[unit])}" for unit in shown))
     writes = runs.is_writer()
     if writes:
         att.save(out / stem)
@@ -164,6 +168,8 @@ def main() -> None:
     print(f"report: {page}")
 
 
+NAMED = 50
+"""Most groups whose names are printed."""
 BY_GRADIENTS = ("trak", "d-trak", "das", "combined")
 """The methods that use gradients."""
 

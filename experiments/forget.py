@@ -4,6 +4,10 @@ Examples:
   python -m experiments.forget --run=runs/digits --units=3 --out=runs/digits_without_3
   python -m experiments.forget --run=runs/digits_without_3 --units=5,8 --out=runs/digits_without_3_5_8
   python -m experiments.certify verify --run=runs/digits_without_3
+  python -m experiments.forget --run=runs/adapters --units=3 --out=runs/without_3 --lora=without_3.safetensors
+
+--lora also writes the average of the adapters that are left as one file for other programs (diffusers and those that
+read its adapter files), if the base is a U-Net of diffusers.
 
 The new run loads, samples and attributes like any other, and holds its deletion certificate. Send the output of other
 programs elsewhere (--out=FOLDER): verification fails if the new run holds any other file.
@@ -11,13 +15,21 @@ programs elsewhere (--out=FOLDER): verification fails if the new run holds any o
 
 from absl import flags
 
-from experiments import common, runs
+from experiments import common, lora, runs
 
 runs.define_data_flag()
 flags.adopt_module_key_flags(common)
 flags.adopt_module_key_flags(runs)
 UNITS = flags.DEFINE_string("units", None, "Unit ids, separated by commas; they are forgotten together.")
 OUT = flags.DEFINE_string("out", None, "The new run directory.")
+LORA = flags.DEFINE_string(
+    "lora",
+    None,
+    "Also write the average of the adapters that are left, as this file .safetensors of diffusers' format.",
+)
+RANK = flags.DEFINE_integer(
+    "rank", None, "Rank of --lora; by default the sum of the ranks of the adapters, which is exact.", 1
+)
 
 
 def main() -> None:
@@ -28,6 +40,8 @@ def main() -> None:
     if not UNITS.value or not OUT.value:
         raise ValueError("pass --units=... (ids to forget, separated by commas) and --out=... (the new run)")
     units = runs.unit_ids(UNITS.value)
+    if LORA.value:
+        lora.check(run, LORA.value, OUT.value)  # before anything is written
     runs.announce_units(units)
     certificate = ensdiff.forget(run, units, OUT.value)
     runs.describe_certificate(certificate)
@@ -38,6 +52,8 @@ def main() -> None:
         "removed"
     )
     print(f"wrote {OUT.value}, with its certificate.json; {run} still holds all of its members: delete it")
+    if LORA.value:
+        print(lora.write(OUT.value, LORA.value, RANK.value))
 
 
 if __name__ == "__main__":

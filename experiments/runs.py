@@ -336,7 +336,7 @@ def unit_sets(text: str) -> list[Any]:
 
 def describe_certificate(certificate: Any) -> None:
     """Print the claim of a deletion certificate, its warnings, and the digest to keep."""
-    from ensdiff.certificate.sections import ENCODER
+    from ensdiff.certificate.sections import BASE, ENCODER
     from ensdiff.files.reading import printable
 
     print(printable(certificate.values["claim"]))
@@ -345,6 +345,7 @@ def describe_certificate(certificate: Any) -> None:
             f"warning: item {copy['item']} of unit {copy['unit']}, which survivors saw, is a byte-for-byte copy of an "
             f"item of unit {copy['of_unit']}; forget both units to remove its content"
         )
-    if ENCODER in certificate.values.get("limits", ()):
-        print(f"not covered: {ENCODER}")
+    for limit in (ENCODER, BASE):
+        if limit in certificate.values.get("limits", ()):
+            print(f"not covered: {limit}")
     print(f"digest (keep it elsewhere): {printable(certificate.digest)}")

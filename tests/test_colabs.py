@@ -12,7 +12,7 @@ import nbformat
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
-NAMES = ("quickstart", "attribute_your_images", "paper")
+NAMES = ("quickstart", "attribute_your_images", "adapters", "paper")
 
 
 def read(name):
@@ -89,9 +89,15 @@ def test_links_lead_to_notebooks(name):
 EXPECTED = {
     "quickstart": ["the most influential class", "two sets of real digits"],
     "attribute_your_images": ["holds: True", "smallest q that one unit alone can reach: 0.0"],
+    "adapters": [
+        "the base is unchanged: True",
+        "cosine of both kinds of counterfactual",
+        "holds: True",
+        "- The base that",
+    ],
     "paper": ["rank correlation over", "radius ~ N^slope", "planted eight times", "own unit first"],
 }
-FIGURES = {"quickstart": 4, "attribute_your_images": 3, "paper": 3}
+FIGURES = {"quickstart": 4, "attribute_your_images": 3, "adapters": 1, "paper": 3}
 
 
 @pytest.mark.slow

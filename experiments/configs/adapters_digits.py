@@ -36,12 +36,19 @@ def get_config() -> ConfigDict:
     config.base = {
         "run": "runs/adapters_digits_base",
         "data": {"name": "digits", "condition": "label", "only": (0, 1, 2, 3, 4), "held_out": 0},
-        "train": {"steps": 1000, "batch_size": 32, "learning_rate": 2e-3, "checkpoint_every": 1000, "keep": 1},
+        "train": {
+            "steps": 800,
+            "batch_size": 32,
+            "learning_rate": 2e-3,
+            "warmup": 50,
+            "checkpoint_every": 800,
+            "keep": 1,
+        },
         "dtype": "float32",
     }
     config.model.update(channels=16, multipliers=(1, 2), norm_groups=8, downsample="pool", upsample="nearest")
     config.train.update(
-        steps=400, batch_size=16, learning_rate=2e-3, warmup=50, decay="cosine", ema=0.99, checkpoint_every=200
+        steps=300, batch_size=16, learning_rate=2e-3, warmup=50, decay="cosine", ema=0.99, checkpoint_every=150
     )
     config.aot = {"image_shape": (8, 8, 1), "units": 15, "classes": 10}  # for experiments.plan and aot
     return config

@@ -1,5 +1,6 @@
 """Programs on adapters: the base that a config names or trains first, names of units, and what a plan says."""
 
+import dataclasses
 import json
 import re
 
@@ -223,6 +224,7 @@ def test_sampling_without_names(go, tmp_path):
 def test_attributing(go, method, options):
     text = go("attribute", *SAMPLES, f"--method={method}", "--groups", "--top=3", "--null=20", *options)
     assert "sample 1 (class 7): " in text
+    assert re.search(r"groups: .*= digit \d", text)
     att = ensdiff.Attribution.load(go.place / "run" / "attribution" / f"{method}_seed0_groups")
     assert att.settings["names"] == [f"digit {label}" for label in range(5, 10)]
 
@@ -249,7 +251,59 @@ def test_certificate_and_forgetting(go):
 
 
 @pytest.mark.slow
+def test_average_as_one_file_is_refused_for_whole_arrays(go):
+    file = go.place / "average.safetensors"
+    text = go("forget", "--units=0", f"--out={go.place / 'not'}", f"--lora={file}", fails=True)
+    assert "also train whole arrays (train_also='condition/table$'), which have no place in such a file" in text
+    assert not (go.place / "not").exists()
+
+
+@pytest.mark.torch
+@pytest.mark.slow
+def test_average_of_what_is_left_as_one_file(run, tmp_path):
+    """It is the average of the adapters in the new run, and none of those that saw the unit."""
+    from ensdiff.interop.lora import modules_of, read
+
+    network = dataclasses.replace(TINY, multipliers=(1, 1))
+    theta = jax.jit(network.init)(jax.random.key(0))
+    model = ensdiff.models.adapted(network, theta, rank=2, targets="conv1/kernel")
+    data = ensdiff.data.digits().subset(range(6))
+    whole = ensdiff.train(
+        data, ensdiff.Code.balanced(4, 6), model, steps=3, batch_size=2, warmup=1, learning_rate=0.1,
+        combine="parameters", run_dir=tmp_path / "run", progress=False,
+    )  # fmt: skip
+    file, out = tmp_path / "files" / "average.safetensors", tmp_path / "without"
+    args = "forget", f"--run={tmp_path / 'run'}", "--units=3", f"--out={out}"
+    wrong = run(*args, f"--lora={out / 'x.safetensors'}").stderr
+    assert "is in the new run, whose certificate allows no other files" in wrong
+    done = run(*args, f"--lora={file}")
+    assert f"wrote {file}, the average of 2 adapters" in done.stdout, done.stderr
+    assert run("certify", "verify", f"--run={out}").returncode == 0
+    assert f"{file} exists already" in run(*args[:3], f"--out={out}2", f"--lora={file}").stderr
+    kept = np.flatnonzero(whole.code.rows([3])[0] == 0)
+    names, found = modules_of(network), read(file)
+    members = [adapters.changes(whole.model, jax.tree.map(lambda a, k=k: a[k], whole.params)) for k in kept]
+    assert sorted(found) == sorted(names[path] for path in members[0])
+    for path in members[0]:
+        one = found[names[path]]
+        change = one.alpha / one.rank * np.einsum("rchw,dr->hwcd", one.down, one.up[:, :, 0, 0])
+        expected = sum(member[path] for member in members) / len(members)
+        assert np.abs(expected).max() > 1e-3
+        np.testing.assert_allclose(change, expected, atol=1e-6)
+
+
+@pytest.mark.slow
 def test_plan(run):
     done = run("plan", "--config=adapters_digits", "--accelerator=h100", "--samples=2")
     assert re.search(r"parameters of the frozen base, once +\| 153,121", done.stdout), done.stdout + done.stderr
     assert "one averaged network each" in done.stdout
+    few = [
+        "--config.aot.unet.down_block_types=('CrossAttnDownBlock2D','DownBlock2D')",
+        "--config.aot.unet.up_block_types=('UpBlock2D','CrossAttnUpBlock2D')",
+    ]
+    done = run(
+        "plan", "--config=adapters", "--accelerator=h100", "--samples=2", *few,
+        "--config.aot.unet.block_out_channels=(32,32)", "--config.aot.unet.layers_per_block=1",
+    )  # fmt: skip
+    assert "planned for the network of config.aot.unet" in done.stdout, done.stderr
+    assert "- base, bfloat16" in done.stdout
