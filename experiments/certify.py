@@ -20,6 +20,7 @@ import pathlib
 from absl import flags
 
 from experiments import common, runs
+from experiments.certificates import describe_certificate
 
 runs.define_data_flag()
 flags.adopt_module_key_flags(common)
@@ -55,7 +56,7 @@ def create(path: pathlib.Path) -> None:
     runs.announce_units(units)
     certificate = ensdiff.certify(runs.run_folder(), units)
     certificate.save(path)
-    runs.describe_certificate(certificate)
+    describe_certificate(certificate)
     others = sorted(set(certificate.values["members"]["held"]) - set(certificate.survivors))
     if others:
         print(
@@ -86,7 +87,7 @@ def verify(path: pathlib.Path) -> None:
         )
     for line in result.checked:
         print(f"checked: {line}")
-    runs.describe_certificate(certificate)
+    describe_certificate(certificate)
     print("the certificate holds")
 
 

@@ -16,6 +16,7 @@ programs elsewhere (--out=FOLDER): verification fails if the new run holds any o
 from absl import flags
 
 from experiments import common, lora, runs
+from experiments.certificates import describe_certificate
 
 runs.define_data_flag()
 flags.adopt_module_key_flags(common)
@@ -44,7 +45,7 @@ def main() -> None:
         lora.check(run, LORA.value, OUT.value)  # before anything is written
     runs.announce_units(units)
     certificate = ensdiff.forget(run, units, OUT.value)
-    runs.describe_certificate(certificate)
+    describe_certificate(certificate)
     left = certificate.values["capacity"]
     print(
         f"{left['members']} members are left. Any {left['certain']} more units can be removed, or on average "

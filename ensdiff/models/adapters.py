@@ -10,8 +10,7 @@ The parameters of a member (its *factors*) are nested dicts that mirror the base
 ``{"down": (h, w, C, r), "up": (r, D)}``, and in place of another trained array ``{"delta": its shape}``. Arrays that do
 not change are left out.
 
-The base is one tree of arrays for all members, which nothing writes to. `Adapted` is the network without it, static and
-hashable; `bind` joins both.
+The base is one read-only tree for all members. `Adapted` is the network without it, hashable; `bind` joins both.
 """
 
 import dataclasses
@@ -56,6 +55,9 @@ class Adapted:
         digest: SHA-256 of the base's parameters; empty where only their shapes are known.
         base_params: the base's parameters, which `ensdiff.train` moves into `ensdiff.Ensemble.base`; None after that.
             They are compared by their digest.
+
+    >>> ensdiff.models.adapted(params.model, jax.eval_shape(params.model.init, jax.random.key(0)), rank=2).name
+    'adapted UNetConfig'
     """
 
     base: Any
@@ -218,15 +220,15 @@ def adapted(
     if stack is None:
         stack = 1 if jax.default_backend() == "cpu" else 0
     check_value("stack", stack, int)
-    leaves = jax.tree.leaves(base_params)
-    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves):
-        digest, given = "", None
-    else:
-        given = jax.tree.map(jnp.asarray, base_params)
-        digest = digest_of(given)
+    given = None if _is_abstract(base_params) else jax.tree.map(jnp.asarray, base_params)
+    digest = "" if given is None else digest_of(given)
     model = Adapted(base, rank, alpha, targets, train_also, stack, digest, given)
     _check_choice(model)
     return model
+
+
+def _is_abstract(params: Params) -> bool:
+    return any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(params))
 
 
 def check_start(base: Denoiser, base_params: Params) -> None:

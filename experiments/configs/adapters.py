@@ -7,7 +7,7 @@ a pipeline (base.diffusers) and a folder of pictures with metadata.jsonl, one li
 Commands:
   python -m experiments.encode --pipeline=models/sd --images=pictures --size=512 --groups=artist --out=latents.npz
   python -m experiments.train --config=adapters
-  python -m experiments.sample --run=runs/adapters --groups --remove=ada
+  python -m experiments.sample --run=runs/adapters --prompt="a red cat" --groups --remove=ada
 Any base: --config.base.diffusers=models/mine, or a run: --config.base.diffusers=None --config.base.run=runs/mine
 One unit per artist: --config.data.groups=groups --config.code.groups=None (more members then see each picture)
 Smaller steps: --config.train.batch_size=1, --config.model.remat=True
