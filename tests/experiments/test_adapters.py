@@ -17,7 +17,7 @@ from ensdiff.planning.flops import network_flops, train_step_flops
 from experiments import bases, building, coding, naming
 from experiments.configs import adapters as large
 from experiments.configs import adapters_digits
-from tests.helpers import TINY
+from tests.helpers import TINY, random_ensemble
 
 NAMES = ["Ada, the first", "ada two", "bob"]
 
@@ -265,7 +265,7 @@ def test_average_of_what_is_left_as_one_file(run, tmp_path):
     from ensdiff.interop.lora import modules_of, read
 
     network = dataclasses.replace(TINY, multipliers=(1, 1))
-    theta = jax.jit(network.init)(jax.random.key(0))
+    theta = jax.tree.map(lambda leaf: leaf[0], random_ensemble(model=network).params)  # its last layer is not zero
     model = ensdiff.models.adapted(network, theta, rank=2, targets="conv1/kernel")
     data = ensdiff.data.digits().subset(range(6))
     whole = ensdiff.train(
