@@ -41,6 +41,8 @@ def main() -> None:
     if not UNITS.value or not OUT.value:
         raise ValueError("pass --units=... (ids to forget, separated by commas) and --out=... (the new run)")
     units = runs.unit_ids(UNITS.value)
+    if RANK.value is not None and not LORA.value:
+        raise ValueError(f"--rank={RANK.value} is for --lora: leave it out")
     if LORA.value:
         lora.check(run, LORA.value, OUT.value)  # before anything is written
     runs.announce_units(units)

@@ -54,7 +54,7 @@ def write(run: str, file: str, rank: int | None) -> str:
     with tempfile.TemporaryDirectory(dir=place.parent) as folder:
         saved = lora.save(params, pathlib.Path(folder) / "average", removed=forgotten, average=True, rank=rank)
         shutil.move(saved.files[0], place)
-    lost = f", relative error {saved.error:.2g}" if rank is not None else ""
+    lost = f", relative error {saved.relative_error:.2g}" if rank is not None else ""
     if params.combine == "predictions":
         lost += "; the run itself averages predictions, not parameters"
     return f"wrote {file}, the average of {params.members} adapters{lost}"

@@ -280,6 +280,9 @@ def test_average_of_what_is_left_as_one_file(run, tmp_path):
     assert f"wrote {file}, the average of 2 adapters" in done.stdout, done.stderr
     assert run("certify", "verify", f"--run={out}").returncode == 0
     assert f"{file} exists already" in run(*args[:3], f"--out={out}2", f"--lora={file}").stderr
+    small = run(*args[:3], f"--out={out}3", f"--lora={tmp_path / 'small.safetensors'}", "--rank=1")
+    assert re.search(r"the average of 2 adapters, relative error 0\.\d+", small.stdout), small.stderr
+    assert {one.rank for one in read(tmp_path / "small.safetensors").values()} == {1}
     kept = np.flatnonzero(whole.code.rows([3])[0] == 0)
     names, found = modules_of(network), read(file)
     members = [adapters.changes(whole.model, jax.tree.map(lambda a, k=k: a[k], whole.params)) for k in kept]
