@@ -204,6 +204,34 @@ def test_averaged_parameters_generate_what_the_mean_network_generates(params, me
 
 
 @pytest.mark.slow
+def test_a_scale_multiplies_the_averaged_change(params, merged, run):
+    """In samples, counterfactuals and derivatives; members stay what they are."""
+    more = ensdiff.load(run, scale=1.5)
+    assert more.fingerprint != params.fingerprint
+
+    def network(weights_K):
+        mean = mean_of(merged, weights_K)
+        return jax.tree.map(lambda start, theta: start + 1.5 * (theta - start), params.base, mean)
+
+    samples = ensdiff.sample(more, 0, 2, steps=3, clip=False)
+    twin = networks(params, [network(np.full(K, 1 / K))] * K)
+    close(samples.images, ensdiff.sample(twin, 0, 2, steps=3, clip=False).images)
+    weights_K = CODE.ablate([2])[0]
+    twin = networks(params, [network(weights_K)] * K)
+    without = ensdiff.counterfactuals(more, samples, [2])[0]
+    close(without, ensdiff.sample(twin, 0, 2, steps=3, clip=False).images)
+    J_KBHWC = ensdiff.jacobian(more, samples)
+    near = np.full(K, 1 / K) + 1e-3 * (weights_K - 1 / K)
+    moved = np.asarray(ensdiff.sample(more, 0, 2, steps=3, clip=False, weights=near).images) - samples.images
+    expected = np.tensordot(weights_K - 1 / K, J_KBHWC, 1)
+    close(moved / 1e-3, expected, 0.05 * np.abs(expected).max())
+    x_BHWC, t_B = np.ones((1, 8, 8, 1), np.float32), np.array([3])
+    close(ensdiff.predict(more, x_BHWC, t_B), ensdiff.predict(params, x_BHWC, t_B), 0)
+    with pytest.raises(ValueError, match="positive number"):
+        ensdiff.load(run, scale=-1.0)
+
+
+@pytest.mark.slow
 def test_rows_of_weights_in_memory_do_not_change_counterfactuals(params, samples, monkeypatch):
     units = list(range(6))
     whole = ensdiff.counterfactuals(params, samples, units)

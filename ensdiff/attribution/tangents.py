@@ -99,11 +99,12 @@ def averaged_step(
 ) -> Callable:
     """Return what `tangent_step` returns for averaged parameters (8), without ``weight_K`` and with other parameters.
 
-    They are ``(stacked, base, theta)``: all members on every device, their start, and the averaged parameters of the
-    ``network``. The tangent of weight k is ``theta_k - theta_0``, and one network carries the state and all tangents.
+    They are ``(stacked, base, theta, scale)``: all members on every device, their start, and the averaged parameters of
+    the ``network``. The tangent of weight k is ``s (theta_k - theta_0)`` with the scale s. One network carries the
+    state and all tangents.
     """
 
-    def step(stacked, base, theta, state, tangent, noise, given, stage):
+    def step(stacked, base, theta, scale, state, tangent, noise, given, stage):
         x_B, dx_IB = state.x, tangent.x
         K = len(dx_IB)
         moved = jax.eval_shape(lambda: member_change(model, stacked, base, 0))
@@ -117,9 +118,13 @@ def averaged_step(
                 return predict_given(network, whole, x, stage=stage, given=some, mode=mode)
 
             f_G, push = jax.linearize(predict, {path: named(theta)[path] for path in moved}, x_G)
-            through_IG = jax.lax.map(
-                lambda one: push(member_change(model, stacked, base, one[0]), one[1]), (jnp.arange(K), dx_IG)
-            )
+
+            def moved_by(one):
+                k, dx_G = one
+                own = member_change(model, stacked, base, k)
+                return push({path: scale * change for path, change in own.items()}, dx_G)
+
+            through_IG = jax.lax.map(moved_by, (jnp.arange(K), dx_IG))
             return f_G, through_IG
 
         def split(a_B):
@@ -132,8 +137,8 @@ def averaged_step(
             rule, state, tangent, f.reshape(x_B.shape), through_IB, noise.at(stage.number + 1, image_shape), stage
         )
 
-    in_specs = P(), P(), P(), P("data"), P(None, "data"), Noise.specs(), Given.specs(mode), P()
-    return per_device(step, mesh, in_specs, (P("data"), P(None, "data")), donate=(3, 4))
+    in_specs = P(), P(), P(), P(), P("data"), P(None, "data"), Noise.specs(), Given.specs(mode), P()
+    return per_device(step, mesh, in_specs, (P("data"), P(None, "data")), donate=(4, 5))
 
 
 def _advanced(
@@ -163,7 +168,7 @@ def run_with_tangents(params: Ensemble, samples: Samples, mesh: Mesh, together: 
         theta = jax.tree.map(lambda a: a[0], network.params)
         moving = averaged_step(params.model, network.model, params.image_shape, rule, mesh, together, mode)
         fixed = tuple(on_mesh(tree, mesh, P()) for tree in (stacked_of(params), params.base, theta))
-        step = functools.partial(moving, *fixed)
+        step = functools.partial(moving, *fixed, np.float32(params.scale))
     else:
         moving = tangent_step(params.model, params.image_shape, rule, mesh, together, mode)
         step = functools.partial(_in_order, moving, place_members(params, mesh), on_mesh(samples.weights_K, mesh))

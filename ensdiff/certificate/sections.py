@@ -191,7 +191,18 @@ def config(facts: Facts) -> dict[str, Any]:
     return {name: run.description[name] for name in ("format", "ensdiff", *SETTINGS) if name in run.description}
 
 
-SETTINGS = ("model", "schedule", "image_shape", "value_range", "space", "condition", "base", "combine", "train")
+SETTINGS = (
+    "model",
+    "schedule",
+    "image_shape",
+    "value_range",
+    "space",
+    "condition",
+    "base",
+    "combine",
+    "scale",
+    "train",
+)
 """Parts of a description that a certificate holds. Older runs have a value range, and newer ones a space."""
 
 

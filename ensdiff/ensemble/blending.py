@@ -1,4 +1,4 @@
-"""Averaged parameters (8): ``theta_w = theta_0 + sum_k w_k (theta_k - theta_0)`` for some rows of weights.
+"""Averaged parameters (8): ``theta_w = theta_0 + s sum_k w_k (theta_k - theta_0)`` for some rows of weights.
 
 Each row becomes one network, so that everything that runs over members also runs over these networks: a prediction
 under a row of weights costs one network, not one per surviving member. Members of weight 0 have no influence on the
@@ -62,10 +62,10 @@ def blend(params: Ensemble, weights_RK: Float[np.ndarray, "R K"]) -> Ensemble:
     """
     model = blended_model(params)
     mesh = make_mesh(params.members)
-    rows = on_mesh(jnp.asarray(weights_RK, jnp.float32), mesh, P(None, "member"))
+    rows = on_mesh(jnp.asarray(weights_RK, jnp.float32) * np.float32(params.scale), mesh, P(None, "member"))
     theta = _blend_fn(params.model, mesh)(place_members(params, mesh), on_mesh(params.base, mesh, P()), rows)
     code: Any = Rows(len(weights_RK))
-    alone = dataclasses.replace(params, base=None, base_digest=None, combine="predictions")
+    alone = dataclasses.replace(params, base=None, base_digest=None, combine="predictions", scale=1.0)
     return dataclasses.replace(alone, params=theta, code=code, model=model)
 
 
@@ -73,7 +73,8 @@ def whole_members(params: Ensemble) -> Ensemble:
     """Return an ensemble of adapters as one of whole networks, whose members predict the same; others as they are."""
     if not isinstance(params.model, Adapted):
         return params
-    return dataclasses.replace(blend(params, np.eye(params.members, dtype=np.float32)), code=params.code)
+    plain = dataclasses.replace(params, scale=1.0)
+    return dataclasses.replace(blend(plain, np.eye(params.members, dtype=np.float32)), code=params.code)
 
 
 @functools.lru_cache(maxsize=16)

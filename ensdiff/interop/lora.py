@@ -166,9 +166,9 @@ def save(
         code: another code over the same members, such as ``params.code.group_code()``, whose units are removed.
         members: only these members; by default all that saw none of the removed units.
         format: ``"diffusers"`` or ``"kohya"``.
-        average: write the average of the members' parameters (8) as one file. Its rank is the number of members times
-            their rank, and nothing is lost, unless ``rank`` says otherwise. If ``params.combine`` is ``"predictions"``,
-            this is not what the ensemble itself generates with.
+        average: write the average of the members' parameters (8) as one file, multiplied by ``params.scale``. Its rank
+            is the number of members times their rank, and nothing is lost, unless ``rank`` says otherwise. If
+            ``params.combine`` is ``"predictions"``, this is not what the ensemble itself generates with.
         weights: with ``average``, weights of all K members that sum to 1, or a mask. Members that saw a removed unit
             must have weight 0.
         rank: with ``average``, a smaller rank: each module's change of the base gets its closest one of this rank.
@@ -212,7 +212,8 @@ def save(
         lost = total = 0.0
         out = {}
         for name, own_K in stacked.items():
-            out[name] = weighted_sum(own_K, row_K.tolist())
+            mean = weighted_sum(own_K, row_K.tolist())
+            out[name] = mean._replace(alpha=mean.alpha * params.scale)
             if rank is not None and rank < out[name].rank:
                 found = compress(out[name], rank)
                 out[name], lost, total = found.factors, lost + found.lost, total + found.total

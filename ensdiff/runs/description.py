@@ -16,7 +16,7 @@ from ensdiff.codes import Code
 from ensdiff.data.manifest import NAME as MANIFEST
 from ensdiff.data.manifest import Manifest
 from ensdiff.diffusion.schedule import Schedule
-from ensdiff.ensemble.ensemble import Combine, Ensemble
+from ensdiff.ensemble.ensemble import Combine, Ensemble, check_scale
 from ensdiff.files.checksums import DamagedError
 from ensdiff.files.reading import read_bytes
 from ensdiff.files.version import __version__
@@ -47,6 +47,7 @@ def describe(params: Ensemble) -> dict[str, Any]:
         **({} if params.data_digest is None else {"data": {"digest": params.data_digest}}),
         **({} if params.base_digest is None else {"base": params.base_digest}),
         **({} if params.combine == "predictions" else {"combine": params.combine}),
+        **({} if params.scale == 1 else {"scale": params.scale}),
     }
 
 
@@ -77,6 +78,7 @@ def from_description(text: Mapping[str, Any], params: Params, model: Denoiser | 
             None if found is None else ConditionSpec.from_dict(found),
             _digest_of(text.get("data")),
             combine=_combine(text.get("combine", "predictions")),
+            scale=check_scale(text.get("scale", 1.0)),
             base_digest=text.get("base"),
         )
     except (KeyError, TypeError, AttributeError) as error:

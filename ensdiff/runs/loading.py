@@ -10,7 +10,7 @@ import jax
 from jax.sharding import PartitionSpec as P
 
 from ensdiff import hosts
-from ensdiff.ensemble.ensemble import Combine, Ensemble
+from ensdiff.ensemble.ensemble import Combine, Ensemble, check_scale
 from ensdiff.ensemble.members import abstract_params
 from ensdiff.ensemble.mesh import make_mesh, on_mesh
 from ensdiff.files.checksums import DamagedError, read_sealed, warn
@@ -30,6 +30,7 @@ def load(
     members: Sequence[int] | None = None,
     model: Denoiser | None = None,
     combine: Combine | None = None,
+    scale: float | None = None,
 ) -> Ensemble:
     """Load an ensemble from a run directory onto all available devices of all processes.
 
@@ -45,6 +46,7 @@ def load(
             shapes that the run recorded.
         combine: what the generator combines, see `ensdiff.ensemble.ensemble.Combine`; by default what the run was
             trained with. ``"parameters"`` needs members that share their start.
+        scale: the factor of averaged changes with ``"parameters"``; by default what the run was trained with.
 
     Returns:
         The ensemble.
@@ -83,6 +85,8 @@ def load(
         if combine is not None:
             check_value("combine", combine, Combine)
             params = dataclasses.replace(params, combine=combine)
+        if scale is not None:
+            params = dataclasses.replace(params, scale=check_scale(scale))
         base = read_base(path, params.base_digest)
         if base is None and params.combine == "parameters":
             raise ValueError(

@@ -17,7 +17,7 @@ from ensdiff.data import Dataset, Splits
 from ensdiff.data.images import grid, to_png
 from ensdiff.data.viewing import viewer
 from ensdiff.diffusion.schedule import Schedule
-from ensdiff.ensemble.ensemble import Combine, Ensemble
+from ensdiff.ensemble.ensemble import Combine, Ensemble, check_scale
 from ensdiff.ensemble.mesh import make_mesh, platform
 from ensdiff.models.adapters import Adapted, check_start
 from ensdiff.models.denoiser import Denoiser, check_null
@@ -50,6 +50,7 @@ def train(
     schedule: Schedule | None = None,
     start: Params | None = None,
     combine: Combine | None = None,
+    scale: float = 1.0,
     run_dir: str | os.PathLike | None = None,
     resume: bool = False,
     progress: bool = True,
@@ -71,6 +72,8 @@ def train(
             network; by default every member draws its own. Adapted networks start from their base.
         combine: what the generator combines, see `ensdiff.ensemble.ensemble.Combine`; ``"parameters"`` needs members
             that share their start. By default ``"predictions"``.
+        scale: the factor of averaged changes with ``"parameters"``; training does not depend on it, and `ensdiff.load`
+            may choose another.
         run_dir: folder for checkpoints, metrics and sample grids; None writes nothing.
         resume: continue from the newest good checkpoint in ``run_dir``. Without it, a folder with checkpoints is
             refused.
@@ -119,6 +122,7 @@ def train(
         hosts.warn(text, stacklevel=2)
     if combine is not None:
         check_value("combine", combine, Combine)
+    scale = check_scale(scale)
     if data.condition_spec is not None and config.condition_dropout == 0:
         hosts.warn(
             "condition_dropout=0: members never learn what no condition means, so give each sample its condition, and "
@@ -144,7 +148,9 @@ def train(
     def ensemble(state: TrainState) -> Ensemble:
         params = state.params if state.ema is None else state.ema
         spec, how = data.condition_spec, combine or "predictions"
-        return Ensemble(params, code, model, schedule, data.shape, data.space, spec, digest, base, how, start_digest)
+        return Ensemble(
+            params, code, model, schedule, data.shape, data.space, spec, digest, base, how, scale, start_digest
+        )
 
     def steps_of(execution: Execution, steps: range) -> AbstractContextManager[Stepper]:
         return stepper(data, splits, model, schedule, config, mesh, execution, steps, base)
