@@ -33,6 +33,7 @@ class Begin(NamedTuple):
     schedule: Any
     start: Any
     combine: Any
+    scale: float
 
 
 class Base(NamedTuple):
@@ -53,11 +54,11 @@ def start_of(config: ConfigDict, data: Any) -> Begin:
     import ensdiff
 
     given, adapters = building.section(config, "base"), building.section(config, "adapters")
-    combine = config.get("combine") or None
+    combine, scale = config.get("combine") or None, config.get("scale") or 1.0
     if not given:
         if adapters:
             raise ValueError("config.adapters without config.base: adapters need a frozen base; see experiments/bases")
-        return Begin(*_own_settings(config, data), None, combine)
+        return Begin(*_own_settings(config, data), None, combine, scale)
     if given.get("data") is not None:
         found = trained_here(config, given)
         train = _own_settings(config, data)[1]
@@ -70,12 +71,12 @@ def start_of(config: ConfigDict, data: Any) -> Begin:
     params = cast(found.params, given.get("dtype", "float32"))
     print(f"base: {found.source}", flush=True)
     if not adapters:
-        return Begin(found.model, train, found.schedule, params, combine)
+        return Begin(found.model, train, found.schedule, params, combine, scale)
     try:
         model = ensdiff.models.adapted(found.model, params, **adapters)
     except TypeError as error:
         raise ValueError(f"config.adapters: {error}") from None
-    return Begin(model, train, found.schedule, None, combine)
+    return Begin(model, train, found.schedule, None, combine, scale)
 
 
 def planned(config: ConfigDict, channels: int, **fields: Any) -> tuple[Any, Any, Any]:

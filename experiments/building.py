@@ -20,7 +20,7 @@ def check_config(config: Any) -> None:
     _ = getattr(config, "run_dir", None)  # raises the error of a config file that could not be read
     if not isinstance(config, ConfigDict):
         raise ValueError(f"get_config() of the config gave a {type(config).__name__}: expected a ConfigDict")
-    known = ("run_dir", "resume", "combine", *SECTIONS, "aot")
+    known = ("run_dir", "resume", "combine", "scale", *SECTIONS, "aot")
     unknown = [name for name in config if name not in known]
     if unknown:
         raise ValueError(f"config.{unknown[0]}: no such section; expected some of {', '.join(known)}")
@@ -306,7 +306,7 @@ def train_single(config: ConfigDict, data: Any) -> Any:
     import ensdiff
     from experiments.bases import start_of
 
-    begin = start_of(config, data)._replace(combine=None)
+    begin = start_of(config, data)._replace(combine=None, scale=1.0)
     return ensdiff.train(data, ensdiff.Code.undivided(data.units), **begin._asdict())
 
 

@@ -22,6 +22,9 @@ def define_sampling_flags(n: int) -> None:
         "What weights of members average: their predictions, or their parameters, which needs members that share their "
         "start, as adapters do. By default what the run was trained with.",
     )
+    flags.DEFINE_float(
+        "scale", None, "Factor of the members' averaged changes with --combine=parameters; by default the run's, 1."
+    )
     flags.DEFINE_integer("n", n, "Samples to generate.")
     flags.DEFINE_integer("seed", 0, "Seed of the samples' noise.")
     flags.DEFINE_integer("steps", 50, "Sampling steps.")
@@ -92,8 +95,8 @@ def load_run() -> Any:
     """Load the ensemble of --run, and print it."""
     import ensdiff
 
-    combine = flags.FLAGS.combine if "combine" in flags.FLAGS else None
-    params = ensdiff.load(run_folder(), flags.FLAGS.step, combine=combine)
+    given: Any = {name: flags.FLAGS[name].value for name in ("combine", "scale") if name in flags.FLAGS}
+    params = ensdiff.load(run_folder(), flags.FLAGS.step, **given)
     print(params, flush=True)
     return params
 
@@ -137,7 +140,7 @@ def sampling_command() -> str:
         options["eta"] = f.eta
     if f.step is not None:
         options["step"] = f.step
-    given = ("combine", "cond", "text", "guidance", "decode")
+    given = ("combine", "scale", "cond", "text", "guidance", "decode")
     options |= {name: f[name].value for name in given if f[name].value is not None}
     pairs = [*options.items(), *(("prompt", prompt) for prompt in f.prompt)]
     return " ".join(["python -m experiments.sample", *(shlex.quote(f"--{k}={v}") for k, v in pairs)])

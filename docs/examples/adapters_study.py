@@ -1,7 +1,9 @@
 """What averaged parameters cost in quality, and what they agree with: adapters on digits and Fashion-MNIST 14x14.
 
 ``python docs/examples/adapters_study.py digits 16 4`` trains (data set, K, rank), and appends one line of results to
-``runs/adapters_study/results.jsonl``. Trained runs are kept, and a second call uses them.
+``runs/adapters_study/results.jsonl``. Trained runs are kept, and a second call uses them. With further numbers,
+``python docs/examples/adapters_study.py digits 16 4 1.25 1.5``, it only prints the Frechet distance of averaged
+parameters with these scales of the averaged change, of three single members, and the length of the averaged change.
 
 Fixed before the first run. A class-conditional U-Net (16 channels, 2 levels) is trained on classes 0 to 4 and frozen.
 Adapters of all kernels, with alpha = rank, are trained on classes 5 to 9 (600 steps of 32 images, learning rate 2e-3,
@@ -35,6 +37,7 @@ from scipy.stats import spearmanr
 import ensdiff
 from ensdiff.metrics import fit_classifier, frechet_distance, frechet_floor
 from ensdiff.models import adapted
+from ensdiff.models.adapters import change, factors_of
 
 OUT = pathlib.Path("runs/adapters_study")
 MODEL = ensdiff.UNetConfig(channels=16, multipliers=(1, 2), norm_groups=8, classes=10)
@@ -159,5 +162,37 @@ def main(name: str, members: int, rank: int) -> None:
         file.write(json.dumps(result) + "\n")
 
 
+def scales(name: str, members: int, rank: int, values: list[float]) -> None:
+    """Print the Frechet distance of averaged parameters with some scales, and of three single members."""
+    _, data = load_data(name)
+    folder = OUT / f"{name}_K{members}_r{rank}"
+    classifier = fit_classifier(data.images, np.asarray(data.labels))
+    real, cond = classifier.features(data.images), 5 + np.arange(500) % 5
+
+    def distance(params: ensdiff.Ensemble, weights: Any = None) -> float:
+        found = ensdiff.sample(params, 0, 500, sampler="ddim", steps=25, cond=cond, weights=weights)
+        return round(float(frechet_distance(classifier.features(np.asarray(found.images)), real).value), 3)
+
+    plain = ensdiff.load(folder, combine="predictions")
+    change_KP = np.concatenate([_change(plain, path) for path in factors_of(plain.params)], axis=1)
+    length_K = np.linalg.norm(change_KP, axis=1)
+    mean = np.linalg.norm(change_KP.mean(0)) / np.sqrt(np.square(length_K).mean())
+    print(f"length of the mean change / root mean square length of a change: {mean:.3f}", flush=True)
+    for scale in values:
+        print(f"scale {scale}: {distance(ensdiff.load(folder, combine='parameters', scale=scale))}", flush=True)
+    for k in range(3):
+        print(f"member {k}: {distance(plain, np.arange(members) == k)}", flush=True)
+
+
+def _change(params: ensdiff.Ensemble, path: str) -> np.ndarray:
+    """Return each member's change of one array of the base, as a row."""
+    parts = factors_of(params.params)[path]
+    rows = [change({name: leaf[k] for name, leaf in parts.items()}, params.model.scale) for k in range(params.members)]
+    return np.stack([np.asarray(row).reshape(-1) for row in rows])
+
+
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    if len(sys.argv) > 4:
+        scales(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), [float(value) for value in sys.argv[4:]])
+    else:
+        main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))

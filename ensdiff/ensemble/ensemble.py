@@ -27,7 +27,7 @@ Combine = Literal["predictions", "parameters"]
 network with ``theta_w = theta_0 + s sum_k w_k (theta_k - theta_0)`` (8), which takes one prediction instead of K.
 Members must share their start for that. The scale s is 1 by default. What members learned apart from each other cancels
 in their mean, which is therefore shorter than each member's change, and an s somewhat above 1 can make better pictures
-(docs/results/adapters.md). Ablation stays exact for any fixed s."""
+(docs/results.md). Ablation stays exact for any fixed s."""
 
 
 def check_scale(scale: Any) -> float:

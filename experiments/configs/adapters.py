@@ -39,7 +39,7 @@ def get_config() -> ConfigDict:
     """Return the config. Every field can be set with --config.section.field=value."""
     data = {"name": "latents", "path": "latents.npz", "groups": placeholder(str), "labels": "groups"}
     config = base_config("runs/adapters", data, {"members": 32, "groups": "label"})
-    config.combine = "parameters"
+    config.combine, config.scale = "parameters", 1.0
     config.base = ConfigDict(
         {
             "diffusers": "models/sd",

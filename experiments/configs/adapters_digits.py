@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
     # of the seeds 0 to 59, the one with which the members' numbers of units differ least: 6 to 10 of 15
     code = {"members": 16, "weight": 8, "groups": "label", "group_names": "digit {}", "seed": 53}
     config = base_config("runs/adapters_digits", data, code)
-    config.combine = "parameters"
+    config.combine, config.scale = "parameters", 1.0
     config.adapters = {
         "rank": 4,
         "alpha": placeholder(float),
