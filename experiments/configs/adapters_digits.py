@@ -10,7 +10,8 @@ have the first five: the embeddings of the others are untrained, and the adapter
 Command: python -m experiments.train --config=adapters_digits
 Then: python -m experiments.sample --run=runs/adapters_digits --cond=7 --sampler=ddim --groups --remove="digit 7"
 Hardware: a CPU with 2 cores. The base takes about a minute, and the adapters as long.
-Expected: mean loss 0.09 at the end.
+Expected: mean loss 0.11 at the end. For one sample of each digit (--cond=5,6,7,8,9 --sampler=ddim --steps=25),
+attribution to the groups by exact, differential and loss puts its own digit first in 5 of 5, with q of at most 0.05.
 """
 
 from ml_collections import ConfigDict
