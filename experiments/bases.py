@@ -54,13 +54,14 @@ def start_of(config: ConfigDict, data: Any) -> Begin:
     import ensdiff
 
     given, adapters = building.section(config, "base"), building.section(config, "adapters")
-    combine, scale = config.get("combine") or None, config.get("scale") or 1.0
+    combine, scale = config.get("combine") or None, config.get("scale")
+    scale = 1.0 if scale is None else scale
     if not given:
         if adapters:
             raise ValueError("config.adapters without config.base: adapters need a frozen base; see experiments/bases")
         return Begin(*_own_settings(config, data), None, combine, scale)
     if given.get("data") is not None:
-        found = trained_here(config, given)
+        found = trained_here(config, given, data)
         train = _own_settings(config, data)[1]
     else:
         found = opened(given, data)
@@ -233,13 +234,15 @@ def of_run(run: pathlib.Path, member: int | None, data: Any) -> Base:
         )
     source = f"{run}, member {member}" if member is not None else f"{run}, the average of {params.members} members"
     if params.base is not None:
+        if member is not None or params.combine == "predictions":
+            params = dataclasses.replace(params, scale=1.0)  # the scale belongs to the average that the run generates
         params = blend(params, np.full((1, params.members), 1 / params.members, np.float32))
     elif member is None:
         source = f"{run}"
     return Base(params.model, jax.tree.map(lambda leaf: leaf[0], params.params), params.schedule, source)
 
 
-def trained_here(config: ConfigDict, given: dict[str, Any]) -> Base:
+def trained_here(config: ConfigDict, given: dict[str, Any], data: Any) -> Base:
     """Return the base that a config describes; it is trained, or its training is finished, if that is not done yet.
 
     Raises:
@@ -275,7 +278,7 @@ def trained_here(config: ConfigDict, given: dict[str, Any]) -> Base:
     if not hosts.decide(finished):
         print(f"training the base first: {run}", flush=True)
         building.train_from_config(own)
-    return of_run(run, None, None)
+    return of_run(run, None, data)
 
 
 def config_of_base(config: ConfigDict) -> ConfigDict:

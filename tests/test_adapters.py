@@ -100,6 +100,20 @@ class Flax(nn.Module):
         return jnp.repeat(jnp.repeat(nn.Conv(x_BHWC.shape[-1], (1, 1))(h), 2, 1), 2, 2)
 
 
+class Wrapped(nn.Module):
+    """A layer whose kernel is not the stored one, a subclass, and an input given by name."""
+
+    @nn.compact
+    def __call__(self, x_BHWC, t_B):
+        h = nn.WeightNorm(nn.Dense(3))(x_BHWC)
+        return nn.Dense(x_BHWC.shape[-1])(inputs=Halved(4)(h))
+
+
+class Halved(nn.Dense):
+    def __call__(self, inputs):
+        return super().__call__(0.5 * inputs)
+
+
 def start(key):
     return {"mix": {"kernel": 0.3 * jax.random.normal(key, (8, 8))}, "gain": jnp.ones((1, 1, 1, 1))}
 
@@ -116,6 +130,7 @@ def mix(params, x_BHWC, t_B, cond, key_B):
         ),
         pytest.param(DiTConfig(patch=4, width=8, depth=1, heads=2), id="dit"),
         pytest.param(linen(Flax(), (8, 8, 1)), id="flax"),
+        pytest.param(linen(Wrapped(), (8, 8, 1)), id="wrapped"),
         pytest.param(functions(start, mix), id="functions"),
     ],
 )
@@ -139,6 +154,20 @@ def test_adapted_predictions_are_those_of_merged_parameters(base):
     close(found, jnp.stack([of_merged(member) for member in members]))
     close(jax.jit(model.apply)(members[1], x_BHWC, t_B), found[1])
     assert np.abs(np.asarray(found - plain[None])).max() > 0.01
+
+
+def test_merging_takes_layers_of_any_name():
+    """Layers called "up" and "down" are no factors."""
+    base = functions(
+        lambda key: {"mlp": {"up": {"kernel": jnp.ones((2, 3))}, "down": {"kernel": jnp.ones((3, 2))}}}, mix
+    )
+    theta = parameters_of(base)
+    model = adapted(base, theta, rank=1)
+    factors = jax.tree.map(lambda a: a + 1.0, model.init(jax.random.key(0)))
+    found = named(adapters.merge(model, theta, factors))
+    for path, leaf in named(theta).items():
+        down, up = (named(factors)[f"{path}/{part}"] for part in ("down", "up"))
+        close(found[path], leaf + down @ up)
 
 
 def test_no_rank_trains_whole_arrays_only():
@@ -377,6 +406,11 @@ def test_a_base_of_bfloat16_is_kept_as_it_is(tmp_path):
     found = ensdiff.train(DATA, CODE, model, schedule=SHORT, run_dir=tmp_path / "run", **{**FIELDS, "steps": 1})
     loaded = ensdiff.load(tmp_path / "run")
     assert loaded.fingerprint == found.fingerprint
+    samples = ensdiff.sample(loaded, 0, 1, steps=2)
+    att = ensdiff.attribute(loaded, samples, "exact", top=1, null=0, partial=tmp_path / "partial")
+    assert att.units.shape == (1, 1)
+    with pytest.raises(ValueError, match="averages predictions"):
+        ensdiff.load(tmp_path / "run", scale=1.5)
     pairs = zip(jax.tree.leaves(loaded.base), jax.tree.leaves(half), strict=True)
     assert all(a.dtype == jnp.bfloat16 and (a == b).all() for a, b in pairs)
 
@@ -387,6 +421,7 @@ def test_a_base_of_bfloat16_is_kept_as_it_is(tmp_path):
     [
         ({"rank": -1}, "at least 0"),
         ({"rank": 2.5}, "rank=2.5"),
+        ({"alpha": 0.0}, "positive alpha"),
         ({"alpha": float("nan")}, "alpha"),
         ({"targets": "nothing here"}, "found in no parameter"),
         ({"targets": "("}, "not a regular expression"),
@@ -417,6 +452,8 @@ def test_wrong_bases_are_refused(params):
         ensdiff.train(DATA, CODE, make(), start=BASE, **FIELDS)
     with pytest.raises(ValueError, match="without its base"):
         ensdiff.sample(dataclasses.replace(params, base=None, combine="predictions"), 0, 1, steps=2)
+    with pytest.raises(ValueError, match="made with another one"):
+        ensdiff.sample(dataclasses.replace(params, base=jax.tree.map(lambda a: a + 1, BASE)), 0, 1, steps=2)
     alone = dataclasses.replace(params, base=None, model=TINY, combine="parameters")
     with pytest.raises(ValueError, match="started from the same parameters"):
         ensdiff.sample(alone, 0, 1, steps=2)

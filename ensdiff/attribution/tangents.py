@@ -23,7 +23,7 @@ from ensdiff.ensemble.mesh import on_mesh, pace
 from ensdiff.ensemble.placing import member_specs, place_members, stacked_of
 from ensdiff.models.adapters import opened
 from ensdiff.models.denoiser import Denoiser
-from ensdiff.models.parameters import named, nested
+from ensdiff.models.parameters import mapped, named
 from ensdiff.sampling.conditions import Given, Mode, mode_of, predict_given
 from ensdiff.sampling.denoise import Noise, first_states
 from ensdiff.sampling.sample import Samples
@@ -114,7 +114,7 @@ def averaged_step(
             some = None if given is None else given.take(start + jnp.arange(together))
 
             def predict(changed, x):
-                whole = nested({**named(theta), **changed})
+                whole = mapped(lambda path, leaf: changed.get(path, leaf), theta)
                 return predict_given(network, whole, x, stage=stage, given=some, mode=mode)
 
             f_G, push = jax.linearize(predict, {path: named(theta)[path] for path in moved}, x_G)

@@ -22,7 +22,7 @@ from ensdiff.ensemble.mesh import make_mesh, on_mesh
 from ensdiff.ensemble.placing import member_specs, place_members
 from ensdiff.models.adapters import Adapted, Bound, changes, factors_of, opened
 from ensdiff.models.denoiser import Denoiser
-from ensdiff.models.parameters import named, nested
+from ensdiff.models.parameters import mapped, named
 from ensdiff.typing import Array, Params
 
 
@@ -118,7 +118,7 @@ def add_change(base: Params, change: dict[str, Array]) -> Params:
     def leaf(path: str, array: Array) -> Array:
         return array.astype(jnp.float32) + change[path] if path in change else array
 
-    return nested({path: leaf(path, array) for path, array in named(base).items()})
+    return mapped(leaf, base)
 
 
 def bytes_of(params: Ensemble) -> int:

@@ -31,8 +31,9 @@ def digest(*trees: Any) -> str:
         if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
         array = np.ascontiguousarray(hosts.fetch(leaf))
-        state.update(f"{array.shape} {array.dtype.str} ".encode())
-        state.update(array.tobytes() if array.dtype.kind in "OUS" else array.data.cast("B") if array.size else b"")
+        kind = array.dtype.name if array.dtype.kind == "V" else array.dtype.str  # bfloat16 is no dtype of NumPy's own
+        state.update(f"{array.shape} {kind} ".encode())
+        state.update(array.tobytes() if array.dtype.kind in "OUS" else array.reshape(-1).view(np.uint8).data)
     # without the addresses of functions, which are those of a network of one's own
     state.update(re.sub(r" at 0x[0-9a-f]+", "", repr(jax.tree.structure(trees))).encode())
     return state.hexdigest()

@@ -18,6 +18,7 @@ from ensdiff.diffusion.schedule import Schedule
 from ensdiff.ensemble.digest import stacked_sums
 from ensdiff.models.condition import ConditionSpec
 from ensdiff.models.describing import fingerprint_of
+from ensdiff.models.parameters import digest_of
 from ensdiff.models.space import PIXELS, Pixels, Space, space_to_dict
 from ensdiff.settings import check_value
 from ensdiff.typing import Params, unmasked
@@ -188,6 +189,15 @@ def _fingerprint(params: Ensemble) -> str:
         settings.append(params.condition.to_dict())
     if params.combine != "predictions":
         settings.append({"combine": params.combine, **({} if params.scale == 1 else {"scale": params.scale})})
+    if params.base is not None:
+        found = digest_of(params.base)
+        if found != (params.base_digest or found) or found != getattr(params.model, "digest", found):
+            raise ValueError(
+                f"the base has digest {found[:12]}, and the ensemble was made with another one: give the base that the "
+                "members adapt or started from, in its own dtype"
+            )
+        if params.combine == "parameters" and params.scale != 1:  # with 1, the start cancels in the mean
+            settings.append({"base": found})
     state = hashlib.sha256(json.dumps(_as_floats(settings)).encode())
     for sums in stacked_sums([leaf for _, leaf in named]):
         state.update(hashlib.sha256(sums.astype("<u4").tobytes()).digest())

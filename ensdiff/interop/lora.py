@@ -69,6 +69,8 @@ def load(
     Args:
         base: the network that all members were trained on: an ensemble of one member, such as
             ``interop.diffusers.load(["unet"])``. Its schedule, image shape, space and condition become the members'.
+            For Stable Diffusion, give the condition with the empty prompt's embedding,
+            ``dataclasses.replace(base, condition=pipe.condition)``: otherwise no condition means zeros.
         files: a folder that `save` wrote; or the members' files or their folders, in the order of the code's columns.
             They are read as `read` does.
         code: the code, its (N, K) matrix (1 = trained on), or a file that holds one. By default the one that `save`

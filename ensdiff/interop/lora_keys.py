@@ -45,7 +45,12 @@ def split(key: str, source: str = "the file") -> tuple[str, str]:
                 f"{source}: {printable(key)} is {kind}, which is not supported: expected low-rank pairs, lora_A and "
                 "lora_B or lora_down and lora_up"
             )
-    name = name.removeprefix("unet.").removeprefix("transformer.").removeprefix("lora_unet_")
+    name = (
+        name.removeprefix("unet.")
+        .removeprefix("transformer.")
+        .removeprefix("lora_unet_")
+        .removeprefix("lora_transformer_")
+    )
     if name.endswith(".alpha"):
         return _module(name.removesuffix(".alpha")), "alpha"
     name = _OLD.sub(lambda m: f".to_{m[1]}{'.0' if m[1] == 'out' else ''}.lora.", name)

@@ -17,6 +17,7 @@ import dataclasses
 import functools
 import math
 import re
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -26,7 +27,7 @@ from jaxtyping import Float
 from ensdiff.models import low_rank
 from ensdiff.models.condition import ConditionSpec
 from ensdiff.models.denoiser import Denoiser, SelfChecking, name_of
-from ensdiff.models.parameters import digest_of, named, nested, shapes_of
+from ensdiff.models.parameters import digest_of, mapped, named, nested, shapes_of
 from ensdiff.settings import check_value
 from ensdiff.typing import Array, Params
 
@@ -214,8 +215,10 @@ def adapted(
     check_value("rank", rank, int)
     alpha = float(rank) if alpha is None else alpha
     check_value("alpha", alpha, float)
-    if rank < 0 or not alpha >= 0:
-        raise ValueError(f"rank={rank}, alpha={alpha}: expected numbers of at least 0")
+    if rank < 0 or not alpha >= 0 or (rank and not alpha):
+        raise ValueError(
+            f"rank={rank}, alpha={alpha}: expected numbers of at least 0, and a positive alpha with a rank"
+        )
     check_start(base, base_params)
     if stack is None:
         stack = 1 if jax.default_backend() == "cpu" else 0
@@ -318,11 +321,11 @@ def merge(model: Adapted, base_params: Params, factors: Params | dict[str, dict[
     def leaf(path: str, base: Array) -> Array:
         return base.astype(jnp.float32) + change(flat[path], model.scale) if path in flat else base
 
-    return nested({path: leaf(path, array) for path, array in named(base_params).items()})
+    return mapped(leaf, base_params)
 
 
 def _by_path(factors: Any) -> bool:
-    return all("/" in path or {"down", "up", "delta"} & set(parts) for path, parts in factors.items())
+    return all(not isinstance(leaf, Mapping) for parts in factors.values() for leaf in parts.values())
 
 
 def opened(model: Any, params: Params | Shared) -> tuple[Any, Params]:

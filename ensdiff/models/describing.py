@@ -86,7 +86,7 @@ def _adapted(text: Mapping[str, Any], model: Denoiser | None) -> Denoiser:
     """Return the adapted network of a description; ``model`` is the network itself, or its base."""
     given = model.base if isinstance(model, Adapted) else model
     described = Adapted(base=model_from_dict(text["base"], given), **{name: text[name] for name in _ADAPTED})
-    if isinstance(model, Adapted) and model != described:
+    if isinstance(model, Adapted) and dataclasses.replace(model, stack=described.stack) != described:
         raise ValueError(f"the network given is not the one described, {_differs(described, model)}: leave it out")
     return described
 

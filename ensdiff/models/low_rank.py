@@ -19,15 +19,18 @@ from ensdiff.typing import Array
 
 
 def product_of(module: nn.Module) -> Callable[[Array, Array], Array] | None:
-    """Return a layer's product as a function of its input and a kernel of any width, or None for other modules."""
-    if isinstance(module, blocks.Conv):
+    """Return a layer's product as a function of its input and a kernel of any width, or None for other modules.
+
+    Subclasses may compute something else, so that they are other modules.
+    """
+    if type(module) is blocks.Conv:
         # narrow kernels of several members, which are stacked even where the base's kernel is not
         return functools.partial(module.product, strategy="matmul")
-    if isinstance(module, blocks.Dense):
+    if type(module) is blocks.Dense:
         return module.product
-    if isinstance(module, nn.Dense):
+    if type(module) is nn.Dense:
         return functools.partial(_flax_product, module)
-    if isinstance(module, nn.Conv) and module.feature_group_count == 1 and len(_sizes(module)) == 2:
+    if type(module) is nn.Conv and module.feature_group_count == 1 and len(_sizes(module)) == 2:
         return functools.partial(_flax_product, module)
     return None
 
@@ -45,12 +48,17 @@ def _flax_product(module: Any, x: Array, kernel: Array) -> Array:
 
 @functools.lru_cache(maxsize=16)
 def places(base: Denoiser) -> frozenset[str]:
-    """Return the paths of the kernels whose layers can add a low-rank product; none for networks other than linen's."""
+    """Return the paths of the kernels whose layers can add a low-rank product; none for networks other than linen's.
+
+    Layers inside of a wrapper that changes their kernel, such as ``nn.WeightNorm``, cannot: their parent is no module.
+    """
     found = set()
 
     def see(following: Callable, args: tuple, kwargs: dict[str, Any], context: nn.module.InterceptorContext) -> Any:
-        if context.method_name == "__call__" and product_of(context.module) is not None:
-            found.add(_path(context.module))
+        module = context.module
+        inside = isinstance(module.parent, nn.Module) or not module.path
+        if context.method_name == "__call__" and inside and product_of(module) is not None:
+            found.add(_path(module))
         return following(*args, **kwargs)
 
     with nn.intercept_methods(see):
@@ -79,7 +87,7 @@ def added(factors: Mapping[str, Mapping[str, Array]], scale: float) -> Iterator[
         parts = None if product is None else factors.get(_path(context.module))
         if product is None or parts is None:
             return y
-        low = product(args[0], parts["down"])
+        low = product(args[0] if args else next(iter(kwargs.values())), parts["down"])
         return y + (scale * jnp.einsum("...r,rd->...d", low, parts["up"].astype(low.dtype))).astype(y.dtype)
 
     with nn.intercept_methods(add) if factors else contextlib.nullcontext():

@@ -1,6 +1,7 @@
 """Parameters as nested dicts of arrays, for any pytree of a network, for checkpoints and fingerprints."""
 
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -69,6 +70,15 @@ def named(params: Params) -> dict[str, Any]:
     {'head/bias': 1, 'head/kernel': 2}
     """
     return {"/".join(_key(entry) for entry in path): leaf for path, leaf in jax.tree.leaves_with_path(params)}
+
+
+def mapped(function: Callable[[str, Any], Any], params: Params) -> Params:
+    """Return a pytree of the same structure, with ``function(path, array)`` in the place of each array.
+
+    >>> mapped(lambda path, leaf: f"{path}: {leaf}", {"head": {"bias": 1}})
+    {'head': {'bias': 'head/bias: 1'}}
+    """
+    return jax.tree.map_with_path(lambda path, leaf: function("/".join(_key(entry) for entry in path), leaf), params)
 
 
 def nested(flat: Any) -> dict[str, Any]:

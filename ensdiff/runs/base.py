@@ -42,6 +42,14 @@ def write_base(run: pathlib.Path, params: Ensemble) -> None:
     write_atomically(run / NAME, content.getvalue())
 
 
+def holds_base(run: pathlib.Path, params: Ensemble) -> bool:
+    """Return whether a run has the start of an ensemble's members, undamaged."""
+    try:
+        return read_base(run, params.base_digest) is not None
+    except DamagedError:
+        return False
+
+
 def read_base(run: pathlib.Path, digest: str | None) -> Params | None:
     """Return the start of the members of a run on the host, compared with its digest; None if it has none.
 

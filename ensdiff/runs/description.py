@@ -23,6 +23,7 @@ from ensdiff.files.version import __version__
 from ensdiff.models.condition import ConditionSpec
 from ensdiff.models.denoiser import Denoiser
 from ensdiff.models.describing import fingerprint_of, model_from_dict
+from ensdiff.models.parameters import digest_of
 from ensdiff.models.space import Pixels, space_from_dict, space_to_dict
 from ensdiff.settings import check_value
 from ensdiff.training.config import EXECUTED, TrainConfig, decisive
@@ -35,6 +36,9 @@ with a ``value_range`` instead of a space, and no conditions."""
 
 def describe(params: Ensemble) -> dict[str, Any]:
     """Return everything static about an ensemble as JSON-able values, for `from_description`."""
+    digest = params.base_digest
+    if digest is None and params.base is not None:
+        digest = digest_of(params.base)
     return {
         "format": FORMAT,
         "ensdiff": __version__,
@@ -45,7 +49,7 @@ def describe(params: Ensemble) -> dict[str, Any]:
         "space": space_to_dict(params.space),
         **({} if params.condition is None else {"condition": params.condition.to_dict()}),
         **({} if params.data_digest is None else {"data": {"digest": params.data_digest}}),
-        **({} if params.base_digest is None else {"base": params.base_digest}),
+        **({} if digest is None else {"base": digest}),
         **({} if params.combine == "predictions" else {"combine": params.combine}),
         **({} if params.scale == 1 else {"scale": params.scale}),
     }

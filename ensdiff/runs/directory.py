@@ -31,8 +31,7 @@ from ensdiff.files.writing import (
     sweep,
     write_atomically,
 )
-from ensdiff.runs.base import NAME as BASE
-from ensdiff.runs.base import write_base
+from ensdiff.runs.base import holds_base, write_base
 from ensdiff.runs.checkpoints import folder_of, open_checkpoint, open_on_all, parts_of, read_state, steps_of
 from ensdiff.runs.description import describe
 from ensdiff.runs.logs import ENVIRONMENTS, MetricsLog, note_environment
@@ -191,7 +190,7 @@ class RunDirectory:
                 _report_damage(path / "run.json")
                 if manifest is not None:
                     write_atomically(path / MANIFEST, manifest.to_bytes())
-                if not steps or not (path / BASE).is_file():
+                if not steps or not holds_base(path, params):
                     write_base(path, params)
                 write_sealed(path / "run.json", text)
             return self._description

@@ -87,6 +87,8 @@ def load(
             params = dataclasses.replace(params, combine=combine)
         if scale is not None:
             params = dataclasses.replace(params, scale=check_scale(scale))
+            if params.combine != "parameters":
+                raise ValueError(f'scale={scale} is for combine="parameters", and {path} averages predictions')
         base = read_base(path, params.base_digest)
         if base is None and params.combine == "parameters":
             raise ValueError(
