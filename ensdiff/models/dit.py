@@ -70,6 +70,7 @@ class DiTConfig:
         remat: recompute blocks in the backward pass instead of keeping their activations.
         stack: the number of members of one device that are computed together; 0 is all of them.
 
+    >>> import jax
     >>> model = DiTConfig(patch=4, width=8, depth=1, heads=2, classes=10)
     >>> theta = jax.jit(model.init)(jax.random.key(0))
     >>> x_BHWC, t_B = jnp.zeros((2, 8, 8, 1)), jnp.array([0.0, 999.0])
