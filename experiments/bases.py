@@ -80,7 +80,7 @@ def start_of(config: ConfigDict, data: Any) -> Begin:
     return Begin(model, train, found.schedule, None, combine, scale)
 
 
-def planned(config: ConfigDict, channels: int, **fields: Any) -> tuple[Any, Any, Any]:
+def planned(config: ConfigDict, channels: int, /, **fields: Any) -> tuple[Any, Any, Any]:
     """Return the network, schedule and training settings of a config for programs that compute with shapes only.
 
     Of a base, only the architecture is read: from the folder or run that ``config.base`` names, or if that is not there
