@@ -140,7 +140,12 @@ def test_a_universe_file_has_decoded_pictures_and_conditions(world, tmp_path):
         without = ensdiff.counterfactuals(params, samples, [4])[0]
         assert np.abs(universe.counterfactual(4) - 255 * decode(without)).max() <= 0.5 + 1e-2
         np.testing.assert_array_equal(universe.training(4), to_uint8(decode(data.images[4:5].astype(np.float32))))
-        assert universe.conditions == {"captions": CAPTIONS, "guidance": 2.0, "conditions": {"": [0, 1, 2]}}
+        assert universe.conditions == {
+            "captions": CAPTIONS,
+            "guidance": 2.0,
+            "conditions": {"": [0, 1, 2]},
+            "null": {"": 3},
+        }
         universe._json = lambda name: {"captions": ["cat"]}
         with pytest.raises(ValueError, match=re.escape("conditions.json has no captions: expected 3 texts")):
             universe.check()

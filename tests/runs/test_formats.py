@@ -46,8 +46,8 @@ def train_in_format_2(monkeypatch, data, run_dir, steps):
     )
     init_state = loop.init_state
 
-    def init(model, image_shape, members, config, mesh=None, condition=None):
-        state = init_state(model, image_shape, members, config, mesh, condition)
+    def init(model, image_shape, members, config, *more):
+        state = init_state(model, image_shape, members, config, *more)
         optimizer = adam_over_the_tree(StepSettings.of(config))
         opt_state = jax.jit(jax.vmap(optimizer.init), out_shardings=state.opt_state[1][0].count.sharding)(state.params)
         return state._replace(opt_state=opt_state)
