@@ -316,16 +316,13 @@ def merge(model: Adapted, base_params: Params, factors: Params | dict[str, dict[
     Returns:
         Changed arrays are float32; others are the base's own.
     """
-    flat = factors if _by_path(factors) else factors_of(factors)
+    by_path = all(not isinstance(leaf, Mapping) for parts in factors.values() for leaf in parts.values())
+    flat = factors if by_path else factors_of(factors)
 
     def leaf(path: str, base: Array) -> Array:
         return base.astype(jnp.float32) + change(flat[path], model.scale) if path in flat else base
 
     return mapped(leaf, base_params)
-
-
-def _by_path(factors: Any) -> bool:
-    return all(not isinstance(leaf, Mapping) for parts in factors.values() for leaf in parts.values())
 
 
 def opened(model: Any, params: Params | Shared) -> tuple[Any, Params]:
