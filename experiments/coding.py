@@ -11,8 +11,8 @@ def build_code(values: dict[str, Any], data: Any) -> Any:
     after them; ``group_names`` is a form of these names, such as ``"digit {}"``.
 
     Raises:
-        ValueError: a field is unknown, the data have no labels, an item has no label, or items of one unit have
-            different labels.
+        ValueError: a field is unknown, the data have no labels, an item has no label, items of one unit have different
+            labels, or every class is one unit.
     """
     import numpy as np
 
@@ -45,6 +45,11 @@ def build_code(values: dict[str, Any], data: Any) -> Any:
         raise ValueError(
             f"config.code.groups='label': the items of unit {unit} ({data.unit_names[unit]}) have different labels: "
             "expected units inside classes"
+        )
+    if len(labels) == data.units:
+        raise ValueError(
+            f"config.code.groups='label': each of the {len(labels)} classes is one unit: expected units inside "
+            "classes. Leave out config.code.groups if classes are the units, or config.data.groups if items are"
         )
     if form is not None and (not isinstance(form, str) or "{}" not in form):
         raise ValueError(f"config.code.group_names={form!r}: expected a text with {{}} in the place of the class")

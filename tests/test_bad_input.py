@@ -361,7 +361,7 @@ PROGRAMS = [
     ("train", [DIGITS, "--config.code.members=4"], 1, ["smallest number of members"]),
     ("train", [DIGITS, "--config.code.weight=16"], 1, ["weight=16", "1 .. 15"]),
     ("train", [DIGITS, "--config.code.groups=artist"], 1, ["config.code.groups='artist'", "'label'"]),
-    ("train", [DIGITS, "--config.code.groups=label", "--config.data.groups=class"], 1, ["items as units"]),
+    ("train", [DIGITS, "--config.code.groups=label", "--config.data.groups=class"], 1, ["inside classes"]),
     ("train", [DIGITS, "--config.data.name=digitz"], 1, ["'digitz'", "expected one of digits"]),
     ("train", [DIGITS, "--config.data.held_out=1797"], 1, ["config.data.held_out=1797", "1795 of the 1797"]),
     ("train", [DIGITS, "--config.data.held_out=-3"], 1, ["config.data.held_out=-3"]),

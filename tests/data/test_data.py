@@ -22,7 +22,8 @@ from PIL import Image
 from ensdiff import data
 from ensdiff.data import DataWarning
 from ensdiff.data.matching import unit_differences
-from experiments.building import build_code, load_data
+from experiments.building import load_data
+from experiments.coding import build_code
 
 
 def test_digits():
