@@ -5,10 +5,12 @@ the shards on its own devices, and all processes must start operations on it in 
 everything here reduces to `jax.device_put`, `numpy.asarray` and an ordinary function call.
 """
 
+import contextlib
+import contextvars
 import pickle
 import warnings
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -32,6 +34,64 @@ def warn(message: str, category: type[Warning] = UserWarning, stacklevel: int = 
         warnings.warn(message, category, stacklevel=stacklevel + 1)
 
 
+class Progress(NamedTuple):
+    """Work that a computation has finished: ``done`` of ``total`` units (None if unknown) of ``what``."""
+
+    what: str
+    done: int
+    total: int | None
+    unit: str
+
+
+_WATCHER: contextvars.ContextVar[Callable[[Progress], None] | None] = contextvars.ContextVar("watcher", default=None)
+
+
+@contextlib.contextmanager
+def watched(watcher: Callable[[Progress], None]) -> Iterator[None]:
+    """Call ``watcher`` whenever a computation inside of the ``with`` statement has finished some of its work.
+
+    It is called in the thread that computes: when a loop with a progress bar starts, after each of its chunks, and
+    after each sampling step, for which it then waits. What it raises ends the computation there, so it can cancel one.
+
+    >>> with watched(print), progress_bar(2, "work", "unit", shown=False) as bar:
+    ...     _ = bar.update()
+    Progress(what='work', done=0, total=2, unit='unit')
+    Progress(what='work', done=1, total=2, unit='unit')
+    """
+    token = _WATCHER.set(watcher)
+    try:
+        yield
+    finally:
+        _WATCHER.reset(token)
+
+
+def report_progress(what: str, done: int, total: int | None, unit: str, result: Any = None) -> None:
+    """Tell the watcher, if there is one, that work is finished; first wait for the work's ``result``."""
+    watcher = _WATCHER.get()
+    if watcher is not None:
+        jax.block_until_ready(result)
+        watcher(Progress(what, done, total, unit))
+
+
+class _Bar(tqdm):
+    """A progress bar that tells the watcher of each update, whether or not it is shown."""
+
+    def __init__(self, *, total: int | None, initial: int, desc: str, unit: str, **options: Any) -> None:
+        super().__init__(total=total, initial=initial, desc=desc, unit=unit, **options)
+        self.about, self.finished = (desc, total, unit), initial
+        self.tell()
+
+    def tell(self) -> None:
+        what, total, unit = self.about
+        report_progress(what, self.finished, total, unit)
+
+    def update(self, n: float | None = 1) -> bool | None:
+        self.finished += int(n or 0)
+        shown = super().update(n)
+        self.tell()
+        return shown
+
+
 def progress_bar(
     total: int | None, what: str, unit: str, *, shown: bool, done: int = 0, unit_scale: bool = False
 ) -> tqdm:
@@ -49,7 +109,7 @@ def progress_bar(
     ...     _ = bar.update()
     """
     shown = shown and is_writer()
-    return tqdm(total=total, initial=done, desc=what, unit=unit, unit_scale=unit_scale, disable=not shown)
+    return _Bar(total=total, initial=done, desc=what, unit=unit, unit_scale=unit_scale, disable=not shown)
 
 
 def place(tree: Any, mesh: Mesh, spec: P) -> Any:

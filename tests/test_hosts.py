@@ -182,3 +182,31 @@ def test_share_of_the_cores(given_flags, monkeypatch, values, environment, bound
         monkeypatch.setenv(name, value)
     given_flags(**values)
     assert processes.cpu_devices() == expected
+
+
+class Cancelled(Exception):
+    """What a watcher raises to end a computation."""
+
+
+def test_a_watcher_sees_the_progress_of_a_computation_and_can_end_it(tiny):
+    samples = ensdiff.sample(tiny, 0, 3, steps=3)
+    seen = []
+    with hosts.watched(seen.append):
+        without = ensdiff.counterfactuals(tiny, samples, [2], chunk=2)
+    steps = [hosts.Progress("sampling", step, 3, "sampling step") for step in (1, 2, 3)]
+    bar = [hosts.Progress("counterfactuals", done, 3, "image") for done in (0, 2, 3)]
+    assert seen == [bar[0], *steps, bar[1], *steps, bar[2]]
+    assert hosts._WATCHER.get() is None
+
+    def watcher(progress):
+        ended.append(progress)
+        if progress.done == 2 and progress.unit == "sampling step":
+            raise Cancelled
+
+    ended = []
+    with pytest.raises(Cancelled), hosts.watched(watcher):
+        ensdiff.counterfactuals(tiny, samples, [2], chunk=2)
+    assert ended == seen[:3]
+    assert hosts._WATCHER.get() is None
+    np.testing.assert_array_equal(ensdiff.counterfactuals(tiny, samples, [2], chunk=2), without)
+    assert len(ended) == 3

@@ -283,8 +283,10 @@ def denoise(
     noise = start.noise.on_mesh(mesh)
     x_R = on_mesh(first_states(params, config, noise), mesh, P("data"))
     memory_R = on_mesh(jnp.zeros_like(x_R), mesh, P("data")) if rule.memory else None
-    for stage in stages(params.schedule, config):
+    all_stages = list(stages(params.schedule, config))
+    for done, stage in enumerate(all_stages, 1):
         x_R, memory_R = pace(step(stacked, x_R, memory_R, noise, placed, given, stage), mesh)
+        hosts.report_progress("sampling", done, len(all_stages), "sampling step", x_R)
     return x_R
 
 
