@@ -37,10 +37,11 @@ from ensdiff.models.describing import fingerprint_of
 from ensdiff.models.space import PIXELS, Latents
 from ensdiff.models.unet import UNetConfig
 from ensdiff.planning.lowering import Program, read_compiled, read_lowered
-from experiments import building, common
-from experiments.abstract import GIB, STEPS, Case, Step, abstract_mesh, lower
-from experiments.bases import base_dtype, planned
-from experiments.config import define_config
+
+from . import building, common
+from .abstract import GIB, STEPS, Case, Step, abstract_mesh, lower
+from .bases import base_dtype, planned
+from .config import define_config
 
 CHIPS = {"v4": (32, "v4-8"), "v5e": (16, "v5litepod-8"), "v5p": (95, "v5p-8"), "v6e": (32, "v6e-8")}
 """GiB of memory per chip, and libtpu's name for a host with such chips."""

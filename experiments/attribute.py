@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from experiments import building, common, decoding, facts, runs
-from experiments.outside import outside_images
+from . import building, common, decoding, facts, runs
+from .outside import outside_images
 
 runs.define_sampling_flags(n=8)
 runs.define_data_flag()
@@ -255,8 +255,8 @@ def check_flags(method: str) -> None:
 
 def compare(params: Any) -> None:
     """Compare all methods on the same samples, over all units, and print a table."""
-    from experiments.comparison import compare_methods, methods_table
-    from experiments.tables import markdown
+    from .comparison import compare_methods, methods_table
+    from .tables import markdown
 
     samples = runs.draw_samples(params)
     results = compare_methods(

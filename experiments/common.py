@@ -11,7 +11,8 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from experiments import processes, usage
+from . import processes, usage
+from .commands import spoken
 
 flags.adopt_module_key_flags(processes)
 flags.DEFINE_bool("debug", False, "Show the whole traceback of an error.")
@@ -129,13 +130,13 @@ def _one_line(message: Warning | str, *_: Any, **__: Any) -> str:
     """Return a warning as one line of text, without the line of code that issued it."""
     from ensdiff.files.reading import printable  # as in `_fail`
 
-    return f"warning: {printable(' '.join(str(message).split()))}\n"
+    return f"warning: {printable(spoken(' '.join(str(message).split())))}\n"
 
 
 def _fail(code: int, message: str, hint: str) -> None:
     from ensdiff.files.reading import printable  # names in files may hold escape sequences
 
-    message = printable(" ".join(message.split()))
+    message = printable(spoken(" ".join(message.split())))
     print(f"error: {message}" + (f" ({hint})" if hint else ""), file=sys.stderr)
     processes.abandon(code)
     raise SystemExit(code)

@@ -20,7 +20,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments import common, decoding, facts, runs
+from . import common, decoding, facts, runs
 
 runs.define_sampling_flags(n=8)
 runs.define_data_flag()

@@ -7,7 +7,8 @@ from typing import Any
 
 from absl import flags
 
-from experiments import building
+from . import building
+from .commands import command
 
 _RUN = flags.DEFINE_string("run", None, "The run directory, as experiments.train wrote it.")
 
@@ -109,7 +110,8 @@ def draw_samples(params: Any) -> Any:
     """
     import ensdiff
     from ensdiff.interop import SAMPLERS
-    from experiments.prompts import asked_for
+
+    from .prompts import asked_for
 
     f = flags.FLAGS
     conditions = asked_for(params, f.n, f["n"].present > 0)
@@ -143,7 +145,7 @@ def sampling_command() -> str:
     given = ("combine", "scale", "cond", "text", "guidance", "decode")
     options |= {name: f[name].value for name in given if f[name].value is not None}
     pairs = [*options.items(), *(("prompt", prompt) for prompt in f.prompt)]
-    return " ".join(["python -m experiments.sample", *(shlex.quote(f"--{k}={v}") for k, v in pairs)])
+    return " ".join([command("sample"), *(shlex.quote(f"--{k}={v}") for k, v in pairs)])
 
 
 def define_data_flag() -> None:

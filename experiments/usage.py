@@ -4,6 +4,8 @@ import textwrap
 
 from absl import flags
 
+from .commands import spoken
+
 WIDTH = 110
 HELP = ("--help", "-help", "-h", "-?")
 SHARED = ("cache", "debug", "distributed", "coordinator", "num_processes", "process_id", "start_timeout")
@@ -21,7 +23,7 @@ def usage(program: str, description: str) -> str:
     own = [flag for flag in known if flag.name not in SHARED]
     shared = [flag for flag in known if flag.name in SHARED]
     parts = [description.strip(), _flags("flags:", own), _flags("flags of all programs:", shared)]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return spoken("\n\n".join(part for part in parts if part) + "\n")
 
 
 def _flags(title: str, listed: list[flags.Flag]) -> str:

@@ -1,12 +1,12 @@
 """--help of every program: a description and at least two examples, whose flags all exist."""
 
+import importlib
 import re
-import runpy
 import shlex
 
 import pytest
 
-from experiments.config import config_path, names
+from experiments.config import names
 from experiments.usage import wanted
 from tests.helpers import ROOT
 
@@ -24,7 +24,7 @@ def examples(text):
 
 def fields(name):
     """Return every --config.section.field that a packaged config accepts."""
-    config = runpy.run_path(config_path(name))["get_config"]()
+    config = importlib.import_module(f"experiments.configs.{name}").get_config()
     inside = {f"config.{s}.{f}" for s in config for f in (config[s] if hasattr(config[s], "keys") else ())}
     return inside | {f"config.{s}" for s in config}
 
