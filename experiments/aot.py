@@ -2,8 +2,7 @@
 
 Examples:
   python -m experiments.aot --topology=v5e:2x4 --config=cifar10_paper
-  python -m experiments.aot --topology=v5e:16x16 --config=cifar10_paper \
-      --config.code.members=256 --out=aot.json
+  python -m experiments.aot --topology=v5e:16x16 --config=cifar10_paper --config.code.members=256 --out=aot.json
   python -m experiments.aot --topology=cuda:8 --config=digits --image=8,8,1 --units=1400
     (lowered for GPUs, not compiled; nothing but JAX is needed)
 

@@ -19,8 +19,7 @@ flags.DEFINE_bool("debug", False, "Show the whole traceback of an error.")
 flags.DEFINE_string(
     "cache",
     None,
-    "Folder of JAX's persistent compilation cache, or 'off'. Default: $JAX_COMPILATION_CACHE_DIR, or "
-    "ensdiff/jax in the user's cache folder.",
+    "Folder of compiled programs, or 'off'. By default $JAX_COMPILATION_CACHE_DIR, or ensdiff/jax in the user's cache.",
 )
 
 

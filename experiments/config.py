@@ -47,10 +47,14 @@ class _Parser(flags.ArgumentParser):
         return "config"
 
 
-def define_config(default: str | None = None) -> flags.FlagHolder:
-    """Define --config, and --config.section.field for each field of the named config."""
+def define_config(default: str | None = None, studies: bool = False) -> flags.FlagHolder:
+    """Define --config, and --config.section.field for each field of the named config.
+
+    The help lists the configs of runs, or with ``studies`` those of `experiments.evaluate`.
+    """
+    listed = [name for name in names() if name.startswith("evaluate") == studies]
     text = (
-        f"{', '.join(names())}, or the path of a Python file with get_config(). Set its fields with "
+        f"{', '.join(listed)}, or the path of a Python file with get_config(). Set its fields with "
         "--config.section.field=value."
     )
     holder = config_flags.DEFINE_config_file("config", None, text)

@@ -90,7 +90,7 @@ def main() -> None:
 
 def define_flags() -> None:
     """Define the command line."""
-    define_config()
+    define_config(studies=True)
     flags.declare_key_flag("config")
     flags.DEFINE_list("only", [], "Studies of the config to run; by default all.")
     flags.DEFINE_string("out", None, "Folder for tables, numbers and figures; by default results in config.run_dir.")

@@ -46,7 +46,7 @@ def define_sampling_flags(n: int) -> None:
     flags.DEFINE_multi_string(
         "prompt",
         [],
-        "A prompt, for a run whose conditions are embeddings of captions: given once for all samples, or once per "
+        "A prompt, for a run whose conditions are embeddings of captions: once for all samples, or once per "
         "sample. By default samples have no condition.",
     )
     flags.DEFINE_string(
