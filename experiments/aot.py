@@ -303,7 +303,7 @@ def main() -> None:
 
 def define_flags() -> None:
     """Define the command line, in a function because other programs have flags with these names."""
-    flags.DEFINE_string("topology", None, "v5e:2x4, v5e:16x16, v4:2x2x2, ...; or cuda:8 to lower only.")
+    flags.DEFINE_string("topology", None, "v5e:2x4, v5e:16x16, v4:2x2x2 or another slice; cuda:8 lowers only.")
     flags.DEFINE_list("programs", list(STEPS), f"Programs to compile, of {', '.join(STEPS)}.")
     flags.DEFINE_string("image", None, "Height, width and channels, if the config's section aot does not give them.")
     flags.DEFINE_integer("units", None, "Training units, if the config's section aot does not give them.")
