@@ -42,9 +42,9 @@ VERIFY = flags.DEFINE_integer("verify", 50, "Units per sample that 'screen' veri
 AUDIT = flags.DEFINE_integer("audit", 0, "Unverified units per sample that 'screen' checks, to estimate its recall.")
 NULL = flags.DEFINE_string(
     "null",
-    "99",
-    "Null ablations per sample, for p- and q-values: a number, 0 for none, or 'all'. Gradient methods compare single "
-    "items with the run's held-out items (by default all of them), and groups with this many random groups.",
+    "auto",
+    "Null ablations per sample, for p- and q-values: a number, 0 for none, 'all', or 'auto', as many as a verdict at "
+    "--level needs. Gradient methods compare single items with the run's held-out items, groups with random groups.",
 )
 LEVEL = flags.DEFINE_float("level", 0.1, "The q-value up to which a sample is attributed to a unit.")
 UNITS = flags.DEFINE_string(
@@ -89,7 +89,7 @@ def main() -> None:
 
     method = "loss" if IMAGES.value and not given("method") else METHOD.value
     check_flags(method)
-    null, loss, by_gradients = null_count(), loss_config(), method in BY_GRADIENTS
+    null, loss, by_gradients = runs.null_value(NULL.value), loss_config(), method in BY_GRADIENTS
     units = runs.unit_sets(UNITS.value) if UNITS.value else None
     params = runs.load_run()
     if COMPARE.value:
@@ -177,8 +177,8 @@ BY_GRADIENTS = ("trak", "d-trak", "das", "combined")
 def null_of_gradients(data: Any, code: Any, units: Any, null: Any) -> tuple[Any, Any]:
     """Return the held-out images that a gradient method compares with, and the size of its null.
 
-    Single items are compared with all of the run's held-out items unless --null says otherwise; without any, there is
-    no null. Groups and sets of units are compared with random ones.
+    Single items are compared with the run's held-out items; without any, there is no null. Groups and sets of units are
+    compared with random ones.
     """
     single = data.items == data.units == code.units and not any(isinstance(unit, list) for unit in units or ())
     if not null or not single:
@@ -193,7 +193,7 @@ def null_of_gradients(data: Any, code: Any, units: Any, null: Any) -> tuple[Any,
     if held_out is None:
         print("no p-values: the run holds out no data, with which gradient scores of single items are compared")
         return None, 0
-    return held_out, null if given("null") else "all"
+    return held_out, null
 
 
 def given(name: str) -> bool:
@@ -325,17 +325,6 @@ def loss_config() -> Any:
         "last_level": LAST.value,
     }
     return building.build(ensdiff.LossConfig, "loss", values)
-
-
-def null_count() -> Any:
-    """Return the value of --null, a number or "all".
-
-    Raises:
-        ValueError: it is something else.
-    """
-    if NULL.value != "all" and not (NULL.value.isascii() and NULL.value.isdigit()):
-        raise ValueError(f"--null={NULL.value}: expected a number of null ablations, or all")
-    return NULL.value if NULL.value == "all" else int(NULL.value)
 
 
 if __name__ == "__main__":

@@ -337,3 +337,16 @@ def unit_sets(text: str) -> list[Any]:
     """
     entries = [unit_ids(part.replace("+", ",")) for part in text.split(",")]
     return [entry[0] for entry in entries] if all(len(entry) == 1 for entry in entries) else entries
+
+
+def null_value(text: str) -> Any:
+    """Return the value of --null, a number, "all" or "auto".
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if text in ("all", "auto"):
+        return text
+    if not (text.isascii() and text.isdigit()):
+        raise ValueError(f"--null={text}: expected a number of null ablations, all or auto")
+    return int(text)
