@@ -35,8 +35,8 @@ COMBINED = flags.DEFINE_integer(
 NULL = flags.DEFINE_string(
     "null",
     None,
-    "Null ablations per sample, for p- and q-values: a number, 0 for none, all, or auto, as many as a verdict needs; by "
-    "default those of a saved attribution, or auto.",
+    "Null ablations per sample, for p- and q-values: a number, 0 for none, all, or auto, as many as a verdict needs; "
+    "by default those of a saved attribution, or auto.",
 )
 LEVEL = flags.DEFINE_float(
     "level", None, "The q-value up to which a sample is attributed; by default 0.1, or a saved attribution's.", 0, 1
