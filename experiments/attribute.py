@@ -24,8 +24,9 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from . import building, common, decoding, facts, runs
+from . import building, common, runs
 from .outside import outside_images
+from .pages import write_report
 
 runs.define_sampling_flags(n=8)
 runs.define_data_flag()
@@ -85,7 +86,6 @@ def main() -> None:
     import ensdiff
     from ensdiff.files.checksums import write_sealed
     from ensdiff.files.reading import printable
-    from ensdiff.report import Page, attribution_sections, how_to_read, write_page
 
     method = "loss" if IMAGES.value and not given("method") else METHOD.value
     check_flags(method)
@@ -148,24 +148,10 @@ def main() -> None:
     print(f"wrote {out / stem}.json and .npz")
     if names is not None and writes:
         write_sealed(out / f"{stem}_names.json", {"names": names})
-    if data is None or GROUPS.value:
-        print("no report: a report shows items of the training data; pass --data=... and leave out --groups to get one")
+    if data is None:
+        print("no report: a report shows the training data; pass --data=... to get one")
         return
-    pictures = samples if IMAGES.value else np.asarray(samples.images)
-    decode = decoding.decoder_of(params, pictures)
-    figure = out / f"{stem}.png"
-    if writes:
-        att.plot(pictures, data, decode=decode).savefig(figure, dpi=120)
-    print(f"figure: {figure}")
-    if IMAGES.value or method == "loss" or att.sets is not None:
-        return  # the report shows the counterfactuals of samples without single units
-    sections = attribution_sections(params, data, samples, att, decode=decode, progress=True)
-    if not writes:
-        return
-    title = f"What {len(samples)} samples of {data.name} depend on"
-    told = [*facts.facts(params, data), *facts.sampler_facts(samples)]
-    page = write_page(out / f"{stem}.html", Page(title, how_to_read(att), told, samples=sections))
-    print(f"report: {page}")
+    write_report(params, data, samples, att, out / stem, groups=GROUPS.value, names=names, cond=cond)
 
 
 NAMED = 50
