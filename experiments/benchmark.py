@@ -25,10 +25,9 @@ from absl import flags
 
 import ensdiff
 from ensdiff.report import Table
-
-from . import common
-from .benchmarks.jobs import NETWORKS, Setting
-from .benchmarks.tables import (
+from experiments import common
+from experiments.benchmarks.jobs import NETWORKS, Setting
+from experiments.benchmarks.tables import (
     Effort,
     against_pytorch,
     batch_sizes,
@@ -39,8 +38,8 @@ from .benchmarks.tables import (
     layers,
     strategies,
 )
-from .benchmarks.ways import BY_DEFAULT, choose
-from .tables import as_records, markdown
+from experiments.benchmarks.ways import BY_DEFAULT, choose
+from experiments.tables import as_records, markdown
 
 
 def machine() -> str:

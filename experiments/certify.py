@@ -19,9 +19,8 @@ import pathlib
 
 from absl import flags
 
-from . import common, runs
-from .certificates import describe_certificate
-from .commands import command as called
+from experiments import common, runs
+from experiments.certificates import describe_certificate
 
 runs.define_data_flag()
 flags.adopt_module_key_flags(common)
@@ -64,7 +63,7 @@ def create(path: pathlib.Path) -> None:
             f"the run still holds members {', '.join(map(str, others))}, which saw some of the units: "
             "python -m experiments.forget writes a run without them"
         )
-    print(f"wrote {path}\ncheck it: {called('certify')} verify --run={runs.run_folder()}")
+    print(f"wrote {path}\ncheck it: python -m experiments.certify verify --run={runs.run_folder()}")
 
 
 def verify(path: pathlib.Path) -> None:

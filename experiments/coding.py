@@ -17,8 +17,7 @@ def build_code(values: dict[str, Any], data: Any) -> Any:
     import numpy as np
 
     import ensdiff
-
-    from .building import build
+    from experiments.building import build
 
     values = dict(values)
     form = values.pop("group_names", None)

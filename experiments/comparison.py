@@ -13,8 +13,7 @@ from ensdiff.metrics.arrays import rankable, spearman
 from ensdiff.report import Table
 from ensdiff.sampling.conditions import mode_of, predictions_of
 from ensdiff.sampling.sample import Samples
-
-from .tables import table
+from experiments.tables import table
 
 
 class MethodResult(NamedTuple):

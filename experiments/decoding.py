@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-from . import building, runs
+from experiments import building, runs
 
 
 class Codec(NamedTuple):

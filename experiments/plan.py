@@ -37,11 +37,10 @@ from ensdiff.planning.estimates import (
     parameter_count,
     training_memory,
 )
-
-from . import aot, building, common
-from .abstract import STEPS, Case
-from .bases import base_dtype, planned
-from .config import define_config
+from experiments import aot, building, common
+from experiments.abstract import STEPS, Case
+from experiments.bases import base_dtype, planned
+from experiments.config import define_config
 
 COMPILED = ("train", "landscape", "jacobian")
 

@@ -8,11 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import ensdiff
-
-from . import jobs
-from .jobs import Job, Setting
-from .timing import Entry, race, ratio_of
-from .ways import choose
+from experiments.benchmarks import jobs
+from experiments.benchmarks.jobs import Job, Setting
+from experiments.benchmarks.timing import Entry, race, ratio_of
+from experiments.benchmarks.ways import choose
 
 TERA = 1e12
 OURS = {"float32": "ensdiff", "bfloat16": "ensdiff bf16"}
@@ -78,7 +77,7 @@ def compare(
     for entry in entries:
         entry.job = None  # and with it the memory
     if theirs:
-        from . import pytorch
+        from experiments.benchmarks import pytorch
 
         pytorch.release()
     summary: dict[str, Any] = {"network": name, "job": job}
@@ -106,7 +105,7 @@ def _theirs(
 ) -> tuple[dict[str, Callable[[], Job]], str]:
     """Return the makers of PyTorch's ways, or none and why."""
     try:
-        from . import pytorch
+        from experiments.benchmarks import pytorch
     except ImportError as error:
         return {}, f"not compared with PyTorch: {error}"
     chosen = choose(pytorch.device(), job, ways)

@@ -7,9 +7,8 @@ import torch
 from torch.func import grad_and_value, vmap
 
 import ensdiff
-
-from .jobs import Setting
-from .pytorch import Members, adam
+from experiments.benchmarks.jobs import Setting
+from experiments.benchmarks.pytorch import Members, adam
 
 
 def loop_step(

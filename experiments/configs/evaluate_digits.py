@@ -8,7 +8,7 @@ take the set out of ``generative``.
 
 from ml_collections import ConfigDict
 
-from . import digits
+from experiments.configs import digits
 
 
 def get_config() -> ConfigDict:

@@ -9,8 +9,7 @@ import numpy as np
 
 from ensdiff.files.writing import write_atomically
 from ensdiff.report import Table
-
-from ..tables import markdown
+from experiments.tables import markdown
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,12 +7,11 @@ import numpy as np
 import ensdiff
 from ensdiff import metrics
 from ensdiff.data import Dataset, arrays
-
-from ..tables import interval, table
-from .figures import interval_figure
-from .findings import Findings
-from .scores import all_baselines, loss_scores
-from .workshop import Workshop
+from experiments.studies.figures import interval_figure
+from experiments.studies.findings import Findings
+from experiments.studies.scores import all_baselines, loss_scores
+from experiments.studies.workshop import Workshop
+from experiments.tables import interval, table
 
 NAME = "planted"
 

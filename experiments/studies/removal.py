@@ -8,9 +8,8 @@ from ensdiff.ensemble.memory import Resources
 from ensdiff.metrics.arrays import rankable
 from ensdiff.report import Table
 from ensdiff.sampling.sample import ablated
-
-from ..tables import interval, table
-from .workshop import Workshop
+from experiments.studies.workshop import Workshop
+from experiments.tables import interval, table
 
 RANDOM = 8
 """Number of random sets of k units."""

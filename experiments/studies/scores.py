@@ -15,8 +15,7 @@ from ensdiff.attribution.gradients import (
 from ensdiff.attribution.gradients.kernels import Method
 from ensdiff.baselines import BASELINES, BaselineConfig, baseline_scores
 from ensdiff.data import Dataset
-
-from .workshop import Workshop
+from experiments.studies.workshop import Workshop
 
 
 def loss_scores(

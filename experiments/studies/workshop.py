@@ -22,8 +22,7 @@ from ensdiff.runs.pieces import Pieces
 from ensdiff.sampling.denoise import Noise
 from ensdiff.sampling.sample import ablated, sampler_config
 from ensdiff.typing import as_key
-
-from .. import building
+from experiments import building
 
 
 class Workshop:

@@ -20,7 +20,7 @@ from ensdiff.interop import ctf
 from ensdiff.report import Page, attribution_sections, write_page
 from ensdiff.report.explorer import explore
 from ensdiff.report.explorer.layer import _classes
-from ensdiff.report.explorer.write import _units
+from ensdiff.report.explorer.write import units_data
 from ensdiff.runs.directory import RunDirectory
 from ensdiff.runs.identity import check_attributed
 from ensdiff.sampling.denoise import Noise
@@ -199,7 +199,9 @@ def test_pictures_of_deleted_items_are_said_to_be_deleted(tiny, tmp_path):
     assert page.count("trained on, 1 deleted") == 2
     assert page.count('alt="training image') == 1 + 0 + 1 + 1 + 1 + 3
     layer = explore(tiny, data, samples, att, combined=0, null=0)
-    assert {unit: len(entry[4]) for unit, entry in _units(layer, np.arange(3), viewer(data.space, None)).items()} == {
+    assert {
+        unit: len(entry[4]) for unit, entry in units_data(layer, np.arange(3), viewer(data.space, None)).items()
+    } == {
         "0": 1,
         "1": 0,
         "2": 1,

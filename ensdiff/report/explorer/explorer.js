@@ -2,6 +2,7 @@
 const explorer = (() => {
   const $ = (id) => document.getElementById(id);
   const page = JSON.parse($("page-data").textContent);
+  const live = {}; // what a server offers: part(name), and removal(layer, sample, units)
   const state = { layer: 0, sample: 0, removed: [], sort: "influence", down: true, all: false, field: null, klass: null };
   const layer = () => page.layers[state.layer];
   const sample = () => layer().samples[state.sample];
@@ -28,9 +29,11 @@ const explorer = (() => {
   const parts = new Map();
   function load(name) {
     if (!parts.has(name)) parts.set(name, read(name));
+    if (live.part) parts.get(name).catch(() => parts.delete(name)); // a server may answer later
     return parts.get(name);
   }
   function read(name) {
+    if (live.part) return live.part(name).then((value) => (loaded(name, value), value));
     const block = $(`data-${name}`);
     if (block) {
       loaded(name, JSON.parse(block.textContent));
@@ -163,12 +166,29 @@ const explorer = (() => {
     drawChips(chosen);
     drawWords(chosen, survives);
     const names = chosen.map((u) => u.name).join(", ");
-    const without = $("without");
+    live.leave?.();
+    if (chosen.length && left && !found && live.removal) {
+      drawOutcome(null, `sample ${state.sample} without ${names}`, "computing …");
+      say(`Computing the sample without ${names} …`);
+      await drawDifference(false, mine);
+      try {
+        found = await live.removal(state.layer, state.sample, state.removed);
+      } catch (error) {
+        if (mine === turn) {
+          drawOutcome(null, "", "not computed");
+          failed(error);
+        }
+        return;
+      }
+      if (mine !== turn) return;
+    }
     $("command").hidden = true;
     if (!chosen.length) {
       say("Nothing is removed. Choose a unit in the table.");
     } else if (!left) {
       say(`No member survives: every member saw ${chosen.length > 1 ? "one of these units" : "this unit"}. Remove fewer units together, or use an ensemble with more members or with code words of smaller weight.`, true);
+    } else if (!found && live.removal) {
+      say("Not computed.");
     } else if (!found) {
       say(`${plural(left, "member")} of ${page.members} would survive, but this removal was not computed in advance. To compute it:`);
       $("command").textContent = command();
@@ -177,13 +197,18 @@ const explorer = (() => {
       say(`Without ${names} the sample moves by ${show(found[0])}; ${plural(left, "member")} of ${page.members} survive${left === 1 ? "s" : ""}.`);
     }
     const uri = found && left ? found[1] : chosen.length ? null : page.samples[state.sample];
+    const said = chosen.length ? `sample ${state.sample} without ${names}` : `sample ${state.sample}, nothing removed`;
+    drawOutcome(uri, said, left ? "not computed" : "no survivor");
+    await drawDifference(Boolean(uri), mine);
+  }
+  function drawOutcome(uri, said, instead) {
+    const without = $("without");
     $("missing").hidden = Boolean(uri);
-    $("missing").textContent = left ? "not computed" : "no survivor";
+    $("missing").textContent = instead;
     without.hidden = !uri;
     without.src = $("over").src = uri || page.samples[state.sample];
-    without.alt = chosen.length ? `sample ${state.sample} without ${names}` : `sample ${state.sample}, nothing removed`;
+    without.alt = said;
     $("divide").disabled = !uri;
-    await drawDifference(Boolean(uri), mine);
   }
   function command() {
     return `${page.command}${layer().groups ? " --groups" : ""} --remove=${state.removed.join(",")}`;
@@ -593,7 +618,8 @@ const explorer = (() => {
     return [number("sample", page.samples.length), known.length ? known : undefined];
   }
 
-  function start() {
+  function start(server = {}) {
+    Object.assign(live, server);
     document.body.classList.toggle("pixels", Math.max(page.width, page.height) <= 128);
     document.body.style.setProperty("--shape", `${page.width} / ${page.height}`);
     const [first, removed] = fromAddress();
@@ -620,6 +646,6 @@ const explorer = (() => {
     divide();
     choose(first, removed);
   }
-  return { loaded, start };
+  return { loaded, start, page, state, layer, unit, remove, failed, make, fill, show, plural, picker, thumbnails };
 })();
-explorer.start();
+if (!explorer.page.live) explorer.start();

@@ -81,44 +81,58 @@ def write_explorer(path: str | os.PathLike, exploration: Exploration, *, inline:
             latents.
     """
     path = pathlib.Path(path).resolve()
-    B = len(exploration.samples)
-    for layer in exploration.layers:
-        if not len(layer.att) == len(layer.landscape) == len(layer.sets) == B:
-            raise ValueError(f"the layer of {layer.name}s is of {len(layer.att)} samples, the exploration of {B}")
-    if exploration.captions is not None and len(exploration.captions) != B:
-        raise ValueError(f"{len(exploration.captions)} captions for {B} samples: expected one for each")
     lazy: dict[str, Any] = {}
     page = page_data(exploration, lazy)
-    parts = {name: _json(value) for name, value in lazy.items()}
+    lazy |= unit_blocks(exploration)
+    parts = {name: to_json(value) for name, value in lazy.items()}
     beside = sum(map(len, parts.values())) > inline
     folder = path.with_name(f"{path.stem}_files")
     page["folder"] = folder.name if beside else None
-    text = {name: importlib.resources.files(__package__).joinpath(f"explorer.{name}").read_text("utf-8")
-            for name in ("css", "js")}  # fmt: skip
-    template = "explorer/explorer.html.jinja"
-    measure = measured(exploration.layers[0].att)
-    html = render(
-        template, page=exploration, measure=measure, page_json=_json(page), parts={} if beside else parts, **text
-    )
+    text = {name: source(f"explorer.{name}") for name in ("css", "js")}
+    html = to_html(exploration, page, parts={} if beside else parts, **text)
     make_folder(path.parent)
     if folder.is_dir():  # left by an earlier page
         shutil.rmtree(folder)
     if beside:
         folder.mkdir()
         for name, content in parts.items():
-            (folder / f"{name}.js").write_text(f"explorer.loaded({_json(name)}, {content});\n", encoding="ascii")
+            (folder / f"{name}.js").write_text(f"explorer.loaded({to_json(name)}, {content});\n", encoding="ascii")
     write_atomically(path, html)
     return path
 
 
-def _json(value: Any) -> str:
+def source(name: str) -> str:
+    """Return a style sheet or a script of the page."""
+    return importlib.resources.files(__package__).joinpath(name).read_text("utf-8")
+
+
+def to_html(exploration: Exploration, page: dict[str, Any], **values: Any) -> str:
+    """Return the page for its JSON and further values of the template."""
+    measure = measured(exploration.layers[0].att)
+    return render("explorer/explorer.html.jinja", page=exploration, measure=measure, page_json=to_json(page), **values)
+
+
+def to_json(value: Any) -> str:
     """Return JSON that is safe inside ``<script>``: ASCII only, without HTML's special characters."""
     text = json.dumps(value, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def page_data(exploration: Exploration, lazy: dict[str, Any]) -> dict[str, Any]:
-    """Return the JSON of the page, and put data that are only used on demand into ``lazy`` by name."""
+    """Return the JSON of the page, and put data that are only used on demand into ``lazy`` by name.
+
+    The units' training images are left out of these (see `unit_blocks`).
+
+    Raises:
+        ValueError: a layer or the captions are of other samples than the exploration, or ``decode`` is missing for
+            latents.
+    """
+    B = len(exploration.samples)
+    for layer in exploration.layers:
+        if not len(layer.att) == len(layer.landscape) == len(layer.sets) == B:
+            raise ValueError(f"the layer of {layer.name}s is of {len(layer.att)} samples, the exploration of {B}")
+    if exploration.captions is not None and len(exploration.captions) != B:
+        raise ValueError(f"{len(exploration.captions)} captions for {B} samples: expected one for each")
     stored = np.asarray(exploration.samples.images)
     view = viewer(exploration.layers[0].data.space, exploration.decode)
     images = view(stored)
@@ -128,12 +142,23 @@ def page_data(exploration: Exploration, lazy: dict[str, Any]) -> dict[str, Any]:
         "width": images.shape[2],
         "command": exploration.command,
         "block": BLOCK,
-        "samples": [_picture(image) for image in images],
+        "samples": [picture_uri(image) for image in images],
         "captions": None if exploration.captions is None else list(exploration.captions),
         "layers": [_layer(number, layer, stored, view, lazy) for number, layer in enumerate(exploration.layers)],
         "training": training(exploration.metrics) if exploration.metrics else None,
         "grids": [[step, data_uri(png)] for step, png in sorted(exploration.grids.items())],
     }
+
+
+def unit_blocks(exploration: Exploration) -> dict[str, Any]:
+    """Return the data of all units on the page, in blocks that are loaded together, by name."""
+    view = viewer(exploration.layers[0].data.space, exploration.decode)
+    out = {}
+    for number, layer in enumerate(exploration.layers):
+        listed = np.unique(np.concatenate([layer.landscape.units.ravel(), layer.att.units.ravel()]))
+        for block in np.unique(listed // BLOCK):
+            out[f"units-{number}-{block}"] = units_data(layer, listed[listed // BLOCK == block], view)
+    return out
 
 
 def _layer(number: int, layer: Layer, stored: np.ndarray, view: View, lazy: dict[str, Any]) -> dict[str, Any]:
@@ -155,9 +180,6 @@ def _layer(number: int, layer: Layer, stored: np.ndarray, view: View, lazy: dict
         names = sorted(set(layer.classes), key=lambda name: (len(name), name))
         place = {name: i for i, name in enumerate(names)}
         lazy[f"classes-{number}"] = {"names": names, "of": [place[name] for name in layer.classes]}
-    listed = np.unique(np.concatenate([field.units.ravel(), att.units.ravel()]))
-    for block in np.unique(listed // BLOCK):
-        lazy[f"units-{number}-{block}"] = _units(layer, listed[listed // BLOCK == block], view)
     return {
         "name": layer.name,
         "count": layer.code.units,
@@ -171,7 +193,7 @@ def _layer(number: int, layer: Layer, stored: np.ndarray, view: View, lazy: dict
         "level": att.level,
         "limitation": att.limitation,
         "scores": None if layer.scores is None else scores_text(layer.scores, layer.name),
-        "units": _units(layer, shown, view),
+        "units": units_data(layer, shown, view),
         "samples": [_sample(layer, b, first, stored[b], pictures_BT[b], view) for b in range(B)],
     }
 
@@ -186,12 +208,12 @@ def _sample(layer: Layer, b: int, first: int, stored: np.ndarray, pictures_T: np
     return {
         "rows": _rows(layer, b, slice(0, first), pictures_T),
         "verdict": None if att.verdict is None else _verdict(layer, b),
-        "radius": _number(layer.radius_B[b]),
-        "scale": _number(np.linalg.norm(stored)),
+        "radius": rounded(layer.radius_B[b]),
+        "scale": rounded(np.linalg.norm(stored)),
         "null": None if null is None else [len(null), *_numbers(np.quantile(null, (0.5, 0.95, 1.0)))],
         "field_null": None if drawn is None else _numbers(np.quantile(drawn, (0.5, 0.95, 1.0))),
         "sets": {
-            ",".join(map(str, units)): [_number(removal.influence), _picture(picture)]
+            ",".join(map(str, units)): [rounded(removal.influence), picture_uri(picture)]
             for (units, removal), picture in zip(sets.items(), without, strict=True)
         },
         "scores": None if layer.scores is None else _scores(layer, layer.scores, b),
@@ -200,7 +222,7 @@ def _sample(layer: Layer, b: int, first: int, stored: np.ndarray, pictures_T: np
 
 
 def _scores(layer: Layer, scores: Attribution, b: int) -> dict[str, Any]:
-    return scores_of_sample(scores, b, [_name(layer, unit) for unit in scores.units[b, :SHOWN]])
+    return scores_of_sample(scores, b, [unit_name(layer, unit) for unit in scores.units[b, :SHOWN]])
 
 
 def _verdict(layer: Layer, b: int) -> list[int]:
@@ -215,12 +237,12 @@ def _rows(layer: Layer, b: int, part: slice, pictures_T: np.ndarray) -> list[lis
     att = layer.att
     rows = []
     for t in range(*part.indices(att.units.shape[1])):
-        p, q = (None if a is None else _number(a[b, t]) for a in (att.p_value, att.q_value))
-        rows.append([int(att.units[b, t]), _number(att.influence[b, t]), p, q, _picture(pictures_T[t])])
+        p, q = (None if a is None else rounded(a[b, t]) for a in (att.p_value, att.q_value))
+        rows.append([int(att.units[b, t]), rounded(att.influence[b, t]), p, q, picture_uri(pictures_T[t])])
     return rows
 
 
-def _units(layer: Layer, ids: np.ndarray, view: View) -> dict[str, list[Any]]:
+def units_data(layer: Layer, ids: np.ndarray, view: View) -> dict[str, list[Any]]:
     """Return by id each unit's name, class, code word, number of training images, and some images not deleted."""
     out = {}
     of_unit = [layer.data.pictures_of(unit)[:PICTURES] for unit in ids.tolist()]
@@ -228,7 +250,7 @@ def _units(layer: Layer, ids: np.ndarray, view: View) -> dict[str, list[Any]]:
     pictures = np.split(view(np.concatenate(of_unit)), ends) if of_unit else []
     for unit, word, some in zip(ids.tolist(), layer.code.rows(ids), pictures, strict=True):
         out[str(unit)] = [
-            _name(layer, unit),
+            unit_name(layer, unit),
             None if layer.classes is None else layer.classes[unit],
             "".join(map(str, word.tolist())),
             len(layer.data.items_of(unit)),
@@ -237,19 +259,21 @@ def _units(layer: Layer, ids: np.ndarray, view: View) -> dict[str, list[Any]]:
     return out
 
 
-def _name(layer: Layer, unit: int) -> str:
+def unit_name(layer: Layer, unit: int) -> str:
+    """Return what the page calls a unit."""
     name = str(layer.data.unit_names[unit])
     return f"{layer.name} {name}" if name.isdigit() else name
 
 
-def _picture(image: np.ndarray) -> str:
+def picture_uri(image: np.ndarray) -> str:
+    """Return a picture as a data URI."""
     return data_uri(to_png(image))
 
 
-def _number(value: Any) -> float:
+def rounded(value: Any) -> float:
     """Round to six significant digits. The page shows three, so that double rounding does not change them."""
     return float(f"{float(value):.6g}")
 
 
 def _numbers(values: np.ndarray) -> list[float]:
-    return [_number(value) for value in values]
+    return [rounded(value) for value in values]

@@ -1,0 +1,379 @@
+"""The live explorer: its requests, answered in one process (the program as typed is in test_serve_program)."""
+
+import base64
+import collections
+import io
+import json
+import pathlib
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import ensdiff
+from ensdiff.data.images import to_png
+from tests.explorations import HOSTILE, exploration, groups, items
+
+testclient = pytest.importorskip("starlette.testclient", reason="starlette is not installed: pip install -e '.[dev]'")
+
+from ensdiff.report.explorer import explore
+from experiments.live import asking
+from experiments.live.app import build_app
+from experiments.live.jobs import LONGEST_QUEUE, BusyError, Worker
+from experiments.live.session import MOST_SETS, Session, Source
+
+TOKEN = "a-token"
+NAMES = (HOSTILE, "b & c", "Ada L.", "Ada M.")
+
+
+def source(params, data, **options):
+    """Return the source of a session on a tiny ensemble, which explores new samples without a null."""
+
+    def again(samples):
+        return exploration(samples, [explore(params, data, samples, top=4, combined=0, null=0)])
+
+    values = {
+        "run": pathlib.Path("runs/x"), "params": params, "data": data, "explore": again, "prompted": None,
+        "picture": lambda picture: picture, "grey": True, "side": 8, "held_out": lambda: None, "null": 5,
+    }  # fmt: skip
+    return Source(**{**values, **options})
+
+
+@pytest.fixture(scope="module")
+def flat():
+    return items(NAMES, top=6)
+
+
+@pytest.fixture(scope="module")
+def session(flat):
+    params, data, samples, layer = flat
+    return Session(source(params, data), exploration(samples, [layer]))
+
+
+@pytest.fixture(scope="module")
+def worker():
+    with Worker() as worker:
+        yield worker
+
+
+@pytest.fixture(scope="module")
+def client(session, worker):
+    with testclient.TestClient(build_app(session, worker, TOKEN), base_url="http://127.0.0.1:99") as client:
+        client.base_url = f"http://127.0.0.1:99/{TOKEN}/"
+        yield client
+
+
+def events(answer):
+    """Return the events of a computation."""
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    return [json.loads(part.removeprefix("data: ")) for part in answer.text.split("\n\n") if part]
+
+
+def outcome(answer):
+    """Return the result of a computation."""
+    last = events(answer)[-1]
+    assert "done" in last, last
+    return last["done"]
+
+
+def removed(client, units, sample=0, **more):
+    return client.post("remove", json={"set": 0, "layer": 0, "sample": sample, "units": units, **more})
+
+
+def png(uri):
+    return base64.b64decode(uri.removeprefix("data:image/png;base64,"))
+
+
+def picture(side=8, value=120):
+    stream = io.BytesIO()
+    Image.new("L", (side, side), value).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def test_only_the_whole_address_is_answered(session, worker):
+    app = build_app(session, worker, TOKEN)
+    with testclient.TestClient(app, base_url="http://127.0.0.1:99", follow_redirects=False) as client:
+        said = set()
+        for path in (
+            "/",
+            "/wrong/",
+            f"/{TOKEN}x/",
+            f"/{TOKEN[:-1]}/",
+            f"//{TOKEN}/",
+            "/source/live.js",
+            "/%ff/",
+            "/remove",
+        ):
+            answer = client.get(path)
+            said.add((answer.status_code, answer.text))
+            assert answer.headers["x-content-type-options"] == "nosniff"
+        assert len(said) == 1
+        assert said.pop()[0] == 403
+        assert client.post("/remove", json={"units": [1]}).status_code == 403
+        assert client.get(f"/{TOKEN}").headers["location"] == f"/{TOKEN}/"
+        answer = client.get(f"/{TOKEN}/")
+        assert answer.status_code == 200
+        policy = answer.headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "script-src 'self';" in policy
+        assert answer.headers["referrer-policy"] == "no-referrer"
+        for host in ("evil.example", "evil.example:99", "127.0.0.1.evil.example:99", "", "10.0.0.7:99"):
+            assert client.get(f"/{TOKEN}/", headers={"host": host}).status_code == 421
+        assert client.get(f"/{TOKEN}/", headers={"host": "localhost:99"}).status_code == 200
+        for origin in ("http://evil.example", "null", "http://127.0.0.1:98"):
+            answer = client.post(f"/{TOKEN}/remove", json={"units": [1]}, headers={"origin": origin})
+            assert answer.status_code == 403
+
+
+def test_the_page_is_the_explorer_and_its_names_are_escaped(client):
+    page = client.get("")
+    assert "window.hacked" not in page.text.replace("\\u003cscript\\u003ewindow.hacked", "")
+    assert "<script>" not in page.text
+    assert "http-equiv" not in page.text
+    for name in ("explorer.css", "explorer.js", "live.css", "live.js"):
+        assert client.get(f"source/{name}").status_code == 200
+    assert client.get("data/0/landscape-0-1").json()["units"]
+    block = client.get("data/0/units-0-1").json()
+    assert sorted(map(int, block)) == list(range(16, 20))
+    assert block["17"][0] == "picture 17"
+    assert client.get("data/0/units-0-0").json()["0"][0] == HOSTILE
+
+
+def test_a_removal_is_the_counterfactual(client, flat):
+    params, _, samples, _ = flat
+    for sample, units in ((0, [3]), (2, [5, 7]), (1, [19])):
+        found = outcome(removed(client, units, sample))
+        expected = ensdiff.counterfactuals(params, samples[[sample]], [units])[0, 0]
+        assert png(found["removal"][1]) == to_png(expected)
+        distance = np.linalg.norm(expected - np.asarray(samples.images[sample]))
+        assert found["removal"][0] == pytest.approx(distance, rel=1e-5)
+        assert found["ids"] == units
+        assert found["survivors"] == int(params.code.survivors(units).sum())
+
+
+def test_units_by_name(client):
+    assert outcome(removed(client, ["b & c"]))["ids"] == [1]
+    assert outcome(removed(client, "ada l., 5"))["ids"] == [2, 5]
+    assert client.post("units", json={"units": "Ada M.,3"}).json() == {"ids": [3]}
+    answer = removed(client, "ada")
+    assert answer.status_code == 400
+    assert "id:2 (Ada L.)" in answer.json()["error"]
+    assert "id:3 (Ada M.)" in answer.json()["error"]
+
+
+def test_no_survivor_is_said(client, flat):
+    code = flat[0].code
+    pair = next([a, b] for a in range(20) for b in range(a) if not code.survivors([a, b]).any())
+    answer = removed(client, pair)
+    assert answer.status_code == 400
+    assert "no member survives" in answer.json()["error"].lower()
+
+
+BAD = {
+    "no JSON": ("remove", b"{", 400),
+    "not text": ("remove", b"\xff\xfe", 400),
+    "a list": ("remove", b"[1]", 400),
+    "NaN": ("remove", b'{"units": [1], "sample": NaN}', 400),
+    "deep": ("remove", b"[" * 5000, 400),
+    "twice": ("remove", b'{"units": [1], "units": [2]}', 400),
+    "unknown field": ("remove", {"units": [1], "sample": 0, "path": "/etc/passwd"}, 400),
+    "no sample": ("remove", {"units": [1]}, 400),
+    "a far sample": ("remove", {"units": [1], "sample": 3}, 400),
+    "a negative sample": ("remove", {"units": [1], "sample": -1}, 400),
+    "true": ("remove", {"units": [1], "sample": True}, 400),
+    "no units": ("remove", {"units": [], "sample": 0}, 400),
+    "no such unit": ("remove", {"units": [20], "sample": 0}, 400),
+    "a negative unit": ("remove", {"units": [-1], "sample": 0}, 400),
+    "a huge unit": ("remove", {"units": [10**30], "sample": 0}, 400),
+    "half a unit": ("remove", {"units": [1.5], "sample": 0}, 400),
+    "an unknown name": ("remove", {"units": ["eve"], "sample": 0}, 400),
+    "a long name": ("remove", {"units": ["x" * 1001], "sample": 0}, 400),
+    "many units": ("remove", {"units": [1] * 65, "sample": 0}, 400),
+    "no such set": ("remove", {"units": [1], "sample": 0, "set": 9}, 404),
+    "no such layer": ("remove", {"units": [1], "sample": 0, "layer": 1}, 400),
+    "an oversized body": ("remove", b" " * (asking.LARGEST_FIELDS + 1), 413),
+    "many samples": ("draw", {"n": 17, "seed": 0}, 400),
+    "no samples": ("draw", {"n": 0, "seed": 0}, 400),
+    "a negative seed": ("draw", {"n": 1, "seed": -1}, 400),
+    "a class": ("draw", {"n": 1, "seed": 0, "cond": "cat"}, 400),
+    "a prompt": ("draw", {"n": 1, "seed": 0, "prompt": "a cat"}, 400),
+    "guidance without a condition": ("draw", {"n": 1, "seed": 0, "guidance": 2}, 400),
+    "no picture": ("attribute", b"GIF", 400),
+    "PostScript": ("attribute", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 1 1\n", 400),
+    "an empty picture": ("attribute", b"", 400),
+    "many pixels": ("attribute", picture(4097), 413),
+    "another method": ("attribute?method=exact", picture(), 400),
+    "a file": ("attribute?path=/etc/passwd", picture(), 400),
+    "GET": ("GET remove", b"", 405),
+    "no such address": ("elsewhere", b"", 404),
+    "no such part": ("GET data/0/units-0-9", b"", 404),
+    "a part outside": ("GET data/0/..%2f..%2fetc", b"", 404),
+    "no such source": ("GET source/write.py", b"", 404),
+    "PUT": ("PUT remove", b"", 405),
+}  # fmt: skip
+
+
+@pytest.mark.bad_input
+def test_bad_requests(client, worker):
+    """Each is answered by a client's error with one sentence, and nothing is computed or changed."""
+    for name, (path, body, status) in BAD.items():
+        method, _, path = path.rpartition(" ")
+        content = json.dumps(body).encode() if isinstance(body, dict) else body
+        answer = client.request(method or "POST", path, content=content)
+        assert answer.status_code == status, (name, answer.text)
+        said = answer.json()["error"]
+        assert said[0].isupper(), (name, said)
+        assert said.endswith("."), (name, said)
+        assert "Traceback" not in said, (name, said)
+        assert "/" not in said.replace("16,777,216", ""), (name, said)
+        assert len(said) < 400, (name, said)
+    assert worker.idle()
+    assert outcome(removed(client, [3]))["ids"] == [3]
+
+
+def test_a_body_without_its_length(client):
+    def parts():
+        for _ in range(20):
+            yield b" " * 8192
+
+    assert client.post("remove", content=parts()).status_code == 413
+
+
+def test_many_removals_compile_nothing_and_start_no_thread(client, flat):
+    code = flat[0].code
+    pairs = [(a, b) for a in range(20) for b in range(a) if code.survivors([a, b]).any()]
+    ways = [[a] for a in range(20)] + [list(pair) for pair in pairs][:40]
+    outcome(removed(client, ways.pop()))
+    outcome(removed(client, ways.pop()))
+    compiled = collections.Counter()
+
+    def listen(name, *_, **__):
+        compiled[name] += 1
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        before = threading.active_count()
+        for i, units in enumerate(ways[:50]):
+            assert outcome(removed(client, units, sample=i % 3))["survivors"]
+        assert threading.active_count() <= before
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert len(ways[:50]) == 50
+    assert compiled["/jax/core/compile/backend_compile_duration"] == 0, compiled
+
+
+@pytest.mark.slow
+def test_other_samples(client, session, flat):
+    params = flat[0]
+    number = outcome(client.post("draw", json={"n": 2, "seed": 5}))["set"]
+    samples = ensdiff.sample(params, 5, 2, steps=3)
+    page = client.get("", params={"set": number})
+    assert base64.b64encode(to_png(np.asarray(samples.images[1]))).decode() in page.text
+    found = outcome(removed(client, [4], sample=1, set=number))
+    expected = ensdiff.counterfactuals(params, samples, [4])[0, 1]
+    assert png(found["removal"][1]) == to_png(expected)
+    for seed in range(MOST_SETS):
+        last = outcome(client.post("draw", json={"n": 1, "seed": seed}))["set"]
+    assert len(session._sets) == MOST_SETS
+    assert client.get("", params={"set": number}).status_code == 404
+    assert client.get("", params={"set": last}).status_code == client.get("").status_code == 200
+
+
+@pytest.mark.slow
+def test_a_picture_by_loss_and_by_gradients(client, flat):
+    params = flat[0]
+    found = outcome(client.post("attribute", content=picture()))
+    assert len(found["rows"]) == 6
+    assert found["title"] == "By loss"
+    assert found["verdict"]
+    att = ensdiff.attribute(
+        params, np.full((1, 8, 8, 1), 120, np.uint8), "loss", top=6, null=5, loss=ensdiff.LossConfig(draws=64)
+    )
+    assert [row[0] for row in found["rows"]] == att.units[0].tolist()
+    assert png(found["picture"]) == to_png(np.full((8, 8, 1), 120, np.uint8))
+    found = outcome(client.post("attribute?method=d-trak", content=picture()))
+    assert found["title"] == "By d-trak"
+    assert found["verdict"] is None  # nothing was held out
+
+
+def test_errors_of_computations_name_no_path():
+    run = pathlib.Path("/srv/runs/x")
+    said = asking.sentence(ValueError("/srv/runs/x/a.npz and /home/me/b c: is 8x8/4"), run)
+    assert said == "A.npz and a file of the server c: is 8x8/4."
+    assert asking.sentence(KeyError("/home/me"), run).startswith("The computation failed (KeyError).")
+    assert asking.sentence(OSError(2, "No such file", "/home/me/x"), run).endswith("'a file of the server'.")
+    assert asking.sentence(MemoryError(), run) == "Out of memory."
+
+
+def slow(started, ticks=2000):
+    def compute():
+        from ensdiff import hosts
+
+        started.set()
+        with hosts.progress_bar(ticks, "waiting", "tick", shown=False) as bar:
+            for _ in range(ticks):
+                time.sleep(0.005)
+                bar.update()
+        return "finished"
+
+    return compute
+
+
+def until(condition, seconds=10):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def test_a_cancelled_computation_frees_the_worker():
+    started = threading.Event()
+    with Worker() as worker:
+        job = worker.submit(slow(started))
+        started.wait(10)
+        waiting = [worker.submit(lambda: 1) for _ in range(LONGEST_QUEUE)]
+        assert worker.before(waiting[0]) == 1
+        assert worker.before(waiting[2]) == 3
+        with pytest.raises(BusyError):
+            worker.submit(lambda: 1)
+        waiting[0].cancel()
+        assert waiting[0].state.over
+        assert worker.before(waiting[2]) == 2
+        until(lambda: job.state.share)
+        assert job.state.text.startswith("waiting: ")
+        job.cancel()
+        until(worker.idle)
+        assert job.state.text == "cancelled"
+        assert [other.state.result for other in waiting] == [None] + [1] * (LONGEST_QUEUE - 1)
+        last = worker.submit(slow(started))
+    assert last.state.over
+    assert last.state.text == "cancelled"
+    with pytest.raises(BusyError):
+        worker.submit(lambda: 1)
+
+
+def test_a_failed_computation_frees_the_worker(capsys):
+    with Worker() as worker:
+        job = worker.submit(lambda: 1 / 0)
+        until(lambda: job.state.over)
+        assert isinstance(job.state.error, ZeroDivisionError)
+        other = worker.submit(lambda: 2)
+        until(lambda: other.state.over)
+    assert other.state.result == 2
+    assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_groups_are_a_layer(worker):
+    params, data, samples, both = groups()
+    session = Session(source(params, data), exploration(samples, both))
+    with testclient.TestClient(build_app(session, worker, TOKEN), base_url="http://localhost:9") as client:
+        client.base_url = f"http://localhost:9/{TOKEN}/"
+        found = outcome(removed(client, "x", layer=1))
+        assert found["ids"] == [1]
+        expected = ensdiff.counterfactuals(params, samples, [1], code=params.code.group_code())[0, 0]
+        assert png(found["removal"][1]) == to_png(expected)
