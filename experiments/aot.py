@@ -2,8 +2,7 @@
 
 Examples:
   python -m experiments.aot --topology=v5e:2x4 --config=cifar10_paper
-  python -m experiments.aot --topology=v5e:16x16 --config=cifar10_paper \
-      --config.code.members=256 --out=aot.json
+  python -m experiments.aot --topology=v5e:16x16 --config=cifar10_paper --config.code.members=256 --out=aot.json
   python -m experiments.aot --topology=cuda:8 --config=digits --image=8,8,1 --units=1400
     (lowered for GPUs, not compiled; nothing but JAX is needed)
 
@@ -37,10 +36,11 @@ from ensdiff.models.describing import fingerprint_of
 from ensdiff.models.space import PIXELS, Latents
 from ensdiff.models.unet import UNetConfig
 from ensdiff.planning.lowering import Program, read_compiled, read_lowered
-from experiments import building, common
-from experiments.abstract import GIB, STEPS, Case, Step, abstract_mesh, lower
-from experiments.bases import base_dtype, planned
-from experiments.config import define_config
+
+from . import building, common
+from .abstract import GIB, STEPS, Case, Step, abstract_mesh, lower
+from .bases import base_dtype, planned
+from .config import define_config
 
 CHIPS = {"v4": (32, "v4-8"), "v5e": (16, "v5litepod-8"), "v5p": (95, "v5p-8"), "v6e": (32, "v6e-8")}
 """GiB of memory per chip, and libtpu's name for a host with such chips."""
@@ -303,7 +303,7 @@ def main() -> None:
 
 def define_flags() -> None:
     """Define the command line, in a function because other programs have flags with these names."""
-    flags.DEFINE_string("topology", None, "v5e:2x4, v5e:16x16, v4:2x2x2, ...; or cuda:8 to lower only.")
+    flags.DEFINE_string("topology", None, "v5e:2x4, v5e:16x16, v4:2x2x2 or another slice; cuda:8 lowers only.")
     flags.DEFINE_list("programs", list(STEPS), f"Programs to compile, of {', '.join(STEPS)}.")
     flags.DEFINE_string("image", None, "Height, width and channels, if the config's section aot does not give them.")
     flags.DEFINE_integer("units", None, "Training units, if the config's section aot does not give them.")

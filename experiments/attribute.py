@@ -24,8 +24,9 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from experiments import building, common, decoding, facts, runs
-from experiments.outside import outside_images
+from . import building, common, runs
+from .outside import outside_images
+from .pages import write_report
 
 runs.define_sampling_flags(n=8)
 runs.define_data_flag()
@@ -42,9 +43,9 @@ VERIFY = flags.DEFINE_integer("verify", 50, "Units per sample that 'screen' veri
 AUDIT = flags.DEFINE_integer("audit", 0, "Unverified units per sample that 'screen' checks, to estimate its recall.")
 NULL = flags.DEFINE_string(
     "null",
-    "99",
-    "Null ablations per sample, for p- and q-values: a number, 0 for none, or 'all'. Gradient methods compare single "
-    "items with the run's held-out items (by default all of them), and groups with this many random groups.",
+    "auto",
+    "Null ablations per sample, for p- and q-values: a number, 0 for none, 'all', or 'auto', as many as a verdict at "
+    "--level needs. Gradient methods compare single items with the run's held-out items, groups with random groups.",
 )
 LEVEL = flags.DEFINE_float("level", 0.1, "The q-value up to which a sample is attributed to a unit.")
 UNITS = flags.DEFINE_string(
@@ -85,11 +86,10 @@ def main() -> None:
     import ensdiff
     from ensdiff.files.checksums import write_sealed
     from ensdiff.files.reading import printable
-    from ensdiff.report import Page, attribution_sections, how_to_read, write_page
 
     method = "loss" if IMAGES.value and not given("method") else METHOD.value
     check_flags(method)
-    null, loss, by_gradients = null_count(), loss_config(), method in BY_GRADIENTS
+    null, loss, by_gradients = runs.null_value(NULL.value), loss_config(), method in BY_GRADIENTS
     units = runs.unit_sets(UNITS.value) if UNITS.value else None
     params = runs.load_run()
     if COMPARE.value:
@@ -148,24 +148,10 @@ def main() -> None:
     print(f"wrote {out / stem}.json and .npz")
     if names is not None and writes:
         write_sealed(out / f"{stem}_names.json", {"names": names})
-    if data is None or GROUPS.value:
-        print("no report: a report shows items of the training data; pass --data=... and leave out --groups to get one")
+    if data is None:
+        print("no report: a report shows the training data; pass --data=... to get one")
         return
-    pictures = samples if IMAGES.value else np.asarray(samples.images)
-    decode = decoding.decoder_of(params, pictures)
-    figure = out / f"{stem}.png"
-    if writes:
-        att.plot(pictures, data, decode=decode).savefig(figure, dpi=120)
-    print(f"figure: {figure}")
-    if IMAGES.value or method == "loss" or att.sets is not None:
-        return  # the report shows the counterfactuals of samples without single units
-    sections = attribution_sections(params, data, samples, att, decode=decode, progress=True)
-    if not writes:
-        return
-    title = f"What {len(samples)} samples of {data.name} depend on"
-    told = [*facts.facts(params, data), *facts.sampler_facts(samples)]
-    page = write_page(out / f"{stem}.html", Page(title, how_to_read(att), told, samples=sections))
-    print(f"report: {page}")
+    write_report(params, data, samples, att, out / stem, groups=GROUPS.value, names=names, cond=cond)
 
 
 NAMED = 50
@@ -177,8 +163,8 @@ BY_GRADIENTS = ("trak", "d-trak", "das", "combined")
 def null_of_gradients(data: Any, code: Any, units: Any, null: Any) -> tuple[Any, Any]:
     """Return the held-out images that a gradient method compares with, and the size of its null.
 
-    Single items are compared with all of the run's held-out items unless --null says otherwise; without any, there is
-    no null. Groups and sets of units are compared with random ones.
+    Single items are compared with the run's held-out items; without any, there is no null. Groups and sets of units are
+    compared with random ones.
     """
     single = data.items == data.units == code.units and not any(isinstance(unit, list) for unit in units or ())
     if not null or not single:
@@ -193,7 +179,7 @@ def null_of_gradients(data: Any, code: Any, units: Any, null: Any) -> tuple[Any,
     if held_out is None:
         print("no p-values: the run holds out no data, with which gradient scores of single items are compared")
         return None, 0
-    return held_out, null if given("null") else "all"
+    return held_out, null
 
 
 def given(name: str) -> bool:
@@ -255,8 +241,8 @@ def check_flags(method: str) -> None:
 
 def compare(params: Any) -> None:
     """Compare all methods on the same samples, over all units, and print a table."""
-    from experiments.comparison import compare_methods, methods_table
-    from experiments.tables import markdown
+    from .comparison import compare_methods, methods_table
+    from .tables import markdown
 
     samples = runs.draw_samples(params)
     results = compare_methods(
@@ -325,17 +311,6 @@ def loss_config() -> Any:
         "last_level": LAST.value,
     }
     return building.build(ensdiff.LossConfig, "loss", values)
-
-
-def null_count() -> Any:
-    """Return the value of --null, a number or "all".
-
-    Raises:
-        ValueError: it is something else.
-    """
-    if NULL.value != "all" and not (NULL.value.isascii() and NULL.value.isdigit()):
-        raise ValueError(f"--null={NULL.value}: expected a number of null ablations, or all")
-    return NULL.value if NULL.value == "all" else int(NULL.value)
 
 
 if __name__ == "__main__":

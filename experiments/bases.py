@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from experiments import building
+from . import building
 
 COMPUTED = ("compute_dtype", "precision", "remat", "conv", "stack", "attention", "dropout")
 """Fields of ``config.model`` that may be set for a base that was trained elsewhere: how it is computed."""

@@ -25,9 +25,10 @@ from absl import flags
 
 import ensdiff
 from ensdiff.report import Table
-from experiments import common
-from experiments.benchmarks.jobs import NETWORKS, Setting
-from experiments.benchmarks.tables import (
+
+from . import common
+from .benchmarks.jobs import NETWORKS, Setting
+from .benchmarks.tables import (
     Effort,
     against_pytorch,
     batch_sizes,
@@ -38,8 +39,8 @@ from experiments.benchmarks.tables import (
     layers,
     strategies,
 )
-from experiments.benchmarks.ways import BY_DEFAULT, choose
-from experiments.tables import as_records, markdown
+from .benchmarks.ways import BY_DEFAULT, choose
+from .tables import as_records, markdown
 
 
 def machine() -> str:

@@ -273,8 +273,9 @@ def train_from_config(config: ConfigDict) -> Any:
     from ensdiff import hosts
     from ensdiff.files.checksums import write_sealed
     from ensdiff.training.preemption import on_signals
-    from experiments.bases import start_of
-    from experiments.coding import build_code
+
+    from .bases import start_of
+    from .coding import build_code
 
     check_config(config)
     data = run_data(config)
@@ -304,7 +305,8 @@ def train_from_config(config: ConfigDict) -> Any:
 def train_single(config: ConfigDict, data: Any) -> Any:
     """Train one model of the config's size and steps on all the data, as the ordinary alternative to an ensemble."""
     import ensdiff
-    from experiments.bases import start_of
+
+    from .bases import start_of
 
     begin = start_of(config, data)._replace(combine=None, scale=1.0)
     return ensdiff.train(data, ensdiff.Code.undivided(data.units), **begin._asdict())

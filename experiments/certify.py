@@ -19,8 +19,9 @@ import pathlib
 
 from absl import flags
 
-from experiments import common, runs
-from experiments.certificates import describe_certificate
+from . import common, runs
+from .certificates import describe_certificate
+from .commands import command as called
 
 runs.define_data_flag()
 flags.adopt_module_key_flags(common)
@@ -63,7 +64,7 @@ def create(path: pathlib.Path) -> None:
             f"the run still holds members {', '.join(map(str, others))}, which saw some of the units: "
             "python -m experiments.forget writes a run without them"
         )
-    print(f"wrote {path}\ncheck it: python -m experiments.certify verify --run={runs.run_folder()}")
+    print(f"wrote {path}\ncheck it: {called('certify')} verify --run={runs.run_folder()}")
 
 
 def verify(path: pathlib.Path) -> None:

@@ -17,7 +17,8 @@ def build_code(values: dict[str, Any], data: Any) -> Any:
     import numpy as np
 
     import ensdiff
-    from experiments.building import build
+
+    from .building import build
 
     values = dict(values)
     form = values.pop("group_names", None)

@@ -11,15 +11,15 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from experiments import processes, usage
+from . import processes, usage
+from .commands import spoken
 
 flags.adopt_module_key_flags(processes)
 flags.DEFINE_bool("debug", False, "Show the whole traceback of an error.")
 flags.DEFINE_string(
     "cache",
     None,
-    "Folder of JAX's persistent compilation cache, or 'off'. Default: $JAX_COMPILATION_CACHE_DIR, or "
-    "ensdiff/jax in the user's cache folder.",
+    "Folder of compiled programs, or 'off'. By default $JAX_COMPILATION_CACHE_DIR, or ensdiff/jax in the user's cache.",
 )
 
 
@@ -129,13 +129,13 @@ def _one_line(message: Warning | str, *_: Any, **__: Any) -> str:
     """Return a warning as one line of text, without the line of code that issued it."""
     from ensdiff.files.reading import printable  # as in `_fail`
 
-    return f"warning: {printable(' '.join(str(message).split()))}\n"
+    return f"warning: {printable(spoken(' '.join(str(message).split())))}\n"
 
 
 def _fail(code: int, message: str, hint: str) -> None:
     from ensdiff.files.reading import printable  # names in files may hold escape sequences
 
-    message = printable(" ".join(message.split()))
+    message = printable(spoken(" ".join(message.split())))
     print(f"error: {message}" + (f" ({hint})" if hint else ""), file=sys.stderr)
     processes.abandon(code)
     raise SystemExit(code)

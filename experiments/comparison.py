@@ -13,7 +13,8 @@ from ensdiff.metrics.arrays import rankable, spearman
 from ensdiff.report import Table
 from ensdiff.sampling.conditions import mode_of, predictions_of
 from ensdiff.sampling.sample import Samples
-from experiments.tables import table
+
+from .tables import table
 
 
 class MethodResult(NamedTuple):

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
@@ -46,13 +47,22 @@ class _Parser(flags.ArgumentParser):
         return "config"
 
 
-def define_config(default: str | None = None) -> flags.FlagHolder:
-    """Define --config, and --config.section.field for each field of the named config."""
+def define_config(default: str | None = None, studies: bool = False) -> flags.FlagHolder:
+    """Define --config, and --config.section.field for each field of the named config.
+
+    The help lists the configs of runs, or with ``studies`` those of `experiments.evaluate`.
+    """
+    listed = [name for name in names() if name.startswith("evaluate") == studies]
     text = (
-        f"{', '.join(names())}, or the path of a Python file with get_config(). Set its fields with "
+        f"{', '.join(listed)}, or the path of a Python file with get_config(). Set its fields with "
         "--config.section.field=value."
     )
-    holder = config_flags.DEFINE_config_file("config", config_path(default) if default else None, text)
+    holder = config_flags.DEFINE_config_file("config", None, text)
     flag = flags.FLAGS["config"]
-    flag.parser = _Parser(flag.parser)
+    # the name of the module that a config becomes: all configs can import the packaged ones, as in `from .base import`
+    parser: Any = flag.parser
+    parser.name = f"{__package__}.configs.{flag.name}"
+    flag.parser = _Parser(parser)
+    if default:
+        flags.set_default(holder, default)
     return holder

@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from experiments import common, decoding, runs
+from . import common, decoding, runs
+from .commands import command as called
 
 runs.define_sampling_flags(n=16)
 runs.define_data_flag()
@@ -95,7 +96,7 @@ def _read_checkpoints(command: str, target: pathlib.Path) -> None:
         params = diffusers.load(paths, CODE.value, config=config, image_size=IMAGE_SIZE.value, classes=CLASSES.value)
     ensdiff.save(params, target)
     print(f"{params}\n{params.model}\n{params.code}")
-    print(f"wrote {target}; try: python -m experiments.sample --run={target} --sampler={command}")
+    print(f"wrote {target}; try: {called('sample')} --run={target} --sampler={command}")
 
 
 def _write_diffusers(target: pathlib.Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-from experiments import building, runs
+from . import building, runs
 
 
 class Codec(NamedTuple):

@@ -10,7 +10,7 @@ import pathlib
 
 from absl import flags
 
-from experiments import common
+from . import common
 
 flags.adopt_module_key_flags(common)
 MEMBERS = flags.DEFINE_list("members", ["16", "32", "64"], "Numbers of members K.")

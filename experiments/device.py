@@ -22,7 +22,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments import common
+from . import common
 
 GRACE = 20.0
 """Seconds after the end of its time at which the program ends itself, even in the middle of a compilation."""
@@ -32,7 +32,7 @@ def main() -> None:
     """Run the steps and write the report."""
     # JAX would take three quarters of a GPU's memory, and PyTorch needs its own
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    from experiments.on_device import journal
+    from .on_device import journal
 
     f = flags.FLAGS
     check(f.minutes, f.out)
@@ -72,9 +72,10 @@ def _end(written: Any) -> None:
 def plan(small: bool, data: str | None, out: str) -> list[Any]:
     """Return the steps, in order."""
     import ensdiff
-    from experiments.benchmarks import jobs
-    from experiments.on_device import card, checks, profiling, real, speed
-    from experiments.on_device.journal import Step
+
+    from .benchmarks import jobs
+    from .on_device import card, checks, profiling, real, speed
+    from .on_device.journal import Step
 
     # read at once: a wrong file would otherwise be found when most of the time is over
     pictures = None if data is None else ensdiff.data.npz(data, labels="labels")
@@ -176,7 +177,8 @@ def shrink(setting: Any) -> Any:
 def study(small: bool, data: Any, way: Mapping[str, Any]) -> Any:
     """Return the size of the real run on some data, with a way of computing members."""
     import ensdiff
-    from experiments.on_device.real import Study
+
+    from .on_device.real import Study
 
     colours = data.shape[-1]
     if small:

@@ -33,7 +33,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments import common
+from . import common
 
 flags.adopt_module_key_flags(common)
 IMAGES = flags.DEFINE_string("images", None, "The pictures: a folder, or a reader and its options.")
@@ -100,7 +100,8 @@ def main() -> None:
 def _read(text: str) -> Any:
     """Return the data set of a folder, or of a reader and its options."""
     from ensdiff.models.space import Pixels
-    from experiments.runs import read_data
+
+    from .runs import read_data
 
     if pathlib.Path(text).is_dir():
         text = f"folder,path={text}" + ("" if SIZE.value is None else f",size={SIZE.value}")

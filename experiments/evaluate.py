@@ -15,8 +15,8 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments import common
-from experiments.config import define_config
+from . import common
+from .config import config_path, define_config
 
 SHARED = ("data", "model", "schedule", "train", "sampler", "run_dir")
 
@@ -35,7 +35,7 @@ def check_config(config: Any, known: tuple[str, ...]) -> list[str]:
         what = f"no {missing[0]}" if missing else f"no study ({', '.join(known)})"
         raise ValueError(
             f"the config has {what}: expected a config of studies; try --config=evaluate_smoke, or see "
-            "experiments/configs/evaluate_digits.py"
+            f"{config_path('evaluate_digits')}"
         )
     sections = (*SHARED, "gradients", *known)
     unknown = [name for name in config if name not in sections]
@@ -51,8 +51,9 @@ def main() -> None:
     from ensdiff.ensemble.mesh import make_mesh
     from ensdiff.files.writing import lock, write_atomically
     from ensdiff.runs.environment import environment
-    from experiments.studies import STUDIES
-    from experiments.studies.workshop import Workshop
+
+    from .studies import STUDIES
+    from .studies.workshop import Workshop
 
     f, config = flags.FLAGS, flags.FLAGS.config
     if config is None:
@@ -89,7 +90,7 @@ def main() -> None:
 
 def define_flags() -> None:
     """Define the command line."""
-    define_config()
+    define_config(studies=True)
     flags.declare_key_flag("config")
     flags.DEFINE_list("only", [], "Studies of the config to run; by default all.")
     flags.DEFINE_string("out", None, "Folder for tables, numbers and figures; by default results in config.run_dir.")

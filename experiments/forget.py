@@ -15,8 +15,8 @@ programs elsewhere (--out=FOLDER): verification fails if the new run holds any o
 
 from absl import flags
 
-from experiments import common, lora, runs
-from experiments.certificates import describe_certificate
+from . import common, lora, runs
+from .certificates import describe_certificate
 
 runs.define_data_flag()
 flags.adopt_module_key_flags(common)

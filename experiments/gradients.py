@@ -15,7 +15,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments import common, runs
+from . import common, runs
 
 runs.define_data_flag()
 flags.adopt_module_key_flags(common)
@@ -76,7 +76,7 @@ def held_out_to_store(data: Any, wanted: int | None) -> Any:
     """
     import numpy as np
 
-    from experiments import building
+    from . import building
 
     run = runs.run_folder()
     if wanted is None:

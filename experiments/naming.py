@@ -22,7 +22,7 @@ def unit_names(code: Any, groups: bool = False) -> Sequence[str] | None:
     """
     if code.names is not None or groups:
         return code.names
-    from experiments.runs import training_data
+    from .runs import training_data
 
     try:
         data = training_data(required=False)

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import flags
 
-from experiments import decoding
-from experiments.prompts import asked_for
+from . import decoding
+from .prompts import asked_for
 
 
 class Outside(NamedTuple):

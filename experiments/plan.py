@@ -37,10 +37,11 @@ from ensdiff.planning.estimates import (
     parameter_count,
     training_memory,
 )
-from experiments import aot, building, common
-from experiments.abstract import STEPS, Case
-from experiments.bases import base_dtype, planned
-from experiments.config import define_config
+
+from . import aot, building, common
+from .abstract import STEPS, Case
+from .bases import base_dtype, planned
+from .config import define_config
 
 COMPILED = ("train", "landscape", "jacobian")
 

@@ -13,13 +13,12 @@ from absl import flags
 flags.DEFINE_bool(
     "distributed",
     None,
-    "Run as one of several processes. Slurm, Open MPI, Cloud TPU and Kubernetes provide the rest; elsewhere pass "
-    "--coordinator, --num_processes and --process_id. Default: only if srun or mpirun started several, or with "
-    "--coordinator.",
+    "Run as one of several processes, which Slurm, Open MPI, Cloud TPU and Kubernetes describe. By default only if "
+    "srun or mpirun started several, or with --coordinator.",
 )
-flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, the same for every process. The port must be free.")
-flags.DEFINE_integer("num_processes", None, "Number of processes.", lower_bound=1)
-flags.DEFINE_integer("process_id", None, "Number of this process, counted from 0.", lower_bound=0)
+flags.DEFINE_string("coordinator", None, "Without a cluster: HOST:PORT of process 0, with a free port.")
+flags.DEFINE_integer("num_processes", None, "Without a cluster: number of processes.", lower_bound=1)
+flags.DEFINE_integer("process_id", None, "Without a cluster: number of this process, counted from 0.", lower_bound=0)
 flags.DEFINE_integer("start_timeout", 300, "Seconds to wait until all processes have started.", lower_bound=1)
 
 HEARTBEAT = 60

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from experiments import building, runs
-from experiments.conditions import Asked, asked
+from . import building, runs
+from .conditions import Asked, asked
 
 
 def asked_for(params: Any, count: int, fixed: bool = True, default: str | None = None) -> Asked:

@@ -15,8 +15,9 @@ import time
 import numpy as np
 from absl import flags
 
-from experiments import building, common, facts
-from experiments.config import define_config
+from . import building, common, facts
+from .commands import command
+from .config import define_config
 
 flags.adopt_module_key_flags(common)
 
@@ -81,7 +82,7 @@ def main() -> None:
     )
     report = write_page(run_dir / "report.html", page)
     print(f"\n{time.time() - begin:.0f} s in total\nrun: {run_dir}\nreport: {report}")
-    print(f"to explore it: python -m experiments.report {run_dir}")
+    print(f"to explore it: {command('report')} {run_dir}")
 
 
 def validity(config, params, data, held_out, images):

@@ -20,7 +20,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments import common, decoding, facts, runs
+from . import common, decoding, facts, runs
 
 runs.define_sampling_flags(n=8)
 runs.define_data_flag()
@@ -32,11 +32,11 @@ TOP = flags.DEFINE_integer(
 COMBINED = flags.DEFINE_integer(
     "combined", 5, "Also remove every combination of each sample's first units, this many of them.", 0, 8
 )
-NULL = flags.DEFINE_integer(
+NULL = flags.DEFINE_string(
     "null",
     None,
-    "Null ablations per sample, for p- and q-values (0: none); by default 99, or a saved attribution's.",
-    0,
+    "Null ablations per sample, for p- and q-values: a number, 0 for none, all, or auto, as many as a verdict needs; "
+    "by default those of a saved attribution, or auto.",
 )
 LEVEL = flags.DEFINE_float(
     "level", None, "The q-value up to which a sample is attributed; by default 0.1, or a saved attribution's.", 0, 1
@@ -97,7 +97,7 @@ def layer(params: Any, data: Any, samples: Any, groups: bool) -> Any:
         groups=groups,
         top=given(TOP, 32),
         combined=COMBINED.value,
-        null=given(NULL, 99),
+        null="auto" if NULL.value is None else runs.null_value(NULL.value),
         level=given(LEVEL, 0.1),
         landscape=LANDSCAPE.value,
         seed=flags.FLAGS.seed,
@@ -115,7 +115,7 @@ def saved(params: Any, samples: Any, groups: bool) -> Any:
     for stem in stems(("exact", "screen"), groups):
         att = ensdiff.Attribution.load(stem)
         enough = att.units.shape[1] >= min(given(TOP, 1), code.units) and att.level == given(LEVEL, att.level)
-        if not enough or att.settings.get("null_of_a_kind", 0) < given(NULL, 0):
+        if not enough or not suffices(att):
             continue
         problem = unfit(params, samples, att, code)
         if problem is None:
@@ -123,6 +123,16 @@ def saved(params: Any, samples: Any, groups: bool) -> Any:
             return att
         print(f"left out: {stem}.json: {problem}")
     return None
+
+
+def suffices(att: Any) -> bool:
+    """Return whether a saved attribution has the null that --null asks for."""
+    null = 0 if NULL.value is None else runs.null_value(NULL.value)
+    if null == "auto":
+        return att.null_BL is not None and att.limitation is None
+    if null == "all":
+        return att.settings.get("null") == "all"
+    return att.settings.get("null_of_a_kind", 0) >= null
 
 
 def scored(params: Any, samples: Any, groups: bool) -> Any:

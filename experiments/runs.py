@@ -7,7 +7,8 @@ from typing import Any
 
 from absl import flags
 
-from experiments import building
+from . import building
+from .commands import command
 
 _RUN = flags.DEFINE_string("run", None, "The run directory, as experiments.train wrote it.")
 
@@ -45,7 +46,7 @@ def define_sampling_flags(n: int) -> None:
     flags.DEFINE_multi_string(
         "prompt",
         [],
-        "A prompt, for a run whose conditions are embeddings of captions: given once for all samples, or once per "
+        "A prompt, for a run whose conditions are embeddings of captions: once for all samples, or once per "
         "sample. By default samples have no condition.",
     )
     flags.DEFINE_string(
@@ -109,7 +110,8 @@ def draw_samples(params: Any) -> Any:
     """
     import ensdiff
     from ensdiff.interop import SAMPLERS
-    from experiments.prompts import asked_for
+
+    from .prompts import asked_for
 
     f = flags.FLAGS
     conditions = asked_for(params, f.n, f["n"].present > 0)
@@ -143,7 +145,7 @@ def sampling_command() -> str:
     given = ("combine", "scale", "cond", "text", "guidance", "decode")
     options |= {name: f[name].value for name in given if f[name].value is not None}
     pairs = [*options.items(), *(("prompt", prompt) for prompt in f.prompt)]
-    return " ".join(["python -m experiments.sample", *(shlex.quote(f"--{k}={v}") for k, v in pairs)])
+    return " ".join([command("sample"), *(shlex.quote(f"--{k}={v}") for k, v in pairs)])
 
 
 def define_data_flag() -> None:
@@ -335,3 +337,16 @@ def unit_sets(text: str) -> list[Any]:
     """
     entries = [unit_ids(part.replace("+", ",")) for part in text.split(",")]
     return [entry[0] for entry in entries] if all(len(entry) == 1 for entry in entries) else entries
+
+
+def null_value(text: str) -> Any:
+    """Return the value of --null, a number, "all" or "auto".
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if text in ("all", "auto"):
+        return text
+    if not (text.isascii() and text.isdigit()):
+        raise ValueError(f"--null={text}: expected a number of null ablations, all or auto")
+    return int(text)

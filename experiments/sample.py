@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from experiments import common, decoding, naming, runs
+from . import common, decoding, naming, runs
 
 runs.define_sampling_flags(n=36)
 runs.define_data_flag()

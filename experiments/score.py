@@ -9,7 +9,7 @@ Examples:
 
 from absl import flags
 
-from experiments import common
+from . import common
 
 flags.adopt_module_key_flags(common)
 UNITS = flags.DEFINE_integer("units", 10**8, "Training units.")
@@ -23,7 +23,8 @@ CHUNK = flags.DEFINE_integer("chunk", None, "Units to score at a time; by defaul
 def main() -> None:
     """Score the units, and print the time and memory used."""
     import ensdiff
-    from experiments.benchmarks.scoring import benchmark_scoring
+
+    from .benchmarks.scoring import benchmark_scoring
 
     code = ensdiff.Code.balanced(MEMBERS.value, UNITS.value, WEIGHT.value)
     result = benchmark_scoring(code, SAMPLES.value, TOP.value, CHUNK.value, progress=True)

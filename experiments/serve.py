@@ -20,7 +20,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments import common, decoding, facts, report, runs
+from . import common, decoding, facts, report, runs
 
 flags.adopt_module_key_flags(common)
 flags.adopt_module_key_flags(runs)
@@ -87,7 +87,7 @@ def listen(port: int) -> socket.socket:
 
 def session_of(params: Any, data: Any) -> Any:
     """Draw the first samples, compute what their page shows, and return the `Session`."""
-    from experiments.live.session import Session, Source
+    from .live.session import Session, Source
 
     samples = runs.draw_samples(params)
     decode = decoding.decoder_of(params, samples.images)
@@ -162,7 +162,7 @@ def prompted(params: Any) -> Any:
     """Return the function that embeds prompts for a number of samples."""
 
     def embed(prompts: list[str], count: int) -> tuple[Any, Any]:
-        from experiments.prompts import prompted
+        from .prompts import prompted
 
         found = prompted(params, prompts, count)
         return found.cond, found.captions
@@ -190,8 +190,8 @@ def serve(session: Any, listening: socket.socket) -> None:
     """Serve a session until SIGINT or SIGTERM."""
     import uvicorn
 
-    from experiments.live.app import build_app
-    from experiments.live.jobs import Worker
+    from .live.app import build_app
+    from .live.jobs import Worker
 
     worker, token = Worker(), secrets.token_urlsafe(24)
 

@@ -7,15 +7,15 @@ Examples:
   python -m experiments.train --config=digits --config.train.steps=20 --config.run_dir=runs/try
   python -m experiments.train --config=digits --config.resume=True
   python -m experiments.train --config=folder --config.data.path=my_images --config.run_dir=runs/mine
-  python -m experiments.train --config=experiments/configs/digits.py   # or a config of your own
+  python -m experiments.train --config=my_config.py   # a config of your own, such as a copy of a packaged one
 
 SIGTERM and Ctrl-C write a checkpoint and end with exit code 75; --config.resume=True continues from there.
 """
 
 from absl import flags
 
-from experiments import building, common
-from experiments.config import define_config
+from . import building, common
+from .config import define_config
 
 flags.adopt_module_key_flags(common)
 

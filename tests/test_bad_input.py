@@ -428,7 +428,7 @@ AFTER_LOADING = [  # these first load a run, which takes seconds
     ("sample", ["--run={root}/run", "--n=1", "--steps=1", "--remove=ada"], 1, ["'ada'", "3 or 5,8"]),
     ("sample", ["--run={root}/run", "--n=1", "--steps=1", "--remove=6"], 1, ["unit 6 does not exist"]),
     ("sample", ["--run={root}/run", "--n=1", "--steps=1", "--remove=0,1,2,3,4,5"], 1, ["no member survives"]),
-    ("attribute", ["--run={root}/run", "--n=1", "--steps=1", "--null=some"], 1, ["--null=some", "or all"]),
+    ("attribute", ["--run={root}/run", "--n=1", "--steps=1", "--null=some"], 1, ["--null=some", "all or auto"]),
     ("attribute", ["--run={root}/run", "--n=1", "--steps=1", "--draws=0", "--method=loss"], 1, ["draws=0"]),
     ("attribute", ["--run={root}/run", "--n=1", "--steps=1", "--level=2", "--null=0"], 1, ["level=2.0"]),
     ("attribute", ["--run={root}/run", "--n=1", "--steps=1", "--units=9", "--null=0"], 1, ["unit 9"]),

@@ -42,9 +42,7 @@ def test_every_packaged_config_can_be_read(name):
     from experiments import building, evaluate
     from experiments.studies import STUDIES
 
-    spec = importlib.util.spec_from_file_location(name, config_path(name))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = importlib.import_module(f"experiments.configs.{name}")
     config = module.get_config()
     if name.startswith("evaluate"):
         assert evaluate.check_config(config, tuple(STUDIES))
@@ -119,7 +117,11 @@ def python(built, tmp_path_factory):
             [executable, *args], cwd=empty, env=environment, capture_output=True, text=True, check=False
         )
 
-    call.empty, call.site = empty, site
+    def command(*args):
+        """Run the console script."""
+        return call(executable.with_name("ensdiff"), *args)
+
+    call.empty, call.site, call.ensdiff = empty, site, command
     return call
 
 
@@ -127,11 +129,19 @@ def python(built, tmp_path_factory):
 def test_archives_hold_what_is_needed(built):
     (wheel,), (sdist,) = built.glob("*.whl"), built.glob("*.tar.gz")
     held = set(zipfile.ZipFile(wheel).namelist())
-    assert {"ensdiff/py.typed", "ensdiff/report/page.html.jinja", "experiments/configs/digits.py"} <= held
+    assert {"ensdiff/py.typed", "ensdiff/report/page.html.jinja", "ensdiff/programs/configs/digits.py"} <= held
+    assert {name.partition("/")[0] for name in held if ".dist-info/" not in name} == {"ensdiff"}
     assert not [name for name in held if name.startswith(("tests/", "docs/", "colabs/"))]
     with tarfile.open(sdist) as archive:
         inside = {name.partition("/")[2] for name in archive.getnames()}
-    assert {"pyproject.toml", "README.md", "LICENSE", "ensdiff/py.typed", "tests/test_package.py"} <= inside
+    assert {
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+        "ensdiff/py.typed",
+        "experiments/train.py",
+        "tests/test_package.py",
+    } <= inside
 
 
 @pytest.mark.slow
@@ -150,12 +160,18 @@ def test_programs_from_the_wheel(python):
 
     No other test runs the quickstart as a program.
     """
-    done = python("-m", "experiments.quickstart", "--help")
-    assert "python -m experiments.quickstart" in done.stdout
-    done = python("-m", "experiments.train", "--config=experiments/configs/digits.py")
+    done = python.ensdiff("quickstart", "--help")
+    assert "  ensdiff quickstart --samples=" in done.stdout
+    assert "experiments" not in done.stdout
+    assert "ensdiff quickstart" in python("-m", "ensdiff.programs.quickstart", "--help").stdout
+    assert "  quickstart " in python("-m", "ensdiff", "--help").stdout
+    assert python("-c", "import experiments").returncode == 1
+    done = python.ensdiff("design", "--members=4", "--removals=1")
+    assert done.stdout.startswith("Members that survive"), done.stderr
+    done = python.ensdiff("train", "--config=experiments/configs/digits.py")
     assert done.returncode == 2
     assert "expected one of the configs" in done.stderr
-    done = python("-m", "experiments.quickstart", *TINY)
+    done = python.ensdiff("quickstart", *TINY)
     assert done.returncode == 0, done.stderr
     assert f"report: {python.empty / 'runs' / 'quickstart' / 'report.html'}" in done.stdout.splitlines()
     for text in ("ensemble", "one model on all the data", "real images (the floor)"):

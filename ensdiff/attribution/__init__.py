@@ -25,6 +25,7 @@ from ensdiff.attribution.judging import Judgement, choose, cross_predictions, ju
 from ensdiff.attribution.loss import LossMatrix, loss_matrix
 from ensdiff.attribution.ranking import Top
 from ensdiff.attribution.result import Attribution
+from ensdiff.attribution.sufficient import NullPlan, NullWarning, null_needed, plan_null
 from ensdiff.attribution.values import GroupValues, group_values
 
 __all__ = [
@@ -38,6 +39,8 @@ __all__ = [
     "Judgement",
     "LossConfig",
     "LossMatrix",
+    "NullPlan",
+    "NullWarning",
     "Posterior",
     "Recall",
     "Top",
@@ -59,6 +62,8 @@ __all__ = [
     "judge_scores",
     "loss_forms",
     "loss_matrix",
+    "null_needed",
+    "plan_null",
     "predicted_counterfactuals",
     "quadratic_influence",
     "random_groups_null",

@@ -28,6 +28,7 @@ from ensdiff.attribution.ranking import Ranking, audit_shortlist, calibrate, ran
 from ensdiff.attribution.request import Request, check_method, check_request, name_of, named_sampler
 from ensdiff.attribution.result import Attribution
 from ensdiff.attribution.scoring import GRADIENT_METHODS, Inputs, Method, Score, Scores, scores_of
+from ensdiff.attribution.sufficient import with_null
 from ensdiff.codes import Code
 from ensdiff.data import Dataset
 from ensdiff.ensemble.ensemble import Ensemble
@@ -55,7 +56,7 @@ def attribute(
     distance: Distance | None = None,
     verify: int | None = None,
     audit: int = 0,
-    null: int | Literal["all"] = 0,
+    null: int | Literal["all", "auto"] = 0,
     level: float = 0.1,
     loss: LossConfig | None = None,
     cond: Any = None,
@@ -79,7 +80,8 @@ def attribute(
             [0, 1], or uint8, or latents.
         method: ``"exact"`` regenerates every sample without every unit (4). ``"differential"`` predicts the distance
             from the Gram matrix of the Jacobian (6), with one run per sample for any number of units. ``"screen"``
-            ranks all units by (6) and verifies the best ``verify`` of them by (4). ``"loss"`` scores images by how
+            ranks all units by (6) and verifies the best ``verify`` of them by (4); if there are no more than that, it
+            is ``"exact"``. ``"loss"`` scores images by how
             much their denoising loss rises (7), with one pass for any number of units. ``"trak"``, ``"d-trak"`` and
             ``"das"`` score images by the members' gradients, and predict what retraining would change
             (`ensdiff.attribution.gradients`); the members choose the settings and grade the result (9).
@@ -100,9 +102,10 @@ def attribute(
         verify: units per sample that ``"screen"`` verifies exactly; by default 50, or ``top`` if that is more.
         audit: random unverified units per sample that are also verified, to estimate what ``"screen"`` missed.
         null: number of null ablations for p- and q-values, for each size of a set and each group of a hierarchical
-            code; ``"all"`` uses every one, 0 uses none. Gradient methods compare single items with this many items of
-            ``held_out``, units of several items with random groups of as many items, and sets of units with random
-            sets of about as many items (11).
+            code; ``"all"`` uses every one, 0 uses none. ``"auto"`` uses as many as a verdict at ``level`` needs (s1),
+            and warns before it computes if no verdict is possible (`ensdiff.attribution.plan_null`). Gradient methods
+            compare single items with this many items of ``held_out``, units of several items with random groups of as
+            many items, and sets of units with random sets of about as many items (11).
         level: largest q-value at which a verdict attributes a sample to a unit.
         loss: draws, levels and weighting of ``"loss"``, and of the members' losses that judge gradient scores.
         cond: the conditions of such images, for conditional members: one per image, or one for all. None is no
@@ -129,6 +132,9 @@ def attribute(
         Among equal influences the unit with the lower id comes first
         (among sets, the one given first). Influences that should be equal but differ by rounding (in (6), those of a
         word and its complement) are ordered by the rounded values.
+
+    Warns:
+        NullWarning: with ``null="auto"``, no unit alone can reach the level; the message says what would change that.
 
     Raises:
         ValueError: unknown method or units, duplicate units, ``top`` larger than the number of candidates, too few
@@ -159,6 +165,9 @@ def attribute(
                 params, queries, method, candidates=candidates, request=request, loss=loss, resources=resources,
                 kept=kept, data=data, gradients=gradients, store=store, held_out_images=held_out,
             )  # fmt: skip
+    request = with_null(request, candidates, name_of(method))
+    if method == "screen" and len(candidates) <= request.verify and not audit:
+        method = "exact"  # everything is verified, so that there is nothing to screen
     config = LossConfig() if loss is None else loss
     ablations = null_ablations(candidates, request.null, request.seed) if request.null else None
     measure = measure_name(features, distance, params.space)
@@ -187,6 +196,7 @@ def attribute(
         "score" if callable(method) else "loss" if method == "loss" else measure,
         _settings(params, subject, candidates, request, ablations, scores, config),
         q_value=tested.q_BT,
+        q_value_of_call=tested.call_q_BT,
         level=request.level,
         standard_error=_standard_error(candidates, scores, ranking),
         sets=candidates.sets,

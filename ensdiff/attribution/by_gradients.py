@@ -33,7 +33,7 @@ from ensdiff.attribution.gradients.scoring import (
 )
 from ensdiff.attribution.gradients.store import SHARED, open_gradients
 from ensdiff.attribution.gradients.stored import GradientStore
-from ensdiff.attribution.gradients.targets import Targets, targets_of
+from ensdiff.attribution.gradients.targets import Targets, null_kind, targets_of
 from ensdiff.attribution.judging import (
     LEAST_MEMBERS,
     Judgement,
@@ -50,6 +50,7 @@ from ensdiff.attribution.ranking import Significance
 from ensdiff.attribution.request import Request
 from ensdiff.attribution.result import Attribution
 from ensdiff.attribution.scoring import GradientMethod
+from ensdiff.attribution.sufficient import with_null
 from ensdiff.data import Dataset
 from ensdiff.data.images import to_uint8
 from ensdiff.data.manifest import hash_item
@@ -126,9 +127,10 @@ def attribute_by_gradients(
         config = dataclasses.replace(
             config, **{name: value for name, value in DEFAULTS.items() if getattr(config, name) is None}
         )
-    targets = targets_of(
-        params.code, data, candidates, request.null, request.seed, 0 if others is None else len(others)
-    )
+    seen = 0 if others is None else len(others)
+    compared = seen if null_kind(params.code, data, candidates) == "held-out" else None
+    request = with_null(request, candidates, method, compared)
+    targets = targets_of(params.code, data, candidates, request.null, request.seed, seen)
     images = Images(queries, data, others, stored, known)
     methods: tuple[Method, ...] = ("trak", "d-trak") if method == "combined" else (method,)
     choices = choices_of(methods, config)
@@ -183,6 +185,7 @@ def attribute_by_gradients(
         result.unit,
         settings,
         q_value=tested.q_BT,
+        q_value_of_call=tested.call_q_BT,
         level=request.level,
         standard_error=np.take_along_axis(result.error_BT, order_BT, axis=1),
         sets=candidates.sets,
@@ -308,9 +311,9 @@ def _significance(
     calibration = Calibration(tested_BT[:, M:], targets.kind_T[M:])
     calibration.count(tested_BT[:, :M], targets.kind_T[:M])
     p_BM = calibration.p_values(tested_BT[:, :M], np.broadcast_to(targets.kind_T[:M], (len(tested_BT), M)))
-    q_BM = calibration.q_values(p_BM)
-    p_BT, q_BT = (np.take_along_axis(a, order_BT, axis=1) for a in (p_BM, q_BM))
-    return Significance(p_BT, q_BT, calibration.null_BL), at_most(q_BM, level).sum(1).tolist()
+    q_BM, call_q_BM = calibration.q_values(p_BM), calibration.q_values(p_BM, of_call=True)
+    p_BT, q_BT, call_q_BT = (np.take_along_axis(a, order_BT, axis=1) for a in (p_BM, q_BM, call_q_BM))
+    return Significance(p_BT, q_BT, call_q_BT, calibration.null_BL), at_most(q_BM, level).sum(1).tolist()
 
 
 def _fewest(targets: Targets) -> int:

@@ -150,10 +150,15 @@ class Calibration:
         first = next(iter(self._counts))
         self._counts[first][:, -1] += candidates
 
-    def q_values(self, p_BM: Float[np.ndarray, "B M"]) -> Float[np.ndarray, "B M"]:
-        """Return the q-values (n2) of counted p-values, among all candidates counted so far."""
+    def q_values(self, p_BM: Float[np.ndarray, "B M"], *, of_call: bool = False) -> Float[np.ndarray, "B M"]:
+        """Return the q-values (n2) of counted p-values, among all candidates counted so far.
+
+        These are the candidates of the same sample, or with ``of_call`` those of all samples of the call.
+        """
         level = np.concatenate([_p(np.arange(null.shape[1] + 1), null.shape[1]) for null in self._null.values()])
         count_B = np.concatenate(list(self._counts.values()), axis=1)
+        if of_call:
+            count_B = np.broadcast_to(count_B.sum(0), count_B.shape)
         order = np.argsort(level, kind="stable")
         out = np.empty(p_BM.shape)
         for b in range(len(p_BM)):

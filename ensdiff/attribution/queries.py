@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+from ensdiff.attribution.pictures import Pictures
 from ensdiff.ensemble.ensemble import Ensemble
 from ensdiff.models.space import Latents
 from ensdiff.sampling.captions import captions_of
@@ -85,19 +86,22 @@ def condition_marks(cond: Any) -> list[str]:
     return [hashlib.sha256(value).hexdigest()[:16] for value in values]
 
 
-def other_conditions(settings: dict[str, Any], params: Ensemble, samples: Samples) -> str | None:
+def other_conditions(settings: dict[str, Any], params: Ensemble, samples: Samples | Pictures) -> str | None:
     """Return why the conditions in an attribution's settings are not those of these samples, or None if they are."""
     if params.condition is None:
         return None
     if "conditions" not in settings:
         return "it does not record the conditions of its images: attribute them again"
     now, then = condition_marks(samples.cond), settings["conditions"]
-    captions = captions_of(params, samples.cond, samples.captions) or []
+    texts = samples.captions if isinstance(samples, Samples) else None
+    captions = captions_of(params, samples.cond, texts) or []
     for b, (mark, caption) in enumerate(zip(now, captions, strict=True)):
         if b >= len(then) or then[b] != mark:
             known = settings.get("captions") or []
             other = f" ({known[b]})" if b < len(known) else ""
             return f"its sample {b} has another condition{other} than this one ({caption})"
+    if not isinstance(samples, Samples):
+        return None
     guidance = settings.get("guidance", samples.guidance)
     if guidance != samples.guidance:
         return f"its samples have guidance {guidance:g}, not {samples.guidance:g}"

@@ -30,12 +30,14 @@ class Significance(NamedTuple):
 
     Args:
         p_BT: p-values (n1).
-        q_BT: q-values (n2).
+        q_BT: q-values (n2) among the candidates of the same sample.
+        call_q_BT: q-values (n2) among the candidates of all samples.
         null_BL: scores of the null ablations.
     """
 
     p_BT: Float[np.ndarray, "B T"] | None = None
     q_BT: Float[np.ndarray, "B T"] | None = None
+    call_q_BT: Float[np.ndarray, "B T"] | None = None
     null_BL: Float[np.ndarray, "B L"] | None = None
 
 
@@ -155,7 +157,8 @@ def significance(ranking: Ranking, candidates: Candidates, calibration: Calibrat
     if calibration is None:
         return Significance()
     p_BT = calibration.p_values(ranking.score_BT, candidates.kinds_of(ranking.index_BT))
-    return Significance(p_BT, calibration.q_values(p_BT), calibration.null_BL)
+    q_BT, call_q_BT = calibration.q_values(p_BT), calibration.q_values(p_BT, of_call=True)
+    return Significance(p_BT, q_BT, call_q_BT, calibration.null_BL)
 
 
 def _check_finite(score_BM: np.ndarray) -> None:

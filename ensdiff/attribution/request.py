@@ -67,6 +67,7 @@ class Request(NamedTuple):
         null: null ablations of each kind, or ``"all"``.
         level: largest q-value at which a verdict attributes a sample to a unit.
         seed: seed of the null's words, of the audit and of the draws of the loss.
+        plans: whether the null is still to be planned (`ensdiff.attribution.sufficient.with_null`).
     """
 
     top: int
@@ -75,6 +76,7 @@ class Request(NamedTuple):
     null: int | Literal["all"]
     level: float
     seed: int
+    plans: bool = False
 
 
 def check_request(
@@ -92,8 +94,8 @@ def check_request(
         raise ValueError(f"verify={verify!r}: expected the number of units to verify")
     if verify < top:
         raise ValueError(f"verify={verify} is less than top={top}: verify at least as many units as are returned")
-    if null != "all" and (not _whole(null) or null < 0):
-        raise ValueError(f"null={null!r}: expected the number of null ablations, 0 for none, or 'all'")
+    if null not in ("all", "auto") and (not _whole(null) or null < 0):
+        raise ValueError(f"null={null!r}: expected the number of null ablations, 0 for none, 'auto' or 'all'")
     if not _whole(audit) or audit < 0 or (audit and method != "screen"):
         raise ValueError(f"audit={audit}: expected 0, or with method='screen' a number of units")
     if not isinstance(level, numbers.Real) or not 0 < level < 1:
@@ -101,7 +103,8 @@ def check_request(
     if not _whole(seed):
         raise ValueError(f"seed={seed!r}: expected an integer")
     verify = min(int(verify), candidates)
-    return Request(int(top), verify, int(audit), null if null == "all" else int(null), float(level), int(seed))
+    size: int | Literal["all"] = "all" if null == "all" else 0 if null == "auto" else int(null)
+    return Request(int(top), verify, int(audit), size, float(level), int(seed), null == "auto")
 
 
 def name_of(function: Any) -> str:

@@ -22,7 +22,7 @@ from ensdiff.metrics.bootstrap import Estimate
 from ensdiff.models.space import PIXELS, Latents
 from ensdiff.runs.identity import check_attributed
 
-_ARRAYS = ("units", "influence", "p_value", "q_value", "standard_error", "null_BL")
+_ARRAYS = ("units", "influence", "p_value", "q_value", "q_value_of_call", "standard_error", "null_BL")
 NULLS = {
     "ablations": "null ablations",
     "held-out": "held-out items",
@@ -44,7 +44,9 @@ class Attribution:
             gradient methods and ``"combined"``: how much the unit's presence in training lowers the image's loss for a
             single model, in the same units if ``distance`` is ``"loss"``.
         p_value: (B, top) share of the null that reaches the influence (n1); None without a null.
-        q_value: (B, top) Benjamini-Hochberg q among all candidates (n2); None without a null.
+        q_value: (B, top) Benjamini-Hochberg q among all candidates of the same sample (n2); None without a null. If
+            every unit with q <= a is called a cause of its sample, on average at most a share a of one sample's causes
+            is false.
         null_BL: (B, L) influences of the null: ablations that remove no unit, or for gradient methods held-out items,
             random groups or random sets (``settings["null_kind"]``); None without a null.
         method: name of the method that computed the influences.
@@ -59,6 +61,8 @@ class Attribution:
         audit: estimate of what a screen missed; None without an audit.
         judgement: how well the scores predict the members' own losses of these queries (9), for gradient methods; None
             for other methods, and where there are too few members to judge.
+        q_value_of_call: (B, top) `q_value` among the candidates of all samples of the call, for statements on all
+            samples at once; None without a null, and in files of older versions.
 
     >>> att = ensdiff.attribute(params, samples, "differential", top=3, null=9)
     >>> att.units.shape, att.p_value.shape
@@ -81,6 +85,7 @@ class Attribution:
     sets: tuple[tuple[int, ...], ...] | None = None
     audit: Audit | None = None
     judgement: Judgement | None = None
+    q_value_of_call: Float[np.ndarray, "B top"] | None = None
 
     @property
     def verdict(self) -> list[str] | None:
@@ -182,7 +187,7 @@ class Attribution:
         columns["unit"] = self.units.reshape(-1)
         if self.sets is not None:
             columns["set"] = [self.sets[int(i)] for i in columns["unit"]]
-        for name in ("influence", "standard_error", "p_value", "q_value"):
+        for name in ("influence", "standard_error", "p_value", "q_value", "q_value_of_call"):
             values = getattr(self, name)
             if values is not None:
                 columns[name] = values.reshape(-1)

@@ -14,8 +14,9 @@ from ensdiff.data.manifest import NAME as MANIFEST
 from ensdiff.files.checksums import file_sum, read_lines, seal_line
 from ensdiff.files.reading import read_json, whole_number
 from ensdiff.runs.base import NAME as BASE
+from ensdiff.runs.unit_names import NAME as UNIT_NAMES
 
-FILES = ("run.json", "config.json", MANIFEST, "environment.jsonl", BASE)
+FILES = ("run.json", "config.json", MANIFEST, "environment.jsonl", BASE, UNIT_NAMES)
 """Files that are certified besides the checkpoints. ``config.json`` exists if experiments.train wrote the run."""
 NAME = "certificate.json"
 """Default name of a run's certificate."""

@@ -213,8 +213,12 @@ class Dataset:
 
     def pictures_of(self, unit: int) -> Items:
         """Return the images of one unit except absent ones; a deleted unit has none."""
+        return self.images[self.present_items_of(unit)]
+
+    def present_items_of(self, unit: int) -> Int[np.ndarray, " n"]:
+        """Return the indices of the images of one unit except absent ones."""
         items = self.items_of(unit)
-        return self.images[items[~self._is_absent[items]]]
+        return items[~self._is_absent[items]]
 
     def check_present(self, use: str, fix: str = "give data with these items") -> None:
         """Check that no item is absent, so that black images are not mistaken for data.

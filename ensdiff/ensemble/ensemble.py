@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ensdiff.codes import Code
+from ensdiff.codes.unit_names import UnitNames
 from ensdiff.diffusion.schedule import Schedule
 from ensdiff.ensemble.digest import stacked_sums
 from ensdiff.models.condition import ConditionSpec
@@ -57,6 +58,7 @@ def check_scale(scale: Any) -> float:
         "combine",
         "scale",
         "base_digest",
+        "unit_names",
     ],
 )
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +81,9 @@ class Ensemble:
         scale: the factor of the averaged changes with ``combine="parameters"``, see `Combine`.
         base_digest: SHA-256 of ``base`` (`ensdiff.models.parameters.digest_of`), also where only the description of an
             ensemble is known.
+        unit_names: names of the units of ``code``, as the training data have them; None if they are not known or only
+            number the units. They are for reading and choosing units (`names_of`): nothing that is computed depends on
+            them.
 
     >>> params
     Ensemble(8 members, 40 units, 8x8x1 images, ... parameters per member)
@@ -98,6 +103,7 @@ class Ensemble:
     combine: Combine = "predictions"
     scale: float = 1.0
     base_digest: str | None = None
+    unit_names: UnitNames | None = None
 
     @property
     def members(self) -> int:
@@ -136,6 +142,17 @@ class Ensemble:
         if code.members != self.members:
             raise ValueError(f"the code is for {code.members} members, the ensemble has {self.members}")
         return code
+
+    def names_of(self, code: Code | None = None) -> UnitNames | None:
+        """Return the names of a code's units: those in the code, or else, for the ensemble's own code, `unit_names`.
+
+        None if they have no names, or names that only number them.
+
+        >>> params.names_of() is None
+        True
+        """
+        code = self.code if code is None else code
+        return UnitNames.of(code.names) or (self.unit_names if code == self.code else None)
 
     def conditions(self, cond: Any, count: int) -> Any:
         """Return the conditions of ``count`` images as the members need them: a tree of NumPy arrays, or None.

@@ -1,10 +1,12 @@
 """The figures and the HTML report."""
 
 from ensdiff.data.images import grid, to_png
-from ensdiff.report.build import HOW_TO_READ, attribution_sections, how_to_read
+from ensdiff.report.build import attribution_sections
 from ensdiff.report.figures import capacity_figure, data_uri, loss_figure, null_figure
 from ensdiff.report.page import Figure, Page, SampleSection, Table, UnitCard, picture, write_page
 from ensdiff.report.paper import comparison_figure, comparison_table, landscape_figure, radius_figure
+from ensdiff.report.reading import HOW_TO_READ, how_to_read
+from ensdiff.report.wording import finding, verdict_words
 
 __all__ = [
     "HOW_TO_READ",
@@ -18,6 +20,7 @@ __all__ = [
     "comparison_figure",
     "comparison_table",
     "data_uri",
+    "finding",
     "grid",
     "how_to_read",
     "landscape_figure",
@@ -26,5 +29,6 @@ __all__ = [
     "picture",
     "radius_figure",
     "to_png",
+    "verdict_words",
     "write_page",
 ]

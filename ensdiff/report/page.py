@@ -39,7 +39,8 @@ class UnitCard(NamedTuple):
     Args:
         name: its name.
         images: (n, H, W, C) some of its training images that the data set still holds.
-        counterfactual: (H, W, C) in [0, 1], the sample without the unit.
+        counterfactual: (H, W, C) in [0, 1], the sample without the unit; None if it cannot be computed, because the
+            picture was not generated here.
         influence: how far the sample moves without the unit, in the units of `Attribution.influence`.
         members: (K,) 1 for each member that saw the unit.
         extra: further values, such as a p-value.
@@ -47,11 +48,12 @@ class UnitCard(NamedTuple):
         error: the standard error of the influence, if it has one.
         meaning: what the influence is, in a few words.
         held: number of training images that the data set still holds; by default all are in ``images``.
+        chosen: how the images were chosen among the unit's; by default they are its first.
     """
 
     name: str
     images: Shaped[np.ndarray, "n H W C"]
-    counterfactual: Float[np.ndarray, "H W C"]
+    counterfactual: Float[np.ndarray, "H W C"] | None
     influence: float
     members: Int[np.ndarray, " K"]
     extra: Mapping[str, str] = {}
@@ -59,6 +61,7 @@ class UnitCard(NamedTuple):
     error: float | None = None
     meaning: str = "the distance that the sample moves without the unit"
     held: int | None = None
+    chosen: str | None = None
 
     @property
     def hidden(self) -> int:
@@ -72,7 +75,19 @@ class UnitCard(NamedTuple):
 
 
 class SampleSection(NamedTuple):
-    """A sample, a note on the findings, its units, most influential first, and a text for its condition."""
+    """One sample, or one picture from elsewhere.
+
+    Args:
+        heading: its name.
+        image: (H, W, C) in [0, 1].
+        note: the findings in detail.
+        units: its units, most influential first.
+        figure: a figure of its null.
+        caption: a text for its condition.
+        verdict: the finding in a few words, for the head of the page.
+        named: number of the first units that the verdict names.
+        origin: how the picture came to be.
+    """
 
     heading: str
     image: Float[np.ndarray, "H W C"]
@@ -80,10 +95,13 @@ class SampleSection(NamedTuple):
     units: Sequence[UnitCard]
     figure: Figure | None = None
     caption: str | None = None
+    verdict: str | None = None
+    named: int = 0
+    origin: str = "as generated"
 
 
 class Page(NamedTuple):
-    """The content of the report."""
+    """The content of the report; the finding is one line on what was found in all samples."""
 
     title: str
     intro: Sequence[str]
@@ -91,6 +109,7 @@ class Page(NamedTuple):
     tables: Sequence[Table] = ()
     figures: Sequence[Figure] = ()
     samples: Sequence[SampleSection] = ()
+    finding: str | None = None
 
 
 def picture(image: np.ndarray, side: int = 96) -> str:

@@ -1,11 +1,15 @@
 """Sentences of the report and of the explorer that explain the numbers of an attribution, by its method."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 from ensdiff.attribution import Attribution
 from ensdiff.attribution.judging import Judgement
 from ensdiff.attribution.measures import distance_words
 from ensdiff.attribution.scoring import GRADIENT_METHODS
+from ensdiff.metrics.arrays import at_most
 
 NULL_WORDS = {
     "ablations": "ablations by code words that no unit owns",
@@ -67,3 +71,72 @@ predict what training on a unit changes.
         return text
     reach = "the interval is below 0" if high < 0 else "the interval reaches 0" if interval else "it is not above 0"
     return f"{text} Warning: {reach}, so these scores may say nothing about {those}."
+
+
+def named_units(att: Attribution, b: int) -> list[int]:
+    """Return the units among the top that the verdict names for one sample, most influential first."""
+    assert att.q_value is not None
+    return [int(unit) for unit in att.units[b, at_most(att.q_value[b], att.level)]]
+
+
+def _joined(texts: Sequence[Any]) -> str:
+    texts = [str(text) for text in texts]
+    return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}"
+
+
+def verdict_words(att: Attribution, b: int, names: Sequence[str]) -> str:
+    """Return the verdict on one sample in a few words, with names of units.
+
+    >>> att = ensdiff.attribute(params, samples, "differential", top=2, null=40, level=0.9)
+    >>> verdict_words(att, 0, [f"artist {i}" for i in range(30)])
+    'depends on artist 7 and artist 25'
+    """
+    found, top = [names[unit] for unit in named_units(att, b)], att.units.shape[1]
+    every = (att.settings.get("attributed") or [len(found)] * len(att))[b]
+    if every > len(found):
+        return f"depends on {_joined([*found, f'{every - len(found)} more'])}"
+    if len(found) > MOST_NAMED:
+        return f"depends on {_joined([*found[:MOST_NAMED], f'{len(found) - MOST_NAMED} more'])}"
+    if found:
+        return f"depends on {_joined(found)}" + (" and perhaps more" if len(found) == top > 1 else "")
+    return "no answer: the null is too small" if att.limitation is not None else "unattributable: nothing stands out"
+
+
+def finding(att: Attribution, names: Sequence[str], noun: str = "unit", things: str = "samples") -> str:
+    """Return one line on what was found in all samples, with what its q-values mean.
+
+    Args:
+        att: an attribution with a null.
+        names: names of its units.
+        noun: what its units are, such as "class".
+        things: what was attributed, such as "samples".
+    """
+    assert att.q_value is not None
+    B = len(att)
+    named = [named_units(att, b) for b in range(B)]
+    count = sum(bool(units) for units in named)
+    if not count:
+        text = f"None of {B} {things} can be attributed to a {noun} at level {att.level:g}."
+        return text if att.limitation is None else f"{text} {att.limitation[0].upper()}{att.limitation[1:]}."
+    of_unit: dict[int, list[int]] = {}
+    for b, units in enumerate(named):
+        for unit in units[:1]:
+            of_unit.setdefault(unit, []).append(b)
+    listed = [
+        f"{names[unit]} ({_joined(of_unit[unit])})" for unit in sorted(of_unit, key=lambda u: (-len(of_unit[u]), u))
+    ]
+    shown = listed[:MOST_LISTED] + ([f"{len(listed) - MOST_LISTED} more"] if len(listed) > MOST_LISTED else [])
+    text = f"{count} of {B} {things} depend on a {noun} that can be named: {_joined(shown)}."
+    more = sum(len(units) > 1 for units in named)
+    text += f" {more} of them depend{'s' if more == 1 else ''} on others too." if more else ""
+    text += f" q-values of at most {att.level:g} among the {noun}s of each of the {things}"
+    if att.q_value_of_call is None:
+        return f"{text}."
+    over = int(at_most(att.q_value_of_call, att.level).any(1).sum())
+    return f"{text}; among those of all {B} together, {over} of them."
+
+
+MOST_NAMED = 3
+"""Most units that a verdict in a few words names."""
+MOST_LISTED = 8
+"""Most units that the line on all samples lists."""

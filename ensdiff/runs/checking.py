@@ -13,15 +13,17 @@ from ensdiff.files.reading import read_json
 from ensdiff.runs.checkpoints import Checkpoint, on_host, open_checkpoint, read_arrays, read_shapes, steps_of
 from ensdiff.runs.description import Undefined, foreign, from_description, read_manifest
 from ensdiff.runs.logs import ENVIRONMENTS, METRICS, checked, read_environments
+from ensdiff.runs.unit_names import NAME as NAMES
+from ensdiff.runs.unit_names import read_names
 
 
 def check_run(path: str | os.PathLike) -> list[str]:
     """Read everything that has a checksum or a digest in a run directory, and return what is damaged.
 
     This covers the checkpoints (each is loaded completely, one at a time), ``run.json``, ``config.json``, the data
-    manifest, every line of ``environment.jsonl`` and ``metrics.jsonl``, and attributions with their arrays. Pictures,
-    pages and TensorBoard's files are not read. Every checkpoint must belong to the run that ``run.json`` describes. A
-    checkpoint that passes can be loaded.
+    manifest, the names of units, every line of ``environment.jsonl`` and ``metrics.jsonl``, and attributions with their
+    arrays. Pictures, pages and TensorBoard's files are not read. Every checkpoint must belong to the run that
+    ``run.json`` describes. A checkpoint that passes can be loaded.
 
     Returns:
         One line per damaged or missing file, which names the file. The list is empty if all are good.
@@ -46,6 +48,8 @@ def check_run(path: str | os.PathLike) -> list[str]:
     if (path / "config.json").exists():
         with _noted(found):
             read_sealed(path / "config.json")
+    with _noted(found):
+        _check_names(path, description)
     for name, read in ((METRICS, lambda run: read_lines(run / METRICS)), (ENVIRONMENTS, read_environments)):
         with _noted(found):
             if (path / name).exists():
@@ -90,6 +94,16 @@ def _check_manifest(path: pathlib.Path, description: Any) -> None:
     # an ensemble written by `ensdiff.save` has the digest of its data but no manifest
     if expected is not None and read_manifest(path, description) is None and "train" in description:
         raise FileNotFoundError(f"{path / MANIFEST} is missing: run.json has its checksum")
+
+
+def _check_names(path: pathlib.Path, description: Mapping[str, Any]) -> None:
+    if not (path / NAMES).exists():
+        return
+    try:
+        params = from_description(description, None) if description else None
+    except ValueError as error:
+        raise DamagedError(f"{path / 'run.json'} is damaged: {error}") from error
+    read_sealed(path / NAMES) if params is None else read_names(path, params)
 
 
 @contextlib.contextmanager

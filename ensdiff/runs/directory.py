@@ -37,6 +37,7 @@ from ensdiff.runs.description import describe
 from ensdiff.runs.logs import ENVIRONMENTS, MetricsLog, note_environment
 from ensdiff.runs.resuming import check_same, none_good, set_aside, unreadable
 from ensdiff.runs.sums import all_sums
+from ensdiff.runs.unit_names import write_names
 
 FOLDERS = ("checkpoints", "damaged", "samples", "tensorboard")
 """Folders that a run directory may hold."""
@@ -192,6 +193,7 @@ class RunDirectory:
                     write_atomically(path / MANIFEST, manifest.to_bytes())
                 if not steps or not holds_base(path, params):
                     write_base(path, params)
+                write_names(path, params, keep=bool(steps))
                 write_sealed(path / "run.json", text)
             return self._description
 

@@ -19,6 +19,7 @@ from ensdiff.runs.base import read_base
 from ensdiff.runs.checkpoints import Checkpoint, left_on_disk, open_on_all, read_arrays, read_members, steps_of
 from ensdiff.runs.description import Undefined, foreign, from_description
 from ensdiff.runs.directory import RunDirectory
+from ensdiff.runs.unit_names import known_names
 from ensdiff.settings import check_value
 
 
@@ -89,6 +90,7 @@ def load(
             params = dataclasses.replace(params, scale=check_scale(scale))
             if params.combine != "parameters":
                 raise ValueError(f'scale={scale} is for combine="parameters", and {path} averages predictions')
+        params = dataclasses.replace(params, unit_names=known_names(path, params))
         base = read_base(path, params.base_digest)
         if base is None and params.combine == "parameters":
             raise ValueError(

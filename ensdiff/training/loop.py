@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from ensdiff import hosts
 from ensdiff.codes import Code
+from ensdiff.codes.unit_names import UnitNames
 from ensdiff.data import Dataset, Splits
 from ensdiff.data.images import grid, to_png
 from ensdiff.data.viewing import viewer
@@ -144,12 +145,13 @@ def train(
     state = init_state(model, data.shape, code.members, config, mesh, data.condition_spec, base)
     digest = hosts.decide(data.digest)  # only process 0 reads all the data
     start_digest = None if base is None else digest_of(base)
+    named = UnitNames.of(data.unit_names)
 
     def ensemble(state: TrainState) -> Ensemble:
         params = state.params if state.ema is None else state.ema
         spec, how = data.condition_spec, combine or "predictions"
         return Ensemble(
-            params, code, model, schedule, data.shape, data.space, spec, digest, base, how, scale, start_digest
+            params, code, model, schedule, data.shape, data.space, spec, digest, base, how, scale, start_digest, named
         )
 
     def steps_of(execution: Execution, steps: range) -> AbstractContextManager[Stepper]:

@@ -18,10 +18,11 @@ from scipy.stats import spearmanr
 
 import ensdiff
 from ensdiff import metrics
-from experiments.configs import evaluate_digits
-from experiments.studies import lds
-from experiments.studies.scores import loss_scores, member_products
-from experiments.studies.workshop import Workshop, quiet_matrix
+
+from ..configs import evaluate_digits
+from ..studies import lds
+from ..studies.scores import loss_scores, member_products
+from ..studies.workshop import Workshop, quiet_matrix
 
 TOLERANCES = {
     "loss": "the mean loss of the members on held-out images differs by at most 2 %",

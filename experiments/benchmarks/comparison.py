@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import ensdiff
-from experiments.benchmarks import jobs
-from experiments.benchmarks.jobs import Job, Setting
-from experiments.benchmarks.timing import Entry, race, ratio_of
-from experiments.benchmarks.ways import choose
+
+from . import jobs
+from .jobs import Job, Setting
+from .timing import Entry, race, ratio_of
+from .ways import choose
 
 TERA = 1e12
 OURS = {"float32": "ensdiff", "bfloat16": "ensdiff bf16"}
@@ -77,7 +78,7 @@ def compare(
     for entry in entries:
         entry.job = None  # and with it the memory
     if theirs:
-        from experiments.benchmarks import pytorch
+        from . import pytorch
 
         pytorch.release()
     summary: dict[str, Any] = {"network": name, "job": job}
@@ -105,7 +106,7 @@ def _theirs(
 ) -> tuple[dict[str, Callable[[], Job]], str]:
     """Return the makers of PyTorch's ways, or none and why."""
     try:
-        from experiments.benchmarks import pytorch
+        from . import pytorch
     except ImportError as error:
         return {}, f"not compared with PyTorch: {error}"
     chosen = choose(pytorch.device(), job, ways)

@@ -28,8 +28,9 @@ from ensdiff.diffusion.samplers import sampler_steps
 from ensdiff.interop import channels_last
 from ensdiff.interop import diffusers as converter
 from ensdiff.interop.unet2d import model_options
-from experiments.benchmarks.jobs import Job, Setting, loss_draws, loss_images, start_noise
-from experiments.benchmarks.ways import Way, missing_compiler
+
+from .jobs import Job, Setting, loss_draws, loss_images, start_noise
+from .ways import Way, missing_compiler
 
 ROWS_AT_ONCE = {"cpu": 16, "cuda": 512}
 """Most images of one prediction of a member, when states are grouped by member."""
@@ -298,7 +299,7 @@ def loss_job(setting: Setting, params: ensdiff.Ensemble, way: Way) -> Job:
 
 def train_job(setting: Setting, params: ensdiff.Ensemble, way: Way) -> Job:
     """Build the job of one training step of all members, which returns their losses."""
-    from experiments.benchmarks.pytorch_training import loop_step, stacked_step
+    from .pytorch_training import loop_step, stacked_step
 
     if way.stacked:
         work = stacked_step(Members(params, way), setting, params.schedule)

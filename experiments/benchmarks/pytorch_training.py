@@ -7,8 +7,9 @@ import torch
 from torch.func import grad_and_value, vmap
 
 import ensdiff
-from experiments.benchmarks.jobs import Setting
-from experiments.benchmarks.pytorch import Members, adam
+
+from .jobs import Setting
+from .pytorch import Members, adam
 
 
 def loop_step(

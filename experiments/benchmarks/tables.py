@@ -18,12 +18,13 @@ from ensdiff.ensemble.mesh import make_mesh, on_mesh
 from ensdiff.models import winograd
 from ensdiff.models.conv import conv2d
 from ensdiff.report import Table
-from experiments.abstract import STEPS, Case
-from experiments.benchmarks import jobs
-from experiments.benchmarks.comparison import compare
-from experiments.benchmarks.jobs import Setting
-from experiments.benchmarks.timing import interleave, ratio
-from experiments.tables import table
+
+from ..abstract import STEPS, Case
+from ..tables import table
+from . import jobs
+from .comparison import compare
+from .jobs import Setting
+from .timing import interleave, ratio
 
 GIGA = 1e9
 

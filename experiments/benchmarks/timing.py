@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from experiments.benchmarks.jobs import Job
+from .jobs import Job
 
 PAUSE = 0.3
 """Seconds between two timings, because the other library's idle threads spin for a while and would occupy a core."""

@@ -18,7 +18,7 @@ Expected: no figures; they depend on the pictures.
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from experiments.configs.base import base_config
+from .base import base_config
 
 STABLE_DIFFUSION_1 = {
     "_class_name": "UNet2DConditionModel",

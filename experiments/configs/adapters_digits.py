@@ -17,7 +17,7 @@ attribution to the groups by exact, differential and loss puts its own digit fir
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from experiments.configs.base import base_config
+from .base import base_config
 
 
 def get_config() -> ConfigDict:

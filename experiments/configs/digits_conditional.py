@@ -10,7 +10,7 @@ Expected: mean loss 0.43 at the end. Of 200 samples (25 Euler steps, 20 of each 
 
 from ml_collections import ConfigDict
 
-from experiments.configs.base import base_config
+from .base import base_config
 
 
 def get_config() -> ConfigDict:

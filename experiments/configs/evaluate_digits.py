@@ -8,7 +8,7 @@ take the set out of ``generative``.
 
 from ml_collections import ConfigDict
 
-from experiments.configs import digits
+from . import digits
 
 
 def get_config() -> ConfigDict:

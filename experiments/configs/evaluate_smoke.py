@@ -6,7 +6,7 @@ Hardware and wall time: a CPU with 2 cores, under 3 minutes with an empty compil
 
 from ml_collections import ConfigDict
 
-from experiments.configs import evaluate_digits
+from . import evaluate_digits
 
 
 def get_config() -> ConfigDict:

@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from ensdiff.models import DiTConfig
-from experiments.configs.base import base_config
+
+from .base import base_config
 
 
 def get_config() -> ConfigDict:

@@ -10,7 +10,7 @@ Expected: no figures; they depend on the pictures.
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from experiments.configs.base import base_config
+from .base import base_config
 
 
 def get_config() -> ConfigDict:

@@ -9,7 +9,7 @@ Expected: no figures; they depend on the pictures.
 
 from ml_collections import ConfigDict
 
-from experiments.configs import fashion_dit, latents
+from . import fashion_dit, latents
 
 
 def get_config() -> ConfigDict:

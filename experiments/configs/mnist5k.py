@@ -8,7 +8,7 @@ Expected: no figures yet.
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from experiments.configs.base import base_config
+from .base import base_config
 
 
 def get_config() -> ConfigDict:

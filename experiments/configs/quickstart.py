@@ -7,7 +7,7 @@ Expected: Frechet distances of 5.9 (ensemble) and 5.3 (one model on all the data
 
 from ml_collections import ConfigDict
 
-from experiments.configs import digits
+from . import digits
 
 
 def get_config() -> ConfigDict:

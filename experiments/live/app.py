@@ -16,10 +16,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from experiments.live import asking
-from experiments.live.asking import Refused
-from experiments.live.jobs import BusyError, Cancelled, Job, Worker
-from experiments.live.session import METHODS, Session, check_picture, class_names, takes_prompts
+from . import asking
+from .asking import Refused
+from .jobs import BusyError, Cancelled, Job, Worker
+from .session import METHODS, Session, check_picture, class_names, takes_prompts
 
 POLICY = (
     "default-src 'none'; img-src data:; style-src 'self' 'unsafe-inline'; script-src 'self'; connect-src 'self'; "
@@ -216,7 +216,7 @@ def build_app(session: Session, worker: Worker, token: str) -> Any:
         return computed(lambda: session.attribute(layer, method, content, cond, prompt))
 
     def condition(values: Any, n: int) -> tuple[str | None, str | None]:
-        from experiments.conditions import asked
+        from ..conditions import asked
 
         cond, prompt = asking.text(values, "cond"), asking.text(values, "prompt")
         if cond is not None and class_names(spec) is None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.live.asking import LARGEST_PICTURE, MOST_SAMPLES, MOST_UNITS, Refused
+from .asking import LARGEST_PICTURE, MOST_SAMPLES, MOST_UNITS, Refused
 
 MOST_SETS = 8
 """Most sets of samples that are kept. The first one always is."""
@@ -91,7 +91,7 @@ class Session:
         Raises:
             Refused: there is no such set.
         """
-        from experiments.live import asking
+        from . import asking
 
         chosen = asking.whole(values, "set", 0, 2**31 - 1, default=0)
         with self._lock:
@@ -127,7 +127,7 @@ class Session:
 
     def layer(self, found: Shown, values: Mapping[str, Any]) -> tuple[int, Any]:
         """Return the number of the layer that a request is about, and the layer."""
-        from experiments.live import asking
+        from . import asking
 
         layers = found.exploration.layers
         chosen = asking.whole(values, "layer", 0, len(layers) - 1, default=0)
@@ -245,7 +245,7 @@ class Session:
 
     def _conditions(self, n: int, cond: str | None, prompt: str | None) -> dict[str, Any]:
         """Return the conditions of n samples as `ensdiff.sample` takes them."""
-        from experiments.conditions import asked
+        from ..conditions import asked
 
         if prompt is not None:
             rows, captions = self.source.prompted([prompt], n)

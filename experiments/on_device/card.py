@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable
 import jax
 
 import ensdiff
-from experiments.on_device.journal import Row
+
+from .journal import Row
 
 # Dense products of bfloat16 accumulated in float32, in TFLOP/s, without sparsity: NVIDIA's data sheets of H100, H200
 # and GH200 (SXM, and the PCIe card of the H100), B200, A100, A10, L4, L40S, RTX 4090; Google's pages of TPU versions.

@@ -13,7 +13,8 @@ import ensdiff
 from ensdiff.files.npy import read_npz
 from ensdiff.interop import channels_last, genens
 from ensdiff.interop.tensors import stack
-from experiments.on_device.journal import Row
+
+from .journal import Row
 
 REFERENCE = pathlib.Path(__file__).parents[2] / "tests" / "data" / "genens_member1.npz"
 """A member of GenEns, with predictions and a sample that GenEns computed from it (float32, CPU)."""

@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from ensdiff.report import Table
-from experiments.benchmarks.timing import describe
-from experiments.tables import markdown, table
+
+from ..benchmarks.timing import describe
+from ..tables import markdown, table
 
 RESULTS, REPORT = "results.jsonl", "report.md"
 Row = dict[str, Any]

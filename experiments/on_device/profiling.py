@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from experiments.on_device.journal import Row
+from .journal import Row
 
 MATRIX = re.compile(
     r"gemm|cutlass|cudnn|xmma|nvjet|wgmma|hmma|implicit_convolve|conv(olution)?\b|conv_|[fwd]prop|[dw]grad|dot\b|dot_|"

@@ -12,8 +12,9 @@ import numpy as np
 import ensdiff
 from ensdiff.data.images import grid, to_png
 from ensdiff.metrics import fit_classifier, frechet_distance, frechet_floor
-from experiments.on_device.card import peak_gib
-from experiments.on_device.journal import Row
+
+from .card import peak_gib
+from .journal import Row
 
 PICTURE = "samples.png"
 LEAST = 20

@@ -14,12 +14,13 @@ import ensdiff
 from ensdiff.ensemble.mesh import make_mesh
 from ensdiff.training.execution import Execution
 from ensdiff.training.tuning import candidates
-from experiments.benchmarks import jobs
-from experiments.benchmarks.comparison import TERA, compare
-from experiments.benchmarks.jobs import Setting
-from experiments.benchmarks.timing import Entry, race
-from experiments.on_device.card import peak, peak_gib
-from experiments.on_device.journal import Row
+
+from ..benchmarks import jobs
+from ..benchmarks.comparison import TERA, compare
+from ..benchmarks.jobs import Setting
+from ..benchmarks.timing import Entry, race
+from .card import peak, peak_gib
+from .journal import Row
 
 GIB = 2**30
 

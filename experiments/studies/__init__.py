@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 
-from experiments.studies import generative, groups, judging, lds, planted, retraining, size
-from experiments.studies.findings import Findings
-from experiments.studies.workshop import Workshop
+from . import generative, groups, judging, lds, planted, retraining, size
+from .findings import Findings
+from .workshop import Workshop
 
 STUDIES: dict[str, Callable[[Workshop], Findings]] = {
     "generative": generative.study,

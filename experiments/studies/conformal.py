@@ -8,8 +8,9 @@ from ensdiff.attribution import gradient_scores, held_out_null, unseen_scores
 from ensdiff.attribution.calibration import Calibration
 from ensdiff.data import Dataset
 from ensdiff.report import Table
-from experiments.studies.workshop import Workshop
-from experiments.tables import table
+
+from ..tables import table
+from .workshop import Workshop
 
 
 def p_values(shop: Workshop, name: str, params: ensdiff.Ensemble, data: Dataset, count: int, null: int) -> np.ndarray:

@@ -9,7 +9,8 @@ import numpy as np
 
 from ensdiff.files.writing import write_atomically
 from ensdiff.report import Table
-from experiments.tables import markdown
+
+from ..tables import markdown
 
 
 @dataclasses.dataclass(frozen=True)

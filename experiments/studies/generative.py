@@ -9,11 +9,12 @@ import ensdiff
 from ensdiff import metrics
 from ensdiff.data import Dataset
 from ensdiff.report import Table
-from experiments import building
-from experiments.studies.figures import interval_figure
-from experiments.studies.findings import Findings
-from experiments.studies.workshop import Workshop
-from experiments.tables import interval, table
+
+from .. import building
+from ..tables import interval, table
+from .figures import interval_figure
+from .findings import Findings
+from .workshop import Workshop
 
 NAME = "generative"
 

@@ -8,11 +8,12 @@ import ensdiff
 from ensdiff import metrics
 from ensdiff.data import Dataset
 from ensdiff.metrics.arrays import distances
-from experiments.studies.figures import interval_figure
-from experiments.studies.findings import Findings
-from experiments.studies.scores import all_baselines, loss_scores, member_products, quadratic
-from experiments.studies.workshop import Workshop, quiet_matrix
-from experiments.tables import interval, table
+
+from ..tables import interval, table
+from .figures import interval_figure
+from .findings import Findings
+from .scores import all_baselines, loss_scores, member_products, quadratic
+from .workshop import Workshop, quiet_matrix
 
 NAME = "groups"
 

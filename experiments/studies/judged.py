@@ -19,8 +19,9 @@ from ensdiff.baselines import baseline_scores
 from ensdiff.data import Dataset
 from ensdiff.ensemble.memory import Resources
 from ensdiff.runs.pieces import Pieces
-from experiments.studies.scores import quadratic
-from experiments.studies.workshop import Workshop
+
+from .scores import quadratic
+from .workshop import Workshop
 
 OUTPUTS_OF_ALL: tuple[Output, ...] = ("loss", "square", "output")
 METHODS: tuple[Method, ...] = ("trak", "d-trak", "das")

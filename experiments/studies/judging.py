@@ -22,12 +22,13 @@ from ensdiff.data import Dataset
 from ensdiff.metrics import Estimate
 from ensdiff.metrics.arrays import spearman
 from ensdiff.metrics.datamodel import rank_agreement
-from experiments.studies import conformal, judged, lds, size
-from experiments.studies.figures import labelled_scatter
-from experiments.studies.findings import Findings
-from experiments.studies.scores import member_products
-from experiments.studies.workshop import Workshop, quiet_matrix
-from experiments.tables import interval, table
+
+from ..tables import interval, table
+from . import conformal, judged, lds, size
+from .figures import labelled_scatter
+from .findings import Findings
+from .scores import member_products
+from .workshop import Workshop, quiet_matrix
 
 NAME = "judging"
 

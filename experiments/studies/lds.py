@@ -6,13 +6,14 @@ import ensdiff
 from ensdiff import metrics
 from ensdiff.attribution import quadratic_influence
 from ensdiff.metrics.arrays import distances
-from experiments.studies import size
-from experiments.studies.figures import interval_figure
-from experiments.studies.findings import Findings
-from experiments.studies.removal import removal_effects, removal_table
-from experiments.studies.scores import all_baselines, loss_scores, member_products, quadratic
-from experiments.studies.workshop import Workshop, quiet_matrix
-from experiments.tables import interval, table
+
+from ..tables import interval, table
+from . import size
+from .figures import interval_figure
+from .findings import Findings
+from .removal import removal_effects, removal_table
+from .scores import all_baselines, loss_scores, member_products, quadratic
+from .workshop import Workshop, quiet_matrix
 
 NAME = "lds"
 

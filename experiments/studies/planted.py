@@ -7,11 +7,12 @@ import numpy as np
 import ensdiff
 from ensdiff import metrics
 from ensdiff.data import Dataset, arrays
-from experiments.studies.figures import interval_figure
-from experiments.studies.findings import Findings
-from experiments.studies.scores import all_baselines, loss_scores
-from experiments.studies.workshop import Workshop
-from experiments.tables import interval, table
+
+from ..tables import interval, table
+from .figures import interval_figure
+from .findings import Findings
+from .scores import all_baselines, loss_scores
+from .workshop import Workshop
 
 NAME = "planted"
 

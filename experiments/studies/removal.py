@@ -8,8 +8,9 @@ from ensdiff.ensemble.memory import Resources
 from ensdiff.metrics.arrays import rankable
 from ensdiff.report import Table
 from ensdiff.sampling.sample import ablated
-from experiments.studies.workshop import Workshop
-from experiments.tables import interval, table
+
+from ..tables import interval, table
+from .workshop import Workshop
 
 RANDOM = 8
 """Number of random sets of k units."""

@@ -9,12 +9,13 @@ from ensdiff import metrics
 from ensdiff.attribution.candidates import uniform
 from ensdiff.metrics.arrays import distances
 from ensdiff.metrics.bootstrap import mean
-from experiments import comparison
-from experiments.studies import size
-from experiments.studies.figures import scatter_figure
-from experiments.studies.findings import Findings
-from experiments.studies.workshop import Workshop, quiet_matrix
-from experiments.tables import interval, table
+
+from .. import comparison
+from ..tables import interval, table
+from . import size
+from .figures import scatter_figure
+from .findings import Findings
+from .workshop import Workshop, quiet_matrix
 
 NAME = "retraining"
 

@@ -15,7 +15,8 @@ from ensdiff.attribution.gradients import (
 from ensdiff.attribution.gradients.kernels import Method
 from ensdiff.baselines import BASELINES, BaselineConfig, baseline_scores
 from ensdiff.data import Dataset
-from experiments.studies.workshop import Workshop
+
+from .workshop import Workshop
 
 
 def loss_scores(

@@ -14,10 +14,11 @@ from ensdiff.data.drawing import svg
 from ensdiff.metrics.arrays import distances
 from ensdiff.metrics.bootstrap import mean
 from ensdiff.report import radius_figure
-from experiments.comparison import agreement, named_first
-from experiments.studies.findings import Findings
-from experiments.studies.workshop import Workshop
-from experiments.tables import interval, table
+
+from ..comparison import agreement, named_first
+from ..tables import interval, table
+from .findings import Findings
+from .workshop import Workshop
 
 NAME = "size"
 

@@ -22,7 +22,8 @@ from ensdiff.runs.pieces import Pieces
 from ensdiff.sampling.denoise import Noise
 from ensdiff.sampling.sample import ablated, sampler_config
 from ensdiff.typing import as_key
-from experiments import building
+
+from .. import building
 
 
 class Workshop:

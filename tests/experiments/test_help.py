@@ -1,12 +1,12 @@
 """--help of every program: a description and at least two examples, whose flags all exist."""
 
+import importlib
 import re
-import runpy
 import shlex
 
 import pytest
 
-from experiments.config import config_path, names
+from experiments.config import names
 from experiments.usage import wanted
 from tests.helpers import ROOT
 
@@ -24,7 +24,7 @@ def examples(text):
 
 def fields(name):
     """Return every --config.section.field that a packaged config accepts."""
-    config = runpy.run_path(config_path(name))["get_config"]()
+    config = importlib.import_module(f"experiments.configs.{name}").get_config()
     inside = {f"config.{s}.{f}" for s in config for f in (config[s] if hasattr(config[s], "keys") else ())}
     return inside | {f"config.{s}" for s in config}
 
@@ -61,6 +61,20 @@ def test_help_has_a_description_and_examples(helps, program):
     assert "--debug: Show the whole traceback" in text.replace("[no]", "").partition("flags of all programs:")[2]
     assert "--logtostderr" not in text  # absl's own flags are in --helpfull
     assert max(map(len, text.splitlines())) <= 120
+    assert not re.search(r"repeat\s+this\s+option|\.;|default \[\]|: <|\w {2,}\w.*--", text.partition("\nflags:\n")[2])
+
+
+def test_flags_that_programs_share_are_listed_in_groups(helps):
+    own, _, rest = helps["sample"].partition("\nflags:\n")[2].partition("\n\nflags of the samples:\n")
+    samples, _, run_and_all = rest.partition("\n\nflags of the run:\n")
+    assert flags_of(own) == {"groups", "nogroups", "remove"}
+    assert "(can be repeated)" in own
+    assert {"n", "prompt", "sampler"} <= flags_of(samples)
+    assert {"run", "step", "data", "out", "cache"} <= flags_of(run_and_all)
+    assert "flags of the samples" not in helps["plan"]  # its steps are others
+    assert "evaluate_digits" in helps["evaluate"]
+    assert "evaluate_digits" not in helps["train"]
+    assert "digits" in helps["train"]
 
 
 @pytest.mark.parametrize("program", PROGRAMS)

@@ -103,7 +103,8 @@ def targets_of(
     if candidates.sets is None:
         candidates.words(np.arange(M))  # raises NoSurvivorError
     rng = np.random.default_rng(derive_key(seed, 11))
-    if (sizes_M > 1).any() or candidates.code != code:
+    kind = null_kind(code, data, candidates)
+    if kind == "sets":
         size_N = np.bincount(data.unit_of_item, minlength=data.units)
         kind_M = _near(items_M)
         chosen = [units for items in np.unique(kind_M).tolist()
@@ -115,7 +116,7 @@ def targets_of(
         kind_T = np.concatenate([kind_M, np.repeat(np.unique(kind_M), _number(null))])
         column_KT, one_T = np.hstack([column_KM, column_KL]), np.ones(len(kind_T))
         return Targets(of_items_nT, None, None, column_KT, units_T, M, "sets", kind_T, one_T)
-    if data.items > data.units:
+    if kind == "groups":
         possible_n = np.flatnonzero(np.isin(data.unit_of_item, possible_N))
         chosen = random_groups(rng, np.unique(items_M), _number(null), possible_n)
         L = len(chosen)
@@ -141,6 +142,14 @@ def targets_of(
     words_mK[which] = random_words(code.matrix(), L, seed)
     one_T, column_KT = np.ones(M + L, int), np.hstack([column_KM, _words(code, L, seed).T])
     return Targets(of_items_nT, of_held_mT, words_mK, column_KT, one_T, M, "held-out", one_T, np.ones(M + L))
+
+
+def null_kind(code: Code, data: Dataset, candidates: Candidates) -> Kind:
+    """Return with what candidates are compared, see `targets_of`."""
+    sets = candidates.sets is not None and any(len(units) > 1 for units in candidates.sets)
+    if sets or candidates.code != code:
+        return "sets"
+    return "groups" if data.items > data.units else "held-out"
 
 
 def _unit_sets(code: Code, candidates: Candidates) -> list[Any]:

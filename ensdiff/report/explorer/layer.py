@@ -84,7 +84,7 @@ def explore(
     groups: bool = False,
     top: int = 32,
     combined: int = 5,
-    null: int | Literal["all"] = 99,
+    null: int | Literal["all", "auto"] = "auto",
     level: float = 0.1,
     landscape: int = 20_000,
     seed: int = 0,
@@ -102,7 +102,7 @@ def explore(
         groups: use the groups of a hierarchical code instead of its units.
         top: number of units per sample whose removal is computed exactly; all if there are no more units.
         combined: number of first units per sample of which every subset is removed too, at most `MOST_SETS`.
-        null: number of null ablations for p- and q-values; 0 is none.
+        null: number of null ablations for p- and q-values, 0 for none, or ``"auto"``, see `ensdiff.attribute`.
         level: the largest q-value at which a sample is attributed to a unit.
         landscape: number of most influential units per sample whose predicted influence is kept.
         seed: the seed of the null's words.
