@@ -16,11 +16,14 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
-from tqdm import tqdm
+
+from ensdiff.terminal import Bar
 
 T = TypeVar("T")
 Block = tuple[slice, ...]
 """The range of each axis that a shard covers."""
+COMPILING = "compiling (once per configuration) and computing the first"
+"""What takes long before a computation's first results (`progress_bar`)."""
 
 
 def is_writer() -> bool:
@@ -73,7 +76,7 @@ def report_progress(what: str, done: int, total: int | None, unit: str, result: 
         watcher(Progress(what, done, total, unit))
 
 
-class _Bar(tqdm):
+class _Bar(Bar):
     """A progress bar that tells the watcher of each update, whether or not it is shown."""
 
     def __init__(self, *, total: int | None, initial: int, desc: str, unit: str, **options: Any) -> None:
@@ -93,9 +96,16 @@ class _Bar(tqdm):
 
 
 def progress_bar(
-    total: int | None, what: str, unit: str, *, shown: bool, done: int = 0, unit_scale: bool = False
-) -> tqdm:
-    """Return a progress bar. It is shown only in the process that prints.
+    total: int | None,
+    what: str,
+    unit: str,
+    *,
+    shown: bool,
+    done: int = 0,
+    unit_scale: bool = False,
+    first: str = "",
+) -> Bar:
+    """Return a progress bar. It is shown only in the process that prints, on a terminal or in a notebook.
 
     Args:
         total: number of units of work; None if unknown.
@@ -104,12 +114,14 @@ def progress_bar(
         shown: False for a bar that prints nothing.
         done: number of units of work that are already finished.
         unit_scale: whether large numbers are written as 1.2k or 3.4M.
+        first: what takes time before the first unit of work, such as "compiling". Where no bar is drawn, it becomes a
+            line if it takes long.
 
     >>> with progress_bar(2, "work", "unit", shown=False) as bar:
     ...     _ = bar.update()
     """
     shown = shown and is_writer()
-    return _Bar(total=total, initial=done, desc=what, unit=unit, unit_scale=unit_scale, disable=not shown)
+    return _Bar(total=total, initial=done, desc=what, unit=unit, unit_scale=unit_scale, first=first, shown=shown)
 
 
 def place(tree: Any, mesh: Mesh, spec: P) -> Any:

@@ -6,6 +6,8 @@ was installed only the latter works, because the wheel holds the programs as ``e
 
 import pathlib
 import re
+import shlex
+import sys
 
 _FOLDER = pathlib.Path(__file__).parent
 _script = __package__ != "experiments"
@@ -24,6 +26,24 @@ def command(program: str) -> str:
     'python -m experiments.train'
     """
     return f"ensdiff {program}" if _script else f"python -m experiments.{program}"
+
+
+def again(option: str) -> str:
+    """Return the command that was typed, with another option such as ``--config.resume=True``, for a shell.
+
+    >>> sys.argv[1:] = ["--config=digits", "--config.resume=False", "--config.run_dir=my runs"]
+    >>> again("--config.resume=True").partition(" ")[2].partition(" ")[2].partition(" ")[2]
+    "--config=digits '--config.run_dir=my runs' --config.resume=True"
+    """
+    name = option.partition("=")[0]
+    given, words = sys.argv[1:], []
+    for position, word in enumerate(given):
+        if word.partition("=")[0] in (name, name.replace("--", "--no", 1)):
+            continue
+        if position and given[position - 1] == name and not word.startswith("-"):  # --name value
+            continue
+        words.append(word)
+    return " ".join([command(pathlib.Path(sys.argv[0]).stem), *map(shlex.quote, [*words, option])])
 
 
 def spoken(text: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from absl import app, flags, logging
 
 from . import processes, usage
-from .commands import spoken
+from .commands import again, spoken
 
 flags.adopt_module_key_flags(processes)
 flags.DEFINE_bool("debug", False, "Show the whole traceback of an error.")
@@ -106,7 +106,7 @@ def run(
             if flags.FLAGS.debug:
                 traceback.print_exc()
             text = f"out of memory: {error}" if isinstance(error, MemoryError) else str(error) or repr(error)
-            _fail(1, text, processes.hint(error))
+            _fail(1, text, processes.hint(error) or _how_to_resume(text))
         except BaseException:
             traceback.print_exc()
             processes.abandon(1)
@@ -121,8 +121,17 @@ def _end_if_asked(error: RuntimeError) -> None:
 
     if isinstance(error, Preempted):
         print(f"stopped: {error}", file=sys.stderr)
+        if how := _how_to_resume(str(error)):
+            print(how, file=sys.stderr)
         processes.end()
         raise SystemExit(EXIT_CODE)
+
+
+def _how_to_resume(message: str) -> str:
+    """Return the command that resumes the run, if the message says that it can be resumed and a config can say so."""
+    config = flags.FLAGS["config"].value if "config" in flags.FLAGS else None
+    possible = "set resume" in message and config is not None and "resume" in config
+    return f"to continue: {again('--config.resume=True')}" if possible else ""
 
 
 def _one_line(message: Warning | str, *_: Any, **__: Any) -> str:

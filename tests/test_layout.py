@@ -11,7 +11,7 @@ from tests.helpers import ROOT
 
 PACKAGE = ROOT / "ensdiff"
 FLOORS = (
-    "typing",
+    "typing terminal",
     "settings hosts",
     "files",
     "codes models diffusion metrics",

@@ -64,7 +64,7 @@ def linearize(
         images = params.space.to_images(x)
         return images if features is None else features(images)
 
-    with hosts.progress_bar(B, "jacobian", "image", shown=resources.progress) as bar:
+    with hosts.progress_bar(B, "jacobian", "image", shown=resources.progress, first=hosts.COMPILING) as bar:
         for start in range(0, B, size):
             count = min(size, B - start)
             part = samples[np.minimum(np.arange(start, start + size), B - 1)]

@@ -137,7 +137,7 @@ def loss_matrix(
     probe_MK = None if config.target_error is None else code.ablate(np.arange(min(PROBES, code.units)))
     factual_K = np.full((params.members,), 1.0 / params.members)
     blocks: list[_Block] = []
-    with hosts.progress_bar(-(-most // config.block), "loss", "block", shown=progress) as bar:
+    with hosts.progress_bar(-(-most // config.block), "loss", "block", shown=progress, first=hosts.COMPILING) as bar:
         for number in range(-(-most // config.block)):
             blocks.append(block_of(number))
             bar.update()

@@ -39,7 +39,7 @@ def generate(
         return
     weights_RK = np.asarray(weights_RK, np.float32)
     most = rows_at_once(params, resources)
-    with hosts.progress_bar(len(weights_RK), what, "image", shown=resources.progress) as bar:
+    with hosts.progress_bar(len(weights_RK), what, "image", shown=resources.progress, first=hosts.COMPILING) as bar:
         for part in segments(weights_RK, most):
             rows_UK, row_R = distinct(weights_RK[part], most)
             one_hot_RU = np.eye(len(rows_UK), dtype=np.float32)[row_R]

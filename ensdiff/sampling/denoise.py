@@ -329,7 +329,7 @@ def run_states(
     R = len(weights_RK)
     mesh = make_mesh(params.members)
     chunks = plan(params, weights_RK, mesh, resources, mode_of(params.condition, start.guidance))
-    with hosts.progress_bar(R, what, "image", shown=resources.progress) as bar:
+    with hosts.progress_bar(R, what, "image", shown=resources.progress, first=hosts.COMPILING) as bar:
         for number, (index, weights) in enumerate(_padded(weights_RK, chunks.states)):
             x = hosts.local(denoise(params, config, start.take(index), weights, chunks=chunks, mesh=mesh))
             first = number * chunks.states

@@ -7,6 +7,7 @@ import numpy as np
 
 from ensdiff import hosts
 from ensdiff.runs.directory import RunDirectory
+from ensdiff.terminal import Estimate, say
 from ensdiff.training.config import TrainConfig
 from ensdiff.training.step import StepMetrics
 from ensdiff.training.stepper import CallLength
@@ -46,7 +47,9 @@ class Watch:
         self.waiting: tuple[int, int, StepMetrics, float] | None = None
         before = unlogged or {"steps": 0, "loss_K": 0.0}
         self.steps, self.loss_K = before["steps"], np.asarray(before["loss_K"], np.float64)
-        self.bar = hosts.progress_bar(config.steps, "train", "step", shown=progress, done=start)
+        first = "compiling the training step (once per configuration)"
+        self.bar = hosts.progress_bar(config.steps, "train", "step", shown=progress, done=start, first=first)
+        self.estimate = Estimate(config.steps, "step") if progress and hosts.is_writer() else None
 
     def __enter__(self) -> "Watch":
         return self
@@ -75,6 +78,9 @@ class Watch:
         self.length.measured(count, started, time.monotonic())
         for step, (loss_K, norm_K) in enumerate(zip(losses, norms, strict=True), first):
             self.check(step, loss_K, norm_K)
+        text = None if self.estimate is None else self.estimate.after(first + count)
+        if text is not None:
+            say(f"train: {text}; checkpoints and grids of samples not counted")
 
     def unlogged(self) -> dict[str, Any] | None:
         """Return the number of steps since the last logged one and the sums of their losses; None if there are none."""

@@ -63,6 +63,21 @@ def test_texts_name_programs_as_the_user_calls_them(monkeypatch):
     )
 
 
+@pytest.mark.parametrize(
+    ("typed", "want"),
+    [
+        (["--config=digits"], "--config=digits --config.resume=True"),
+        (["--config.resume=False", "--config=a b"], "'--config=a b' --config.resume=True"),
+        (["--config.resume", "False", "--x=$HOME"], "'--x=$HOME' --config.resume=True"),
+        (["--noconfig.resume", "--config.resume", "--debug"], "--debug --config.resume=True"),
+    ],
+)
+def test_the_command_to_type_again(monkeypatch, typed, want):
+    monkeypatch.setattr(commands, "_script", False)
+    monkeypatch.setattr(sys, "argv", ["/somewhere/train.py", *typed])
+    assert commands.again("--config.resume=True") == f"python -m experiments.train {want}"
+
+
 def test_the_command_runs_a_program(run, tmp_path):
     """Help, results and errors are those of ``python -m experiments``, in other words."""
 

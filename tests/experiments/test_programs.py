@@ -244,3 +244,5 @@ def test_a_second_training_in_the_same_folder_is_refused(run, trained):
     done = run("train", "--config=experiments/configs/digits.py", f"--config.run_dir={trained}", *TINY)
     assert done.returncode == 1
     assert "holds checkpoints already" in done.stderr
+    assert "(to continue: python -m experiments.train --config=experiments/configs/digits.py" in done.stderr
+    assert done.stderr.endswith(" --config.resume=True)\n")

@@ -128,6 +128,7 @@ def test_a_signal_saves_and_exits_with_the_stated_code(tmp_path, trainer, argume
     step = steps_of(folder)[-1]
     told = f"asked to stop at step {step} of {ENDLESS}: {folder} has the checkpoint; set resume to continue"
     assert f"stopped: {told}" in text
+    assert text.endswith(" --config.resume=True\n")  # the command to continue
     assert "Traceback" not in text
     assert "error:" not in text
     assert step >= reached

@@ -175,6 +175,7 @@ def test_the_slowest_process_counts_and_an_error_of_one_is_an_error_of_all(monke
 
 
 def test_progress_says_what_is_going_on(monkeypatch, capsys):
+    monkeypatch.setattr("ensdiff.terminal.interactive", lambda: True)
     machine = Machine(monkeypatch, {("map", 1, "image"): 0.5, ("matmul", 4, "image"): 0.25})
     choose(candidates(START, MODEL, 4, "cpu")[:2], nothing, machine.steps_of, state(), 0, progress=True)
     shown = capsys.readouterr().err

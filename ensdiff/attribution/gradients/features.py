@@ -141,7 +141,7 @@ def stream_gradients(
     step = _step(params.model, params.schedule, params.image_shape, output, Projection.of(config), mesh)
     placed = place_stacked(params, stacked, mesh)
     shared = [on_mesh(a, mesh, P()) for a in (t_R, key)]
-    with hosts.progress_bar(B, "gradients", "image", shown=resources.progress) as bar:
+    with hosts.progress_bar(B, "gradients", "image", shown=resources.progress, first=hosts.COMPILING) as bar:
         for start in range(0, B, chunk):
             rows = np.minimum(np.arange(start, start + chunk), B - 1)
             count = min(chunk, B - start)
