@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from . import building, common, runs
+from . import building, common, naming, runs
 from .outside import outside_images
 from .pages import write_report
 
@@ -49,7 +49,7 @@ NULL = flags.DEFINE_string(
 )
 LEVEL = flags.DEFINE_float("level", 0.1, "The q-value up to which a sample is attributed to a unit.")
 UNITS = flags.DEFINE_string(
-    "units", "", "Only these unit ids, separated by commas; ids joined by + are removed together. By default all."
+    "units", "", f"Only these units; those joined by + are removed together. By default all. Units are {naming.HOW}"
 )
 GROUPS = flags.DEFINE_bool("groups", False, "Attribute to the groups of a hierarchical code instead of its items.")
 IMAGES = flags.DEFINE_string(
@@ -90,8 +90,9 @@ def main() -> None:
     method = "loss" if IMAGES.value and not given("method") else METHOD.value
     check_flags(method)
     null, loss, by_gradients = runs.null_value(NULL.value), loss_config(), method in BY_GRADIENTS
-    units = runs.unit_sets(UNITS.value) if UNITS.value else None
     params = runs.load_run()
+    code = params.code.group_code() if GROUPS.value else params.code
+    units = naming.unit_sets(UNITS.value, code.units, naming.names_of(params, code)) if UNITS.value else None
     if COMPARE.value:
         compare(params)
         return
@@ -106,9 +107,8 @@ def main() -> None:
         samples, names, cond = outside_images(params, IMAGES.value)
     else:
         samples = runs.draw_samples(params)
-    code = params.code.group_code() if GROUPS.value else params.code
     if VALUES.value:
-        values(params, samples, cond, method, code, VALUES.value, out)
+        values(params, samples, cond, method, code, units, out)
         return
     options: dict[str, Any] = {"loss": loss} if method == "loss" or by_gradients else {}
     if by_gradients:
@@ -264,26 +264,27 @@ def contrast(params: Any, data: Any, out: pathlib.Path) -> None:
     print(f"wrote {path}")
 
 
-def values(params: Any, samples: Any, cond: Any, method: str, code: Any, kind: Any, out: pathlib.Path) -> None:
+def values(params: Any, samples: Any, cond: Any, method: str, code: Any, units: Any, out: pathlib.Path) -> None:
     """Compute, print and write Shapley or Banzhaf values of units or of groups of units."""
     import ensdiff
     from ensdiff.files.checksums import write_sealed
 
     if not UNITS.value and not GROUPS.value:
         raise ValueError("--values needs players: pass --units=1+2,3+4,... or --groups")
-    seed, weights = flags.FLAGS.seed, None
+    seed, weights, kind = flags.FLAGS.seed, None, VALUES.value
     estimate: Any
     if method == "loss":
         estimate = ensdiff.loss_matrix(params, samples, seed, loss_config(), cond=cond, progress=True)
     else:
         estimate, weights = ensdiff.gram(params, samples, progress=True), np.asarray(samples.weights_K)
-    groups = runs.unit_sets(UNITS.value) if UNITS.value else None
     removed = REMOVED.value if kind == "banzhaf" else None
     result = ensdiff.group_values(
-        estimate, code, groups, kind=kind, removed=removed, weights_K=weights, seed=seed,
+        estimate, code, units, kind=kind, removed=removed, weights_K=weights, seed=seed,
         on_empty="skip" if SKIP.value else "baseline",
     )  # fmt: skip
-    labels = UNITS.value.split(",") if UNITS.value else [f"group {g}" for g in range(code.units)]
+    names, plain = params.names_of(code), "group " if units is None else ""
+    players = [entry if isinstance(entry, list) else [entry] for entry in units or range(code.units)]
+    labels = ["+".join(f"{plain}{unit}" if names is None else names.label(unit) for unit in p) for p in players]
     print(
         f"{result.kind} values ({'all' if result.exact else 'sampled'} coalitions); a positive value means that the "
         "sample depends on the group"

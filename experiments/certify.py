@@ -7,6 +7,7 @@ Commands:
 
 Examples:
   python -m experiments.certify create --run=runs/digits --units=3,7
+  python -m experiments.certify create --run=runs/artists --units=ganson
   python -m experiments.certify verify --run=runs/digits
   python -m experiments.certify verify --run=runs/small --replay=500   # and repeat the last 500 steps
   python -m experiments.certify verify --run=runs/small --digest=5f1c...   # the digest that you kept
@@ -19,14 +20,14 @@ import pathlib
 
 from absl import flags
 
-from . import common, runs
+from . import common, naming, runs
 from .certificates import describe_certificate
 from .commands import command as called
 
 runs.define_data_flag()
 flags.adopt_module_key_flags(common)
 flags.adopt_module_key_flags(runs)
-UNITS = flags.DEFINE_string("units", None, "Unit ids, separated by commas.")
+UNITS = flags.DEFINE_string("units", None, f"The units: {naming.HOW}")
 CERTIFICATE = flags.DEFINE_string("certificate", None, "The file of the certificate; by default RUN/certificate.json.")
 REPLAY = flags.DEFINE_integer(
     "replay",
@@ -52,9 +53,8 @@ def create(path: pathlib.Path) -> None:
     import ensdiff
 
     if not UNITS.value:
-        raise ValueError("no units given: pass --units=..., ids separated by commas")
-    units = runs.unit_ids(UNITS.value)
-    runs.announce_units(units)
+        raise ValueError("no units given: pass --units=..., ids or names separated by commas")
+    units = naming.units_to_forget(UNITS.value)
     certificate = ensdiff.certify(runs.run_folder(), units)
     certificate.save(path)
     describe_certificate(certificate)

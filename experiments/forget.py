@@ -3,6 +3,7 @@
 Examples:
   python -m experiments.forget --run=runs/digits --units=3 --out=runs/digits_without_3
   python -m experiments.forget --run=runs/digits_without_3 --units=5,8 --out=runs/digits_without_3_5_8
+  python -m experiments.forget --run=runs/artists --units='ganson,"Smith, John"' --out=runs/without_two
   python -m experiments.certify verify --run=runs/digits_without_3
   python -m experiments.forget --run=runs/adapters --units=3 --out=runs/without_3 --lora=without_3.safetensors
 
@@ -15,13 +16,13 @@ programs elsewhere (--out=FOLDER): verification fails if the new run holds any o
 
 from absl import flags
 
-from . import common, lora, runs
+from . import common, lora, naming, runs
 from .certificates import describe_certificate
 
 runs.define_data_flag()
 flags.adopt_module_key_flags(common)
 flags.adopt_module_key_flags(runs)
-UNITS = flags.DEFINE_string("units", None, "Unit ids, separated by commas; they are forgotten together.")
+UNITS = flags.DEFINE_string("units", None, f"The units, which are forgotten together: {naming.HOW}")
 OUT = flags.DEFINE_string("out", None, "The new run directory.")
 LORA = flags.DEFINE_string(
     "lora",
@@ -39,13 +40,12 @@ def main() -> None:
 
     run = runs.run_folder()
     if not UNITS.value or not OUT.value:
-        raise ValueError("pass --units=... (ids to forget, separated by commas) and --out=... (the new run)")
-    units = runs.unit_ids(UNITS.value)
+        raise ValueError("pass --units=... (ids or names to forget, separated by commas) and --out=... (the new run)")
     if RANK.value is not None and not LORA.value:
         raise ValueError(f"--rank={RANK.value} is for --lora: leave it out")
     if LORA.value:
         lora.check(run, LORA.value, OUT.value)  # before anything is written
-    runs.announce_units(units)
+    units = naming.units_to_forget(UNITS.value)
     certificate = ensdiff.forget(run, units, OUT.value)
     describe_certificate(certificate)
     left = certificate.values["capacity"]

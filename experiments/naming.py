@@ -1,11 +1,20 @@
-"""Units on the command line: ids, or names as far as the code or the training data have them."""
+"""Units on the command line: ids, or names as far as the run, its code or the training data have them.
 
-import difflib
-from collections.abc import Callable, Sequence
+`ensdiff.codes.choosing` describes how units are written.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-SHOWN = 10
-"""Most units that a message lists."""
+from . import runs
+
+HOW = (
+    "ids or names separated by commas. A name that is also an id is written name:7, an id id:7; a name with a comma or "
+    "a plus sign in double quotes."
+)
+"""How units are written, for the help of flags."""
 
 
 class Removal(NamedTuple):
@@ -15,97 +24,122 @@ class Removal(NamedTuple):
     text: str
 
 
-def unit_names(code: Any, groups: bool = False) -> Sequence[str] | None:
-    """Return the names of a code's units; for items without names in the code, those in the training data.
+def names_of(params: Any, code: Any = None) -> Any:
+    """Return the names of a code's units that the run has, or else a function that finds them in the training data.
 
-    Returns None if there are none, or the data are not there.
+    Args:
+        params: the ensemble, or its description.
+        code: the ensemble's code, or the code of its groups; by default the former.
     """
-    if code.names is not None or groups:
-        return code.names
-    from .runs import training_data
+    found = params.names_of(code)
+    if found is not None:
+        return found
+    own = code is None or code == params.code
+    return names_in_data if own else None
+
+
+def names_in_data() -> Any:
+    """Return the names of the units in the training data of --run; None if there are none, or the data are not there.
+
+    Runs of older versions do not have the names themselves.
+    """
+    from ensdiff.codes.unit_names import UnitNames
 
     try:
-        data = training_data(required=False)
+        data = runs.training_data(required=False)
     except (ValueError, OSError, ImportError) as error:
         print(f"warning: the names of units are not known: {error}")
         return None
-    return None if data is None else data.unit_names
+    return None if data is None else UnitNames(data.unit_names)
 
 
-def removals(texts: Sequence[str], names: Callable[[], Sequence[str] | None]) -> list[Removal]:
-    """Return the units of each text: ids or names separated by commas, or one name that may contain commas.
+def removals(texts: Sequence[str], units: int, names: Any) -> list[Removal]:
+    """Return the units of each text: ids or names separated by commas or plus signs, which are removed together.
 
-    A whole number is always an id. A name may be given in part, or in other letters (``ada`` for ``Ada Lovelace``), if
-    only one unit fits.
+    A name may be given in part, or in other letters (``ada`` for ``Ada Lovelace``), if only one unit fits.
 
     Args:
         texts: the texts, such as ``"3"``, ``"5,8"`` or ``"ada"``.
-        names: returns the names of all units, or None if there are none; called only if a text is no id.
+        units: number of units.
+        names: what `names_of` returned.
 
     Raises:
-        ValueError: a name fits no unit, or several, whose ids the message lists; or there are no names.
+        ValueError: a text does not select units (`ensdiff.codes.choosing.choose`).
 
-    >>> removals(["3", "ada, 0"], lambda: ["bob", "Ada L.", "eve"])
+    >>> from ensdiff.codes.unit_names import UnitNames
+    >>> removals(["3", "ada, 0"], 4, lambda: UnitNames(["bob", "Ada L.", "eve", "zed"]))
     [Removal(units=[3], text='3'), Removal(units=[1, 0], text='ada, 0')]
     """
-    known: list[Any] = []
+    from ensdiff.codes.choosing import choose
 
-    def all_names() -> Sequence[str] | None:
-        if not known:
-            known.append(names())
-        return known[0]
-
-    return [Removal(_units(text, all_names), text) for text in texts]
+    return [Removal(flat(choose(text, units, names, parts=True)), text) for text in texts]
 
 
-def _units(text: str, names: Callable[[], Sequence[str] | None]) -> list[int]:
-    from ensdiff.files.reading import whole_number
+def unit_sets(text: str, units: int, names: Any) -> list[Any]:
+    """Return the units of a text: a list of ids if no entry is a set (``3+5``), else a list of lists.
 
-    parts = [part.strip(" ") for part in text.split(",")]
-    ids = [whole_number(part) for part in parts]
-    found = [unit for unit in ids if unit is not None]
-    if len(found) == len(ids):
-        return found
-    known = names()
-    if known is None:
-        raise ValueError(f"units {text!r}: the units of this run have no names; expected ids, such as 3 or 5,8")
-    whole = matching(text.strip(" "), known)
-    if len(parts) == 1 or len(whole) == 1:
-        return [_only(text, whole, known)]
-    return [_only(part, matching(part, known), known) if unit is None else unit
-            for part, unit in zip(parts, ids, strict=True)]  # fmt: skip
-
-
-def matching(text: str, names: Sequence[str]) -> list[int]:
-    """Return the units whose name is a text; without any, those with it in other letters; or those that contain it.
-
-    >>> matching("a", ["A", "ab", "b"]), matching("b", ["A", "ab", "b"]), matching("", ["A"])
-    ([0], [2], [])
+    Raises:
+        ValueError: as for `removals`.
     """
-    if not text:
-        return []
-    lower = text.casefold()
-    tests: list[Callable[[str], bool]] = [
-        lambda name: name == text,
-        lambda name: name.casefold() == lower,
-        lambda name: lower in name.casefold(),
-    ]
-    for fits in tests:
-        found = [unit for unit, name in enumerate(names) if fits(str(name))]
-        if found:
-            return found
-    return []
+    from ensdiff.codes.choosing import choose
+
+    entries = choose(text, units, names, parts=True)
+    return [entry[0] for entry in entries] if all(len(entry) == 1 for entry in entries) else entries
 
 
-def _only(text: str, found: list[int], names: Sequence[str]) -> int:
-    if len(found) == 1:
-        return found[0]
-    if found:
-        more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
-        listed = ", ".join(f"{unit} ({names[unit]})" for unit in found[:SHOWN])
-        raise ValueError(
-            f"{text!r} is in the names of {len(found)} units: {listed}{more}; give the id of one, or more of its name"
-        )
-    near = difflib.get_close_matches(text, list(map(str, names)), n=3)
-    hint = f"; similar names are {', '.join(map(repr, near))}" if near else f", such as {str(names[0])!r}"
-    raise ValueError(f"no unit is called {text!r}{hint}; expected a name or an id, 0 .. {len(names) - 1}")
+def units_to_forget(text: str) -> list[int]:
+    """Return the units of --run in a text, and print which pictures they are.
+
+    A part of a name is not enough here.
+
+    Raises:
+        ValueError: as for `removals`, or no member survives the removal.
+    """
+    from ensdiff.codes.choosing import choose
+    from ensdiff.codes.unit_names import UnitNames
+    from ensdiff.files.reading import printable
+    from ensdiff.runs.checkpoints import run_description
+    from ensdiff.runs.description import read_manifest
+
+    run = runs.run_folder()
+    description = run_description(run)
+    params = described(run, description)
+    names = names_of(params)
+    units = flat(choose(text, params.code.units, names))
+    params.code.ablate([units])  # before all data are read for the names
+    try:
+        manifest = read_manifest(run, description)
+        if callable(names) or manifest is None:
+            data = runs.training_data()
+            names, manifest = UnitNames(data.unit_names), data.manifest()
+    except (ValueError, OSError, ImportError) as error:
+        print(f"warning: cannot tell which pictures units {', '.join(map(str, units))} are: {printable(error)}")
+        return units
+    for unit in units:
+        count = int((manifest.unit_of_item == unit).sum())
+        print(f"unit {unit} is {names.label(unit)}, {count} picture{'' if count == 1 else 's'}", flush=True)
+    return units
+
+
+def described(run: pathlib.Path, description: Mapping[str, Any]) -> Any:
+    """Return the ensemble of a run without parameters, with the names of its units."""
+    from ensdiff.runs.description import from_description
+    from ensdiff.runs.unit_names import known_names
+
+    params = from_description(description, None)
+    return dataclasses.replace(params, unit_names=known_names(run, params))
+
+
+def called(units: Iterable[int], names: Any) -> str:
+    """Return units for a reader: their names if they are at hand, else their ids.
+
+    >>> from ensdiff.codes.unit_names import UnitNames
+    >>> called([0, 2], UnitNames(["ada", "bob", "eve"])), called([0, 2], None)
+    ('ada, eve', '0, 2')
+    """
+    return ", ".join(str(unit) if names is None or callable(names) else names.label(unit) for unit in units)
+
+
+def flat(entries: Iterable[Iterable[int]]) -> list[int]:
+    """Return the units of all entries, each once."""
+    return list(dict.fromkeys(unit for entry in entries for unit in entry))

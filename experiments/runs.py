@@ -2,7 +2,7 @@
 
 import pathlib
 import shlex
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from typing import Any
 
 from absl import flags
@@ -242,32 +242,6 @@ def _accepted(accept: Callable[[Any, int], Any]) -> Any:
     ) from missing[0]
 
 
-def announce_units(units: Sequence[int]) -> None:
-    """Print which pictures are about to be forgotten, by the unit names of the code or else of the training data.
-
-    Raises:
-        ValueError: a unit does not exist, or no member survives the removal.
-    """
-    from ensdiff.files.reading import printable
-    from ensdiff.runs.checkpoints import run_description
-    from ensdiff.runs.description import from_description, read_manifest
-
-    description = run_description(run_folder())
-    code = from_description(description, None).code
-    code.ablate([list(units)])  # before all data are read for the names
-    try:
-        names, manifest = code.names, read_manifest(run_folder(), description)
-        if names is None or manifest is None:
-            data = training_data()
-            names, manifest = data.unit_names, data.manifest()
-    except (ValueError, OSError, ImportError) as error:
-        print(f"warning: cannot tell which pictures units {', '.join(map(str, units))} are: {printable(error)}")
-        return
-    for unit in units:
-        count = int((manifest.unit_of_item == unit).sum())
-        print(f"unit {unit} is {printable(names[unit])}, {count} picture{'' if count == 1 else 's'}", flush=True)
-
-
 def read_data(text: str, expected: str = "a reader and options, as in folder,path=images", condition: str = "") -> Any:
     """Return the data set of a reader and its options, such as ``folder,path=images``.
 
@@ -314,29 +288,6 @@ def is_writer() -> bool:
     from ensdiff import hosts
 
     return hosts.is_writer()
-
-
-def unit_ids(text: str) -> list[int]:
-    """Parse unit ids separated by commas.
-
-    Raises:
-        ValueError: an id is not a whole number.
-    """
-    from ensdiff.files.reading import whole_number
-
-    ids = [whole_number(part.strip(" ")) for part in text.split(",")]
-    if None in ids:
-        raise ValueError(f"units {text!r}: expected ids separated by commas, such as 3 or 5,8")
-    return [unit for unit in ids if unit is not None]
-
-
-def unit_sets(text: str) -> list[Any]:
-    """Parse entries separated by commas, in which ids joined by + are one set.
-
-    Returns a list of ids if no entry is a set, else a list of lists.
-    """
-    entries = [unit_ids(part.replace("+", ",")) for part in text.split(",")]
-    return [entry[0] for entry in entries] if all(len(entry) == 1 for entry in entries) else entries
 
 
 def null_value(text: str) -> Any:

@@ -12,6 +12,7 @@ Examples:
   python -m experiments.sample --run=runs/latents --decode=models/vae
   python -m experiments.sample --run=runs/nested --n=16 --groups --remove=2  (a whole group of a hierarchical code)
   python -m experiments.sample --run=runs/artists --remove=ada   (by name, or by a part of it that no other name has)
+  python -m experiments.sample --run=runs/artists --remove=ganson,calder --remove='"Smith, John"'
 """
 
 from typing import Any
@@ -26,7 +27,7 @@ runs.define_data_flag()
 flags.adopt_module_key_flags(common)
 flags.adopt_module_key_flags(runs)
 REMOVE = flags.DEFINE_multi_string(
-    "remove", [], "Unit to regenerate without, by its id or name, or units 5,8 to remove together"
+    "remove", [], f"Unit to regenerate without, or units 5,8 to remove together: {naming.HOW.rstrip('.')}"
 )
 GROUPS = flags.DEFINE_bool("groups", False, "Let --remove name groups of a hierarchical code instead of its items.")
 
@@ -40,7 +41,8 @@ def main() -> None:
 
     params = runs.load_run()
     code = params.code.group_code() if GROUPS.value else params.code
-    removals = naming.removals(REMOVE.value, lambda: naming.unit_names(code, GROUPS.value))
+    names = naming.names_of(params, code)
+    removals = naming.removals(REMOVE.value, code.units, names)
     units = [removal.units for removal in removals]
     if units:
         code.ablate(units)  # raises before sampling if the units cannot be removed
@@ -54,8 +56,11 @@ def main() -> None:
         arrays["counterfactuals"] = ensdiff.counterfactuals(params, samples, units, code=code, progress=True)
         for removal, images in zip(removals, arrays["counterfactuals"], strict=True):
             ids = "_".join(map(str, removal.units))
+            told = naming.called(removal.units, names)
             if ids != removal.text.replace(",", "_"):
-                print(f"{removal.text} is {'group' if GROUPS.value else 'unit'} {ids.replace('_', ', ')}")
+                print(f"{printable(removal.text)} is {'group' if GROUPS.value else 'unit'} {ids.replace('_', ', ')}")
+            elif told != ids.replace("_", ", "):
+                print(f"{'group' if GROUPS.value else 'unit'} {ids.replace('_', ', ')} is {told}")
             pictures[f"samples_seed{flags.FLAGS.seed}_without_{kind}{ids}"] = images
     if not runs.is_writer():
         return

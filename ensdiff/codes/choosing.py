@@ -154,7 +154,9 @@ class _Reader:
     def named(self, text: str, exact: bool = False) -> int:
         """Return the unit of a name."""
         if not text.strip():
-            raise ValueError("units '': an empty text; expected ids or names, such as 3 or 5,8")
+            raise ValueError(
+                "an empty text between commas or plus signs: expected ids or names of units, such as 3 or 5,8"
+            )
         names = self.names
         if names is None:
             raise ValueError(f"units {text!r}: the units of this run have no names; expected ids, such as 3 or 5,8")

@@ -20,6 +20,7 @@ from ensdiff.certificate.certificate import _seal
 from ensdiff.certificate.files import find_files, strangers
 from ensdiff.certificate.run import Run
 from ensdiff.certificate.sections import FIELDS
+from ensdiff.codes.choosing import choose
 from ensdiff.data import batch_indices
 from ensdiff.files.checksums import read_sealed, seal_line, write_sealed
 from ensdiff.runs.checkpoints import open_checkpoint
@@ -643,12 +644,10 @@ def test_programs_print_errors_without_escape_sequences(capsys):
 
 
 def test_units_on_a_command_line_are_plain_digits():
-    from experiments import runs
-
-    assert runs.unit_ids("3, 17,0") == [3, 17, 0]
+    assert choose("3, 17,0", 18) == [[3], [17], [0]]
     for text in ("²", "３", "+3", "1_0", "-1", "03", "3,", ""):
-        with pytest.raises(ValueError, match="expected ids separated by commas"):
-            runs.unit_ids(text)
+        with pytest.raises(ValueError, match="expected ids"):
+            choose(text, 18)
 
 
 def test_units_of_the_data_are_compared(small, copied, examined_once):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import ensdiff
+from ensdiff.codes.unit_names import UnitNames
 from ensdiff.ensemble.tracing import count_flops
 from ensdiff.models import adapters
 from ensdiff.planning import estimates
@@ -19,11 +20,7 @@ from experiments.configs import adapters as large
 from experiments.configs import adapters_digits
 from tests.helpers import TINY, random_ensemble
 
-NAMES = ["Ada, the first", "ada two", "bob"]
-
-
-def known():
-    return NAMES
+NAMES = UnitNames(["Ada, the first", "ada two", "bob"])
 
 
 def refused():
@@ -31,22 +28,22 @@ def refused():
 
 
 def test_units_are_ids_or_names():
-    assert [found.units for found in naming.removals(["3", "1, 2"], refused)] == [[3], [1, 2]]
-    assert naming.removals(["bob,0"], known)[0].units == [2, 0]
-    assert naming.removals(["Ada, the first"], known)[0].units == [0]  # a name with a comma
-    assert naming.removals(["ADA TWO"], known)[0].units == [1]
-    assert naming.removals(["first,BO"], known)[0].units == [0, 2]
+    assert [found.units for found in naming.removals(["3", "1, 2"], 4, refused)] == [[3], [1, 2]]
+    assert naming.removals(["bob,0"], 3, NAMES)[0].units == [2, 0]
+    assert naming.removals(["Ada, the first"], 3, NAMES)[0].units == [0]  # a name with a comma
+    assert naming.removals(["ADA TWO"], 3, NAMES)[0].units == [1]
+    assert naming.removals(["first,BO"], 3, NAMES)[0].units == [0, 2]
 
 
 def test_names_that_fit_several_units_or_none():
-    with pytest.raises(ValueError, match=r"names of 2 units: 0 \(Ada, the first\), 1 \(ada two\); give"):
-        naming.removals(["ada"], known)
+    with pytest.raises(ValueError, match=r"names of 2 units: id:0 \(Ada, the first\), id:1 \(ada two\); give"):
+        naming.removals(["ada"], 3, NAMES)
     with pytest.raises(ValueError, match="no unit is called 'bobb'; similar names are 'bob'; expected a name or an id"):
-        naming.removals(["bobb"], known)
+        naming.removals(["bobb"], 3, NAMES)
     with pytest.raises(ValueError, match="the units of this run have no names"):
-        naming.removals(["bob"], lambda: None)
-    with pytest.raises(ValueError, match="no unit is called ''"):
-        naming.removals([""], known)
+        naming.removals(["bob"], 3, lambda: None)
+    with pytest.raises(ValueError, match="an empty text"):
+        naming.removals([""], 3, NAMES)
 
 
 def test_only_some_labels():
@@ -213,7 +210,7 @@ def test_sampling_without_names(go, tmp_path):
         np.testing.assert_allclose(found["images"], samples.images, atol=1e-5)
         np.testing.assert_allclose(found["counterfactuals"], ensdiff.counterfactuals(params, samples, [8]), atol=1e-5)
     wrong = go("sample", *SAMPLES, "--remove=third", f"--out={tmp_path}", fails=True)
-    assert "'third' is in the names of 15 units: 0 (5 (first third)), 1 (5 (second third))" in wrong
+    assert "'third' is in the names of 15 units: id:0 (5 (first third)), id:1 (5 (second third))" in wrong
 
 
 @pytest.mark.slow

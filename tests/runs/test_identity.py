@@ -24,7 +24,7 @@ from ensdiff.report.explorer.write import units_data
 from ensdiff.runs.directory import RunDirectory
 from ensdiff.runs.identity import check_attributed
 from ensdiff.sampling.denoise import Noise
-from experiments import building, runs
+from experiments import building, naming, runs
 from tests.helpers import blobs, random_ensemble
 
 CODE = ensdiff.Code.balanced(members=6, units=12, seed=0)
@@ -330,26 +330,26 @@ def test_held_out_items_stay_held_out_when_files_are_renamed(place, given):
 def test_what_is_about_to_be_forgotten_is_named(place, given, capsys, monkeypatch):
     rename(place, "p11.png", "a.png")
     given(run=str(place / "runs" / "mine"), data=f"folder,path={place / 'images'},mode=L")
-    runs.announce_units([11, 0])
+    naming.units_to_forget("11,0")
     assert capsys.readouterr().out == "unit 11 is a.png, 1 picture\nunit 0 is p00.png, 1 picture\n"
     given(run=str(place / "runs" / "mine"), data=f"folder,path={place / 'nowhere'},mode=L")
-    runs.announce_units([11])
+    naming.units_to_forget("11")
     assert "cannot tell which pictures units 11 are: " in capsys.readouterr().out
 
     def lacks(**_):
         raise ImportError("no \x1b[2J")
 
     monkeypatch.setattr(runs, "training_data", lacks)
-    runs.announce_units([11])
+    naming.units_to_forget("11")
     assert "cannot tell which pictures units 11 are: no \\x1b[2J" in capsys.readouterr().out
     monkeypatch.setattr(runs, "training_data", lambda: pytest.fail("read all data for units that cannot be removed"))
     with pytest.raises(ValueError, match="unit 12 does not exist"):
-        runs.announce_units([12])
+        naming.units_to_forget("12")
     params = ensdiff.load(place / "runs" / "mine")
     code = ensdiff.Code.from_matrix(CODE.matrix(), names=[f"\x1b{i}" for i in range(12)])
     run = write_run(place / "runs" / "named", dataclasses.replace(params, code=code), folder(place / "images"), {})
     given(run=str(run))
-    runs.announce_units([11])
+    naming.units_to_forget("11")
     assert capsys.readouterr().out == "unit 11 is \\x1b11, 1 picture\n"
 
 
