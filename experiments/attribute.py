@@ -138,6 +138,8 @@ def main() -> None:
         partial=out / f"{stem}.partial",
         **options,
     )
+    if att.names is None and data is not None and not GROUPS.value:
+        att = att.named(data.unit_names)  # runs of older versions do not have them
     print(att)
     if GROUPS.value and code.names is not None:
         shown = [int(unit) for unit in np.unique(att.units)[:NAMED]]

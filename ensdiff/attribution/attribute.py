@@ -90,8 +90,9 @@ def attribute(
             scores (B, M), larger if a sample depends more on the removed units. It scores candidates and null ablations
             alike; candidates are ranked in the precision of its dtype.
         top: units returned per sample.
-        units: the candidates: a list of unit ids, or of sets of ids that are removed together, without duplicates. By
-            default each unit is a candidate (after members were forgotten, each unit that can still be removed).
+        units: the candidates: a list of unit ids or names, or of sets of them that are removed together, without
+            duplicates. By default each unit is a candidate (after members were forgotten, each unit that can still be
+            removed). Names are those of `ensdiff.Ensemble.names_of`.
         code: another code over the same members whose units are the candidates, such as ``code.group_code()`` of a
             hierarchical code.
         features: a function from images (B, H, W, C) in [0, 1] to features, between which L2 distances are measured;
@@ -152,7 +153,8 @@ def attribute(
     """
     options: Any = {"data": data, "gradients": gradients, "store": store, "held_out": held_out}
     check_method(params, samples, method, features, distance=distance, verify=verify, loss=loss, **options)
-    candidates = Candidates.of(params.candidate_code(code), units).by_id()  # among equals, the lower id comes first
+    candidates = Candidates.of(params.candidate_code(code), params.ids_of(units, code))
+    candidates = candidates.by_id()  # among equals, the lower id comes first
     request = check_request(method, len(candidates), top, verify, audit, null, level, seed)
     resources = Resources(chunk, memory_budget, progress)
     computed = _computed(params.model)
@@ -164,7 +166,7 @@ def attribute(
             return attribute_by_gradients(
                 params, queries, method, candidates=candidates, request=request, loss=loss, resources=resources,
                 kept=kept, data=data, gradients=gradients, store=store, held_out_images=held_out,
-            )  # fmt: skip
+            ).named(params.names_of(code))  # fmt: skip
     request = with_null(request, candidates, name_of(method))
     if method == "screen" and len(candidates) <= request.verify and not audit:
         method = "exact"  # everything is verified, so that there is nothing to screen
@@ -201,7 +203,7 @@ def attribute(
         standard_error=_standard_error(candidates, scores, ranking),
         sets=candidates.sets,
         audit=found,
-    )
+    ).named(params.names_of(code))
 
 
 def _computed(model: Denoiser) -> tuple[Any, ...]:

@@ -1,26 +1,27 @@
 """`Attribution`: the most influential units of each sample, and their significance."""
 
 import dataclasses
+import functools
 import io
 import os
 import pathlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from ensdiff.attribution.audit import Audit, Recall
+from ensdiff.attribution.figure import draw
 from ensdiff.attribution.judging import Judgement
 from ensdiff.attribution.measures import distance_words
-from ensdiff.data.drawing import sheet, show
-from ensdiff.data.viewing import Decode, viewer
+from ensdiff.codes.unit_names import UnitNames, labels
+from ensdiff.data.viewing import Decode
 from ensdiff.files.checksums import check_beside, read_sealed, write_sealed
 from ensdiff.files.npy import read_npz
 from ensdiff.files.reading import installed
 from ensdiff.metrics.arrays import at_most
 from ensdiff.metrics.bootstrap import Estimate
-from ensdiff.models.space import PIXELS, Latents
-from ensdiff.runs.identity import check_attributed
 
 _ARRAYS = ("units", "influence", "p_value", "q_value", "q_value_of_call", "standard_error", "null_BL")
 NULLS = {
@@ -63,6 +64,7 @@ class Attribution:
             for other methods, and where there are too few members to judge.
         q_value_of_call: (B, top) `q_value` among the candidates of all samples of the call, for statements on all
             samples at once; None without a null, and in files of older versions.
+        names: the names of these units, and of others with the same names, by their ids; None if they have none.
 
     >>> att = ensdiff.attribute(params, samples, "differential", top=3, null=9)
     >>> att.units.shape, att.p_value.shape
@@ -86,6 +88,23 @@ class Attribution:
     audit: Audit | None = None
     judgement: Judgement | None = None
     q_value_of_call: Float[np.ndarray, "B top"] | None = None
+    names: Mapping[int, str] | None = None
+
+    def named(self, names: Sequence[Any] | None) -> "Attribution":
+        """Return this attribution with the names of its units; unchanged without names, or if they only number units.
+
+        Args:
+            names: the names of all units of the code, such as ``data.unit_names``.
+
+        >>> att = ensdiff.attribute(params, samples, "differential", units=[3, 7], top=1)
+        >>> att.named([f"artist {i}" for i in range(40)]).to_pandas()["name"][0] in ("artist 3", "artist 7")
+        True
+        """
+        known = UnitNames.of(names)
+        if known is None:
+            return self
+        ids = np.unique(self.units) if self.sets is None else {unit for entry in self.sets for unit in entry}
+        return dataclasses.replace(self, names=known.some(ids))
 
     @property
     def verdict(self) -> list[str] | None:
@@ -94,7 +113,7 @@ class Attribution:
             return None
         out = []
         for b, (units, q_T) in enumerate(zip(self.units, self.q_value, strict=True)):
-            names = [self._name(unit) for unit in units[at_most(q_T, self.level)]]
+            names = [self.label(unit) for unit in units[at_most(q_T, self.level)]]
             every = self.settings.get("attributed")
             if every is not None and every[b] > len(names):
                 shown = f"{', '.join(names)} and " if names else ""
@@ -153,7 +172,7 @@ class Attribution:
                 error = "" if self.standard_error is None else f" +- {self.standard_error[b, i]:.1g}"
                 p = "" if self.p_value is None else f", p={self.p_value[b, i]:.3g}"
                 q = "" if self.q_value is None else f", q={self.q_value[b, i]:.2g}"
-                cells.append(f"{self._name(self.units[b, i])} ({self.influence[b, i]:.3g}{error}{p}{q})")
+                cells.append(f"{self.label(self.units[b, i])} ({self.influence[b, i]:.3g}{error}{p}{q})")
             told = f" ({captions[b]})" if captions else ""
             lines.append(f"  sample {b}{told}: " + ", ".join(cells) + (", ..." if top > 4 else ""))
             if self.verdict is not None:
@@ -171,11 +190,25 @@ class Attribution:
             )
         return "\n".join(lines)
 
-    def _name(self, unit: Any) -> str:
-        return str(int(unit)) if self.sets is None else "{" + ", ".join(map(str, self.sets[int(unit)])) + "}"
+    @functools.cached_property
+    def _labels(self) -> Mapping[int, str]:
+        return {} if self.names is None else labels(self.names)
+
+    def label(self, unit: Any) -> str:
+        """Return the name of an entry of ``units`` for a reader, with the id where names repeat; without names, the id.
+
+        >>> ensdiff.attribute(params, samples, "differential", units=[3, {4, 7}], top=1).label(1)
+        '{4, 7}'
+        """
+        ids = [int(unit)] if self.sets is None else self.sets[int(unit)]
+        text = ", ".join(self._labels.get(i, str(i)) for i in ids)
+        return text if self.sets is None else "{" + text + "}"
 
     def to_pandas(self) -> Any:
         """Return a pandas DataFrame with one row per sample and unit: sample, rank, unit, influence and its statistics.
+
+        The column ``unit`` has the id and, if units have names, ``name`` the name. For sets, ``unit`` is the position
+        in `sets`, and the columns ``set`` and ``name`` have tuples of ids and of names.
 
         Raises:
             ImportError: pandas is not installed; it comes with ``pip install 'ensdiff[pandas]'``.
@@ -187,6 +220,11 @@ class Attribution:
         columns["unit"] = self.units.reshape(-1)
         if self.sets is not None:
             columns["set"] = [self.sets[int(i)] for i in columns["unit"]]
+        names = self.names
+        if names is not None:
+            columns["name"] = [names[int(i)] for i in columns["unit"]] if self.sets is None else [
+                tuple(names[i] for i in entry) for entry in columns["set"]
+            ]  # fmt: skip
         for name in ("influence", "standard_error", "p_value", "q_value", "q_value_of_call"):
             values = getattr(self, name)
             if values is not None:
@@ -209,6 +247,7 @@ class Attribution:
             "level": self.level,
             "settings": self.settings,
             "sets": self.sets,
+            "unit_names": self.names,
             "audit": None if self.audit is None else self.audit._asdict(),
             "judgement": None if self.judgement is None else self.judgement._asdict(),
             "verdict": self.verdict,
@@ -243,7 +282,7 @@ class Attribution:
         if audit is not None:
             audit = {name: np.asarray(value) if isinstance(value, list) else value for name, value in audit.items()}
             audit = Audit(**{**audit, "pooled": Recall(*np.atleast_1d(audit["pooled"]).tolist())})
-        return cls(
+        out = cls(
             method=values["method"],
             distance=values["distance"],
             level=values["level"],
@@ -253,13 +292,17 @@ class Attribution:
             judgement=_judgement(values.get("judgement")),
             **arrays,
         )
+        stored = values.get("unit_names")
+        if stored is None:  # older versions stored only the names in a code, all of them
+            return out.named(out.settings.get("names"))
+        return dataclasses.replace(out, names={int(unit): str(name) for unit, name in stored.items()})
 
     def plot(self, images: Any, data: Any = None, *, top: int = 6, decode: Decode | None = None) -> Any:
         """Return a matplotlib figure that shows each sample, with its condition, beside its top units.
 
         Args:
             images: the samples, or (B, H, W, C) their images, in [0, 1] or latents.
-            data: the training data, to show each unit's first item; without it only the units' numbers are shown.
+            data: the training data, to show each unit's first item; without it only the units' names are shown.
             top: units shown per sample.
             decode: a function from latents (n, H, W, C) to pictures (n, h, w, c) in [0, 1]; without it latents are
                 shown as `ensdiff.data.viewing.rough_view`.
@@ -268,29 +311,7 @@ class Attribution:
             ValueError: the number of images is not the number of samples, or the data do not have the units of this
                 attribution.
         """
-        if data is not None:
-            check_attributed(self, data)
-        images = getattr(images, "images", images)
-        B, T = len(self.units), min(top, self.units.shape[1])
-        if len(images) != B:
-            raise ValueError(f"{len(images)} images for an attribution of {B} samples: give the images of its samples")
-        latents = self.settings.get("space") == "latents"
-        view = viewer(Latents() if latents else PIXELS, decode, like=images if latents else None)
-        shown, captions = view(images), self.settings.get("captions")
-        figure, axes = sheet(1.3 * (T + 1), 1.6 * B, B, T + 1)
-        for b in range(B):
-            _show(axes[b, 0], shown[b], f"sample {b}" + ("" if captions is None else f"\n{captions[b]}"))
-            for t in range(T):
-                label = f"{self._name(self.units[b, t])}\n{self.influence[b, t]:.3g}"
-                if self.q_value is not None:
-                    label += f", q={self.q_value[b, t]:.2g}"
-                pictures: Any = ()
-                if data is not None:
-                    unit = int(self.units[b, t]) if self.sets is None else self.sets[int(self.units[b, t])][0]
-                    pictures = view(data.pictures_of(unit)[:1])
-                    label += "" if len(pictures) else "\ndeleted"
-                _show(axes[b, t + 1], pictures[0] if len(pictures) else None, label)
-        return figure
+        return draw(self, images, data, top=top, decode=decode)
 
 
 def _judgement(values: dict[str, Any] | None) -> Judgement | None:
@@ -303,10 +324,3 @@ def _judgement(values: dict[str, Any] | None) -> Judgement | None:
 
 def _with(stem: pathlib.Path, suffix: str) -> pathlib.Path:
     return stem.with_name(stem.name + suffix)
-
-
-def _show(axes: Any, picture: np.ndarray | None, label: str) -> None:
-    axes.set_axis_off()
-    axes.set_title(label, fontsize=7)
-    if picture is not None:
-        show(axes, picture)

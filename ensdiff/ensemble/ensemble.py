@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ensdiff.codes import Code
+from ensdiff.codes.choosing import ids_of_names
 from ensdiff.codes.unit_names import UnitNames
 from ensdiff.diffusion.schedule import Schedule
 from ensdiff.ensemble.digest import stacked_sums
@@ -153,6 +154,14 @@ class Ensemble:
         """
         code = self.code if code is None else code
         return UnitNames.of(code.names) or (self.unit_names if code == self.code else None)
+
+    def ids_of(self, units: Any, code: Code | None = None) -> Any:
+        """Return ids, names and collections of them (`ensdiff.codes.choosing.ids_of_names`) with ids for the names.
+
+        Raises:
+            ValueError: a name does not exist, or belongs to several units.
+        """
+        return ids_of_names(units, self.names_of(code))
 
     def conditions(self, cond: Any, count: int) -> Any:
         """Return the conditions of ``count`` images as the members need them: a tree of NumPy arrays, or None.

@@ -298,7 +298,7 @@ def counterfactuals(
     Args:
         params: the ensemble.
         samples: the result of `sample`.
-        units: M entries, each a unit id or a collection of ids that are removed together.
+        units: M entries, each a unit id or name, or a collection of them that are removed together.
         code: another code over the same members that defines the units, such as ``code.group_code()`` of a hierarchical
             code.
         chunk: number of images generated at a time; by default as many as the memory budget allows.
@@ -318,7 +318,7 @@ def counterfactuals(
     (2, 2, 8, 8, 1)
     """
     check_samples(params, samples, "a counterfactual")
-    weights_MK = params.candidate_code(code).ablate(units)
+    weights_MK = params.candidate_code(code).ablate(params.ids_of(units, code))
     M, B = len(weights_MK), len(samples)
     images = ablated(
         params,
