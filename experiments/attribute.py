@@ -273,7 +273,8 @@ def values(params: Any, samples: Any, cond: Any, method: str, code: Any, units: 
 
     if not UNITS.value and not GROUPS.value:
         raise ValueError("--values needs players: pass --units=1+2,3+4,... or --groups")
-    seed, weights, kind = flags.FLAGS.seed, None, VALUES.value
+    seed, weights = flags.FLAGS.seed, None
+    kind: Any = VALUES.value
     estimate: Any
     if method == "loss":
         estimate = ensdiff.loss_matrix(params, samples, seed, loss_config(), cond=cond, progress=True)
