@@ -73,6 +73,7 @@ def folder(
     size: int | None = None,
     groups: Literal["folder"] | None = None,
     mode: Mode = "RGB",
+    labels: Literal["folder"] | None = None,
 ) -> Dataset:
     """Read all pictures in a folder and its subfolders, in sorted order of their paths.
 
@@ -90,12 +91,15 @@ def folder(
         size: crop to the centre square and resize to this side; None keeps the pictures, which must have the same size.
         groups: None for one unit per picture; ``"folder"`` for one unit per first-level subfolder (a class, an artist).
         mode: ``"RGB"`` or ``"L"`` (grey).
+        labels: ``"folder"`` makes the first-level subfolder of each picture its label (`Dataset.labels`), for
+            hierarchical codes with pictures as units inside artists, and for models that are conditioned on classes.
 
     Raises:
         FileNotFoundError: the folder does not exist.
         PermissionError: a subfolder may not be read.
-        ValueError: there is no picture, one cannot be read, or sizes differ; with ``groups="folder"``, also if a
-            picture is in no subfolder or a first-level subfolder has no pictures. The message names the file or folder.
+        ValueError: there is no picture, one cannot be read, or sizes differ; with ``groups="folder"`` or
+            ``labels="folder"``, also if a picture is in no subfolder or a first-level subfolder has no pictures. The
+            message names the file or folder.
 
     Warns:
         DataWarning: files or links were left out, or a file contains several pictures.
@@ -109,27 +113,42 @@ def folder(
     Dataset(my_images: 6 images of 16x16x3 in 2 units)
     """
     check_value("groups", groups, Literal["folder"] | None)
+    check_value("labels", labels, Literal["folder"] | None)
     found = _find(path, size, mode)
     root = pathlib.Path(path)
     title = root.resolve().name
     names = [str(file) for file in found.files]
+    by = "groups" if groups is not None else "labels" if labels is not None else None
+    first_level = None if by is None else _first_level(root, found, names, by)
+    images = _read(root, found, size, mode)
+    whose = None if labels is None else first_level
     if groups is None:
-        return from_images(_read(root, found, size, mode), names=names, name=title)
+        return from_images(images, names=names, name=title, labels=whose)
+    return from_images(images, first_level, name=title, labels=whose)
+
+
+def _first_level(root: pathlib.Path, found: Found, names: list[str], by: str) -> list[str]:
+    """Return the first-level subfolder of each picture.
+
+    Raises:
+        ValueError: a picture is in no subfolder, or a subfolder has no pictures.
+    """
     for file in found.files:
         if len(file.parts) == 1:
             raise ValueError(
-                f"{root / file} is in no subfolder: with groups='folder' every picture must be in one; move it there"
+                f"{root / file} is in no subfolder: with {by}='folder' every picture must be in one; move it there"
             )
-    first_level = categories([file.parts[0] for file in found.files], len(names), "group", names).tolist()
+    first_level = categories([file.parts[0] for file in found.files], len(names), by.removesuffix("s"), names).tolist()
+    what = "unit" if by == "groups" else "label"
     for name in found.first_level:
         if name not in first_level:
             kinds = [kind for place, kind in found.left_out.items() if place.parts[0] == name]
             inside = f"only {_count(kinds)}" if kinds else "it is empty, or holds hidden files only"
             raise ValueError(
-                f"{root / name} has no picture that is read ({inside}): with groups='folder' each subfolder is a unit. "
+                f"{root / name} has no picture that is read ({inside}): with {by}='folder' each subfolder is a {what}. "
                 "Convert its files, replace links by copies, or move the subfolder elsewhere"
             )
-    return from_images(_read(root, found, size, mode), first_level, name=title)
+    return first_level
 
 
 def read_pictures(

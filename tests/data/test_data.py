@@ -271,6 +271,22 @@ def test_folder(tmp_path):
     assert list(grouped.unit_names) == ["ada", "bob"]
 
 
+def test_folder_labels_are_the_first_level_and_units_stay_pictures(tmp_path):
+    for place in ("bob/1.png", "ada/deep/2.png", "ada/1.png"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 4)).save(tmp_path / place)
+    read = data.folder(tmp_path, mode="L", labels="folder")
+    assert read.labels.tolist() == ["ada", "ada", "bob"]
+    assert read.unit_names == data.folder(tmp_path, mode="L").unit_names
+    code = build_code({"members": 8, "groups": "label"}, read)
+    assert (code.group_of_unit().tolist(), code.group_code().names) == ([0, 0, 1], ("ada", "bob"))
+    both = data.folder(tmp_path, mode="L", labels="folder", groups="folder")
+    assert (both.units, both.labels.tolist()) == (2, ["ada", "ada", "bob"])
+    Image.new("L", (4, 4)).save(tmp_path / "alone.png")
+    with pytest.raises(ValueError, match="alone.png is in no subfolder: with labels='folder'"):
+        data.folder(tmp_path, mode="L", labels="folder")
+
+
 def test_folder_puts_transparency_on_white(tmp_path):
     for i in range(2):
         Image.new("RGBA", (2, 2), (0, 0, 0, 0)).save(tmp_path / f"{i}.png")
