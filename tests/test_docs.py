@@ -91,10 +91,11 @@ def test_the_commands_for_your_own_images(run, tmp_path):
     """The commands of docs/your_images.md work as written, except for fewer steps and a smaller network."""
     text = (ROOT / "docs" / "your_images.md").read_text()
     lines = re.findall(r"<!-- run -->\n```\n(.*?)\n```", text, re.DOTALL)
-    assert [shlex.split(line)[2].partition(".")[2] for line in lines] == ["train", "sample", "attribute", "attribute"]
+    programs = [shlex.split(line)[2].partition(".")[2] for line in lines]
+    assert programs == ["plan", "train", "sample", "attribute", "attribute", "forget", "certify"]
     rng = np.random.default_rng(0)
     for i in range(24):
-        path = tmp_path / "my_images" / f"painter{i % 3}" / f"{i}.png"
+        path = tmp_path / "my_images" / ("ada", "ben", "eve")[i % 3] / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(to_png(rng.random((20, 24, 3)).astype(np.float32)))
     short = {
@@ -105,8 +106,11 @@ def test_the_commands_for_your_own_images(run, tmp_path):
     for line in lines:
         words = shlex.split(line)
         program = words[2].partition(".")[2]
-        more = short[program] if "--images=my_images" not in words else ["--draws=64"]
+        more = short.get(program, []) if "--images=my_images/ada" not in words else ["--draws=64"]
         done = run(program, *words[3:], *more, folder=tmp_path)
         assert done.returncode == 0, f"{line}: {done.stderr[-2000:]}"
+        if program == "plan":
+            [told] = re.findall(r"\n(Code: .*?)\n```", text, re.DOTALL)
+            assert " ".join(told.split()) in " ".join(done.stdout.split())
     for written in re.findall(r"`(runs/mine[^`]*)`", text):
         assert (tmp_path / written).exists(), f"the page promises {written}"

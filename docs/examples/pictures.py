@@ -36,9 +36,10 @@ class Picture(NamedTuple):
         commands: programs and their flags, which write the page.
         size: width and height of the window.
         layout: the files that determine the layout of the page.
-        alt: the beginning of its alternative text; what follows are the texts of ``headlines``.
+        alt: the beginning of its alternative text; what follows are the first sentences of ``headlines``.
         headlines: CSS selectors of texts.
         shown: the pages of the documentation that show it.
+        names: names in the picture that its page does not mark as names.
     """
 
     page: str
@@ -48,6 +49,7 @@ class Picture(NamedTuple):
     alt: str
     headlines: Sequence[str]
     shown: Sequence[str]
+    names: Sequence[str] = ()
 
 
 CLASSES = "runs/pictures"
@@ -58,7 +60,7 @@ PICTURES = {
         (1150, 1080),
         [REPORT / "page.html.jinja"],
         "The report",
-        ["h1", ".found"],
+        ["h1", ".finding"],
         ["README.md", "docs/index.md"],
     ),
     "explorer": Picture(
@@ -73,12 +75,14 @@ PICTURES = {
         "The explorer",
         ["h1", "#sample-title", "#verdict"],
         ["docs/using.md"],
+        ["digits"],
     ),
 }  # fmt: skip
 
 WORDS = (
     "ensdiff/report/**/*.py", "ensdiff/report/**/*.jinja", "ensdiff/report/**/*.js",
-    "ensdiff/attribution/*.py", "experiments/quickstart.py", "experiments/report.py",
+    "ensdiff/attribution/*.py", "experiments/pages.py", "experiments/quickstart.py",
+    "experiments/report.py",
 )  # fmt: skip
 """The files that the texts of the pages come from."""
 
@@ -91,7 +95,7 @@ const shown = (node) => {
 };
 const texts = (css, keep) => [...document.querySelectorAll(css)].filter(keep).map((node) => node.innerText.trim());
 return {
-  says: texts("h1, h2, h3, p:not(.extra), figcaption, thead th, legend, caption", shown).filter((text) => text),
+  says: texts("h1, h2, h3, p:not(.extra), figcaption, thead th, legend, caption, strong", shown).filter((text) => text),
   names: texts(".name, .pick, .chips li, .word span", () => true).filter((text) => text),
   headlines: arguments[0].flatMap((css) => texts(css, shown).slice(0, 1)),
 };
@@ -116,6 +120,8 @@ def _constants(text: str, suffix: str) -> Iterable[str]:
             yield from re.split(r"\$\{[^}]*\}|\\n", found[1] or found[2] or "")
     else:
         yield from re.split(r"<[^>]*>|\{\{.*?\}\}|\{%.*?%\}", text, flags=re.DOTALL)
+        for inserted in re.findall(r"\{\{.*?\}\}|\{%.*?%\}", text, flags=re.DOTALL):
+            yield from re.findall(r'"([^"]*)"', inserted)
 
 
 def _parts(text: str) -> list[str]:
@@ -155,7 +161,7 @@ def unknown(text: str, names: Sequence[str], words: frozenset[str]) -> list[str]
 
 def alternative(picture: Picture, headlines: Sequence[str]) -> str:
     """Return the alternative text of a picture."""
-    return f"{picture.alt}: " + " ".join(f"{text.rstrip('.')}." for text in headlines)
+    return f"{picture.alt}: " + " ".join(f"{text.partition('. ')[0].rstrip('.')}." for text in headlines)
 
 
 def photograph(page: pathlib.Path, picture: Picture, target: pathlib.Path) -> dict:
@@ -186,7 +192,7 @@ def photograph(page: pathlib.Path, picture: Picture, target: pathlib.Path) -> di
         "command": " && ".join(f"python -m {' '.join(command)}" for command in picture.commands),
         "alt": alternative(picture, found["headlines"]),
         "says": found["says"],
-        "names": sorted(set(found["names"])),
+        "names": sorted({*found["names"], *picture.names}),
         "layout": layout_digest(picture.layout),
         "sha256": hashlib.sha256(target.read_bytes()).hexdigest(),
     }
