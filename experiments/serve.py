@@ -106,7 +106,7 @@ def session_of(params: Any, data: Any) -> Any:
         grey=grey,
         side=side,
         held_out=runs.unseen_data,
-        null=report.given(report.NULL, 99),
+        null=null(),
         memory_budget=memory_budget(),
     )
     return Session(source, first)
@@ -115,6 +115,11 @@ def session_of(params: Any, data: Any) -> Any:
 def memory_budget() -> int | None:
     """Return --memory in bytes."""
     return None if report.MEMORY.value is None else round(report.MEMORY.value * 2**30)
+
+
+def null() -> Any:
+    """Return --null, by default as many null ablations as a verdict needs."""
+    return "auto" if report.NULL.value is None else runs.null_value(report.NULL.value)
 
 
 def exploration_of(params: Any, data: Any, samples: Any, layers: list[Any], decode: Any) -> Any:
@@ -148,7 +153,7 @@ def new_layers(params: Any, data: Any, samples: Any) -> list[Any]:
             groups=groups,
             top=report.given(report.TOP, 32),
             combined=0,
-            null=report.given(report.NULL, 99),
+            null=null(),
             level=report.given(report.LEVEL, 0.1),
             landscape=report.LANDSCAPE.value,
             seed=flags.FLAGS.seed,

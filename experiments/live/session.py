@@ -6,7 +6,7 @@ import io
 import pathlib
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -55,7 +55,7 @@ class Source:
         grey: whether pictures are grey.
         side: the side of the pictures, in pixels.
         held_out: returns images that no member saw, for gradient methods of single items, or None.
-        null: number of null ablations of a picture by loss, or of random groups.
+        null: number of null ablations of a picture by loss, of held-out items or of random groups, or ``"auto"``.
         memory_budget: maximum bytes of activations per device.
     """
 
@@ -68,7 +68,7 @@ class Source:
     grey: bool
     side: int
     held_out: Callable[[], Any]
-    null: int
+    null: int | Literal["auto", "all"]
     memory_budget: int | None = None
 
 
@@ -240,7 +240,7 @@ class Session:
             found["store"] = source.run / "gradients"
         if source.null and source.data.items == source.data.units == layer.code.units:
             held_out = source.held_out()
-            found |= {"null": 0} if held_out is None else {"null": "all", "held_out": held_out}
+            found |= {"null": 0} if held_out is None else {"held_out": held_out}
         return found
 
     def _conditions(self, n: int, cond: str | None, prompt: str | None) -> dict[str, Any]:
