@@ -191,29 +191,34 @@ def picture_function(params: Any) -> tuple[Any, int, bool]:
     return (lambda picture: codec.encode(picture[None])[0]) if H == W else None, H * codec.factor, codec.grey
 
 
-def serve(session: Any, listening: socket.socket) -> None:
-    """Serve a session until SIGINT or SIGTERM."""
+def server_of(session: Any, worker: Any, token: str) -> Any:
+    """Return the uvicorn server of a session. It ends its computations when a signal comes."""
     import uvicorn
 
     from .live.app import build_app
-    from .live.jobs import Worker
-
-    worker, token = Worker(), secrets.token_urlsafe(24)
 
     class Server(uvicorn.Server):
-        """A server that ends its computations when a signal comes."""
+        """A server that ends its computations first, so that no response keeps it waiting."""
 
         def handle_exit(self, sig: int, frame: Any) -> None:
             worker.close(timeout=0)
             super().handle_exit(sig, frame)
 
-    server = Server(
+    return Server(
         uvicorn.Config(
             build_app(session, worker, token), loop="asyncio", http="h11", ws="none", lifespan="off",
             log_level="warning", access_log=False, proxy_headers=False, server_header=False, limit_concurrency=64,
             timeout_graceful_shutdown=3,
         )
     )  # fmt: skip
+
+
+def serve(session: Any, listening: socket.socket) -> None:
+    """Serve a session until SIGINT or SIGTERM."""
+    from .live.jobs import Worker
+
+    worker, token = Worker(), secrets.token_urlsafe(24)
+    server = server_of(session, worker, token)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     print(f"explorer: http://127.0.0.1:{listening.getsockname()[1]}/{token}/")
     print("Only this machine can open it, by the whole address. Ctrl-C ends it.", flush=True)

@@ -1,12 +1,11 @@
-"""The live explorer: its requests, answered in one process (the program as typed is in test_serve_program)."""
+"""The live explorer: its requests, answered in one process (test_serve_program runs the program as typed)."""
 
 import base64
 import collections
+import http.client
 import io
 import json
-import pathlib
 import threading
-import time
 
 import jax
 import numpy as np
@@ -15,31 +14,17 @@ from PIL import Image
 
 import ensdiff
 from ensdiff.data.images import to_png
-from tests.explorations import HOSTILE, exploration, groups, items
+from tests.explorations import HOSTILE, groups, items
 
 testclient = pytest.importorskip("starlette.testclient", reason="starlette is not installed: pip install -e '.[dev]'")
 
-from ensdiff.report.explorer import explore
 from experiments.live import asking
 from experiments.live.app import build_app
-from experiments.live.jobs import LONGEST_QUEUE, BusyError, Worker
-from experiments.live.session import MOST_SETS, Session, Source
+from experiments.live.jobs import Worker
+from experiments.live.session import MOST_SETS
+from tests.serving import NAMES, TOKEN, served, session_of, slowly, until
 
-TOKEN = "a-token"
-NAMES = (HOSTILE, "b & c", "Ada L.", "Ada M.")
-
-
-def source(params, data, **options):
-    """Return the source of a session on a tiny ensemble, which explores new samples without a null."""
-
-    def again(samples):
-        return exploration(samples, [explore(params, data, samples, top=4, combined=0, null=0)])
-
-    values = {
-        "run": pathlib.Path("runs/x"), "params": params, "data": data, "explore": again, "prompted": None,
-        "picture": lambda picture: picture, "grey": True, "side": 8, "held_out": lambda: None, "null": 5,
-    }  # fmt: skip
-    return Source(**{**values, **options})
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +34,7 @@ def flat():
 
 @pytest.fixture(scope="module")
 def session(flat):
-    params, data, samples, layer = flat
-    return Session(source(params, data), exploration(samples, [layer]))
+    return session_of(flat)
 
 
 @pytest.fixture(scope="module")
@@ -266,7 +250,6 @@ def test_many_removals_compile_nothing_and_start_no_thread(client, flat):
     assert compiled["/jax/core/compile/backend_compile_duration"] == 0, compiled
 
 
-@pytest.mark.slow
 def test_other_samples(client, session, flat):
     params = flat[0]
     number = outcome(client.post("draw", json={"n": 2, "seed": 5}))["set"]
@@ -283,7 +266,6 @@ def test_other_samples(client, session, flat):
     assert client.get("", params={"set": last}).status_code == client.get("").status_code == 200
 
 
-@pytest.mark.slow
 def test_a_picture_by_loss_and_by_gradients(client, flat):
     params = flat[0]
     found = outcome(client.post("attribute", content=picture()))
@@ -300,80 +282,32 @@ def test_a_picture_by_loss_and_by_gradients(client, flat):
     assert found["verdict"] is None  # nothing was held out
 
 
-def test_errors_of_computations_name_no_path():
-    run = pathlib.Path("/srv/runs/x")
-    said = asking.sentence(ValueError("/srv/runs/x/a.npz and /home/me/b c: is 8x8/4"), run)
-    assert said == "A.npz and a file of the server c: is 8x8/4."
-    assert asking.sentence(KeyError("/home/me"), run).startswith("The computation failed (KeyError).")
-    assert asking.sentence(OSError(2, "No such file", "/home/me/x"), run).endswith("'a file of the server'.")
-    assert asking.sentence(MemoryError(), run) == "Out of memory."
-
-
-def slow(started, ticks=2000):
-    def compute():
-        from ensdiff import hosts
-
-        started.set()
-        with hosts.progress_bar(ticks, "waiting", "tick", shown=False) as bar:
-            for _ in range(ticks):
-                time.sleep(0.005)
-                bar.update()
-        return "finished"
-
-    return compute
-
-
-def until(condition, seconds=10):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.005)
-
-
-def test_a_cancelled_computation_frees_the_worker():
-    started = threading.Event()
-    with Worker() as worker:
-        job = worker.submit(slow(started))
-        started.wait(10)
-        waiting = [worker.submit(lambda: 1) for _ in range(LONGEST_QUEUE)]
-        assert worker.before(waiting[0]) == 1
-        assert worker.before(waiting[2]) == 3
-        with pytest.raises(BusyError):
-            worker.submit(lambda: 1)
-        waiting[0].cancel()
-        assert waiting[0].state.over
-        assert worker.before(waiting[2]) == 2
-        until(lambda: job.state.share)
-        assert job.state.text.startswith("waiting: ")
-        job.cancel()
-        until(worker.idle)
-        assert job.state.text == "cancelled"
-        assert [other.state.result for other in waiting] == [None] + [1] * (LONGEST_QUEUE - 1)
-        last = worker.submit(slow(started))
-    assert last.state.over
-    assert last.state.text == "cancelled"
-    with pytest.raises(BusyError):
-        worker.submit(lambda: 1)
-
-
-def test_a_failed_computation_frees_the_worker(capsys):
-    with Worker() as worker:
-        job = worker.submit(lambda: 1 / 0)
-        until(lambda: job.state.over)
-        assert isinstance(job.state.error, ZeroDivisionError)
-        other = worker.submit(lambda: 2)
-        until(lambda: other.state.over)
-    assert other.state.result == 2
-    assert "ZeroDivisionError" in capsys.readouterr().err
-
-
-@pytest.mark.slow
 def test_groups_are_a_layer(worker):
-    params, data, samples, both = groups()
-    session = Session(source(params, data), exploration(samples, both))
+    world = groups()
+    params, _, samples, _ = world
+    session = session_of(world)
     with testclient.TestClient(build_app(session, worker, TOKEN), base_url="http://localhost:9") as client:
         client.base_url = f"http://localhost:9/{TOKEN}/"
         found = outcome(removed(client, "x", layer=1))
         assert found["ids"] == [1]
         expected = ensdiff.counterfactuals(params, samples, [1], code=params.code.group_code())[0, 0]
         assert png(found["removal"][1]) == to_png(expected)
+
+
+def test_a_request_that_is_closed_ends_its_computation(flat):
+    """As a browser does for a closed tab. Others wait for their turn, and are told so."""
+    started = threading.Event()
+    with served(session_of(flat, explore=lambda samples: slowly(started))) as (address, worker):
+        host, path = address.removeprefix("http://").split("/", 1)
+        one, other = (http.client.HTTPConnection(host, timeout=30) for _ in range(2))
+        one.request("POST", f"/{path}draw", json.dumps({"n": 1, "seed": 0}))
+        assert one.getresponse().readline().startswith(b"data: ")
+        assert started.wait(60)
+        other.request("POST", f"/{path}remove", json.dumps({"sample": 0, "units": [3]}))
+        answer = other.getresponse()
+        assert b"waiting for 1 other computation" in answer.readline()
+        assert not worker.idle()
+        one.sock.close()
+        last = json.loads(answer.read().decode().strip().rpartition("data: ")[2])
+        assert last["done"]["ids"] == [3]
+        until(worker.idle)
