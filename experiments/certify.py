@@ -7,7 +7,7 @@ Commands:
 
 Examples:
   python -m experiments.certify create --run=runs/digits --units=3,7
-  python -m experiments.certify create --run=runs/artists --units=ganson
+  python -m experiments.certify create --run=runs/artists --units=ganson            # --no_names: without the name
   python -m experiments.certify verify --run=runs/digits
   python -m experiments.certify verify --run=runs/small --replay=500   # and repeat the last 500 steps
   python -m experiments.certify verify --run=runs/small --digest=5f1c...   # the digest that you kept
@@ -28,6 +28,9 @@ runs.define_data_flag()
 flags.adopt_module_key_flags(common)
 flags.adopt_module_key_flags(runs)
 UNITS = flags.DEFINE_string("units", None, f"The units: {naming.HOW}")
+NO_NAMES = flags.DEFINE_bool(
+    "no_names", False, "Do not name the units in the certificate, for example because they are names of persons."
+)
 CERTIFICATE = flags.DEFINE_string("certificate", None, "The file of the certificate; by default RUN/certificate.json.")
 REPLAY = flags.DEFINE_integer(
     "replay",
@@ -55,7 +58,7 @@ def create(path: pathlib.Path) -> None:
     if not UNITS.value:
         raise ValueError("no units given: pass --units=..., ids or names separated by commas")
     units = naming.units_to_forget(UNITS.value)
-    certificate = ensdiff.certify(runs.run_folder(), units)
+    certificate = ensdiff.certify(runs.run_folder(), units, names=not NO_NAMES.value)
     certificate.save(path)
     describe_certificate(certificate)
     others = sorted(set(certificate.values["members"]["held"]) - set(certificate.survivors))

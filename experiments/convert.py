@@ -131,6 +131,8 @@ def _unpack_universe(target: pathlib.Path) -> None:
         told: dict[str, Any] = (
             {} if universe.conditions is None else {"captions": np.array(universe.conditions["captions"])}
         )
+        if universe.unit_names is not None:
+            told["unit_names"] = np.array(universe.unit_names)
         training = [universe.training(i) for i in range(universe.units)]
         np.savez_compressed(
             target,

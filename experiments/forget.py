@@ -23,6 +23,12 @@ runs.define_data_flag()
 flags.adopt_module_key_flags(common)
 flags.adopt_module_key_flags(runs)
 UNITS = flags.DEFINE_string("units", None, f"The units, which are forgotten together: {naming.HOW}")
+NO_NAMES = flags.DEFINE_bool(
+    "no_names",
+    False,
+    "Do not name the forgotten units in the certificate and in the new run, for example because they are names of "
+    "persons.",
+)
 OUT = flags.DEFINE_string("out", None, "The new run directory.")
 LORA = flags.DEFINE_string(
     "lora",
@@ -46,7 +52,7 @@ def main() -> None:
     if LORA.value:
         lora.check(run, LORA.value, OUT.value)  # before anything is written
     units = naming.units_to_forget(UNITS.value)
-    certificate = ensdiff.forget(run, units, OUT.value)
+    certificate = ensdiff.forget(run, units, OUT.value, names=not NO_NAMES.value)
     describe_certificate(certificate)
     left = certificate.values["capacity"]
     print(

@@ -74,6 +74,11 @@ class Certificate:
         return tuple(_unit_ids(self.values.get("units")))
 
     @property
+    def names(self) -> tuple[str, ...] | None:
+        """The names of the units, in the order of `units`, for reading only; None if the certificate has none."""
+        return tuple(str(entry["name"]) for entry in self.values["units"]) if _is_named(self.values) else None
+
+    @property
     def survivors(self) -> tuple[int, ...]:
         """The members that drew none of the units, by their numbers in training."""
         return tuple(self.values["members"]["survivors"])
@@ -144,7 +149,7 @@ class Certificate:
         failures += [f"{name}: missing from the certificate" for name in FIELDS if name not in self.values]
         checked = ["the certificate's own digest"]
         try:
-            found = _examine(pathlib.Path(run), self.units, model)
+            found = _examine(pathlib.Path(run), self.units, model, names=_is_named(self.values))
             failures += self._compare(found.sections) + found.failures
             checked.append("every byte of the run's description, config, data manifest and checkpoints")
             if found.facts is not None:
@@ -204,7 +209,7 @@ class _Found(NamedTuple):
     failures: list[str]
 
 
-def _examine(path: pathlib.Path, units: tuple[int, ...], model: Denoiser | None) -> _Found:
+def _examine(path: pathlib.Path, units: tuple[int, ...], model: Denoiser | None, names: bool) -> _Found:
     """Recompute all sections. An error in one section becomes a failure, and the remaining sections are still computed.
 
     The number of the newest checkpoint gives the number of steps of the streams. The streams are computed only if all
@@ -215,7 +220,7 @@ def _examine(path: pathlib.Path, units: tuple[int, ...], model: Denoiser | None)
     if files.odd:  # never read through a link, or from a pipe that may not end
         return _Found(None, sections, odd_files(files))
     try:
-        facts = Facts(Run.open(path, model), files, units)
+        facts = Facts(Run.open(path, model), files, units, names)
     except (ValueError, OSError) as error:
         return _Found(None, sections, [str(error)])
     failures = []
@@ -248,7 +253,9 @@ def _verify_data(facts: Facts, data: Dataset | None, replay: int, checked: list[
     return failures
 
 
-def certify(run: str | os.PathLike, units: Collection[int], *, model: Denoiser | None = None) -> Certificate:
+def certify(
+    run: str | os.PathLike, units: Collection[int | str], *, model: Denoiser | None = None, names: bool = True
+) -> Certificate:
     """Certify which members of a run never saw certain units (see `Certificate.verify`).
 
     The members that did see the units are still in the run; `ensdiff.forget` writes a run without them. The certificate
@@ -257,8 +264,10 @@ def certify(run: str | os.PathLike, units: Collection[int], *, model: Denoiser |
 
     Args:
         run: the directory of a finished run that `ensdiff.train` wrote.
-        units: the ids of the units.
+        units: the ids or names of the units.
         model: the network, if it is one of your own.
+        names: whether the certificate names the units, if the run has their names. They are for reading only: units are
+            identified by their ids and the hashes of their items.
 
     Raises:
         FileNotFoundError: the run does not exist, or files that a certificate needs are missing.
@@ -271,7 +280,8 @@ def certify(run: str | os.PathLike, units: Collection[int], *, model: Denoiser |
     """
     path = pathlib.Path(run)
     files = check_files(path)
-    facts = Facts(Run.open(path, model), files, _given(units))
+    opened = Run.open(path, model)
+    facts = Facts(opened, files, _given(units, opened), names)
     values: dict[str, Any] = {"kind": KIND, "format": FORMAT}
     values |= {name: section(facts) for name, section in SECTIONS.items()}
     values["files"] = hashes(path, files)
@@ -281,11 +291,17 @@ def certify(run: str | os.PathLike, units: Collection[int], *, model: Denoiser |
     return Certificate({**values, "digest": _seal(values)})
 
 
-def _given(units: Any) -> list[int]:
-    """Return the unit ids in an argument, which is one id or a collection of ids."""
+def _given(units: Any, run: Run) -> list[int]:
+    """Return the unit ids in an argument, which is one id or a collection of ids and names."""
     if isinstance(units, str):
-        raise ValueError(f"units={units!r}: expected unit ids, such as [3, 7]")
-    return list(units) if isinstance(units, Collection) else [units]
+        raise ValueError(f"units={units!r}: expected unit ids or names in a list, such as [3, 7] or [{units!r}]")
+    return list(run.ensemble.ids_of(list(units))) if isinstance(units, Collection) else [units]
+
+
+def _is_named(values: Mapping[str, Any]) -> bool:
+    """Return whether a certificate, which may be forged, names its units."""
+    entries = values.get("units")
+    return isinstance(entries, list) and any(isinstance(entry, dict) and "name" in entry for entry in entries)
 
 
 def _unit_ids(entries: Any) -> list[int]:

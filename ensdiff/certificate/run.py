@@ -33,6 +33,7 @@ from ensdiff.runs.description import from_description, read_manifest
 from ensdiff.runs.layout import stored_layout
 from ensdiff.runs.logs import ENVIRONMENTS, checked, read_environments
 from ensdiff.runs.sums import all_sums
+from ensdiff.runs.unit_names import read_names
 from ensdiff.training.config import TrainConfig
 from ensdiff.training.step import TrainState, init_state
 from ensdiff.typing import Params
@@ -110,6 +111,7 @@ class Run:
                 f"{path / BASE} does not belong to a run whose members share no start: move it out of the run"
             )
         environments = read_places(path)
+        ensemble = dataclasses.replace(ensemble, unit_names=read_names(path, ensemble))
         if (path / "config.json").exists():
             read_sealed(path / "config.json")  # only its own checksum shows whether it is what was written
         if 0 in steps_of(path):

@@ -63,15 +63,17 @@ class Facts:
         run: the run.
         files: the content of its directory.
         units: the ids of the units.
+        names: whether to name the units, if the run has their names.
 
     Raises:
         ValueError: the units are unknown, or there are none.
         NoSurvivorError: every member of the run saw some of the units.
     """
 
-    def __init__(self, run: Run, files: Files, units: Sequence[int]):
+    def __init__(self, run: Run, files: Files, units: Sequence[int], names: bool = False):
         self.run = run
         self.files = files
+        self.names = run.ensemble.names_of() if names else None
         if not len(units):
             raise ValueError("no units given: expected the ids of the units to be forgotten, such as units=[3]")
         saw_K = run.code.rows(list(units)).sum(0)
@@ -112,6 +114,9 @@ def claim(facts: Facts) -> str:
     else:
         gone = "the run holds no other member"
     members, units = (", ".join(map(str, ids)) for ids in (facts.survivors, facts.units))
+    names = facts.names
+    if names is not None:
+        units += f" ({', '.join(names.label(unit) for unit in facts.units)})"
     text = (
         f"Members {members} were trained for {run.last} steps of {run.config.batch_size} draws each, and no draw is "
         f"an item of units {units}; {gone}."
@@ -135,14 +140,15 @@ def others(facts: Facts) -> list[str]:
 
 
 def units(facts: Facts) -> list[dict[str, Any]]:
-    """Return the units, with their code words and the hashes of their items."""
+    """Return the units, with their names if they are to be named, their code words and the hashes of their items."""
     manifest = facts.run.manifest
     words = facts.run.code.rows(facts.units)
     out = []
     for unit, word in zip(facts.units, words, strict=True):
         items = np.flatnonzero(manifest.unit_of_item == unit)
         hashes = [{"item": int(i), "sha256": manifest.sha256[i].decode()} for i in items]
-        out.append({"id": unit, "word": "".join(map(str, word)), "items": hashes})
+        named = {} if facts.names is None else {"name": facts.names[unit]}
+        out.append({"id": unit, **named, "word": "".join(map(str, word)), "items": hashes})
     return out
 
 

@@ -9,7 +9,8 @@ A file is an uncompressed tar of
 - ``leave_{i}_out.png``: the samples' exact counterfactuals (4) without unit i, counted from 1;
 - ``conditions.json``, which other readers ignore, if the members are conditional: the ``captions`` of the samples,
   their ``guidance``, their ``conditions``, the rows of each array of the condition tree by its path, and ``null``, the
-  row of each that stands for no condition.
+  row of each that stands for no condition;
+- ``units.json``, which other readers ignore, if the training units have names: ``names``, in the units' order.
 
 Every PNG is a grid of 8-bit tiles, read row by row. Files written here hold the SHA-256 of each part in its extended
 header (POSIX pax, which other readers ignore), and a part that does not match is rejected.
@@ -30,12 +31,13 @@ from typing import Any
 import numpy as np
 
 from ensdiff import hosts
+from ensdiff.codes.unit_names import UnitNames
 from ensdiff.data import Dataset
 from ensdiff.data.viewing import Decode, viewer
 from ensdiff.ensemble.ensemble import Ensemble
 from ensdiff.ensemble.memory import Resources
 from ensdiff.files.writing import explain, sync_folder
-from ensdiff.interop.universe import CONDITIONS, MANY, ONE, SIZES, SUM, Universe
+from ensdiff.interop.universe import CONDITIONS, MANY, ONE, SIZES, SUM, UNITS, Universe
 from ensdiff.models.condition import flatten
 from ensdiff.runs.identity import check_data
 from ensdiff.runs.pieces import pieces
@@ -184,6 +186,9 @@ def _fixed_parts(params: Ensemble, samples: Samples, data: Dataset, view: Callab
             "guidance": samples.guidance, "conditions": rows, "null": null,
         }  # fmt: skip
         parts[CONDITIONS] = (json.dumps(told, indent=1) + "\n").encode()
+    names = UnitNames.of(data.unit_names) or params.names_of()
+    if names is not None:
+        parts[UNITS] = (json.dumps({"names": list(names)}, indent=1) + "\n").encode()
     if single:
         return parts | {"training_set.png": _picture(view(data.images[np.argsort(data.unit_of_item)]))}
     items = enumerate(map(data.items_of, range(data.units)), start=1)

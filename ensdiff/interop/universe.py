@@ -21,6 +21,7 @@ SIZES = ("Height", "Width", "Channel")
 SUM = "ENSDIFF.sha256"
 """Keyword of a part's checksum in its header."""
 CONDITIONS = "conditions.json"
+UNITS = "units.json"
 _MODES = {1: "L", 3: "RGB"}
 
 
@@ -113,6 +114,17 @@ class Universe:
             raise ValueError(f"{self.path}: {CONDITIONS} has no captions: expected {self.count} texts, one per sample")
         return told
 
+    @property
+    def unit_names(self) -> list[str] | None:
+        """The names of the training units; None if the file has none, as those of other programs and older versions."""
+        if UNITS not in self._members:
+            return None
+        told = self._json(UNITS)
+        names = told.get("names") if isinstance(told, dict) else None
+        if not isinstance(names, list) or len(names) != self.units or not all(isinstance(n, str) for n in names):
+            raise ValueError(f"{self.path}: {UNITS} has no names: expected {self.units} texts, one per unit")
+        return names
+
     def counterfactual(self, unit: int) -> UInt8[np.ndarray, "B H W C"]:
         """Return the samples without unit ``unit``, counted from 0."""
         return self._tiles(f"leave_{self._check(unit) + 1}_out.png", self.image_shape, self.count)
@@ -136,7 +148,7 @@ class Universe:
             ValueError: a part cannot be read. The message names it.
             DamagedError: a part is not what was written. The message names it.
         """
-        _ = self.factual, self.conditions
+        _ = self.factual, self.conditions, self.unit_names
         for unit in range(self.units):
             self.counterfactual(unit)
             self.training(unit)

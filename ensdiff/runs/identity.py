@@ -4,6 +4,7 @@ A unit is identified by the content of its items, never by the path or name of a
 unit 11 in training. A run stores a hash of every item (`ensdiff.data.manifest`), an ensemble their digest.
 """
 
+import dataclasses
 import os
 import pathlib
 from collections.abc import Collection, Mapping
@@ -13,6 +14,7 @@ import numpy as np
 
 from ensdiff import hosts
 from ensdiff.codes import check_names
+from ensdiff.codes.unit_names import UnitNames
 from ensdiff.data import Dataset, DataWarning
 from ensdiff.data.manifest import Manifest
 from ensdiff.data.matching import unit_differences
@@ -20,6 +22,7 @@ from ensdiff.ensemble.ensemble import Ensemble
 from ensdiff.files.reading import printable
 from ensdiff.runs.checkpoints import run_description
 from ensdiff.runs.description import from_description, read_manifest
+from ensdiff.runs.unit_names import known_names
 
 
 class Found(NamedTuple):
@@ -52,8 +55,8 @@ def training_data(run: str | os.PathLike, data: Dataset, *, held_out: int = 0) -
         held_out: number of items of ``data`` that were held out of training and cause no warning.
 
     Returns:
-        Data that every function accepts as the training data of the run's ensemble. Units have the names that the code
-        gives them, or else their names in ``data``.
+        Data that every function accepts as the training data of the run's ensemble. Units have the names that they have
+        in the run (`ensdiff.Ensemble.names_of`), or else their names in ``data``.
 
     Raises:
         FileNotFoundError: the run does not exist.
@@ -157,14 +160,18 @@ def find_training_data(run: str | os.PathLike, data: Dataset, absent: Collection
     path = pathlib.Path(run)
     text, manifest = _record(path)
     params = from_description(text, None)
+    params = dataclasses.replace(params, unit_names=known_names(path, params))
+    names = params.names_of()
     origin = text.get("origin")
     gone = [*absent, *(origin["forgotten"] if isinstance(origin, Mapping) else ())]
     try:
         if manifest is None:
             check_data(params, data)
+            if names is not None and UnitNames.of(data.unit_names) is None:
+                data = dataclasses.replace(data, unit_names=list(names))
             return Found(data, compared=params.data_digest is not None)
         places = data.places(manifest, absent=gone)
-        out = data.align(manifest, absent=gone, names=params.code.names, found=places)
+        out = data.align(manifest, absent=gone, names=None if names is None else list(names), found=places)
     except ValueError as error:
         raise ValueError(f"these are not the data of {path}: {error}") from error
     others = data.items - int((places >= 0).sum())

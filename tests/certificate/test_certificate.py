@@ -18,14 +18,17 @@ from ensdiff.certificate import LIMITS, Certificate, sections
 from ensdiff.certificate import certificate as certificates
 from ensdiff.certificate.certificate import _seal
 from ensdiff.certificate.files import find_files, strangers
+from ensdiff.certificate.forget import _without_names
 from ensdiff.certificate.run import Run
 from ensdiff.certificate.sections import FIELDS
 from ensdiff.codes.choosing import choose
+from ensdiff.codes.unit_names import UnitNames
 from ensdiff.data import batch_indices
 from ensdiff.files.checksums import read_sealed, seal_line, write_sealed
 from ensdiff.runs.checkpoints import open_checkpoint
 from ensdiff.runs.directory import RunDirectory
 from ensdiff.runs.logs import read_environments
+from ensdiff.runs.unit_names import write_names
 from tests.faults import reseal
 from tests.helpers import CODE, SHORT, blobs, random_ensemble
 
@@ -918,3 +921,63 @@ def test_restricted_codes():
     for wrong in ([], [0, 0], [8], [-1]):
         with pytest.raises(ValueError, match="expected distinct member numbers, 0 .. 7"):
             code.only(wrong)
+
+
+NAMES = ["ada", "bob", "eve", "Jane Doe", "gil", "hal"]
+
+
+@pytest.fixture
+def named(run_dir, tmp_path):
+    """Return a copy of the run that has the names of its units."""
+    path = tmp_path / "named"
+    shutil.copytree(run_dir, path)
+    write_names(path, dataclasses.replace(Run.open(path).ensemble, unit_names=UnitNames(NAMES)), keep=False)
+    return path
+
+
+def test_certificates_name_units(named, honest):
+    """Names are for reading: whatever the names, the units are the same. One without names holds for the same run."""
+    certificate = ensdiff.certify(named, ["Jane Doe"])
+    assert (certificate.units, certificate.names) == ((UNIT,), ("Jane Doe",))
+    assert f"is an item of units {UNIT} (Jane Doe); the run" in certificate.values["claim"]
+    without = ensdiff.certify(named, [UNIT], names=False)
+    assert without.names is None
+    assert "Jane" not in json.dumps(without.values)
+    assert honest.names is None
+    assert {k: v for k, v in without.values.items() if k not in ("files", "digest")} == {
+        k: v for k, v in honest.values.items() if k not in ("files", "digest")
+    }  # as older versions wrote it
+    for some in (certificate, without):
+        result = some.verify(named)
+        assert result.ok, result.failures
+    forged = json.loads(json.dumps(certificate.values))
+    forged["units"][0]["name"] = "bob"
+    failures = Certificate({**forged, "digest": _seal(forged)}).verify(named).failures
+    assert failures == ("units[0].name: the certificate has 'bob', the run has 'Jane Doe'",)
+    for units, message in ((["Jane"], "similar names are 'Jane Doe'"), ("bob", "in a list, such as")):
+        with pytest.raises(ValueError, match=message):
+            ensdiff.certify(named, units)
+
+
+@pytest.mark.parametrize("names", [True, False])
+def test_names_of_forgotten_units(named, names):
+    """They stay for the reader, or no file of the new run has them, except what the user called the data."""
+    out = named.with_name("out")
+    certificate = ensdiff.forget(named, ["Jane Doe"], out, names=names)
+    assert certificate.units == (UNIT,)
+    result = Certificate.load(out / "certificate.json").verify(out)
+    assert result.ok, result.failures
+    found = [path for path in out.rglob("*") if path.is_file() and b"Jane" in path.read_bytes()]
+    assert {path.name for path in found} == ({"certificate.json", "unit_names.json"} if names else set())
+    assert ensdiff.load(out).names_of()[UNIT] == ("Jane Doe" if names else f"unit {UNIT}")
+    assert ensdiff.load(out).names_of()[0] == "ada"
+
+
+def test_names_in_a_code_are_left_out_too():
+    code = ensdiff.Code.hierarchical(6, [0, 0, 1, 1, 2, 2], group_weight=4, weight=2, group_names=["x", "y", "z"])
+    code = dataclasses.replace(code, names=tuple(NAMES))
+    less = _without_names(code, {2, 3, 4})
+    assert less.names == ("ada", "bob", "unit 2", "unit 3", "unit 4", "hal")
+    assert less.groups.names == ("x", "group 1", "z")
+    assert (less.matrix() == code.matrix()).all()
+    assert _without_names(code, set()) is code

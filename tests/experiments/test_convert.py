@@ -1,20 +1,22 @@
 """`experiments.convert` on the command line, in both directions."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
 import ensdiff
+from ensdiff.codes.unit_names import UnitNames
 from ensdiff.interop import ctf
 from tests.helpers import blobs
 
 
 @pytest.fixture(scope="module")
 def saved(tiny, tmp_path_factory):
-    """Return a folder with a run directory that has no config, and with its training data."""
+    """Return a folder with a run directory that has names but no config, and with its training data without names."""
     folder = tmp_path_factory.mktemp("convert")
-    ensdiff.save(tiny, folder / "run")
+    ensdiff.save(dataclasses.replace(tiny, unit_names=UnitNames("abcdef")), folder / "run")
     np.savez(folder / "train.npz", images=blobs())
     return folder
 
@@ -41,6 +43,7 @@ def test_universe_and_back(run, tiny, saved, tmp_path):
         assert file["counterfactuals"].shape == (6, 2, 8, 8, 1)
         np.testing.assert_array_equal(file["training"], blobs())
         np.testing.assert_array_equal(file["unit_of_item"], range(6))
+        assert file["unit_names"].tolist() == list("abcdef")
 
 
 @pytest.mark.torch

@@ -44,6 +44,7 @@ def test_round_trip(landscape, tmp_path, groups):
         for unit in range(6):
             np.testing.assert_array_equal(universe.training(unit), data.images[data.items_of(unit)])
         assert "3 samples of 8x8x1, 6 training units" in repr(universe)
+        assert universe.unit_names == (None if groups is None else list("abcdef"))
         with pytest.raises(ValueError, match="unit 6 does not exist"):
             universe.counterfactual(6)
     assert [p.name for p in tmp_path.iterdir()] == ["some.ctf"]
@@ -235,6 +236,14 @@ def test_damaged_and_foreign_files(whole, tmp_path):
     ):
         with ctf.read(altered(whole, path, change)) as universe, pytest.raises(ValueError, match=message):
             _ = universe.factual
+
+
+@pytest.mark.parametrize("content", [b"[]", b'{"names": ["a"]}', b'{"names": [1, 2, 3, 4, 5, 6]}'])
+def test_names_that_are_not_of_the_units_are_refused(whole, tmp_path, content):
+    message = "units.json has no names: expected 6 texts, one per unit"
+    path = altered(whole, tmp_path / "x.ctf", {"units.json": content})
+    with ctf.read(path) as universe, pytest.raises(ValueError, match=message):
+        universe.check()
 
 
 def test_members_that_point_outside_are_not_followed(whole, tmp_path):
