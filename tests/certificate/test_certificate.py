@@ -974,10 +974,10 @@ def test_names_of_forgotten_units(named, names):
 
 
 def test_names_in_a_code_are_left_out_too():
-    code = ensdiff.Code.hierarchical(6, [0, 0, 1, 1, 2, 2], group_weight=4, weight=2, group_names=["x", "y", "z"])
-    code = dataclasses.replace(code, names=tuple(NAMES))
-    less = _without_names(code, {2, 3, 4})
-    assert less.names == ("ada", "bob", "unit 2", "unit 3", "unit 4", "hal")
+    code = ensdiff.Code.hierarchical(6, np.arange(9) // 3, group_weight=4, weight=2, group_names=["x", "y", "z"])
+    code = dataclasses.replace(code, names=tuple("abcdefghi"))
+    less = _without_names(code, {3, 4, 5, 8})
+    assert less.names == ("a", "b", "c", "unit 3", "unit 4", "unit 5", "g", "h", "unit 8")
     assert less.groups.names == ("x", "group 1", "z")
     assert (less.matrix() == code.matrix()).all()
     assert _without_names(code, set()) is code
