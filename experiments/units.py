@@ -81,9 +81,10 @@ def describe(
         What does not apply is left out; what is not known is None.
     """
     code = params.code
-    of_unit = None if code.groups is None else code.group_of_unit()
+    of_unit: Any = None if code.groups is None else code.group_of_unit()
     group_names = params.names_of(code.group_code()) if code.groups is not None else None
     items = None if manifest is None else np.bincount(manifest.unit_of_item, minlength=code.units)
+    sizes: Any = None
     if groups:
         items = None if items is None else np.bincount(of_unit, items).astype(int)
         sizes, of_unit, code = np.bincount(of_unit), None, code.group_code()
