@@ -220,9 +220,10 @@ def serve(session: Any, listening: socket.socket) -> None:
     worker, token = Worker(), secrets.token_urlsafe(24)
     server = server_of(session, worker, token)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    print(f"explorer: http://127.0.0.1:{listening.getsockname()[1]}/{token}/")
-    print("Only this machine can open it, by the whole address. Ctrl-C ends it.", flush=True)
-    with contextlib.suppress(KeyboardInterrupt):  # raised again after the server has ended
+    listening.listen()  # who reads the address may ask at once
+    with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after the server has ended
+        print(f"explorer: http://127.0.0.1:{listening.getsockname()[1]}/{token}/")
+        print("Only this machine can open it, by the whole address. Ctrl-C ends it.", flush=True)
         server.run(sockets=[listening])
     print("stopped", flush=True)
     if not worker.close():  # a compilation cannot be interrupted
