@@ -140,7 +140,7 @@ def predicted_counterfactuals(
     Args:
         params: the ensemble.
         samples: the result of `ensdiff.sample`.
-        units: M entries, each a unit id or a collection of ids that are removed together.
+        units: M entries, each a unit id or name, or a collection of them that are removed together.
         memory_budget: bytes of activations that a device may hold.
         progress: show a progress bar.
 
@@ -155,7 +155,7 @@ def predicted_counterfactuals(
     (2, 2, 8, 8, 1)
     """
     check_samples(params, samples, "a predicted counterfactual")
-    step_MK = params.code.ablate(units) - np.asarray(samples.weights_K)
+    step_MK = params.code.ablate(params.ids_of(units)) - np.asarray(samples.weights_K)
     out = np.empty((len(step_MK), *samples.images.shape), np.float32)
     for rows, part in linearize(params, samples, None, Resources(None, memory_budget, progress)):
         moved = np.tensordot(step_MK, np.asarray(part.tangent_KBF), axes=1)

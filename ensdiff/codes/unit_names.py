@@ -64,12 +64,12 @@ class UnitNames(Sequence[str]):
         return hashlib.sha256(json.dumps(self._names).encode()).hexdigest()
 
     @functools.cached_property
-    def _exact(self) -> dict[str, tuple[int, ...]]:
-        return _index(self._names)
+    def _exact(self) -> "_Index":
+        return _Index(self._names)
 
     @functools.cached_property
-    def _folded(self) -> dict[str, tuple[int, ...]]:
-        return _index(map(folded, self._names))
+    def _folded(self) -> "_Index":
+        return _Index(map(folded, self._names))
 
     def places(self, name: str) -> tuple[int, ...]:
         """Return the units with exactly this name; without any, those whose name differs only in letter case or blanks.
@@ -77,7 +77,7 @@ class UnitNames(Sequence[str]):
         >>> UnitNames(["Ada", "ada", "Bob"]).places("ada"), UnitNames(["Ada", "ada", "Bob"]).places("BOB ")
         ((1,), (2,))
         """
-        return self._exact.get(name) or self._folded.get(folded(name), ())
+        return self._exact.places(name) or self._folded.places(folded(name))
 
     def parts(self, text: str) -> tuple[int, ...]:
         """Return the units whose names contain a text, in any letter case."""
@@ -90,7 +90,7 @@ class UnitNames(Sequence[str]):
         >>> [UnitNames(["ada", "ada", "1998", ""]).label(unit) for unit in range(4)]
         ['ada (id:0)', 'ada (id:1)', '1998 (id:2)', 'unit 3']
         """
-        return label_of(int(unit), self._names[int(unit)], len(self._exact[self._names[int(unit)]]) > 1)
+        return label_of(int(unit), self._names[int(unit)], self._exact.is_shared(self._names[int(unit)]))
 
     def typed(self, unit: int) -> str:
         """Return a text that selects this unit and no other on a command line, by its name if that is possible.
@@ -111,9 +111,7 @@ class UnitNames(Sequence[str]):
         What is returned tells which of the names are shared, so that `labels` can show the ids of these units.
         """
         wanted = {self._names[int(unit)] for unit in units}
-        if len(wanted) * 2 > len(self):
-            return {i: name for i, name in enumerate(self._names) if name in wanted}
-        return {i: name for name in wanted for i in self._exact[name]}
+        return {unit: name for unit, name in enumerate(self._names) if name in wanted}
 
 
 def labels(names: Mapping[int, str]) -> dict[int, str]:
@@ -122,8 +120,8 @@ def labels(names: Mapping[int, str]) -> dict[int, str]:
     >>> labels({3: "ada", 5: "bob", 8: "bob"})
     {3: 'ada', 5: 'bob (id:5)', 8: 'bob (id:8)'}
     """
-    shared = {name: len(ids) > 1 for name, ids in _index(names.values()).items()}
-    return {unit: label_of(unit, name, shared[name]) for unit, name in names.items()}
+    index = _Index(names.values())
+    return {unit: label_of(unit, name, index.is_shared(name)) for unit, name in names.items()}
 
 
 def label_of(unit: int, name: str, shared: bool) -> str:
@@ -147,8 +145,21 @@ def folded(name: str) -> str:
     return unicodedata.normalize("NFC", name).strip().casefold()
 
 
-def _index(names: Iterable[str]) -> dict[str, tuple[int, ...]]:
-    found: dict[str, list[int]] = {}
-    for place, name in enumerate(names):
-        found.setdefault(name, []).append(place)
-    return {name: tuple(places) for name, places in found.items()}
+class _Index:
+    """The places of each text; there is no container per text, because a run may have a million of them."""
+
+    def __init__(self, texts: Iterable[str]):
+        self._first: dict[str, int] = {}
+        self._shared: dict[str, list[int]] = {}
+        for place, text in enumerate(texts):
+            first = self._first.setdefault(text, place)
+            if first != place:
+                self._shared.setdefault(text, [first]).append(place)
+
+    def places(self, text: str) -> tuple[int, ...]:
+        if text in self._shared:
+            return tuple(self._shared[text])
+        return (self._first[text],) if text in self._first else ()
+
+    def is_shared(self, text: str) -> bool:
+        return text in self._shared

@@ -142,7 +142,7 @@ def save(
     params: Ensemble,
     folder: str | os.PathLike,
     *,
-    removed: Collection[int] = (),
+    removed: Collection[int | str] = (),
     code: Code | None = None,
     members: Iterable[int] | None = None,
     format: Layout | str = "diffusers",
@@ -164,7 +164,7 @@ def save(
     Args:
         params: an ensemble of adapted members.
         folder: a new or empty folder.
-        removed: ids of units that no written member has seen.
+        removed: ids or names of units that no written member has seen.
         code: another code over the same members, such as ``params.code.group_code()``, whose units are removed.
         members: only these members; by default all that saw none of the removed units.
         format: ``"diffusers"`` or ``"kohya"``.
@@ -197,7 +197,8 @@ def save(
         raise ValueError("weights= and rank= are for an average: pass average=True")
     if rank is not None and rank < 1:
         raise ValueError(f"rank={rank}: expected a positive number")
-    row_K = _row(params, removed, code, members, weights)
+    ids = params.ids_of(list(removed), code)
+    row_K = _row(params, ids, code, members, weights)
     stacked = stacked_factors(params, modules_of(model.base) if modules is None else modules)
     root = pathlib.Path(folder)
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
@@ -205,7 +206,7 @@ def save(
     facts: dict[str, Any] = {
         "base": model.digest,
         "code": _digest(params.code),
-        "removed": sorted(int(i) for i in removed),
+        "removed": sorted(int(i) for i in ids),
         **({} if code is None else {"removed_code": _digest(code)}),
     }
     prefix = "transformer" if isinstance(model.base, DiTConfig) else "unet"
