@@ -1,16 +1,21 @@
-"""Run the whole workflow on 1,400 embedded digits: train, sample, measure, attribute, and write a report.
+"""Run the whole workflow on 1,400 embedded digits, or on a folder of pictures by artist, and write a report.
 
-It trains 16 members, compares their samples with held-out digits, attributes some of them to training digits, and
-writes report.html into the run directory, by default runs/quickstart. Start here.
+It trains 16 members that are conditioned on the class, draws one sample of each of the first classes, regenerates them
+without each class, finds the pictures inside of the classes that matter most, and writes report.html into the run
+directory, by default runs/quickstart. Start here.
+
+With --images, classes are the subfolders of a folder: artists, persons, places. It needs at least two.
 
 Examples:
   python -m experiments.quickstart
-  python -m experiments.quickstart --samples=12 --config.train.steps=3000 --config.run_dir=runs/longer
+  python -m experiments.quickstart --samples=10 --config.train.steps=3000 --config.run_dir=runs/longer
+  python -m experiments.quickstart --images=my_images --config.run_dir=runs/mine
 """
 
 import pathlib
 import shutil
 import time
+from typing import Any
 
 import numpy as np
 from absl import flags
@@ -23,82 +28,172 @@ flags.adopt_module_key_flags(common)
 
 CONFIG = define_config("quickstart")
 flags.declare_key_flag("config")
-SAMPLES = flags.DEFINE_integer("samples", 6, "Samples to attribute.")
-STEPS = flags.DEFINE_integer("steps", 20, "Steps of the DDIM sampler.")
-EVALUATED = flags.DEFINE_integer("evaluated", 397, "Generated images to compare with held-out ones.")
+IMAGES = flags.DEFINE_string("images", None, "A folder whose subfolders are the classes, instead of the digits.")
+SIZE = flags.DEFINE_integer("size", 16, "Side in pixels to which the pictures of --images are resized.", 4)
+SAMPLES = flags.DEFINE_integer("samples", 6, "Samples to attribute: one of each class, then again from the first.", 1)
+STEPS = flags.DEFINE_integer("steps", 20, "Steps of the sampler.", 1)
+EVALUATED = flags.DEFINE_integer("evaluated", 397, "Generated images to compare with held-out ones.", 1)
+
+SAMPLER = "euler"
+MARK = "quickstart.txt"
+"""The file by which this program knows its own runs."""
+GRADIENTS: dict[str, Any] = {
+    "draws": 4,
+    "parts": 1,
+    "dimension": 256,
+    "ridge": 0.01,
+    "levels": "all",
+    "normalize": False,
+}
+"""Settings of the gradients that choose pictures inside of a class. Few draws, because all pictures share them."""
+HELD_OUT = 0.2
+"""Share of the pictures of --images that is held out."""
+FEW = 40
+"""With fewer held-out pictures, samples are not compared with them."""
 
 
 def main() -> None:
     """Run everything and print where the report is."""
+    from ensdiff import hosts
+    from ensdiff.report import finding
+
+    begin = time.time()
+    config = chosen_config(CONFIG.value)
+    run_dir = pathlib.Path(config.run_dir)
+    hosts.decide(lambda: begin_run(run_dir, bool(config.resume)))
+    params = building.train_from_config(config)
+    values = building.section(config, "data")
+    data, held_out = building.load_data(values), building.load_held_out(values)
+    names = params.code.group_code().names
+    noun = "class" if IMAGES.value is None else "folder"
+
+    samples, shown = draw(params, data, EVALUATED.value), draw(params, data, SAMPLES.value)
+    tables = []
+    if held_out is not None and held_out.items >= FEW:
+        tables.append(validity(config, params, data, held_out, np.asarray(samples.images)))
+        print("\n" + tables[0].title)
+        for row in tables[0].rows:
+            print("  " + "  ".join(cell.ljust(28) for cell in row))
+    att, inside = attribute(params, data, shown)
+    print(att)
+    print("\n" + finding(att, names, noun))
+    page = report(config, params, data, samples, shown, att, inside, tables, noun)
+    if page is None:
+        return
+    print(f"\n{time.time() - begin:.0f} s in total\nrun: {run_dir}\nreport: {page}")
+    print(f"to explore it: {command('report')} {run_dir}, or live: {command('serve')} {run_dir}")
+
+
+def chosen_config(config: Any) -> Any:
+    """Return the config, with the pictures of --images instead of the digits if they are given.
+
+    Raises:
+        ValueError: there are no pictures in subfolders.
+    """
+    if IMAGES.value is None:
+        return config
+    from ensdiff.data.pictures import find_pictures
+
+    found = len(find_pictures(IMAGES.value))
+    changed = config.copy_and_resolve_references()
+    with changed.unlocked():
+        changed.data = {
+            "name": "folder",
+            "path": IMAGES.value,
+            "size": SIZE.value,
+            "labels": "folder",
+            "condition": "label",
+            "held_out": round(HELD_OUT * found),
+        }
+        changed.code.group_names = "{}"
+    return changed
+
+
+def begin_run(run_dir: pathlib.Path, resume: bool) -> None:
+    """Remove what an earlier call of this program left in its run directory, and mark the directory as its own.
+
+    Raises:
+        ValueError: the folder holds a run of another program.
+    """
+    if (run_dir / "run.json").exists() and not resume:
+        if not (run_dir / MARK).exists():
+            raise ValueError(f"{run_dir} holds a run that this program did not make: choose another --config.run_dir")
+        shutil.rmtree(run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / MARK).write_text("experiments.quickstart replaces this run when it is called again\n")
+
+
+def draw(params: Any, data: Any, n: int) -> Any:
+    """Return n samples of the classes in turn."""
+    import ensdiff
+
+    classes = np.arange(n) % params.code.group_code().units
+    first_of = [int(np.flatnonzero(data.labels == label)[0]) for label in np.unique(data.labels)]
+    return ensdiff.sample(
+        params, 0, n, steps=STEPS.value, sampler=SAMPLER, cond=np.asarray(data.condition)[np.take(first_of, classes)],
+        progress=True,
+    )  # fmt: skip
+
+
+def attribute(params: Any, data: Any, shown: Any) -> tuple[Any, Any]:
+    """Return the attribution of samples to the classes, exactly, and to single pictures, by gradients."""
+    import ensdiff
+
+    groups = params.code.group_code()
+    att = ensdiff.attribute(params, shown, "exact", code=groups, top=min(4, groups.units), null="auto", progress=True)
+    inside = ensdiff.attribute(
+        params, shown, "trak", data=data, top=data.units, gradients=ensdiff.GradientConfig(**GRADIENTS), progress=True
+    )
+    return att, inside
+
+
+def report(
+    config: Any, params: Any, data: Any, samples: Any, shown: Any, att: Any, inside: Any, tables: Any, noun: str
+) -> pathlib.Path | None:
+    """Write the report, and return its path; None in a process that does not write."""
     import ensdiff
     from ensdiff import hosts
     from ensdiff.report import (
-        HOW_TO_READ,
         Figure,
         Page,
         attribution_sections,
+        finding,
         grid,
+        how_to_read,
         loss_figure,
         picture,
         write_page,
     )
 
-    begin = time.time()
-    config = CONFIG.value
-    run_dir = pathlib.Path(config.run_dir)
-    if not config.resume:
-        hosts.decide(lambda: shutil.rmtree(run_dir) if (run_dir / "run.json").exists() else None)
-    params = building.train_from_config(config)
-    values = building.section(config, "data")
-    data, held_out = building.load_data(values), building.load_held_out(values)
-
-    samples = ensdiff.sample(params, 0, EVALUATED.value, steps=STEPS.value, sampler="ddim", progress=True)
-    table = validity(config, params, data, held_out, np.asarray(samples.images))
-    print("\n" + table.title)
-    for row in table.rows:
-        print("  " + "  ".join(cell.ljust(28) for cell in row))
-
-    shown = samples[: SAMPLES.value]
-    att = ensdiff.attribute(params, shown, "screen", top=6, verify=20, null=49, progress=True)
-    print(att)
-    sections = attribution_sections(params, data, shown, att)
+    sections = attribution_sections(params, data, shown, att, top=3, groups=True, inside=inside)
     if not hosts.is_writer():
-        return
-    metrics = ensdiff.read_metrics(run_dir)
+        return None
+    what = "generated digits" if IMAGES.value is None else f"samples of {data.name}"
+    metrics = ensdiff.read_metrics(pathlib.Path(config.run_dir))
     page = Page(
-        f"What {len(shown)} generated digits depend on",
-        HOW_TO_READ,
-        facts.facts(params, data),
-        [table],
+        f"What {len(shown)} {what} depend on",
+        how_to_read(att),
+        [*facts.facts(params, data), *facts.sampler_facts(shown)],
+        tables,
         [
-            Figure("Samples", picture(grid(samples.images[:64]), 568), "64 generated digits"),
-            Figure(
-                "Training",
-                loss_figure(metrics),
-                "Loss of each member and their mean against the training step",
-            ),
+            Figure("Samples", picture(grid(samples.images[:60]), 568), "60 samples"),
+            Figure("Training", loss_figure(metrics), "Loss of each member and their mean against the training step"),
         ],
         sections,
+        finding(att, params.code.group_code().names, noun),
     )
-    report = write_page(run_dir / "report.html", page)
-    print(f"\n{time.time() - begin:.0f} s in total\nrun: {run_dir}\nreport: {report}")
-    print(f"to explore it: {command('report')} {run_dir}")
+    return write_page(pathlib.Path(config.run_dir) / "report.html", page)
 
 
-def validity(config, params, data, held_out, images):
+def validity(config: Any, params: Any, data: Any, held_out: Any, images: np.ndarray) -> Any:
     """Return a table of Frechet distances to held-out images, for the ensemble, one ordinary model and real images."""
-    import ensdiff
     from ensdiff.metrics import fit_classifier, frechet_distance, frechet_floor
     from ensdiff.report import Table
 
     classifier = fit_classifier(data.images, data.labels)
     real = classifier.features(held_out.images)
-    single = building.train_single(config, data)
-    single_images = np.asarray(
-        ensdiff.sample(single, 1, len(images), steps=STEPS.value, sampler="ddim", progress=True).images
-    )
-    rng = np.random.default_rng(0)
-    noise = rng.random(images.shape)
+    single_images = np.asarray(draw(building.train_single(config, data), data, len(images)).images)
+    noise = np.random.default_rng(0).random(images.shape)
     rows = []
     for name, generated in (
         ("ensemble", images),
@@ -112,10 +207,10 @@ def validity(config, params, data, held_out, images):
     accuracy = classifier.accuracy(held_out.images, held_out.labels)
     return Table(
         "Are the samples like the data?",
-        ("what", "Frechet distance to held-out digits"),
+        ("what", "Frechet distance to held-out images"),
         rows,
-        f"In the {real.shape[1]} features of a small classifier fitted on the training digits (accuracy on held-out "
-        f"digits {accuracy:.1%}); {len(images)} images against {len(real)}. The floor is the distance between two "
+        f"In the {real.shape[1]} features of a small classifier fitted on the training images (accuracy on held-out "
+        f"images {accuracy:.1%}); {len(images)} images against {len(real)}. The floor is the distance between two "
         f"disjoint sets of {half} real training images. Not comparable with the FID of other data.",
     )
 

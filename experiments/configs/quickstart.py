@@ -1,18 +1,25 @@
-"""The digits of `experiments/configs/digits.py` with few training steps.
+"""1,400 digits conditioned on their class, by flow matching: pictures as units inside classes, K = 16.
+
+Single pictures and whole classes can be removed: 12 of 16 members see a class, and 6 of these a picture.
 
 Command: python -m experiments.quickstart
-Hardware and wall time: a CPU with 2 cores, under 4 minutes (227 and 237 s measured), compilation included.
-Expected: Frechet distances of 5.9 (ensemble) and 5.3 (one model on all the data) against a floor of 1.5.
+Hardware and wall time: a CPU with 2 cores, under 4 minutes, compilation included.
+Expected: one sample of each of the digits 0 to 5; at least half of them depend on one class that can be named.
 """
 
 from ml_collections import ConfigDict
 
-from . import digits
+from .base import base_config
 
 
 def get_config() -> ConfigDict:
     """Return the config. Every field can be set with --config.section.field=value."""
-    config = digits.get_config()
-    config.run_dir = "runs/quickstart"
-    config.train.update(steps=700, ema=0.99, sample_every=0, checkpoint_every=350)
+    data = {"name": "digits", "condition": "label", "held_out": 397}
+    config = base_config("runs/quickstart", data, {"members": 16, "groups": "label", "group_names": "digit {}"})
+    config.model.update(channels=16, multipliers=(1, 2), norm_groups=8, downsample="pool", upsample="nearest")
+    config.schedule.update(kind="flow", prediction="flow")
+    config.train.update(
+        steps=700, batch_size=16, learning_rate=2e-3, warmup=100, decay="cosine", ema=0.99, sample_every=0,
+        checkpoint_every=350,
+    )  # fmt: skip
     return config
