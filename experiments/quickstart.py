@@ -127,12 +127,9 @@ def draw(params: Any, data: Any, n: int) -> Any:
     """Return n samples of the classes in turn."""
     import ensdiff
 
-    classes = np.arange(n) % params.code.group_code().units
-    first_of = [int(np.flatnonzero(data.labels == label)[0]) for label in np.unique(data.labels)]
-    return ensdiff.sample(
-        params, 0, n, steps=STEPS.value, sampler=SAMPLER, cond=np.asarray(data.condition)[np.take(first_of, classes)],
-        progress=True,
-    )  # fmt: skip
+    _, first_of = np.unique(data.labels, return_index=True)
+    cond = np.asarray(data.condition)[first_of[np.arange(n) % len(first_of)]]
+    return ensdiff.sample(params, 0, n, steps=STEPS.value, sampler=SAMPLER, cond=cond, progress=True)
 
 
 def attribute(params: Any, data: Any, shown: Any) -> tuple[Any, Any]:

@@ -178,4 +178,4 @@ def test_programs_from_the_wheel(python):
         assert text in done.stdout
     page = (python.empty / "runs" / "quickstart" / "report.html").read_text()
     assert "<!doctype html>" in page
-    assert page.count("<article") == 6
+    assert page.count("<article") == 3

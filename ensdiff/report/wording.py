@@ -114,26 +114,28 @@ def finding(att: Attribution, names: Sequence[str], noun: str = "unit", things: 
     assert att.q_value is not None
     B = len(att)
     named = [named_units(att, b) for b in range(B)]
-    count = sum(bool(units) for units in named)
+    count, a = sum(bool(units) for units in named), "an" if noun[:1] in "aeio" else "a"
     if not count:
-        text = f"None of {B} {things} can be attributed to a {noun} at level {att.level:g}."
+        text = f"None of {B} {things} can be attributed to {a} {noun} at level {att.level:g}."
         return text if att.limitation is None else f"{text} {att.limitation[0].upper()}{att.limitation[1:]}."
     of_unit: dict[int, list[int]] = {}
     for b, units in enumerate(named):
         for unit in units[:1]:
             of_unit.setdefault(unit, []).append(b)
+    order = sorted(of_unit, key=lambda unit: (-len(of_unit[unit]), unit))
     listed = [
-        f"{names[unit]} ({_joined(of_unit[unit])})" for unit in sorted(of_unit, key=lambda u: (-len(of_unit[u]), u))
+        f"{names[unit]} ({things if len(of_unit[unit]) > 1 else things.removesuffix('s')} {_joined(of_unit[unit])})"
+        for unit in order
     ]
     shown = listed[:MOST_LISTED] + ([f"{len(listed) - MOST_LISTED} more"] if len(listed) > MOST_LISTED else [])
-    text = f"{count} of {B} {things} depend on a {noun} that can be named: {_joined(shown)}."
+    text = f"{count} of {B} {things} depend on {a} {noun} that can be named: {_joined(shown)}."
     more = sum(len(units) > 1 for units in named)
     text += f" {more} of them depend{'s' if more == 1 else ''} on others too." if more else ""
-    text += f" q-values of at most {att.level:g} among the {noun}s of each of the {things}"
+    text += f" That is at q <= {att.level:g} within each of the {things}"
     if att.q_value_of_call is None:
         return f"{text}."
     over = int(at_most(att.q_value_of_call, att.level).any(1).sum())
-    return f"{text}; among those of all {B} together, {over} of them."
+    return f"{text}; at q <= {att.level:g} within all {B} together, {over} of them."
 
 
 MOST_NAMED = 3
