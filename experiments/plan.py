@@ -3,6 +3,7 @@
 Examples:
   python -m experiments.plan --image=32x32x3 --units=50000 --members=20
   python -m experiments.plan --config=cifar10_paper --members=64 --chips=8 --accelerator=v5e,h100
+  python -m experiments.plan --config=folder --config.data.path=my_images --config.data.groups=folder
   python -m experiments.plan --config=cifar10_paper --compile=v5e:2x4
   python -m experiments.plan --config=adapters --accelerator=h100   (adapters on Stable Diffusion 1.5)
 
@@ -12,6 +13,7 @@ TPU that you do not have (it needs libtpu) and prints the memory that the compil
 """
 
 import dataclasses
+import pathlib
 import re
 from typing import Any
 
@@ -49,8 +51,10 @@ COMPILED = ("train", "landscape", "jacobian")
 def read_study(config: ConfigDict | None) -> tuple[Study, Schedule]:
     """Return the study and schedule that the config and flags describe; flags override the config.
 
+    What neither states about the data is read from them (`size_of_data`).
+
     Raises:
-        ValueError: the size of the data is missing, or a flag has a bad value.
+        ValueError: the size of the data is missing, or they cannot be read; or a flag has a bad value.
     """
     f = flags.FLAGS
     config = ConfigDict() if config is None else config
@@ -61,6 +65,9 @@ def read_study(config: ConfigDict | None) -> tuple[Study, Schedule]:
             raise ValueError(f"--image={f.image}: expected height, width and channels, such as 32x32x3")
         shape = tuple(int(n) for n in re.findall(r"\d+", f.image))
     units = known.get("units") if f.units is None else f.units
+    if (shape is None or units is None) and "data" in config:
+        read_shape, read_units = size_of_data(building.section(config, "data"))
+        shape, units = shape or read_shape, read_units if units is None else units
     missing = [flag for flag, value in (("--image=HxWxC", shape), ("--units=N", units)) if value is None]
     if shape is None or units is None:
         raise ValueError(f"the size of the data is not given: pass {' and '.join(missing)}")
@@ -91,6 +98,29 @@ def read_study(config: ConfigDict | None) -> tuple[Study, Schedule]:
         base_dtype(config),
     )
     return study, schedule
+
+
+def size_of_data(values: dict[str, Any]) -> tuple[tuple[int, ...], int]:
+    """Return the shape of the images and the number of units of the data of a config's ``data`` section.
+
+    Pictures of a folder are counted, and at most the first is decoded. Data of other readers are read.
+    """
+    from ensdiff.data.decoding import decode_picture
+    from ensdiff.data.pictures import find_pictures
+    from ensdiff.files.reading import open_regular
+
+    path, size = values.get("path"), values.get("size")
+    if values.get("name") != "folder" or path is None:
+        data = building.load_data(values)
+        return data.shape, data.units
+    names = find_pictures(path)
+    shape = (size, size, 1 if values.get("mode") == "L" else 3)
+    if size is None:
+        with open_regular(pathlib.Path(path) / names[0]) as stream:
+            shape = decode_picture(stream, None, values.get("mode", "RGB")).pixels.shape
+    if values.get("groups"):
+        return shape, len({pathlib.PurePath(name).parts[0] for name in names})
+    return shape, len(names) - values.get("held_out", 0)
 
 
 def chosen() -> dict[str, Accelerator]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,15 +30,14 @@ class Dataset:
         unit_of_item: (N_items,) unit id of each item, 0 .. units - 1; every unit has at least one item.
         unit_names: the name of each unit.
         name: name of the data set.
-        labels: (N_items,) class of each item, integers or strings, or None if unknown. Only evaluation and the groups
-            of a hierarchical code use it; training does not.
+        labels: (N_items,) class of each item, or None. Only evaluation and the groups of hierarchical codes use it.
         condition: what a model is told about each item: a condition tree (`ensdiff.models.condition`) with one row per
             item, such as an array of class ids; None for an unconditional model. See `with_condition`.
         condition_spec: the specification of the condition.
         space: `Pixels`, or `Latents` with the numbers that scale them for the model.
+        skipped: why each picture that `folder` left out with ``skip_bad`` cannot be read, by path.
 
-    >>> digits = ensdiff.data.digits()
-    >>> digits
+    >>> (digits := ensdiff.data.digits())
     Dataset(digits: 1797 images of 8x8x1 in 1797 units)
     >>> digits.regroup(digits.labels).items_of(7)[:4].tolist()  # one unit per class
     [7, 17, 27, 43]
@@ -54,6 +53,7 @@ class Dataset:
     condition: Any = None
     condition_spec: ConditionSpec | None = None
     space: Space = Pixels()  # noqa: RUF009 (frozen)
+    skipped: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if (self.condition is None) != (self.condition_spec is None):

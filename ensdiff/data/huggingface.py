@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ensdiff.data.dataset import Dataset
-from ensdiff.data.pictures import Mode
+from ensdiff.data.decoding import Mode
 from ensdiff.data.streamed import Row, Wanted, from_rows, stamps
 from ensdiff.files.reading import installed, read_bytes
 from ensdiff.settings import check_value

@@ -1,13 +1,12 @@
 """A reader of pictures in a folder."""
 
 import collections
-import contextlib
-import functools
+import dataclasses
 import os
 import pathlib
 import warnings
-from collections.abc import Iterable, Iterator
-from typing import Any, BinaryIO, Literal, NamedTuple, NoReturn
+from collections.abc import Iterable
+from typing import Literal, NamedTuple, NoReturn
 
 import numpy as np
 from jaxtyping import UInt8
@@ -15,31 +14,16 @@ from jaxtyping import UInt8
 from ensdiff.data.categories import categories
 from ensdiff.data.checked import from_images
 from ensdiff.data.dataset import Dataset
+from ensdiff.data.decoding import Mode, decode_picture, readable
 from ensdiff.data.warned import DataWarning
 from ensdiff.files.reading import open_regular, printable
 from ensdiff.settings import check_value
 
-Mode = Literal["RGB", "L"]
-
-FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM", "QOI")
-"""Formats that are decoded, whatever a file is called: those that Pillow decodes itself and recognises by their first
-bytes. With all formats, Pillow would start Ghostscript for PostScript files and take almost any bytes for Targa."""
-FEATURES = {"WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000"}
-"""Formats that only some builds of Pillow decode, and Pillow's names of these features."""
-MAX_PIXELS = 2**26
-"""Pixels of the largest picture that `folder` decodes. Pillow's own limit is higher, and it only warns of it."""
-BITS, PHOTOMETRIC, SAMPLE_FORMAT, WHITE_IS_ZERO = 258, 262, 339, 0
-"""TIFF tags, and a value of `PHOTOMETRIC`."""
 LINK = "link"
+NAMED = 8
+"""How many unreadable pictures a message names; it counts the others."""
 NO_DATA, NO_DATA_FOLDERS = ("thumbs.db", "desktop.ini"), ("__macosx", "@eadir")
 """Files and folders that operating systems leave behind. Like hidden ones, they are left out without a warning."""
-
-
-class Readable(NamedTuple):
-    """The ``formats`` (among `FORMATS`) that this build of Pillow decodes, and the ``suffixes`` of their files."""
-
-    formats: tuple[str, ...]
-    suffixes: tuple[str, ...]
 
 
 class Found(NamedTuple):
@@ -54,19 +38,6 @@ class Found(NamedTuple):
     first_level: list[str]
 
 
-@functools.cache
-def readable() -> Readable:
-    """Return the formats that Pillow can decode here; they are determined once."""
-    from PIL import Image, features
-
-    Image.init()
-    formats = tuple(
-        name for name in FORMATS if name in Image.OPEN and (name not in FEATURES or features.check(FEATURES[name]))
-    )
-    known = {*formats, "MPO"}  # Pillow's name for a JPEG that contains further pictures
-    return Readable(formats, tuple(suffix for suffix, name in sorted(Image.EXTENSION.items()) if name in known))
-
-
 def folder(
     path: str | os.PathLike,
     *,
@@ -74,6 +45,7 @@ def folder(
     groups: Literal["folder"] | None = None,
     mode: Mode = "RGB",
     labels: Literal["folder"] | None = None,
+    skip_bad: bool = False,
 ) -> Dataset:
     """Read all pictures in a folder and its subfolders, in sorted order of their paths.
 
@@ -93,16 +65,18 @@ def folder(
         mode: ``"RGB"`` or ``"L"`` (grey).
         labels: ``"folder"`` makes the first-level subfolder of each picture its label (`Dataset.labels`), for
             hierarchical codes with pictures as units inside artists, and for models that are conditioned on classes.
+        skip_bad: leave pictures out that cannot be read, with a warning; ``skipped`` of the result lists them. Units
+            keep their names and their other pictures; a unit without any is left out, and the warning names it.
 
     Raises:
         FileNotFoundError: the folder does not exist.
         PermissionError: a subfolder may not be read.
-        ValueError: there is no picture, one cannot be read, or sizes differ; with ``groups="folder"`` or
+        ValueError: there is no picture, some cannot be read, or sizes differ; with ``groups="folder"`` or
             ``labels="folder"``, also if a picture is in no subfolder or a first-level subfolder has no pictures. The
-            message names the file or folder.
+            message names the file or folder; unreadable pictures are all counted, and the first ones named.
 
     Warns:
-        DataWarning: files or links were left out, or a file contains several pictures.
+        DataWarning: files, links or unreadable pictures were left out, or a file contains several pictures.
 
     >>> from PIL import Image
     >>> for artist in ("ada", "bob"):
@@ -120,11 +94,12 @@ def folder(
     names = [str(file) for file in found.files]
     by = "groups" if groups is not None else "labels" if labels is not None else None
     first_level = None if by is None else _first_level(root, found, names, by)
-    images = _read(root, found, size, mode)
+    read = _read(root, found, size, mode, skip_bad)
+    names = [names[i] for i in read.kept]
+    first_level = first_level and [first_level[i] for i in read.kept]
     whose = None if labels is None else first_level
-    if groups is None:
-        return from_images(images, names=names, name=title, labels=whose)
-    return from_images(images, first_level, name=title, labels=whose)
+    own = {"names": names} if groups is None else {"groups": first_level}
+    return dataclasses.replace(from_images(read.images, **own, name=title, labels=whose), skipped=read.bad)
 
 
 def _first_level(root: pathlib.Path, found: Found, names: list[str], by: str) -> list[str]:
@@ -156,7 +131,7 @@ def read_pictures(
 ) -> tuple[UInt8[np.ndarray, "N H W C"], list[str]]:
     """Return the pictures that `folder` would read, and their paths. Unlike `folder`, it accepts a single picture."""
     found = _find(path, size, mode)
-    return _read(pathlib.Path(path), found, size, mode), [str(file) for file in found.files]
+    return _read(pathlib.Path(path), found, size, mode).images, [str(file) for file in found.files]
 
 
 def find_pictures(path: str | os.PathLike) -> list[str]:
@@ -216,51 +191,78 @@ def _count(kinds: Iterable[str]) -> str:
     return ", ".join(shown) + (f" and {rest} others" if rest else "")
 
 
-def _read(root: pathlib.Path, found: Found, size: int | None, mode: str) -> UInt8[np.ndarray, "N H W C"]:
+class _Read(NamedTuple):
+    """Pictures, their positions in `Found.files`, and why each of the others cannot be read, by path."""
+
+    images: UInt8[np.ndarray, "N H W C"]
+    kept: list[int]
+    bad: dict[str, str]
+
+
+def _read(root: pathlib.Path, found: Found, size: int | None, mode: Mode, skip_bad: bool = False) -> _Read:
     images: list[np.ndarray] = []
+    kept: list[int] = []
     several: list[pathlib.PurePath] = []
-    for name in found.files:
+    bad: dict[str, str] = {}
+    odd = ""
+    for position, name in enumerate(found.files):
         try:
             with open_regular(root / name) as stream:
                 pixels, is_several = decode_picture(stream, size, mode)
-            if is_several:
-                several.append(name)
         except Exception as error:
-            raise ValueError(f"{root / name} cannot be read as a picture: {error}") from error
+            bad[str(name)] = str(error) or type(error).__name__
+            continue
         if images and pixels.shape != images[0].shape:
-            raise ValueError(
-                f"pictures differ in size: {found.files[0]} is {images[0].shape[1]}x{images[0].shape[0]}, {name} "
+            odd = odd or (
+                f"pictures differ in size: {found.files[kept[0]]} is {images[0].shape[1]}x{images[0].shape[0]}, {name} "
                 f"is {pixels.shape[1]}x{pixels.shape[0]}; give size= to crop and resize them"
             )
+            continue
+        if is_several:
+            several.append(name)
         images.append(pixels)
-    _warn(root, found.left_out, several)
-    return np.stack(images)
+        kept.append(position)
+    if bad and not (skip_bad and images):
+        raise ValueError(_unreadable(root, bad, len(found.files)))
+    if odd:
+        raise ValueError(odd)
+    before = {file.parts[0] for file in found.files if len(file.parts) > 1}
+    lost = sorted(before - {found.files[position].parts[0] for position in kept})
+    _warn(root, found.left_out, several, list(bad), lost)
+    return _Read(np.stack(images), kept, bad)
 
 
-class Decoded(NamedTuple):
-    """The pixels of a picture, and whether its file holds further ones, such as the frames of an animation."""
-
-    pixels: UInt8[np.ndarray, "H W C"]
-    is_several: bool
-
-
-def decode_picture(stream: BinaryIO, size: int | None = None, mode: str = "RGB") -> Decoded:
-    """Decode a picture as `folder` does.
-
-    Raises:
-        ValueError: the picture is damaged, in another format, or larger than `MAX_PIXELS`.
-    """
-    with _opened(stream) as picture:
-        if picture.width * picture.height > MAX_PIXELS:
-            raise ValueError(f"{picture.width}x{picture.height} pixels is more than {MAX_PIXELS}: resize it")
-        pixels = _decode(picture, stream, size, mode)
-        is_several = picture.format not in ("JPEG", "MPO") and getattr(picture, "is_animated", False)
-    return Decoded(pixels[..., None] if pixels.ndim == 2 else pixels, is_several)
+def _unreadable(root: pathlib.Path, bad: dict[str, str], count: int) -> str:
+    """Return the message about pictures that cannot be read, of which the first few are named."""
+    if len(bad) == 1:
+        ((name, why),) = bad.items()
+        return f"{root / name} cannot be read as a picture: {why}. Mend or remove it, or leave it out: skip_bad=True"
+    named = _some([f"{name}: {why}" for name, why in bad.items()], "; ")
+    return (
+        f"{len(bad):,} of {count:,} pictures in {root} cannot be read: {named}. Mend or remove them, or leave them out "
+        "with skip_bad=True"
+    )
 
 
-def _warn(root: pathlib.Path, left_out: dict[pathlib.PurePath, str], several: list[pathlib.PurePath]) -> None:
+def _some(names: list[str], between: str = ", ") -> str:
+    """Return the first few of many names, and the number of the others."""
+    rest = f"{between}and {len(names) - NAMED:,} others" if len(names) > NAMED else ""
+    return between.join(_shown(pathlib.PurePath(name)) for name in names[:NAMED]) + rest
+
+
+def _warn(
+    root: pathlib.Path,
+    left_out: dict[pathlib.PurePath, str],
+    several: list[pathlib.PurePath],
+    bad: list[str],
+    lost: list[str],
+) -> None:
     """Issue one warning about everything that was left out, attributed to the caller of the reader."""
     parts = []
+    if bad:
+        parts.append(f"left out {len(bad):,} picture{'s' * (len(bad) > 1)} that cannot be read: {_some(bad)}")
+    if lost:
+        parts.append(f"no picture is left in {_some(lost)}")
     if left_out:
         plural = "" if len(left_out) == 1 else "s"
         things = f"file{plural}" + (f" or link{plural}" if LINK in left_out.values() else "")
@@ -281,89 +283,3 @@ def _warn(root: pathlib.Path, left_out: dict[pathlib.PurePath, str], several: li
 def _shown(place: pathlib.PurePath) -> str:
     """Return a path without characters that could control a terminal."""
     return ascii(str(place))[1:-1]
-
-
-@contextlib.contextmanager
-def _opened(stream: BinaryIO) -> Iterator[Any]:
-    """Open a picture in one of the supported formats.
-
-    Raises:
-        ValueError: the picture is damaged or in another format.
-    """
-    from PIL import Image
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        try:
-            picture = Image.open(stream, formats=readable().formats)
-        except Image.UnidentifiedImageError:
-            raise ValueError(f"it is damaged, or not one of {', '.join(readable().formats)}") from None
-        with picture:
-            yield picture
-
-
-def _decode(picture: Any, stream: BinaryIO, size: int | None, mode: str) -> np.ndarray:
-    from PIL import Image, ImageOps
-
-    tags = picture.tag_v2 if picture.format == "TIFF" else {}
-    negative = tags.get(PHOTOMETRIC) == WHITE_IS_ZERO
-    white = 4095 if tags.get(BITS) == (12,) else 65535
-    sixteen = picture.mode.startswith("I;16") or (picture.format == "PPM" and picture.mode == "I")
-    if picture.format == "PNG":
-        picture = _with_transparency(picture, stream)
-    picture = ImageOps.exif_transpose(picture)
-    if sixteen:
-        picture = _eight_bits(picture, white, negative)
-    elif picture.mode in ("I", "F"):  # convert() would silently clip at 255
-        raise ValueError(f"pixels of 32 bits (mode {picture.mode}): expected 8 or 16 bits per channel")
-    elif 2 in tags.get(SAMPLE_FORMAT, ()):  # signed 8 bits: Pillow would read -1 as 255
-        raise ValueError("pixels with a sign: expected unsigned values")
-    if "A" in picture.getbands() or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        white_picture = Image.new("RGBA", picture.size, (255, 255, 255, 255))
-        picture = Image.alpha_composite(white_picture, picture)
-    picture = picture.convert(mode)
-    if size is not None:
-        side = min(picture.size)
-        left, top = (picture.width - side) // 2, (picture.height - side) // 2
-        picture = picture.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.LANCZOS)
-    return np.asarray(picture)
-
-
-def _with_transparency(picture: Any, stream: BinaryIO) -> Any:
-    """Return a PNG whose transparent colour is on the same scale as its decoded pixels.
-
-    Pillow scales grey of 2 and 4 bits to 8 and keeps the upper of two bytes of a colour, but it leaves the transparent
-    colour as stored in the file.
-    """
-    from PIL import Image
-
-    colour, tile = picture.info.get("transparency"), picture.tile[0]
-    if colour is None or tile[3] not in ("L;2", "L;4", "RGB;16B"):
-        return picture
-    if tile[3] != "RGB;16B":
-        top = 3 if tile[3] == "L;2" else 15
-        picture.info["transparency"] = (colour & top) * (255 // top)
-        return picture
-    upper = np.asarray(picture)
-    stream.seek(0)
-    with _opened(stream) as again:
-        again.tile = [(*tile[:3], "RGB;16L")]  # with the opposite byte order, Pillow keeps the lower bytes
-        lower = np.asarray(again)
-    clear = (upper.astype(np.uint16) * 256 + lower == colour).all(-1)
-    whole = Image.fromarray(np.dstack([upper, np.where(clear, 0, 255).astype(np.uint8)]))
-    whole.info = {name: value for name, value in picture.info.items() if name != "transparency"}
-    return whole
-
-
-def _eight_bits(picture: Any, white: int, negative: bool) -> Any:
-    """Scale a grey picture of up to 16 bits to 8. Pillow's ``convert`` would clip at 255 instead."""
-    from PIL import Image
-
-    values = np.asarray(picture).astype(np.float32)
-    pixels = np.round(values * (255 / white)).astype(np.uint8)
-    if negative:
-        pixels = 255 - pixels
-    if "transparency" in picture.info:  # the grey value of transparent pixels
-        pixels[values == picture.info["transparency"]] = 255
-    return Image.fromarray(pixels)

@@ -20,7 +20,7 @@ import numpy as np
 from ensdiff import hosts
 from ensdiff.data.checked import from_images
 from ensdiff.data.dataset import Dataset
-from ensdiff.data.pictures import decode_picture
+from ensdiff.data.decoding import decode_picture
 from ensdiff.data.warned import DataWarning
 from ensdiff.files.checksums import read_sealed, write_sealed
 from ensdiff.files.npy import growing_npy, map_npy

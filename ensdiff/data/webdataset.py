@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from ensdiff import hosts
 from ensdiff.data.dataset import Dataset
-from ensdiff.data.pictures import Mode
+from ensdiff.data.decoding import Mode
 from ensdiff.data.streamed import Row, Wanted, from_rows, stamps
 from ensdiff.data.warned import DataWarning
 from ensdiff.files.npy import parse_npy

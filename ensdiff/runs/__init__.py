@@ -6,6 +6,7 @@ runs/digits/
   data.manifest          unit and content hash of every training item; its SHA-256 is run.json's data.digest
   environment.jsonl      devices, versions and execution, one line per start, valid from its step up to the next line's
   unit_names.json        the names of units, if the training data have some and the code has none
+  skipped.json           the pictures that could not be read and were left out of the data, if there were some
   base.npz               the parameters that all members started from, if they share them (adapters, fine-tuning)
   tuning.json            the ways to compute members that training timed last, if it timed them
   checkpoints/<step>/    Orbax: parameters, optimiser state and average; run.json's content and checksums beside them
@@ -25,7 +26,7 @@ Modules, from the lowest up:
 - `sums`: checksums of members; `description`: reading and comparing the descriptions of runs and checkpoints.
 - `checkpoints`: opening a checkpoint and reading its arrays, with all comparisons of array checksums.
 - `base`: the parameters that all members started from.
-- `unit_names`: the names of units, which nothing but messages depends on.
+- `unit_names`: the names of units, which nothing but messages depends on; `skipped`: pictures that were left out.
 - `layout`: converting the arrays of checkpoints in older formats.
 - `logs`, `environment`: the line-by-line files, and where a run was trained.
 - `resuming`: whether a run may be resumed; `directory`: writing and resuming a run.

@@ -36,6 +36,7 @@ from ensdiff.runs.checkpoints import folder_of, open_checkpoint, open_on_all, pa
 from ensdiff.runs.description import describe
 from ensdiff.runs.logs import ENVIRONMENTS, MetricsLog, note_environment
 from ensdiff.runs.resuming import check_same, none_good, set_aside, unreadable
+from ensdiff.runs.skipped import write_skipped
 from ensdiff.runs.sums import all_sums
 from ensdiff.runs.unit_names import write_names
 
@@ -194,6 +195,7 @@ class RunDirectory:
                 if not steps or not holds_base(path, params):
                     write_base(path, params)
                 write_names(path, params, keep=bool(steps))
+                write_skipped(path, data)
                 write_sealed(path / "run.json", text)
             return self._description
 

@@ -16,7 +16,8 @@ def check_same(
 ) -> None:
     """Check that a checkpoint belongs to the resumed run: everything that determines the parameters must be unchanged.
 
-    The settings for logging and for keeping checkpoints may change, and so may the name of the data.
+    The settings for logging and for keeping checkpoints may change, and so may the name of the data. With a constant
+    learning rate, the number of steps may grow.
 
     Args:
         path: the run directory.
@@ -26,7 +27,8 @@ def check_same(
         data: the data of the resumed run (`ensdiff.data.Dataset`), used to name items that differ.
 
     Raises:
-        ValueError: the descriptions differ, or the run was made by forgetting units.
+        ValueError: the descriptions differ, the checkpoint is of a later step than the last one of the resumed run,
+            or the run was made by forgetting units.
     """
     if "origin" in before:
         raise ValueError(
@@ -34,14 +36,29 @@ def check_same(
             "Train a run in another folder"
         )
     lines = []
-    for field in differences(decided(before), decided(now)):
+    found = differences(decided(before), decided(now))
+    names = {field.name for field in found}
+    for field in found:
+        if field.name == "train.steps" and "train.decay" in names:
+            continue  # which of both settings determine the parameters differs; the other line says enough
         why = _data_difference(path, before, data) if field.name == "data" else None
         lines.append(f"{field.name}: {why or f'was {brief(field.one)}, is {brief(field.other)}'}")
+        if field.name == "train.steps":
+            lines[-1] += (
+                " (with decay='cosine' the number of steps shapes the learning rate of every step, so that a run of "
+                "another length is another run; only runs with decay='constant' can be made longer)"
+            )
     if lines:
         raise ValueError(
             f"{path} cannot be resumed with settings that differ from those of checkpoint {step}. "
             + "; ".join(lines)
             + ". Use the same settings, or another folder"
+        )
+    wanted = (now.get("train") or {}).get("steps", step)
+    if step > wanted:
+        raise ValueError(
+            f"{path} is trained for {step} steps already, more than steps={wanted}: give at least {step}, or another "
+            "folder"
         )
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import gzip
 import importlib.util
+import json
 import os
 import pathlib
 import re
@@ -22,6 +23,7 @@ from PIL import Image
 from ensdiff import data
 from ensdiff.data import DataWarning
 from ensdiff.data.matching import unit_differences
+from ensdiff.runs.skipped import read_skipped, write_skipped
 from experiments.building import load_data
 from experiments.coding import build_code
 
@@ -293,6 +295,53 @@ def test_folder_puts_transparency_on_white(tmp_path):
     assert (data.folder(tmp_path).images == 255).all()
 
 
+def test_all_unreadable_pictures_are_in_one_error(tmp_path):
+    write_pictures(tmp_path)
+    for i in range(11):
+        (tmp_path / "ada" / f"bad{i:02}.png").write_bytes(b"broken")
+    with pytest.raises(
+        ValueError, match=r"11 of 15 pictures in .* cannot be read: ada/bad00\.png: .* damaged"
+    ) as error:
+        data.folder(tmp_path)
+    text = str(error.value)
+    assert "bad07.png: it is damaged" in text
+    assert "bad08" not in text
+    assert "; and 3 others. Mend or remove them, or leave them out with skip_bad=True" in text
+
+
+def test_unreadable_pictures_are_left_out_and_units_keep_their_names(tmp_path):
+    write_pictures(tmp_path)
+    (tmp_path / "ada" / "0.png").write_bytes(b"broken")
+    (tmp_path / "alf").mkdir()
+    (tmp_path / "alf" / "only.png").write_bytes(b"")
+    message = r"left out 2 pictures that cannot be read: ada/0\.png, alf/only\.png; no picture is left in alf"
+    with pytest.warns(DataWarning, match=message):
+        single = data.folder(tmp_path, skip_bad=True, labels="folder")
+    assert single.unit_names == ["ada/1.png", "bob/0.png", "bob/1.png"]
+    assert single.images[:, 0, 0, 0].tolist() == [11, 200, 201]
+    assert single.labels.tolist() == ["ada", "bob", "bob"]
+    with pytest.warns(DataWarning, match=message):
+        grouped = data.folder(tmp_path, groups="folder", skip_bad=True)
+    assert grouped.unit_names == ["ada", "bob"]
+    assert [grouped.images[grouped.items_of(unit), 0, 0, 0].tolist() for unit in (0, 1)] == [[11], [200, 201]]
+    assert list(grouped.skipped) == ["ada/0.png", "alf/only.png"]
+    assert "damaged" in grouped.skipped["ada/0.png"]
+    assert grouped.subset([0, 1]).skipped == grouped.skipped  # also if items are held out
+    for name in ("ada/1.png", "bob/0.png", "bob/1.png"):
+        (tmp_path / name).write_bytes(b"broken")
+    with pytest.raises(ValueError, match="5 of 5 pictures"):
+        data.folder(tmp_path, skip_bad=True)
+
+
+def test_a_run_lists_the_pictures_that_were_left_out(tmp_path):
+    items = data.arrays(np.zeros((3, 2, 2, 1), np.uint8))
+    write_skipped(tmp_path, dataclasses.replace(items, skipped={"a/b.png": "it is damaged"}))
+    assert read_skipped(tmp_path) == {"a/b.png": "it is damaged"}
+    assert json.loads((tmp_path / "skipped.json").read_text())["count"] == 1
+    write_skipped(tmp_path, items)
+    assert read_skipped(tmp_path) == {}
+
+
 def test_folder_errors(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="does not exist"):
         data.folder(tmp_path / "none")
@@ -309,7 +358,7 @@ def test_folder_errors(tmp_path, monkeypatch):
     Image.new("RGB", (8, 6)).save(tmp_path / "stray.png")
     with pytest.raises(ValueError, match=r"stray\.png is in no subfolder"):
         data.folder(tmp_path, groups="folder")
-    monkeypatch.setattr("ensdiff.data.pictures.MAX_PIXELS", 10)
+    monkeypatch.setattr("ensdiff.data.decoding.MAX_PIXELS", 10)
     with pytest.raises(ValueError, match="8x6 pixels is more than 10"):
         data.folder(tmp_path)
 

@@ -193,6 +193,23 @@ SMALL = ["--image=8x8x1", "--units=60", "--members=8", "--channels=8", "--multip
 
 
 @pytest.mark.slow
+def test_plan_reads_the_folder_of_a_config(run, tmp_path):
+    """The number of units is that of pictures or subfolders, and nothing but names is read if the size is given."""
+    for place in ("ada/1.png", "ada/2.png", "bob/1.png"):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        (tmp_path / place).write_bytes(b"not read")
+    args = ["plan", "--config=folder", f"--config.data.path={tmp_path}", "--accelerator=cpu2"]
+    done = run(*args)
+    assert done.returncode == 0, done.stderr
+    assert "| 16x16x3, float32" in done.stdout
+    assert "for 3 units" in done.stdout
+    assert "for 2 units" in run(*args, "--config.data.groups=folder").stdout
+    assert "for 9 units" in run(*args, "--units=9").stdout
+    done = run("plan", "--config=folder", "--config.data.path=none")
+    assert (done.returncode, done.stderr) == (1, "error: none does not exist\n")
+
+
+@pytest.mark.slow
 def test_plan_counts_compiled_steps(run):
     """Steps are lowered for GPUs without any GPU, and their FLOPs are shown beside the analytic ones."""
     done = run("plan", *SMALL, "--compile=cuda:2")

@@ -265,6 +265,14 @@ def test_another_seed_and_number_of_steps_trace_nothing():
     assert len(traces) == 2
 
 
+def test_a_run_whose_rate_decays_cannot_be_made_longer(tmp_path):
+    """The message says why, and which runs can."""
+    options = dict(schedule=SHORT, progress=False, run_dir=tmp_path / "run", decay="cosine")
+    ensdiff.train(ensdiff.data.arrays(blobs()), CODE, MODEL, CONFIG, **options, steps=1)
+    with pytest.raises(ValueError, match=r"train\.steps: was 1, is 3 \(with decay='cosine' .* decay='constant' can be"):
+        ensdiff.train(ensdiff.data.arrays(blobs()), CODE, MODEL, CONFIG, **options, steps=3, resume=True)
+
+
 def test_train_writes_a_run_that_loads_and_resumes_bit_for_bit(tmp_path):
     data = ensdiff.data.arrays(blobs())
     options = dict(schedule=SHORT, progress=False)
@@ -286,6 +294,12 @@ def test_train_writes_a_run_that_loads_and_resumes_bit_for_bit(tmp_path):
     assert list((tmp_path / "cut" / "tensorboard").iterdir())
     raw = ensdiff.load(tmp_path / "cut", average=False)
     assert not same_members(raw.params, loaded.params).any()
+    with pytest.raises(ValueError, match=r"trained for 5 steps already, more than steps=4: give at least 5"):
+        ensdiff.train(data, CODE, MODEL, CONFIG, **options, run_dir=tmp_path / "cut", steps=4, resume=True)
+    with pytest.raises(ValueError, match=r"train\.decay: was 'constant', is 'cosine'\. Use"):
+        ensdiff.train(
+            data, CODE, MODEL, CONFIG, **options, run_dir=tmp_path / "cut", steps=5, decay="cosine", resume=True
+        )
     with pytest.raises(FileExistsError, match="set resume"):
         ensdiff.train(data, CODE, MODEL, CONFIG, **options, run_dir=tmp_path / "cut")
     other = dataclasses.replace(MODEL, blocks=2)
