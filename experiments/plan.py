@@ -114,7 +114,7 @@ def size_of_data(values: dict[str, Any]) -> tuple[tuple[int, ...], int]:
         data = building.load_data(values)
         return data.shape, data.units
     names = find_pictures(path)
-    shape = (size, size, 1 if values.get("mode") == "L" else 3)
+    shape: tuple[Any, ...] = (size, size, 1 if values.get("mode") == "L" else 3)
     if size is None:
         with open_regular(pathlib.Path(path) / names[0]) as stream:
             shape = decode_picture(stream, None, values.get("mode", "RGB")).pixels.shape
