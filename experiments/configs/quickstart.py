@@ -22,4 +22,5 @@ def get_config() -> ConfigDict:
         steps=700, batch_size=16, learning_rate=2e-3, warmup=100, decay="cosine", ema=0.99, sample_every=0,
         checkpoint_every=350,
     )  # fmt: skip
+    config.aot = {"image_shape": (8, 8, 1), "units": 1400, "classes": 10}  # for experiments.plan and aot
     return config
