@@ -178,6 +178,12 @@ class Attribution:
             if self.verdict is not None:
                 lines.append(f"    {self.verdict[b]}")
         lines += ["  ..."] if B > 8 else []
+        if self.q_value_of_call is not None and B > 1:
+            with_any = int(at_most(self.q_value_of_call, self.level).any(1).sum())
+            lines.append(
+                f"  q compares the candidates of one sample; among those of all {B} samples, {with_any} of the samples "
+                f"have one with q <= {self.level:g} (q_value_of_call)"
+            )
         if self.limitation is not None:
             lines.append(f"  {self.limitation}")
         if self.judgement is not None:

@@ -92,6 +92,15 @@ def test_auto_is_the_planned_number(here):
     assert auto.limitation is None
 
 
+def test_a_printed_result_says_among_which_candidates_its_q_values_are(here):
+    params, samples = here
+    att = ensdiff.attribute(params, samples, "differential", top=2, null=5)
+    count = int((att.q_value_of_call <= att.level).any(1).sum())
+    assert f"among those of all 2 samples, {count} of the samples have one with q <= 0.1" in repr(att)
+    assert "q_value_of_call" in att.to_pandas()
+    assert "q compares" not in repr(ensdiff.attribute(params, samples, "differential", top=2))
+
+
 def test_a_call_that_cannot_give_a_verdict_says_so_before_it_computes(here, monkeypatch):
     params, samples = here
 
