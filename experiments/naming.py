@@ -106,7 +106,7 @@ def units_to_forget(text: str) -> list[int]:
     params = described(run, description)
     names = names_of(params)
     units = flat(choose(text, params.code.units, names))
-    params.code.ablate([units])  # before all data are read for the names
+    check_removals(params.code, [units], names)  # before all data are read for the names
     try:
         manifest = read_manifest(run, description)
         if callable(names) or manifest is None:
@@ -119,6 +119,24 @@ def units_to_forget(text: str) -> list[int]:
         count = int((manifest.unit_of_item == unit).sum())
         print(f"unit {unit} is {names.label(unit)}, {count} picture{'' if count == 1 else 's'}", flush=True)
     return units
+
+
+def check_removals(code: Any, entries: Iterable[Sequence[int]], names: Any) -> None:
+    """Check that members survive the removal of each entry.
+
+    Raises:
+        NoSurvivorError: none survives; the message names the units, as far as their names are at hand.
+    """
+    from ensdiff.codes import NoSurvivorError
+
+    for units in entries:
+        try:
+            code.ablate([units])
+        except NoSurvivorError as error:
+            told = called(units, names)
+            if told == called(units, None):
+                raise
+            raise NoSurvivorError(f"{told}: {error}") from None
 
 
 def described(run: pathlib.Path, description: Mapping[str, Any]) -> Any:

@@ -44,8 +44,7 @@ def main() -> None:
     names = naming.names_of(params, code)
     removals = naming.removals(REMOVE.value, code.units, names)
     units = [removal.units for removal in removals]
-    if units:
-        code.ablate(units)  # raises before sampling if the units cannot be removed
+    naming.check_removals(code, units, names)  # before sampling
     out = runs.output_folder("samples")
     samples = runs.draw_samples(params)
     view = viewer(params.space, decoding.decoder_of(params, samples.images))

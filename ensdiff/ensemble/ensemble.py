@@ -153,7 +153,9 @@ class Ensemble:
         True
         """
         code = self.code if code is None else code
-        return UnitNames.of(code.names) or (self.unit_names if code == self.code else None)
+        known = self.unit_names
+        own = known is not None and code == self.code and len(known) == code.units
+        return UnitNames.of(code.names) or (known if own else None)
 
     def ids_of(self, units: Any, code: Code | None = None) -> Any:
         """Return ids, names and collections of them (`ensdiff.codes.choosing.ids_of_names`) with ids for the names.

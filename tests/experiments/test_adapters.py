@@ -35,6 +35,15 @@ def test_units_are_ids_or_names():
     assert naming.removals(["first,BO"], 3, NAMES)[0].units == [0, 2]
 
 
+def test_units_that_cannot_be_removed_together_are_named():
+    code = ensdiff.Code.from_matrix([[1, 0, 0], [0, 1, 0], [0, 1, 1]])
+    naming.check_removals(code, [[0], [1, 2]], NAMES)
+    with pytest.raises(ensdiff.NoSurvivorError, match='^"Ada, the first", bob: no'):
+        naming.check_removals(code, [[0, 2]], NAMES)
+    with pytest.raises(ensdiff.NoSurvivorError, match="^no member survives the removal of units 0, 2"):
+        naming.check_removals(code, [[0, 2]], refused)
+
+
 def test_names_that_fit_several_units_or_none():
     with pytest.raises(ValueError, match=r"names of 2 units: id:0 \(Ada, the first\), id:1 \(ada two\); give"):
         naming.removals(["ada"], 3, NAMES)

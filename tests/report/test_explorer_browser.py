@@ -243,6 +243,28 @@ def test_scores_of_another_method_and_their_verdict(tab, pages, flat):
     tab.until(lambda: f"Without {layer.data.unit_names[unit]} the sample moves by" in tab.text("message"))
 
 
+def test_units_are_found_by_their_names(tab, pages, flat):
+    """A name or an id selects the unit; what is typed is text."""
+    layer = flat[3]
+    tab.open(pages["beside"])
+    unit = int(layer.landscape.units[0, -1])
+    name = layer.data.unit_names[unit]
+    for text in (str(unit), name.upper()[1:]):
+        tab.focus("#find")
+        tab.js("document.getElementById('find').select()")
+        tab.keys(text)
+        tab.until(lambda: tab.all(f"#found-{unit}"))
+        assert name in tab.text(f"found-{unit}")
+    tab.click(f"#found-{unit}")
+    tab.until(lambda: tab.all("#removed button") and name[:20] in tab.all("#removed button")[0].text)
+    tab.js("document.getElementById('find').select()")
+    tab.focus("#find")
+    tab.keys("<img src=x>\n")
+    tab.until(lambda: tab.text("found-note") == "No item on this page is called so.")
+    assert not tab.one("#found").is_displayed()
+    assert tab.all("img[src='x']") == []
+
+
 def test_several_units_and_sets_without_an_answer(tab, pages, flat):
     params, _, _, layer = flat
     tab.open(pages["flat"])

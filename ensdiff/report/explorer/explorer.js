@@ -120,7 +120,10 @@ const explorer = (() => {
     const among = layer().exact ? `all ${whole(layer().candidates)} ${kinds}` : `the ${layer().verified} verified of ${whole(layer().candidates)} ${kinds}`;
     let text = "No null ablations were drawn, so this page cannot tell whether these influences are significant.";
     if (verdict?.length) {
-      text = `Attributable to ${plural(verdict.length, layer().name)} at level ${layer().level}.`;
+      const named = verdict.filter((id) => layer().units[id]).map((id) => layer().units[id][0]);
+      const rest = verdict.length - named.length; // too many to be named here
+      const others = rest ? [plural(rest, `${named.length ? "other " : ""}${layer().name}`)] : [];
+      text = `Attributable to ${[...named, ...others].join(", ")} at level ${layer().level}.`;
     } else if (verdict) {
       text = `Unattributable at level ${layer().level}: no single ${layer().name} is shown to move it more than switching off other members does.`;
       if (layer().limitation) text += ` But ${layer().limitation}.`;
@@ -287,6 +290,24 @@ const explorer = (() => {
     const box = $("wipe").getBoundingClientRect();
     $("divide").value = Math.round((100 * (event.clientX - box.left)) / box.width);
     divide();
+  }
+
+  // ---- finding a unit by its id, or by a part of its name
+  const MOST_FOUND = 8;
+  let findTurn = 0;
+  const folded = (text) => text.normalize("NFC").trim().toLowerCase();
+  async function find() {
+    const mine = ++findTurn;
+    const wanted = folded($("find").value);
+    const listed = wanted ? await load(`names-${state.layer}`) : { units: [], names: [] };
+    const ids = listed.units.filter((id, i) => String(id) === wanted || folded(listed.names[i]).includes(wanted));
+    const some = await Promise.all(ids.slice(0, MOST_FOUND).map(unit));
+    if (mine !== findTurn) return;
+    fill($("found"), ...some.map((u) => make("li", {}, picker(u, "found"))));
+    $("found").hidden = !some.length;
+    $("found-note").hidden = !wanted;
+    const more = ids.length > some.length ? `, of which the first ${some.length} are shown` : "";
+    $("found-note").textContent = ids.length ? `${plural(ids.length, layer().name)} found${more}.` : `No ${layer().name} on this page is called so.`;
   }
 
   // ---- the table of units
@@ -555,6 +576,7 @@ const explorer = (() => {
         state.layer = i;
         $("landscape").hidden = true;
         choose(state.sample);
+        find().catch(failed);
       });
       $("layers").append(make("label", {}, input, `${name}s (${whole(count)})`));
     });
@@ -630,6 +652,11 @@ const explorer = (() => {
     $("more").addEventListener("click", () => {
       state.all = true;
       drawTable().then(() => $("units-body").rows[sample().rows.length]?.querySelector("input").focus()).catch(failed);
+    });
+    $("find").addEventListener("input", () => find().catch(failed));
+    $("find-form").addEventListener("submit", (event) => {
+      event.preventDefault();
+      find().catch(failed);
     });
     $("divide").addEventListener("input", divide);
     for (const kind of ["pointerdown", "pointermove"]) $("wipe").addEventListener(kind, drag);

@@ -155,10 +155,15 @@ def unit_blocks(exploration: Exploration) -> dict[str, Any]:
     view = viewer(exploration.layers[0].data.space, exploration.decode)
     out = {}
     for number, layer in enumerate(exploration.layers):
-        listed = np.unique(np.concatenate([layer.landscape.units.ravel(), layer.att.units.ravel()]))
+        listed = _listed(layer)
         for block in np.unique(listed // BLOCK):
             out[f"units-{number}-{block}"] = units_data(layer, listed[listed // BLOCK == block], view)
     return out
+
+
+def _listed(layer: Layer) -> np.ndarray:
+    """Return the ids of the units of a layer that are on the page."""
+    return np.unique(np.concatenate([layer.landscape.units.ravel(), layer.att.units.ravel()]))
 
 
 def _layer(number: int, layer: Layer, stored: np.ndarray, view: View, lazy: dict[str, Any]) -> dict[str, Any]:
@@ -176,6 +181,8 @@ def _layer(number: int, layer: Layer, stored: np.ndarray, view: View, lazy: dict
             "units": field.units[b].tolist(),
             "influence": _numbers(field.influence[b]),
         }
+    listed = _listed(layer)
+    lazy[f"names-{number}"] = {"units": listed.tolist(), "names": [unit_name(layer, unit) for unit in listed.tolist()]}
     if layer.classes is not None:
         names = sorted(set(layer.classes), key=lambda name: (len(name), name))
         place = {name: i for i, name in enumerate(names)}
