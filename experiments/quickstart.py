@@ -32,6 +32,7 @@ IMAGES = flags.DEFINE_string("images", None, "A folder whose subfolders are the 
 SIZE = flags.DEFINE_integer("size", 16, "Side in pixels to which the pictures of --images are resized.", 4)
 SAMPLES = flags.DEFINE_integer("samples", 6, "Samples to attribute: one of each class, then again from the first.", 1)
 STEPS = flags.DEFINE_integer("steps", 20, "Steps of the sampler.", 1)
+GUIDANCE = flags.DEFINE_float("guidance", 2.0, "Strength of classifier-free guidance; 1 is none.", 0)
 EVALUATED = flags.DEFINE_integer("evaluated", 397, "Generated images to compare with held-out ones.", 1)
 
 SAMPLER = "euler"
@@ -129,7 +130,9 @@ def draw(params: Any, data: Any, n: int) -> Any:
 
     _, first_of = np.unique(data.labels, return_index=True)
     cond = np.asarray(data.condition)[first_of[np.arange(n) % len(first_of)]]
-    return ensdiff.sample(params, 0, n, steps=STEPS.value, sampler=SAMPLER, cond=cond, progress=True)
+    return ensdiff.sample(
+        params, 0, n, steps=STEPS.value, sampler=SAMPLER, cond=cond, guidance=GUIDANCE.value, progress=True
+    )
 
 
 def attribute(params: Any, data: Any, shown: Any) -> tuple[Any, Any]:

@@ -7,6 +7,10 @@ to the groups, exactly, as the quickstart does. No group of the twin is a cause 
 Fixed before the first run: 60 samples, 6 of each class; 99 null ablations; level 0.1. The quickstart is fit to be shown
 if at least half of its samples have a verdict that names a class, if the first named class is the one that a small
 classifier sees in at least three of four, and if at most one in ten samples of the twin has a verdict.
+
+Without guidance (seed 0) it missed the second of these: the classifier saw the class that was asked for in 73 %, and
+the named class in 73 %. Since then the quickstart samples with a guidance of 2, chosen by how often the classifier sees
+what was asked for in other samples (seed 1). What is reported is this script's, with seed 2.
 """
 
 import numpy as np
@@ -18,7 +22,7 @@ from experiments import building
 from experiments.bases import start_of
 from experiments.configs import quickstart
 
-SAMPLES = 60
+SAMPLES, SEED = 60, 2
 
 
 def main() -> None:
@@ -31,7 +35,9 @@ def main() -> None:
         code = ensdiff.Code.hierarchical(16, groups)
         params = ensdiff.train(data, code, **start_of(config, data)._asdict())
         cond = np.arange(SAMPLES) % 10
-        samples = ensdiff.sample(params, 0, SAMPLES, steps=20, sampler="euler", cond=cond, progress=True)
+        samples = ensdiff.sample(
+            params, SEED, SAMPLES, steps=20, sampler="euler", cond=cond, guidance=2.0, progress=True
+        )
         seen = classifier.predict(np.asarray(samples.images))
         att = ensdiff.attribute(params, samples, "exact", code=code.group_code(), null="auto", top=4, progress=True)
         assert att.q_value is not None
