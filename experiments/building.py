@@ -20,7 +20,7 @@ def check_config(config: Any) -> None:
     _ = getattr(config, "run_dir", None)  # raises the error of a config file that could not be read
     if not isinstance(config, ConfigDict):
         raise ValueError(f"get_config() of the config gave a {type(config).__name__}: expected a ConfigDict")
-    known = ("run_dir", "resume", "combine", "scale", *SECTIONS, "aot")
+    known = ("run_dir", "resume", "log", "combine", "scale", *SECTIONS, "aot")
     unknown = [name for name in config if name not in known]
     if unknown:
         raise ValueError(f"config.{unknown[0]}: no such section; expected some of {', '.join(known)}")
@@ -275,9 +275,12 @@ def train_from_config(config: ConfigDict) -> Any:
     from ensdiff.training.preemption import on_signals
 
     from .bases import start_of
+    from .card import write_card
     from .coding import build_code
+    from .trackers import tracked, trackers_of
 
     check_config(config)
+    trackers_of(config)  # before anything takes time
     data = run_data(config)
     code = build_code(section(config, "code"), data)
     begin = start_of(config, data)
@@ -290,16 +293,20 @@ def train_from_config(config: ConfigDict) -> Any:
             # relative paths in the config start from the working directory
             write_sealed(run_dir / "config.json", {**json.loads(config.to_json()), "working_directory": os.getcwd()})
 
-    with on_signals() as stop:
-        return ensdiff.train(
+    with on_signals() as stop, tracked(config) as on_metrics:
+        params = ensdiff.train(
             data,
             code,
             **begin._asdict(),
             run_dir=run_dir,
             resume=config.get("resume", False),
             on_open=keep_config,
+            on_metrics=on_metrics,
             stop=stop,
         )
+    if hosts.is_writer():
+        write_card(run_dir)
+    return params
 
 
 def train_single(config: ConfigDict, data: Any) -> Any:

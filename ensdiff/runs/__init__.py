@@ -13,6 +13,7 @@ runs/digits/
   metrics.jsonl          one line per logged step: each member's mean loss since the previous line, and gradient norm
   tensorboard/           the same values for TensorBoard
   samples/step_<n>.png   sample grids
+  README.md              a model card, if experiments.train wrote the run
   damaged/               checkpoints that did not match their checksums when the run was resumed
 ```
 A checkpoint alone is enough to load an ensemble, because its metadata hold everything static. Every file is written

@@ -13,6 +13,7 @@ from ensdiff.files.reading import read_json
 from ensdiff.runs.checkpoints import Checkpoint, on_host, open_checkpoint, read_arrays, read_shapes, steps_of
 from ensdiff.runs.description import Undefined, foreign, from_description, read_manifest
 from ensdiff.runs.logs import ENVIRONMENTS, METRICS, checked, read_environments
+from ensdiff.runs.skipped import NAME as SKIPPED
 from ensdiff.runs.unit_names import NAME as NAMES
 from ensdiff.runs.unit_names import read_names
 
@@ -45,9 +46,10 @@ def check_run(path: str | os.PathLike) -> list[str]:
         description = read_sealed(path / "run.json")
     with _noted(found):
         _check_manifest(path, description)
-    if (path / "config.json").exists():
-        with _noted(found):
-            read_sealed(path / "config.json")
+    for name in ("config.json", SKIPPED):
+        if (path / name).exists():
+            with _noted(found):
+                read_sealed(path / name)
     with _noted(found):
         _check_names(path, description)
     for name, read in ((METRICS, lambda run: read_lines(run / METRICS)), (ENVIRONMENTS, read_environments)):

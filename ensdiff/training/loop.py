@@ -9,6 +9,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from ensdiff import hosts
@@ -57,6 +58,7 @@ def train(
     progress: bool = True,
     mesh: Mesh | None = None,
     on_open: Callable[[], None] | None = None,
+    on_metrics: Callable[[int, dict[str, np.ndarray]], None] | None = None,
     stop: Callable[[int], bool] | None = None,
     **options,
 ) -> Ensemble:
@@ -81,6 +83,8 @@ def train(
         progress: show a progress bar.
         mesh: the devices, as a ('member', 'data') mesh; by default all.
         on_open: called on every process when the run directory is open and, on resuming, known to be of the same run.
+        on_metrics: called on process 0 with the number of steps done and what ``metrics.jsonl`` gets, one number per
+            member: the mean loss since the call before (``loss_K``) and the norm of the gradient (``grad_norm_K``).
         stop: called on every process after every call of the compiled program (every step, or with the device
             pipeline about every half second, and while ways to compute members are timed) with the number of steps
             done. When it returns True (on all processes
@@ -180,7 +184,7 @@ def train(
             )
         length = CallLength(1 if execution.pipeline == "host" else config.steps_per_call)
         with (
-            Watch(run, config, start, progress, unlogged, length) as watch,
+            Watch(run, config, start, progress, unlogged, length, on_metrics) as watch,
             steps_of(execution, range(start, config.steps)) as (call, most),
         ):
             done = start

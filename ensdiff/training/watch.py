@@ -1,6 +1,7 @@
 """The losses during training: checked, logged and shown."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ class Watch:
         progress: whether a progress bar is shown.
         unlogged: what `unlogged` returned when the run was interrupted.
         length: is told how long each call took.
+        on_metrics: as in `ensdiff.train`.
     """
 
     def __init__(
@@ -42,8 +44,10 @@ class Watch:
         progress: bool,
         unlogged: dict[str, Any] | None,
         length: CallLength,
+        on_metrics: Callable[[int, dict[str, np.ndarray]], None] | None = None,
     ):
         self.run, self.config, self.length = run, config, length
+        self.on_metrics = on_metrics if hosts.is_writer() else None
         self.waiting: tuple[int, int, StepMetrics, float] | None = None
         before = unlogged or {"steps": 0, "loss_K": 0.0}
         self.steps, self.loss_K = before["steps"], np.asarray(before["loss_K"], np.float64)
@@ -107,3 +111,5 @@ class Watch:
             self.steps, self.loss_K = 0, np.zeros(())
             self.bar.set_postfix(loss=f"{mean_K.mean():.4f}", refresh=False)
             self.run.write_metrics(step + 1, loss_K=mean_K, grad_norm_K=norm_K)
+            if self.on_metrics is not None:
+                self.on_metrics(step + 1, {"loss_K": mean_K, "grad_norm_K": norm_K})

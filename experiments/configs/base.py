@@ -21,6 +21,7 @@ def base_config(run_dir: str, data: dict[str, Any], code: dict[str, Any]) -> Con
         {
             "run_dir": run_dir,
             "resume": False,
+            "log": "tensorboard",
             "data": {"held_out": 0, "condition": "", **data},
             "code": {
                 "members": 16,
