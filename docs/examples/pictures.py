@@ -57,7 +57,7 @@ PICTURES = {
     "report": Picture(
         "runs/quickstart/report.html",
         [["experiments.quickstart"]],
-        (1150, 1080),
+        (1150, 950),
         [REPORT / "page.html.jinja"],
         "The report",
         ["h1", ".finding"],
