@@ -185,6 +185,7 @@ BAD = {
     "a negative seed": ("draw", {"n": 1, "seed": -1}, 400),
     "a class": ("draw", {"n": 1, "seed": 0, "cond": "cat"}, 400),
     "a prompt": ("draw", {"n": 1, "seed": 0, "prompt": "a cat"}, 400),
+    "guidance larger than a float": ("draw", b'{"n": 1, "seed": 0, "guidance": 1' + b"0" * 400 + b"}", 400),
     "guidance without a condition": ("draw", {"n": 1, "seed": 0, "guidance": 2}, 400),
     "no picture": ("attribute", b"GIF", 400),
     "PostScript": ("attribute", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 1 1\n", 400),
