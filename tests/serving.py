@@ -7,6 +7,7 @@ import time
 
 from ensdiff import hosts
 from ensdiff.report.explorer import explore
+from ensdiff.sampling.captions import captions_of
 from experiments.live.jobs import Worker
 from experiments.live.session import Session, Source
 from experiments.serve import listen, server_of
@@ -16,11 +17,18 @@ TOKEN = "a-token"
 NAMES = (HOSTILE, "b & c", "Ada L.", "Ada M.")
 
 
-def source(params, data, **options):
+def explored(params, data, samples, decode=None):
+    """Return an exploration without a null."""
+    captions = captions_of(params, samples.cond, samples.captions)
+    layer = explore(params, data, samples, top=4, combined=0, null=0)
+    return exploration(samples, [layer], captions=captions, decode=decode)
+
+
+def source(params, data, decode=None, **options):
     """Return the source of a session on a tiny ensemble, which explores new samples without a null."""
 
     def again(samples):
-        return exploration(samples, [explore(params, data, samples, top=4, combined=0, null=0)])
+        return explored(params, data, samples, decode)
 
     values = {
         "run": pathlib.Path("runs/x"), "params": params, "data": data, "explore": again, "prompted": None,

@@ -2,6 +2,8 @@
 
 import base64
 import collections
+import contextlib
+import dataclasses
 import http.client
 import io
 import json
@@ -13,16 +15,18 @@ import pytest
 from PIL import Image
 
 import ensdiff
+from ensdiff.data.checked import from_images
 from ensdiff.data.images import to_png
-from tests.explorations import HOSTILE, groups, items
+from tests.explorations import HOSTILE, groups, items, latents
+from tests.helpers import TINY, blobs, random_ensemble
 
 testclient = pytest.importorskip("starlette.testclient", reason="starlette is not installed: pip install -e '.[dev]'")
 
 from experiments.live import asking
 from experiments.live.app import build_app
 from experiments.live.jobs import Worker
-from experiments.live.session import MOST_SETS
-from tests.serving import NAMES, TOKEN, served, session_of, slowly, until
+from experiments.live.session import MOST_SETS, Session
+from tests.serving import NAMES, TOKEN, explored, served, session_of, slowly, source, until
 
 pytestmark = pytest.mark.slow
 
@@ -312,3 +316,86 @@ def test_a_request_that_is_closed_ends_its_computation(flat):
         last = json.loads(answer.read().decode().strip().rpartition("data: ")[2])
         assert last["done"]["ids"] == [3]
         until(worker.idle)
+
+
+@contextlib.contextmanager
+def asking_of(session, worker):
+    """Yield a client of a session."""
+    with testclient.TestClient(build_app(session, worker, TOKEN), base_url="http://localhost:9") as client:
+        client.base_url = f"http://localhost:9/{TOKEN}/"
+        yield client
+
+
+def test_classes_are_typed_and_latents_decoded(worker):
+    params, data, samples, decode = latents()
+
+    def encode(picture):
+        return (picture[::2, ::2, [0, 1, 2, 0]] / 255.0).astype(np.float32)
+
+    options = source(params, data, decode, picture=encode, grey=False, side=8, null=0)
+    with asking_of(Session(options, explored(params, data, samples, decode)), worker) as client:
+        page = client.get("").text
+        assert '<option value="&lt;b&gt;dog&lt;/b&gt;">' in page
+        assert "<b>dog" not in page
+        assert 'name="prompt"' not in page
+        found = outcome(client.post("draw", json={"n": 2, "seed": 3, "cond": "fox, <b>dog</b>", "guidance": 2}))
+        expected = ensdiff.sample(params, 3, 2, steps=2, cond=["fox", "<b>dog</b>"], guidance=2.0)
+        page = client.get("", params=found).text
+        for picture in decode(np.asarray(expected.images)):
+            assert base64.b64encode(to_png(picture)).decode() in page
+        answer = outcome(removed(client, [5], sample=1, **found))
+        without = ensdiff.counterfactuals(params, expected, [5])[0, 1]
+        assert png(answer["removal"][1]) == to_png(decode(without[None])[0])
+        assert answer["removal"][0] == pytest.approx(np.linalg.norm(without - expected.images[1]), rel=1e-4)
+        for fields in ({"cond": "wolf"}, {"cond": "cat,fox,cat"}, {"prompt": "a cat"}, {"cond": "none", "guidance": 2}):
+            answer = client.post("draw", json={"n": 2, **fields})
+            assert answer.status_code == 400, fields
+            assert "--" not in answer.json()["error"]
+        answer = outcome(client.post("attribute?cond=cat", content=coloured()))
+        values = encode(np.full((8, 8, 3), (10, 200, 30), np.uint8))[None]
+        loss = ensdiff.LossConfig(draws=64)
+        att = ensdiff.attribute(params, values, "loss", top=6, cond="cat", loss=loss)
+        assert [row[0] for row in answer["rows"]] == att.units[0].tolist()
+        other = outcome(client.post("attribute", content=coloured()))
+        assert other["rows"] != answer["rows"]  # without condition
+
+
+def coloured():
+    stream = io.BytesIO()
+    Image.new("RGB", (8, 8), (10, 200, 30)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def test_prompts_are_typed(worker):
+    """The text encoder is a stand-in: tests/experiments/test_prompts.py tests real ones."""
+    rows = np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)
+    data = from_images(blobs(12), condition=rows).with_condition(
+        rows, null=np.zeros(3, np.float32), encoder="a text encoder"
+    )
+    model = dataclasses.replace(TINY, condition_width=3)
+    params = random_ensemble(ensdiff.Code.balanced(6, 12, seed=0), model, condition=data.condition_spec)
+    samples = ensdiff.sample(params, 0, 2, steps=2, cond=rows[:2], captions=["one", "two"])
+
+    def embed(prompts, count):
+        assert prompts == ["a <b>cat"]
+        return np.ones((count, 3), np.float32), ("a <b>cat",) * count
+
+    options = source(params, data, prompted=embed, null=0)
+    with asking_of(Session(options, explored(params, data, samples)), worker) as client:
+        assert 'name="prompt"' in client.get("").text
+        found = outcome(client.post("draw", json={"n": 1, "seed": 3, "prompt": " a <b>cat "}))
+        page = client.get("", params=found).text
+        assert '"captions":["a \\u003cb\\u003ecat"]' in page
+        expected = ensdiff.sample(params, 3, 1, steps=2, cond=np.ones((1, 3), np.float32))
+        assert base64.b64encode(to_png(np.asarray(expected.images[0]))).decode() in page
+        assert client.post("draw", json={"n": 1, "cond": "cat"}).status_code == 400
+        assert client.post("draw", json={"n": 1, "prompt": "x" * 1001}).status_code == 400
+        assert outcome(client.post("attribute?prompt=a+%3Cb%3Ecat", content=picture()))["rows"]
+
+
+def test_without_squares_or_an_encoder_no_picture_is_attributed(flat, worker):
+    with asking_of(session_of(flat, picture=None), worker) as client:
+        assert 'id="own"' not in client.get("").text
+        answer = client.post("attribute", content=picture())
+        assert answer.status_code == 400
+        assert "Pictures cannot be attributed" in answer.json()["error"]
