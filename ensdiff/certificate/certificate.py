@@ -76,7 +76,9 @@ class Certificate:
     @property
     def names(self) -> tuple[str, ...] | None:
         """The names of the units, in the order of `units`, for reading only; None if the certificate has none."""
-        return tuple(str(entry["name"]) for entry in self.values["units"]) if _is_named(self.values) else None
+        if not _is_named(self.values):
+            return None
+        return tuple(str(entry.get("name", "")) if isinstance(entry, dict) else "" for entry in self.values["units"])
 
     @property
     def survivors(self) -> tuple[int, ...]:
