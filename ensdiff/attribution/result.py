@@ -136,7 +136,8 @@ class Attribution:
         """
         if self.null_BL is None:
             return None
-        return min(1.0, self.settings["candidates"] / (1.0 + self.settings["null_of_a_kind"]))
+        candidates = self.settings["candidates"] * (len(self) if self._of_call else 1)
+        return min(1.0, candidates / (1.0 + self.settings["null_of_a_kind"]))
 
     @property
     def limitation(self) -> str | None:
@@ -151,6 +152,28 @@ class Attribution:
             f"with this null one unit alone cannot reach q <= {self.level:g}: its q is at least {self.resolution:.2g}; "
             f"{more}"
         )
+
+    @property
+    def _of_call(self) -> bool:
+        return self.settings.get("q_among") == "call"
+
+    def over_call(self) -> "Attribution":
+        """Return the same result with verdicts by `q_value_of_call`, which allow for the number of samples too.
+
+        A group whose code word happens to move many samples then gives no verdict for a few of them. It needs a larger
+        null: candidates times samples / level - 1 for one unit of one sample alone.
+
+        Raises:
+            ValueError: there is no null, or the result was saved by an older version.
+
+        >>> att = ensdiff.attribute(params, samples, "differential", top=3, null=9)
+        >>> (att.over_call().q_value == att.q_value_of_call).all()
+        True
+        """
+        if self.q_value_of_call is None:
+            raise ValueError("there are no q-values among all samples: attribute with null=, by this version")
+        settings = {name: value for name, value in self.settings.items() if name != "attributed"}
+        return dataclasses.replace(self, q_value=self.q_value_of_call, settings=settings | {"q_among": "call"})
 
     @property
     def _null_kind(self) -> str:
@@ -178,7 +201,9 @@ class Attribution:
             if self.verdict is not None:
                 lines.append(f"    {self.verdict[b]}")
         lines += ["  ..."] if B > 8 else []
-        if self.q_value_of_call is not None and B > 1:
+        if self._of_call:
+            lines.append(f"  q compares the candidates of all {B} samples")
+        elif self.q_value_of_call is not None and B > 1:
             with_any = int(at_most(self.q_value_of_call, self.level).any(1).sum())
             lines.append(
                 f"  q compares the candidates of one sample; among those of all {B} samples, {with_any} of the samples "

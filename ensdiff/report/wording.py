@@ -131,6 +131,8 @@ def finding(att: Attribution, names: Sequence[str], noun: str = "unit", things: 
     text = f"{count} of {B} {things} depend on {a} {noun} that can be named: {_joined(shown)}."
     more = sum(len(units) > 1 for units in named)
     text += f" {more} of them depend{'s' if more == 1 else ''} on others too." if more else ""
+    if att.settings.get("q_among") == "call":
+        return f"{text} That is at q <= {att.level:g} within all {B} together."
     text += f" That is at q <= {att.level:g} within each of the {things}"
     if att.q_value_of_call is None:
         return f"{text}."

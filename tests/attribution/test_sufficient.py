@@ -138,3 +138,16 @@ def test_q_values_of_a_call_count_the_candidates_of_all_samples():
     expected = [min(min(1.0, p * p_R.size / (p_R <= p).sum()) for p in p_R[p_R >= own]) for own in p_R]
     np.testing.assert_allclose(calibration.q_values(p_BM, of_call=True).reshape(-1), expected)
     assert not np.allclose(calibration.q_values(p_BM), calibration.q_values(p_BM, of_call=True))
+
+
+def test_verdicts_over_a_call_allow_for_the_number_of_samples(here):
+    params, samples = here
+    att = ensdiff.attribute(params, samples, "differential", top=2, null=23, level=0.25)
+    over = att.over_call()
+    assert (att.resolution, over.resolution) == (0.25, 0.5)  # 6 candidates, and 12 of two samples
+    assert att.limitation is None
+    assert over.limitation is not None
+    assert "q compares the candidates of all 2 samples" in repr(over)
+    bare = ensdiff.attribute(params, samples, "differential", top=2)
+    with pytest.raises(ValueError, match="no q-values among all samples"):
+        bare.over_call()
