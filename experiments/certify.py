@@ -17,6 +17,7 @@ Exit codes: 0 if the certificate holds, 1 if it does not (or after an error).
 """
 
 import pathlib
+import shlex
 
 from absl import flags
 
@@ -67,7 +68,7 @@ def create(path: pathlib.Path) -> None:
             f"the run still holds members {', '.join(map(str, others))}, which saw some of the units: "
             "python -m experiments.forget writes a run without them"
         )
-    print(f"wrote {path}\ncheck it: {called('certify')} verify --run={runs.run_folder()}")
+    print(f"wrote {path}\ncheck it: {called('certify')} verify {shlex.quote(f'--run={runs.run_folder()}')}")
 
 
 def verify(path: pathlib.Path) -> None:
