@@ -115,6 +115,7 @@ def units_to_forget(text: str) -> list[int]:
     except (ValueError, OSError, ImportError) as error:
         print(f"warning: cannot tell which pictures units {', '.join(map(str, units))} are: {printable(error)}")
         return units
+    choose(text, params.code.units, names)  # an id may be the name of another unit, which was not known before
     for unit in units:
         count = int((manifest.unit_of_item == unit).sum())
         print(f"unit {unit} is {names.label(unit)}, {count} picture{'' if count == 1 else 's'}", flush=True)

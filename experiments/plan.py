@@ -110,7 +110,7 @@ def size_of_data(values: dict[str, Any]) -> tuple[tuple[int, ...], int]:
     from ensdiff.files.reading import open_regular
 
     path, size = values.get("path"), values.get("size")
-    if values.get("name") != "folder" or path is None:
+    if values.get("name") != "folder" or path is None or values.get("only") is not None:
         data = building.load_data(values)
         return data.shape, data.units
     names = find_pictures(path)

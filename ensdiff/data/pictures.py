@@ -210,7 +210,8 @@ def _read(root: pathlib.Path, found: Found, size: int | None, mode: Mode, skip_b
             with open_regular(root / name) as stream:
                 pixels, is_several = decode_picture(stream, size, mode)
         except Exception as error:
-            bad[str(name)] = str(error) or type(error).__name__
+            # without the folder, whose path is not for those to whom a run is given
+            bad[str(name)] = str(error).replace(str(root / name), str(name)) or type(error).__name__
             continue
         if images and pixels.shape != images[0].shape:
             odd = odd or (

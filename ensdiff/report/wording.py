@@ -79,6 +79,11 @@ def named_units(att: Attribution, b: int) -> list[int]:
     return [int(unit) for unit in att.units[b, at_most(att.q_value[b], att.level)]]
 
 
+def _name(att: Attribution, unit: int, names: Sequence[str]) -> str:
+    """Return the name of a unit: as the attribution has it, with the id where names repeat, or else among names."""
+    return names[unit] if att.names is None else att.label(unit)
+
+
 def _joined(texts: Sequence[Any]) -> str:
     texts = [str(text) for text in texts]
     return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}"
@@ -91,7 +96,7 @@ def verdict_words(att: Attribution, b: int, names: Sequence[str]) -> str:
     >>> verdict_words(att, 0, [f"artist {i}" for i in range(30)])
     'depends on artist 7 and artist 25'
     """
-    found, top = [names[unit] for unit in named_units(att, b)], att.units.shape[1]
+    found, top = [_name(att, unit, names) for unit in named_units(att, b)], att.units.shape[1]
     every = (att.settings.get("attributed") or [len(found)] * len(att))[b]
     if every > len(found):
         return f"depends on {_joined([*found, f'{every - len(found)} more'])}"
@@ -115,7 +120,9 @@ def finding(att: Attribution, names: Sequence[str], noun: str = "unit", things: 
     B = len(att)
     named = [named_units(att, b) for b in range(B)]
     count, a = sum(bool(units) for units in named), "an" if noun[:1] in "aeio" else "a"
-    if not count:
+    every, top = att.settings.get("attributed") or [0] * B, att.units.shape[1]
+    outside = [b for b in range(B) if every[b] and not named[b]]  # the most influential need not have the smallest p
+    if not count and not outside:
         text = f"None of {B} {things} can be attributed to {a} {noun} at level {att.level:g}."
         return text if att.limitation is None else f"{text} {att.limitation[0].upper()}{att.limitation[1:]}."
     of_unit: dict[int, list[int]] = {}
@@ -123,12 +130,15 @@ def finding(att: Attribution, names: Sequence[str], noun: str = "unit", things: 
         for unit in units[:1]:
             of_unit.setdefault(unit, []).append(b)
     order = sorted(of_unit, key=lambda unit: (-len(of_unit[unit]), unit))
-    listed = [
-        f"{names[unit]} ({things if len(of_unit[unit]) > 1 else things.removesuffix('s')} {_joined(of_unit[unit])})"
-        for unit in order
-    ]
+    listed = [f"{_name(att, unit, names)} ({_those(things, of_unit[unit])})" for unit in order]
     shown = listed[:MOST_LISTED] + ([f"{len(listed) - MOST_LISTED} more"] if len(listed) > MOST_LISTED else [])
-    text = f"{count} of {B} {things} depend on {a} {noun} that can be named: {_joined(shown)}."
+    said = [f"{count} of {B} {things} depend on {a} {noun} that can be named: {_joined(shown)}."] if count else []
+    if outside:
+        nouns = f"{noun}es" if noun.endswith("s") else f"{noun}s"
+        said.append(
+            f"{len(outside)} of {B} depend on {nouns} that are not among the top {top} ({_those(things, outside)})."
+        )
+    text = " ".join(said)
     more = sum(len(units) > 1 for units in named)
     text += f" {more} of them depend{'s' if more == 1 else ''} on others too." if more else ""
     if att.settings.get("q_among") == "call":
@@ -138,6 +148,11 @@ def finding(att: Attribution, names: Sequence[str], noun: str = "unit", things: 
         return f"{text}."
     over = int(at_most(att.q_value_of_call, att.level).any(1).sum())
     return f"{text}; at q <= {att.level:g} within all {B} together, {over} of them."
+
+
+def _those(things: str, places: Sequence[int]) -> str:
+    """Return which of some things are meant, such as "samples 0 and 3"."""
+    return f"{things if len(places) > 1 else things.removesuffix('s')} {_joined(places)}"
 
 
 MOST_NAMED = 3

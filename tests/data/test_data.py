@@ -333,6 +333,21 @@ def test_unreadable_pictures_are_left_out_and_units_keep_their_names(tmp_path):
         data.folder(tmp_path, skip_bad=True)
 
 
+def test_reasons_hold_no_path_of_the_machine(tmp_path, monkeypatch):
+    """A run that is given to others lists them."""
+    write_pictures(tmp_path)
+
+    def denied(path):
+        if path.name == "0.png":
+            raise PermissionError(13, "Permission denied", str(path))
+        return open(path, "rb")
+
+    monkeypatch.setattr("ensdiff.data.pictures.open_regular", denied)
+    with pytest.warns(DataWarning, match="left out 2 pictures"):
+        found = data.folder(tmp_path, skip_bad=True)
+    assert found.skipped["ada/0.png"] == "[Errno 13] Permission denied: 'ada/0.png'"
+
+
 def test_a_run_lists_the_pictures_that_were_left_out(tmp_path):
     items = data.arrays(np.zeros((3, 2, 2, 1), np.uint8))
     write_skipped(tmp_path, dataclasses.replace(items, skipped={"a/b.png": "it is damaged"}))

@@ -53,6 +53,19 @@ def test_one_line_says_what_was_found_and_which_q_values_that_is_by():
     )
 
 
+def test_a_unit_outside_of_the_top_is_no_reason_to_say_that_there_is_none():
+    text = finding(attribution([[0.6, 0.6], [0.6, 0.6]], attributed=[0, 3]), NAMES, "class")
+    assert text.startswith("1 of 2 depend on classes that are not among the top 2 (sample 1). That is at q <= 0.1")
+    text = finding(attribution([[0.05, 0.6], [0.6, 0.6]], attributed=[1, 3]), NAMES)
+    assert "can be named: ada (sample 0). 1 of 2 depend on units that are not among the top 2 (sample 1). That" in text
+
+
+def test_units_that_share_a_name_are_told_apart():
+    att = attribution([[0.05, 0.05, 0.9]]).named(["ada", "ada", "bob"])
+    assert verdict_words(att, 0, NAMES) == "depends on ada (id:0) and ada (id:1)"
+    assert "can be named: ada (id:0) (sample 0)" in finding(att, NAMES)
+
+
 def test_the_head_shows_a_verdict_and_the_picture_without_what_is_named(tiny, tmp_path):
     params = random_ensemble(ensdiff.Code.balanced(6, 3), tiny.model)
     data, samples = ensdiff.data.arrays(blobs(3)), ensdiff.sample(params, 0, 2, steps=2)

@@ -353,6 +353,17 @@ def test_what_is_about_to_be_forgotten_is_named(place, given, capsys, monkeypatc
     assert capsys.readouterr().out == "unit 11 is \\x1b11, 1 picture\n"
 
 
+def test_an_id_that_names_another_unit_in_the_data_only_is_not_forgotten(place, given, monkeypatch):
+    """Runs of older versions do not have the names, which are found when it is told what is forgotten."""
+    names = [str(1990 + i) for i in range(11)] + ["3"]
+    data = dataclasses.replace(folder(place / "images"), unit_names=names)
+    monkeypatch.setattr(runs, "training_data", lambda **_: data)
+    given(run=str(place / "runs" / "mine"))
+    assert naming.units_to_forget("id:3") == [3]
+    with pytest.raises(ValueError, match="3 is the id of unit 3 and the name of unit 11"):
+        naming.units_to_forget("3")
+
+
 def test_a_run_made_by_forgetting_takes_no_other_files(place, given):
     run = place / "runs" / "mine"
     flags_of = flags.FLAGS
