@@ -18,6 +18,8 @@ LARGEST_FILE = 2**24
 """Most bytes of a picture's file."""
 LARGEST_PICTURE = 2**24
 """Most pixels of a picture."""
+START = r"(?:file:|~|[A-Za-z]:|\.\.)?[/\\]"
+"""How a path begins that is not within a folder, as a regular expression."""
 
 
 class Refused(Exception):
@@ -116,7 +118,8 @@ def sentence(error: BaseException, run: str | os.PathLike) -> str:
     for root in {str(run), str(pathlib.Path(run).resolve())}:
         if len(root) > 1:
             said = said.replace(f"{root}{os.sep}", "").replace(root, "the run")
-    said = re.sub(r"(?<![\w.:/])(?:~|[A-Za-z]:)?[/\\][^\s'\",;:()]+", "a file of the server", said)
+    said = re.sub(rf"(['\"]){START}.*?\1", r"\1a file of the server\1", said)
+    said = re.sub(rf"(?<![\w.:/]){START}[^\s'\",;:()]+", "a file of the server", said)
     said = printable(said[:1].upper() + said[1:])
     return said if said.endswith((".", "!", "?")) else f"{said}."
 

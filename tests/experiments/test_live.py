@@ -19,6 +19,8 @@ def test_errors_of_computations_name_no_path():
     assert asking.sentence(KeyError("/home/me"), run).startswith("The computation failed (KeyError).")
     assert asking.sentence(OSError(2, "No such file", "/home/me/x"), run).endswith("'a file of the server'.")
     assert asking.sentence(MemoryError(), run) == "Out of memory."
+    for path in ("'/home/me/my pictures/x'", "file:///home/me/x", "../../me/x"):
+        assert "me" not in asking.sentence(ValueError(f"{path} is bad"), run)
 
 
 def test_a_cancelled_computation_frees_the_worker():
