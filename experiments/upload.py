@@ -64,12 +64,18 @@ def upload(run: pathlib.Path, repo: str, names: list[str], *, public: bool, api:
         names: the files, as `files_of` returns them.
         public: whether a new repository is public.
         api: a ``huggingface_hub.HfApi``.
+
+    Raises:
+        OSError: the Hub cannot be reached, or refuses the files.
     """
-    address = api.create_repo(repo_id=repo, private=not public, repo_type="model", exist_ok=True)
-    api.upload_folder(
-        repo_id=getattr(address, "repo_id", repo), folder_path=str(run), repo_type="model", allow_patterns=names,
-        commit_message=f"ensdiff run {run.resolve().name}",
-    )  # fmt: skip
+    try:
+        address = api.create_repo(repo_id=repo, private=not public, repo_type="model", exist_ok=True)
+        api.upload_folder(
+            repo_id=getattr(address, "repo_id", repo), folder_path=str(run), repo_type="model", allow_patterns=names,
+            commit_message=f"ensdiff run {run.resolve().name}",
+        )  # fmt: skip
+    except Exception as error:  # of the Hub's client, or of the network below it
+        raise OSError(f"{repo} was not uploaded: {type(error).__name__}: {error}; is `hf auth login` done?") from error
     return str(address)
 
 

@@ -178,6 +178,13 @@ def test_only_files_of_the_run_are_uploaded(run_dir, monkeypatch):
         upload.hub()
 
 
+def test_an_upload_that_fails_is_explained(run_dir):
+    api = Api()
+    api.upload_folder = lambda **_: 1 / 0
+    with pytest.raises(OSError, match="me/it was not uploaded: ZeroDivisionError: division by zero"):
+        upload.upload(run_dir, "me/it", ["run.json"], public=False, api=api)
+
+
 def test_an_uploaded_run_loads(run_dir, tmp_path, tiny):
     """What is uploaded is enough to load the ensemble elsewhere."""
     for name in upload.files_of(run_dir, checkpoints=False, config=False):
@@ -194,5 +201,5 @@ def test_upload_as_typed(run, run_dir):
     assert "\nrun.json\n" in done.stdout
     assert not (run_dir / "README.md").exists()
     assert "--repo=: expected" in run("upload", f"--run={run_dir}").stderr
-    (run_dir / "data.manifest").write_text("x")
+    (run_dir / "config.json").write_text("x")
     assert "is damaged and is not uploaded" in run("upload", f"--run={run_dir}", "--repo=me/it").stderr
