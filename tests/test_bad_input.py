@@ -290,7 +290,7 @@ LIBRARY = [
     ("method unknown", lambda h: attribute(h, "shapley"), B, ["'shapley'", "'screen'"]),
     ("unit unknown", lambda h: ensdiff.counterfactuals(h.params, h.samples, [6]), B, ["unit 6", "0 .. 5"]),
     ("unit negative", lambda h: attribute(h, units=[-1]), B, ["unit -1", "0 .. 5"]),
-    ("unit a word", lambda h: ensdiff.counterfactuals(h.params, h.samples, ["ada"]), B, ["'ada'", "integers"]),
+    ("unit a word", lambda h: ensdiff.counterfactuals(h.params, h.samples, ["ada"]), B, ["'ada'", "have no names"]),
     ("no survivor", lambda h: ensdiff.counterfactuals(h.params, h.samples, [{0, 1, 2, 3, 4, 5}]), N,
      ["no member survives", "survivors when one of them is kept", "Remove fewer units"]),
     ("empty set", lambda h: ensdiff.counterfactuals(h.params, h.samples, [[]]), B, ["empty set of units"]),
