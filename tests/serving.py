@@ -63,8 +63,8 @@ def served(session):
     listening.close()
 
 
-def slowly(started=None, ticks=4000):
-    """Compute nothing, for 20 s unless it is cancelled."""
+def slowly(started=None, ticks=24_000):
+    """Compute nothing, for two minutes unless it is cancelled: longer than any test waits."""
     if started is not None:
         started.set()
     with hosts.progress_bar(ticks, "dawdling", "tick", shown=False) as bar:

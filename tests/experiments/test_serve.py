@@ -312,7 +312,7 @@ def test_a_request_that_is_closed_ends_its_computation(flat):
         answer = other.getresponse()
         assert b"waiting for 1 other computation" in answer.readline()
         assert not worker.idle()
-        one.sock.close()
+        one.close()  # with its response, which also holds the socket
         last = json.loads(answer.read().decode().strip().rpartition("data: ")[2])
         assert last["done"]["ids"] == [3]
         until(worker.idle)
