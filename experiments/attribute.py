@@ -92,7 +92,10 @@ def main() -> None:
     null, loss, by_gradients = runs.null_value(NULL.value), loss_config(), method in BY_GRADIENTS
     params = runs.load_run()
     code = params.code.group_code() if GROUPS.value else params.code
-    units = naming.unit_sets(UNITS.value, code.units, naming.names_of(params, code)) if UNITS.value else None
+    units = None
+    if UNITS.value:
+        with naming.groups_named(params, UNITS.value, code):
+            units = naming.unit_sets(UNITS.value, code.units, naming.names_of(params, code))
     if COMPARE.value:
         compare(params)
         return
@@ -119,13 +122,14 @@ def main() -> None:
             "store": STORE.value,
             "held_out": held_out,
         }
+    possible = ensdiff.attribution.count_candidates(params, units, code)
     stem = f"{method}_images" if IMAGES.value else f"{method}_seed{flags.FLAGS.seed}"
     stem += "_groups" if GROUPS.value else ""
     att = ensdiff.attribute(
         params,
         samples,
         method,
-        top=TOP.value if given("top") else min(TOP.value, code.units if units is None else len(units)),
+        top=TOP.value if given("top") else min(TOP.value, possible),
         units=units,
         code=code,
         verify=VERIFY.value if given("verify") else None,

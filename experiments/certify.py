@@ -29,6 +29,7 @@ runs.define_data_flag()
 flags.adopt_module_key_flags(common)
 flags.adopt_module_key_flags(runs)
 UNITS = flags.DEFINE_string("units", None, f"The units: {naming.HOW}")
+GROUPS = flags.DEFINE_bool("groups", False, "Let --units name groups of a hierarchical code, and mean all their units.")
 NO_NAMES = flags.DEFINE_bool(
     "no_names", False, "Do not name the units in the certificate, for example because they are names of persons."
 )
@@ -58,7 +59,7 @@ def create(path: pathlib.Path) -> None:
 
     if not UNITS.value:
         raise ValueError("no units given: pass --units=..., ids or names separated by commas")
-    units = naming.units_to_forget(UNITS.value)
+    units = naming.units_to_forget(UNITS.value, GROUPS.value)
     certificate = ensdiff.certify(runs.run_folder(), units, names=not NO_NAMES.value)
     certificate.save(path)
     describe_certificate(certificate)

@@ -23,6 +23,9 @@ runs.define_data_flag()
 flags.adopt_module_key_flags(common)
 flags.adopt_module_key_flags(runs)
 UNITS = flags.DEFINE_string("units", None, f"The units, which are forgotten together: {naming.HOW}")
+GROUPS = flags.DEFINE_bool(
+    "groups", False, "Let --units name groups of a hierarchical code, of which all units are forgotten."
+)
 NO_NAMES = flags.DEFINE_bool(
     "no_names",
     False,
@@ -51,16 +54,16 @@ def main() -> None:
         raise ValueError(f"--rank={RANK.value} is for --lora: leave it out")
     if LORA.value:
         lora.check(run, LORA.value, OUT.value)  # before anything is written
-    units = naming.units_to_forget(UNITS.value)
+    units = naming.units_to_forget(UNITS.value, GROUPS.value)
     certificate = ensdiff.forget(run, units, OUT.value, names=not NO_NAMES.value)
     describe_certificate(certificate)
     left = certificate.values["capacity"]
+    more = f"any {left['certain']} more units" if left["certain"] != 1 else "any one more unit"
+    lost = f"; {left['lost']} units were seen by all of them and can no longer be removed" if left["lost"] else ""
     print(
-        f"{left['members']} members are left. Any {left['certain']} more units can be removed, or on average "
-        f"{left['expected']} random units; {left['lost']} units were seen by all of these members and can no longer be "
-        "removed"
+        f"{left['members']} members are left: {more} can be removed, or on average {left['expected']} random ones{lost}"
     )
-    print(f"wrote {OUT.value}, with its certificate.json; {run} still holds all of its members: delete it")
+    print(f"wrote {OUT.value}, with its certificate.json. {run} still holds all members: delete it when it has served")
     if LORA.value:
         print(lora.write(OUT.value, LORA.value, RANK.value))
 

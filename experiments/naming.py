@@ -3,9 +3,10 @@
 `ensdiff.codes.choosing` describes how units are written.
 """
 
+import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from . import runs
@@ -53,6 +54,31 @@ def names_in_data() -> Any:
     return None if data is None else UnitNames(data.unit_names)
 
 
+@contextlib.contextmanager
+def groups_named(params: Any, text: str, code: Any = None) -> Iterator[None]:
+    """Say in an error about units of a text that it names a group of a hierarchical code, where it does.
+
+    Args:
+        params: the ensemble, or its description.
+        text: what the user typed.
+        code: the code whose units were looked up; by default the ensemble's.
+    """
+    from ensdiff.codes.choosing import choose
+
+    try:
+        yield
+    except ValueError as error:
+        if params.code.groups is None or (code is not None and code != params.code):
+            raise
+        groups = params.code.group_code()
+        try:
+            found = flat(choose(text, groups.units, params.names_of(groups), parts=True))
+        except ValueError:
+            raise error from None
+        told = called(found, params.names_of(groups))
+        raise ValueError(f"{error}. In this run {told} is a group of units: add --groups to mean it") from None
+
+
 def removals(texts: Sequence[str], units: int, names: Any) -> list[Removal]:
     """Return the units of each text: ids or names separated by commas or plus signs, which are removed together.
 
@@ -87,10 +113,11 @@ def unit_sets(text: str, units: int, names: Any) -> list[Any]:
     return [entry[0] for entry in entries] if all(len(entry) == 1 for entry in entries) else entries
 
 
-def units_to_forget(text: str) -> list[int]:
+def units_to_forget(text: str, groups: bool = False) -> list[int]:
     """Return the units of --run in a text, and print which pictures they are.
 
-    A part of a name is not enough here.
+    A part of a name is not enough here. With ``groups`` the text selects groups of a hierarchical code, and all of
+    their units are returned.
 
     Raises:
         ValueError: as for `removals`, or no member survives the removal.
@@ -105,7 +132,10 @@ def units_to_forget(text: str) -> list[int]:
     description = run_description(run)
     params = described(run, description)
     names = names_of(params)
-    units = flat(choose(text, params.code.units, names))
+    if groups:
+        return _units_of_groups(params, text)
+    with groups_named(params, text):
+        units = flat(choose(text, params.code.units, names))
     check_removals(params.code, [units], names)  # before all data are read for the names
     try:
         manifest = read_manifest(run, description)
@@ -119,6 +149,26 @@ def units_to_forget(text: str) -> list[int]:
     for unit in units:
         count = int((manifest.unit_of_item == unit).sum())
         print(f"unit {unit} is {names.label(unit)}, {count} picture{'' if count == 1 else 's'}", flush=True)
+    return units
+
+
+def _units_of_groups(params: Any, text: str) -> list[int]:
+    """Return the units of the groups in a text, and print how many they are.
+
+    Raises:
+        ValueError: there are no groups, or no such group.
+        NoSurvivorError: no member survives the removal.
+    """
+    import numpy as np
+
+    from ensdiff.codes.choosing import choose
+
+    code = params.code.group_code()
+    names = params.names_of(code)
+    chosen = flat(choose(text, code.units, names))
+    check_removals(code, [chosen], names)
+    units = np.flatnonzero(np.isin(params.code.group_of_unit(), chosen)).tolist()
+    print(f"groups {', '.join(map(str, chosen))} ({called(chosen, names)}) are {len(units)} units", flush=True)
     return units
 
 

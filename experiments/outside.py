@@ -37,7 +37,10 @@ def outside_images(params: Any, folder: str) -> Outside:
     grey = C == 1 if codec is None else codec.grey
     size = H if codec is None else H * codec.factor
     images, names = read_pictures(pathlib.Path(folder), size=size, mode="L" if grey else "RGB")
-    print(f"{len(names)} pictures: " + ", ".join(f"{b} = {printable(name)}" for b, name in enumerate(names[:20])))
+    print(
+        f"{len(names)} picture{'' if len(names) == 1 else 's'}: "
+        + ", ".join(f"{b} = {printable(name)}" for b, name in enumerate(names[:20]))
+    )
     default = None if params.condition is None else "none"
     if default is not None and flags.FLAGS.cond is None and not flags.FLAGS.prompt:
         print("conditions: none (--cond=... names the class of each picture, or one for all; --prompt=... its caption)")

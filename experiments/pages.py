@@ -51,7 +51,10 @@ def write_report(
     things = "samples" if names is None else "pictures"
     told = [*facts.facts(params, data), *([] if names is not None else facts.sampler_facts(samples))]
     found = None if att.q_value is None else finding(att, shown.unit_names, noun, things)
-    title = f"What {len(pictures)} {things} {'of' if names is None else 'depend on in'} {data.name}"
-    title += " depend on" if names is None else ""
+    count = len(pictures)
+    if names is None:
+        title = f"What {count} sample{'' if count == 1 else 's'} of {data.name} depend{'s' if count == 1 else ''} on"
+    else:
+        title = f"What {names[0]} depends on" if count == 1 else f"What {count} pictures depend on"
     page = Page(title, how_to_read(att, generated=names is None), told, samples=sections, finding=found)
     print(f"report: {write_page(f'{stem}.html', page)}")

@@ -13,6 +13,7 @@ Examples:
 """
 
 import pathlib
+import shlex
 import shutil
 import time
 from typing import Any
@@ -47,6 +48,10 @@ GRADIENTS: dict[str, Any] = {
     "normalize": False,
 }
 """Settings of the gradients that choose pictures inside of a class. Few draws, because all pictures share them."""
+INSIDE = (
+    "The pictures shown of a group are those of its training pictures whose gradients (TRAK) say most about the "
+    "sample. The samples are conditioned on their groups: without a group, no remaining member ever saw its condition."
+)
 HELD_OUT = 0.2
 """Share of the pictures of --images that is held out."""
 FEW = 40
@@ -56,6 +61,7 @@ FEW = 40
 def main() -> None:
     """Run everything and print where the report is."""
     from ensdiff import hosts
+    from ensdiff.codes.unit_names import UnitNames
     from ensdiff.report import finding
 
     begin = time.time()
@@ -67,6 +73,8 @@ def main() -> None:
     hosts.decide(lambda: begin_run(run_dir, bool(config.resume), IMAGES.value))
     params = building.train_from_config(config)
     names = params.code.group_code().names
+    if held_out is not None and IMAGES.value is not None:
+        print(f"{held_out.items} of {held_out.items + data.items} pictures are held out, to compare samples with")
     noun = "class" if IMAGES.value is None else "folder"
 
     samples, shown = draw(params, data, EVALUATED.value), draw(params, data, SAMPLES.value)
@@ -83,7 +91,11 @@ def main() -> None:
     if page is None:
         return
     print(f"\n{time.time() - begin:.0f} s in total\nrun: {run_dir}\nreport: {page}")
-    print(f"to explore it: {command('report')} {run_dir}, or live: {command('serve')} {run_dir}")
+    again = f"--run={run_dir} --n={len(shown)} --sampler={SAMPLER} --steps={STEPS.value} --guidance={GUIDANCE.value:g}"
+    named = shlex.quote(UnitNames(names).typed(int(att.units[0, 0])))
+    print(f"\nits groups and their pictures: {command('units')} --run={run_dir} --groups")
+    print(f"the samples without one group: {command('sample')} {again} --groups --remove={named}")
+    print(f"all of it to explore: {command('report')} {again}, or live: {command('serve')} {again}")
 
 
 def chosen_config(config: Any) -> Any:
@@ -191,7 +203,7 @@ def report(
     metrics = ensdiff.read_metrics(pathlib.Path(config.run_dir))
     page = Page(
         f"What {len(shown)} {what} depend on",
-        how_to_read(att),
+        [*how_to_read(att), INSIDE],
         [*facts.facts(params, data), *facts.sampler_facts(shown)],
         tables,
         [

@@ -42,7 +42,8 @@ def main() -> None:
     params = runs.load_run()
     code = params.code.group_code() if GROUPS.value else params.code
     names = naming.names_of(params, code)
-    removals = naming.removals(REMOVE.value, code.units, names)
+    with naming.groups_named(params, ",".join(REMOVE.value), code):
+        removals = naming.removals(REMOVE.value, code.units, names)
     units = [removal.units for removal in removals]
     naming.check_removals(code, units, names)  # before sampling
     out = runs.output_folder("samples")

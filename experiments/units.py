@@ -52,6 +52,7 @@ def main() -> None:
         print(f"{told}, {code.members} members", flush=True)
         chosen = chosen[: MOST.value]
     rows = describe(params, manifest, chosen, names, groups=GROUPS.value, origin=description.get("origin"))
+    groups = params.code.group_code() if params.code.groups is not None and not GROUPS.value else None
     if FORMAT.value == "json":
         print(json.dumps(rows, indent=1))
     elif FORMAT.value == "csv":
@@ -60,6 +61,11 @@ def main() -> None:
         _print_table(rows)
         if len(rows) < found:
             print(f"the first {len(rows)}; --most=... shows more, --find=TEXT those with a text in their names")
+        if groups is not None:
+            group_names = params.names_of(groups)
+            inside = [] if FIND.value is None or group_names is None else group_names.parts(FIND.value)
+            told = f" ({len(inside)} of them with {FIND.value!r} in their names)" if len(inside) else ""
+            print(f"the units are in {groups.units} groups{told}, which --groups lists")
 
 
 def describe(

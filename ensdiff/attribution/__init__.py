@@ -25,7 +25,7 @@ from ensdiff.attribution.judging import Judgement, choose, cross_predictions, ju
 from ensdiff.attribution.loss import LossMatrix, loss_matrix
 from ensdiff.attribution.ranking import Top
 from ensdiff.attribution.result import Attribution
-from ensdiff.attribution.sufficient import NullPlan, NullWarning, null_needed, plan_null
+from ensdiff.attribution.sufficient import NullPlan, NullWarning, count_candidates, null_needed, plan_null
 from ensdiff.attribution.values import GroupValues, group_values
 
 __all__ = [
@@ -49,6 +49,7 @@ __all__ = [
     "choose",
     "combine",
     "contrast",
+    "count_candidates",
     "cross_predictions",
     "exact_influence",
     "gradient_scores",

@@ -9,14 +9,17 @@ has a small one, its q-value (n2) is ``M / (1 + L)``. So a verdict at a level a 
 import fractions
 import math
 import warnings
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ensdiff.attribution.candidates import Candidates
 from ensdiff.attribution.request import Request
 from ensdiff.attribution.scoring import GRADIENT_METHODS
+from ensdiff.codes import Code
 from ensdiff.codes.errors import smallest_members
+from ensdiff.ensemble.ensemble import Ensemble
 
 COARSE = 99
 """Null values of a call that cannot give verdicts: enough for p-values of 1 %."""
@@ -89,6 +92,15 @@ def plan_null(candidates: Candidates, method: str, level: float, held_out: int |
             f"{_most(limit, level):,} candidates (such as groups), or null={needed}",
         )
     return NullPlan(needed, needed, available, None)
+
+
+def count_candidates(params: Ensemble, units: Sequence[Any] | None = None, code: Code | None = None) -> int:
+    """Return the number of candidates of a call of `ensdiff.attribute` with these arguments.
+
+    >>> count_candidates(params), count_candidates(params, [3, {4, 7}])
+    (30, 2)
+    """
+    return len(Candidates.of(params.candidate_code(code), units))
 
 
 def with_null(request: Request, candidates: Candidates, method: str, held_out: int | None = None) -> Request:

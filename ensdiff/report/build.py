@@ -168,7 +168,7 @@ def _cards(
                     None if att.standard_error is None else float(att.standard_error[b, t]),
                     meaning(att),
                     len(present),
-                    None if inside is None else f"first by {inside.method}",
+                    None if inside is None else f"of {len(present)}, chosen by {inside.method}",
                 )
             )
     return cards

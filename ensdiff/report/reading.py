@@ -11,7 +11,7 @@ HOW_TO_READ = (
     "whose removal moves it most: drop every member that saw the unit, start again from the same noise, and the "
     "result is what this ensemble would have made had the unit never existed. The number is the distance that the "
     "sample moves (L2 over pixels in [0, 1]); the squares are the members, filled where the member saw the unit.",
-    "Dropping any half of the ensemble moves a sample somewhat. The p-value compares with ablations by code words "
+    "Dropping as many other members moves a sample somewhat. The p-value compares with ablations by code words "
     "that no unit owns: the share of them that moves the sample at least as far. Among many units small p-values are "
     "expected by chance; the q-value (Benjamini-Hochberg) allows for that. A sample is attributable to the units "
     "whose q is at most the level; where there are none, it is unattributable: no single unit is shown to move it "

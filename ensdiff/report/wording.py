@@ -104,7 +104,10 @@ def verdict_words(att: Attribution, b: int, names: Sequence[str]) -> str:
         return f"depends on {_joined([*found[:MOST_NAMED], f'{len(found) - MOST_NAMED} more'])}"
     if found:
         return f"depends on {_joined(found)}" + (" and perhaps more" if len(found) == top > 1 else "")
-    return "no answer: the null is too small" if att.limitation is not None else "unattributable: nothing stands out"
+    if att.limitation is not None:
+        return "no answer: the null is too small"
+    assert att.q_value is not None
+    return f"unattributable; first is {_name(att, int(att.units[b, 0]), names)}, q {att.q_value[b, 0]:.2g}"
 
 
 def finding(att: Attribution, names: Sequence[str], noun: str = "unit", things: str = "samples") -> str:
@@ -123,7 +126,8 @@ def finding(att: Attribution, names: Sequence[str], noun: str = "unit", things: 
     every, top = att.settings.get("attributed") or [0] * B, att.units.shape[1]
     outside = [b for b in range(B) if every[b] and not named[b]]  # the most influential need not have the smallest p
     if not count and not outside:
-        text = f"None of {B} {things} can be attributed to {a} {noun} at level {att.level:g}."
+        who = f"None of {B} {things} can" if B > 1 else f"The {things.removesuffix('s')} cannot"
+        text = f"{who} be attributed to {a} {noun} at level {att.level:g}."
         return text if att.limitation is None else f"{text} {att.limitation[0].upper()}{att.limitation[1:]}."
     of_unit: dict[int, list[int]] = {}
     for b, units in enumerate(named):

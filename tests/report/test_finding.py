@@ -27,7 +27,7 @@ def attribution(q_BT, units=None, call=None, level=0.1, null=99, **settings):
     ([0.1, 0.5], {}, "depends on ada"),
     ([0.1, 0.1], {}, "depends on ada and bob and perhaps more"),
     ([0.01, 0.02, 0.03, 0.04, 0.9], {}, "depends on ada, bob, <b>cy</b> and 1 more"),
-    ([0.5, 0.6], {}, "unattributable: nothing stands out"),
+    ([0.5, 0.6], {}, "unattributable; first is ada, q 0.5"),
     ([0.5, 0.6], {"null_of_a_kind": 9}, "no answer: the null is too small"),
     ([0.01, 0.6], {"attributed": [3]}, "depends on ada and 2 more"),
     ([0.6, 0.6], {"attributed": [1]}, "depends on 1 more"),
@@ -48,9 +48,7 @@ def test_one_line_says_what_was_found_and_which_q_values_that_is_by():
     )
     none = attribution([[0.5, 0.5]], null=9)
     text = finding(none, NAMES, "class", "pictures")
-    assert text.startswith(
-        "None of 1 pictures can be attributed to a class at level 0.1. With this null one unit alone"
-    )
+    assert text.startswith("The picture cannot be attributed to a class at level 0.1. With this null one unit alone")
 
 
 def test_a_unit_outside_of_the_top_is_no_reason_to_say_that_there_is_none():
@@ -78,7 +76,7 @@ def test_the_head_shows_a_verdict_and_the_picture_without_what_is_named(tiny, tm
     head, _, rest = html.partition('<section aria-labelledby="sample-1"')
     assert "2 samples: a &lt;finding&gt;" in head
     assert head.count("depends on item") == 1
-    assert head.count("unattributable: nothing stands out") == 1
+    assert head.count("unattributable; first is item") == 1
     assert head.count("without item") == 2  # its alternative text and its caption, for the first sample only
     assert "How to read this page" in rest
     assert "Each training unit was seen" not in head
@@ -105,7 +103,7 @@ def test_sections_of_groups_show_the_pictures_that_another_attribution_puts_firs
         for card, group in zip(section.units, att.units[b], strict=True):
             order = [unit for unit in inside.units[b] if unit // 4 == group]
             np.testing.assert_array_equal(card.images, data.images[order])
-            assert card.chosen == "first by loss"
+            assert card.chosen == "of 4, chosen by loss"
             assert card.members.tolist() == code.rows(int(group))[0].tolist()
             distance = np.linalg.norm(card.counterfactual - np.asarray(samples.images[b]))
             np.testing.assert_allclose(distance, card.influence, rtol=1e-4)

@@ -1,0 +1,46 @@
+"""Names of groups on the command line, and the number of candidates that are left."""
+
+import numpy as np
+import pytest
+
+import ensdiff
+from ensdiff.attribution import count_candidates
+from experiments import naming
+from tests.helpers import random_ensemble
+
+GROUPED = ensdiff.Code.hierarchical(8, np.arange(12) // 4, group_weight=6, group_names=["digit 0", "digit 1", "ann, b"])
+
+
+def test_an_unknown_unit_that_is_a_group_is_an_error_that_says_so():
+    params = random_ensemble(GROUPED)
+    names = ensdiff.codes.unit_names.UnitNames([f"item {i}" for i in range(12)])
+    with (
+        pytest.raises(ValueError, match=r"no unit is called 'digit 1'.*In this run digit 1 is a group.*add --groups"),
+        naming.groups_named(params, "digit 1"),
+    ):
+        naming.removals(["digit 1"], 12, names)
+    with pytest.raises(ValueError, match="no unit is called 'dig'") as caught, naming.groups_named(params, "nothing"):
+        naming.removals(["dig"], 12, names)
+    assert "--groups" not in str(caught.value)
+    groups = GROUPED.group_code()
+    with pytest.raises(ValueError, match="'digit 7'") as caught, naming.groups_named(params, "digit 7", groups):
+        naming.removals(["digit 7"], 3, params.names_of(groups))
+    assert "--groups" not in str(caught.value)
+
+
+def test_the_units_of_named_groups_are_all_of_theirs(capsys):
+    params = random_ensemble(GROUPED)
+    assert naming._units_of_groups(params, '"ann, b"') == [8, 9, 10, 11]
+    assert 'groups 2 ("ann, b") are 4 units' in capsys.readouterr().out
+    with pytest.raises(ValueError, match="no unit is called 'ann'"):  # a part of a name is not enough
+        naming._units_of_groups(params, "ann")
+    with pytest.raises(ensdiff.NoSurvivorError, match="digit 0, digit 1"):
+        naming._units_of_groups(params, "0,1,2")
+
+
+@pytest.mark.filterwarnings("ignore::ensdiff.codes.errors.CodeWarning")
+def test_units_that_can_no_longer_be_removed_are_no_candidates():
+    code = ensdiff.Code.from_matrix([[1, 1, 1], [1, 0, 0], [0, 1, 0], [0, 0, 0]])  # seen by all, and by none
+    params = random_ensemble(code)
+    assert count_candidates(params) == 2
+    assert count_candidates(params, [1]) == 1
