@@ -61,9 +61,8 @@ def main(run: str | None = None) -> None:
     out = runs.output_folder("report")
     samples = runs.draw_samples(params)
     decode = decoding.decoder_of(params, samples.images)
-    layers = [layer(params, data, samples, groups=False)]
-    if params.code.groups is not None:
-        layers.append(layer(params, data, samples, groups=True))
+    # groups first: with few members, they are what can be answered for
+    layers = [layer(params, data, samples, groups) for groups in kinds_of(params)]
     if not runs.is_writer():
         return
     folder = runs.run_folder()
@@ -82,6 +81,11 @@ def main(run: str | None = None) -> None:
     )
     page = write_explorer(out / "explorer.html", exploration, inline=round(INLINE.value * 2**20))
     print(f"explorer: {page}")
+
+
+def kinds_of(params: Any) -> list[bool]:
+    """Return whether each layer of the page is of groups; the page opens with the first."""
+    return [False] if params.code.groups is None else [True, False]
 
 
 def layer(params: Any, data: Any, samples: Any, groups: bool) -> Any:

@@ -91,9 +91,7 @@ def session_of(params: Any, data: Any) -> Any:
 
     samples = runs.draw_samples(params)
     decode = decoding.decoder_of(params, samples.images)
-    layers = [report.layer(params, data, samples, groups=False)]
-    if params.code.groups is not None:
-        layers.append(report.layer(params, data, samples, groups=True))
+    layers = new_layers(params, data, samples, progress=True, reuse=True)
     first = exploration_of(params, data, samples, layers, decode)
     picture, side, grey = picture_function(params)
     source = Source(
@@ -140,24 +138,38 @@ def exploration_of(params: Any, data: Any, samples: Any, layers: list[Any], deco
     )
 
 
-def new_layers(params: Any, data: Any, samples: Any) -> list[Any]:
-    """Compute the layers of samples that the page asked for."""
+def new_layers(params: Any, data: Any, samples: Any, *, progress: bool = False, reuse: bool = False) -> list[Any]:
+    """Compute the layers of samples.
+
+    Sets of units are removed when the page asks for them. Single items of groups get no null unless --null asks for
+    one, so that the page opens soon.
+
+    Args:
+        params: the ensemble.
+        data: its training data.
+        samples: the samples.
+        progress: whether to show progress bars.
+        reuse: whether to use attributions of these samples that experiments.attribute saved.
+    """
     from ensdiff.report.explorer import explore
 
-    kinds = [False] if params.code.groups is None else [False, True]
+    kinds = report.kinds_of(params)
     return [
         explore(
             params,
             data,
             samples,
+            report.saved(params, samples, groups) if reuse else None,
+            scores=report.scored(params, samples, groups) if reuse else None,
             groups=groups,
             top=report.given(report.TOP, 32),
             combined=0,
-            null=null(),
+            null=0 if len(kinds) > 1 and not groups and report.NULL.value is None else null(),
             level=report.given(report.LEVEL, 0.1),
             landscape=report.LANDSCAPE.value,
             seed=flags.FLAGS.seed,
             memory_budget=memory_budget(),
+            progress=progress,
         )
         for groups in kinds
     ]

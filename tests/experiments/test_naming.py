@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 import ensdiff
-from ensdiff.attribution import count_candidates
 from experiments import naming
 from tests.helpers import random_ensemble
 
@@ -36,11 +35,3 @@ def test_the_units_of_named_groups_are_all_of_theirs(capsys):
         naming._units_of_groups(params, "ann")
     with pytest.raises(ensdiff.NoSurvivorError, match="digit 0, digit 1"):
         naming._units_of_groups(params, "0,1,2")
-
-
-@pytest.mark.filterwarnings("ignore::ensdiff.codes.errors.CodeWarning")
-def test_units_that_can_no_longer_be_removed_are_no_candidates():
-    code = ensdiff.Code.from_matrix([[1, 1, 1], [1, 0, 0], [0, 1, 0], [0, 0, 0]])  # seen by all, and by none
-    params = random_ensemble(code)
-    assert count_candidates(params) == 2
-    assert count_candidates(params, [1]) == 1
