@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments.quickstart import MARK, begin_run
+from experiments.own_runs import MARK, begin_run
 
 
 def test_an_earlier_run_is_replaced_only_if_this_program_made_it(tmp_path, monkeypatch):

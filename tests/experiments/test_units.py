@@ -11,7 +11,7 @@ import pytest
 import ensdiff
 from ensdiff.codes.unit_names import UnitNames
 from ensdiff.runs.directory import RunDirectory
-from experiments import units
+from experiments import listing
 from tests.helpers import CODE, blobs, random_ensemble
 
 NAMES = ["ganson", "calder", "Smith, John", "7", "ada\x1b", "ada"]
@@ -20,21 +20,21 @@ NESTED = ensdiff.Code.hierarchical(6, np.arange(9) // 3, group_weight=4, weight=
 
 def test_rows(tiny):
     data = ensdiff.data.arrays(blobs(8), [0, 1, 1, 2, 3, 4, 5, 5])
-    rows = units.describe(tiny, data.manifest(), [1, 3], UnitNames(NAMES), origin={"forgotten": [3]})
+    rows = listing.describe(tiny, data.manifest(), [1, 3], UnitNames(NAMES), origin={"forgotten": [3]})
     members = [np.flatnonzero(CODE.rows(i)[0]).tolist() for i in (1, 3)]
     assert rows == [
         {"id": 1, "name": "calder", "write": "calder", "forgotten": False, "items": 2, "members": members[0]},
         {"id": 3, "name": "7", "write": "name:7", "forgotten": True, "items": 1, "members": members[1]},
     ]
-    assert units.describe(tiny, None, [], None) == []
+    assert listing.describe(tiny, None, [], None) == []
 
 
 def test_groups():
     params = random_ensemble(NESTED)
     data = ensdiff.data.arrays(blobs(10), [*range(9), 5])
-    inner = units.describe(params, data.manifest(), [5], None)[0]
+    inner = listing.describe(params, data.manifest(), [5], None)[0]
     assert (inner["group"], inner["group_name"], inner["items"], inner["write"]) == (1, "y", 2, "5")
-    outer = units.describe(params, data.manifest(), [0, 1], params.names_of(NESTED.group_code()), groups=True)
+    outer = listing.describe(params, data.manifest(), [0, 1], params.names_of(NESTED.group_code()), groups=True)
     assert [(row["name"], row["units"], row["items"]) for row in outer] == [("x", 3, 3), ("y", 3, 4)]
     assert set(inner["members"]) <= set(outer[1]["members"])
 
