@@ -99,7 +99,25 @@ def load_run() -> Any:
     given: Any = {name: flags.FLAGS[name].value for name in ("combine", "scale") if name in flags.FLAGS}
     params = ensdiff.load(run_folder(), flags.FLAGS.step, **given)
     print(params, flush=True)
+    warn_of_unfinished(run_folder(), flags.FLAGS.step)
     return params
+
+
+def warn_of_unfinished(run: pathlib.Path, step: int | None) -> None:
+    """Say it if the checkpoint that is used is not the last step of the training that its config asked for."""
+    from ensdiff.runs.checkpoints import steps_of
+
+    from . import building
+    from .commands import command
+
+    try:
+        wanted = building.read_run_config(run).get("train", {}).get("steps")
+    except (OSError, ValueError):  # a run without the programs' config, or with a damaged one
+        return
+    used = max(steps_of(run), default=None) if step is None else step
+    if isinstance(wanted, int) and used is not None and used < wanted:
+        go_on = f"{command('train')} with the same options and --config.resume=True goes on"
+        print(f"warning: this is step {used:,} of {wanted:,} of {run}: samples may be noise ({go_on})", flush=True)
 
 
 def draw_samples(params: Any) -> Any:

@@ -323,3 +323,11 @@ def _checked(setting: Any, values: ArrayLike, B: int, K: int) -> np.ndarray:
             f"{name} have shape {array.shape}: expected ({K}, {B}, {K}) or ({B}, {K}), for {B} queries and {K} members"
         )
     return array
+
+
+def judgement_of(values: dict[str, Any] | None) -> Judgement | None:
+    """Return a judgement from its JSON; None if there is none, as in files of older versions."""
+    if values is None:
+        return None
+    table = tuple((setting, lds) for setting, lds in values["table"])
+    return Judgement(**{**values, "lds": Estimate(*values["lds"]), "slope": Estimate(*values["slope"]), "table": table})

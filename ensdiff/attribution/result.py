@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 
 from ensdiff.attribution.audit import Audit, Recall
 from ensdiff.attribution.figure import draw
-from ensdiff.attribution.judging import Judgement
+from ensdiff.attribution.judging import Judgement, judgement_of
 from ensdiff.attribution.measures import distance_words
 from ensdiff.codes.unit_names import UnitNames, labels
 from ensdiff.data.viewing import Decode
@@ -21,7 +21,6 @@ from ensdiff.files.checksums import check_beside, read_sealed, write_sealed
 from ensdiff.files.npy import read_npz
 from ensdiff.files.reading import installed
 from ensdiff.metrics.arrays import at_most
-from ensdiff.metrics.bootstrap import Estimate
 
 _ARRAYS = ("units", "influence", "p_value", "q_value", "q_value_of_call", "standard_error", "null_BL")
 NULLS = {
@@ -320,7 +319,7 @@ class Attribution:
             settings=values["settings"],
             sets=None if sets is None else tuple(tuple(entry) for entry in sets),
             audit=audit,
-            judgement=_judgement(values.get("judgement")),
+            judgement=judgement_of(values.get("judgement")),
             **arrays,
         )
         stored = values.get("unit_names")
@@ -343,14 +342,6 @@ class Attribution:
                 attribution.
         """
         return draw(self, images, data, top=top, decode=decode)
-
-
-def _judgement(values: dict[str, Any] | None) -> Judgement | None:
-    """Return a judgement from its JSON; None if there is none, as in files of older versions."""
-    if values is None:
-        return None
-    table = tuple((setting, lds) for setting, lds in values["table"])
-    return Judgement(**{**values, "lds": Estimate(*values["lds"]), "slope": Estimate(*values["slope"]), "table": table})
 
 
 def _with(stem: pathlib.Path, suffix: str) -> pathlib.Path:

@@ -1,10 +1,11 @@
-"""Names of groups on the command line, and the number of candidates that are left."""
+"""Names of groups on the command line, and runs that are not finished."""
 
 import numpy as np
 import pytest
 
 import ensdiff
-from experiments import naming
+from ensdiff.files.checksums import write_sealed
+from experiments import naming, runs
 from tests.helpers import random_ensemble
 
 GROUPED = ensdiff.Code.hierarchical(8, np.arange(12) // 4, group_weight=6, group_names=["digit 0", "digit 1", "ann, b"])
@@ -35,3 +36,16 @@ def test_the_units_of_named_groups_are_all_of_theirs(capsys):
         naming._units_of_groups(params, "ann")
     with pytest.raises(ensdiff.NoSurvivorError, match="digit 0, digit 1"):
         naming._units_of_groups(params, "0,1,2")
+
+
+@pytest.mark.parametrize(("step", "wanted", "told"), [(None, 9, "step 4 of 9"), (2, 4, "step 2 of 4"), (None, 4, "")])
+def test_an_unfinished_run_is_said_to_be_one(tmp_path, capsys, step, wanted, told):
+    for number in (2, 4):
+        (tmp_path / "checkpoints" / str(number)).mkdir(parents=True)
+    write_sealed(tmp_path / "config.json", {"data": {"name": "digits"}, "train": {"steps": wanted}})
+    runs.warn_of_unfinished(tmp_path, step)
+    text = capsys.readouterr().out
+    assert (told in text) if told else not text
+    (tmp_path / "config.json").write_text("damaged")
+    runs.warn_of_unfinished(tmp_path, None)
+    assert capsys.readouterr().out == ""
