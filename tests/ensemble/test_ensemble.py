@@ -21,6 +21,7 @@ from ensdiff.ensemble.mesh import make_mesh, on_mesh
 from ensdiff.ensemble.tracing import activation_bytes
 from ensdiff.models.space import Latents, Pixels
 from experiments import building
+from experiments.coding import build_code
 from tests.helpers import CODE, TINY
 
 
@@ -218,12 +219,12 @@ def test_activation_bytes_grow_with_the_image():
 def test_configs_build(name):
     config = importlib.import_module(f"experiments.configs.{name}").get_config()
     shape = (32, 32, 3) if name == "cifar10_paper" else (28, 28, 1)
-    data = ensdiff.data.arrays(np.zeros((40, *shape), np.uint8))
+    data = ensdiff.data.arrays(np.zeros((40, *shape), np.uint8), labels=np.arange(40) // 4)
     model, schedule, train = building.settings(config, data.shape[-1])
     assert model.image_channels == shape[-1]
     assert schedule.timesteps == 1000
     assert train.steps > 100
-    code = ensdiff.Code.balanced(**building.section(config, "code"), units=1000)
+    code = build_code(building.section(config, "code"), data)
     assert code.members == config.code.members
     size = 8 if "digits" in config.run_dir or "quickstart" in config.run_dir else shape[0]
     model.check_image(size, size)
