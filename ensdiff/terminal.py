@@ -24,7 +24,8 @@ _MENTIONED: set[str] = set()
 
 def interactive() -> bool:
     """Return whether stderr is a terminal or belongs to a notebook; otherwise it is a file, where bars are noise."""
-    return sys.stderr.isatty() or "ipykernel" in sys.modules
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return sys.stderr.isatty() or hasattr(shell, "kernel")  # that ipykernel was imported does not make a notebook
 
 
 def say(text: str) -> None:

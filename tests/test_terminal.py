@@ -3,6 +3,7 @@
 import io
 import sys
 import time
+import types
 
 from ensdiff import hosts, terminal
 
@@ -17,7 +18,7 @@ def terminal_of(monkeypatch):
 
 def until(condition):
     """Wait until a thread has done something."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60  # a loaded machine may start a thread late
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -55,6 +56,13 @@ def test_a_log_file_gets_one_line_and_only_if_it_takes_long(capsys, monkeypatch)
         time.sleep(0.05)
     assert said == ["train: compiling..."]
     assert capsys.readouterr().err == ""
+
+
+def test_a_notebook_is_a_shell_with_a_kernel(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ipykernel", types.ModuleType("ipykernel"))
+    for shell, found in ((None, False), (types.SimpleNamespace(), False), (types.SimpleNamespace(kernel=1), True)):
+        monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda shell=shell: shell))
+        assert terminal.interactive() == found
 
 
 def clock(*times):

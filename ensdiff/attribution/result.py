@@ -166,7 +166,7 @@ class Attribution:
             ValueError: there is no null, or the result was saved by an older version.
 
         >>> att = ensdiff.attribute(params, samples, "differential", top=3, null=9)
-        >>> (att.over_call().q_value == att.q_value_of_call).all()
+        >>> bool((att.over_call().q_value == att.q_value_of_call).all())
         True
         """
         if self.q_value_of_call is None:

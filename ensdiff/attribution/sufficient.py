@@ -98,7 +98,7 @@ def count_candidates(params: Ensemble, units: Sequence[Any] | None = None, code:
     """Return the number of candidates of a call of `ensdiff.attribute` with these arguments.
 
     >>> count_candidates(params), count_candidates(params, [3, {4, 7}])
-    (30, 2)
+    (40, 2)
     """
     return len(Candidates.of(params.candidate_code(code), units))
 

@@ -92,9 +92,9 @@ def _joined(texts: Sequence[Any]) -> str:
 def verdict_words(att: Attribution, b: int, names: Sequence[str]) -> str:
     """Return the verdict on one sample in a few words, with names of units.
 
-    >>> att = ensdiff.attribute(params, samples, "differential", top=2, null=40, level=0.9)
-    >>> verdict_words(att, 0, [f"artist {i}" for i in range(30)])
-    'depends on artist 7 and artist 25'
+    >>> att = ensdiff.attribute(params, samples, "differential", units=[3, 5], top=2, null=9, level=0.1)
+    >>> verdict_words(att, 0, [f"artist {i}" for i in range(40)]).split(" artist ")[0]
+    'no answer: the null is too small'
     """
     found, top = [_name(att, unit, names) for unit in named_units(att, b)], att.units.shape[1]
     every = (att.settings.get("attributed") or [len(found)] * len(att))[b]
