@@ -54,6 +54,7 @@ class Adapted:
         train_also: which other arrays are trained.
         stack: how many members of a device are computed together, see `ensdiff.models.Denoiser`.
         digest: SHA-256 of the base's parameters; empty where only their shapes are known.
+        down_seed: the seed from which every member draws the same ``down``; None if each member draws its own.
         base_params: the base's parameters, which `ensdiff.train` moves into `ensdiff.Ensemble.base`; None after that.
             They are compared by their digest.
 
@@ -68,6 +69,7 @@ class Adapted:
     train_also: str | None
     stack: int
     digest: str
+    down_seed: int | None = None
     base_params: Any = dataclasses.field(default=None, compare=False, repr=False)
 
     @property
@@ -92,6 +94,7 @@ class Adapted:
 
     def init(self, key: Array) -> Params:
         """Return the factors of one member, with which it predicts what the base predicts."""
+        key = key if self.down_seed is None else jax.random.key(self.down_seed)
         flat: dict[str, Any] = {}
         for number, (path, (shape, _)) in enumerate(sorted(base_shapes(self.base).items())):
             if self._is_low_rank(path):
@@ -182,6 +185,7 @@ def adapted(
     alpha: float | None = None,
     targets: str = TARGETS,
     train_also: str | None = None,
+    down_seed: int | None = None,
     stack: int | None = None,
 ) -> Adapted:
     """Return a frozen base network with low-rank adapters as a denoiser (a1): only the adapters are trained.
@@ -195,6 +199,8 @@ def adapted(
         targets: a regular expression that is searched in the path of each array, such as
             ``"middle_block0/conv1/kernel"``. Arrays in which it is found must have 2 axes (dense) or 4 (convolution).
         train_also: the same for arrays that are trained as a whole, such as ``"bias$"``; it takes precedence.
+        down_seed: a seed of at least 0 from which every member draws the same ``down``; by default each member
+            draws its own from the seed of training.
         stack: how many members of a device are computed together. The base is multiplied once for these. By default all
             of them on accelerators, and 1 on CPUs.
 
@@ -219,13 +225,17 @@ def adapted(
         raise ValueError(
             f"rank={rank}, alpha={alpha}: expected numbers of at least 0, and a positive alpha with a rank"
         )
+    if down_seed is not None:
+        check_value("down_seed", down_seed, int)
+        if down_seed < 0:
+            raise ValueError(f"down_seed={down_seed}: expected None or an integer of at least 0")
     check_start(base, base_params)
     if stack is None:
         stack = 1 if jax.default_backend() == "cpu" else 0
     check_value("stack", stack, int)
     given = None if _is_abstract(base_params) else jax.tree.map(jnp.asarray, base_params)
     digest = "" if given is None else digest_of(given)
-    model = Adapted(base, rank, alpha, targets, train_also, stack, digest, given)
+    model = Adapted(base, rank, alpha, targets, train_also, stack, digest, down_seed, given)
     _check_choice(model)
     return model
 

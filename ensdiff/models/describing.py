@@ -37,13 +37,15 @@ def fingerprint_of(model: Denoiser) -> dict[str, Any]:
             return {"kind": kind, **{k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}}
     if isinstance(model, Adapted):
         own = {name: getattr(model, name) for name in _ADAPTED}
+        if model.down_seed is not None:  # descriptions without it are older than it, and their digests stay
+            own["down_seed"] = model.down_seed
         return {"kind": "adapted", "base": fingerprint_of(model.base), **own}
     settings = re.sub(r" at 0x[0-9a-f]+", "", str(getattr(model, "described", "")))
     return {"kind": "own", "name": name_of(model), "settings": settings, "parameters": _parameters(model)}
 
 
 _ADAPTED = ("rank", "alpha", "targets", "train_also", "stack", "digest")
-"""Fields of `Adapted` beside the base."""
+"""Fields of `Adapted` beside the base that every description has."""
 
 
 def _parameters(model: Denoiser) -> dict[str, list]:
@@ -85,7 +87,8 @@ def model_from_dict(text: Mapping[str, Any], model: Denoiser | None = None) -> D
 def _adapted(text: Mapping[str, Any], model: Denoiser | None) -> Denoiser:
     """Return the adapted network of a description; ``model`` is the network itself, or its base."""
     given = model.base if isinstance(model, Adapted) else model
-    described = Adapted(base=model_from_dict(text["base"], given), **{name: text[name] for name in _ADAPTED})
+    fields = {name: text[name] for name in _ADAPTED} | {"down_seed": text.get("down_seed")}
+    described = Adapted(base=model_from_dict(text["base"], given), **fields)
     if isinstance(model, Adapted) and dataclasses.replace(model, stack=described.stack) != described:
         raise ValueError(f"the network given is not the one described, {_differs(described, model)}: leave it out")
     return described
