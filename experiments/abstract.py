@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -19,15 +20,16 @@ from ensdiff.attribution.loss import block_step
 from ensdiff.codes.permute_jax import wide
 from ensdiff.data.splits_jax import Lists
 from ensdiff.diffusion.samplers import SamplerConfig, StepRule, rule_of, stages
+from ensdiff.ensemble.blending import Rows, blending_step
 from ensdiff.ensemble.members import abstract_params
 from ensdiff.ensemble.memory import Resources
 from ensdiff.ensemble.mesh import mesh_shape
-from ensdiff.models.adapters import Adapted, Shared, base_shapes
+from ensdiff.models.adapters import Adapted, Shared, base_shapes, network_of
 from ensdiff.models.condition import ConditionSpec
 from ensdiff.models.denoiser import Denoiser
 from ensdiff.models.parameters import nested
 from ensdiff.models.space import PIXELS, Pixels, Space
-from ensdiff.planning.flops import jacobian_step_flops, landscape_step_flops, train_step_flops
+from ensdiff.planning.flops import averaged_flops, jacobian_step_flops, landscape_step_flops, train_step_flops
 from ensdiff.sampling.conditions import Given, Mode
 from ensdiff.sampling.denoise import STATES_AT_ONCE, Noise, plan, sampling_step
 from ensdiff.sampling.packing import Batches
@@ -191,15 +193,21 @@ def landscape_step(case: Case) -> Step:
     """Return the program of one sampling step of states, each without the members that saw one unit."""
     code = Code.balanced(members=case.members, units=case.units)
     shards, states = case.mesh.shape["data"], case.states
-    ensemble = Ensemble({}, code, case.model, case.schedule, case.image_shape, case.space, case.condition)
     states = STATES_AT_ONCE * shards if states is None else -(-states // shards) * shards
     weights_RK = code.ablate([r % case.units for r in range(states)])
+    return _states_step("landscape", case, case.params(), code, weights_RK)
+
+
+def _states_step(name: str, case: Case, params: Any, code: Any, weights_RK: np.ndarray) -> Step:
+    """Return the program of one sampling step of states under rows of weights."""
+    shards, states = case.mesh.shape["data"], len(weights_RK)
+    ensemble = Ensemble({}, code, case.model, case.schedule, case.image_shape, case.space, case.condition)
     chunks = plan(ensemble, weights_RK, case.mesh, Resources(states, case.memory // 2))
     function = sampling_step(case.model, case.image_shape, case.rule, case.mesh, case.mode)
     lists, split = (shards, case.mesh.shape["member"], chunks.number), P("data", "member")
     places = *lists, chunks.together, chunks.places
     arguments = (
-        case.params(),
+        params,
         case.array((states, *case.image_shape), jnp.float32, P("data")),
         None,
         case.noise(states),
@@ -214,7 +222,7 @@ def landscape_step(case: Case) -> Step:
     batch = chunks.together * chunks.places
     flops = landscape_step_flops(case.model, case.image_shape, chunks.number * batch, case.condition)
     note = f"{states} states, {chunks.number} batches of {batch} predictions per chip"
-    return Step("landscape", function, arguments, flops, note)
+    return Step(name, function, arguments, flops, note)
 
 
 def jacobian_step(case: Case) -> Step:
@@ -259,6 +267,38 @@ def loss_step(case: Case) -> Step:
     return Step("loss", function, arguments, flops, f"1 image, {draws // shards} draws, {case.local} members per chip")
 
 
+def blend_step(case: Case) -> Step:
+    """Return the program that makes one network of all members: averaged parameters under one row of weights.
+
+    Raises:
+        ValueError: the members are no adapters.
+    """
+    if not isinstance(case.model, Adapted):
+        raise ValueError(
+            "programs blend and averaged are compiled for adapters only: the config has no section adapters"
+        )
+    weights: Any = case.array((1, case.members), jnp.float32, P(None, "member"))
+    arguments = case.params(), case.base(), weights
+    flops = case.local * averaged_flops(case.model, case.image_shape, case.condition).change
+    return Step("blend", blending_step(case.model, case.mesh), arguments, flops, f"{case.local} members per chip")
+
+
+def averaged_step(case: Case) -> Step:
+    """Return the program of one sampling step of states under the network that `blend_step` makes."""
+    averaged = jax.eval_shape(blend_step(case).function, *blend_step(case).arguments)
+    axes = {"member": 1, "data": case.mesh.size}
+    devices = case.mesh.devices.reshape(1, -1) if isinstance(case.mesh, Mesh) else None
+    kinds = (AxisType.Auto,) * 2
+    mesh = (
+        AbstractMesh((1, case.mesh.size), tuple(axes), axis_types=kinds)
+        if devices is None
+        else Mesh(devices, tuple(axes), axis_types=kinds)
+    )
+    whole = dataclasses.replace(case, model=network_of(case.model), members=1, mesh=mesh)
+    states = -(-(case.states or 1) // mesh.size) * mesh.size
+    return _states_step("averaged", whole, whole.stacked(averaged), Rows(1), np.ones((states, 1), np.float32))
+
+
 STEPS: dict[str, Callable[[Case], Step]] = {
     "train": train_step,
     "train_device": train_device_steps,
@@ -266,6 +306,10 @@ STEPS: dict[str, Callable[[Case], Step]] = {
     "jacobian": jacobian_step,
     "loss": loss_step,
 }
+"""The programs that every ensemble has, by name."""
+
+AVERAGED: dict[str, Callable[[Case], Step]] = {"blend": blend_step, "averaged": averaged_step}
+"""The programs of averaged parameters of adapters."""
 
 
 def lower(step: Step, platform: str) -> jax.stages.Lowered:

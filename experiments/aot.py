@@ -1,31 +1,29 @@
-"""Compile the programs of a config for a TPU pod that you do not have, and report what they need and contain.
+"""Compile the programs of a config for TPUs or GPUs that you do not have, and report what they need and contain.
 
 Examples:
   python -m experiments.aot --topology=v5e:2x4 --config=cifar10_paper
   python -m experiments.aot --topology=v5e:16x16 --config=cifar10_paper --config.code.members=256 --out=aot.json
+  python -m experiments.aot --topology=h100:8 --config=cifar10_paper --config.code.members=16
   python -m experiments.aot --topology=cuda:8 --config=digits --image=8,8,1 --units=1400
     (lowered for GPUs, not compiled; nothing but JAX is needed)
 
-Compiling for TPUs needs libtpu: pip install -e '.[aot]'. All figures are per device (a chip, or half a chip on v4).
-FLOPs count convolutions and matrix products: `analytic` is computed from the architecture (ensdiff.planning.flops),
-`lowered` is counted in the program, with each loop as often as it runs (the compiler's own count takes a loop's body
-once); of `train_device`, one step is counted. `--config.train.pipeline` does not matter here.
+Compiling for TPUs needs libtpu (pip install -e '.[aot]'), and for GPUs JAX's CUDA plugin (pip install -e '.[cuda12]').
+All figures are per device (a chip, or half a chip on v4). The memory of GPU programs does not count the workspaces of
+cuDNN and cuBLAS, whose algorithms are only chosen on the card. FLOPs count convolutions and matrix products: `analytic`
+is computed from the architecture (ensdiff.planning.flops), `lowered` is counted in the program, with each loop as often
+as it runs (the compiler's own count takes a loop's body once); of `train_device`, one step is counted.
+`--config.train.pipeline` does not matter here.
 """
 
 import dataclasses
-import importlib.util
 import json
-import math
-import os
 import pathlib
 import re
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import numpy as np
 from absl import flags
-from jax.sharding import AbstractMesh, AxisType, Mesh
 from tabulate import tabulate
 
 from ensdiff.ensemble.members import group_size
@@ -38,60 +36,10 @@ from ensdiff.models.unet import UNetConfig
 from ensdiff.planning.lowering import Program, read_compiled, read_lowered
 
 from . import building, common
-from .abstract import GIB, STEPS, Case, Step, abstract_mesh, lower
+from .abstract import AVERAGED, STEPS, Case, Step, abstract_mesh, lower
 from .bases import base_dtype, planned
 from .config import define_config
-
-CHIPS = {"v4": (32, "v4-8"), "v5e": (16, "v5litepod-8"), "v5p": (95, "v5p-8"), "v6e": (32, "v6e-8")}
-"""GiB of memory per chip, and libtpu's name for a host with such chips."""
-
-
-def tpu_devices(chip: str, topology: str) -> list:
-    """Return the devices of a TPU topology such as ``"v5e:2x4"``.
-
-    Raises:
-        ImportError: libtpu is missing.
-    """
-    if importlib.util.find_spec("libtpu") is None:
-        raise ImportError("compiling for TPUs needs libtpu: pip install -e '.[aot]'")
-    from jax.experimental import topologies
-
-    settings = {
-        "TPU_SKIP_MDS_QUERY": "1",  # there is no metadata server to ask
-        "TPU_ACCELERATOR_TYPE": CHIPS[chip][1],
-        "TPU_WORKER_HOSTNAMES": "localhost",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no device is opened, so another process's lock is harmless
-    }
-    for name, value in settings.items():
-        os.environ.setdefault(name, value)
-    return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
-
-
-class Target(NamedTuple):
-    """A compilation target: the devices of a TPU topology or a number of GPUs, and the bytes of a TPU device."""
-
-    devices: list | int
-    capacity: int | None
-
-
-def target(text: str, flag: str) -> Target:
-    """Return the target named by a flag: ``"v5e:2x4"``, or ``"cuda:8"`` to lower only.
-
-    Raises:
-        ValueError: the chips are unknown.
-        ImportError: a TPU is named, but libtpu is missing.
-    """
-    match = re.fullmatch(r"(?P<chip>cuda|\w+?)(?::(?P<size>\d+(?:x\d+){0,2}))?", text)
-    if not match or (match["chip"] != "cuda" and (match["chip"] not in CHIPS or "x" not in (match["size"] or ""))):
-        raise ValueError(
-            f"--{flag}={text}: expected cuda:8 (a number of GPUs), or chips and their arrangement such as "
-            f"v5e:2x4 or v4:2x2x2; known chips are {', '.join(CHIPS)}"
-        )
-    if match["chip"] == "cuda":
-        return Target(int(match["size"] or 1), None)
-    devices = tpu_devices(match["chip"], text)
-    per_chip = len(devices) // math.prod(int(n) for n in match["size"].split("x"))  # a v4 chip is two devices
-    return Target(devices, CHIPS[match["chip"]][0] * GIB // per_chip)
+from .targets import GIB, Target, nothing_runs_here, target
 
 
 def inspect(step: Step, platform: str, members: int, capacity: int | None) -> dict[str, Any]:
@@ -99,7 +47,7 @@ def inspect(step: Step, platform: str, members: int, capacity: int | None) -> di
 
     Args:
         step: the program.
-        platform: ``"tpu"`` or ``"cuda"``.
+        platform: ``"tpu"`` or ``"gpu"``.
         members: the number of members whose grouped convolutions are counted.
         capacity: bytes of memory of a device.
 
@@ -110,7 +58,7 @@ def inspect(step: Step, platform: str, members: int, capacity: int | None) -> di
         ValueError: the mesh does not use all chips of a TPU slice that needs all.
     """
     start = time.perf_counter()
-    lowered = lower(step, platform)
+    lowered = lower(step, "cuda" if platform == "gpu" else platform)
     program = read_lowered(lowered, step.iterations)
     found: dict[str, Any] = {
         "step": step.name,
@@ -169,7 +117,7 @@ def table(results: list[dict[str, Any]]) -> str:
             f"{value['number']} {kind} ({value['bytes'] / 2**20:.1f} MiB)"
             for kind, value in held["collectives"].items()
         )
-        cells = [f"{sizes[name] / GIB:.2f}" if sizes else "-"
+        cells = [f"{sizes[name] / GIB:.3g}" if sizes else "-"
                  for name in ("arguments", "outputs", "temporaries", "code", "peak")]  # fmt: skip
         if result.get("fits") is False:
             cells[-1] = "too much" if not sizes else cells[-1] + " !"
@@ -185,22 +133,12 @@ def _numbers(text: str, pattern: str, flag: str, example: str) -> tuple[int, ...
     return tuple(int(n) for n in re.findall(r"\d+", text))
 
 
-def mesh_over(devices: list | int, member: int, data: int) -> Any:
-    """Return the mesh of topology devices, or an abstract mesh if ``devices`` is only their number."""
-    kinds = (AxisType.Auto, AxisType.Auto)
-    if isinstance(devices, int):
-        return AbstractMesh((member, data), ("member", "data"), axis_types=kinds)
-    used = np.asarray(devices[: member * data], dtype=object).reshape(member, data)
-    return Mesh(used, ("member", "data"), axis_types=kinds)
-
-
-def build_case(config: Any, devices: list | int, memory: int) -> Case:
+def build_case(config: Any, machine: Target) -> Case:
     """Return the case that the config and flags describe.
 
     Args:
         config: the config.
-        devices: devices of a topology, or only their number.
-        memory: bytes of memory per device.
+        machine: what to compile for.
 
     Raises:
         ValueError: the image size or the number of units is missing, or a flag does not fit.
@@ -212,16 +150,18 @@ def build_case(config: Any, devices: list | int, memory: int) -> Case:
     missing = [flag for flag, value in (("--image=H,W,C", shape), ("--units=N", units)) if value is None]
     if shape is None or units is None:
         raise ValueError(f"the config does not give the size of the data: pass {' and '.join(missing)}")
-    platform = "gpu" if isinstance(devices, int) else "tpu"
     model, schedule, train = planned(config, shape[-1], **building.stated_condition(config))
     # "auto" for the machine that will run, not for the host that compiles
     network = network_of(model)
     if isinstance(network, UNetConfig):
-        conv, attention = resolve(network.conv, platform), resolve_attention(network.attention, platform)
+        conv, attention = (
+            resolve(network.conv, machine.platform),
+            resolve_attention(network.attention, machine.platform),
+        )
         network = dataclasses.replace(network, conv=conv, attention=attention)
         model = network if network_of(model) is model else dataclasses.replace(model, base=network)
     members = config.code.members
-    count = devices if isinstance(devices, int) else len(devices)
+    count = machine.total
     axes = dict(abstract_mesh(members, train.batch_size, count).shape)
     if f.mesh:
         m, d = _numbers(f.mesh, r"\d+x\d+", "mesh", "4x2 (members x data)")
@@ -231,9 +171,9 @@ def build_case(config: Any, devices: list | int, memory: int) -> Case:
                 f"divisor of the {train.batch_size} images in a batch"
             )
         axes = {"member": m, "data": d}
-    mesh = mesh_over(devices, **axes)
+    mesh = machine.mesh(**axes)
     return Case(
-        model, tuple(shape), members, units, schedule, train, mesh, f.states, f.samples, memory,
+        model, tuple(shape), members, units, schedule, train, mesh, f.states, f.samples, machine.capacity or 16 * GIB,
         model.condition, Latents() if known.get("latents") else PIXELS, base_dtype(config),
     )  # fmt: skip
 
@@ -250,31 +190,30 @@ def described(model: Any) -> list[str]:
 def main() -> None:
     """Compile, print a table, and write it as JSON."""
     f = flags.FLAGS
-    wrong = sorted(set(f.programs) - set(STEPS))
+    programs = STEPS | AVERAGED
+    wrong = sorted(set(f.programs) - set(programs))
     if wrong:
-        raise ValueError(f"--programs={','.join(f.programs)}: expected some of {', '.join(STEPS)}")
-    jax.config.update("jax_platforms", "cpu")  # nothing runs here; do not look for the devices
-    jax.config.update("jax_enable_compilation_cache", False)  # so that the seconds are the compiler's
-    devices, capacity = target(f.topology, "topology")
-    tpu = not isinstance(devices, int)
-    case = build_case(f.config, devices, capacity or 16 * GIB)
+        raise ValueError(f"--programs={','.join(f.programs)}: expected some of {', '.join(programs)}")
+    nothing_runs_here()
+    machine = target(f.topology, "topology")
+    capacity = machine.capacity
+    case = build_case(f.config, machine)
     m, d = case.mesh.shape["member"], case.mesh.shape["data"]
     together = group_size(case.model, case.local)
-    total = devices if isinstance(devices, int) else len(devices)
-    room = f" of {capacity / GIB:g} GiB" if capacity else ""
+    room = f" of {capacity / GIB:.3g} GiB" if capacity else ""
     print(
-        f"{f.topology}: {total} devices{room}, {m * d} used: {m} (member) x {d} (data); K = {case.members}, "
+        f"{f.topology}: {machine.total} devices{room}, {m * d} used: {m} (member) x {d} (data); K = {case.members}, "
         f"batch {case.train.batch_size} per member, {', '.join(described(case.model))}, "
         f"{together} of {case.local} members of a device together",
         flush=True,
     )
     results = []
     for name in f.programs:
-        step = STEPS[name](case)
+        step = programs[name](case)
         print(f"{name}: {step.note}", flush=True)
         # where members are computed one by one, a grouped convolution would be an accident of all of them
         groups = case.local if together == 1 else together
-        results.append(inspect(step, "tpu" if tpu else "cuda", groups, capacity))
+        results.append(inspect(step, machine.platform, groups, capacity))
     print(table(results))
     for result in results:
         if "error" in result:
@@ -303,8 +242,12 @@ def main() -> None:
 
 def define_flags() -> None:
     """Define the command line, in a function because other programs have flags with these names."""
-    flags.DEFINE_string("topology", None, "v5e:2x4, v5e:16x16, v4:2x2x2 or another slice; cuda:8 lowers only.")
-    flags.DEFINE_list("programs", list(STEPS), f"Programs to compile, of {', '.join(STEPS)}.")
+    flags.DEFINE_string(
+        "topology",
+        None,
+        "TPUs such as v5e:2x4, or GPUs such as h100:8; cuda:8 only lowers.",
+    )
+    flags.DEFINE_list("programs", list(STEPS), f"Programs to compile, of {', '.join([*STEPS, *AVERAGED])}.")
     flags.DEFINE_string("image", None, "Height, width and channels, if the config's section aot does not give them.")
     flags.DEFINE_integer("units", None, "Training units, if the config's section aot does not give them.")
     flags.DEFINE_string("mesh", None, "Members x data, such as 4x2; by default what ensdiff.make_mesh chooses.")

@@ -17,7 +17,6 @@ import pathlib
 import re
 from typing import Any
 
-import jax
 from absl import flags
 from ml_collections import ConfigDict
 from tabulate import tabulate
@@ -40,12 +39,14 @@ from ensdiff.planning.estimates import (
     training_memory,
 )
 
-from . import aot, building, common
-from .abstract import STEPS, Case
+from . import aot, building, common, records
+from .abstract import AVERAGED, STEPS, Case
 from .bases import base_dtype, planned
 from .config import define_config
+from .targets import CARDS, Target, nothing_runs_here, target
 
-COMPILED = ("train", "landscape", "jacobian")
+COMPILED = {"predictions": ("train", "landscape", "jacobian"), "parameters": ("train", "blend", "averaged")}
+"""The programs that are compiled, by what the generator combines."""
 
 
 def read_study(config: ConfigDict | None) -> tuple[Study, Schedule]:
@@ -211,26 +212,59 @@ def describe_code(study: Study) -> str:
     return text + (f"\nwarning: {e.warning}" if e.warning else "")
 
 
-def compile_for(text: str, study: Study, schedule: Schedule, space: Space = PIXELS) -> str:
-    """Compile the steps, and return their memory and contents as `experiments.aot` prints them."""
-    jax.config.update("jax_platforms", "cpu")  # nothing runs here; do not look for the devices
-    devices, capacity = aot.target(text, "compile")
-    tpu = not isinstance(devices, int)
-    study = study.on("tpu" if tpu else "gpu")
-    count = len(devices) if isinstance(devices, list) else devices
-    member, data = mesh_shape(study.members, study.train.batch_size, count)
-    mesh = aot.mesh_over(devices, member, data)
-    memory: Any = capacity or 16 * GIB
-    case = Case(
-        study.model, study.image_shape, study.members, study.units, schedule, study.train, mesh, None, None, memory,
-        study.condition, space, study.base_dtype,
+def case_of(study: Study, schedule: Schedule, space: Space, machine: Target) -> Case:
+    """Return the case of a study on a machine; without devices, its programs have no place to be compiled for."""
+    study = study.on(machine.platform)
+    mesh = machine.mesh(*mesh_shape(study.members, study.train.batch_size, machine.total))
+    averaged = study.combine == "parameters"
+    return Case(
+        study.model, study.image_shape, study.members, study.units, schedule, study.train, mesh,
+        study.samples if averaged else None, None, machine.capacity or 16 * GIB, study.condition, space,
+        study.base_dtype,
     )  # fmt: skip
+
+
+def compile_for(text: str, study: Study, schedule: Schedule, space: Space = PIXELS, out: str | None = None) -> str:
+    """Compile the steps, and return their memory and contents as `experiments.aot` prints them.
+
+    Args:
+        text: the machine.
+        study: the study.
+        schedule: the process.
+        space: pixels or latents.
+        out: file for the figures, see `experiments.records`.
+    """
+    nothing_runs_here()
+    machine = target(text, "compile")
+    case = case_of(study, schedule, space, machine)
     results = []
-    for name in COMPILED:
-        step = STEPS[name](case)
+    for name in COMPILED[study.combine]:
+        step = (STEPS | AVERAGED)[name](case)
         print(f"compiling for {text}: {name}, {step.note}", flush=True)
-        results.append(aot.inspect(step, "tpu" if tpu else "cuda", case.local, capacity))
+        results.append(aot.inspect(step, machine.platform, case.local, machine.capacity))
+    if out:
+        records.keep(out, case, text.partition(":")[0], results)
     return aot.table(results)
+
+
+def kept(name: str, chips: int, study: Study, schedule: Schedule, space: Space, share: float) -> str | None:
+    """Return the kept figures of the study's programs, compiled for an accelerator; None if none were kept."""
+    accelerator = ACCELERATORS[name]
+    if accelerator.platform == "cpu":
+        return None
+    memory = (CARDS[name].memory if name in CARDS else accelerator.memory) or 16 * GIB
+    record = records.find(case_of(study, schedule, space, Target(accelerator.platform, chips, memory)), name)
+    if record is None:
+        return None
+    (train,) = (step for step in record["steps"] if step["step"] == "train")
+    flops = study.train.steps * train["flops"]["lowered"]
+    rate = accelerator.rate("training", getattr(network_of(study.model), "compute_dtype", "float32"), share)
+    return (
+        f"Compiled for {name} x {chips} without one (JAX {record['jax']}, experiments/compiled/{record['file']}):\n"
+        f"{aot.table(record['steps'])}\n"
+        f"Training by the compiled step: {study.train.steps:,} x {train['flops']['lowered']:.3g} FLOP per chip, "
+        f"{duration(flops / rate / 3600)} at {share:.0%} of the peak."
+    )
 
 
 def main() -> None:
@@ -241,9 +275,13 @@ def main() -> None:
     print(table(study, accelerators, f.chips, f.utilisation))
     print(notes(accelerators, f.utilisation))
     print(describe_code(study))
+    latents = f.config is not None and building.section(f.config, "aot").get("latents")
+    space = Latents() if latents else PIXELS
     if f.compile:
-        latents = f.config is not None and building.section(f.config, "aot").get("latents")
-        print(compile_for(f.compile, study, schedule, Latents() if latents else PIXELS))
+        print(compile_for(f.compile, study, schedule, space, f.out))
+        return
+    for name in accelerators:
+        print(kept(name, f.chips, study, schedule, space, f.utilisation) or "", end="")
 
 
 def define_flags() -> None:
@@ -261,7 +299,8 @@ def define_flags() -> None:
     flags.DEFINE_integer("chips", 1, "Accelerator chips.")
     flags.DEFINE_list("accelerator", ["all"], f"all, or some of {', '.join(ACCELERATORS)}.")
     flags.DEFINE_float("utilisation", 0.2, "Assumed share of the data sheet's peak.")
-    flags.DEFINE_string("compile", None, "Also compile for a TPU, such as v5e:2x4 (cuda:8: count FLOPs only).")
+    flags.DEFINE_string("compile", None, "Also compile for such machines: v5e:2x4, h100:1 (cuda:8 counts FLOPs only).")
+    flags.DEFINE_string("out", None, "JSON file for the figures of --compile.")
     define_config()
     flags.declare_key_flag("config")
     flags.adopt_module_key_flags(common)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Float
 
@@ -63,7 +63,7 @@ def blend(params: Ensemble, weights_RK: Float[np.ndarray, "R K"]) -> Ensemble:
     model = blended_model(params)
     mesh = make_mesh(params.members)
     rows = on_mesh(jnp.asarray(weights_RK, jnp.float32) * np.float32(params.scale), mesh, P(None, "member"))
-    theta = _blend_fn(params.model, mesh)(place_members(params, mesh), on_mesh(params.base, mesh, P()), rows)
+    theta = blending_step(params.model, mesh)(place_members(params, mesh), on_mesh(params.base, mesh, P()), rows)
     code: Any = Rows(len(weights_RK))
     alone = dataclasses.replace(params, base=None, base_digest=None, combine="predictions", scale=1.0)
     return dataclasses.replace(alone, params=theta, code=code, model=model)
@@ -78,7 +78,9 @@ def whole_members(params: Ensemble) -> Ensemble:
 
 
 @functools.lru_cache(maxsize=16)
-def _blend_fn(model: Denoiser, mesh: Mesh) -> Any:
+def blending_step(model: Denoiser, mesh: Mesh | AbstractMesh) -> Any:
+    """Return the program of `blend`: the members' and the base's parameters and the weights to R stacked networks."""
+
     def blend(stacked, base, weights_RK):
         change = functools.partial(weighted_change, model, stacked, base)
         sums = jax.lax.map(lambda weights_K: change(weights_K), weights_RK)
