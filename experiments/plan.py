@@ -22,7 +22,6 @@ from ml_collections import ConfigDict
 from tabulate import tabulate
 
 from ensdiff import Schedule
-from ensdiff.ensemble.mesh import mesh_shape
 from ensdiff.models.adapters import network_of
 from ensdiff.models.space import PIXELS, Latents, Space
 from ensdiff.planning.estimates import (
@@ -40,7 +39,7 @@ from ensdiff.planning.estimates import (
 )
 
 from . import aot, building, common, records
-from .abstract import AVERAGED, STEPS, Case
+from .abstract import AVERAGED, STEPS
 from .bases import base_dtype, planned
 from .config import define_config
 from .targets import CARDS, Target, nothing_runs_here, target
@@ -212,18 +211,6 @@ def describe_code(study: Study) -> str:
     return text + (f"\nwarning: {e.warning}" if e.warning else "")
 
 
-def case_of(study: Study, schedule: Schedule, space: Space, machine: Target) -> Case:
-    """Return the case of a study on a machine; without devices, its programs have no place to be compiled for."""
-    study = study.on(machine.platform)
-    mesh = machine.mesh(*mesh_shape(study.members, study.train.batch_size, machine.total))
-    averaged = study.combine == "parameters"
-    return Case(
-        study.model, study.image_shape, study.members, study.units, schedule, study.train, mesh,
-        study.samples if averaged else None, None, machine.capacity or 16 * GIB, study.condition, space,
-        study.base_dtype,
-    )  # fmt: skip
-
-
 def compile_for(text: str, study: Study, schedule: Schedule, space: Space = PIXELS, out: str | None = None) -> str:
     """Compile the steps, and return their memory and contents as `experiments.aot` prints them.
 
@@ -236,7 +223,7 @@ def compile_for(text: str, study: Study, schedule: Schedule, space: Space = PIXE
     """
     nothing_runs_here()
     machine = target(text, "compile")
-    case = case_of(study, schedule, space, machine)
+    case = records.case_of(study, schedule, space, machine)
     results = []
     for name in COMPILED[study.combine]:
         step = (STEPS | AVERAGED)[name](case)
@@ -253,7 +240,7 @@ def kept(name: str, chips: int, study: Study, schedule: Schedule, space: Space, 
     if accelerator.platform == "cpu":
         return None
     memory = (CARDS[name].memory if name in CARDS else accelerator.memory) or 16 * GIB
-    record = records.find(case_of(study, schedule, space, Target(accelerator.platform, chips, memory)), name)
+    record = records.find(records.case_of(study, schedule, space, Target(accelerator.platform, chips, memory)), name)
     if record is None:
         return None
     (train,) = (step for step in record["steps"] if step["step"] == "train")

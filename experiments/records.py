@@ -10,12 +10,29 @@ from typing import Any
 
 import jax
 
+from ensdiff import Schedule
+from ensdiff.ensemble.mesh import mesh_shape
 from ensdiff.files.writing import write_atomically
 from ensdiff.models.describing import fingerprint_of
+from ensdiff.models.space import Space
+from ensdiff.planning.estimates import GIB, Study
 
 from .abstract import Case
+from .targets import Target
 
 FOLDER = pathlib.Path(__file__).parent / "compiled"
+
+
+def case_of(study: Study, schedule: Schedule, space: Space, machine: Target) -> Case:
+    """Return the case of a study on a machine; without devices, its programs have no place to be compiled for."""
+    study = study.on(machine.platform)
+    mesh = machine.mesh(*mesh_shape(study.members, study.train.batch_size, machine.total))
+    averaged = study.combine == "parameters"
+    return Case(
+        study.model, study.image_shape, study.members, study.units, schedule, study.train, mesh,
+        study.samples if averaged else None, None, machine.capacity or 16 * GIB, study.condition, space,
+        study.base_dtype,
+    )  # fmt: skip
 
 
 def identity(case: Case, chip: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from ensdiff.attribution.draws import draw_noise
 from ensdiff.diffusion.schedule import add_noise, network_inputs
 from ensdiff.ensemble.memory import Resources
 from ensdiff.models import DiTConfig, adapted, adapters, functions, linen
+from ensdiff.models.describing import fingerprint_of, model_from_dict
 from ensdiff.models.parameters import digest_of, named
 from ensdiff.sampling import blended
 from tests.helpers import CODE, DEEP, SHORT, TINY, blobs
@@ -168,6 +169,25 @@ def test_merging_takes_layers_of_any_name():
     for path, leaf in named(theta).items():
         down, up = (named(factors)[f"{path}/{part}"] for part in ("down", "up"))
         close(found[path], leaf + down @ up)
+
+
+def test_members_can_share_their_down():
+    """With `down_seed`, members differ at the start in nothing, whatever the seed of training is; a run tells of it."""
+    model = make(down_seed=5)
+    same, other = (jax.jit(model.init)(jax.random.key(seed)) for seed in (0, 1))
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), same, other))
+    seeds = [None, 5, 6]
+    starts = [make(down_seed=seed).init(jax.random.key(0)) for seed in seeds]
+    first = [np.asarray(start["middle_block0"]["conv1"]["kernel"]["down"]) for start in starts]
+    assert len({array.tobytes() for array in first}) == 3
+    for seed in seeds:
+        text = fingerprint_of(make(down_seed=seed))
+        assert ("down_seed" in text) == (seed is not None)  # older descriptions and their digests stay
+        assert model_from_dict(text).down_seed == seed
+    with pytest.raises(ValueError, match="down_seed=6"):
+        model_from_dict(fingerprint_of(make(down_seed=6)), model)
+    with pytest.raises(ValueError, match="down_seed=-1: expected None or an integer of at least 0"):
+        make(down_seed=-1)
 
 
 def test_no_rank_trains_whole_arrays_only():

@@ -48,7 +48,7 @@ from scipy.stats import spearmanr
 import ensdiff
 from ensdiff.metrics import fit_classifier, frechet_distance, frechet_floor
 from ensdiff.models import adapted
-from ensdiff.models.adapters import change, factors_of
+from ensdiff.models.factors import change, factors_of
 
 OUT = pathlib.Path("runs/adapters_study")
 MODEL = ensdiff.UNetConfig(channels=16, multipliers=(1, 2), norm_groups=8, classes=10)

@@ -20,8 +20,9 @@ from ensdiff.ensemble.compiling import per_device
 from ensdiff.ensemble.ensemble import Ensemble
 from ensdiff.ensemble.mesh import make_mesh, on_mesh
 from ensdiff.ensemble.placing import member_specs, place_members
-from ensdiff.models.adapters import Adapted, Bound, changes, factors_of, opened
+from ensdiff.models.adapters import Adapted, Bound, changes, opened
 from ensdiff.models.denoiser import Denoiser
+from ensdiff.models.factors import factors_of
 from ensdiff.models.parameters import mapped, named
 from ensdiff.typing import Array, Params
 

@@ -15,8 +15,8 @@ from ensdiff.ensemble.ensemble import Ensemble
 from ensdiff.interop.lora_files import AdapterFile, Factors
 from ensdiff.interop.lora_keys import few
 from ensdiff.interop.networks import names_of
-from ensdiff.models.adapters import factors_of
 from ensdiff.models.dit import DiTConfig
+from ensdiff.models.factors import factors_of
 
 
 def modules_of(model: Any) -> dict[str, str]:

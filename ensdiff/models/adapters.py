@@ -27,7 +27,8 @@ from jaxtyping import Float
 from ensdiff.models import low_rank
 from ensdiff.models.condition import ConditionSpec
 from ensdiff.models.denoiser import Denoiser, SelfChecking, name_of
-from ensdiff.models.parameters import digest_of, mapped, named, nested, shapes_of
+from ensdiff.models.factors import change, factors_of
+from ensdiff.models.parameters import digest_of, mapped, nested, shapes_of
 from ensdiff.settings import check_value
 from ensdiff.typing import Array, Params
 
@@ -293,26 +294,6 @@ def base_shapes(base: Denoiser) -> dict[str, tuple[tuple[int, ...], str]]:
 
 def _key() -> Any:
     return jax.eval_shape(lambda: jax.random.key(0))
-
-
-def factors_of(params: Params) -> dict[str, dict[str, Array]]:
-    """Return a member's factors by the path of the parameter that they change.
-
-    >>> sorted(factors_of({"head": {"kernel": {"down": 1, "up": 2}}})["head/kernel"])
-    ['down', 'up']
-    """
-    flat: dict[str, dict[str, Array]] = {}
-    for path, leaf in named(params).items():
-        above, _, part = path.rpartition("/")
-        flat.setdefault(above, {})[part] = leaf
-    return flat
-
-
-def change(parts: dict[str, Array], scale: float) -> Array:
-    """Return what one parameter's factors add to it (a1), float32."""
-    if "delta" in parts:
-        return parts["delta"]
-    return scale * jnp.einsum("...r,rd->...d", parts["down"], parts["up"], precision="highest")
 
 
 def merge(model: Adapted, base_params: Params, factors: Params | dict[str, dict[str, Array]]) -> Params:

@@ -86,6 +86,7 @@ ACCELERATORS: dict[str, Accelerator] = {
     "t4": _chip("gpu", 15, 8.1, 8.1, "NVIDIA T4; it has no bfloat16 units: float32's peak"),
     "a100": _chip("gpu", 80, 312, 156, "NVIDIA A100 80 GB; float32 as TF32"),
     "h100": _chip("gpu", 80, 989, 494, "NVIDIA H100 SXM; float32 as TF32"),
+    "h200": _chip("gpu", 141, 989, 494, "NVIDIA H200 SXM; float32 as TF32"),
     # TPUs multiply float32 in bfloat16 at JAX's default precision
     "v4": _chip("tpu", 32, 275, 275, "TPU v4"),
     "v5e": _chip("tpu", 16, 197, 197, "TPU v5e"),

@@ -1,11 +1,17 @@
-"""experiments.aot as a user types it: lowering for GPUs by default, compiling for TPUs where libtpu is installed."""
+"""experiments.aot as a user types it: programs are lowered, and compiled for machines whose plugins are installed."""
 
+import dataclasses
+import importlib.util
 import json
 
 import jax
 import pytest
 
+import ensdiff
 from ensdiff.ensemble.mesh import make_mesh
+from ensdiff.models.space import PIXELS
+from ensdiff.planning.estimates import ACCELERATORS, Study
+from experiments import records, targets
 from experiments.abstract import STEPS, abstract_mesh
 
 TINY = [
@@ -80,6 +86,58 @@ def test_tpu_programs_fit_without_a_tpu(run, tmp_path, topology, mesh, programs)
 
 
 @pytest.mark.slow
+def test_gpu_programs_fit_without_a_gpu(run, tmp_path):
+    """The compiler for GPUs takes each program, for two cards that are only described to it."""
+    if importlib.util.find_spec("jax_cuda12_plugin") is None:
+        pytest.skip("compiling for GPUs needs JAX's CUDA plugin: pip install -e '.[cuda12]'")
+    out = tmp_path / "aot.json"
+    done = run("aot", "--topology=h100:2", "--states=12", *TINY, f"--out={out}", environment=PLAIN)
+    _, steps = steps_of(done, out)
+    for step in steps.values():
+        assert step["fits"]
+        assert 0 < step["bytes"]["arguments"] < step["bytes"]["peak"] < 2**30
+    assert steps["train"]["compiled"]["collectives"] == steps["train_device"]["compiled"]["collectives"] == {}
+    assert steps["landscape"]["compiled"]["collectives"]["all-reduce"]["number"] >= 1
+    assert steps["train"]["bytes"]["aliased"] > 0.9 * steps["train"]["bytes"]["outputs"]
+
+
+def test_targets(monkeypatch):
+    assert targets.target("cuda:3", "topology") == targets.Target("gpu", 3, None)
+    assert targets.target("cuda", "topology").total == 1
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    for text, extra in (("h100:2", "cuda12"), ("v5e:2x4", "aot")):
+        with pytest.raises(ImportError, match=rf"pip install -e '\.\[{extra}\]'"):
+            targets.target(text, "topology")
+    for text in ("h100:0", "h100:2x2", "cuda:0", "b7:2", "h100:", ""):
+        with pytest.raises(ValueError, match=f"--topology={text}: expected GPUs and their number"):
+            targets.target(text, "topology")
+
+
+def test_cards_have_the_memory_that_plans_assume():
+    for name, card in targets.CARDS.items():
+        assert card.memory == pytest.approx(ACCELERATORS[name].memory, rel=0.02)
+        assert f"device_memory_size: {card.memory}\n" in card.described()
+
+
+def test_a_record_belongs_to_one_case(tmp_path):
+    """A plan takes kept figures only of the very same shapes and settings, whatever their file is called."""
+    machine = targets.Target("gpu", 1, 80 * 2**30)
+    study = Study(ensdiff.UNetConfig(channels=8, multipliers=(1,)), (8, 8, 1), 4, 6, 2, ensdiff.TrainConfig())
+    case = records.case_of(study, ensdiff.Schedule(), PIXELS, machine)
+    records.keep(str(tmp_path / "a.json"), case, "h100", [{"step": "train"}])
+    found = records.find(case, "h100", tmp_path)
+    assert (found["file"], found["steps"]) == ("a.json", [{"step": "train"}])
+    assert records.find(case, "a100", tmp_path) is None
+    batch = dataclasses.replace(study.train, batch_size=48)
+    model = dataclasses.replace(study.model, channels=16)
+    for changes in ({"train": batch}, {"members": 8}, {"image_shape": (16, 16, 1)}, {"model": model}):
+        other = records.case_of(dataclasses.replace(study, **changes), ensdiff.Schedule(), PIXELS, machine)
+        assert records.find(other, "h100", tmp_path) is None, changes
+    rate = dataclasses.replace(study, train=dataclasses.replace(study.train, learning_rate=1.0))  # the same programs
+    assert records.find(records.case_of(rate, ensdiff.Schedule(), PIXELS, machine), "h100", tmp_path)
+
+
+@pytest.mark.slow
 def test_what_does_not_fit_is_said(run, tmp_path):
     pytest.importorskip("libtpu", reason="compiling for TPUs needs libtpu: pip install -e '.[aot]'")
     done = run(
@@ -93,7 +151,7 @@ def test_what_does_not_fit_is_said(run, tmp_path):
 
 @pytest.mark.parametrize(("args", "message"), [
     (["--topology=v5e"], "v5e:2x4"),
-    (["--topology=v9:2x2"], "known chips"),
+    (["--topology=v9:2x2"], "known chips"), (["--topology=h100:2x2"], "GPUs and their number"),
     (["--topology=cuda:2", "--programs=training"], "expected some of train"),
     (["--topology=cuda:2", "--mesh=3x1"], "a divisor of the 16 members"),
     (["--topology=cuda:2", "--image=8x8"], "--image=8x8"),

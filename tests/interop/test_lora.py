@@ -14,7 +14,7 @@ from ensdiff.files.checksums import DamagedError
 from ensdiff.interop import diffusers, lora
 from ensdiff.interop.lora_files import DIFFUSERS, Factors, open_adapters, write
 from ensdiff.interop.lora_members import targets_for
-from ensdiff.models import adapters
+from ensdiff.models import adapters, factors
 from ensdiff.models.parameters import named, nested
 from tests.helpers import CODE, DEEP, SHORT, random_ensemble
 
@@ -221,7 +221,7 @@ def test_members_of_different_shapes_are_one_ensemble(tmp_path, base):
     for k, own in enumerate(equal):
         for name, one in own.items():
             path = next(p for p in attention if table[p] == name)
-            parts = adapters.factors_of(params.params)[path]
+            parts = factors.factors_of(params.params)[path]
             np.testing.assert_array_equal(parts["up"][k, : one.rank], one.up.T)
             np.testing.assert_array_equal(parts["down"][k, :, : one.rank], one.down.T)
             assert not np.any(parts["up"][k, one.rank :])
