@@ -3,6 +3,7 @@
 import gc
 import os
 import pathlib
+import re
 import subprocess
 
 from jaxtyping import install_import_hook
@@ -32,17 +33,42 @@ SMOKE = (
 """Paths of the tests marked ``smoke``, which in a few minutes use every package that the library is built on, to check
 another version of Python or of these packages."""
 LONGEST = (
-    "test_processes", "test_colabs", "test_evaluate", "test_planted", "test_certificate", "test_kills",
-    "test_explorer_browser", "test_aot", "test_package", "test_interop", "test_train", "test_faults",
+    "test_processes", "test_colabs", "test_evaluate", "test_planted", "test_certificate", "test_train", "test_seam",
+    "test_explorer_browser", "test_groups", "test_estimates", "test_faults", "test_kills", "test_package", "test_aot",
+    "test_pipelines", "test_adapters", "test_interop", "test_sample", "test_precision", "test_bad_input",
+    "test_explorer", "test_flops", "test_attribution", "test_by_gradients", "test_unet", "test_pieces",
+    "test_gradients", "test_tuning", "test_extend", "test_loss",
 )  # fmt: skip
 """The modules whose tests take the longest in total."""
+TORCH = re.compile(rb"^pytestmark = .*pytest\.mark\.torch\b", re.MULTILINE)
+"""What a module contains whose tests all need the torch extra."""
+
+
+def pytest_configure(config):
+    """Let pytest-xdist start modules in the order below, instead of those with many tests first."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Do not import modules of which no test is selected: PyTorch and diffusers take ten seconds."""
+    marks = config.option.markexpr
+    if collection_path.suffix != ".py":
+        return None
+    if marks == "smoke":
+        return None if _is_smoke(collection_path) else True
+    return True if "not torch" in marks and TORCH.search(collection_path.read_bytes()) else None
+
+
+def _is_smoke(path):
+    place = path.relative_to(ROOT).as_posix()
+    return any(place == smoke or place.startswith(f"{smoke}/") for smoke in SMOKE)
 
 
 def pytest_collection_modifyitems(items):
     """Mark ``smoke``, and put the longest modules first, so that no core starts one of them when others are done."""
     for item in items:
-        place = item.path.relative_to(ROOT).as_posix()
-        if any(place == path or place.startswith(f"{path}/") for path in SMOKE) and not item.get_closest_marker("slow"):
+        if _is_smoke(item.path) and not item.get_closest_marker("slow"):
             item.add_marker("smoke")
     order = {name: i for i, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))

@@ -4,11 +4,13 @@ mypy checks all other types. Checking those at run time would hide the error tha
 the same reason, a public function that checks an array itself annotates the type that it accepts before this check.
 """
 
+import functools
 import inspect
 import typing
 from collections.abc import Callable
 from typing import Any
 
+import jaxtyping
 from beartype import beartype
 from jaxtyping import AbstractArray
 
@@ -34,3 +36,18 @@ def _holds_array(hint: Any) -> bool:
     if typing.get_origin(hint) is Callable:
         return False
     return any(map(_holds_array, typing.get_args(hint)))
+
+
+def _jaxtyped(what: Any = None, *, typechecker: Any) -> Any:
+    """Decorate as `jaxtyping.jaxtyped` does, but only functions that `check_arrays` checks.
+
+    jaxtyping binds the arguments of every function and calls two checkers, even those that check nothing.
+    """
+    if what is None:
+        return functools.partial(_jaxtyped, typechecker=typechecker)
+    unchecked = inspect.isfunction(what) and not any(map(_holds_array, what.__annotations__.values()))
+    return what if unchecked or inspect.isclass(what) else _original(what, typechecker=typechecker)
+
+
+_original: Any = jaxtyping.jaxtyped
+jaxtyping.jaxtyped = _jaxtyped  # the import hook decorates with this name

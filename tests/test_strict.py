@@ -9,6 +9,7 @@ from jaxtyping import TypeCheckError
 
 import ensdiff
 from ensdiff.codes.combinations import unrank
+from ensdiff.codes.permute import mix
 from ensdiff.models.conv import conv2d
 from tests.conftest import SMOKE
 from tests.helpers import ROOT
@@ -33,6 +34,7 @@ def test_every_module_is_hooked():
     unhooked = [name for name in names if type(importlib.import_module(name).__loader__).__name__ != "_JaxtypingLoader"]
     assert unhooked == []
     assert unrank.__wrapped__.__module__ == unrank.__module__
+    assert not hasattr(mix, "__wrapped__")  # has no annotation to check, so no call of it pays for one
 
 
 def test_what_is_smoke_exists():
