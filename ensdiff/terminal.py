@@ -18,6 +18,9 @@ MEASURED = 5.0
 WORTH = 30.0
 """Seconds of remaining work from which an estimate is worth a line."""
 
+LINE = 60.0
+"""Seconds between two lines about the same work in a log file."""
+
 _MENTIONED: set[str] = set()
 """The lines that log files hold already."""
 
@@ -36,6 +39,8 @@ def say(text: str) -> None:
 class Bar(tqdm):
     """A progress bar whose clock runs from the start, also while the first unit of work is compiled.
 
+    Where no bar is drawn, a line is written every `LINE` seconds as long as the work goes on.
+
     Args:
         first: what takes time before the first unit, such as "compiling"; it is shown beside the clock, and is a line
             of its own where no bar is drawn, after `QUIET` seconds.
@@ -47,6 +52,7 @@ class Bar(tqdm):
     def __init__(self, *, first: str = "", shown: bool = True, desc: str, **options: Any) -> None:
         drawn = shown and interactive()
         self._label, self._first, self._started = desc, first, threading.Event()
+        self._lines = _Lines(desc, options) if shown and not drawn else None
         super().__init__(desc=f"{desc}, {first}" if first else desc, disable=not drawn, **options)
         if drawn or (shown and first):
             target = self._tick if drawn else self._mention
@@ -72,12 +78,39 @@ class Bar(tqdm):
     def update(self, n: float | None = 1) -> bool | None:
         """Count units of work."""
         self.begin()
+        if self._lines is not None:
+            self._lines.count(n or 0)
         return super().update(n)
 
     def close(self) -> None:
         """End the bar."""
         getattr(self, "_started", threading.Event()).set()  # tqdm also closes bars whose constructor failed
         super().close()
+
+
+class _Lines:
+    """The lines of a log file about one piece of work."""
+
+    def __init__(self, label: str, options: dict[str, Any]) -> None:
+        self.label, self.unit, self.total = label, options.get("unit", "unit"), options.get("total")
+        self.done = options.get("initial", 0)
+        self.began = self.spoke = time.monotonic()
+        self.first: tuple[float, float] | None = None
+
+    def count(self, n: float) -> None:
+        self.done, now = self.done + n, time.monotonic()
+        if self.first is None:  # the first unit also compiled
+            self.first = self.done, now
+        if now - self.spoke < LINE:
+            return
+        self.spoke = now
+        of = f" of {self.total:,}" if self.total else ""
+        text = f"{self.label}: {self.done:,}{of} {self.unit}s after {tqdm.format_interval(now - self.began)}"
+        done, since = self.first
+        if self.total and self.done > done:
+            rest = (self.total - self.done) * (now - since) / (self.done - done)
+            text += f", about {tqdm.format_interval(rest)} left"
+        say(text)
 
 
 class Estimate:

@@ -58,6 +58,29 @@ def test_a_log_file_gets_one_line_and_only_if_it_takes_long(capsys, monkeypatch)
     assert capsys.readouterr().err == ""
 
 
+def test_a_log_file_says_now_and_then_how_far_it_is(monkeypatch):
+    """At most a line a minute, of any loop; what the first unit took, which compiles, is not part of the rate."""
+    said, now = [], [0.0]
+    monkeypatch.setattr(terminal, "say", said.append)
+    monkeypatch.setattr(terminal, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
+    with (
+        hosts.progress_bar(1200, "train", "step", shown=True, done=1000) as bar,
+        hosts.progress_bar(None, "score", "unit", shown=True) as unknown,
+        hosts.progress_bar(9, "other", "step", shown=False) as hidden,
+    ):
+        for seconds in (30.0, 59.0, 70.0, 129.0, 131.0):  # the first step of the loop ends at 30 seconds
+            now[0] = seconds
+            bar.update(20)
+            unknown.update(1)
+            hidden.update(1)
+    assert said == [
+        "train: 1,060 of 1,200 steps after 01:10, about 02:20 left",
+        "score: 3 units after 01:10",
+        "train: 1,100 of 1,200 steps after 02:11, about 02:06 left",
+        "score: 5 units after 02:11",
+    ]
+
+
 def test_a_notebook_is_a_shell_with_a_kernel(monkeypatch):
     monkeypatch.setitem(sys.modules, "ipykernel", types.ModuleType("ipykernel"))
     for shell, found in ((None, False), (types.SimpleNamespace(), False), (types.SimpleNamespace(kernel=1), True)):
