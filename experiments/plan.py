@@ -5,11 +5,12 @@ Examples:
   python -m experiments.plan --config=cifar10_paper --members=64 --chips=8 --accelerator=v5e,h100
   python -m experiments.plan --config=folder --config.data.path=my_images --config.data.groups=folder
   python -m experiments.plan --config=cifar10_paper --compile=v5e:2x4
-  python -m experiments.plan --config=adapters --accelerator=h100   (adapters on Stable Diffusion 1.5)
+  python -m experiments.plan --config=adapters --accelerator=h100   (adapters on Stable Diffusion 1.5, compiled before)
 
 The hours for cpu2 (2 cores) are based on measured rates. Those for accelerators assume a share of the data sheet's peak
-(--utilisation): none was timed, and small U-Nets reach less than large ones. --compile=v5e:2x4 compiles the steps for a
-TPU that you do not have (it needs libtpu) and prints the memory that the compiler requests.
+(--utilisation): none was timed, and small U-Nets reach less than large ones. --compile=v5e:2x4 or --compile=h100:1
+compiles the steps for machines that you do not have (experiments.aot says what that needs) and prints the memory that
+the compiler requests. Where this was done before and kept (--out), the plan shows it.
 """
 
 import dataclasses
@@ -194,8 +195,8 @@ def notes(accelerators: dict[str, Accelerator], share: float) -> str:
     lines = [f"  {name}: {accelerator.note}" for name, accelerator in accelerators.items()]
     head = (
         f"Hours on accelerators assume {share:.0%} of the data sheet's peak (--utilisation); no accelerator was timed. "
-        "Hours on cpu2 use measured rates. Reading data and compiling are not included. ! marks memory that does not "
-        "fit."
+        "Hours on cpu2 use measured rates. Reading data and compiling are not included. Memory is an estimate, which a "
+        "compiler may exceed (--compile). ! marks memory that does not fit."
     )
     return "\n".join([head, *lines])
 
@@ -268,7 +269,9 @@ def main() -> None:
         print(compile_for(f.compile, study, schedule, space, f.out))
         return
     for name in accelerators:
-        print(kept(name, f.chips, study, schedule, space, f.utilisation) or "", end="")
+        compiled = kept(name, f.chips, study, schedule, space, f.utilisation)
+        if compiled:
+            print(compiled)
 
 
 def define_flags() -> None:
