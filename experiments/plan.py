@@ -244,14 +244,25 @@ def kept(name: str, chips: int, study: Study, schedule: Schedule, space: Space, 
     record = records.find(records.case_of(study, schedule, space, Target(accelerator.platform, chips, memory)), name)
     if record is None:
         return None
-    (train,) = (step for step in record["steps"] if step["step"] == "train")
-    flops = study.train.steps * train["flops"]["lowered"]
-    rate = accelerator.rate("training", getattr(network_of(study.model), "compute_dtype", "float32"), share)
+    flops = {step["step"]: step["flops"]["lowered"] for step in record["steps"]}
+    dtype = getattr(network_of(study.model), "compute_dtype", "float32")
+
+    def line(what: str, job: JobName, total: float) -> str:
+        return f"{what} {total:.3g} FLOP per chip, {duration(total / accelerator.rate(job, dtype, share) / 3600)}"
+
+    lines = [line(f"training, {study.train.steps:,} steps:", "training", study.train.steps * flops["train"])]
+    if "blend" in flops:
+        row = flops["blend"] + study.sampling_steps * flops["averaged"]
+        work = f"{study.samples} images without a unit, {study.sampling_steps} steps"
+        lines += [
+            line(f"{work}:", "landscape", row),
+            line(f"the same without each of {study.units:,} units:", "landscape", study.units * row),
+        ]
+    told = "\n".join(f"  {text}" for text in lines)
     return (
         f"Compiled for {name} x {chips} without one (JAX {record['jax']}, experiments/compiled/{record['file']}):\n"
         f"{aot.table(record['steps'])}\n"
-        f"Training by the compiled step: {study.train.steps:,} x {train['flops']['lowered']:.3g} FLOP per chip, "
-        f"{duration(flops / rate / 3600)} at {share:.0%} of the peak."
+        f"By these programs, at {share:.0%} of the data sheet's peak:\n{told}"
     )
 
 

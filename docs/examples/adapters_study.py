@@ -33,8 +33,8 @@ Fixed after the first run, and before any other:
   predictions. ``down_seed`` becomes the default of the config ``adapters`` if that holds for both data sets, and
   averaged predictions get no more than 1.1 times as far as with own ``down``.
 
-Fixed after the digits with one ``down`` for all (rank 4; the last rule was missed: 1.24 times at scale 1, but 0.68 times
-at scale 1.25), and before any run on Fashion-MNIST had ended:
+Fixed after the digits with one ``down`` for all (rank 4; the last rule was missed: 1.24 times at scale 1, but 0.68
+times at scale 1.25), and before any run on Fashion-MNIST had ended:
 
 - The config ``adapters`` gets ``down_seed=0`` and ``scale=1.25`` if on Fashion-MNIST, too, averaged parameters with one
   ``down`` and this scale are at most 1.1 times as far as averaged predictions with own ``down``.

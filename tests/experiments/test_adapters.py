@@ -13,9 +13,10 @@ import ensdiff
 from ensdiff.codes.unit_names import UnitNames
 from ensdiff.ensemble.tracing import count_flops
 from ensdiff.models import adapters
+from ensdiff.models.space import Latents
 from ensdiff.planning import estimates
 from ensdiff.planning.flops import network_flops, train_step_flops
-from experiments import bases, building, coding, naming
+from experiments import bases, building, coding, naming, records, targets
 from experiments.configs import adapters as large
 from experiments.configs import adapters_digits
 from tests.helpers import TINY, random_ensemble
@@ -299,6 +300,25 @@ def test_average_of_what_is_left_as_one_file(run, tmp_path):
         expected = sum(member[path] for member in members) / len(members)
         assert np.abs(expected).max() > 1e-3
         np.testing.assert_allclose(change, expected, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_compiled_figures_belong_to_the_config():
+    """What a plan of the config `adapters` says of an H100 was compiled for exactly these settings."""
+    config = large.get_config()
+    model, schedule, train = bases.planned(config, 4, **building.stated_condition(config))
+    study = estimates.Study(
+        model, (64, 64, 4), 32, 2000, 12, train, condition=model.condition, combine="parameters", base_dtype="bfloat16"
+    )
+    machine = targets.Target("gpu", 1, targets.CARDS["h100"].memory)
+    record = records.find(records.case_of(study, schedule, Latents(), machine), "h100")
+    assert record is not None
+    steps = {step["step"]: step for step in record["steps"]}
+    assert list(steps) == ["train", "blend", "averaged"]
+    assert all(step["fits"] for step in steps.values())
+    assert all(
+        step["flops"]["lowered"] == pytest.approx(step["flops"]["analytic"], rel=0.01) for step in steps.values()
+    )
 
 
 @pytest.mark.slow
