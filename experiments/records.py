@@ -41,7 +41,7 @@ def identity(case: Case, chip: str) -> dict[str, Any]:
     found = {
         "chip": chip,
         "mesh": dict(case.mesh.shape),
-        "model": fingerprint_of(case.model),
+        "model": {name: value for name, value in fingerprint_of(case.model).items() if name != "down_seed"},
         "image_shape": case.image_shape,
         "space": type(case.space).__name__,
         "condition": condition,

@@ -51,6 +51,7 @@ def get_config() -> ConfigDict:
     config.adapters = {
         "rank": 8,
         "alpha": placeholder(float),
+        "down_seed": placeholder(int),
         "targets": "kernel$",
         "train_also": placeholder(str),
         "stack": 1,

@@ -30,6 +30,7 @@ def get_config() -> ConfigDict:
     config.adapters = {
         "rank": 4,
         "alpha": placeholder(float),
+        "down_seed": placeholder(int),
         "targets": "kernel$",
         "train_also": "condition/table$",
         "stack": placeholder(int),
