@@ -39,7 +39,8 @@ def get_config() -> ConfigDict:
     """Return the config. Every field can be set with --config.section.field=value."""
     data = {"name": "latents", "path": "latents.npz", "groups": placeholder(str), "labels": "groups"}
     config = base_config("runs/adapters", data, {"members": 32, "groups": "label"})
-    config.combine, config.scale = "parameters", 1.0
+    # one "down" for all members and a longer mean: docs/results/adapters.md says why
+    config.combine, config.scale = "parameters", 1.25
     config.base = ConfigDict(
         {
             "diffusers": "models/sd",
@@ -51,7 +52,7 @@ def get_config() -> ConfigDict:
     config.adapters = {
         "rank": 8,
         "alpha": placeholder(float),
-        "down_seed": placeholder(int),
+        "down_seed": 0,
         "targets": "kernel$",
         "train_also": placeholder(str),
         "stack": 1,
