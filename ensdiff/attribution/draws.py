@@ -116,14 +116,14 @@ class LossConfig:
         return low + level
 
     def level_weights(self, schedule: Schedule) -> Float[np.ndarray, " T"]:
-        """Return lambda_t of every level of the schedule."""
+        """Return lambda_t, the factor on the squared error at level t in the loss (7), for every t of the schedule."""
         if self.weighting == "simple":
             return np.ones(schedule.timesteps)
         low, high = self.level_range(schedule)
         return vlb_weights(schedule, low, high - 1)
 
     def draw_block(self, schedule: Schedule, key: Key, block: int, averaged: int) -> "Draws":
-        """Return the draws of one block, weighted for a mean over ``averaged`` draws."""
+        """Return the draws of one block, with the weights that they have in a mean over ``averaged`` draws."""
         t_D = self.draw_levels(schedule, key, block)
         number_D = np.arange(block * self.block, (block + 1) * self.block, dtype=np.int32)
         return Draws(t_D, number_D, (self.level_weights(schedule)[t_D] / averaged).astype(np.float32))
@@ -135,7 +135,7 @@ class Draws(NamedTuple):
     Args:
         t_D: noise levels.
         number_D: numbers of the draws, which determine their noise (`draw_noise`).
-        weight_D: lambda_t divided by the number of draws in the mean.
+        weight_D: lambda_t (`LossConfig.level_weights`) divided by the number of draws in the mean.
     """
 
     t_D: Int[ArrayLike, " D"]
@@ -205,7 +205,7 @@ class Errors(NamedTuple):
 def member_errors(
     model: Denoiser, schedule: Schedule, params_K: Params, x_BHWC: Array, cond_B: Any, t_D: Array, eps_DHWC: Array
 ) -> Errors:
-    """Return every member's error for every image, under its condition, and draw."""
+    """Return the error of every member for every image and draw. Each image has its own condition."""
     B, D = len(x_BHWC), len(t_D)
     t_R = jnp.tile(t_D, B)
     eps_R = jnp.tile(eps_DHWC, (B, 1, 1, 1))
@@ -225,9 +225,10 @@ def member_errors(
 def loss_step(
     model: Denoiser, schedule: Schedule, image_shape: tuple[int, int, int], space: Space | None, mesh: Mesh
 ) -> Callable[..., Float[Array, "K B"]]:
-    """Return the compiled losses of images under each member, summed over one block of draws, without a collective.
+    """Return a compiled step ``(params_K, image_BHWC, cond_B, key, t_D, number_D, weight_D) -> loss_KB``.
 
-    Images are as the training data store them, or in model space where ``space`` is None.
+    It computes the loss of each image under each member, summed over one block of draws, without a collective. Images
+    are as the training data store them, or in model space if ``space`` is None.
     """
 
     def step(params_K, image_BHWC, cond_B, key, t_D, number_D, weight_D):

@@ -1,4 +1,7 @@
-"""The scores that each method of `attribute` gives to ablations; an ablation is given by the members that it drops."""
+"""The scores that each method of `attribute` gives to ablations; an ablation is given by the members that it drops.
+
+`ensdiff.attribution` lists where the numbered equations are.
+"""
 
 import functools
 import json
@@ -24,7 +27,7 @@ from ensdiff.typing import Array, unmasked
 WORDS_AT_ONCE = 1024
 """Candidates per chunk, for all samples, for methods other than quadratic forms."""
 PAIRS_OF_A_PIECE = 4096
-"""Pairs of an ablation and a sample whose exact influences are kept together, if progress is kept."""
+"""Exact influences, one per pair of an ablation and a sample, that are stored together if progress is stored."""
 
 GradientMethod = Literal["trak", "d-trak", "das", "combined"]
 Method = Literal["exact", "differential", "screen", "loss"] | GradientMethod
@@ -78,7 +81,7 @@ class Scores(NamedTuple):
 
     Args:
         final: the scores that the call returns, for candidates and null alike.
-        screen: the predictions by which a screen chooses the candidates to verify; None for other methods.
+        screen: the predictions by which the method ``"screen"`` chooses the candidates to verify; None for others.
         estimate: the losses behind the scores of ``"loss"``; None for other methods.
     """
 
@@ -90,7 +93,10 @@ class Scores(NamedTuple):
 def scores_of(
     method: Method | str | Score, inputs: Inputs, candidates: Candidates, config: LossConfig, seed: int
 ) -> Scores:
-    """Return the scores of a method, after computing what they share: the Gram matrices (6) or loss matrices (7).
+    """Return the scores of a method.
+
+    What all of its scores share is computed first. For ``"differential"`` and ``"screen"`` these are the Gram matrices
+    of (6). For ``"loss"`` they are the loss matrices of (7), unless the ensemble averages parameters.
 
     Args:
         method: a name, or a caller's function.
@@ -133,7 +139,7 @@ def score_by_words(
 
 
 def score_by_forms(forms: Forms, candidates: Candidates, resources: Resources) -> Scoring:
-    """Return the scoring of candidates by quadratic forms, (6) or (7), one for each sample."""
+    """Return the scoring of candidates by one quadratic form per sample: (6) or (7) of `ensdiff.attribution.forms`."""
     code, ids = candidates.code, candidates.ids
     source: Any = code
     if ids is not None or candidates.sets is not None or code.packed is not None:

@@ -31,7 +31,12 @@ from ensdiff.typing import Array
 
 
 class State(NamedTuple):
-    """States, or their tangents, and what a sampler with memory remembers of earlier steps; None for others."""
+    """States of the sampler, or their tangents.
+
+    Args:
+        x: the states, (B, H, W, C). Tangents have a leading axis of K, one tangent per member's weight.
+        memory: what the sampler remembers of earlier steps, in the same shape; None for a sampler without memory.
+    """
 
     x: Array
     memory: Array | None = None
@@ -48,8 +53,24 @@ def tangent_step(
 ) -> Callable:
     """Return a compiled step ``(params_K, state, tangent, noise, given, weight_K, stage) -> (state, tangent)``.
 
-    The state and its tangents are `State`, and both are donated. A member is linearised at ``together`` samples at a
-    time (a divisor of the number of samples per device; None is all), and all tangents pass through it as one batch.
+    The step makes one evaluation of the network, for all samples. Its arguments are:
+
+    - ``params_K``: the members, placed on the mesh;
+    - ``state`` and ``tangent``: the states and their tangents (`State`). The results reuse their memory, so the caller
+      must not use them afterwards;
+    - ``noise``: the noise of the samples (`Noise`);
+    - ``given``: the conditions of the samples (`Given`); None for unconditional members;
+    - ``weight_K``: the weight of each member;
+    - ``stage``: the scalars of this evaluation (`ensdiff.diffusion.samplers.Stage`).
+
+    Args:
+        model: the network of one member.
+        image_shape: (H, W, C).
+        rule: what is fixed about the sampler.
+        mesh: the devices.
+        together: the number of samples at which a member is linearised at once, a divisor of the number of samples per
+            device. None linearises it at all of them. All tangents pass through the member as one batch.
+        mode: how conditions are used.
     """
     summed = mesh.shape["member"] > 1
 
@@ -97,11 +118,26 @@ def averaged_step(
     together: int,
     mode: Mode = "unconditional",
 ) -> Callable:
-    """Return what `tangent_step` returns for averaged parameters (8), without ``weight_K`` and with other parameters.
+    """Return the `tangent_step` of averaged parameters (8).
 
-    They are ``(stacked, base, theta, scale)``: all members on every device, their start, and the averaged parameters of
-    the ``network``. The tangent of weight k is ``s (theta_k - theta_0)`` with the scale s. One network carries the
-    state and all tangents.
+    It maps ``(stacked, base, theta, scale, state, tangent, noise, given, stage)`` to ``(state, tangent)``. One network
+    carries the state and all tangents. The tangent of weight k is ``s (theta_k - theta_0)``. The first four arguments
+    take the place of ``params_K`` and ``weight_K``:
+
+    - ``stacked``: all members, on every device;
+    - ``base``: the parameters theta_0 from which they started;
+    - ``theta``: the averaged parameters;
+    - ``scale``: s.
+
+    Args:
+        model: the network of one member.
+        network: the network that has the averaged parameters.
+        image_shape: (H, W, C).
+        rule: what is fixed about the sampler.
+        mesh: the devices.
+        together: the number of samples at which the network is linearised at once, a divisor of the number of samples
+            per device.
+        mode: how conditions are used.
     """
 
     def step(stacked, base, theta, scale, state, tangent, noise, given, stage):

@@ -2,9 +2,11 @@
 
 A member's parameters are a function of its own data, number and keys, but their *bits* also depend on the compiled
 program. The replay therefore runs the same program: all members that were trained, in the same positions of a mesh of
-the same shape, with the recorded execution (`ensdiff.training.execution`). Placeholders with initial parameters replace
-members that the run no longer holds or that saw the units; causal isolation guarantees that they do not affect the
-others.
+the same shape, with the recorded execution (`ensdiff.training.execution`).
+
+Placeholders with initial parameters replace the members that the run no longer holds. Members that saw the forgotten
+units may still be in the run. They are retrained too, but not compared, because the data may lack those units. Neither
+kind affects the members that are compared: members share nothing.
 """
 
 import dataclasses
@@ -86,7 +88,7 @@ def replay(run: Run, aligned: Dataset, members: list[int], steps: int) -> tuple[
         oldest = min(run.checkpoints[step].description["format"] for step in run.steps if step > first)
         if oldest < ROWS:
             other.append(f"format of checkpoints: {oldest}, whose optimiser rounded differently from that of {ROWS}")
-        elif "execution" not in place:  # the checkpoints may be gone, or written again by forgetting
+        elif "execution" not in place:  # the checkpoints may be gone, or rewritten by forgetting
             other.append("version: one that did not record executions, whose optimiser rounded differently")
         if differences and other:
             differences.append(

@@ -94,7 +94,7 @@ class Code(CodeWords):
 
     @classmethod
     def from_matrix(cls, code_NK: Any, names: Sequence[str] | None = None) -> "Code":
-        """Build a code from any 0/1 matrix, where 1 means "trained on" (the convention of both references).
+        """Build a code from any 0/1 matrix, where 1 means "trained on".
 
         Args:
             code_NK: (N, K) bools, integers, or floats that are exactly 0 or 1.
@@ -239,9 +239,11 @@ class Code(CodeWords):
         return dataclasses.replace(self, key=0, packed=packed, names=wanted, groups=groups)
 
     def capacity(self, removals: int) -> Capacity:
-        """Return the expected and worst-case number of survivors when ``removals`` distinct units are removed together.
+        """Return how many members survive when ``removals`` distinct units are removed together.
 
-        The expectation is over random words for a balanced code, and over all sets of its units for a stored matrix.
+        The result has the mean number of survivors, the number in the worst case, and the chance that none survives.
+        For a balanced code, mean and chance are over a random choice of distinct words. For a stored matrix, the mean
+        is over all sets of that many units, and the chance is None.
 
         Raises:
             ValueError: there are more removals than units.
@@ -257,7 +259,7 @@ class Code(CodeWords):
         return shares_capacity(list(self.shares()), list(self.matrix().sum(1)), self.units, removals)
 
     def group_code(self) -> "Code":
-        """Return the code whose units are this code's groups, with which groups are ablated and attributed like units.
+        """Return the code whose units are this code's groups. With it, groups are ablated and attributed like units.
 
         Raises:
             ValueError: the code has no groups.
@@ -266,7 +268,7 @@ class Code(CodeWords):
         return Code(self.members, groups.count, groups.weight, 0, groups.packed, groups.names)
 
     def unowned(self, n: int | None = None, seed: int = 0, weight: int | None = None) -> UInt8[np.ndarray, "n K"]:
-        """Return distinct words of the code's weight that no unit owns: they ablate nothing and give the null.
+        """Return distinct words of the code's weight that no unit owns. Ablations by them give the null.
 
         Args:
             n: number of words; None returns all of them, in random order.

@@ -36,10 +36,11 @@ def from_images(
     """Check images or latents and return them as a `Dataset`. Every reader ends with this function.
 
     Args:
-        images: (N, H, W, C) or (N, H, W). Pixels have 1 or 3 channels and are uint8, or floats in [0, 1]; floats
-            outside by rounding errors are clipped. Latents are finite floats of any range and any number of channels;
-            they are never clipped, and stay float16 or float32 (float64 becomes float32). Memory maps of uint8 pixels
-            and of latents stay memory maps: they are read once, in parts, to check them.
+        images: (N, H, W, C) or (N, H, W). Pixels have 1 or 3 channels and are uint8, floats in [0, 1], or booleans,
+            which become 0 and 255. Floats that leave [0, 1] by no more than rounding are clipped; others are an error.
+            Latents are finite floats of any range, with any number of channels. They are never clipped, and stay
+            float16 or float32; float64 becomes float32. Memory maps of uint8 pixels, and of latents that keep their
+            dtype, stay memory maps. Latents are read once, in parts, to check them.
         groups: None for one unit per item, or one value per item: all strings, all integers or all booleans, in a list,
             an array (bytes are decoded as UTF-8) or a pandas column. Units are the distinct values, in sorted order.
         name: name of the data set.
@@ -48,14 +49,16 @@ def from_images(
         condition: what a model is told about each item, as in `Dataset.with_condition`; None for no condition.
         classes: number of classes of a condition.
         class_names: names of the classes of a condition.
-        null: the null row of a condition that is not a class, as in `Dataset.with_condition`.
+        null: the row that stands for "no condition" among vectors or tokens, such as the embedding of the empty prompt,
+            as in `Dataset.with_condition`; by default zeros. Classes need none.
         condition_encoder: what made the rows of a condition, such as a text encoder.
         space: None or `Pixels` for pixels; `Latents`, with their mean and scale, for latents.
 
     Raises:
-        ValueError: an argument has the wrong shape, type or range, or an image has no group or label (None, NaN,
-            pandas' NA, a masked entry, empty text, or ``nan``, ``NaN``, ``NaT``, ``None`` or ``<NA>``, the text that a
-            missing value becomes). Missing values do not form a group; the message names the image.
+        ValueError: an argument has the wrong shape, type or range, or the group, label or name of an image is missing.
+            These count as missing: None, NaN, NaT, pandas' NA, a masked entry, blank text, and the texts ``nan``,
+            ``NaN``, ``NaT``, ``None`` and ``<NA>``, which missing values become when a column is turned into text. The
+            message names the first such image.
 
     >>> images = np.zeros((4, 8, 8), np.uint8)
     >>> from_images(images, groups=["ada", "ada", "bob", "eve"], name="sketches").unit_names

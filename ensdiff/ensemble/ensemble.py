@@ -1,6 +1,9 @@
 """The encoded ensemble: one stacked parameter pytree, and the weights of its members.
 
-(2) ``eps_w(x, t) = sum_k w_k eps_k(x, t)``; the factual weights are ``w = 1/K``.
+(2) ``eps_w(x, t) = sum_k w_k eps_k(x, t)``. The *factual* weights, with which samples are generated before anything is
+    removed, are ``w_k = 1/K`` for every member k.
+
+Equation (1) is in `ensdiff.diffusion.schedule`, (8) in `Combine`; `ensdiff.attribution` lists where the others are.
 """
 
 import dataclasses
@@ -76,8 +79,8 @@ class Ensemble:
         condition: what the members are told about each image; None for unconditional members.
         data_digest: `Dataset.digest` of the training data, in hexadecimal digits; None if it is not known, for example
             for members that were trained elsewhere.
-        base: parameters of the network that all members started from, without a member axis: of adapted members
-            (`ensdiff.models.adapted`), the frozen base; of others, the common start. None if there is none.
+        base: the parameters that all members started from, without a member axis: the frozen base of adapted members
+            (`ensdiff.models.adapted`), or the common start of others. None if there is none.
         combine: what the weights of members combine, see `Combine`.
         scale: the factor of the averaged changes with ``combine="parameters"``, see `Combine`.
         base_digest: SHA-256 of ``base`` (`ensdiff.models.parameters.digest_of`), also where only the description of an
@@ -117,8 +120,8 @@ class Ensemble:
 
         It covers all bits of the parameters, in member order. The settings are those of the network (except how it is
         computed: ``conv``, ``stack``, ``precision``, ``attention``, ``remat``, ``dropout``), the schedule, the image
-        shape, the space and the condition. Of a network of your own, its name and the names and shapes of its
-        parameters are covered, not what it computes. The code is not included: images and derivatives do not depend on
+        shape, the space and the condition. For a network of your own, it covers its name and the names and shapes of
+        its parameters, not what it computes. The code is not included: images and derivatives do not depend on
         it, and another code may be used to ask about other units. Devices, shards and processes have no influence. For
         parameters that are JAX arrays, whose values cannot change, the hash is computed only once. With several
         processes, all must ask for it together.
@@ -158,10 +161,14 @@ class Ensemble:
         return UnitNames.of(code.names) or (known if own else None)
 
     def ids_of(self, units: Any, code: Code | None = None) -> Any:
-        """Return ids, names and collections of them (`ensdiff.codes.choosing.ids_of_names`) with ids for the names.
+        """Return units with every name replaced by its id (`ensdiff.codes.choosing.ids_of_names`).
+
+        Args:
+            units: ids, names, and collections of them.
+            code: the code whose units they are; by default the ensemble's own.
 
         Raises:
-            ValueError: a name does not exist, or belongs to several units.
+            ValueError: a name does not exist or belongs to several units, or the units have no names.
         """
         return ids_of_names(units, self.names_of(code))
 
@@ -239,7 +246,7 @@ def _as_defined(model: dict[str, Any]) -> dict[str, Any]:
 
 
 def _changed(settings: dict[str, Any], newer: dict[str, Any]) -> dict[str, Any]:
-    """Return settings without newer ones whose value is what older versions, which did not have them, stood for."""
+    """Return settings without newer ones whose value means what older versions did without them."""
     return {name: value for name, value in settings.items() if name not in newer or newer[name] != value}
 
 

@@ -1,8 +1,8 @@
 """Metrics of counterfactuals: radius, removal of the top units, unattributable samples, false attribution.
 
-(c1) The counterfactual radius of a sample is the largest distance to a counterfactual without one unit,
-``max_i |x - x_-i|`` (Dai & Gifford 2024, arXiv 2406.07908). The published radii are for images enlarged to 256x256x3 by
-repeating pixels, which multiplies an L2 distance by ``sqrt(256 * 256 * 3 / (H W C))`` (`published_scale`).
+(c1) The counterfactual radius of a sample x is ``max_i |x - x_-i|`` (Dai & Gifford 2024, arXiv 2406.07908). Here x_-i
+     is the counterfactual of x without unit i. The published radii are for images that were enlarged to 256x256x3 by
+     repeating pixels. This multiplies an L2 distance by ``sqrt(256 * 256 * 3 / (H W C))`` (`published_scale`).
 """
 
 from collections.abc import Sequence

@@ -16,17 +16,25 @@ from ensdiff.typing import unmasked
 def flatten(tree: Any, known: Collection[str] | None = None, path: str = "") -> dict[str, np.ndarray]:
     """Return the arrays of a condition tree by their paths.
 
-    A list or tuple that holds arrays is a part of the tree. One that holds only numbers or text, possibly nested, is an
-    array.
+    Without ``known``, a list or tuple is a part of the tree if it holds dicts or arrays at any depth. If it holds only
+    numbers or text, possibly nested, it is an array. An array without axes counts as a number. With ``known``, a list
+    or tuple is a part of the tree only if one of these paths leads into it, to its first element. Otherwise it is an
+    array, whatever it holds.
 
     Args:
         tree: the condition tree.
-        known: the paths of the arrays that are expected, if known; they decide which lists are arrays.
+        known: the paths of the arrays that are expected; None if they are not known.
         path: the path of the tree itself.
 
     Raises:
-        ValueError: a key is not text without ``/``, the keys of a dict are those of a list, a list of arrays may be a
-            tree or the rows of one array, or there is a named tuple.
+        ValueError: the tree has one of these faults:
+
+            - A key of a dict is empty, is not text, or contains ``/``.
+            - A dict has the keys ``0``, ``1``, ... like a list.
+            - A list of arrays could be a tree or the rows of one array (an error only without ``known``).
+            - A named tuple is a part of the tree.
+            - An array has masked entries.
+            - The rows of a nested list differ in length.
 
     >>> arrays = flatten([{"tokens": np.zeros((3, 7))}, [0, 2, 1]])
     >>> {path: array.shape for path, array in arrays.items()}
@@ -75,19 +83,23 @@ def unflatten(arrays: Mapping[str, Any]) -> Any:
 
 
 def _is_part(tree: Any) -> bool:
-    """Return whether something is a dict, or a list or tuple that holds arrays at any depth."""
+    """Return whether something is a dict, or a list or tuple that holds dicts or arrays at any depth."""
     if isinstance(tree, list | tuple):
         return any(getattr(part, "shape", ()) != () or _is_part(part) for part in tree)
     return isinstance(tree, Mapping)
 
 
 def _has_places(tree: Any, known: Collection[str], prefix: str) -> bool:
-    """Return whether something is a list or tuple, and one is expected."""
+    """Return whether something is a list or tuple, and a known path leads to its first element."""
     return isinstance(tree, list | tuple) and any(f"{name}/".startswith(f"{prefix}0/") for name in known)
 
 
 def _check_rows(tree: list, label: str) -> None:
-    """Check that arrays in a list cannot be the rows of one array."""
+    """Check that arrays in a list cannot be the rows of one array.
+
+    Raises:
+        ValueError: they can be.
+    """
     shapes = {() if _is_part(part) else np.shape(part) for part in tree}
     if len(shapes) == 1 and next(iter(shapes))[:1] == (len(tree),):
         raise ValueError(

@@ -21,7 +21,7 @@ ROWS = 4
 
 
 def stored_layout(tree: dict[str, Any], format: int) -> dict[str, Any]:
-    """Return the shapes of the arrays of a training state as a checkpoint of a given format holds them.
+    """Return the array shapes that a checkpoint of the given format holds for a training state.
 
     Args:
         tree: the shapes (`jax.ShapeDtypeStruct`, with or without shardings) in the current layout: ``params``,
@@ -43,12 +43,12 @@ def stored_layout(tree: dict[str, Any], format: int) -> dict[str, Any]:
 
 
 def current_layout(found: dict[str, Any], tree: dict[str, Any]) -> dict[str, Any]:
-    """Return arrays read in the `stored_layout` in the current layout, with the shardings of ``tree``."""
+    """Convert arrays from the `stored_layout` to the current layout, with the shardings of ``tree``."""
     return {**found, "opt_state": jax.tree.map(_rows, tree["opt_state"], found["opt_state"])}
 
 
 def _rows(shape: jax.ShapeDtypeStruct, arrays: Any) -> jax.Array:
-    """Return one array of the optimiser state: as it was read, or made from the vectors or the tree that were read."""
+    """Return one array of the optimiser state in the current layout: as it was read, or made from vectors or a tree."""
     if not isinstance(arrays, jax.Array):
         return jax.jit(jax.vmap(ravel), out_shardings=shape.sharding)(arrays)
     if arrays.shape != shape.shape:

@@ -24,14 +24,14 @@ class Batches(NamedTuple):
 
 
 def kept_counts(weights_RK: Float[np.ndarray, "R K"], shards: int) -> Int[np.ndarray, "D K"]:
-    """Count the states of each data shard that keep each member."""
+    """Return, for each data shard and member, how many states give the member a weight other than 0."""
     return np.count_nonzero(weights_RK.reshape(shards, -1, weights_RK.shape[-1]), axis=1)
 
 
 def batch_numbers(counts_CDK: Int[np.ndarray, "C D K"], places: int, member_shards: int, together: int = 1) -> int:
-    """Return N, the number of batches of ``places`` places that the busiest device needs in the largest of C chunks.
+    """Return N, the largest number of batches that any device needs in any of C chunks.
 
-    A group of ``together`` members needs as many as its busiest member.
+    A batch has ``places`` places. A group of ``together`` members needs as many batches as its busiest member.
     """
     numbers_K = -(-counts_CDK // places)
     numbers_DMG = numbers_K.reshape(*numbers_K.shape[:-1], member_shards, -1, together).max(-1)
@@ -52,9 +52,9 @@ def choose_places(
 ) -> int:
     """Return P, the cheapest batch size among those that need little padding.
 
-    The work may be at most a tenth more than the minimum, which batches of single states reach. Among the sizes that
-    satisfy this, the one with the least ``N (G P + overhead)`` is chosen. Sizes have three significant bits (1 .. 8,
-    10, 12, 14, 16, 20, ..), so that few compiled programs serve all calls.
+    Batches of one state need no padding within a member. The work may be at most a tenth more than with these. Among
+    the sizes that satisfy this, the one with the least ``N (G P + overhead)`` is chosen. Sizes have three significant
+    bits (1 .. 8, 10, 12, 14, 16, 20, ..), so that few compiled programs serve all calls.
 
     Args:
         counts_CDK: number of states that keep each member, by chunk and data shard.

@@ -1,4 +1,4 @@
-"""The kernel of one member, which knows what the member saw.
+"""The kernel of one member, which takes into account what the member saw.
 
 (k1) ``tau(x, i) = phi(x) . A^-1 phi(i)`` with ``A = Phi_S^T Phi_S + n_S lambda I``, where the rows of Phi_S are the
 gradients of the n_S items in S, and lambda is a share of the mean eigenvalue of ``Phi_S^T Phi_S / n_S`` (TRAK, Park et
@@ -8,7 +8,7 @@ al. 2023, arXiv 2303.14186, eq. 13, without its weights, which are constant to f
 the score by ``1 - h_i``, and adding an item that it did not see divides the score by ``1 + h_i``: the kernel that the
 member would have without the item, or with it (Sherman and Morrison).
 
-Everything is computed in float64, over chunks of items, so that gradients may be memory-mapped and larger than memory.
+Everything is computed in float64, over chunks of items. Gradients may be memory-mapped and larger than memory.
 """
 
 from collections.abc import Iterable, Sequence
@@ -67,7 +67,7 @@ class MemberKernel:
         self._ridges = tuple(ridges)
 
     def scores(self, query_BD: ArrayLike, ridge: float) -> Float[np.ndarray, "B n"]:
-        """Return the scores of all training items: removals of those seen, additions of the others.
+        """Return the scores of all training items. Those that the member saw are removals, the others additions.
 
         Raises:
             ValueError: the ridge is not at least `SMALLEST_RIDGE`.
@@ -105,8 +105,9 @@ class MemberKernel:
     def divisors_of(self, other_mD: Any, ridge: float) -> Float[np.ndarray, " m"]:
         """Return ``1 + h_j`` of items outside of training (k2).
 
-        So also for a plain kernel, which then holds item j as it holds every training item: the two can be compared
-        (with DAS, as far as the two gradients of an item are parallel).
+        A plain kernel contains every training item. The divisor makes it contain item j as well, so the scores of
+        training items and of other items can be compared. With DAS, this holds as far as the two gradients of an item
+        are parallel.
         """
         return 1.0 + self._leverage(other_mD, (ridge,))[0]
 
@@ -141,7 +142,7 @@ def _eigh(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def products(left_BD: Float[np.ndarray, "B D"], rows_nD: Any) -> Float[np.ndarray, "B n"]:
-    """Return the inner product of each row of the first with each row of the second, which is read in chunks."""
+    """Return the inner product of each row of ``left_BD`` with each row of ``rows_nD``, which is read in chunks."""
     out = np.empty((len(left_BD), rows_nD.shape[0]))
     for part, chunk in row_chunks(rows_nD):
         out[:, part] = left_BD @ chunk.T

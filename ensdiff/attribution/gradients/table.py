@@ -1,18 +1,24 @@
-"""A table of gradients: the projected gradients of one output and one set of items under every member, in a folder.
+"""A table of gradients: a folder with the projected gradients (g2) of n items under each of K members.
+
+All gradients of a table are of one output, such as ``"loss"`` (`ensdiff.attribution.gradients.config.Output`). The
+noise levels are divided into G parts. An item has one gradient per part, and a projected gradient has D numbers
+(`ensdiff.attribution.gradients.features`).
 
 ```
 loss/
-  settings.json      what the table holds; once it is complete, also the checksums of its chunks
-  progress.jsonl     only until then: a line per finished chunk of items, with its checksums
-  member_00.npy      (n, G, D) float16: the gradients of every item under member 0, divided by its scales
+  settings.json      what the table holds; in a complete table, also the checksums of its chunks
+  progress.jsonl     only in an incomplete table: one line per finished chunk of items, with its checksums
+  member_00.npy      (n, G, D) float16: the gradients of every item under member 0, divided by the item's scale
   scales.npy         (n, K) float32: the scale of every item under every member
 ```
-A scale is the power of two that brings the largest of an item's G x D numbers into 2^14 .. 2^15, so that gradients of
-any size fit: a number x is stored with an error of at most ``2^-11 |x| + 2^-39 max |x|``.
+The gradients of an item under a member are divided by its scale, a power of two. This brings the largest of the G x D
+numbers into 2^14 .. 2^15, so that gradients of any size fit into float16. A number x is stored with an error of at most
+``2^-11 |x| + 2^-39 max |x|``.
 
-A chunk of items is finished when its line is in ``progress.jsonl``, which is written after its rows. The rows need not
-have reached the disk by then: every resumption compares the rows of all finished chunks with their checksums, and
-recomputes those that differ, so that neither a killed process nor a loss of power leaves a wrong number behind.
+A chunk of items is finished when its line is in ``progress.jsonl``. The line is written after the chunk's rows, but
+after a crash some rows may be missing on the disk. Each restart compares the rows of finished chunks with their
+checksums, and recomputes the chunks that do not match. So neither a killed process nor a loss of power leaves a wrong
+number behind.
 """
 
 import concurrent.futures
@@ -78,7 +84,7 @@ class TableSettings:
     Args:
         fingerprint: that of the ensemble.
         data: digest of the items.
-        output: the quantity whose gradients they are.
+        output: the quantity whose gradients the table holds.
         items: n.
         members: K.
         parts: G.
@@ -148,7 +154,7 @@ class Table(NamedTuple):
 
 
 def read_table(folder: pathlib.Path) -> Table | None:
-    """Return what a table's settings and progress state, or None if there is no table.
+    """Read a table's settings and its progress; return None if there is no table.
 
     Raises:
         DamagedError: the settings are damaged.

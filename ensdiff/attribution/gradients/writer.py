@@ -53,7 +53,7 @@ class TableWriter:
             OSError: the folder cannot be written to.
 
         Warns:
-            DamageWarning: finished chunks do not match their checksums, and so are unfinished again.
+            DamageWarning: finished chunks do not match their checksums; they count as unfinished.
         """
         with explained(self.folder):
             make_folder(self.folder)
@@ -87,7 +87,7 @@ class TableWriter:
         return todo
 
     def write(self, number: int, phi_KnGD: Float[np.ndarray, "K n G D"]) -> None:
-        """Write the gradients of a chunk. After the last one, the table is complete.
+        """Write the gradients of a chunk. The table is complete once every chunk is written, in any order.
 
         Raises:
             ValueError: a gradient is not finite.
@@ -106,7 +106,7 @@ class TableWriter:
                 self._finish()
 
     def _finish(self, *, saved: bool = False) -> None:
-        """Make all rows durable, and then state that the table is complete, unless this has been ``saved``."""
+        """Make all rows durable, then record that the table is complete. With ``saved``, this was done before."""
         if not saved:
             for name in self.settings.files():
                 with open(self.folder / name, "r+b") as file:
@@ -125,7 +125,7 @@ def _line(number: int, sums: Sequence[int]) -> str:
 
 @contextlib.contextmanager
 def explained(folder: pathlib.Path) -> Iterator[None]:
-    """Turn an error of the disk into one that says what happened, and that the same call continues."""
+    """Turn an `OSError` into one that says what happened, and that repeating the call continues the table."""
     try:
         yield
     except OSError as error:
@@ -136,10 +136,10 @@ def explained(folder: pathlib.Path) -> Iterator[None]:
 
 
 def check_space(folder: pathlib.Path, writers: Sequence[TableWriter]) -> None:
-    """Check that the disk has space for everything that is not written yet.
+    """Check that the disk has space for all rows that are not written yet.
 
     Raises:
-        OSError: it has not.
+        OSError: the disk has less space.
     """
     needed = sum(max(0, writer.settings.nbytes - _allocated(writer.folder)) for writer in writers)
     free = shutil.disk_usage(folder).free
@@ -151,7 +151,7 @@ def check_space(folder: pathlib.Path, writers: Sequence[TableWriter]) -> None:
 
 
 def _allocated(folder: pathlib.Path) -> int:
-    """Return how many bytes the files of a table take on the disk, on which unwritten rows take none."""
+    """Return how many bytes the files of a table take on the disk. Unwritten rows take none."""
     if not folder.is_dir():
         return 0
     stats = [file.stat() for file in folder.glob("*.npy")]
