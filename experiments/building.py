@@ -36,7 +36,7 @@ def check_config(config: Any) -> None:
 def section(config: ConfigDict, name: str) -> dict[str, Any]:
     """Return a section of the config as keyword arguments, with lists as tuples and without unset fields.
 
-    Unset is None, also as a text: ``--config.code.groups=None`` sets a field that holds a text to the text "None".
+    A field is unset if it is None or the text "None", because ``--config.code.groups=None`` may set that text.
     """
     values = config.get(name, ConfigDict()).to_dict()
     return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if v not in (None, "None")}
@@ -148,7 +148,7 @@ def read_items(reader: str, options: dict[str, Any]) -> Any:
 
 
 def _with_labels(data: Any, only: Any) -> Any:
-    """Return the items with some labels; labels of which there is no item are an error."""
+    """Return the items with some labels, each of which must have an item."""
     import numpy as np
 
     wanted = only.split("+") if isinstance(only, str) else [str(label) for label in only]
@@ -263,7 +263,7 @@ def stated_condition(config: ConfigDict) -> dict[str, Any]:
 def train_from_config(config: ConfigDict) -> Any:
     """Train according to a config, store the config in the run directory, and return the Ensemble.
 
-    SIGTERM and SIGINT write a checkpoint and end training with `ensdiff.Preempted`.
+    On SIGTERM or SIGINT, training writes a checkpoint and raises `ensdiff.Preempted`.
 
     Raises:
         ValueError: the config is incomplete, or the run cannot be resumed with it.

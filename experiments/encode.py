@@ -196,7 +196,7 @@ def _components(data: Any, out: pathlib.Path, channels: int) -> tuple[Callable, 
 
 
 def about(data: Any) -> dict[str, Any]:
-    """Return what is known about the items of a data set, as arrays of a file of latents."""
+    """Return labels, groups, names and conditions of a data set, as arrays to store with its latents."""
     import numpy as np
 
     from ensdiff.data.units import ItemNames

@@ -42,7 +42,7 @@ def names_of(params: Any, code: Any = None) -> Any:
 def names_in_data() -> Any:
     """Return the names of the units in the training data of --run; None if there are none, or the data are not there.
 
-    Runs of older versions do not have the names themselves.
+    Older runs do not store the names of their units, so the names are read from the data.
     """
     from ensdiff.codes.unit_names import UnitNames
 

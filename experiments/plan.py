@@ -52,10 +52,10 @@ COMPILED = {"predictions": ("train", "landscape", "jacobian"), "parameters": ("t
 def read_study(config: ConfigDict | None) -> tuple[Study, Schedule]:
     """Return the study and schedule that the config and flags describe; flags override the config.
 
-    What neither states about the data is read from them (`size_of_data`).
+    If they leave the size of the data open, it is found by reading the data (`size_of_data`).
 
     Raises:
-        ValueError: the size of the data is missing, or they cannot be read; or a flag has a bad value.
+        ValueError: the size of the data is missing, the data cannot be read, or a flag has a bad value.
     """
     f = flags.FLAGS
     config = ConfigDict() if config is None else config
@@ -202,7 +202,11 @@ def notes(accelerators: dict[str, Accelerator], share: float) -> str:
 
 
 def describe_code(study: Study) -> str:
-    """Return a sentence about the limits of attribution with the study's code, and a warning if they are too tight."""
+    """Return what attribution with the study's code can resolve, as text.
+
+    It ends with a warning if there are fewer words than units, or if one unit alone cannot have a q-value of at most
+    0.1.
+    """
     e = code_estimate(study.members, study.weight, study.units)
     text = (
         f"Code: {e.words:,} distinct words of {study.weight} of {study.members} members for {study.units:,} units; "
@@ -216,7 +220,7 @@ def compile_for(text: str, study: Study, schedule: Schedule, space: Space = PIXE
     """Compile the steps, and return their memory and contents as `experiments.aot` prints them.
 
     Args:
-        text: the machine.
+        text: the machine, such as ``v5e:2x4``.
         study: the study.
         schedule: the process.
         space: pixels or latents.
@@ -286,7 +290,7 @@ def main() -> None:
 
 
 def define_flags() -> None:
-    """Define the command line, in a function because other programs have flags with these names."""
+    """Define the command line. This is a function because other programs have flags with the same names."""
     flags.DEFINE_string("image", None, "Height, width and channels, such as 32x32x3.")
     flags.DEFINE_integer("units", None, "Training units N.")
     flags.DEFINE_integer("members", None, "Members K; by default the config's, or 16.")

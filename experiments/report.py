@@ -2,8 +2,8 @@
 
 It shows each sample's most influential units, the sample without each of them and without every combination of the
 first few, the whole landscape of influences with its null, and the training curves. If experiments.attribute saved an
-attribution of the same samples in the run, it is reused; one by combined, trak, d-trak, das or loss (the first of these
-that there is) is shown beside the exact influences.
+attribution of the same samples by exact or screen in the run, it is reused. If it saved some by combined, trak, d-trak,
+das or loss, the first in this order is shown beside the exact influences.
 
 Examples:
   python -m experiments.report runs/digits
@@ -84,12 +84,15 @@ def main(run: str | None = None) -> None:
 
 
 def kinds_of(params: Any) -> list[bool]:
-    """Return whether each layer of the page is of groups; the page opens with the first."""
+    """Return the layers of the page in order: True for one of groups, False for one of units."""
     return [False] if params.code.groups is None else [True, False]
 
 
 def layer(params: Any, data: Any, samples: Any, groups: bool) -> Any:
-    """Compute the page's layer for items or for groups, reusing a saved attribution of these samples if one exists."""
+    """Compute one layer of the page: for the code's units, or for its groups.
+
+    A saved attribution of these samples is reused if there is one.
+    """
     from ensdiff.report.explorer import explore
 
     return explore(
@@ -111,7 +114,10 @@ def layer(params: Any, data: Any, samples: Any, groups: bool) -> Any:
 
 
 def saved(params: Any, samples: Any, groups: bool) -> Any:
-    """Return the attribution of these samples saved by experiments.attribute, or None if the flags ask for more."""
+    """Return the attribution of these samples that experiments.attribute saved.
+
+    None if there is none, or if the flags ask for more than it has.
+    """
     import ensdiff
     from ensdiff.report.explorer.layer import unfit
 
@@ -130,7 +136,7 @@ def saved(params: Any, samples: Any, groups: bool) -> Any:
 
 
 def suffices(att: Any) -> bool:
-    """Return whether a saved attribution has the null that --null asks for."""
+    """Return whether a saved attribution has at least as many null ablations as --null asks for."""
     null = 0 if NULL.value is None else runs.null_value(NULL.value)
     if null == "auto":
         return att.null_BL is not None and att.limitation is None

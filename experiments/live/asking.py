@@ -19,7 +19,7 @@ LARGEST_FILE = 2**24
 LARGEST_PICTURE = 2**24
 """Most pixels of a picture."""
 START = r"(?:file:|~|[A-Za-z]:|\.\.)?[/\\]"
-"""How a path begins that is not within a folder, as a regular expression."""
+"""The beginning of a path from the root, the home folder or the parent folder, as a regular expression."""
 
 
 class Refused(Exception):
@@ -31,10 +31,10 @@ class Refused(Exception):
 
 
 def fields_of(content: bytes) -> dict[str, Any]:
-    """Return the fields of a request.
+    """Return the fields of a request, whose content is a JSON object.
 
     Raises:
-        Refused: they are no JSON object.
+        Refused: the content is not JSON, or not an object.
     """
     from ensdiff.files.reading import parse_json
 
@@ -48,14 +48,24 @@ def fields_of(content: bytes) -> dict[str, Any]:
 
 
 def only(values: Mapping[str, Any], *names: str) -> None:
-    """Refuse fields other than these."""
+    """Check that a request has no other fields than these.
+
+    Raises:
+        Refused: it has another field.
+    """
     unknown = [name for name in values if name not in names]
     if unknown:
         raise Refused(400, f"Unknown field {str(unknown[0])[:40]!r}: expected some of {', '.join(names)}.")
 
 
 def whole(values: Mapping[str, Any], name: str, low: int, high: int, default: int | None = None) -> int:
-    """Return a field that is a whole number from ``low`` to ``high``; texts of digits are numbers."""
+    """Return the whole number in a field, or ``default`` if the request lacks the field.
+
+    A text of up to 12 digits counts as a number.
+
+    Raises:
+        Refused: it is not a whole number from ``low`` to ``high``, or the field is missing and has no default.
+    """
     value = values.get(name, default)
     if isinstance(value, str) and re.fullmatch(r"[0-9]{1,12}", value):
         value = int(value)
@@ -65,7 +75,11 @@ def whole(values: Mapping[str, Any], name: str, low: int, high: int, default: in
 
 
 def number(values: Mapping[str, Any], name: str, most: float) -> float | None:
-    """Return a field that is a finite number, at most ``most`` from 0; None if it is not given."""
+    """Return the number in a field, or None if the field is missing or null.
+
+    Raises:
+        Refused: it is not a number from ``-most`` to ``most``.
+    """
     value = values.get(name)
     if value is None:
         return None
@@ -75,7 +89,11 @@ def number(values: Mapping[str, Any], name: str, most: float) -> float | None:
 
 
 def text(values: Mapping[str, Any], name: str) -> str | None:
-    """Return a field that is a text of bounded length; None if it is not given or empty."""
+    """Return the text in a field, without blanks around it; None if the field is missing, null or blank.
+
+    Raises:
+        Refused: it is not a text of at most `LONGEST_TEXT` characters.
+    """
     value = values.get(name)
     if value is None:
         return None
@@ -85,7 +103,11 @@ def text(values: Mapping[str, Any], name: str) -> str | None:
 
 
 def units_of(values: Mapping[str, Any]) -> list[int | str]:
-    """Return the field ``units``: a list of ids and names, or a text that lists them, as one entry."""
+    """Return the entries of the field ``units``, which are ids and names. A text becomes a list with this one entry.
+
+    Raises:
+        Refused: there are no units or more than `MOST_UNITS`, or an entry is no whole number and no `text`.
+    """
     value = values.get("units")
     if isinstance(value, str):
         found = text(values, "units")
@@ -105,7 +127,7 @@ def units_of(values: Mapping[str, Any]) -> list[int | str]:
 
 
 def sentence(error: BaseException, run: str | os.PathLike) -> str:
-    """Return an error as one sentence, without paths outside of the run.
+    """Return an error as one sentence, without paths of files outside of the run.
 
     >>> sentence(ValueError("/home/me/x.npz is damaged"), "runs/x")
     'A file of the server is damaged.'

@@ -36,7 +36,10 @@ class Models(NamedTuple):
 
 
 def models(shop: Workshop) -> dict[str, Models]:
-    """Train the models for every data set of the config section."""
+    """Train the ensemble and the ordinary models for each data set in ``config.generative.sets``.
+
+    Models that are already trained are opened.
+    """
     s = shop.settings(NAME)
     out = {}
     for name, values in s.sets.items():
@@ -58,7 +61,10 @@ def models(shop: Workshop) -> dict[str, Models]:
 
 
 def _data(shop: Workshop, values: ConfigDict) -> tuple[Dataset, Dataset]:
-    """Return training and held-out data: those of the whole evaluation, or of a reader named in the section."""
+    """Return the training and held-out data of an entry of ``config.generative.sets``.
+
+    They are read as its field ``data`` says. Without this field, they are the data of the whole evaluation.
+    """
     if "data" not in values:
         return shop.data, shop.held_out
     options = building.section(values, "data")
@@ -66,7 +72,10 @@ def _data(shop: Workshop, values: ConfigDict) -> tuple[Dataset, Dataset]:
 
 
 def study(shop: Workshop) -> Findings:
-    """Compare Frechet and kernel distances to held-out data, in the features of a small classifier."""
+    """Compare the models by the Frechet and kernel distances of their images to held-out images.
+
+    Distances are between the features of a small classifier.
+    """
     s = shop.settings(NAME)
     tables: list[Table] = []
     numbers: dict[str, Any] = {}
@@ -122,7 +131,7 @@ def study(shop: Workshop) -> Findings:
 
 
 def _members(params: ensdiff.Ensemble, count: int) -> list[tuple[ensdiff.Ensemble, np.ndarray | None]]:
-    """Return some members, each as the ensemble with weight 1 for that member alone."""
+    """Return ``count`` evenly spaced members, each as the ensemble with weight 1 for that member alone."""
     chosen = np.linspace(0, params.members - 1, count).astype(int)
     return [(params, np.eye(params.members, dtype=np.float32)[k]) for k in chosen]
 

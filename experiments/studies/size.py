@@ -24,13 +24,13 @@ NAME = "size"
 
 
 def models(shop: Workshop) -> dict[int, ensdiff.Ensemble]:
-    """Train one ensemble for every N, each on the first N items."""
+    """Train one ensemble for each number of units N in ``config.size.sizes``; the units are the first N items."""
     s = shop.settings(NAME)
     return {int(N): model(shop, int(N), s.members) for N in s.sizes}
 
 
 def model(shop: Workshop, N: int, members: int) -> ensdiff.Ensemble:
-    """Train the ensemble on the first N items, or open it if another study has trained it.
+    """Train the ensemble whose units are the first N items, or open it if it is already trained.
 
     Raises:
         ValueError: there are fewer than N items.
@@ -48,7 +48,7 @@ def landscape(shop: Workshop, N: int, params: ensdiff.Ensemble) -> tuple[ensdiff
 
 
 def study(shop: Workshop) -> Findings:
-    """Compute radius, false attribution and the agreement of the differential with the exact method, for every N."""
+    """Compute radius, false attribution and how well the differential method agrees with the exact one, for each N."""
     s = shop.settings(NAME)
     trained = models(shop)
     scale = metrics.published_scale(shop.data.shape)
@@ -113,7 +113,7 @@ def study(shop: Workshop) -> Findings:
 
 
 def _at(shop: Workshop, N: int, params: ensdiff.Ensemble) -> dict[str, Any]:
-    """Compute all results for one N."""
+    """Compute all results for the ensemble of N units."""
     samples, without_NB = landscape(shop, N, params)
     images = np.asarray(samples.images)
     influence_BN = distances(without_NB, images).T
