@@ -34,7 +34,7 @@ from ensdiff.sampling.conditions import Given, Mode
 from ensdiff.sampling.denoise import STATES_AT_ONCE, Noise, plan, sampling_step
 from ensdiff.sampling.packing import Batches
 from ensdiff.training.device import DeviceData, make_device_steps
-from ensdiff.training.step import Batch, init_state, make_train_step
+from ensdiff.training.step import Batch, abstract_state, make_train_step
 
 GIB = 2**30
 
@@ -153,9 +153,7 @@ class Step(NamedTuple):
 def train_step(case: Case) -> Step:
     """Return the program of one training step of the whole ensemble."""
     batch, mesh = case.train.batch_size, case.mesh
-    state = jax.eval_shape(
-        lambda: init_state(case.model, case.image_shape, case.members, case.train, condition=case.condition)
-    )
+    state = abstract_state(case.model, case.image_shape, case.members, case.train, case.condition)
     place = P("member", "data")
     images = Batch(
         case.array((case.members, batch, *case.image_shape), case.dtype, place),  # type: ignore[arg-type]

@@ -15,7 +15,6 @@ from ensdiff.data.manifest import NAME as MANIFEST
 from ensdiff.data.manifest import Manifest
 from ensdiff.ensemble.ensemble import Ensemble
 from ensdiff.files.checksums import DamagedError, read_sealed
-from ensdiff.models.condition import ConditionSpec
 from ensdiff.models.denoiser import Denoiser
 from ensdiff.runs.base import NAME as BASE
 from ensdiff.runs.base import read_base
@@ -35,7 +34,7 @@ from ensdiff.runs.logs import ENVIRONMENTS, checked, read_environments
 from ensdiff.runs.sums import all_sums
 from ensdiff.runs.unit_names import read_names
 from ensdiff.training.config import TrainConfig
-from ensdiff.training.step import TrainState, init_state
+from ensdiff.training.step import TrainState, abstract_state
 from ensdiff.typing import Params
 
 
@@ -210,22 +209,11 @@ class Run:
     def _expected(self) -> TrainState:
         """The shapes of the state of the held members."""
         one = self.ensemble
-        return _state_shapes(one.model, one.image_shape, len(self.held), self.config, one.condition)
+        return abstract_state(one.model, one.image_shape, len(self.held), self.config, one.condition)
 
     def _stored(self, checkpoint: Checkpoint) -> dict[str, Any]:
         """Return the shapes of the state of the held members in the layout of a checkpoint."""
         return stored_layout(parts_of(self._expected), checkpoint.description["format"])
-
-
-@functools.cache
-def _state_shapes(
-    model: Denoiser,
-    image_shape: tuple[int, int, int],
-    members: int,
-    config: TrainConfig,
-    condition: ConditionSpec | None,
-) -> TrainState:
-    return jax.eval_shape(lambda: init_state(model, image_shape, members, config, condition=condition))
 
 
 def _differences(found: Any, expected: Any) -> list[str]:

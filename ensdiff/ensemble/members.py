@@ -29,7 +29,7 @@ from ensdiff.ensemble.placing import member_specs, place_members
 from ensdiff.models.adapters import Bound, opened
 from ensdiff.models.condition import ConditionSpec
 from ensdiff.models.conv import one_by_one, resolve
-from ensdiff.models.denoiser import Denoiser, check_inputs
+from ensdiff.models.denoiser import Denoiser, check_inputs, initial_shapes
 from ensdiff.models.unet import UNetConfig
 from ensdiff.typing import Array, ArrayLike, Key, Params, as_key
 
@@ -82,7 +82,9 @@ def abstract_params(
 def _abstract_params(
     model: Denoiser, image_shape: tuple[int, int, int], members: int, condition: ConditionSpec | None
 ) -> Params:
-    return jax.eval_shape(lambda: init_params(model, image_shape, members, 0, condition=condition))
+    check_inputs(model, image_shape, condition)
+    shapes = initial_shapes(model)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((members, *leaf.shape), leaf.dtype), shapes)
 
 
 def apply_member(

@@ -8,13 +8,12 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from ensdiff.ensemble.ensemble import Ensemble
 from ensdiff.interop import dit, unet2d, unet_condition
 from ensdiff.interop.tensors import Naming, names, unstack
-from ensdiff.models.denoiser import name_of
+from ensdiff.models.denoiser import initial_shapes, name_of
 from ensdiff.models.dit import DiTConfig
 from ensdiff.models.unet import UNetConfig
 
@@ -71,7 +70,7 @@ def names_of(model: Network) -> dict[str, str]:
     'down_blocks.0.resnets.0.conv1'
     """
     table = naming(model)
-    params = jax.eval_shape(model.init, jax.eval_shape(lambda: jax.random.key(0)))
+    params = initial_shapes(model)
     found = {"/".join(path): name.rpartition(".")[0] for name, path in names(table, params).items()}
     return {
         path: name for path, name in found.items() if path.endswith("/kernel") and not path.startswith("condition/")

@@ -18,6 +18,7 @@ from ensdiff.interop.networks import model_options, naming, part_of, read_config
 from ensdiff.interop.tensors import member, names, write_state_dict
 from ensdiff.interop.unet2d import height_and_width
 from ensdiff.interop.weights import FILES, find_weights, read_weights
+from ensdiff.models.denoiser import initial_shapes
 from ensdiff.models.space import Latents
 from ensdiff.models.unet import UNetConfig
 from ensdiff.settings import check_value
@@ -68,7 +69,7 @@ def load_unet(
     if context_length is not None:
         model = with_context(model, context_length)
     file = find_weights(folders[:1], variant)
-    shapes = jax.eval_shape(model.init, jax.eval_shape(lambda: jax.random.key(0)))
+    shapes = initial_shapes(model)
     table, leaves = names(naming(model), shapes), flatten_dict(shapes)
     state = part_of(model).incoming(read_weights(file), model, str(file))
     found = member(state, str(file), model, table, {path: leaf.shape for path, leaf in leaves.items()})

@@ -26,7 +26,7 @@ from jaxtyping import Float
 
 from ensdiff.models import low_rank
 from ensdiff.models.condition import ConditionSpec
-from ensdiff.models.denoiser import Denoiser, SelfChecking, name_of
+from ensdiff.models.denoiser import Denoiser, SelfChecking, initial_shapes, name_of
 from ensdiff.models.factors import change, factors_of
 from ensdiff.models.parameters import digest_of, mapped, nested, shapes_of
 from ensdiff.settings import check_value
@@ -289,11 +289,7 @@ def _check_choice(model: Adapted) -> None:
 @functools.lru_cache(maxsize=16)
 def base_shapes(base: Denoiser) -> dict[str, tuple[tuple[int, ...], str]]:
     """Return the shape and dtype of each parameter of a network by its path, joined by ``/``."""
-    return shapes_of(jax.eval_shape(base.init, _key()))
-
-
-def _key() -> Any:
-    return jax.eval_shape(lambda: jax.random.key(0))
+    return shapes_of(initial_shapes(base))
 
 
 def merge(model: Adapted, base_params: Params, factors: Params | dict[str, dict[str, Array]]) -> Params:
@@ -327,8 +323,8 @@ def abstract_of(model: Denoiser) -> Params | Shared:
     """Return the shapes of one member's parameters, for an adapted network together with the base's, for `opened`."""
     if isinstance(model, Adapted):
         base = nested({path: jax.ShapeDtypeStruct(*shape) for path, shape in base_shapes(model.base).items()})
-        return Shared(base, jax.eval_shape(model.init, _key()))
-    return jax.eval_shape(model.init, _key())
+        return Shared(base, initial_shapes(model))
+    return initial_shapes(model)
 
 
 def network_of(model: Any) -> Any:

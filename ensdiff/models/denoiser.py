@@ -139,6 +139,19 @@ def check_null(model: Any, image_shape: tuple[int, int, int], condition: Conditi
         )
 
 
+def initial_shapes(model: Denoiser) -> Params:
+    """Return the shapes and dtypes of one member's initial parameters, as `jax.ShapeDtypeStruct`.
+
+    Networks that differ only in how they are computed (``stored``, see `ensdiff.models.UNetConfig`) are traced once.
+    """
+    return jax.tree.map(lambda shape: shape, _initial_shapes(getattr(model, "stored", model)))
+
+
+@functools.lru_cache(maxsize=64)
+def _initial_shapes(model: Denoiser) -> Params:
+    return jax.eval_shape(model.init, jax.eval_shape(lambda: jax.random.key(0)))
+
+
 def _check_condition(name: str, takes: ConditionSpec | None, given: ConditionSpec | None) -> None:
     if takes is None and given is None:
         return

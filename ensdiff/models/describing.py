@@ -10,10 +10,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-
 from ensdiff.models.adapters import Adapted
-from ensdiff.models.denoiser import Denoiser, name_of
+from ensdiff.models.denoiser import Denoiser, initial_shapes, name_of
 from ensdiff.models.dit import DiTConfig
 from ensdiff.models.parameters import shapes_of
 from ensdiff.models.transformer import FIELDS
@@ -49,8 +47,7 @@ _ADAPTED = ("rank", "alpha", "targets", "train_also", "stack", "digest")
 
 
 def _parameters(model: Denoiser) -> dict[str, list]:
-    params = jax.eval_shape(model.init, jax.eval_shape(lambda: jax.random.key(0)))
-    return {path: [list(shape), dtype] for path, (shape, dtype) in sorted(shapes_of(params).items())}
+    return {path: [list(shape), dtype] for path, (shape, dtype) in sorted(shapes_of(initial_shapes(model)).items())}
 
 
 def model_from_dict(text: Mapping[str, Any], model: Denoiser | None = None) -> Denoiser:

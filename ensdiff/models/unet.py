@@ -203,6 +203,11 @@ class UNetConfig:
     def _factor(self) -> int:
         return 2 ** (len(self.multipliers) - 1)
 
+    @property
+    def stored(self) -> "UNetConfig":
+        """The settings without those that choose how the same parameters are computed."""
+        return dataclasses.replace(self, conv="auto", stack=0, attention="auto", remat=False)
+
     def init(self, key: Array) -> Params:
         """Return the initial parameters of one member, which do not depend on the size of images."""
         x_BHWC = jnp.zeros((1, self._factor, self._factor, self.image_channels))

@@ -36,11 +36,11 @@ from ensdiff.models.adapters import Adapted, base_shapes, network_of
 from ensdiff.models.attention import resolve_attention
 from ensdiff.models.condition import ConditionSpec
 from ensdiff.models.conv import resolve
-from ensdiff.models.denoiser import Denoiser, check_inputs
+from ensdiff.models.denoiser import Denoiser, check_inputs, initial_shapes
 from ensdiff.models.unet import UNetConfig
 from ensdiff.planning.flops import averaged_flops, jacobian_step_flops, landscape_step_flops, train_step_flops
 from ensdiff.training.config import TrainConfig
-from ensdiff.training.step import init_state
+from ensdiff.training.step import abstract_state
 from ensdiff.typing import Params
 
 JobName = Literal["training", "sampling", "landscape", "jacobian"]
@@ -158,8 +158,7 @@ def parameter_count(model: Denoiser) -> int:
     >>> parameter_count(UNetConfig(channels=8, multipliers=(1,), middle_attention=False))
     10289
     """
-    params = jax.eval_shape(model.init, jax.eval_shape(lambda: jax.random.key(0)))
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(initial_shapes(model)))
 
 
 def base_count(model: Denoiser) -> int:
@@ -208,7 +207,7 @@ def training_memory(study: Study, chips: int = 1) -> TrainingMemory:
     """
     _check_chips(chips)
     model, shape, config = study.model, study.image_shape, study.train
-    state = jax.eval_shape(lambda: init_state(model, shape, 1, config, condition=study.condition))
+    state = abstract_state(model, shape, 1, config, study.condition)
     members, data = mesh_shape(study.members, config.batch_size, chips)
     local, images = study.members // members, config.batch_size // data
     together = group_size(model, local)

@@ -7,6 +7,7 @@ counted (`ensdiff.models.winograd`), because the counts are those of plain convo
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -67,17 +68,30 @@ def _network_flops(model: Denoiser, image_shape: tuple[int, int, int], condition
         network, member = opened(model, params)
         return network.apply(member, x, t, cond)
 
-    def with_tangents(number):
-        def run(params, x, t):
-            y, push = jax.linearize(lambda x: predict(params, x, t), x)
-            return y, jax.vmap(push)(jnp.broadcast_to(x, (number, *x.shape)))
-
-        return count_flops(run, params, x, t)
-
     forward = count_flops(predict, params, x, t)
-    one, two = with_tangents(1), with_tangents(2)
+    one, more = _directions(lambda x, params, t: predict(params, x, t), (x,), params, t)
     train = _train_flops(model, image_shape, condition)
-    return NetworkFlops(forward, train, two - one, one - (two - one) - forward)
+    return NetworkFlops(forward, train, more, one - more - forward)
+
+
+def _directions(function: Callable, moved: tuple, *fixed: Any) -> tuple[int, int]:
+    """Return the FLOPs of a function with one directional derivative, and of each further direction.
+
+    Args:
+        function: the function.
+        moved: the shapes of its arguments that it is differentiated by.
+        fixed: those of its other arguments.
+    """
+    pushed: list[int] = []
+
+    def run(moved, fixed):
+        y, push = jax.linearize(lambda *moved: function(*moved, *fixed), *moved)
+        one, two = (jax.tree.map(lambda a, n=n: jnp.broadcast_to(a, (n, *a.shape)), moved) for n in (1, 2))
+        pushed.extend(count_flops(jax.vmap(push), *some) for some in (one, two))
+        return y, jax.vmap(push)(*one)
+
+    whole = count_flops(run, moved, fixed)
+    return whole, pushed[1] - pushed[0]
 
 
 @functools.lru_cache(maxsize=64)
@@ -137,17 +151,9 @@ def averaged_flops(
     def predict(base, moved, x, t):
         return network.apply(add_change(base, moved), x, t, cond)
 
-    def with_tangents(number):
-        def run(base, moved, x, t):
-            y, push = jax.linearize(lambda moved, x: predict(base, moved, x, t), moved, x)
-            many = jax.tree.map(lambda a: jnp.broadcast_to(a, (number, *a.shape)), (moved, x))
-            return y, jax.vmap(push)(*many)
-
-        return count_flops(run, base, moved, x, t)
-
     forward = count_flops(predict, base, moved, x, t)
-    one, two = with_tangents(1), with_tangents(2)
-    return AveragedFlops(forward, one - (two - one) - forward, two - one, change)
+    one, more = _directions(lambda moved, x, base, t: predict(base, moved, x, t), (moved, x), base, t)
+    return AveragedFlops(forward, one - more - forward, more, change)
 
 
 def train_step_flops(

@@ -23,7 +23,7 @@ from ensdiff.diffusion.schedule import Schedule, add_noise, network_inputs, targ
 from ensdiff.diffusion.weights import Weighting, loss_weights
 from ensdiff.ensemble.compiling import per_device
 from ensdiff.ensemble.flat import ravel, unravel
-from ensdiff.ensemble.members import init_params, sum_over_micro_batches, update_members
+from ensdiff.ensemble.members import abstract_params, init_params, sum_over_micro_batches, update_members
 from ensdiff.ensemble.memory import count_micro_batches
 from ensdiff.models.adapters import Adapted
 from ensdiff.models.condition import ConditionSpec
@@ -105,6 +105,19 @@ def init_state(
         params = init_params(model, image_shape, members, key, mesh, condition)
     opt_state = _init_optimizer(StepSettings.of(config), mesh)(params)
     return TrainState(params, opt_state, jax.tree.map(jnp.copy, params) if config.ema else None)
+
+
+def abstract_state(
+    model: Denoiser,
+    image_shape: tuple[int, int, int],
+    members: int,
+    config: TrainConfig,
+    condition: ConditionSpec | None = None,
+) -> TrainState:
+    """Return the shapes and dtypes of `init_state`, without computing anything."""
+    params = abstract_params(model, image_shape, members, condition)
+    opt_state = jax.eval_shape(_init_optimizer(StepSettings.of(config), None), params)
+    return TrainState(params, opt_state, params if config.ema else None)
 
 
 @functools.lru_cache(maxsize=16)

@@ -10,7 +10,7 @@ import pytest
 from ensdiff import models
 from ensdiff.models.blocks import timestep_embedding
 from ensdiff.models.condition import ConditionSpec, Leaf
-from ensdiff.models.denoiser import check_inputs, name_of
+from ensdiff.models.denoiser import check_inputs, initial_shapes, name_of
 from ensdiff.models.unet import UNet, UNetConfig
 
 TINY = UNetConfig(channels=4, norm_groups=2, multipliers=(1,), middle_attention=False, conv="grouped")
@@ -187,3 +187,15 @@ def test_what_is_no_denoiser_is_refused():
     with pytest.raises(ValueError, match="stack=-1"):
         check_inputs(Own(stack=-1), (4, 4, 1))
     assert name_of(TINY) == "UNetConfig"
+
+
+def test_networks_that_differ_only_in_how_they_are_computed_are_traced_once(monkeypatch):
+    """Plans ask for the parameters of one network on every platform."""
+    model, traced, init = UNetConfig(channels=6, norm_groups=3, multipliers=(1,)), [], UNetConfig.init
+    monkeypatch.setattr(UNetConfig, "init", lambda self, key: traced.append(self) or init(self, key))
+    forms = [model, *(dataclasses.replace(model, conv=conv, attention="batch", remat=True) for conv in ("map", "loop"))]
+    shapes = [initial_shapes(form) for form in forms]
+    assert len(traced) == 1
+    for form, shape in zip(forms, shapes, strict=True):
+        assert shape == jax.eval_shape(lambda key, form=form: init(form, key), jax.random.key(0))
+    assert initial_shapes(dataclasses.replace(model, blocks=2)) != shapes[0]
