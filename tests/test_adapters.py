@@ -240,6 +240,7 @@ def kernel_gradients(jaxpr):
                 yield from kernel_gradients(value.jaxpr)
 
 
+@pytest.mark.slow
 def test_averaged_parameters_generate_what_the_mean_network_generates(params, merged, samples):
     mean = mean_of(merged, np.full(K, 1 / K))
     close(samples.images, ensdiff.sample(networks(params, [mean] * K), 0, 2, steps=3, clip=False).images)

@@ -121,6 +121,7 @@ def test_digests_do_not_depend_on_the_addresses_of_functions(tiny):
     assert digest(one) == digest(two)
 
 
+@pytest.mark.slow
 def test_training_without_dropped_conditions_warns():
     data = of([0, 1, 2] * 2, classes=3)
     with pytest.warns(UserWarning, match="never learn what no condition means"):

@@ -82,6 +82,7 @@ def test_unseen_scores_and_differences_against_a_loop(seed, K, B, N):
                 assert np.isnan(found.error_BN[b, i])
 
 
+@pytest.mark.slow
 def test_p_values_are_uniform_if_queries_depend_on_no_unit():
     """One unit and query of each of 120 worlds, with the library's kernels; by all members they are not uniform."""
     rng, unseen, naive = np.random.default_rng(0), [], []

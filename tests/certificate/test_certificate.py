@@ -202,6 +202,7 @@ def test_replay_without_the_deleted_picture(small):
     assert certificate.verify(small, data=data).ok
 
 
+@pytest.mark.slow
 def test_forgetting_again_keeps_what_was_forgotten_before(copied, tmp_path, monkeypatch):
     """A second unit is forgotten from a run that forgot one before and has a checkpoint without checksums."""
     path, _ = copied
@@ -403,6 +404,7 @@ def test_files_that_are_gone_or_new(copied):
     assert result.failures[-1].startswith(f"{path} does not exist; train with")
 
 
+@pytest.mark.slow
 def test_damage_is_not_laundered(copied, tmp_path):
     """Arrays of another step under the description of step 5 are refused, as `load` refuses them."""
     path, certificate = copied
@@ -826,6 +828,7 @@ def test_resumed_runs_are_replayed_where_each_part_was_trained(tmp_path):
     assert result.ok, result.failures
 
 
+@pytest.mark.slow
 def test_replay_repeats_the_recorded_execution(copied, monkeypatch):
     """Without a recorded execution, replay uses the model's settings; an unknown execution is a failure."""
     path, _ = copied
@@ -935,6 +938,7 @@ def named(run_dir, tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_certificates_name_units(named, honest):
     """Names are for reading: whatever the names, the units are the same. One without names holds for the same run."""
     certificate = ensdiff.certify(named, ["Jane Doe"])

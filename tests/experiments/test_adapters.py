@@ -123,6 +123,7 @@ def test_adapters_of_shapes_cannot_be_trained():
         ensdiff.train(data, ensdiff.Code.balanced(4, 6), model, steps=1, progress=False)
 
 
+@pytest.mark.slow
 def test_flops_and_memory_of_adapters():
     """No gradient of the base's kernels is counted, and the base is counted once."""
     network, shape = ensdiff.UNetConfig(channels=16, multipliers=(1,), middle_attention=False), (8, 8, 1)

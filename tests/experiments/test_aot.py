@@ -31,6 +31,7 @@ def steps_of(done, path, programs=STEPS):
     return record, {step["step"]: step for step in record["steps"]}
 
 
+@pytest.mark.slow
 def test_cuda_needs_nothing_but_jax(run, tmp_path):
     """Sixteen members on eight GPUs, two a GPU: the lowered programs hold the analytic FLOPs."""
     out = tmp_path / "aot.json"

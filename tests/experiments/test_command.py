@@ -101,6 +101,7 @@ def test_the_command_runs_a_program(run, tmp_path):
     assert "train with ensdiff train --config" in err
 
 
+@pytest.mark.slow
 def test_a_config_of_ones_own_imports_the_packaged_ones(run, tmp_path):
     """A copy of a packaged config works anywhere, with its relative imports."""
     text = pathlib.Path("experiments/configs/digits.py").read_text()

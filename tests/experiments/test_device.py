@@ -156,6 +156,7 @@ def test_peaks():
     assert card.peak("TPU v5 lite") == 197e12
 
 
+@pytest.mark.slow
 def test_isolation_is_found_and_its_failure_too(monkeypatch):
     """Trains three ensembles for four steps: the only test of what the step reports."""
     ways = [{"conv": "map"}]

@@ -112,6 +112,7 @@ def test_kept_arrays_are_not_recomputed(shop, tmp_path):
     assert set(shop.seconds_of({"a": "size/x", "b": "size/y"})) == {"a"}
 
 
+@pytest.mark.slow
 def test_trained_models_are_reused(shop):
     data = shop.data.subset(range(6))
     code = quiet_matrix(np.array([[1, 0], [1, 0], [0, 0], [0, 1], [0, 1], [1, 0]]))

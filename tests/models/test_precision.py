@@ -33,7 +33,19 @@ def products(model, platform):
 
 
 @pytest.mark.parametrize(
-    ("conv", "platform"), [("map", "cpu"), ("winograd", "cpu"), ("map", "tpu"), *((conv, "cuda") for conv in STACKED)]
+    ("conv", "platform"),
+    [
+        ("map", "cpu"),
+        ("grouped", "cuda"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ("winograd", "cpu"),
+                ("map", "tpu"),
+                *((conv, "cuda") for conv in STACKED if conv != "grouped"),
+            )
+        ),
+    ],
 )
 def test_highest_precision_reaches_every_product(conv, platform):
     """In the forward pass and in all derivatives, in every form."""

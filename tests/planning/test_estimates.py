@@ -23,6 +23,7 @@ TRAIN = ensdiff.TrainConfig(steps=3, batch_size=4, ema=0.9)
 STUDY = Study(MODEL, SHAPE, 4, 6, 2, TRAIN, samples=2, sampling_steps=5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"ema": 0.0}])
 def test_state_equals_the_bytes_of_real_arrays(changes):
     train = dataclasses.replace(TRAIN, **changes)
@@ -175,6 +176,7 @@ def test_plan_as_typed(run):
         assert text in done.stdout, text
 
 
+@pytest.mark.slow
 def test_plan_reads_a_config_and_flags_go_first(run):
     done = run(
         "plan", "--config=experiments/configs/cifar10_paper.py", "--members=256", "--chips=8", "--accelerator=v5e",

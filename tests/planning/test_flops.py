@@ -91,7 +91,8 @@ def test_lowered_forward_and_train_step(model, strategy, members, batch):
 
 
 @pytest.mark.parametrize("changes", [
-    {}, {"remat": True, "attention_levels": (0,)}, {"compute_dtype": "bfloat16", "conv": "matmul"},
+    pytest.param({}, marks=pytest.mark.slow), {"remat": True, "attention_levels": (0,)},
+    pytest.param({"compute_dtype": "bfloat16", "conv": "matmul"}, marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_lowered_sampling_steps(changes):
     model = dataclasses.replace(BASE, **changes)

@@ -86,6 +86,7 @@ def test_every_picture_equals_the_librarys_counterfactual(flat):
     assert (layer.radius_B == layer.att.influence[:, 0]).all()
 
 
+@pytest.mark.slow
 def test_landscapes_are_predicted_for_a_screen_and_exact_for_an_exact_method():
     _, _, _, screen = items(top=5)
     assert (screen.att.method, screen.landscape.method, screen.exact) == ("screen", "differential", False)

@@ -52,7 +52,7 @@ def one_by_one():
     return run(blobs(), network("map"))
 
 
-@pytest.mark.parametrize("stack", [2, 4])
+@pytest.mark.parametrize("stack", [2, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("conv", STACKED)
 def test_groups_train_as_single_members_and_keep_apart(one_by_one, conv, stack):
     """If every pixel of one unit changes, exactly the members that did not see it stay the same bit for bit."""
@@ -67,7 +67,9 @@ def test_groups_train_as_single_members_and_keep_apart(one_by_one, conv, stack):
     np.testing.assert_array_equal(same_K, CODE.rows(0)[0] == 0)
 
 
-@pytest.mark.parametrize("conv", STACKED)
+@pytest.mark.parametrize(
+    "conv", [conv if conv == "grouped" else pytest.param(conv, marks=pytest.mark.slow) for conv in STACKED]
+)
 def test_only_grouped_makes_grouped_convolutions_of_the_size_of_a_group(conv):
     for stack, size in ((0, 4), (3, 2)):
         groups = set(read_lowered(lowered(network(conv, stack, DEEP))).groups) - {1}

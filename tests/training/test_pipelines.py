@@ -133,6 +133,7 @@ def test_batches_on_devices_are_those_of_the_host(shape):
         np.testing.assert_array_equal(masks, expected.mask_KB)
 
 
+@pytest.mark.slow
 def test_the_device_pipeline_trains_the_same_run(tmp_path):
     """Losses equal the host's up to rounding; and bit for bit for any steps per call, and for a resumed run."""
     with pytest.warns(UserWarning, match="steps_per_call=3 has no effect where the host makes the batches"):

@@ -178,6 +178,7 @@ def test_sharding_gives_the_same_result(shape):
     np.testing.assert_allclose(one_metrics.loss_K, metrics.loss_K, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_bfloat16_trains_float32_parameters():
     dataset = ensdiff.data.arrays(blobs())
     model = dataclasses.replace(MODEL, compute_dtype="bfloat16")
@@ -265,6 +266,7 @@ def test_another_seed_and_number_of_steps_trace_nothing():
     assert len(traces) == 2
 
 
+@pytest.mark.slow
 def test_a_run_whose_rate_decays_cannot_be_made_longer(tmp_path):
     """The message says why, and which runs can."""
     options = dict(schedule=SHORT, progress=False, run_dir=tmp_path / "run", decay="cosine")

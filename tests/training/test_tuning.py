@@ -183,6 +183,7 @@ def test_progress_says_what_is_going_on(monkeypatch, capsys):
     assert "matmul x 4: 250 ms is the fastest" in shown
 
 
+@pytest.mark.slow
 def test_a_measured_run_resumes_bit_for_bit(tmp_path, monkeypatch):
     """The choice is recorded and repeated, with the bits of a run that asks for it and times nothing."""
     monkeypatch.setattr(tuning, "SECONDS", 0.01)
