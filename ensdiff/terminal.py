@@ -39,7 +39,7 @@ def say(text: str) -> None:
 class Bar(tqdm):
     """A progress bar whose clock runs from the start, also while the first unit of work is compiled.
 
-    Where no bar is drawn, a line is written every `LINE` seconds as long as the work goes on.
+    Where no bar is drawn, a line is written when work is counted, at most every `LINE` seconds.
 
     Args:
         first: what takes time before the first unit, such as "compiling"; it is shown beside the clock, and is a line
@@ -108,7 +108,7 @@ class _Lines:
         text = f"{self.label}: {self.done:,}{of} {self.unit}s after {tqdm.format_interval(now - self.began)}"
         done, since = self.first
         if self.total and self.done > done:
-            rest = (self.total - self.done) * (now - since) / (self.done - done)
+            rest = max(0.0, self.total - self.done) * (now - since) / (self.done - done)
             text += f", about {tqdm.format_interval(rest)} left"
         say(text)
 

@@ -215,9 +215,6 @@ def main() -> None:
         groups = case.local if together == 1 else together
         results.append(inspect(step, machine.platform, groups, capacity))
     print(table(results))
-    for result in results:
-        if "error" in result:
-            print(f"{result['step']}: {result['error']}")
     if f.out:
         record = {
             "topology": f.topology,
@@ -231,6 +228,14 @@ def main() -> None:
         }
         pathlib.Path(f.out).write_text(json.dumps(record, indent=1) + "\n")
         print(f"wrote {f.out}")
+    check_fit(results, capacity)
+
+
+def check_fit(results: list[dict[str, Any]], capacity: int | None) -> None:
+    """Raise RuntimeError if a program needs more than the bytes of a device; first print what the compiler said."""
+    for result in results:
+        if "error" in result:
+            print(f"{result['step']}: {result['error']}")
     large = [result["step"] for result in results if result.get("fits") is False]
     if large:
         raise RuntimeError(

@@ -10,7 +10,7 @@ Examples:
 The hours for cpu2 (2 cores) are based on measured rates. Those for accelerators assume a share of the data sheet's peak
 (--utilisation): none was timed, and small U-Nets reach less than large ones. --compile=v5e:2x4 or --compile=h100:1
 compiles the steps for machines that you do not have (experiments.aot says what that needs) and prints the memory that
-the compiler requests. Where this was done before and kept (--out), the plan shows it.
+the compiler requests. Figures that were kept in experiments/compiled (--out) are shown without compiling.
 """
 
 import dataclasses
@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 from tabulate import tabulate
 
 from ensdiff import Schedule
+from ensdiff.files.writing import make_folder
 from ensdiff.models.adapters import network_of
 from ensdiff.models.space import PIXELS, Latents, Space
 from ensdiff.planning.estimates import (
@@ -216,27 +217,36 @@ def describe_code(study: Study) -> str:
     return text + (f"\nwarning: {e.warning}" if e.warning else "")
 
 
-def compile_for(text: str, study: Study, schedule: Schedule, space: Space = PIXELS, out: str | None = None) -> str:
-    """Compile the steps, and return their memory and contents as `experiments.aot` prints them.
+def compile_for(text: str, study: Study, schedule: Schedule, space: Space = PIXELS, out: str | None = None) -> None:
+    """Compile the steps, and print their memory and contents as `experiments.aot` does.
 
     Args:
-        text: the machine, such as ``v5e:2x4``.
+        text: the machine.
         study: the study.
         schedule: the process.
         space: pixels or latents.
         out: file for the figures, see `experiments.records`.
+
+    Raises:
+        ValueError: figures of programs that are only lowered are to be written.
+        RuntimeError: a program does not fit in the memory of a device.
     """
     nothing_runs_here()
     machine = target(text, "compile")
+    if out and machine.capacity is None:
+        raise ValueError(f"--out={out}: {text} only lowers the programs; name a machine, such as --compile=h100:1")
+    if out:
+        make_folder(pathlib.Path(out).absolute().parent)
     case = records.case_of(study, schedule, space, machine)
     results = []
     for name in COMPILED[study.combine]:
         step = (STEPS | AVERAGED)[name](case)
         print(f"compiling for {text}: {name}, {step.note}", flush=True)
         results.append(aot.inspect(step, machine.platform, case.local, machine.capacity))
+    print(aot.table(results), flush=True)
     if out:
         records.keep(out, case, text.partition(":")[0], results)
-    return aot.table(results)
+    aot.check_fit(results, machine.capacity)
 
 
 def kept(name: str, chips: int, study: Study, schedule: Schedule, space: Space, share: float) -> str | None:
@@ -245,7 +255,8 @@ def kept(name: str, chips: int, study: Study, schedule: Schedule, space: Space, 
     if accelerator.platform == "cpu":
         return None
     memory = (CARDS[name].memory if name in CARDS else accelerator.memory) or 16 * GIB
-    record = records.find(records.case_of(study, schedule, space, Target(accelerator.platform, chips, memory)), name)
+    case = records.case_of(study, schedule, space, Target(accelerator.platform, chips, memory))
+    record = records.find(case, name)
     if record is None:
         return None
     flops = {step["step"]: step["flops"]["lowered"] for step in record["steps"]}
@@ -264,7 +275,8 @@ def kept(name: str, chips: int, study: Study, schedule: Schedule, space: Space, 
         ]
     told = "\n".join(f"  {text}" for text in lines)
     return (
-        f"Compiled for {name} x {chips} without one (JAX {record['jax']}, experiments/compiled/{record['file']}):\n"
+        f"Compiled for {name} x {case.mesh.size} without one "
+        f"(JAX {record['jax']}, experiments/compiled/{record['file']}):\n"
         f"{aot.table(record['steps'])}\n"
         f"By these programs, at {share:.0%} of the data sheet's peak:\n{told}"
     )
@@ -273,6 +285,8 @@ def kept(name: str, chips: int, study: Study, schedule: Schedule, space: Space, 
 def main() -> None:
     """Print the plan."""
     f = flags.FLAGS
+    if f.out and not f.compile:
+        raise ValueError(f"--out={f.out} keeps the figures of --compile: pass --compile=h100:1 or another machine too")
     accelerators = chosen()
     study, schedule = read_study(f.config)
     print(table(study, accelerators, f.chips, f.utilisation))
@@ -281,7 +295,7 @@ def main() -> None:
     latents = f.config is not None and building.section(f.config, "aot").get("latents")
     space = Latents() if latents else PIXELS
     if f.compile:
-        print(compile_for(f.compile, study, schedule, space, f.out))
+        compile_for(f.compile, study, schedule, space, f.out)
         return
     for name in accelerators:
         compiled = kept(name, f.chips, study, schedule, space, f.utilisation)

@@ -13,6 +13,7 @@ import jax
 from ensdiff import Schedule
 from ensdiff.ensemble.mesh import mesh_shape
 from ensdiff.files.writing import write_atomically
+from ensdiff.models.adapters import Adapted
 from ensdiff.models.describing import fingerprint_of
 from ensdiff.models.space import Space
 from ensdiff.planning.estimates import GIB, Study
@@ -46,6 +47,7 @@ def identity(case: Case, chip: str) -> dict[str, Any]:
         "space": type(case.space).__name__,
         "condition": condition,
         "members": case.members,
+        "units": None if isinstance(case.model, Adapted) else case.units,  # which batches of a landscape depend on
         "base_dtype": case.base_dtype,
         "batch_size": case.train.batch_size,
         "average": bool(case.train.ema),
@@ -69,6 +71,6 @@ def find(case: Case, chip: str, folder: pathlib.Path = FOLDER) -> dict[str, Any]
     wanted = identity(case, chip)
     for file in sorted(folder.glob("*.json")):
         record: dict[str, Any] = json.loads(file.read_text())
-        if record["identity"] == wanted:
+        if record.get("identity") == wanted:
             return record | {"file": file.name}
     return None

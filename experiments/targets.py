@@ -119,9 +119,9 @@ def target(text: str, flag: str) -> Target:
         ValueError: the chips are unknown.
         ImportError: what compiles for them is not installed.
     """
-    match = re.fullmatch(r"(?P<chip>\w+?)(?::(?P<size>\d+(?:x\d+){0,2}))?", text)
+    match = re.fullmatch(r"(?P<chip>\w+?)(?::(?P<size>[1-9]\d*(?:x[1-9]\d*){0,2}))?", text)
     chip, size = (match["chip"], match["size"] or "1") if match else ("", "")
-    number = size.isdigit() and int(size) > 0
+    number = size.isdigit()
     if not ((chip in TPUS and "x" in size) or (chip in {"cuda", *CARDS} and number)):
         raise ValueError(
             f"--{flag}={text}: expected GPUs and their number such as h100:8 (known are {', '.join(CARDS)}; cuda:8 "

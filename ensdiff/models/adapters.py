@@ -200,7 +200,7 @@ def adapted(
         targets: a regular expression that is searched in the path of each array, such as
             ``"middle_block0/conv1/kernel"``. Arrays in which it is found must have 2 axes (dense) or 4 (convolution).
         train_also: the same for arrays that are trained as a whole, such as ``"bias$"``; it takes precedence.
-        down_seed: a seed of at least 0 from which every member draws the same ``down``; by default each member
+        down_seed: a seed, 0 .. 2^32 - 1, from which every member draws the same ``down``; by default each member
             draws its own from the seed of training.
         stack: how many members of a device are computed together. The base is multiplied once for these. By default all
             of them on accelerators, and 1 on CPUs.
@@ -228,8 +228,8 @@ def adapted(
         )
     if down_seed is not None:
         check_value("down_seed", down_seed, int)
-        if down_seed < 0:
-            raise ValueError(f"down_seed={down_seed}: expected None or an integer of at least 0")
+        if not 0 <= down_seed < 2**32:
+            raise ValueError(f"down_seed={down_seed}: expected None or an integer of 0 .. 2^32 - 1")
     check_start(base, base_params)
     if stack is None:
         stack = 1 if jax.default_backend() == "cpu" else 0

@@ -68,7 +68,7 @@ def check_run(path: str | os.PathLike) -> list[str]:
 
 
 def _check_checkpoint(checkpoint: Checkpoint, description: Mapping[str, Any]) -> None:
-    folder, text = checkpoint
+    folder, text = checkpoint.folder, checkpoint.description
     shapes = read_shapes(checkpoint)
     try:
         params = from_description(text, None)

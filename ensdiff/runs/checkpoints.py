@@ -69,10 +69,12 @@ class Checkpoint(NamedTuple):
     Args:
         folder: its path.
         description: its description (`ensdiff.runs.description`), with its checksums under ``sums``.
+        shapes: the tree of its arrays as `jax.ShapeDtypeStruct`; None if it could not be read.
     """
 
     folder: pathlib.Path
     description: dict[str, Any]
+    shapes: dict[str, Any] | None
 
 
 def open_checkpoint(run: pathlib.Path, step: int) -> Checkpoint:
@@ -108,7 +110,11 @@ def open_checkpoint(run: pathlib.Path, step: int) -> Checkpoint:
             f"{folder} is damaged: it holds step {said!r}, but the folder is named {step}. A checkpoint must not be "
             f"renamed: rename the folder back to {said!r}, or restore the checkpoint of step {step}"
         )
-    return Checkpoint(folder, text)
+    try:
+        shapes = _shapes(found)
+    except Exception:  # `read_shapes` says why
+        shapes = None
+    return Checkpoint(folder, text, shapes)
 
 
 def open_on_all(run: pathlib.Path, step: int) -> Checkpoint:
@@ -138,16 +144,24 @@ def read_shapes(checkpoint: Checkpoint) -> dict[str, Any]:
     Raises:
         DamagedError: the checkpoint cannot be read, or some arrays have no checksums.
     """
-    folder, text = checkpoint
-    try:
-        found = dict(ocp.metadata(folder).metadata)
-        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), found)
-    except Exception as error:  # as in `open_checkpoint`
-        raise DamagedError(f"{folder} is damaged: it cannot be read ({_brief(error)})") from error
+    folder, text, shapes = checkpoint
+    if shapes is None:
+        try:
+            shapes = _shapes(ocp.metadata(folder))
+        except Exception as error:  # as in `open_checkpoint`
+            raise DamagedError(f"{folder} is damaged: it cannot be read ({_brief(error)})") from error
     if "sums" in text and set(text["sums"]) != set(shapes):
         raise DamagedError(
             f"{folder} is damaged: it holds {', '.join(shapes)}, but has checksums of {', '.join(text['sums'])}"
         )
+    return shapes
+
+
+def _shapes(found: Any) -> dict[str, Any]:
+    """Return the shapes in what Orbax knows of a checkpoint, which takes it a tenth of a second to read."""
+    shapes: dict[str, Any] = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), dict(found.metadata)
+    )
     return shapes
 
 

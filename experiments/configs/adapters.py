@@ -52,11 +52,12 @@ def get_config() -> ConfigDict:
     config.adapters = {
         "rank": 8,
         "alpha": placeholder(float),
-        "down_seed": 0,
+        "down_seed": placeholder(int),
         "targets": "kernel$",
         "train_also": placeholder(str),
         "stack": 1,
     }
+    config.adapters.down_seed = 0
     # the network and its schedule are the base's; this says only how it is computed
     config.model = ConfigDict(
         {"compute_dtype": "bfloat16", "remat": False, "attention": "auto", "precision": "default"}

@@ -312,7 +312,8 @@ def test_compiled_figures_belong_to_the_config():
         model, (64, 64, 4), 32, 2000, 12, train, condition=model.condition, combine="parameters", base_dtype="bfloat16"
     )
     machine = targets.Target("gpu", 1, targets.CARDS["h100"].memory)
-    record = records.find(records.case_of(study, schedule, Latents(), machine), "h100")
+    case = records.case_of(study, schedule, Latents(), machine)
+    record = records.find(case, "h100")
     assert record is not None
     steps = {step["step"]: step for step in record["steps"]}
     assert list(steps) == ["train", "blend", "averaged"]

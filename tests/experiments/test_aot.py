@@ -109,7 +109,7 @@ def test_targets(monkeypatch):
     for text, extra in (("h100:2", "cuda12"), ("v5e:2x4", "aot")):
         with pytest.raises(ImportError, match=rf"pip install -e '\.\[{extra}\]'"):
             targets.target(text, "topology")
-    for text in ("h100:0", "h100:2x2", "cuda:0", "b7:2", "h100:", ""):
+    for text in ("h100:0", "h100:2x2", "cuda:0", "b7:2", "h100:", "", "v5e:0x4", "v5e:2"):
         with pytest.raises(ValueError, match=f"--topology={text}: expected GPUs and their number"):
             targets.target(text, "topology")
 
@@ -131,7 +131,9 @@ def test_a_record_belongs_to_one_case(tmp_path):
     assert records.find(case, "a100", tmp_path) is None
     batch = dataclasses.replace(study.train, batch_size=48)
     model = dataclasses.replace(study.model, channels=16)
-    for changes in ({"train": batch}, {"members": 8}, {"image_shape": (16, 16, 1)}, {"model": model}):
+    for changes in (
+        {"train": batch}, {"members": 8}, {"image_shape": (16, 16, 1)}, {"model": model}, {"units": 5},
+    ):  # fmt: skip
         other = records.case_of(dataclasses.replace(study, **changes), ensdiff.Schedule(), PIXELS, machine)
         assert records.find(other, "h100", tmp_path) is None, changes
     rate = dataclasses.replace(study, train=dataclasses.replace(study.train, learning_rate=1.0))  # the same programs

@@ -236,6 +236,7 @@ def test_plan_compiles_for_a_tpu(run):
     (["--image=9x8x1", "--units=6"], "multiples of 2"),
     (["--image=8x8x1", "--units=6", "--steps=0"], "steps=0"),
     (["--image=8x8x1", "--units=6", "--compile=v9:2x2"], "--compile=v9:2x2"),
+    (["--image=8x8x1", "--units=6", "--out=a.json"], "pass --compile=h100:1"),
 ])  # fmt: skip
 def test_plan_errors_are_one_line(run, args, message):
     done = run("plan", *args)
