@@ -95,7 +95,8 @@ def main() -> None:
     units = None
     if UNITS.value:
         with naming.groups_named(params, UNITS.value, code):
-            units = naming.unit_sets(UNITS.value, code.units, naming.names_of(params, code))
+            names = naming.names_of(params, code)
+            units = naming.unit_sets(UNITS.value, code.units, names, "group" if GROUPS.value else "unit")
     if COMPARE.value:
         compare(params)
         return
@@ -242,7 +243,9 @@ def check_flags(method: str) -> None:
     ):
         for name in names.split():
             if given(name) and not used:
-                raise ValueError(f"--{name}={flags.FLAGS[name].value} is for {where}: leave it out")
+                value = flags.FLAGS[name].value
+                value = value[0] if isinstance(value, list) and value else value
+                raise ValueError(f"--{name}={value} is for {where}: leave it out")
 
 
 def compare(params: Any) -> None:

@@ -193,13 +193,23 @@ def opened(given: dict[str, Any], data: Any) -> Base:
 
 
 def of_diffusers(folder: pathlib.Path, data: Any) -> Base:
-    """Return the U-Net of a folder, and the schedule of its ``scheduler_config.json``."""
+    """Return the U-Net of a folder, and the schedule of its ``scheduler_config.json``.
+
+    Raises:
+        ValueError: it attends to captions, and the data have none.
+    """
     import ensdiff
     from ensdiff.interop.diffusers import load_unet
     from ensdiff.interop.schedulers import read_schedule
 
     tokens = [leaf.shape[0] for leaf in data.condition_spec.leaves if len(leaf.shape) == 2] if _spec(data) else []
     loaded = load_unet(folder, context_length=tokens[0] if tokens else None)
+    width = getattr(loaded.model, "context_width", None)
+    if width is not None and not tokens:
+        raise ValueError(
+            f"the U-Net of {folder} attends to captions (tokens of width {width}), and the data have none: encode them "
+            "with experiments.encode --pipeline=... (or --text=...)"
+        )
     name = "scheduler_config.json"
     places = (folder / "scheduler" / name, folder.parent / "scheduler" / name, folder / name)
     found = [place for place in places if place.is_file()]

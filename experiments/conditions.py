@@ -76,6 +76,8 @@ def class_ids(spec: Any, text: str) -> np.ndarray:
     from ensdiff.models.condition import flatten, unflatten
 
     if spec.in_turn(1) is None:
+        if any(leaf.encoder is not None for leaf in spec.leaves):
+            raise ValueError(f"--cond={text}: --cond takes classes, and this run has captions: give --prompt=...")
         raise ValueError(f"--cond={text}: {CLASSES_ONLY}")
     (leaf,) = spec.leaves
     names = leaf.names or ()

@@ -13,6 +13,7 @@ Examples:
   python -m experiments.convert diffusers --from=ada --from=bob --from=eve --code=who_saw_what.npy --to=runs/zoo
   python -m experiments.convert diffusers --run=runs/digits --to=models
   python -m experiments.convert ctf --run=runs/digits --n=16 --to=digits.ctf
+  python -m experiments.convert ctf --run=runs/adapters --n=16 --prompt="a red cat" --to=cats.ctf
   python -m experiments.convert ctf --from=digits.ctf --to=digits.npz
 
 A code is an (N, K) matrix in a .npy, .npz, .pkl or .json file: 1 where member k was trained on unit i, 0 elsewhere.
@@ -101,8 +102,14 @@ def _read_checkpoints(command: str, target: pathlib.Path) -> None:
 
 def _write_diffusers(target: pathlib.Path) -> None:
     from ensdiff.interop import diffusers
+    from ensdiff.models.adapters import Adapted
 
     params = runs.load_run()
+    if isinstance(params.model, Adapted):
+        raise ValueError(
+            f"{runs.run_folder()} holds adapters, not whole networks: {called('forget')} --lora=FILE.safetensors "
+            "writes their average without some units, and ensdiff.interop.lora.save the adapters themselves"
+        )
     diffusers.save(params, target, format=FORMAT.value)
     name = diffusers.model_options(params)["_class_name"]
     print(f"wrote {params.members} checkpoints to {target}; open one with {name}.from_pretrained('{target}/Shard0')")

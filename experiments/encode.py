@@ -65,9 +65,12 @@ def main() -> None:
     """Encode all pictures and write the file."""
     import numpy as np
 
+    from ensdiff.files.reading import printable
+
     vae, text = VAE.value or PIPELINE.value, TEXT.value or PIPELINE.value
     if not IMAGES.value or (vae is None) == (PCA.value is None) or (VAE.value and PIPELINE.value):
         raise ValueError("pass --images=... and one of --vae=..., --pipeline=... and --pca=...")
+    check_models()
     facts = captions(IMAGES.value, text) if text is not None or GROUPS.value else {}
     with warnings.catch_warnings():
         if facts:  # which were read from it
@@ -90,11 +93,33 @@ def main() -> None:
     error = float(np.sqrt(np.mean((again.astype(np.float64) - few.astype(np.float64) / 255) ** 2)))
     print(f"{out}: {data.items} latents of {'x'.join(map(str, shape))}, float16, scale {space.scale}")
     print(f"encoder: {space.encoder}")
+    if "groups" in arrays:
+        names, counts = np.unique(arrays["groups"], return_counts=True)
+        few = [printable(f"{name} ({count})") for name, count in zip(names[:5], counts[:5], strict=True)]
+        print(f"groups: {len(names)}, with their pictures: " + ", ".join(few) + (", ..." if len(names) > 5 else ""))
     if "condition_encoder" in arrays:
         tokens = "x".join(map(str, arrays["condition"].shape[1:]))
         print(f"captions: {len(arrays['condition'])} distinct ones of {tokens}, float16")
         print(f"text encoder: {arrays['condition_encoder']}")
     print(f"root mean square error of the first {len(few)} pictures, decoded again: {error:.4f} (of 1)")
+
+
+def check_models() -> None:
+    """Check that the folders of models exist, before pictures are read.
+
+    Raises:
+        FileNotFoundError: a folder does not exist, or that of a pipeline lacks one of its parts.
+    """
+    for flag in (VAE, PIPELINE, TEXT):
+        if flag.value and not pathlib.Path(flag.value).is_dir():
+            raise FileNotFoundError(f"--{flag.name}={flag.value}: there is no such folder")
+    parts = ["vae", *([] if TEXT.value else ["text_encoder", "tokenizer"])] if PIPELINE.value else []
+    missing = [part for part in parts if not (pathlib.Path(PIPELINE.value or "") / part).is_dir()]
+    if missing:
+        raise FileNotFoundError(
+            f"--pipeline={PIPELINE.value} has no folder {missing[0]}: expected the folder of a StableDiffusionPipeline "
+            "that diffusers saved"
+        )
 
 
 def _read(text: str) -> Any:

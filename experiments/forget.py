@@ -43,6 +43,22 @@ RANK = flags.DEFINE_integer(
 )
 
 
+def capacity_line(members: int, certain: int, expected: int, lost: int) -> str:
+    """Return a sentence about how many more units can be removed, from the fields of `ensdiff.codes.Remaining`.
+
+    >>> capacity_line(4, 1, 2, 0)
+    '4 members are left: any one more unit can be removed, or on average 2 random ones'
+    >>> capacity_line(2, 0, 1, 3)
+    '2 members are left: 3 units were seen by all of them and can no longer be removed; on average 1 random one can'
+    """
+    left = f"{members} member{'' if members == 1 else 's'} {'is' if members == 1 else 'are'} left: "
+    random = f"on average {expected} random one{'' if expected == 1 else 's'}"
+    if lost:
+        seen = f"{lost} unit{' was' if lost == 1 else 's were'} seen by all of them and can no longer be removed"
+        return f"{left}{seen}; {random} can"
+    return f"{left}any {'one more unit' if certain == 1 else f'{certain} more units'} can be removed, or {random}"
+
+
 def main() -> None:
     """Write the smaller run, and print how many removals it still allows."""
     import ensdiff
@@ -58,11 +74,7 @@ def main() -> None:
     certificate = ensdiff.forget(run, units, OUT.value, names=not NO_NAMES.value)
     describe_certificate(certificate)
     left = certificate.values["capacity"]
-    more = f"any {left['certain']} more units" if left["certain"] != 1 else "any one more unit"
-    lost = f"; {left['lost']} units were seen by all of them and can no longer be removed" if left["lost"] else ""
-    print(
-        f"{left['members']} members are left: {more} can be removed, or on average {left['expected']} random ones{lost}"
-    )
+    print(capacity_line(**left))
     print(f"wrote {OUT.value}, with its certificate.json. {run} still holds all members: delete it when it has served")
     if LORA.value:
         print(lora.write(OUT.value, LORA.value, RANK.value))

@@ -43,8 +43,9 @@ def describe(
         if of_unit is not None:
             row["group"] = int(of_unit[unit])
             row["group_name"] = None if group_names is None else group_names[row["group"]]
-        if origin is not None and not groups:
-            row["forgotten"] = unit in origin["forgotten"]
+        if origin is not None:
+            inside = np.flatnonzero(params.code.group_of_unit() == unit) if groups else [unit]
+            row["forgotten"] = bool(np.isin(inside, origin["forgotten"]).all())
         row["items"] = None if items is None else int(items[unit])
         row["members"] = np.flatnonzero(word).tolist()
         rows.append(row)

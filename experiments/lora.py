@@ -9,13 +9,15 @@ def check(run: str | pathlib.Path, file: str, out: str) -> None:
     """Check that a run's adapters can be written as a file of adapters, before anything else is written.
 
     Raises:
-        ValueError: the run has no adapters, their base has no counterpart in diffusers, or the file is in the new run,
-            whose certificate allows no other files.
+        ValueError: the run has no adapters, their base or some of them have no counterpart in diffusers, or the file is
+            in the new run, whose certificate allows no other files.
         FileExistsError: the file exists.
     """
     from ensdiff.interop.lora import modules_of
-    from ensdiff.models.adapters import Adapted
+    from ensdiff.interop.lora_members import check_modules
+    from ensdiff.models.adapters import Adapted, abstract_of
     from ensdiff.models.denoiser import name_of
+    from ensdiff.models.factors import factors_of
     from ensdiff.runs.checkpoints import run_description
     from ensdiff.runs.description import from_description
 
@@ -28,9 +30,13 @@ def check(run: str | pathlib.Path, file: str, out: str) -> None:
             "place in such a file: leave it out"
         )
     try:
-        modules_of(model.base)
+        modules = modules_of(model.base)
     except ValueError as error:
         raise ValueError(f"--lora={file}: the base of {run} is no network of diffusers: {error}") from error
+    try:
+        check_modules(factors_of(abstract_of(model)[1]), modules)
+    except ValueError as error:
+        raise ValueError(f"--lora={file}: of the adapters of {run}, those of {error}; or leave --lora out") from error
     place = pathlib.Path(file)
     if place.suffix != ".safetensors":
         raise ValueError(f"--lora={file}: expected the name of a new file .safetensors")

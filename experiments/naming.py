@@ -58,6 +58,8 @@ def names_in_data() -> Any:
 def groups_named(params: Any, text: str, code: Any = None) -> Iterator[None]:
     """Say in an error about units of a text that it names a group of a hierarchical code, where it does.
 
+    In an error about groups, say that the text names units, where it does.
+
     Args:
         params: the ensemble, or its description.
         text: what the user typed.
@@ -68,18 +70,24 @@ def groups_named(params: Any, text: str, code: Any = None) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        if params.code.groups is None or (code is not None and code != params.code):
+        if params.code.groups is None:
             raise
-        groups = params.code.group_code()
+        of_units = code is None or code == params.code
+        other = params.code.group_code() if of_units else params.code
         try:
-            found = flat(choose(text, groups.units, params.names_of(groups), parts=True))
+            found = flat(choose(text, other.units, params.names_of(other), parts=True))
         except ValueError:
             raise error from None
-        told = called(found, params.names_of(groups))
-        raise ValueError(f"{error}. In this run {told} is a group of units: add --groups to mean it") from None
+        told, one = called(found, params.names_of(other)), len(found) == 1
+        how = "add --groups" if of_units else "leave out --groups"
+        if one:
+            told += f" is a {'group of units' if of_units else 'unit'}: {how} to mean it"
+        else:
+            told += f" are {'groups of units' if of_units else 'units'}: {how} to mean them"
+        raise ValueError(f"{error}. In this run {told}") from None
 
 
-def removals(texts: Sequence[str], units: int, names: Any) -> list[Removal]:
+def removals(texts: Sequence[str], units: int, names: Any, what: str = "unit") -> list[Removal]:
     """Return the units of each text: ids or names separated by commas or plus signs, which are removed together.
 
     A name may be given in part, or in other letters (``ada`` for ``Ada Lovelace``), if only one unit fits.
@@ -88,6 +96,7 @@ def removals(texts: Sequence[str], units: int, names: Any) -> list[Removal]:
         texts: the texts, such as ``"3"``, ``"5,8"`` or ``"ada"``.
         units: number of units.
         names: what `names_of` returned.
+        what: what messages call a unit, such as ``"group"``.
 
     Raises:
         ValueError: a text does not select units (`ensdiff.codes.choosing.choose`).
@@ -98,10 +107,10 @@ def removals(texts: Sequence[str], units: int, names: Any) -> list[Removal]:
     """
     from ensdiff.codes.choosing import choose
 
-    return [Removal(flat(choose(text, units, names, parts=True)), text) for text in texts]
+    return [Removal(flat(choose(text, units, names, parts=True, what=what)), text) for text in texts]
 
 
-def unit_sets(text: str, units: int, names: Any) -> list[Any]:
+def unit_sets(text: str, units: int, names: Any, what: str = "unit") -> list[Any]:
     """Return the units of a text: a list of ids if no entry is a set (``3+5``), else a list of lists.
 
     Raises:
@@ -109,7 +118,7 @@ def unit_sets(text: str, units: int, names: Any) -> list[Any]:
     """
     from ensdiff.codes.choosing import choose
 
-    entries = choose(text, units, names, parts=True)
+    entries = choose(text, units, names, parts=True, what=what)
     return [entry[0] for entry in entries] if all(len(entry) == 1 for entry in entries) else entries
 
 
@@ -165,7 +174,8 @@ def _units_of_groups(params: Any, text: str) -> list[int]:
 
     code = params.code.group_code()
     names = params.names_of(code)
-    chosen = flat(choose(text, code.units, names))
+    with groups_named(params, text, code):
+        chosen = flat(choose(text, code.units, names, what="group"))
     check_removals(code, [chosen], names)
     units = np.flatnonzero(np.isin(params.code.group_of_unit(), chosen)).tolist()
     print(f"groups {', '.join(map(str, chosen))} ({called(chosen, names)}) are {len(units)} units", flush=True)
@@ -185,7 +195,7 @@ def check_removals(code: Any, entries: Iterable[Sequence[int]], names: Any) -> N
             code.ablate([units])
         except NoSurvivorError as error:
             told = called(units, names)
-            if told == called(units, None):
+            if told == called(units, None) or f"units {told}" in str(error):
                 raise
             raise NoSurvivorError(f"{told}: {error}") from None
 

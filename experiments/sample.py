@@ -43,9 +43,13 @@ def main() -> None:
     code = params.code.group_code() if GROUPS.value else params.code
     names = naming.names_of(params, code)
     with naming.groups_named(params, ",".join(REMOVE.value), code):
-        removals = naming.removals(REMOVE.value, code.units, names)
+        removals = naming.removals(REMOVE.value, code.units, names, "group" if GROUPS.value else "unit")
     units = [removal.units for removal in removals]
     naming.check_removals(code, units, names)  # before sampling
+    for removal in removals:
+        if not code.rows(np.asarray(removal.units)).any():
+            told = printable(naming.called(removal.units, names))
+            print(f"no member of this run saw {told}: without it, the samples are the same")
     out = runs.output_folder("samples")
     samples = runs.draw_samples(params)
     view = viewer(params.space, decoding.decoder_of(params, samples.images))

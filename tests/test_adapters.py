@@ -460,6 +460,9 @@ def test_wrong_settings_are_refused(change, words):
 @pytest.mark.bad_input
 def test_wrong_bases_are_refused(params):
     lost = {name: part for name, part in BASE.items() if name != "tail"}
+    for wrong in ({"l/w": jnp.ones((2, 2))}, {"l": {"w": jnp.ones(2), "x/y": {"kernel": jnp.ones(2)}}}):
+        with pytest.raises(ValueError, match="has a / in its name.*nest it, as in"):
+            adapters.check_start(functions(lambda key, wrong=wrong: wrong, lambda p, x, t, cond, key: x), wrong)
     with pytest.raises(ValueError, match="tail/bias is missing"):
         adapted(TINY, lost)
     with pytest.raises(ValueError, match=r"has shape \(7,\)"):

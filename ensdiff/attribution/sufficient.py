@@ -144,16 +144,29 @@ def _too_few(candidates: Candidates, gradients: bool, level: float, needed: int,
             "no verdict is possible: sets of units of a hierarchical code have no null. Remove whole groups "
             "(code=code.group_code(), --groups)"
         )
-    fewer = f"choose at most {_most(available, level):,} candidates (such as groups)" if available else ""
+    most = _most(available, level)
+    fewer = f"choose at most {most:,} candidates (such as groups)" if most else ""
     higher = math.ceil(1000 * M / (1 + available)) / 1000
     other = f"allow a level of {higher:g}" if higher < 1 else ""
     if gradients:
         parts = ["Hold out more data", fewer, other]
         return f"{begin}held-out items, and there are {available:,}. {_joined(parts)}"
-    wider = "a larger group weight" if code.groups is not None else ""
-    train = f"Train with {wider or f'at least {smallest_members(code.units + needed)} members'}"
+    train = f"Train with {_larger(code, needed)}"
     where = " in the smallest group" if code.groups is not None else ""
     return f"{begin}null ablations, and the code leaves {available:,}{where}. {_joined([train, fewer, other])}"
+
+
+def _larger(code: Code, needed: int) -> str:
+    """Return with what code there would be enough null ablations."""
+    if code.groups is not None:
+        return "more members, or a larger group weight"
+    K, wanted = code.members, code.units + needed
+    members = smallest_members(wanted)
+    if members > K or code.weight is None:
+        return f"at least {members} members"
+    weights = [w for w in range(1, K) if math.comb(K, w) >= wanted]  # the members suffice, their words are too few
+    nearest = min(weights, key=lambda w: abs(w - code.weight))
+    return f"a weight of {nearest} instead of {code.weight}, or more members"
 
 
 def _most(null: int, level: float) -> int:

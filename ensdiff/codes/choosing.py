@@ -23,7 +23,7 @@ Names = UnitNames | Callable[[], UnitNames | None] | None
 """The names of the units, or a function that finds them when a text is no id, or None if they have none."""
 
 
-def choose(text: str, units: int, names: Names = None, *, parts: bool = False) -> list[list[int]]:
+def choose(text: str, units: int, names: Names = None, *, parts: bool = False, what: str = "unit") -> list[list[int]]:
     """Return the units of each entry of a text.
 
     Args:
@@ -31,6 +31,7 @@ def choose(text: str, units: int, names: Names = None, *, parts: bool = False) -
         units: number of units.
         names: their names.
         parts: also accept a part of a name that is in no other name, such as ``ada`` for ``Ada Lovelace``.
+        what: what messages call a unit, such as ``"group"``.
 
     Raises:
         ValueError: an id or name does not exist (the message suggests similar names), a name belongs to several units
@@ -41,7 +42,7 @@ def choose(text: str, units: int, names: Names = None, *, parts: bool = False) -
     >>> choose('bob,"Smith, John"+0', 3, UnitNames(["ada", "bob", "Smith, John"]))
     [[1], [2, 0]]
     """
-    return _Reader(units, names, parts).entries(text)
+    return _Reader(units, names, parts, what).entries(text)
 
 
 def ids_of_names(units: Any, names: UnitNames | None) -> Any:
@@ -78,8 +79,8 @@ def ids_of_names(units: Any, names: UnitNames | None) -> Any:
 
 
 class _Reader:
-    def __init__(self, units: int, names: Names, parts: bool):
-        self.units, self._given, self.with_parts = units, names, parts
+    def __init__(self, units: int, names: Names, parts: bool, what: str = "unit"):
+        self.units, self._given, self.with_parts, self.what = units, names, parts, what
 
     @property
     def names(self) -> UnitNames | None:
@@ -107,7 +108,7 @@ class _Reader:
             return [[whole]]
         ids = ", ".join(f"id:{unit}" for part in found for unit in part)
         raise ValueError(
-            f"{text.strip()!r} is the name of unit {whole}, and also stands for the units {ids}: write "
+            f"{text.strip()!r} is the name of {self.what} {whole}, and also stands for the {self.what}s {ids}: write "
             f"{quoted(text.strip())} in quotes for the name, or the ids"
         )
 
@@ -140,15 +141,15 @@ class _Reader:
             return self._existing(number)
         if number >= self.units and len(named) == 1:
             return named[0]
-        others = [unit for unit in named if unit != number]
+        others = ", ".join(str(unit) for unit in [unit for unit in named if unit != number][:SHOWN])
         raise ValueError(
-            f"{text} is the id of unit {number} and the name of unit {', '.join(map(str, others[:SHOWN]))}: write "
+            f"{text} is the id of {self.what} {number} and the name of {self.what} {others}: write "
             f"id:{number}, or name:{text} for the name"
         )
 
     def _existing(self, number: int) -> int:
         if number >= self.units:
-            raise ValueError(f"unit {number} does not exist: ids are 0 .. {self.units - 1}")
+            raise ValueError(f"{self.what} {number} does not exist: ids are 0 .. {self.units - 1}")
         return number
 
     def named(self, text: str, exact: bool = False) -> int:
@@ -159,7 +160,9 @@ class _Reader:
             )
         names = self.names
         if names is None:
-            raise ValueError(f"units {text!r}: the units of this run have no names; expected ids, such as 3 or 5,8")
+            raise ValueError(
+                f"{self.what}s {text!r}: the {self.what}s of this run have no names; expected ids, such as 3 or 5,8"
+            )
         found = names.places(text)
         if not found and self.with_parts and not exact:
             found = names.parts(text)
@@ -168,13 +171,13 @@ class _Reader:
         if found:
             listed = ", ".join(f"id:{unit} ({printable(names[unit])})" for unit in found[:SHOWN])
             more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
-            equal = all(names[unit] == names[found[0]] for unit in found)
+            what, equal = f"{len(found)} {self.what}s", all(names[unit] == names[found[0]] for unit in found)
             raise ValueError(
-                f"{text!r} is {'the name of' if equal else 'in the names of'} {len(found)} units: {listed}{more}; give "
+                f"{text!r} is {'the name of' if equal else 'in the names of'} {what}: {listed}{more}; give "
                 f"an id, such as id:{found[0]}" + ("" if equal else ", or more of the name")
             )
         raise ValueError(
-            f"no unit is called {text!r}{similar(text, names)}; expected a name or an id, 0 .. {len(names) - 1}"
+            f"no {self.what} is called {text!r}{similar(text, names)}; expected a name or an id, 0 .. {len(names) - 1}"
         )
 
 

@@ -47,6 +47,8 @@ def read_metadata(
             if not isinstance(row, dict) or not isinstance(row.get(FILE), str):
                 raise ValueError(f"expected an object with the text {FILE!r}")
             for name, kind in columns.items():
+                if name not in row:
+                    raise ValueError(f"it has no {name!r}; it has {', '.join(map(repr, row))}")
                 if not isinstance(row.get(name), kind) or row.get(name) is None:
                     raise ValueError(f"{name}={row.get(name)!r:.40}: expected {'text' if kind is str else 'a value'}")
         except ValueError as error:

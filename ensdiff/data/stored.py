@@ -68,6 +68,11 @@ def latents(
         there = npz_names(path)
         labels = "labels" if labels is None and "labels" in there else labels
         about = [name for name in ("mean", "scale", "encoder", "names") if name in there]
+        if "groups" in (groups, labels) and "groups" not in there:
+            raise ValueError(
+                f"{path}: it holds no array 'groups'; experiments.encode writes it with --groups=COLUMN of "
+                "metadata.jsonl, or for pictures in subfolders"
+            )
         file = read_npz(path, [name for name in (groups, labels, *about) if name is not None])
         values = map_npz(path, "latents")
     given = {name: np.array(value) for name, value in (("mean", mean), ("scale", scale)) if value is not None}

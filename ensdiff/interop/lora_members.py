@@ -79,6 +79,13 @@ def padded(factors: Factors | None, shape: tuple[int, ...], rank: int, scale: fl
     return {"down": down, "up": up}
 
 
+def check_modules(paths: Iterable[str], modules: Mapping[str, str]) -> None:
+    """Raise ValueError unless each of some adapted kernels belongs to a torch module."""
+    unnamed = sorted(set(paths) - set(modules))
+    if unnamed:
+        raise ValueError(f"{few(unnamed)} have no counterpart in diffusers: train with targets= that leave them out")
+
+
 def stacked_factors(params: Ensemble, modules: Mapping[str, str]) -> dict[str, list[Factors]]:
     """Return the factors of all members in torch's layouts, by module.
 
@@ -92,9 +99,7 @@ def stacked_factors(params: Ensemble, modules: Mapping[str, str]) -> dict[str, l
             f"{few(trained)} are trained as a whole (train_also), which has no place in files of low-rank adapters: "
             "use ensdiff.interop.diffusers.save, which writes whole networks"
         )
-    unnamed = sorted(set(flat) - set(modules))
-    if unnamed:
-        raise ValueError(f"{few(unnamed)} have no counterpart in diffusers: train with targets= that leave them out")
+    check_modules(flat, modules)
     for path, parts in sorted(flat.items()):
         down, up = np.asarray(parts["down"]), np.asarray(parts["up"]).swapaxes(1, 2)
         if down.ndim == 5:

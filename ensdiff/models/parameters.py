@@ -72,6 +72,24 @@ def named(params: Params) -> dict[str, Any]:
     return {"/".join(_key(entry) for entry in path): leaf for path, leaf in jax.tree.leaves_with_path(params)}
 
 
+def check_names(params: Params) -> None:
+    """Raise ValueError if the name of a parameter holds ``/``, which joins the names in paths.
+
+    >>> check_names({"head/bias": 1})
+    Traceback (most recent call last):
+    ValueError: the parameter 'head/bias' has a / in its name, which separates the names in a path: rename it, or \
+nest it, as in {'head': {'bias': ...}}
+    """
+    for path, _ in jax.tree.leaves_with_path(params):
+        for name in map(_key, path):
+            if "/" in name:
+                first, rest = name.split("/", 1)
+                raise ValueError(
+                    f"the parameter {name!r} has a / in its name, which separates the names in a path: rename it, or "
+                    f"nest it, as in {{{first!r}: {{{rest!r}: ...}}}}"
+                )
+
+
 def mapped(function: Callable[[str, Any], Any], params: Params) -> Params:
     """Return a pytree of the same structure, with ``function(path, array)`` in the place of each array.
 

@@ -8,7 +8,10 @@ from typing import Any
 from ensdiff.files.checksums import DamagedError, warn
 from ensdiff.files.writing import make_folder
 from ensdiff.runs.checkpoints import folder_of, open_checkpoint, steps_of
-from ensdiff.runs.description import brief, decided, differences, read_manifest
+from ensdiff.runs.description import MISSING, brief, decided, differences, read_manifest
+
+CHOSEN: Mapping[str, Any] = {"combine": "predictions", "scale": 1.0}
+"""Fields of a description that say how trained members are used, and what they are where they are not written."""
 
 
 def check_same(
@@ -41,6 +44,14 @@ def check_same(
     for field in found:
         if field.name == "train.steps" and "train.decay" in names:
             continue  # which of both settings determine the parameters differs; the other line says enough
+        if field.name in CHOSEN:
+            one, other = ((CHOSEN[field.name] if value is MISSING else value) for value in (field.one, field.other))
+            lines.append(
+                f"{field.name}: was {one!r}, is {other!r} (members do not depend on it: leave it as it was, and choose "
+                f"another when the run is loaded, with --{field.name}={other} or ensdiff.load(run, {field.name}="
+                f"{other!r}))"
+            )
+            continue
         why = _data_difference(path, before, data) if field.name == "data" else None
         lines.append(f"{field.name}: {why or f'was {brief(field.one)}, is {brief(field.other)}'}")
         if field.name == "train.steps":

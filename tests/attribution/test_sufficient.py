@@ -1,6 +1,7 @@
 """How large a null a verdict needs, and what a call does where there is no such null."""
 
 import importlib
+import math
 import warnings
 
 import numpy as np
@@ -73,6 +74,15 @@ def test_sets_of_units_in_groups_have_no_null_and_the_plan_says_so():
     plan = plan_null(Candidates.of(code, [[0, 1], [5, 9]]), "loss", 0.1)
     assert plan.null == 0
     assert "have no null" in plan.problem
+
+
+def test_a_plan_never_asks_for_what_there_is_already():
+    artists = ensdiff.Code.hierarchical(8, np.arange(24) % 4)  # whose group weight is 6
+    plan = plan_null(Candidates.of(artists.group_code(), None), "exact", 0.1)
+    assert "leaves 24. Train with a weight of 5 instead of 6, or more members, choose at most 2" in plan.problem
+    assert math.comb(8, 5) - 4 >= plan.needed
+    plan = plan_null(Candidates.of(artists, None), "exact", 0.1)
+    assert plan.problem.endswith("Train with more members, or a larger group weight")  # no number of candidates helps
 
 
 @pytest.fixture(scope="module")

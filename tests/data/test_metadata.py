@@ -30,7 +30,8 @@ def test_values_follow_the_pictures(tmp_path):
     ([ROWS[0], "[1]"], "line 2: expected an object with the text 'file_name'"),
     ([ROWS[0], {"text": "x"}], "line 2: expected an object with the text 'file_name'"),
     ([ROWS[0], {"file_name": "deep/a.png", "text": 3}], "line 2: text=3: expected text"),
-    ([ROWS[0], {"file_name": "deep/a.png"}], "line 2: text=None: expected text"),
+    ([ROWS[0], {"file_name": "deep/a.png", "text": None}], "line 2: text=None: expected text"),
+    ([ROWS[0], {"file_name": "deep/a.png", "title": "x"}], "line 2: it has no 'text'; it has 'file_name', 'title'"),
     (ROWS[:1], "has no line for the picture deep/a.png"),
     ([*ROWS, {"file_name": "./b.png", "text": "x"}], "line 3: b.png has an earlier line too"),
     ([*ROWS, {"file_name": "../c.png", "text": "x"}], "has a line for ../c.png, which is no picture that is read"),
@@ -42,8 +43,12 @@ def test_mistakes_are_named(tmp_path, rows, message):
 
 def test_columns_of_any_kind_are_there(tmp_path):
     with pytest.raises(ValueError, match="line 2: more=None: expected a value"):
-        read_metadata(write(tmp_path, [{**ROWS[0], "more": 1}, ROWS[1]]), ["b.png", "deep/a.png"], {"more": object})
-    with pytest.raises(ValueError, match="line 1: other=None: expected a value"):
+        read_metadata(
+            write(tmp_path, [{**ROWS[0], "more": 1}, {**ROWS[1], "more": None}]),
+            ["b.png", "deep/a.png"],
+            {"more": object},
+        )
+    with pytest.raises(ValueError, match="line 1: it has no 'other'; it has "):
         read_metadata(tmp_path, ["b.png", "deep/a.png"], {"other": object})
 
 

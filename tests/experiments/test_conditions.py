@@ -9,6 +9,7 @@ from experiments.conditions import Asked, asked
 NAMED = ConditionSpec((Leaf(classes=4, names=("cat", "dog", "red, blue", "2")),))
 NUMBERED = ConditionSpec((Leaf(classes=4),))
 INSIDE = ConditionSpec((Leaf("kind", classes=4),))
+CAPTIONS = ConditionSpec((Leaf(shape=(12, 16), dtype="float32", encoder="CLIPTextModel, SHA-256 1234"),))
 VECTORS = ConditionSpec((Leaf(shape=(3,), dtype="float32"),))
 
 
@@ -55,7 +56,8 @@ def test_as_many_samples_as_classes_unless_their_number_is_given():
     (NUMBERED, "", "the classes have no names"),
     (NUMBERED, "9", "--cond=9: the condition has the class 9: expected 0 .. 3, or 4 for no condition"),
     (NAMED, "cut", "--cond=cut: the condition has no class 'cut': expected perhaps cat"),
-    (VECTORS, "0.5", "--cond=0.5: --cond takes classes"),
+    (VECTORS, "0.5", "--cond=0.5: --cond takes classes; call"),
+    (CAPTIONS, "ada", "--cond=ada: --cond takes classes, and this run has captions: give --prompt="),
 ])  # fmt: skip
 def test_errors(spec, text, message):
     with pytest.raises(ValueError, match=message):

@@ -20,11 +20,12 @@ ROWS = [
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory):
+def models(run, tmp_path_factory):
     for name in ("torch", "diffusers", "transformers"):
         pytest.importorskip(name, reason=f"{name} is not installed")
     folder = tmp_path_factory.mktemp("models") / "sd"
     tiny_pipeline.make(folder)
+    run.load(*tiny_pipeline.IMPORTS)
     return folder
 
 
@@ -48,6 +49,7 @@ def test_a_pipeline_encodes_pictures_and_captions(run, models, pictures, tmp_pat
     assert done.returncode == 0, done.stderr
     assert "4 latents of 8x8x4" in done.stdout
     assert f"captions: 3 distinct ones of {tiny_pipeline.TOKENS}x{tiny_pipeline.WIDTH}, float16" in done.stdout
+    assert "groups: 3, with their pictures: ada (2), bob (1), eve (1)" in done.stdout
     assert "left out" not in done.stderr
     text = text_encoder(models)
     assert text.describe() in done.stdout
@@ -82,8 +84,10 @@ def test_groups_without_captions(run, pictures, tmp_path):
 
 @pytest.mark.parametrize(("args", "message"), [
     (["--images=digits"], "need --images to be a folder with metadata.jsonl, and not digits"),
-    (["--images={}", "--caption=title"], "metadata.jsonl, line 1: title=None: expected text"),
-    (["--images={}", "--groups=who"], "line 1: who=None: expected a value"),
+    (["--images={}", "--caption=title"], "line 1: it has no 'title'; it has 'file_name', 'text', 'artist'"),
+    (["--images={}", "--groups=who"], "line 1: it has no 'who'; it has 'file_name', 'text', 'artist'"),
+    (["--images={}", "--pipeline=nowhere"], "--pipeline=nowhere: there is no such folder"),
+    (["--images={}", "--pipeline={}"], "has no folder vae: expected the folder of a StableDiffusionPipeline"),
     (["--images={}", "--vae=x"], "one of --vae=..., --pipeline=... and --pca=..."),
     (["--images={}", "--pca=3"], "one of --vae=..., --pipeline=... and --pca=..."),
     (["--images={}", "--caption=long"], "tokens, and the text encoder takes at most 10"),

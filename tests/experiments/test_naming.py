@@ -1,5 +1,7 @@
 """Names of groups on the command line, and runs that are not finished."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -23,6 +25,11 @@ def test_an_unknown_unit_that_is_a_group_is_an_error_that_says_so():
         naming.removals(["dig"], 12, names)
     assert "--groups" not in str(caught.value)
     groups = GROUPED.group_code()
+    with (
+        pytest.raises(ValueError, match=r"no group is called 'item 7'.*In this run item 7 is a unit: leave out --gr"),
+        naming.groups_named(dataclasses.replace(params, unit_names=names), "item 7", groups),
+    ):
+        naming.removals(["item 7"], 3, params.names_of(groups), "group")
     with pytest.raises(ValueError, match="'digit 7'") as caught, naming.groups_named(params, "digit 7", groups):
         naming.removals(["digit 7"], 3, params.names_of(groups))
     assert "--groups" not in str(caught.value)
@@ -32,10 +39,10 @@ def test_the_units_of_named_groups_are_all_of_theirs(capsys):
     params = random_ensemble(GROUPED)
     assert naming._units_of_groups(params, '"ann, b"') == [8, 9, 10, 11]
     assert 'groups 2 ("ann, b") are 4 units' in capsys.readouterr().out
-    with pytest.raises(ValueError, match="no unit is called 'ann'"):  # a part of a name is not enough
+    with pytest.raises(ValueError, match="no group is called 'ann'"):  # a part of a name is not enough
         naming._units_of_groups(params, "ann")
-    with pytest.raises(ensdiff.NoSurvivorError, match="digit 0, digit 1"):
-        naming._units_of_groups(params, "0,1,2")
+    with pytest.raises(ensdiff.NoSurvivorError, match="^no member survives the removal of units digit 0, digit 1"):
+        naming._units_of_groups(params, "0,1")
 
 
 @pytest.mark.parametrize(("step", "wanted", "told"), [(None, 9, "step 4 of 9"), (2, 4, "step 2 of 4"), (None, 4, "")])

@@ -20,12 +20,13 @@ SAMPLES = ["--steps=2", "--sampler=ddim", "--guidance=3"]
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def place(run, tmp_path_factory):
     """Return a folder with a pipeline, a file of latents that it made of captioned pictures, and a run on these."""
     for name in ("torch", "diffusers", "transformers"):
         pytest.importorskip(name, reason=f"{name} is not installed")
     folder = tmp_path_factory.mktemp("prompts")
     tiny_pipeline.make(folder / "sd")
+    run.load(*tiny_pipeline.IMPORTS)
     text, rng = text_encoder(folder / "sd"), np.random.default_rng(0)
     captions = [caption for _, caption, _ in ROWS]
     np.savez(
@@ -78,17 +79,6 @@ def test_prompts_are_embedded_and_shown(go, trained, place, tmp_path):
         np.testing.assert_allclose(found["counterfactuals"], ensdiff.counterfactuals(params, samples, [1]), atol=1e-4)
         assert np.abs(found["images"] - none.images).max() > 1e-2
     assert "conditions: none (--prompt=" in go("sample", "--n=2", "--steps=2", f"--out={tmp_path}")
-
-
-def test_attributions_reports_and_files_show_prompts(go, trained, tmp_path):
-    options = [*SAMPLES, "--n=1", "--prompt=a red cat"]
-    go("attribute", *options, "--method=exact", "--null=0", "--top=2")
-    att = ensdiff.Attribution.load(trained / "attribution" / "exact_seed0")
-    assert att.settings["captions"] == ["a red cat"]
-    assert "a red cat" in (trained / "attribution" / "exact_seed0.html").read_text()
-    text = go("report", *options, "--null=0", "--combined=0")
-    assert "attribution: " in text  # the saved one is of the same samples
-    assert "--prompt=a red cat" in (trained / "report" / "explorer.html").read_text()
 
 
 def test_saved_attributions_of_other_prompts_are_refused(trained, place):

@@ -37,6 +37,8 @@ def test_groups():
     outer = listing.describe(params, data.manifest(), [0, 1], params.names_of(NESTED.group_code()), groups=True)
     assert [(row["name"], row["units"], row["items"]) for row in outer] == [("x", 3, 3), ("y", 3, 4)]
     assert set(inner["members"]) <= set(outer[1]["members"])
+    told = listing.describe(params, None, [0, 1], None, groups=True, origin={"forgotten": [0, 1, 2, 3]})
+    assert [row["forgotten"] for row in told] == [True, False]  # of group 1, two units are left
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,12 @@ NOISE: dict[str, Any] = {
     "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1,
 }  # fmt: skip
 
+IMPORTS = (
+    "diffusers.models.autoencoders.autoencoder_kl", "transformers.models.clip.modeling_clip",
+    "transformers.models.clip.tokenization_clip",
+)  # fmt: skip
+"""What programs import for a pipeline, in seconds; see `tests.forks.Programs.load`."""
+
 
 def save_vocabulary(folder: pathlib.Path) -> None:
     """Write ``vocab.json`` and ``merges.txt`` of a CLIP tokenizer that knows `LETTERS` and `WORDS`."""

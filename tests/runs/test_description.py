@@ -42,6 +42,11 @@ def test_only_what_decides_the_parameters_is_compared(tiny):
     assert foreign(pathlib.Path("run/checkpoints/4"), one, same) == ""
     with pytest.raises(ValueError, match=r"run cannot be resumed.* of checkpoint 4\. train\.seed: was 3, is 4\. Use"):
         check_same(pathlib.Path("run"), 4, one, description(tiny, seed=4, learning_rate=1))
+    longer = {**one, "combine": "parameters", "scale": 1.25}
+    with pytest.raises(ValueError, match=r"scale: was 1\.25, is 1\.0 \(members do not depend on it") as caught:
+        check_same(pathlib.Path("run"), 4, longer, one)
+    assert "combine: was 'parameters', is 'predictions'" in str(caught.value)
+    assert "when the run is loaded, with --combine=predictions or ensdiff.load(run, combine='" in str(caught.value)
 
 
 @pytest.mark.parametrize("train", [3, {"sped": 0}, {"seed": 0, "batch": 4}])
