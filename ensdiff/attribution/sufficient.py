@@ -160,13 +160,13 @@ def _larger(code: Code, needed: int) -> str:
     """Return with what code there would be enough null ablations."""
     if code.groups is not None:
         return "more members, or a larger group weight"
-    K, wanted = code.members, code.units + needed
+    K, weight, wanted = code.members, code.weight, code.units + needed
     members = smallest_members(wanted)
-    if members > K or code.weight is None:
+    if members > K or weight is None:
         return f"at least {members} members"
     weights = [w for w in range(1, K) if math.comb(K, w) >= wanted]  # the members suffice, their words are too few
-    nearest = min(weights, key=lambda w: abs(w - code.weight))
-    return f"a weight of {nearest} instead of {code.weight}, or more members"
+    nearest = min(weights, key=lambda w: abs(w - weight))
+    return f"a weight of {nearest} instead of {weight}, or more members"
 
 
 def _most(null: int, level: float) -> int:
