@@ -24,10 +24,9 @@ from ensdiff.ensemble.blending import Rows, blending_step
 from ensdiff.ensemble.members import abstract_params
 from ensdiff.ensemble.memory import Resources
 from ensdiff.ensemble.mesh import mesh_shape
-from ensdiff.models.adapters import Adapted, Shared, base_shapes, network_of
+from ensdiff.models.adapters import Adapted, Shared, network_of
 from ensdiff.models.condition import ConditionSpec
-from ensdiff.models.denoiser import Denoiser
-from ensdiff.models.parameters import nested
+from ensdiff.models.denoiser import Denoiser, initial_shapes
 from ensdiff.models.space import PIXELS, Pixels, Space
 from ensdiff.planning.flops import averaged_flops, jacobian_step_flops, landscape_step_flops, train_step_flops
 from ensdiff.sampling.conditions import Given, Mode
@@ -94,8 +93,8 @@ class Case:
 
     def base(self) -> Any:
         """Return the shapes of the base of adapters, which is on every device."""
-        shapes = base_shapes(self.model.base)  # type: ignore[attr-defined]
-        return nested({path: self.array(shape, self.base_dtype) for path, (shape, _) in shapes.items()})
+        shapes = initial_shapes(self.model.base)  # type: ignore[attr-defined]
+        return jax.tree.map(lambda leaf: self.array(leaf.shape, self.base_dtype), shapes)
 
     def noise(self, count: int) -> Noise:
         """Return the shapes of noise for ``count`` states, drawn from a key."""

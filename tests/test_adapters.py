@@ -16,6 +16,7 @@ from ensdiff.ensemble.memory import Resources
 from ensdiff.models import DiTConfig, adapted, adapters, functions, linen
 from ensdiff.models.describing import fingerprint_of, model_from_dict
 from ensdiff.models.parameters import digest_of, named
+from ensdiff.runs.base import write_base
 from ensdiff.sampling import blended
 from tests.helpers import CODE, DEEP, SHORT, TINY, blobs
 
@@ -458,11 +459,15 @@ def test_wrong_settings_are_refused(change, words):
 
 
 @pytest.mark.bad_input
-def test_wrong_bases_are_refused(params):
+def test_wrong_bases_are_refused(params, tmp_path):
     lost = {name: part for name, part in BASE.items() if name != "tail"}
-    for wrong in ({"l/w": jnp.ones((2, 2))}, {"l": {"w": jnp.ones(2), "x/y": {"kernel": jnp.ones(2)}}}):
-        with pytest.raises(ValueError, match="has a / in its name.*nest it, as in"):
+    one = jnp.ones((2, 2))
+    for wrong in ({"l/w": one, "l": {"w": one}}, {"l": {"w": one, "w/x": one}}, {"l/w/x": one, "l": {"w": one}}):
+        with pytest.raises(ValueError, match="cannot be told apart, because a name holds a /: rename one"):
             adapters.check_start(functions(lambda key, wrong=wrong: wrong, lambda p, x, t, cond, key: x), wrong)
+    with pytest.raises(ValueError, match="has a / in its name.*nest it, as in"):  # its file would not say how
+        write_base(tmp_path, dataclasses.replace(params, base={"l/w": one}))
+    assert not any(tmp_path.iterdir())
     with pytest.raises(ValueError, match="tail/bias is missing"):
         adapted(TINY, lost)
     with pytest.raises(ValueError, match=r"has shape \(7,\)"):

@@ -31,7 +31,7 @@ from ensdiff.interop.tensors import CodeLike, as_code
 from ensdiff.models.adapters import Adapted, adapted
 from ensdiff.models.denoiser import name_of
 from ensdiff.models.dit import DiTConfig
-from ensdiff.models.parameters import named, nested
+from ensdiff.models.parameters import mapped, named, nested
 from ensdiff.settings import check_value
 
 Layout = Literal["diffusers", "kohya"]
@@ -91,7 +91,7 @@ def load(
     """
     if base.members != 1 or isinstance(base.model, Adapted):
         raise ValueError(f"base={base}: expected the ensemble of one member that all adapters were trained on")
-    start = nested({path: leaf[0] for path, leaf in named(base.params).items()})
+    start = mapped(lambda _, leaf: leaf[0], base.params)
     table = modules_of(base.model) if modules is None else dict(modules)
     paths = {name: path for path, name in table.items()}
     if isinstance(files, str | os.PathLike):

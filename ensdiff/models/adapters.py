@@ -28,7 +28,7 @@ from ensdiff.models import low_rank
 from ensdiff.models.condition import ConditionSpec
 from ensdiff.models.denoiser import Denoiser, SelfChecking, initial_shapes, name_of
 from ensdiff.models.factors import change, factors_of
-from ensdiff.models.parameters import check_names, digest_of, mapped, nested, shapes_of
+from ensdiff.models.parameters import check_paths, digest_of, mapped, nested, shapes_of
 from ensdiff.settings import check_value
 from ensdiff.typing import Array, Params
 
@@ -247,7 +247,7 @@ def _is_abstract(params: Params) -> bool:
 
 def check_start(base: Denoiser, base_params: Params) -> None:
     """Raise ValueError unless these are parameters of a network: float32 or bfloat16 arrays of its names and shapes."""
-    check_names(base_params)
+    check_paths(base_params)
     expected, given = base_shapes(base), shapes_of(base_params)
     faults = [f"{path} is missing" for path in expected if path not in given]
     faults += [f"{path} is not a parameter of it" for path in given if path not in expected]
@@ -323,8 +323,7 @@ def opened(model: Any, params: Params | Shared) -> tuple[Any, Params]:
 def abstract_of(model: Denoiser) -> Params | Shared:
     """Return the shapes of one member's parameters, for an adapted network together with the base's, for `opened`."""
     if isinstance(model, Adapted):
-        base = nested({path: jax.ShapeDtypeStruct(*shape) for path, shape in base_shapes(model.base).items()})
-        return Shared(base, initial_shapes(model))
+        return Shared(initial_shapes(model.base), initial_shapes(model))
     return initial_shapes(model)
 
 

@@ -72,8 +72,28 @@ def named(params: Params) -> dict[str, Any]:
     return {"/".join(_key(entry) for entry in path): leaf for path, leaf in jax.tree.leaves_with_path(params)}
 
 
+def check_paths(params: Params) -> None:
+    """Raise ValueError if paths joined by ``/`` do not tell parameters apart, or one of them leads into another.
+
+    >>> check_paths({"head/bias": 1, "head": {"bias": 2}})
+    Traceback (most recent call last):
+    ValueError: the parameters 'head/bias' and 'head/bias' cannot be told apart, because a name holds a /: rename one
+    """
+    seen: set[str] = set()
+    for path, _ in jax.tree.leaves_with_path(params):
+        text = "/".join(map(_key, path))
+        above = {text[:place] for place, letter in enumerate(text) if letter == "/"}
+        below = {other for other in seen if other.startswith(f"{text}/")}
+        other = next(iter(({text} | above) & seen | below), None)
+        if other is not None:
+            raise ValueError(
+                f"the parameters {other!r} and {text!r} cannot be told apart, because a name holds a /: rename one"
+            )
+        seen.add(text)
+
+
 def check_names(params: Params) -> None:
-    """Raise ValueError if the name of a parameter holds ``/``, which joins the names in paths.
+    """Raise ValueError if the name of a parameter holds ``/``, so that its path does not say how it is nested.
 
     >>> check_names({"head/bias": 1})
     Traceback (most recent call last):

@@ -17,7 +17,7 @@ from ensdiff.ensemble.ensemble import Ensemble
 from ensdiff.files.checksums import DamagedError
 from ensdiff.files.npy import read_npz
 from ensdiff.files.writing import write_atomically
-from ensdiff.models.parameters import digest_of, named, nested
+from ensdiff.models.parameters import check_names, digest_of, named, nested
 from ensdiff.typing import Params
 
 NAME = "base.npz"
@@ -26,9 +26,14 @@ _BFLOAT16 = ":bfloat16"
 
 
 def write_base(run: pathlib.Path, params: Ensemble) -> None:
-    """Write the start of an ensemble's members into its run; without one, do nothing."""
+    """Write the start of an ensemble's members into its run; without one, do nothing.
+
+    Raises:
+        ValueError: a parameter's name holds ``/``, so that the file would not say how it is nested.
+    """
     if params.base is None:
         return
+    check_names(params.base)
     arrays: dict[str, np.ndarray] = {}
     for path, leaf in named(params.base).items():
         array = hosts.fetch(leaf)
