@@ -75,7 +75,7 @@ def test_components_of_training_pictures_need_a_word(run, pictures, tmp_path):
     (["--images=digits", "--pca=3", "--vae=x"], "pass --images=... and one of"),
     (["--images=nothing", "--pca=3", "--fit=digits"], "unknown data set 'nothing'"),
     (["--images=folder,nothing", "--pca=3", "--fit=digits"], "expected a folder, or a reader and its options"),
-    (["--images=digits", "--vae=nowhere"], "config.json does not exist"),
+    (["--images=digits", "--vae=nowhere"], "--vae=nowhere: there is no such folder"),
     (["--images={}/latents.npy", "--pca=3", "--fit=digits"], "unknown data set"),
     (["--images=latents,path={}/z.npy", "--pca=3", "--fit=digits"], "holds latents: expected pictures"),
 ])  # fmt: skip
