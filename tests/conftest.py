@@ -27,10 +27,10 @@ settings.load_profile("ensdiff")
 
 SMOKE = (
     "tests/attribution/test_score.py", "tests/codes/test_permute.py", "tests/diffusion", "tests/ensemble",
-    "tests/models/test_unet.py", "tests/sampling/test_sample.py", "tests/test_package.py", "tests/test_strict.py",
-    "tests/training/test_train.py",
+    "tests/experiments/test_programs.py", "tests/models/test_unet.py", "tests/runs/test_unit_names.py",
+    "tests/sampling/test_sample.py", "tests/test_package.py", "tests/test_strict.py",
 )  # fmt: skip
-"""Paths of the tests marked ``smoke``, which in a few minutes use every package that the library is built on, to check
+"""Paths of the tests marked ``smoke``, which in a minute use every package that the library is built on, to check
 another version of Python or of these packages."""
 LONGEST = (
     "test_processes", "test_colabs", "test_evaluate", "test_planted", "test_certificate", "test_train", "test_seam",

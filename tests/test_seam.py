@@ -89,8 +89,8 @@ def case_of(name):
 
 
 CASES = [
-    "functions-cosine-none", "linen-edm-tree-latents", "unet-v-classes", "dit-flow-classes",
-    pytest.param("unet-v-tokens", marks=pytest.mark.slow),
+    "functions-cosine-none", "linen-edm-tree-latents",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("unet-v-classes", "dit-flow-classes", "unet-v-tokens")),
 ]  # fmt: skip
 
 

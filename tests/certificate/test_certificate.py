@@ -731,6 +731,7 @@ def leaky(monkeypatch, step, member):
     monkeypatch.setattr(module, "make_batch", make_batch)
 
 
+@pytest.mark.slow
 def test_a_leaky_trainer_is_caught_by_replay(tmp_path, monkeypatch, record_property):
     """The stream check cannot detect a trainer that deviates from its streams; replay of the same steps can."""
     with monkeypatch.context() as patch:

@@ -79,6 +79,7 @@ def test_memory_follows_the_size_of_a_group(tiny):
     assert parts == [4, 1, 1]
 
 
+@pytest.mark.slow
 def test_samples_and_derivatives_in_groups_are_those_of_single_members(tiny):
     """Counterfactuals of members that each keep other states, so that the batches of a group are of unequal length."""
     sampler = ensdiff.SamplerConfig("ddim", 3)

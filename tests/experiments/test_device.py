@@ -176,6 +176,7 @@ def test_isolation_is_found_and_its_failure_too(monkeypatch):
     assert row["error"].startswith("ZeroDivisionError")
 
 
+@pytest.mark.slow
 def test_a_profile_finds_the_products():
     import jax
     import jax.numpy as jnp

@@ -21,7 +21,7 @@ def train_step(members, mesh, **changes):
     return abstract.lower(abstract.train_step(case), "cpu")
 
 
-@pytest.mark.parametrize("strategy", ["loop", "matmul"])
+@pytest.mark.parametrize("strategy", ["loop", pytest.param("matmul", marks=pytest.mark.slow)])
 def test_a_member_mesh_needs_no_collective_and_no_grouped_convolution(strategy):
     """Neither the lowered nor the compiled step has any, for eight members on four devices."""
     mesh = ensdiff.make_mesh(8)

@@ -97,6 +97,7 @@ def files_of(checkpoint):
     return sorted(str(path.relative_to(checkpoint)) for path in checkpoint.rglob("*") if path.is_file())
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(whole, states, tmp_path, record_property):
     folder, names = tmp_path / "run", files_of(whole[0] / "checkpoints" / "4")
     vital = [name for name in names if any(part in f"/{name}" for part in VITAL)]
@@ -518,6 +519,7 @@ def test_a_description_without_its_checksum(whole, tmp_path):
         ensdiff.load(folder)
 
 
+@pytest.mark.slow
 def test_every_bit_of_the_small_files(whole, tmp_path, record_property):
     """A changed bit is detected, or changes no value that is read."""
     detected = 0

@@ -59,6 +59,7 @@ def train_in_format_2(monkeypatch, data, run_dir, steps):
         ensdiff.train(data, CODE, MODEL, run_dir=run_dir, steps=steps, **OPTIONS)
 
 
+@pytest.mark.slow
 def test_a_run_in_the_layout_of_format_2_is_resumed(tmp_path, monkeypatch):
     """Two steps of the old optimiser and three of the new one equal five of the new one, up to rounding."""
     data = ensdiff.data.arrays(blobs())
@@ -121,6 +122,7 @@ def test_certificates_of_format_1_hash_the_arrays_as_they_were_written(tmp_path,
         assert parts == {part: sums[int(k)] for part, sums in written.items()}
 
 
+@pytest.mark.slow
 def test_a_run_in_the_layout_of_format_3_is_resumed_bit_for_bit(tmp_path, monkeypatch):
     """Its moments are the same numbers, as one vector per member and without the zeros at the end."""
     step, description = (sys.modules[f"ensdiff.{name}"] for name in ("training.step", "runs.description"))

@@ -77,6 +77,7 @@ def test_the_newest_line_of_this_environment_is_repeated():
     assert repeatable([{"step": 0, **here}], here, TINY) == Execution.of(TINY)
 
 
+@pytest.mark.slow
 def test_resuming_repeats_the_execution(tmp_path, monkeypatch):
     """Another meaning of "auto" does not change a run that is continued, but a concrete choice of the user does."""
     whole = train(tmp_path / "whole", steps=4)

@@ -67,9 +67,8 @@ def test_groups_train_as_single_members_and_keep_apart(one_by_one, conv, stack):
     np.testing.assert_array_equal(same_K, CODE.rows(0)[0] == 0)
 
 
-@pytest.mark.parametrize(
-    "conv", [conv if conv == "grouped" else pytest.param(conv, marks=pytest.mark.slow) for conv in STACKED]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("conv", STACKED)
 def test_only_grouped_makes_grouped_convolutions_of_the_size_of_a_group(conv):
     for stack, size in ((0, 4), (3, 2)):
         groups = set(read_lowered(lowered(network(conv, stack, DEEP))).groups) - {1}

@@ -92,7 +92,8 @@ def undisturbed(folder, trainer, arguments, steps):
     return ensdiff.load(folder), [line["loss_K"] for line in ensdiff.read_metrics(folder)]
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(12, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [1, 12])
 def test_many_kills(tmp_path, trainer, arguments, kills, record_property):
     """Kills come at random moments of starting, training and writing; tests/runs/test_faults.py chooses moments."""
     folder, rng = tmp_path / "run", np.random.default_rng(int(time.time()))

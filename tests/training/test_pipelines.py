@@ -163,7 +163,7 @@ def test_the_device_pipeline_trains_the_same_run(tmp_path):
     assert result.ok, result.failures
 
 
-@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_causal_isolation_on_devices(devices):
     """If every pixel of one unit changes, exactly the members that did not see it stay the same bit for bit."""
     mesh = ensdiff.make_mesh(4, devices=jax.devices()[:devices])
@@ -175,6 +175,7 @@ def test_causal_isolation_on_devices(devices):
     np.testing.assert_array_equal(np.all(equal, axis=0), CODE.rows(4)[0] == 0)
 
 
+@pytest.mark.slow
 def test_batches_are_split_over_a_data_axis():
     mesh = jax.sharding.Mesh(np.array(jax.devices(), object).reshape(2, 2), ("member", "data"))
     one, split = (train(mesh=m, pipeline="device", steps=3) for m in (ONE, mesh))

@@ -168,7 +168,9 @@ def init_state_of_one(params):
     return TrainState(params, optimizer(StepSettings.of(CONFIG)).init(ravel(params)), params)
 
 
-@pytest.mark.parametrize("shape", [(2, 1), (4, 1), (2, 2), (1, 4)])
+@pytest.mark.parametrize(
+    "shape", [(2, 2), *(pytest.param(shape, marks=pytest.mark.slow) for shape in ((2, 1), (4, 1), (1, 4)))]
+)
 def test_sharding_gives_the_same_result(shape):
     devices = np.array(jax.devices()[: shape[0] * shape[1]], object).reshape(shape)
     mesh = jax.sharding.Mesh(devices, ("member", "data"))
