@@ -215,7 +215,39 @@ def of_diffusers(folder: pathlib.Path, data: Any) -> Base:
     found = [place for place in places if place.is_file()]
     schedule = read_schedule(found[0]) if found else ensdiff.Schedule()
     told = f"schedule of {found[0]}" if found else f"no {name}, so the noise levels are 1,000 linear ones"
+    for warning in other_encoders(folder if (folder / "unet").is_dir() else folder.parent, data):
+        print(f"warning: {warning}", flush=True)
     return Base(loaded.model, loaded.params, schedule, f"the U-Net of {folder}, {told}")
+
+
+def other_encoders(pipeline: pathlib.Path, data: Any) -> list[str]:
+    """Return a sentence for each encoder of the data that is not that of the pipeline, by the contents of their files.
+
+    Another encoder can be meant, such as a better decoder of the same latents, so that this is no error. Nothing is
+    said about an encoder that the data do not name, or that the pipeline does not have or is of a kind unknown here.
+    """
+    from ensdiff.interop.text import encoder_of as encoder_of_captions
+    from ensdiff.interop.vae import encoder_of as encoder_of_latents
+
+    sentences = []
+    of_images = {getattr(data.space, "encoder", None)}
+    of_captions = {leaf.encoder for leaf in data.condition_spec.leaves} if _spec(data) else set()
+    for what, found, part, encoder_of in (
+        ("latents", of_images, "vae", encoder_of_latents),
+        ("captions", of_captions, "text_encoder", encoder_of_captions),
+    ):
+        names = sorted(filter(None, found))
+        if names and (pipeline / part).is_dir():
+            try:
+                own = encoder_of(pipeline)
+            except (OSError, ValueError):  # parts of another kind, or without weights: only the U-Net is needed
+                continue
+            if not any(own in name for name in names):
+                sentences.append(
+                    f"the {what} were encoded by another network ({', '.join(names)}) than {pipeline / part} "
+                    f"({own}). If this is not meant, encode them again: experiments.encode --pipeline={pipeline}"
+                )
+    return sentences
 
 
 def _spec(data: Any) -> bool:

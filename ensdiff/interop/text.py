@@ -51,7 +51,7 @@ class TextEncoder:
 
         A condition records it (`Leaf.encoder`), so that prompts are embedded by the encoder of the training data.
         """
-        return f"CLIPTextModel, SHA-256 of the files {self.digest}"
+        return _name(self.digest)
 
     def made(self, spec: Any) -> bool:
         """Return whether this encoder made the rows of a condition, by the digest in its `ConditionSpec`."""
@@ -119,26 +119,7 @@ def text_encoder(directory: str | os.PathLike, *, device: str | None = None) -> 
             weights.
     """
     root = pathlib.Path(directory)
-    more = [name for name in ("text_encoder_2", "text_encoder_3") if (root / name).is_dir()]
-    if more:
-        raise ValueError(
-            f"{root} has also {' and '.join(more)}: pipelines with several text encoders are not supported"
-        )
-    encoder, words = root / "text_encoder", root / "tokenizer"
-    config = read_object(encoder / "config.json")
-    if config.get("model_type") != "clip_text_model":
-        raise ValueError(
-            f"{encoder / 'config.json'}: model_type={config.get('model_type')!r} is not supported: expected "
-            "'clip_text_model', of CLIPTextModel"
-        )
-    if config.get("use_attention_mask"):
-        raise ValueError(f"{encoder / 'config.json'}: use_attention_mask=True is not supported: expected False")
-    weights = next((encoder / name for name in WEIGHTS if (encoder / name).is_file()), None)
-    if weights is None:
-        raise FileNotFoundError(f"{encoder} holds no weights: expected {' or '.join(WEIGHTS)}")
-    vocabulary = [words / name for name in TOKENIZER if (words / name).is_file()]
-    if not {"vocab.json", "tokenizer.json"} & {file.name for file in vocabulary}:
-        raise FileNotFoundError(f"{words} holds no vocabulary: expected vocab.json and merges.txt, or tokenizer.json")
+    encoder, words, weights, vocabulary = _files(root)
     with installed("a text encoder needs PyTorch and transformers", "text"):
         import torch
         from transformers import CLIPTextModel, CLIPTokenizer
@@ -170,6 +151,46 @@ def text_encoder(directory: str | os.PathLike, *, device: str | None = None) -> 
         return TextEncoder(tokenizer, network.float().to(place).eval(), digest)
     except ValueError as error:
         raise ValueError(f"{root}: {error}") from error
+
+
+def encoder_of(directory: str | os.PathLike) -> str:
+    """Return what ``text_encoder(directory).describe()`` would be, from the files alone: PyTorch is not needed.
+
+    Raises:
+        FileNotFoundError: a folder, the configuration, the weights or the vocabulary do not exist.
+        ValueError: there are several text encoders, or it is of another kind.
+    """
+    encoder, _, weights, vocabulary = _files(pathlib.Path(directory))
+    return _name(_digest([encoder / "config.json", weights, *vocabulary]))
+
+
+def _name(digest: str) -> str:
+    return f"CLIPTextModel, SHA-256 of the files {digest}"
+
+
+def _files(root: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path, pathlib.Path, list[pathlib.Path]]:
+    """Return the folders of the encoder and of its tokenizer, the file of the weights, and those of the vocabulary."""
+    more = [name for name in ("text_encoder_2", "text_encoder_3") if (root / name).is_dir()]
+    if more:
+        raise ValueError(
+            f"{root} has also {' and '.join(more)}: pipelines with several text encoders are not supported"
+        )
+    encoder, words = root / "text_encoder", root / "tokenizer"
+    config = read_object(encoder / "config.json")
+    if config.get("model_type") != "clip_text_model":
+        raise ValueError(
+            f"{encoder / 'config.json'}: model_type={config.get('model_type')!r} is not supported: expected "
+            "'clip_text_model', of CLIPTextModel"
+        )
+    if config.get("use_attention_mask"):
+        raise ValueError(f"{encoder / 'config.json'}: use_attention_mask=True is not supported: expected False")
+    weights = next((encoder / name for name in WEIGHTS if (encoder / name).is_file()), None)
+    if weights is None:
+        raise FileNotFoundError(f"{encoder} holds no weights: expected {' or '.join(WEIGHTS)}")
+    vocabulary = [words / name for name in TOKENIZER if (words / name).is_file()]
+    if not {"vocab.json", "tokenizer.json"} & {file.name for file in vocabulary}:
+        raise FileNotFoundError(f"{words} holds no vocabulary: expected vocab.json and merges.txt, or tokenizer.json")
+    return encoder, words, weights, vocabulary
 
 
 def _digest(files: Iterable[pathlib.Path]) -> str:

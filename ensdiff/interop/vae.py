@@ -50,7 +50,7 @@ class Autoencoder:
     @property
     def space(self) -> Latents:
         """The space of the latents, which names this encoder."""
-        return Latents(self.shift, self.scale, f"AutoencoderKL, SHA-256 of the weights {self.digest}")
+        return Latents(self.shift, self.scale, _name(self.digest))
 
     def encode(self, images: Any) -> Posterior:
         """Return the distribution of the latents of pictures, neither shifted nor scaled.
@@ -116,15 +116,7 @@ def vae(directory: str | os.PathLike, *, batch: int = 8, device: str | None = No
         ImportError: torch or diffusers is not installed.
         ValueError: it is another kind of network, or its weights cannot be read.
     """
-    root = pathlib.Path(directory)
-    if not (root / "config.json").is_file() and (root / "vae" / "config.json").is_file():
-        root = root / "vae"
-    kind = read_object(root / "config.json").get("_class_name")
-    if kind != "AutoencoderKL":
-        raise ValueError(f"{root} holds a network of the class {kind!r}: expected 'AutoencoderKL'")
-    found = [root / name for name in WEIGHTS if (root / name).is_file()]
-    if not found:
-        raise FileNotFoundError(f"{root} holds no weights: expected {' or '.join(WEIGHTS)}")
+    root, weights = _files(pathlib.Path(directory))
     with installed("an autoencoder needs PyTorch and diffusers", "vae"):
         import torch
         from diffusers import AutoencoderKL
@@ -132,13 +124,40 @@ def vae(directory: str | os.PathLike, *, batch: int = 8, device: str | None = No
         network = AutoencoderKL.from_pretrained(
             root,
             local_files_only=True,
-            use_safetensors=found[0].suffix == ".safetensors",
+            use_safetensors=weights.suffix == ".safetensors",
             low_cpu_mem_usage=False,  # otherwise diffusers recommends another package to every user
         )
     except Exception as error:  # damaged files can raise anything
-        raise ValueError(f"{found[0]} cannot be read as an autoencoder: {error}") from error
+        raise ValueError(f"{weights} cannot be read as an autoencoder: {error}") from error
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return Autoencoder(network.to(place).eval(), file_sum(found[0]), batch)
+    return Autoencoder(network.to(place).eval(), file_sum(weights), batch)
+
+
+def encoder_of(directory: str | os.PathLike) -> str:
+    """Return what ``vae(directory).space.encoder`` would be, from the files alone: PyTorch is not needed.
+
+    Raises:
+        FileNotFoundError: the folder, the configuration or the weights do not exist.
+        ValueError: it is another kind of network.
+    """
+    return _name(file_sum(_files(pathlib.Path(directory))[1]))
+
+
+def _name(digest: str) -> str:
+    return f"AutoencoderKL, SHA-256 of the weights {digest}"
+
+
+def _files(root: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
+    """Return the folder of an autoencoder, which may lie in that of a pipeline, and the file of its weights."""
+    if not (root / "config.json").is_file() and (root / "vae" / "config.json").is_file():
+        root = root / "vae"
+    kind = read_object(root / "config.json").get("_class_name")
+    if kind != "AutoencoderKL":
+        raise ValueError(f"{root} holds a network of the class {kind!r}: expected 'AutoencoderKL'")
+    for name in WEIGHTS:
+        if (root / name).is_file():
+            return root, root / name
+    raise FileNotFoundError(f"{root} holds no weights: expected {' or '.join(WEIGHTS)}")
 
 
 def _scaling(config: dict[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -6,6 +6,7 @@ Every program runs once, in the folder of one user, on one run: 8 adapters on 24
 import dataclasses
 import json
 import re
+import shutil
 import types
 
 import jax
@@ -81,6 +82,7 @@ def trained(go, place):
     text = go("train", *TRAINED)
     assert "schedule of models/sd/scheduler/scheduler_config.json" in text
     assert "24 latents of 8x8x4 in 24 units, conditioned on 12x16 numbers" in text
+    assert "warning: " not in text
     return ensdiff.load(place / "runs" / "adapters")
 
 
@@ -130,6 +132,24 @@ def test_names_and_prompts_that_do_not_fit(go, trained, place):
     assert "has 11 tokens, and the text encoder takes at most 10" in wrong
     with pytest.raises(ValueError, match="attends to captions .tokens of width 16., and the data have none: encode"):
         bases.of_diffusers(place / "models" / "sd", types.SimpleNamespace(condition_spec=None))
+
+
+def test_encoders_of_another_pipeline_are_a_warning(place, trained, tmp_path):
+    """They are compared by their files: those of this pipeline under another name are the same."""
+    data = ensdiff.data.latents(place / "latents.npz")
+    shutil.copytree(place / "models" / "sd", tmp_path / "sd")
+    assert bases.other_encoders(tmp_path / "sd", data) == []
+    weights = tmp_path / "sd" / "vae" / "diffusion_pytorch_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    (latents,) = bases.other_encoders(tmp_path / "sd", data)
+    assert latents.startswith(f"the latents were encoded by another network ({data.space.encoder}) than {tmp_path}")
+    words = tmp_path / "sd" / "tokenizer" / "tokenizer.json"
+    words.write_text(words.read_text() + "\n")
+    assert [text.split()[1] for text in bases.other_encoders(tmp_path / "sd", data)] == ["latents", "captions"]
+    (tmp_path / "sd" / "vae" / "config.json").unlink()
+    assert [text.split()[1] for text in bases.other_encoders(tmp_path / "sd", data)] == ["captions"]
 
 
 def test_attributions_and_the_report_show_artists_and_captions(go, trained, sampled, place):
