@@ -195,6 +195,8 @@ def opened(given: dict[str, Any], data: Any) -> Base:
 def of_diffusers(folder: pathlib.Path, data: Any) -> Base:
     """Return the U-Net of a folder, and the schedule of its ``scheduler_config.json``.
 
+    Prints a warning if it is part of a pipeline whose encoders are not those of the data.
+
     Raises:
         ValueError: it attends to captions, and the data have none.
     """
@@ -215,37 +217,41 @@ def of_diffusers(folder: pathlib.Path, data: Any) -> Base:
     found = [place for place in places if place.is_file()]
     schedule = read_schedule(found[0]) if found else ensdiff.Schedule()
     told = f"schedule of {found[0]}" if found else f"no {name}, so the noise levels are 1,000 linear ones"
-    for warning in other_encoders(folder if (folder / "unet").is_dir() else folder.parent, data):
-        print(f"warning: {warning}", flush=True)
+    for pipeline in (folder, folder.parent):
+        if (pipeline / "model_index.json").is_file():
+            for sentence in other_encoders(pipeline, data):
+                print(f"warning: {sentence}", flush=True)
     return Base(loaded.model, loaded.params, schedule, f"the U-Net of {folder}, {told}")
 
 
 def other_encoders(pipeline: pathlib.Path, data: Any) -> list[str]:
-    """Return a sentence for each encoder of the data that is not that of the pipeline, by the contents of their files.
+    """Return one sentence per encoder of the data whose files differ from those of a pipeline.
 
-    Another encoder can be meant, such as a better decoder of the same latents, so that this is no error. Nothing is
-    said about an encoder that the data do not name, or that the pipeline does not have or is of a kind unknown here.
+    A different encoder may be intended, so this is not an error. Encoders that the data do not name, or that the
+    pipeline lacks or that ensdiff cannot read, are skipped.
     """
-    from ensdiff.interop.text import encoder_of as encoder_of_captions
-    from ensdiff.interop.vae import encoder_of as encoder_of_latents
+    from ensdiff.files.reading import printable
+    from ensdiff.interop.text import description_of as description_of_text
+    from ensdiff.interop.vae import description_of as description_of_vae
 
     sentences = []
     of_images = {getattr(data.space, "encoder", None)}
     of_captions = {leaf.encoder for leaf in data.condition_spec.leaves} if _spec(data) else set()
-    for what, found, part, encoder_of in (
-        ("latents", of_images, "vae", encoder_of_latents),
-        ("captions", of_captions, "text_encoder", encoder_of_captions),
+    for what, found, part, own_description in (
+        ("latents", of_images, "vae", lambda: description_of_vae(pipeline / "vae")),
+        ("captions", of_captions, "text_encoder", lambda: description_of_text(pipeline)),
     ):
         names = sorted(filter(None, found))
         if names and (pipeline / part).is_dir():
             try:
-                own = encoder_of(pipeline)
+                own = own_description()
             except (OSError, ValueError):  # parts of another kind, or without weights: only the U-Net is needed
                 continue
             if not any(own in name for name in names):
                 sentences.append(
-                    f"the {what} were encoded by another network ({', '.join(names)}) than {pipeline / part} "
-                    f"({own}). If this is not meant, encode them again: experiments.encode --pipeline={pipeline}"
+                    f"the {what} were encoded with other files ({printable(', '.join(names))}) than those of "
+                    f"{pipeline / part} ({own}). The same weights in another file format differ too. Otherwise encode "
+                    f"the {what} again: experiments.encode --pipeline={pipeline}"
                 )
     return sentences
 

@@ -28,12 +28,12 @@ settings.load_profile("ensdiff")
 SMOKE = (
     "tests/attribution/test_score.py", "tests/codes/test_permute.py", "tests/diffusion", "tests/ensemble",
     "tests/experiments/test_programs.py", "tests/models/test_unet.py", "tests/runs/test_unit_names.py",
-    "tests/sampling/test_sample.py", "tests/test_package.py", "tests/test_strict.py",
+    "tests/sampling/test_sample.py", "tests/test_package.py", "tests/test_seam.py", "tests/test_strict.py",
 )  # fmt: skip
-"""Paths of the tests marked ``smoke``, which in a minute use every package that the library is built on, to check
+"""Paths of the tests marked ``smoke``, which in a few minutes use every package that the library is built on, to check
 another version of Python or of these packages."""
 LONGEST = (
-    "test_processes", "test_colabs", "test_evaluate", "test_planted", "test_certificate", "test_train", "test_seam",
+    "test_processes", "test_evaluate", "test_colabs", "test_planted", "test_certificate", "test_train", "test_seam",
     "test_explorer_browser", "test_groups", "test_estimates", "test_faults", "test_kills", "test_package", "test_aot",
     "test_pipelines", "test_adapters", "test_interop", "test_sample", "test_precision", "test_bad_input",
     "test_explorer", "test_flops", "test_attribution", "test_by_gradients", "test_unet", "test_pieces",

@@ -1,6 +1,7 @@
 """What holds for every denoiser, process, space and condition: one row of `CASES` for each kind of each.
 
-Each case trains a few steps of a tiny ensemble and shares its compiled programs among all tests.
+Each case trains a few steps of a tiny ensemble and shares its compiled programs among all tests. The default command
+leaves out the slow rows, of U-Nets.
 """
 
 import dataclasses
@@ -89,8 +90,8 @@ def case_of(name):
 
 
 CASES = [
-    "functions-cosine-none", "linen-edm-tree-latents",
-    *(pytest.param(name, marks=pytest.mark.slow) for name in ("unet-v-classes", "dit-flow-classes", "unet-v-tokens")),
+    "functions-cosine-none", "linen-edm-tree-latents", "dit-flow-classes",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("unet-v-classes", "unet-v-tokens")),
 ]  # fmt: skip
 
 

@@ -8,6 +8,7 @@ import jax
 from jax.sharding import AbstractMesh, Mesh
 
 _LEVEL = "xla_backend_optimization_level"
+"""The option of XLA for how much LLVM optimises."""
 
 
 def per_device(
@@ -38,8 +39,9 @@ def per_device(
 def jit_once(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile a program that runs once, such as one that draws noise. On a CPU it is compiled with little optimisation.
 
-    This takes a quarter of the compile time, and draws keep the same bits. A level in ``XLA_FLAGS`` has precedence.
-    Inside another traced function (or `jax.eval_shape`), the result simply calls ``function``.
+    This takes a quarter of the compile time, and draws keep the same bits. Another
+    ``--xla_backend_optimization_level`` in ``XLA_FLAGS`` takes precedence. Inside another traced function (or
+    `jax.eval_shape`), the result simply calls ``function``.
     """
     chosen = _LEVEL in os.environ.get("XLA_FLAGS", "")
     effort = {_LEVEL: 1} if jax.default_backend() == "cpu" and not chosen else None

@@ -119,7 +119,8 @@ def text_encoder(directory: str | os.PathLike, *, device: str | None = None) -> 
             weights.
     """
     root = pathlib.Path(directory)
-    encoder, words, weights, vocabulary = _files(root)
+    encoder, words, files = _files(root)
+    weights = files[1]
     with installed("a text encoder needs PyTorch and transformers", "text"):
         import torch
         from transformers import CLIPTextModel, CLIPTokenizer
@@ -146,30 +147,29 @@ def text_encoder(directory: str | os.PathLike, *, device: str | None = None) -> 
                 f"{weights} does not hold the encoder's weights: {kind} {sorted(map(str, found[kind]))[:3]}"
             )
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    digest = _digest([encoder / "config.json", weights, *vocabulary])
+    digest = _digest(files)
     try:
         return TextEncoder(tokenizer, network.float().to(place).eval(), digest)
     except ValueError as error:
         raise ValueError(f"{root}: {error}") from error
 
 
-def encoder_of(directory: str | os.PathLike) -> str:
+def description_of(directory: str | os.PathLike) -> str:
     """Return what ``text_encoder(directory).describe()`` would be, from the files alone: PyTorch is not needed.
 
     Raises:
         FileNotFoundError: a folder, the configuration, the weights or the vocabulary do not exist.
         ValueError: there are several text encoders, or it is of another kind.
     """
-    encoder, _, weights, vocabulary = _files(pathlib.Path(directory))
-    return _name(_digest([encoder / "config.json", weights, *vocabulary]))
+    return _name(_digest(_files(pathlib.Path(directory))[2]))
 
 
 def _name(digest: str) -> str:
     return f"CLIPTextModel, SHA-256 of the files {digest}"
 
 
-def _files(root: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path, pathlib.Path, list[pathlib.Path]]:
-    """Return the folders of the encoder and of its tokenizer, the file of the weights, and those of the vocabulary."""
+def _files(root: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path, list[pathlib.Path]]:
+    """Return the folders of the encoder and of its tokenizer, and the files: configuration, weights and vocabulary."""
     more = [name for name in ("text_encoder_2", "text_encoder_3") if (root / name).is_dir()]
     if more:
         raise ValueError(
@@ -190,7 +190,7 @@ def _files(root: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path, pathlib.Path
     vocabulary = [words / name for name in TOKENIZER if (words / name).is_file()]
     if not {"vocab.json", "tokenizer.json"} & {file.name for file in vocabulary}:
         raise FileNotFoundError(f"{words} holds no vocabulary: expected vocab.json and merges.txt, or tokenizer.json")
-    return encoder, words, weights, vocabulary
+    return encoder, words, [encoder / "config.json", weights, *vocabulary]
 
 
 def _digest(files: Iterable[pathlib.Path]) -> str:

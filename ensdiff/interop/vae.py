@@ -133,7 +133,7 @@ def vae(directory: str | os.PathLike, *, batch: int = 8, device: str | None = No
     return Autoencoder(network.to(place).eval(), file_sum(weights), batch)
 
 
-def encoder_of(directory: str | os.PathLike) -> str:
+def description_of(directory: str | os.PathLike) -> str:
     """Return what ``vae(directory).space.encoder`` would be, from the files alone: PyTorch is not needed.
 
     Raises:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from jax.sharding import AbstractMesh
 
 import ensdiff
+from ensdiff.ensemble.compiling import jit_once
 from ensdiff.ensemble.digest import _stack, _sums_on_devices, digest, stacked_sums
 from ensdiff.ensemble.ensemble import member_weights
 from ensdiff.ensemble.members import init_params, sum_over_micro_batches
@@ -228,3 +229,15 @@ def test_configs_build(name):
     assert code.members == config.code.members
     size = 8 if "digits" in config.run_dir or "quickstart" in config.run_dir else shape[0]
     model.check_image(size, size)
+
+
+def test_draws_of_a_program_that_runs_once_have_the_bits_of_full_optimisation(monkeypatch):
+    """As users compile it: the tests' ``XLA_FLAGS`` would take precedence. They were parsed when JAX started."""
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+
+    def draw(key):
+        return jax.random.normal(key, (5, 77)), jax.vmap(TINY.init)(jax.random.split(key, 2))
+
+    key = jax.random.key(3)
+    whole = jax.jit(draw, compiler_options={"xla_backend_optimization_level": 3})(key)
+    jax.tree.map(np.testing.assert_array_equal, jit_once(draw)(key), whole)

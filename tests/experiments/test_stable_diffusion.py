@@ -134,7 +134,7 @@ def test_names_and_prompts_that_do_not_fit(go, trained, place):
         bases.of_diffusers(place / "models" / "sd", types.SimpleNamespace(condition_spec=None))
 
 
-def test_encoders_of_another_pipeline_are_a_warning(place, trained, tmp_path):
+def test_encoders_of_another_pipeline_are_a_warning(place, trained, tmp_path, capsys):
     """They are compared by their files: those of this pipeline under another name are the same."""
     data = ensdiff.data.latents(place / "latents.npz")
     shutil.copytree(place / "models" / "sd", tmp_path / "sd")
@@ -144,7 +144,11 @@ def test_encoders_of_another_pipeline_are_a_warning(place, trained, tmp_path):
     content[-1] ^= 1
     weights.write_bytes(content)
     (latents,) = bases.other_encoders(tmp_path / "sd", data)
-    assert latents.startswith(f"the latents were encoded by another network ({data.space.encoder}) than {tmp_path}")
+    assert latents.startswith(
+        f"the latents were encoded with other files ({data.space.encoder}) than those of {tmp_path}"
+    )
+    bases.of_diffusers(tmp_path / "sd" / "unet", data)
+    assert capsys.readouterr().out == f"warning: {latents}\n"
     words = tmp_path / "sd" / "tokenizer" / "tokenizer.json"
     words.write_text(words.read_text() + "\n")
     assert [text.split()[1] for text in bases.other_encoders(tmp_path / "sd", data)] == ["latents", "captions"]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from ensdiff.interop import text_encoder
+from ensdiff.interop.text import description_of
 from ensdiff.models.condition import ConditionSpec
 from tests.interop import tiny_pipeline
 from tests.interop.tiny_pipeline import TOKENS, WIDTH
@@ -66,7 +67,7 @@ def test_prompts_are_never_cut(saved):
 
 def test_encoders_are_identified_by_their_content(saved, copy):
     text = text_encoder(saved[1])
-    assert text_encoder(copy).describe() == text.describe()
+    assert text_encoder(copy).describe() == text.describe() == description_of(copy)
     rows = ConditionSpec.of(text.encode(PROMPTS)).with_null(text.null, text.describe())
     assert text.made(rows)
     assert not text.made(ConditionSpec.of(text.encode(PROMPTS)))

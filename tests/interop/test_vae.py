@@ -8,6 +8,7 @@ import pytest
 
 from ensdiff import data
 from ensdiff.interop import vae
+from ensdiff.interop.vae import description_of
 from ensdiff.models.space import Latents
 
 pytestmark = pytest.mark.torch
@@ -61,6 +62,7 @@ def test_space_and_digest(saved):
     assert found.digest == hashlib.sha256(content).hexdigest()
     assert (found.shift, found.scale) == ((0.1,), (0.4,))
     assert found.space == Latents((0.1,), (0.4,), f"AutoencoderKL, SHA-256 of the weights {found.digest}")
+    assert description_of(folder) == description_of(folder / "vae") == found.space.encoder
 
 
 def test_means_and_deviations_of_channels(saved, tmp_path):

@@ -17,9 +17,10 @@ from tests.faults import same
 from tests.forks import Programs
 from tests.helpers import blobs
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(900)]
 EVERY = 2
 """Steps between checkpoints of the runs that are killed."""
+KILLS = 12
 ENDLESS = 10**6
 """Steps of those runs: more than any machine completes before it kills the run."""
 
@@ -92,13 +93,11 @@ def undisturbed(folder, trainer, arguments, steps):
     return ensdiff.load(folder), [line["loss_K"] for line in ensdiff.read_metrics(folder)]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kills", [1, 12])
-def test_many_kills(tmp_path, trainer, arguments, kills, record_property):
+def test_many_kills(tmp_path, trainer, arguments, record_property):
     """Kills come at random moments of starting, training and writing; tests/runs/test_faults.py chooses moments."""
     folder, rng = tmp_path / "run", np.random.default_rng(int(time.time()))
     args = arguments(folder, ENDLESS, f"--config.train.checkpoint_every={EVERY}")
-    for _ in range(kills):
+    for _ in range(KILLS):
         code, reached = disturb(folder, trainer, args, rng)
         assert code == -signal.SIGKILL, trainer.said()
         kept = steps_of(folder)
@@ -114,10 +113,9 @@ def test_many_kills(tmp_path, trainer, arguments, kills, record_property):
     assert [line["loss_K"] for line in ensdiff.read_metrics(folder)] == losses
     assert not [p.name for p in (folder / "checkpoints").iterdir() if not p.name.isdigit()]
     assert not (folder / "damaged").exists()
-    record_property("count", ("kills survived", kills))
+    record_property("count", ("kills survived", KILLS))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_exits_with_the_stated_code(tmp_path, trainer, arguments, how, record_property):
     """Nothing is lost: the next run begins where this one stopped. Only here another process continues."""
@@ -139,7 +137,6 @@ def test_a_signal_saves_and_exits_with_the_stated_code(tmp_path, trainer, argume
     record_property("count", ("stops survived", 1))
 
 
-@pytest.mark.slow
 def test_the_same_twice(tmp_path, trainer, arguments, run, typed):
     """Two processes give byte-identical samples and attributions. One is no fork, because forks share a hash seed."""
     folder = tmp_path / "run"
