@@ -1,5 +1,6 @@
-"""Build the code of a config's ``code`` section."""
+"""Build the code of a config's ``code`` section, and say what it can resolve."""
 
+import math
 from typing import Any
 
 
@@ -58,3 +59,38 @@ def build_code(values: dict[str, Any], data: Any) -> Any:
     if form is None and np.array_equal(labels, np.arange(len(labels))):
         names = None
     return build(ensdiff.Code.hierarchical, "code", {**values, "groups": group_of_unit, "group_names": names})
+
+
+def group_weight(values: dict[str, Any], members: int) -> int | None:
+    """Return how many members see a group, by a config's ``code`` section; None if its code has no groups."""
+    return max(1, values.get("group_weight", 3 * members // 4)) if "groups" in values else None
+
+
+def describe_code(study: Any, group_weight: int | None = None) -> str:
+    """Return what attribution with the study's code can resolve, as text.
+
+    It ends with a warning if there are fewer words than units, or if one unit alone cannot have a q-value of at most
+    0.1. Of a hierarchical code, how many groups there are is not known, so that limits are those of any number.
+    """
+    from ensdiff.planning.estimates import code_estimate
+
+    if group_weight is not None:
+        K, w, N = study.members, study.weight, study.units
+        words = math.comb(group_weight, w)
+        groups = math.comb(K, group_weight)
+        text = (
+            f"Code: units inside groups. {groups:,} distinct words of {group_weight} of {K} members for the groups; "
+            f"{K - group_weight} members survive the removal of a group. In each group, {words:,} words of {w} of its "
+            f"{group_weight} members, of {N:,} units in all; {K - w} members survive the removal of a unit. Nulls are "
+            "the words that the groups, or the units of the group, do not own, so one unit alone has "
+            f"q > {min(1.0, N / words):.2g} among all units (resolution)."
+        )
+        few = "a unit cannot be attributed among all units at level 0.1: attribute to groups, or use more members"
+        return text + (f"\nwarning: {few}" if N / words > 0.1 else "")
+    e = code_estimate(study.members, study.weight, study.units)
+    text = (
+        f"Code: {e.words:,} distinct words of {study.weight} of {study.members} members for {study.units:,} units; "
+        f"{e.survivors} members survive the removal of a unit. Null: {e.null:,} unowned words, so p >= {e.p:.2g}, and "
+        f"one unit alone has q >= {e.q:.2g} (resolution)."
+    )
+    return text + (f"\nwarning: {e.warning}" if e.warning else "")

@@ -33,7 +33,6 @@ from ensdiff.planning.estimates import (
     JobName,
     Study,
     base_count,
-    code_estimate,
     job_flops,
     job_hours,
     parameter_count,
@@ -43,6 +42,7 @@ from ensdiff.planning.estimates import (
 from . import aot, building, common, records
 from .abstract import AVERAGED, STEPS
 from .bases import base_dtype, planned
+from .coding import describe_code, group_weight
 from .config import define_config
 from .targets import CARDS, Target, nothing_runs_here, target
 
@@ -84,8 +84,13 @@ def read_study(config: ConfigDict | None) -> tuple[Study, Schedule]:
     code = building.section(config, "code")
     members = code.get("members", 16) if f.members is None else f.members
     weight = code.get("weight") if f.weight is None else f.weight
-    if weight is None and "groups" in code:  # as `ensdiff.Code.hierarchical` chooses it
-        weight = max(1, code.get("group_weight", 3 * members // 4) // 2)
+    of_groups = group_weight(code, members)
+    if of_groups is not None:  # as `ensdiff.Code.hierarchical` chooses and checks them
+        weight = max(1, of_groups // 2) if weight is None else weight
+        if not 1 <= weight < of_groups < members:
+            raise ValueError(
+                f"weight={weight}, group_weight={of_groups}: expected 1 <= weight < group_weight < {members} members"
+            )
     study = Study(
         model,
         tuple(shape),
@@ -202,21 +207,6 @@ def notes(accelerators: dict[str, Accelerator], share: float) -> str:
     return "\n".join([head, *lines])
 
 
-def describe_code(study: Study) -> str:
-    """Return what attribution with the study's code can resolve, as text.
-
-    It ends with a warning if there are fewer words than units, or if one unit alone cannot have a q-value of at most
-    0.1.
-    """
-    e = code_estimate(study.members, study.weight, study.units)
-    text = (
-        f"Code: {e.words:,} distinct words of {study.weight} of {study.members} members for {study.units:,} units; "
-        f"{e.survivors} members survive the removal of a unit. Null: {e.null:,} unowned words, so p >= {e.p:.2g}, and "
-        f"one unit alone has q >= {e.q:.2g} (resolution)."
-    )
-    return text + (f"\nwarning: {e.warning}" if e.warning else "")
-
-
 def compile_for(text: str, study: Study, schedule: Schedule, space: Space = PIXELS, out: str | None = None) -> None:
     """Compile the steps, and print their memory and contents as `experiments.aot` does.
 
@@ -291,7 +281,7 @@ def main() -> None:
     study, schedule = read_study(f.config)
     print(table(study, accelerators, f.chips, f.utilisation))
     print(notes(accelerators, f.utilisation))
-    print(describe_code(study))
+    print(describe_code(study, group_weight(building.section(f.config or ConfigDict(), "code"), study.members)))
     latents = f.config is not None and building.section(f.config, "aot").get("latents")
     space = Latents() if latents else PIXELS
     if f.compile:

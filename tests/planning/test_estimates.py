@@ -15,6 +15,7 @@ from ensdiff.planning.estimates import ACCELERATORS, Study
 from ensdiff.planning.lowering import read_lowered
 from ensdiff.training.step import init_state
 from experiments import abstract
+from experiments.coding import describe_code, group_weight
 from tests.helpers import random_ensemble
 
 MODEL = ensdiff.UNetConfig(channels=8, norm_groups=4, multipliers=(1, 2), attention_levels=(1,))
@@ -174,6 +175,24 @@ def test_plan_as_typed(run):
         "8 members survive", "q >= 0.12 (resolution)", "warning: one unit alone", "exact landscape",
     ):  # fmt: skip
         assert text in done.stdout, text
+
+
+def test_words_of_a_hierarchical_code():
+    """Its limits are those of the code that `build_code` makes: words of groups, and words inside of one."""
+    values = {"members": 8, "groups": "label"}
+    of_groups = group_weight(values, 8)
+    study = dataclasses.replace(STUDY, members=8, weight=of_groups // 2, units=12)
+    text = describe_code(study, of_groups)
+    code = ensdiff.Code.hierarchical(8, np.arange(12) // 4)
+    assert (code.groups.weight, code.weight) == (of_groups, study.weight) == (6, 3)
+    for words in (
+        "28 distinct words of 6 of 8 members for the groups", "2 members survive the removal of a group",
+        "In each group, 20 words of 3 of its 6 members, of 12 units in all", "5 members survive the removal of a unit",
+        "q > 0.6 among all units", "warning: a unit cannot be attributed among all units at level 0.1",
+    ):  # fmt: skip
+        assert words in text, words
+    assert "warning" not in describe_code(dataclasses.replace(study, units=2), of_groups)
+    assert group_weight({"members": 8}, 8) is None
 
 
 @pytest.mark.slow
