@@ -170,15 +170,27 @@ def sum_over_members(model: Denoiser, function: Callable, *stacked_K: Any) -> An
     return _add_up(together, jax.tree.map(lambda a: a.reshape(members // size, size, *a.shape[1:]), stacked_K))
 
 
-def update_members(model: Denoiser, function: Callable, state_K: Any, *stacked_K: Any) -> tuple[Any, Any]:
+def update_members(
+    model: Denoiser, function: Callable, state_K: Any, *stacked_K: Any, in_place: bool = True
+) -> tuple[Any, Any]:
     """Apply a function that returns a member's new state and another result to every member, as `over_members` does.
 
-    The loop over groups replaces every member's state in place, so that a donated state is never duplicated in memory.
+    Args:
+        model: the network, which says how many members are computed together.
+        function: maps a member's state and its parts of ``stacked_K`` to the new state and another result.
+        state_K: the states.
+        stacked_K: other arguments with a leading member axis.
+        in_place: let the loop over groups replace every member's state where it lies, so that a donated state is never
+            duplicated in memory. Without it, the loop writes new stacks, as large as the old ones. XLA's compiler for
+            CPUs needs that memory in either case: in the loop that replaces states, it copies the states of *all*
+            members twice for each member, which with 96 members takes three quarters of a training step.
     """
     members = _leading(state_K)
     size = group_size(model, members)
     if size == members > 1:
         return jax.vmap(function)(state_K, *stacked_K)
+    if not in_place:
+        return over_members(model, function, state_K, *stacked_K)
 
     def member(state_K, numbered):
         k, parts = numbered

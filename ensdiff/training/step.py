@@ -25,6 +25,7 @@ from ensdiff.ensemble.compiling import per_device
 from ensdiff.ensemble.flat import ravel, unravel
 from ensdiff.ensemble.members import abstract_params, init_params, sum_over_micro_batches, update_members
 from ensdiff.ensemble.memory import count_micro_batches
+from ensdiff.ensemble.mesh import platform
 from ensdiff.models.adapters import Adapted
 from ensdiff.models.condition import ConditionSpec
 from ensdiff.models.denoiser import Denoiser
@@ -300,6 +301,6 @@ def local_step(
         member_K = jax.lax.axis_index("member") * members + jnp.arange(members)
         network = model if base is None else model.bind(base)
         one = functools.partial(member_step, network, step=step, seed=seed)
-        return update_members(network, one, state_K, member_K, *batch_K)
+        return update_members(network, one, state_K, member_K, *batch_K, in_place=platform(mesh) != "cpu")
 
     return step_of_members

@@ -45,9 +45,10 @@ def test_members_in_groups_against_a_loop(stack):
     def update(old, b):
         return {"x": old["x"] + b, "empty": None}, old["x"].sum() * b
 
-    new, rest = jax.jit(lambda a, b: update_members(model, update, a, b))(a, b)
-    np.testing.assert_array_equal(new["x"], np.asarray(a["x"]) + np.arange(6.0)[:, None])
-    np.testing.assert_array_equal(rest, np.asarray(a["x"]).sum(1) * np.arange(6))
+    for in_place in (True, False):
+        new, rest = jax.jit(lambda a, b, kept=in_place: update_members(model, update, a, b, in_place=kept))(a, b)
+        np.testing.assert_array_equal(new["x"], np.asarray(a["x"]) + np.arange(6.0)[:, None])
+        np.testing.assert_array_equal(rest, np.asarray(a["x"]).sum(1) * np.arange(6))
 
 
 @pytest.mark.parametrize("stack", [1, 2])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import sys
 
 import jax
@@ -91,7 +92,7 @@ def clipped_together(settings, state, grads, step):
 def test_isolation_catches_a_global_norm_clip(monkeypatch):
     """Only a named `vmap` allows members to see each other at all."""
 
-    def together(model, function, state_K, *stacked_K):
+    def together(model, function, state_K, *stacked_K, in_place):
         return jax.vmap(function, axis_name="members")(state_K, *stacked_K)
 
     monkeypatch.setattr("ensdiff.training.step.update_members", together)
@@ -115,6 +116,20 @@ def test_a_wrong_index_never_teaches():
     state, metrics = step_fn(on_mesh(start, mesh), Batch(dataset.images[wrong], mask), np.int32(5), seed_of(CONFIG))
     assert (np.asarray(metrics.loss_K) == 0).all()
     assert same_members(first, jax.tree.map(np.asarray, state.params)).all()
+
+
+def test_a_members_step_copies_no_other_members_state():
+    """On CPUs, replacing states in place made the compiler copy those of all members, for each of them."""
+    dataset = ensdiff.data.arrays(blobs())
+    mesh = ensdiff.make_mesh(4, devices=jax.devices()[:1])
+    step_fn = make_train_step(MODEL, SHORT, CONFIG, mesh, update=member_update)
+    state = jax.eval_shape(lambda: init_state(MODEL, dataset.shape, 4, CONFIG))
+    batch = Batch(jax.ShapeDtypeStruct((4, 4, *dataset.shape), np.uint8), jax.ShapeDtypeStruct((4, 4), np.float32))
+    text = step_fn.lower(state, batch, np.int32(5), seed_of(CONFIG)).compile().as_text()
+    loops, outside = text.split("\nENTRY ")
+    assert "f32[4,3,3," in loops  # kernels of all members
+    assert "while(" in outside
+    assert not re.findall(r"= f32\[4,3,3,.* copy\(", loops)
 
 
 def test_loss_is_the_mean_over_members_own_images(rng):
