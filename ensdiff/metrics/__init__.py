@@ -13,7 +13,7 @@ from ensdiff.metrics.counterfactual import (
     removal,
     unattributable,
 )
-from ensdiff.metrics.datamodel import lds, lds_ceiling, loo
+from ensdiff.metrics.datamodel import lds, lds_ceiling, loo, of_many
 from ensdiff.metrics.frechet import frechet_distance, frechet_floor
 from ensdiff.metrics.kernel import kernel_distance
 from ensdiff.metrics.retrieval import GroupRetrieval, PlantedRetrieval, group_retrieval, planted
@@ -36,6 +36,7 @@ __all__ = [
     "lds",
     "lds_ceiling",
     "loo",
+    "of_many",
     "planted",
     "power_law",
     "proportion",

@@ -6,6 +6,10 @@ output of a model trained on S_m (Park et al. 2023, arXiv 2303.14186, def. 2.3; 
 the other R/2. Then ``rho = 2 r / (1 + r)`` is the reliability of the mean of R seeds (Spearman-Brown), and
 ``sqrt(rho)`` is the LDS of a method that knows the expected outputs.
 
+(l3) Over n columns that follow a bivariate normal distribution with correlation rho, the expected rank correlation is
+``6 / (pi (n + 1)) (asin rho + (n - 2) asin(rho / 2))``, and ``6 / pi asin(rho / 2)`` over many (P. A. P. Moran, "Rank
+correlation and product-moment correlation", Biometrika 35, 1948). So an LDS over few models is too near to 0.
+
 A positive score means that a unit's *presence* raises the output. For a method that scores the rise of the loss on
 removal, pass minus the loss as outputs with ``sign=1``, or the loss with ``sign=-1``.
 """
@@ -137,6 +141,29 @@ def pooled_slope(
         return np.divide(covariance(rows_RB, columns_RM, y_BM), variance_R, out=np.zeros(len(rows_RB)), where=known_R)
 
     return bootstrap_counts(statistic, B, M, resamples=resamples, seed=seed)
+
+
+def of_many(value: float, columns: int) -> float:
+    """Return the rank correlation over many columns (l3), from the mean rank correlation over few.
+
+    An LDS is a mean over queries of rank correlations over M retrained models, or over K members. The correction
+    compares LDS over different numbers. It is exact on average if scores and outputs are normally distributed.
+
+    Args:
+        value: mean rank correlation, in [-1, 1].
+        columns: number of columns of which each is a rank correlation, at least 3.
+
+    Raises:
+        ValueError: the value is not a correlation, or there are fewer than three columns.
+
+    >>> [round(of_many(0.36, columns), 3) for columns in (8, 16, 48, 10**6)]
+    [0.403, 0.381, 0.367, 0.36]
+    """
+    if not -1 <= value <= 1 or columns < 3:
+        raise ValueError(f"value={value}, columns={columns}: expected a correlation in [-1, 1] over at least 3 columns")
+    rho = np.linspace(-1.0, 1.0, 20_001)
+    of_columns = 6 / (np.pi * (columns + 1)) * (np.arcsin(rho) + (columns - 2) * np.arcsin(rho / 2))
+    return float(np.interp(value, of_columns, 6 / np.pi * np.arcsin(rho / 2)))
 
 
 def lds_ceiling(outputs_BMR: ArrayLike, *, splits: int = 20, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:

@@ -45,11 +45,15 @@ def get_config() -> ConfigDict:
                 "baseline_members": 8,
             },
             "judging": {
-                "members": (16, 12, 32, 64),  # of single images; the number of images is that of lds
-                "sizes": (1024, 64),
+                "members": (16, 64, 32, 12),  # of single images; the number of images is that of lds
+                "sizes": ((1024, 16), (64, 16), (64, 8)),  # other numbers of images, with K members
                 "images": 300,  # of the groups
                 "groups": (30, 10),
                 "group_members": 16,
+                "sets": {
+                    "conditional digits": {"data": {"name": "digits", "condition": "label", "held_out": 397}},
+                    "fashion_mnist": {"data": fashion},
+                },
                 "null": 300,  # held-out images
                 "subsets": 48,
                 "queries": 24,

@@ -24,7 +24,9 @@ def get_config() -> ConfigDict:
     config.size.update(sizes=(12, 18), members=8, samples=4, null=2)
     config.lds.update(units=18, members=8, subsets=4, queries=4, draws=8, baseline_members=2, ablations=6, removed=1)
     config.groups.update(images=57, groups=3, members=8, weight=6, seeds=2, samples=4, draws=8, baseline_members=2)
-    config.judging.update(members=(8,), sizes=(12,), images=57, groups=(10,), group_members=8)
+    config.judging.update(members=(8,), sizes=((12, 8),), images=57, groups=(10,), group_members=8)
+    held_out = {"name": "digits", "condition": "label", "held_out": 1740}
+    config.judging.sets = ConfigDict({"conditional digits": {"data": held_out}})
     config.judging.update(null=20, subsets=8, queries=4, draws=8)
     config.planted.update(units=10, each=1, copies=(1, 2), members=(8,), steps=8, draws=8, baseline_members=2)
     config.retraining.update(units=18, members=8, removed=1, samples=4)

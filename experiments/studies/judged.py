@@ -1,5 +1,6 @@
 """The scores that the study ``judging`` compares: every method and setting, for every kind of query."""
 
+import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ from .workshop import Workshop
 OUTPUTS_OF_ALL: tuple[Output, ...] = ("loss", "square", "output")
 METHODS: tuple[Method, ...] = ("trak", "d-trak", "das")
 MODEL_FREE = ("random", "pixel", "patches", "feature")
+MEMBERS_ONLY = ("loss", "contrast", "members only")
 
 
 class Queries(NamedTuple):
@@ -34,10 +36,12 @@ class Queries(NamedTuple):
     Args:
         images: (B, H, W, C) in [0, 1].
         kinds: the rows of each kind: generated, training and held-out images.
+        cond: (B,) the classes that conditional members are told; None for others.
     """
 
     images: np.ndarray
     kinds: Mapping[str, slice]
+    cond: np.ndarray | None = None
 
 
 class Scored(NamedTuple):
@@ -60,17 +64,19 @@ def part_of(scored: Scored, rows: slice) -> Scored:
 
 
 def queries_of(shop: Workshop, study: str, params: ensdiff.Ensemble, data: Dataset, count: int) -> Queries:
-    """Return as many generated, training and held-out images."""
-    generated = np.asarray(shop.samples(study, params, count).images, np.float32)
+    """Return as many generated, training and held-out images; conditional members generate all classes in turn."""
+    cond = None
+    if data.condition is not None:
+        generated_B = np.arange(count) % (np.max(data.condition) + 1)
+        cond = np.concatenate([generated_B, data.condition[:count], shop.held_out.condition[:count]])
+    made = shop.samples(study, params, count, cond=None if cond is None else cond[:count])
     others = np.concatenate([data.images[:count], shop.held_out.images[:count]]).astype(np.float32) / np.float32(255)
     names = ("generated", "training", "held out")
     kinds = {name: slice(i * count, (i + 1) * count) for i, name in enumerate(names)}
-    return Queries(np.concatenate([generated, others]), kinds)
+    return Queries(np.concatenate([np.asarray(made.images, np.float32), others]), kinds, cond)
 
 
-def by_gradients(
-    shop: Workshop, name: str, params: ensdiff.Ensemble, data: Dataset, images: np.ndarray
-) -> list[Scored]:
+def by_gradients(shop: Workshop, name: str, params: ensdiff.Ensemble, data: Dataset, queries: Queries) -> list[Scored]:
     """Return the scores of every gradient method with every setting, with and without kernels that know membership."""
     targets = targets_of(params.code, data, Candidates.of(params.code, None), 0, 0, 0)
     found = []
@@ -80,9 +86,8 @@ def by_gradients(
 
         def compute(config: GradientConfig = config, methods: Any = methods) -> dict[str, np.ndarray]:
             shown = Resources(progress=shop.progress)
-            folder = shop.folder / "gradients" / name.replace("/", " ")
-            stored = write_gradients(folder, params, data, OUTPUTS_OF_ALL, config, progress=shop.progress)
-            pictures = Images(pictures_of(params, images), data, store=stored)
+            stored = write_gradients(_store(shop, name), params, data, OUTPUTS_OF_ALL, config, progress=shop.progress)
+            pictures = Images(pictures_of(params, queries.images, queries.cond), data, store=stored)
             scores = score_targets(
                 params, pictures, choices_of(methods, config), config, targets, Pieces(None, ""), shown
             )
@@ -91,11 +96,21 @@ def by_gradients(
                 "cross": np.stack([one.cross_KBK for one in scores.values()]),
             }
 
-        arrays = shop.kept_all(f"{name}/gradients, members={knows}", compute, params, images, repr(config))
+        inputs = (params, queries.images, repr(config), *(() if queries.cond is None else (queries.cond,)))
+        arrays = shop.kept_all(f"{name}/gradients, members={knows}", compute, *inputs)
         choices = [Choice(method, setting) for method in methods for setting in config.settings()]
         for choice, mean, cross in zip(choices, arrays["mean"], arrays["cross"], strict=True):
             found.append(Scored(label(choice, knows), mean, cross))
     return found
+
+
+def _store(shop: Workshop, name: str) -> pathlib.Path:
+    return shop.folder / "gradients" / name.replace("/", " ")
+
+
+def stored_bytes(shop: Workshop, name: str) -> int:
+    """Return the size of the stored gradients of `by_gradients`."""
+    return sum(path.stat().st_size for path in _store(shop, name).rglob("*") if path.is_file())
 
 
 def label(choice: Choice, knows: bool) -> str:
@@ -133,11 +148,8 @@ def from_members(params: ensdiff.Ensemble, products_BKK: np.ndarray) -> list[Sco
     alone = fit_combination(np.zeros_like(outputs_BK), outputs_BK, code_NK, level=1.0)
     members_BN = alone.posterior(np.zeros((len(outputs_BK), code.units)), code_NK).mean_BN
     nothing = np.zeros_like(outputs_BK)
-    return [
-        Scored("loss", loss_BN, nothing),
-        Scored("contrast", outputs_BK @ share_NK.T, nothing),
-        Scored("members only", members_BN, nothing),
-    ]
+    scores = (loss_BN, outputs_BK @ share_NK.T, members_BN)
+    return [Scored(name, score_BN, nothing) for name, score_BN in zip(MEMBERS_ONLY, scores, strict=True)]
 
 
 def combined(params: ensdiff.Ensemble, best: Scored, outputs_BK: np.ndarray) -> tuple[Scored, dict[str, Any]]:

@@ -29,15 +29,21 @@ def loss_scores(
 
 
 def member_products(
-    shop: Workshop, name: str, params: ensdiff.Ensemble, images: np.ndarray, draws: int, seed: int = 0
+    shop: Workshop,
+    name: str,
+    params: ensdiff.Ensemble,
+    images: np.ndarray,
+    draws: int,
+    seed: int = 0,
+    cond: np.ndarray | None = None,
 ) -> np.ndarray:
     """Return the matrix R (7) of each image, (B, K, K), whose diagonal holds the loss of each member alone."""
     config = ensdiff.LossConfig(draws=draws, block=min(32, draws // 2))
 
     def compute() -> np.ndarray:
-        return ensdiff.loss_matrix(params, images, seed, config, progress=shop.progress).mean_BKK
+        return ensdiff.loss_matrix(params, images, seed, config, cond=cond, progress=shop.progress).mean_BKK
 
-    return shop.kept(name, compute, params, images, repr(config), seed)
+    return shop.kept(name, compute, params, images, repr(config), seed, *(() if cond is None else (cond,)))
 
 
 def quadratic(matrix_BKK: np.ndarray, weights_MK: np.ndarray) -> np.ndarray:

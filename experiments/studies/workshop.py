@@ -40,6 +40,12 @@ class Workshop:
         (folder / "arrays").mkdir(parents=True, exist_ok=True)
         self._pieces = Pieces(folder / "arrays", ensdiff.__version__)
 
+    def of_data(self, data: ConfigDict) -> "Workshop":
+        """Return a workshop of another data set, with the same settings, in the same folder."""
+        config = ConfigDict(self.config.to_dict())
+        config.data = data
+        return Workshop(self.folder, config, progress=self.progress)
+
     def settings(self, study: str) -> ConfigDict:
         """Return the section of the config for a study."""
         return self.config[study]
@@ -116,19 +122,30 @@ class Workshop:
         return self._pieces.get_all(timed, name, *inputs)
 
     def samples(
-        self, study: str, params: ensdiff.Ensemble, n: int, seed: int = 0, weights: np.ndarray | None = None
+        self,
+        study: str,
+        params: ensdiff.Ensemble,
+        n: int,
+        seed: int = 0,
+        weights: np.ndarray | None = None,
+        cond: np.ndarray | None = None,
     ) -> ensdiff.Samples:
-        """Return samples by the config's sampler, stored so that results computed from them are found again exactly."""
+        """Return samples by the config's sampler, stored so that results computed from them are found again exactly.
+
+        ``cond`` are the classes that conditional members are asked for, one per sample.
+        """
         config = sampler_config(params, **building.section(self.config, "sampler"))
         weights = params.code.factual()[0] if weights is None else weights
 
         def compute() -> np.ndarray:
-            made = ensdiff.sample(params, seed, n, sampler=config, weights=weights, progress=self.progress)
+            made = ensdiff.sample(params, seed, n, sampler=config, weights=weights, cond=cond, progress=self.progress)
             return np.asarray(made.images)
 
-        images = self.kept(f"{study}/samples", compute, params, n, seed, repr(config), weights)
+        given = () if cond is None else (cond,)
+        images = self.kept(f"{study}/samples", compute, params, n, seed, repr(config), weights, *given)
         noise = Noise(jnp.arange(n, dtype=jnp.int32), key=as_key(seed))
-        return ensdiff.Samples(jnp.asarray(images), noise, jnp.asarray(weights), config, params.fingerprint)
+        told = params.conditions(cond, n)
+        return ensdiff.Samples(jnp.asarray(images), noise, jnp.asarray(weights), config, params.fingerprint, told)
 
     def counterfactuals(
         self, name: str, params: ensdiff.Ensemble, samples: ensdiff.Samples, weights_MK: np.ndarray
