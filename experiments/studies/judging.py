@@ -238,10 +238,10 @@ def choice_table(found: Found, queries: int, subsets: int) -> Table:
     note = (
         f"{queries} queries of each kind. LDS against {subsets} subsets, random halves of the units, with one "
         "retrained model each; with 256 digits two, whose outputs are averaged for `its LDS` and `best LDS`, and taken "
-        "one by one for `against single models`, which is what the member-LDS estimates. rank correlation: of member-LDS "
-        "and LDS by retraining, over the settings of TRAK, D-TRAK and DAS (kernels that know membership). member-LDS: of the "
-        "nested choice, which uses no retrained model. both, of many: member-LDS and `against single models`, "
-        "corrected for the number of members and of models (l3). Mean absolute difference of the two: "
+        "one by one for `against single models`, which is what the member-LDS estimates. rank correlation: of "
+        "member-LDS and LDS by retraining, over the settings of TRAK, D-TRAK and DAS (kernels that know membership). "
+        "member-LDS: of the nested choice, which uses no retrained model. both, of many: member-LDS and `against "
+        "single models`, corrected for the number of members and of models (l3). Mean absolute difference of the two: "
         f"{apart['plain']:.3f}, corrected {apart['corrected']:.3f}."
     )
     return table("What the members choose", rows, note)
