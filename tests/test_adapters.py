@@ -20,6 +20,8 @@ from ensdiff.runs.base import write_base
 from ensdiff.sampling import blended
 from tests.helpers import CODE, DEEP, SHORT, TINY, blobs
 
+pytestmark = pytest.mark.slow
+
 FIELDS = {"steps": 3, "batch_size": 2, "learning_rate": 3e-2, "warmup": 0, "progress": False}
 DATA = ensdiff.data.arrays(blobs())
 K = CODE.members
@@ -127,9 +129,7 @@ def mix(params, x_BHWC, t_B, cond, key_B):
 @pytest.mark.parametrize(
     "base",
     [
-        pytest.param(
-            dataclasses.replace(DEEP, attention_levels=(1,), downsample="conv_end"), id="unet", marks=pytest.mark.slow
-        ),
+        pytest.param(dataclasses.replace(DEEP, attention_levels=(1,), downsample="conv_end"), id="unet"),
         pytest.param(DiTConfig(patch=4, width=8, depth=1, heads=2), id="dit"),
         pytest.param(linen(Flax(), (8, 8, 1)), id="flax"),
         pytest.param(linen(Wrapped(), (8, 8, 1)), id="wrapped"),
@@ -242,7 +242,6 @@ def kernel_gradients(jaxpr):
                 yield from kernel_gradients(value.jaxpr)
 
 
-@pytest.mark.slow
 def test_averaged_parameters_generate_what_the_mean_network_generates(params, merged, samples):
     mean = mean_of(merged, np.full(K, 1 / K))
     close(samples.images, ensdiff.sample(networks(params, [mean] * K), 0, 2, steps=3, clip=False).images)
@@ -255,7 +254,6 @@ def test_averaged_parameters_generate_what_the_mean_network_generates(params, me
     assert np.abs(without[0] - np.asarray(samples.images)).max() > 1e-3
 
 
-@pytest.mark.slow
 def test_a_scale_multiplies_the_averaged_change(params, merged, run):
     """In samples, counterfactuals and derivatives; members stay what they are."""
     more = ensdiff.load(run, scale=1.5)
@@ -283,7 +281,6 @@ def test_a_scale_multiplies_the_averaged_change(params, merged, run):
         ensdiff.load(run, scale=-1.0)
 
 
-@pytest.mark.slow
 def test_rows_of_weights_in_memory_do_not_change_counterfactuals(params, samples, monkeypatch):
     units = list(range(6))
     whole = ensdiff.counterfactuals(params, samples, units)
@@ -302,7 +299,6 @@ def test_a_removed_member_has_no_influence_whatever_it_holds(params, samples):
     assert not np.isfinite(np.asarray(ensdiff.sample(broken, 0, 2, steps=3, clip=False).images)).any()
 
 
-@pytest.mark.slow
 def test_jacobian_is_the_derivative_of_the_averaged_network(params, samples):
     """Against central differences, moving weight from one member to another; (6) predicts ablations with it."""
     J_KBHWC, step = ensdiff.jacobian(params, samples), 2e-2
@@ -327,7 +323,6 @@ def test_jacobian_is_the_derivative_of_the_averaged_network(params, samples):
     close(att.influence[0], -np.sort(-np.linalg.norm(moves[0], axis=-1)), 1e-5)
 
 
-@pytest.mark.slow
 def test_loss_of_rows_is_the_loss_of_the_averaged_network(params, merged):
     config = ensdiff.LossConfig(draws=4, block=2)
     att = ensdiff.attribute(params, DATA.images[:2], "loss", top=6, loss=config)
@@ -355,7 +350,6 @@ def test_loss_of_rows_is_the_loss_of_the_averaged_network(params, merged):
         ensdiff.loss_matrix(params, DATA.images[:1])
 
 
-@pytest.mark.slow
 def test_a_target_error_adds_draws(params):
     few, many = (
         ensdiff.LossConfig(draws=4, block=2, max_draws=8, target_error=target, levels="uniform")
@@ -365,7 +359,6 @@ def test_a_target_error_adds_draws(params):
     assert draws == [4, 8]
 
 
-@pytest.mark.slow
 def test_a_run_holds_its_base_and_is_certified(params, samples, run, tmp_path):
     found = ensdiff.load(run)
     assert found.fingerprint == params.fingerprint
@@ -381,7 +374,6 @@ def test_a_run_holds_its_base_and_is_certified(params, samples, run, tmp_path):
     close(ensdiff.sample(rest, 0, 2, steps=3, clip=False).images, without, 1e-6)
 
 
-@pytest.mark.slow
 def test_a_resumed_run_is_the_uninterrupted_run(params, tmp_path):
     options = {**FIELDS, "schedule": SHORT, "combine": "parameters", "run_dir": tmp_path / "run"}
     ensdiff.train(DATA, CODE, make(), **{**options, "steps": 1, "checkpoint_every": 1})
@@ -407,7 +399,6 @@ def test_a_base_that_was_changed_or_lost_is_found(run, params, tmp_path):
         ensdiff.load(copy)
 
 
-@pytest.mark.slow
 def test_members_fine_tuned_from_one_start_are_averaged_too(tmp_path):
     """Full members that share their start; bfloat16 in the base becomes float32 in the members."""
     options = {**FIELDS, "steps": 2, "schedule": SHORT, "run_dir": tmp_path / "run"}
@@ -422,7 +413,6 @@ def test_members_fine_tuned_from_one_start_are_averaged_too(tmp_path):
         ensdiff.train(DATA, CODE, TINY, start=other, combine="parameters", **options, resume=True)
 
 
-@pytest.mark.slow
 def test_a_base_of_bfloat16_is_kept_as_it_is(tmp_path):
     half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), BASE)
     model = adapted(TINY, half, rank=2, alpha=3.0, train_also="bias$")

@@ -30,7 +30,7 @@ from ensdiff.files.writing import lock
 from tests.faults import copied, cut, flip, flips
 from tests.helpers import CODE, blobs, random_ensemble
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.slow]
 CONFIG = GradientConfig(draws=4, parts=2, dimension=3)
 CHUNK = 2
 DATA = ensdiff.data.arrays(blobs(6))

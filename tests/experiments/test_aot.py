@@ -14,6 +14,8 @@ from ensdiff.planning.estimates import ACCELERATORS, Study
 from experiments import records, targets
 from experiments.abstract import STEPS, abstract_mesh
 
+pytestmark = pytest.mark.slow
+
 TINY = [
     "--config=experiments/configs/digits.py", "--image=8,8,1", "--units=1400", "--config.model.channels=8",
     "--config.model.multipliers=(1,)", "--config.model.norm_groups=4", "--config.train.batch_size=4",
@@ -31,7 +33,6 @@ def steps_of(done, path, programs=STEPS):
     return record, {step["step"]: step for step in record["steps"]}
 
 
-@pytest.mark.slow
 def test_cuda_needs_nothing_but_jax(run, tmp_path):
     """Sixteen members on eight GPUs, two a GPU: the lowered programs hold the analytic FLOPs."""
     out = tmp_path / "aot.json"
@@ -63,7 +64,6 @@ PLAIN = {"XLA_FLAGS": ""}
 """libtpu reads these flags too, and ends the process at those of CPUs."""
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("topology", "mesh", "programs"), [
     ("v5e:2x4", (8, 1), STEPS), ("v4:2x2x1", (8, 1), ["loss"]), ("v6e:2x2", (4, 1), ["loss"]),
 ])  # fmt: skip
@@ -86,7 +86,6 @@ def test_tpu_programs_fit_without_a_tpu(run, tmp_path, topology, mesh, programs)
             assert steps[name]["bytes"]["aliased"] > 0.9 * steps[name]["bytes"]["outputs"]
 
 
-@pytest.mark.slow
 def test_gpu_programs_fit_without_a_gpu(run, tmp_path):
     """The compiler for GPUs takes each program, for two cards that are only described to it."""
     if importlib.util.find_spec("jax_cuda12_plugin") is None:
@@ -140,7 +139,6 @@ def test_a_record_belongs_to_one_case(tmp_path):
     assert records.find(records.case_of(rate, ensdiff.Schedule(), PIXELS, machine), "h100", tmp_path)
 
 
-@pytest.mark.slow
 def test_what_does_not_fit_is_said(run, tmp_path):
     pytest.importorskip("libtpu", reason="compiling for TPUs needs libtpu: pip install -e '.[aot]'")
     done = run(

@@ -23,6 +23,8 @@ from ensdiff.models.blocks import timestep_embedding
 from ensdiff.runs.description import describe
 from tests.helpers import ROOT, random_ensemble
 
+pytestmark = pytest.mark.slow
+
 DATA = ROOT / "tests" / "data"
 
 SMALL = {

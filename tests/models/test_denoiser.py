@@ -13,6 +13,8 @@ from ensdiff.models.condition import ConditionSpec, Leaf
 from ensdiff.models.denoiser import check_inputs, initial_shapes, name_of
 from ensdiff.models.unet import UNet, UNetConfig
 
+pytestmark = pytest.mark.slow
+
 TINY = UNetConfig(channels=4, norm_groups=2, multipliers=(1,), middle_attention=False, conv="grouped")
 KEY = jax.random.key(0)
 CLASSES, VECTORS = ConditionSpec((Leaf(classes=3),)), ConditionSpec((Leaf(shape=(5,), dtype="float32"),))

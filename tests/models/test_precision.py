@@ -15,6 +15,8 @@ from ensdiff.models.conv import STACKED
 from ensdiff.training.step import Batch, init_state, make_train_step
 from tests.helpers import DEEP, SHORT
 
+pytestmark = pytest.mark.slow
+
 SHAPE = 8, 8, 1
 MODEL = dataclasses.replace(DEEP, attention_levels=(0,))
 
@@ -37,14 +39,9 @@ def products(model, platform):
     [
         ("map", "cpu"),
         ("grouped", "cuda"),
-        *(
-            pytest.param(*case, marks=pytest.mark.slow)
-            for case in (
-                ("winograd", "cpu"),
-                ("map", "tpu"),
-                *((conv, "cuda") for conv in STACKED if conv != "grouped"),
-            )
-        ),
+        ("winograd", "cpu"),
+        ("map", "tpu"),
+        *((conv, "cuda") for conv in STACKED if conv != "grouped"),
     ],
 )
 def test_highest_precision_reaches_every_product(conv, platform):

@@ -18,6 +18,8 @@ from ensdiff.planning import flops
 from ensdiff.planning.lowering import read_lowered
 from experiments import abstract
 
+pytestmark = pytest.mark.slow
+
 MESH = ensdiff.make_mesh(1, devices=jax.devices()[:1])
 SHAPE = (8, 8, 3)
 BASE = ensdiff.UNetConfig(image_channels=3, channels=8, norm_groups=4, multipliers=(1, 2))
@@ -28,7 +30,6 @@ def ratio(found, expected):
     return max(found, expected) / min(found, expected)
 
 
-@pytest.mark.slow
 def test_each_token_costs_its_key_its_value_and_two_products_of_attention():
     """A transformer of S pixels and C channels: 4 D C for the key and value, 4 S C for logits and the mean."""
     few, more = (
@@ -69,7 +70,6 @@ models = st.builds(
 )
 
 
-@pytest.mark.slow
 @settings(max_examples=6)
 @given(models, st.sampled_from(["grouped", "loop", "matmul"]), st.integers(1, 3), st.integers(1, 2))
 def test_lowered_forward_and_train_step(model, strategy, members, batch):
@@ -91,8 +91,7 @@ def test_lowered_forward_and_train_step(model, strategy, members, batch):
 
 
 @pytest.mark.parametrize("changes", [
-    pytest.param({}, marks=pytest.mark.slow), {"remat": True, "attention_levels": (0,)},
-    pytest.param({"compute_dtype": "bfloat16", "conv": "matmul"}, marks=pytest.mark.slow),
+    {}, {"remat": True, "attention_levels": (0,)}, {"compute_dtype": "bfloat16", "conv": "matmul"},
 ])  # fmt: skip
 def test_lowered_sampling_steps(changes):
     model = dataclasses.replace(BASE, **changes)
@@ -136,7 +135,6 @@ def lowered(conv):
     return found | {"gradients": (read_lowered(gradient.lower(*arguments)), None)}
 
 
-@pytest.mark.slow
 def test_predictions_on_cpus_use_winograd_and_training_does_not():
     """By default, all programs that only predict use Winograd's filters; the count is of plain convolutions."""
     plain, default = lowered("map"), lowered("auto")

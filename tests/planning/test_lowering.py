@@ -13,6 +13,8 @@ from ensdiff.planning.lowering import Collective, Program, read_compiled, read_l
 from experiments import abstract
 from tests.helpers import DEEP, SHORT
 
+pytestmark = pytest.mark.slow
+
 CONFIG = ensdiff.TrainConfig(batch_size=4)
 
 
@@ -21,7 +23,7 @@ def train_step(members, mesh, **changes):
     return abstract.lower(abstract.train_step(case), "cpu")
 
 
-@pytest.mark.parametrize("strategy", ["loop", pytest.param("matmul", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("strategy", ["loop", "matmul"])
 def test_a_member_mesh_needs_no_collective_and_no_grouped_convolution(strategy):
     """Neither the lowered nor the compiled step has any, for eight members on four devices."""
     mesh = ensdiff.make_mesh(8)

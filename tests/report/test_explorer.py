@@ -19,6 +19,8 @@ from ensdiff.report.explorer.scores import unfit_scores
 from ensdiff.report.figures import data_uri
 from tests.explorations import HOSTILE, exploration, groups, items, scored
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def flat():
@@ -86,7 +88,6 @@ def test_every_picture_equals_the_librarys_counterfactual(flat):
     assert (layer.radius_B == layer.att.influence[:, 0]).all()
 
 
-@pytest.mark.slow
 def test_landscapes_are_predicted_for_a_screen_and_exact_for_an_exact_method():
     _, _, _, screen = items(top=5)
     assert (screen.att.method, screen.landscape.method, screen.exact) == ("screen", "differential", False)

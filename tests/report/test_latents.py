@@ -20,6 +20,8 @@ from ensdiff.report.explorer.write import page_data
 from ensdiff.sampling.captions import captions_of
 from tests.explorations import latents
 
+pytestmark = pytest.mark.slow
+
 CAPTIONS = ["cat", "<b>dog</b>", "fox"]
 
 

@@ -9,6 +9,8 @@ from ensdiff.diffusion.samplers import SamplerConfig, stages
 from ensdiff.diffusion.schedule import Schedule
 from tests.helpers import random_ensemble
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def wide():

@@ -16,6 +16,8 @@ from ensdiff.training.step import StepSettings, TrainState, make_train_step
 from tests.faults import reseal
 from tests.helpers import CODE, SHORT, blobs
 
+pytestmark = pytest.mark.slow
+
 MODEL = ensdiff.UNetConfig(channels=4, norm_groups=2, multipliers=(1,))
 OPTIONS = dict(
     schedule=SHORT, progress=False, batch_size=4, learning_rate=1e-2, warmup=1, clip=0.5, checkpoint_every=2, ema=0.9
@@ -59,7 +61,6 @@ def train_in_format_2(monkeypatch, data, run_dir, steps):
         ensdiff.train(data, CODE, MODEL, run_dir=run_dir, steps=steps, **OPTIONS)
 
 
-@pytest.mark.slow
 def test_a_run_in_the_layout_of_format_2_is_resumed(tmp_path, monkeypatch):
     """Two steps of the old optimiser and three of the new one equal five of the new one, up to rounding."""
     data = ensdiff.data.arrays(blobs())
@@ -84,7 +85,6 @@ def test_a_run_in_the_layout_of_format_2_is_resumed(tmp_path, monkeypatch):
     assert jax.tree.structure(first.params) == jax.tree.structure(whole.params)
 
 
-@pytest.mark.slow
 def test_a_run_in_the_layout_of_format_2_forgets(tmp_path, monkeypatch):
     data = ensdiff.data.arrays(blobs())
     train_in_format_2(monkeypatch, data, tmp_path / "old", steps=2)
@@ -94,7 +94,6 @@ def test_a_run_in_the_layout_of_format_2_forgets(tmp_path, monkeypatch):
     assert len(jax.tree.leaves(shapes["opt_state"])) == 4
 
 
-@pytest.mark.slow
 def test_a_finished_run_in_format_2_that_is_resumed_can_be_certified(tmp_path, monkeypatch):
     """Resuming rewrites run.json in the new format, although no checkpoint is written."""
     data = ensdiff.data.arrays(blobs())
@@ -122,7 +121,6 @@ def test_certificates_of_format_1_hash_the_arrays_as_they_were_written(tmp_path,
         assert parts == {part: sums[int(k)] for part, sums in written.items()}
 
 
-@pytest.mark.slow
 def test_a_run_in_the_layout_of_format_3_is_resumed_bit_for_bit(tmp_path, monkeypatch):
     """Its moments are the same numbers, as one vector per member and without the zeros at the end."""
     step, description = (sys.modules[f"ensdiff.{name}"] for name in ("training.step", "runs.description"))

@@ -13,7 +13,7 @@ from ensdiff.runs.pieces import Pieces, pieces
 from tests.faults import cut, flip, flips
 from tests.helpers import random_ensemble
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
 
 class Interrupted(BaseException):
@@ -50,7 +50,6 @@ def equal(a, b):
         np.testing.assert_array_equal(getattr(a, name), getattr(b, name), err_msg=name)
 
 
-@pytest.mark.slow
 def test_exact_ablation_goes_on(five, samples, tmp_path, monkeypatch):
     monkeypatch.setattr(scoring, "PAIRS_OF_A_PIECE", 6)  # two units of three samples
     folder = tmp_path / "partial"

@@ -17,6 +17,8 @@ from ensdiff.training.host import make_batch
 from ensdiff.training.step import init_state, make_train_step
 from tests.helpers import CODE, DEEP, SHORT, TINY, blobs
 
+pytestmark = pytest.mark.slow
+
 CONFIG = TrainConfig(batch_size=2, learning_rate=1e-2, warmup=1, ema=0.9)
 
 
@@ -52,7 +54,7 @@ def one_by_one():
     return run(blobs(), network("map"))
 
 
-@pytest.mark.parametrize("stack", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stack", [2, 4])
 @pytest.mark.parametrize("conv", STACKED)
 def test_groups_train_as_single_members_and_keep_apart(one_by_one, conv, stack):
     """If every pixel of one unit changes, exactly the members that did not see it stay the same bit for bit."""
@@ -67,7 +69,6 @@ def test_groups_train_as_single_members_and_keep_apart(one_by_one, conv, stack):
     np.testing.assert_array_equal(same_K, CODE.rows(0)[0] == 0)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("conv", STACKED)
 def test_only_grouped_makes_grouped_convolutions_of_the_size_of_a_group(conv):
     for stack, size in ((0, 4), (3, 2)):
