@@ -163,6 +163,24 @@ def test_squared_scores_game_lds():
     assert abs(metrics.lds(scores, subsets, outputs, resamples=0).value) < 0.5
 
 
+@pytest.mark.parametrize("rho", [0.3, -0.8])
+def test_correction_for_few_columns(rho, rng):
+    """Over n normal columns a rank correlation is too near to 0; corrected, it is that over many."""
+    x, noise = rng.normal(size=(2, 4000, 6))
+    y = rho * x + np.sqrt(1 - rho**2) * noise
+    few = spearman(x, y).mean()
+    many = 6 / np.pi * np.arcsin(rho / 2)
+    assert abs(few) < abs(many) - 0.03
+    assert metrics.of_many(few, 6) == pytest.approx(many, abs=0.02)
+    assert metrics.of_many(1.0, 6) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(("value", "columns"), [(1.1, 8), (0.5, 2), (np.nan, 8)])
+def test_what_is_no_rank_correlation_is_not_corrected(value, columns):
+    with pytest.raises(ValueError, match="expected a correlation"):
+        metrics.of_many(value, columns)
+
+
 def test_ceiling_predicts_what_a_perfect_method_gets():
     rng = np.random.default_rng(0)
     scores, subsets = rng.normal(size=(40, 50)), rng.integers(0, 2, (50, 200))
