@@ -171,6 +171,9 @@ def base_count(model: Denoiser) -> int:
 class TrainingMemory(NamedTuple):
     """Bytes of memory on one chip during training.
 
+    On a CPU, a step of members that are computed one by one writes their next state beside the present one, which is
+    not counted: at most as much as `state`.
+
     Args:
         params: parameters of the chip's members.
         optimizer: Adam's two moments of these members, and step counts.
