@@ -1,4 +1,13 @@
-"""Leave-one-group-out: classes ranked by the ensemble's ablations, against models retrained without each class."""
+"""Leave-one-group-out: classes ranked by the ensemble's ablations, against models retrained without each class.
+
+Decided before any number of this version of the study was seen. A column is one number of members K and one of the two
+effects of leaving a class out of training.
+
+(a) `combined` is recommended for groups if in no column its top-1 is more than 0.02 below that of a part: the gradient
+    score that it combines with the members' losses, with the settings that the members choose, and `loss`.
+(b) Another reading of exact ablation (`experiments.studies.readings`) replaces the distance of pixels in
+    docs/choosing.md if its top-1 is higher in all columns. The goal is a top-1 of 0.75.
+"""
 
 from typing import NamedTuple
 
