@@ -29,6 +29,22 @@ class Classifier:
         """Return the most likely class of each image."""
         return self.network.predict(_flat(images))
 
+    def log_probabilities(self, images: np.ndarray) -> Float[np.ndarray, "N C"]:
+        """Return the logarithm of the probability of each class, in ascending order of the classes.
+
+        It stays finite where the probability itself rounds to 0.
+
+        >>> digits = ensdiff.data.digits()
+        >>> found = fit_classifier(digits.images[:200], digits.labels[:200]).log_probabilities(digits.images[:3])
+        >>> found.shape, np.exp(found).sum(1).round(6).tolist()
+        ((3, 10), [1.0, 1.0, 1.0])
+        """
+        logits = self.features(images) @ self.network.coefs_[-1] + self.network.intercepts_[-1]
+        if logits.shape[1] == 1:  # of two classes, the network has only the second
+            logits = np.concatenate([np.zeros_like(logits), logits], axis=1)
+        logits = logits - logits.max(1, keepdims=True)
+        return logits - np.log(np.exp(logits).sum(1, keepdims=True))
+
     def accuracy(self, images: np.ndarray, labels: np.ndarray) -> float:
         """Return the share of images whose class is predicted correctly."""
         return float(np.mean(self.predict(images) == labels))

@@ -62,12 +62,11 @@ def get_config() -> ConfigDict:
             "groups": {
                 "images": 1400,
                 "groups": 10,  # the class modulo this
-                "members": 20,
-                "weight": 10,
+                "members": (20, 64),
                 "seeds": 3,
                 "samples": 64,
                 "draws": 128,
-                "baseline_members": 4,
+                "gradients": {"draws": 4, "parts": 2, "dimension": 512},  # of 1,400 images under 84 members
             },
             "planted": {
                 "units": 48,

@@ -23,7 +23,8 @@ def get_config() -> ConfigDict:
     config.generative.sets = ConfigDict({"digits": {"members": 8, "singles": 1, "steps": 8}})
     config.size.update(sizes=(12, 18), members=8, samples=4, null=2)
     config.lds.update(units=18, members=8, subsets=4, queries=4, draws=8, baseline_members=2, ablations=6, removed=1)
-    config.groups.update(images=57, groups=3, members=8, weight=6, seeds=2, samples=4, draws=8, baseline_members=2)
+    config.groups.update(images=57, groups=3, members=(8,), seeds=2, samples=4, draws=8)
+    config.groups.gradients.update(parts=4, dimension=64)
     config.judging.update(members=(8,), sizes=((12, 8),), images=57, groups=(10,), group_members=8)
     held_out = {"name": "digits", "condition": "label", "held_out": 1740}
     config.judging.sets = ConfigDict({"conditional digits": {"data": held_out}})

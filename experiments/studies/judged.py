@@ -1,7 +1,7 @@
-"""The scores that the study ``judging`` compares: every method and setting, for every kind of query."""
+"""The scores that the studies ``judging`` and ``groups`` compare: every method and setting, for every kind of query."""
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +10,7 @@ import ensdiff
 from ensdiff.attribution.candidates import Candidates
 from ensdiff.attribution.combination import fit_combination
 from ensdiff.attribution.gradients.config import GradientConfig, Output
-from ensdiff.attribution.gradients.kernels import Method
+from ensdiff.attribution.gradients.kernels import OUTPUTS, Method
 from ensdiff.attribution.gradients.scoring import Choice, Images, choices_of, score_targets
 from ensdiff.attribution.gradients.store import write_gradients
 from ensdiff.attribution.gradients.targets import targets_of
@@ -24,7 +24,6 @@ from ensdiff.runs.pieces import Pieces
 from .scores import quadratic
 from .workshop import Workshop
 
-OUTPUTS_OF_ALL: tuple[Output, ...] = ("loss", "square", "output")
 METHODS: tuple[Method, ...] = ("trak", "d-trak", "das")
 MODEL_FREE = ("random", "pixel", "patches", "feature")
 MEMBERS_ONLY = ("loss", "contrast", "members only")
@@ -76,17 +75,39 @@ def queries_of(shop: Workshop, study: str, params: ensdiff.Ensemble, data: Datas
     return Queries(np.concatenate([np.asarray(made.images, np.float32), others]), kinds, cond)
 
 
-def by_gradients(shop: Workshop, name: str, params: ensdiff.Ensemble, data: Dataset, queries: Queries) -> list[Scored]:
-    """Return the scores of every gradient method with every setting, with and without kernels that know membership."""
-    targets = targets_of(params.code, data, Candidates.of(params.code, None), 0, 0, 0)
-    found = []
-    for knows in (True, False):
-        config = shop.gradients(members=knows)
-        methods = METHODS if knows else METHODS[:2]
+def by_gradients(
+    shop: Workshop,
+    name: str,
+    params: ensdiff.Ensemble,
+    data: Dataset,
+    queries: Queries,
+    *,
+    methods: Sequence[Method] = METHODS,
+    kernels: Sequence[bool] = (True, False),
+    options: Mapping[str, Any] | None = None,
+) -> list[Scored]:
+    """Return the scores of gradient methods with every setting.
 
-        def compute(config: GradientConfig = config, methods: Any = methods) -> dict[str, np.ndarray]:
+    Args:
+        shop: the workshop.
+        name: name of the stored gradients and scores; other methods or options need another name.
+        params: the ensemble.
+        data: its training data.
+        queries: the images.
+        methods: the gradient methods.
+        kernels: True for kernels that know membership, False for plain ones, which DAS does not have.
+        options: fields of the gradients' config, in place of those of ``config.gradients``.
+    """
+    targets = targets_of(params.code, data, Candidates.of(params.code, None), 0, 0, 0)
+    outputs: tuple[Output, ...] = tuple(dict.fromkeys(output for method in methods for output in OUTPUTS[method]))
+    found = []
+    for knows in kernels:
+        config = shop.gradients(**{**(options or {}), "members": knows})
+        known = [method for method in methods if knows or method != "das"]
+
+        def compute(config: GradientConfig = config, methods: Sequence[Method] = known) -> dict[str, np.ndarray]:
             shown = Resources(progress=shop.progress)
-            stored = write_gradients(_store(shop, name), params, data, OUTPUTS_OF_ALL, config, progress=shop.progress)
+            stored = write_gradients(_store(shop, name), params, data, outputs, config, progress=shop.progress)
             pictures = Images(pictures_of(params, queries.images, queries.cond), data, store=stored)
             scores = score_targets(
                 params, pictures, choices_of(methods, config), config, targets, Pieces(None, ""), shown
@@ -98,7 +119,7 @@ def by_gradients(shop: Workshop, name: str, params: ensdiff.Ensemble, data: Data
 
         inputs = (params, queries.images, repr(config), *(() if queries.cond is None else (queries.cond,)))
         arrays = shop.kept_all(f"{name}/gradients, members={knows}", compute, *inputs)
-        choices = [Choice(method, setting) for method in methods for setting in config.settings()]
+        choices = [Choice(method, setting) for method in known for setting in config.settings()]
         for choice, mean, cross in zip(choices, arrays["mean"], arrays["cross"], strict=True):
             found.append(Scored(label(choice, knows), mean, cross))
     return found

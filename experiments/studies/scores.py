@@ -81,10 +81,8 @@ def gradient_scores(
     return found
 
 
-def all_baselines(
-    shop: Workshop, name: str, params: ensdiff.Ensemble, data: Dataset, images: np.ndarray, members: int
-) -> dict[str, np.ndarray]:
-    """Return the (B, N) scores of each baseline, and the `gradient_scores` of the first ``members`` members."""
+def model_free(shop: Workshop, name: str, data: Dataset, images: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the (B, N) scores of each baseline; none of them uses a model."""
     config = BaselineConfig()
     found = {}
     for method in BASELINES:
@@ -94,4 +92,11 @@ def all_baselines(
 
         inputs = (data.images, data.unit_of_item, images, repr(dataclasses.astuple(config)))
         found[method] = shop.kept(f"{name} {method}", compute, *inputs)
-    return found | gradient_scores(shop, name, params, data, images, members)
+    return found
+
+
+def all_baselines(
+    shop: Workshop, name: str, params: ensdiff.Ensemble, data: Dataset, images: np.ndarray, members: int
+) -> dict[str, np.ndarray]:
+    """Return the (B, N) scores of each baseline, and the `gradient_scores` of the first ``members`` members."""
+    return model_free(shop, name, data, images) | gradient_scores(shop, name, params, data, images, members)

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 import ensdiff
-from ensdiff.metrics import Estimate
+from ensdiff.metrics import Estimate, GroupRetrieval
 from ensdiff.metrics.arrays import distances
 from experiments.configs import evaluate_digits, evaluate_smoke
 from experiments.evaluate import check_config
 from experiments.studies import STUDIES
 from experiments.studies.findings import Findings, plain
-from experiments.studies.groups import _weights
+from experiments.studies.groups import READINGS, _weights, decided_table, decisions, ensemble_sizes
 from experiments.studies.lds import subsets
 from experiments.studies.planted import planting
 from experiments.studies.removal import first_units
@@ -65,6 +65,35 @@ def test_weights_of_retrained_models():
     assert weights.shape == (3, 9)
     assert weights[1].tolist() == [0, 0, 0, 0.5, 0, 0.5, 0, 0, 0]
     assert weights.sum(1).tolist() == [1, 1, 1]
+
+
+def test_sizes_of_the_ensembles_of_groups(shop):
+    assert ensemble_sizes(shop.settings("groups").members) == (8,)
+    assert ensemble_sizes(20) == (20,)
+    for wrong in ((), (20, 3), (20.5,), "20"):
+        with pytest.raises(ValueError, match=r"config\.groups\.members=.*such as \(20, 64\), each at least 4"):
+            ensemble_sizes(wrong)
+
+
+def test_what_the_study_of_groups_decides():
+    def rows(**top):
+        top = {"loss": 0.5, "combined": 0.6, "trak, chosen": 0.9, "d-trak, chosen": 0.6, "exact": 0.4} | top
+        readings = dict(zip(READINGS, (top["exact"], 0.5, 0.8), strict=True))
+        return {name: GroupRetrieval(*[Estimate(value)] * 4) for name, value in (top | readings).items()}
+
+    parts = {20: "d-trak, chosen", 64: "trak, chosen"}
+    against = {20: {"image": rows(), "loss": rows(loss=0.61)}, 64: {"image": rows(combined=0.95, exact=0.45)}}
+    found = decisions(against, parts)
+    assert found["combined"]["behind"] == pytest.approx(0.01)
+    assert found["combined"]["recommended"]
+    assert [one["lead"] for one in found["readings"].values()] == pytest.approx([0, 0.05, 0.35])
+    assert [one["replaces"] for one in found["readings"].values()] == [False, True, True]
+    assert [one["goal"] for one in found["readings"].values()] == [False, False, True]
+    assert [row[:3] for row in decided_table(found).rows][:2] == [
+        ["combined is recommended", "-0.01", "yes"], ["`exact, features` replaces `exact`", "0.00", "no"],
+    ]  # fmt: skip
+    assert not decisions({20: {"image": rows(loss=0.63)}}, parts)["combined"]["recommended"]
+    assert not decisions({64: {"image": rows()}}, parts)["combined"]["recommended"]
 
 
 def test_first_units_leave_a_member():
@@ -173,6 +202,9 @@ def test_whole_program(run, tmp_path):
     assert lds["lds"]["held out"]["constant"]["value"] == 0
     methods = {"loss", "exact", "differential", "trak", "d-trak"}
     assert set(lds["lds"]["generated"]) == methods | set(ensdiff.baselines.BASELINES)
+    groups = json.loads((tmp_path / "out" / "groups.json").read_text())["numbers"]
+    names = {"exact", *READINGS, "loss", *ensdiff.baselines.BASELINES, "trak, chosen", "d-trak, chosen", "combined"}
+    assert set(groups["scores"]["8"]) == names
     planted = json.loads((tmp_path / "out" / "planted.json").read_text())["numbers"]["by_members"]["8"]
     assert planted["pixel"]["recall_1"]["value"] == 1
     assert "\ntraining size/" in done.stdout

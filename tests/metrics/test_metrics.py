@@ -63,6 +63,20 @@ def test_classifier_on_digits():
     np.testing.assert_array_equal(logits.argmax(1), classifier.predict(digits.images[test]))
 
 
+@pytest.mark.parametrize("classes", [2, 3])
+def test_log_probabilities(classes):
+    digits = data.digits()
+    seen = np.flatnonzero(digits.labels < classes)[:60]
+    classifier = fit_classifier(digits.images[seen], digits.labels[seen], hidden=(8,))
+    found = classifier.log_probabilities(digits.images[seen])
+    flat = digits.images[seen].reshape(len(seen), -1) / 255.0
+    np.testing.assert_allclose(np.exp(found), classifier.network.predict_proba(flat))
+    # far from the data, probabilities round to 0 and their logarithms stay finite
+    far = classifier.log_probabilities(1e4 * (digits.images[seen] / 255.0 - 0.5))
+    assert np.isfinite(far).all()
+    assert np.exp(far).min() == 0
+
+
 def test_classifier_needs_labels():
     with pytest.raises(ValueError, match="one label per image"):
         fit_classifier(np.zeros((4, 2, 2, 1)), np.zeros(3))
