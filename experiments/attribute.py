@@ -36,7 +36,8 @@ METHOD = flags.DEFINE_enum(
     "method",
     "screen",
     ["exact", "differential", "screen", "loss", "trak", "d-trak", "das", "combined"],
-    "See ensdiff.attribute. The last four use gradients, and the members judge them.",
+    "See ensdiff.attribute. The last four use gradients, and the members judge them. Without --method, --images are "
+    "scored by loss, and with --store groups by combined and single items by d-trak.",
 )
 TOP = flags.DEFINE_integer("top", 10, "Units to report per sample.")
 VERIFY = flags.DEFINE_integer("verify", 50, "Units per sample that 'screen' verifies exactly.")
@@ -84,10 +85,11 @@ COMPARE = flags.DEFINE_bool("compare", False, "Only compare all methods with exa
 def main() -> None:
     """Attribute, print a table, and write the result and a report."""
     import ensdiff
+    from ensdiff.attribution.judging import LEAST_MEMBERS
     from ensdiff.files.checksums import write_sealed
     from ensdiff.files.reading import printable
 
-    method = "loss" if IMAGES.value and not given("method") else METHOD.value
+    method = METHOD.value if given("method") else default_method()
     check_flags(method)
     null, loss, by_gradients = runs.null_value(NULL.value), loss_config(), method in BY_GRADIENTS
     params = runs.load_run()
@@ -101,6 +103,9 @@ def main() -> None:
         compare(params)
         return
     data = None if VALUES.value else runs.training_data(required=CONTRAST.value or by_gradients)
+    groups = data is not None and code.units < data.items
+    if method == "combined" and not given("method") and not groups:
+        method = "d-trak"  # the members' losses say nothing about single items that gradients do not
     out = runs.output_folder("attribution")
     if CONTRAST.value:
         contrast(params, data, out)
@@ -149,6 +154,11 @@ def main() -> None:
     if GROUPS.value and code.names is not None:
         shown = [int(unit) for unit in np.unique(att.units)[:NAMED]]
         print("groups: " + ", ".join(f"{unit} = {printable(code.names[unit])}" for unit in shown))
+    if groups and not by_gradients and params.members > LEAST_MEMBERS:
+        print(
+            "which groups would retraining without them change the most? --method=combined predicts it better, from "
+            f"the gradients of {data.items:,} items under {params.members} members (experiments.gradients stores them)"
+        )
     writes = runs.is_writer()
     if writes:
         att.save(out / stem)
@@ -187,6 +197,11 @@ def null_of_gradients(data: Any, code: Any, units: Any, null: Any) -> tuple[Any,
         print("no p-values: the run holds out no data, with which gradient scores of single items are compared")
         return None, 0
     return held_out, null
+
+
+def default_method() -> str:
+    """Return the method if none is given; with stored gradients, `main` takes another for single items."""
+    return "combined" if STORE.value else "loss" if IMAGES.value else METHOD.value
 
 
 def given(name: str) -> bool:

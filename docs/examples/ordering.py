@@ -1,11 +1,14 @@
 """Draw docs/ordering.svg: how well the losses of K members alone order N units.
 
 The left panel simulates an additive world: effects of units are independent normal numbers, and minus the loss of a
-member is the sum of the effects of the units that it saw. The right panel adds noise, and shows what was measured on
-digits. Run it from the root of the repository: ``python docs/examples/ordering.py``.
+member is the sum of the effects of the units that it saw. The right panel adds noise, and shows the LDS of the contrast
+of losses that the study ``judging`` measured against retrained models (docs/results/judging.json), for every ensemble.
+Run it from the root of the repository: ``python docs/examples/ordering.py``.
 """
 
+import json
 import pathlib
+import re
 
 import numpy as np
 
@@ -15,10 +18,8 @@ from ensdiff.data.drawing import sheet, svg
 UNITS = np.array([4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096])
 CODES = 8
 QUERIES = 10
-# LDS of the contrast of the members' losses on digits, K = 16: 10 classes, 30 groups of like pictures, 256 pictures.
-# The truth are 48 models retrained on random halves of the units, for 24 queries of each kind
-MEASURED = {10: (0.56, 0.70, 0.71), 30: (0.44, 0.56, 0.50), 256: (0.06, 0.13, 0.11)}
-KINDS = ("generated", "training", "held-out")
+RESULTS = pathlib.Path("docs/results/judging.json")
+KINDS = ("generated", "training", "held out")
 
 
 def cosines(members: int, units: int, share: float, rng: np.random.Generator) -> tuple[float, float]:
@@ -41,6 +42,16 @@ def _cosines(members: int, units: int, share: float, rng: np.random.Generator) -
     return cosine(contrast_BN), cosine(posterior_BN)
 
 
+def measured() -> list[tuple[float, dict[str, float]]]:
+    """Return, for each ensemble of the study, its units per member N / K, and the LDS of the contrast of losses."""
+    found = []
+    for name, of_kind in json.loads(RESULTS.read_text())["numbers"].items():
+        if match := re.match(r"(\d+) .*K = (\d+)$", name):
+            units, members = map(int, match.groups())
+            found.append((units / members, {kind: of_kind[kind]["lds"]["contrast"]["value"] for kind in KINDS}))
+    return found
+
+
 def main() -> None:
     """Simulate, and write the figure."""
     rng = np.random.default_rng(0)
@@ -52,13 +63,17 @@ def main() -> None:
         left.plot(UNITS, found[:, 0], "o", color=f"C{number}", markersize=4, label=f"K = {members}")
         left.plot(UNITS, found[:, 1], "x", color=f"C{number}", markersize=4)
     left.set(title="losses without noise", xlabel="units N", ylabel="cosine with the effects")
-    for number, share in enumerate((1.0, 0.5, 0.25)):
-        found = np.array([cosines(16, int(units), share, rng) for units in UNITS])
-        right.plot(lines, cosine_of_members(16, lines, share), color=f"C{number}", linewidth=1, label=f"r = {share:g}")
-        right.plot(UNITS, found[:, 0], "o", color=f"C{number}", markersize=3)
-    for marker, kind, values in zip("^sd", KINDS, zip(*MEASURED.values(), strict=True), strict=True):
-        right.plot([*MEASURED], values, marker, color="black", markersize=5, fillstyle="none", label=f"LDS, {kind}")
-    right.set(title="K = 16, a share r due to the data", xlabel="units N")
+    ratios = np.geomspace(0.5, 100, 60)
+    for number, share in enumerate((1.0, 0.5, 0.25, 0.1)):
+        right.plot(ratios, cosine_of_members(1, ratios, share), color=f"C{number}", linewidth=1, label=f"r = {share:g}")
+    points = measured()
+    for marker, kind in zip("^sd", KINDS, strict=True):
+        values = [of_kind[kind] for _, of_kind in points]
+        right.plot(
+            [ratio for ratio, _ in points], values, marker, color="black", markersize=5, fillstyle="none",
+            label=f"LDS, {kind}",
+        )  # fmt: skip
+    right.set(title="a share r due to the data; measured", xlabel="units per member N / K")
     for axes in (left, right):
         axes.set_xscale("log")
         axes.set_ylim(0, 1.02)

@@ -132,6 +132,7 @@ def test_groups_of_a_hierarchical_code(run, tmp_path):
         att = ensdiff.Attribution.load(folder / "attribution" / name)
         assert att.settings["candidates"] == candidates
         assert att.settings["null_of_a_kind"] == 50
+        assert ("--method=combined predicts it better" in done.stdout) == (candidates == 10)
     done = run("sample", f"--run={folder}", "--n=1", "--steps=2", "--groups", "--remove=2", f"--out={tmp_path / 'out'}")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out" / "samples_seed0_without_group_2.png").is_file()
@@ -144,16 +145,23 @@ def test_groups_of_a_hierarchical_code(run, tmp_path):
 
 @pytest.mark.slow
 def test_gradients(run, tiny, small):
-    """Pictures that the run was not trained on are found by their content."""
+    """Pictures that the run was not trained on are found by their content; a store selects the method."""
     place, data = small
     folder = place / "gradients"
-    command = ["gradients", f"--run={place}", data, "--outputs=loss", "--draws=4", "--parts=2", "--dimension=64"]
+    command = ["gradients", f"--run={place}", data, "--draws=4", "--parts=2", "--dimension=64"]
     done = run(*command, "--held_out=3")
     assert done.returncode == 0, done.stderr
-    assert f"{folder}: gradients of loss of 6 and 3 held out items under 4 members, 2 x 64 numbers" in done.stdout
+    assert (
+        f"{folder}: gradients of loss and square of 6 and 3 held out items under 4 members, 2 x 64 numbers"
+        in done.stdout
+    )
     store = open_gradients(folder, tiny, ensdiff.data.arrays(blobs()))
     assert store.train("loss").shape == (4, 6, 2, 64)
     assert store.held_out("loss").shape == (4, 3, 2, 64)
+    few = ["--n=2", "--steps=3", "--top=3", "--draws=4", "--null=0", "--gradients=draws=4,parts=2,dimension=64"]
+    done = run("attribute", f"--run={place}", data, f"--store={folder}", *few)
+    assert done.returncode == 0, done.stderr
+    assert "d-trak_seed0.json" in done.stdout  # single items
     done = run(*command, "--held_out=6")
     assert done.returncode == 1
     assert done.stderr.endswith("error: --held_out=6: only 5 pictures of the data were not used in training\n")
