@@ -124,7 +124,7 @@ def main() -> None:
         held_out, null = null_of_gradients(data, code, units, null)
         options |= {
             "data": data,
-            "gradients": building.gradient_config(GRADIENTS.value),
+            "gradients": building.gradient_config(GRADIENTS.value) if GRADIENTS.value else None,
             "store": STORE.value,
             "held_out": held_out,
         }
