@@ -103,7 +103,8 @@ def main() -> None:
         compare(params)
         return
     data = None if VALUES.value else runs.training_data(required=CONTRAST.value or by_gradients)
-    groups = data is not None and code.units < data.items
+    items = 0 if data is None else data.items
+    groups = code.units < items
     if method == "combined" and not given("method") and not groups:
         method = "d-trak"  # the members' losses say nothing about single items that gradients do not
     out = runs.output_folder("attribution")
@@ -157,7 +158,7 @@ def main() -> None:
     if groups and not by_gradients and params.members > LEAST_MEMBERS:
         print(
             "which groups would retraining without them change the most? --method=combined predicts it better, from "
-            f"the gradients of {data.items:,} items under {params.members} members (experiments.gradients stores them)"
+            f"the gradients of {items:,} items under {params.members} members (experiments.gradients stores them)"
         )
     writes = runs.is_writer()
     if writes:
