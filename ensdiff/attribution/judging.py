@@ -38,7 +38,7 @@ from ensdiff.ensemble.ensemble import Ensemble
 from ensdiff.metrics import Estimate
 from ensdiff.metrics.arrays import rankable, spearman, table
 from ensdiff.metrics.bootstrap import RESAMPLES
-from ensdiff.metrics.datamodel import pooled_slope, rank_agreement, subset_sums
+from ensdiff.metrics.datamodel import of_many, pooled_slope, rank_agreement, subset_sums
 from ensdiff.runs.identity import check_data
 from ensdiff.typing import ArrayLike
 
@@ -60,8 +60,10 @@ class Judgement(NamedTuple):
         queries: number of queries.
         members: number of members.
 
-    >>> print(Judgement(Estimate(0.41, 0.36, 0.46), Estimate(1.2), None, (), 24, 16))
+    >>> print(found := Judgement(Estimate(0.41, 0.36, 0.46), Estimate(1.2), None, (), 24, 16))
     member-LDS 0.41 [0.36, 0.46] on 24 queries and 16 members
+    >>> round(found.corrected.value, 2)
+    0.43
     """
 
     lds: Estimate
@@ -70,6 +72,14 @@ class Judgement(NamedTuple):
     table: tuple[tuple[Any, float], ...]
     queries: int
     members: int
+
+    @property
+    def corrected(self) -> Estimate:
+        """Return the member-LDS as it would be over many members (`ensdiff.metrics.of_many`).
+
+        Compare this with an LDS by retraining, corrected alike for its number of models.
+        """
+        return Estimate(*(end if np.isnan(end) else of_many(end, self.members) for end in self.lds))
 
     def __str__(self) -> str:
         low, high = self.lds.low, self.lds.high

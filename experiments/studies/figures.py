@@ -44,7 +44,8 @@ def labelled_scatter(panels: Mapping[str, Mapping[str, np.ndarray]], xlabel: str
     markers = "osv^D*xP+"
     for ax, (title, groups) in zip(grid.ravel(), panels.items(), strict=False):
         for marker, (name, points) in zip(markers, groups.items(), strict=False):
-            ax.plot(points[:, 0], points[:, 1], marker, markersize=3.5, alpha=0.7, label=name)
+            ax.plot(points[:, 0], points[:, 1], marker, markersize=3.5, alpha=0.7, label=name, zorder=1)
+        ax.set_rasterization_zorder(1.5)  # one picture of all points: thousands of paths would be a megabyte
         ends = [np.min([p.min() for p in groups.values()]), np.max([p.max() for p in groups.values()])]
         ax.plot(ends, ends, color="#888888", linewidth=0.8, linestyle="--")
         ax.set_title(title, fontsize=8)
