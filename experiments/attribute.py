@@ -105,7 +105,7 @@ def main() -> None:
     data = None if VALUES.value else runs.training_data(required=CONTRAST.value or by_gradients)
     items = 0 if data is None else data.items
     groups = code.units < items
-    if method == "combined" and not given("method") and not groups:
+    if method == "combined" and not given("method") and not (groups and params.members > LEAST_MEMBERS):
         method = "d-trak"  # the members' losses say nothing about single items that gradients do not
     out = runs.output_folder("attribution")
     if CONTRAST.value:
@@ -125,7 +125,7 @@ def main() -> None:
         held_out, null = null_of_gradients(data, code, units, null)
         options |= {
             "data": data,
-            "gradients": building.gradient_config(GRADIENTS.value) if GRADIENTS.value else None,
+            "gradients": gradient_settings(params, data),
             "store": STORE.value,
             "held_out": held_out,
         }
@@ -157,8 +157,8 @@ def main() -> None:
         print("groups: " + ", ".join(f"{unit} = {printable(code.names[unit])}" for unit in shown))
     if groups and not by_gradients and params.members > LEAST_MEMBERS:
         print(
-            "which groups would retraining without them change the most? --method=combined predicts it better, from "
-            f"the gradients of {items:,} items under {params.members} members (experiments.gradients stores them)"
+            "which groups would retraining without them change the most? --method=combined predicted it better on "
+            f"digits; it needs the gradients of {items:,} items under {params.members} members (experiments.gradients)"
         )
     writes = runs.is_writer()
     if writes:
@@ -203,6 +203,17 @@ def null_of_gradients(data: Any, code: Any, units: Any, null: Any) -> tuple[Any,
 def default_method() -> str:
     """Return the method if none is given; with stored gradients, `main` takes another for single items."""
     return "combined" if STORE.value else "loss" if IMAGES.value else METHOD.value
+
+
+def gradient_settings(params: Any, data: Any) -> Any:
+    """Return the settings of gradients that --gradients names; the others are those of the store, if there is one."""
+    from ensdiff.attribution.gradients.store import open_gradients
+
+    if not GRADIENTS.value:
+        return None
+    return building.gradient_config(
+        GRADIENTS.value, open_gradients(STORE.value, params, data).config if STORE.value else None
+    )
 
 
 def given(name: str) -> bool:

@@ -319,8 +319,8 @@ def train_single(config: ConfigDict, data: Any) -> Any:
     return ensdiff.train(data, ensdiff.Code.undivided(data.units), **begin._asdict())
 
 
-def gradient_config(entries: list[str]) -> Any:
-    """Return the settings of gradient methods that entries such as ``"ridge=0.01"`` describe.
+def gradient_config(entries: list[str], base: Any = None) -> Any:
+    """Return the settings of gradient methods that entries such as ``"ridge=0.01"`` describe; the rest are of ``base``.
 
     Raises:
         ValueError: an entry is not NAME=VALUE, or a setting is unknown or wrong.
@@ -330,7 +330,8 @@ def gradient_config(entries: list[str]) -> Any:
     pairs = [entry.partition("=") for entry in entries]
     if any(not equals for _, equals, _ in pairs):
         raise ValueError(f"--gradients={','.join(entries)}: expected settings such as draws=32,ridge=0.01")
-    return build(ensdiff.GradientConfig, "gradients", {name: _literal(value) for name, _, value in pairs})
+    known = {} if base is None else vars(base)
+    return build(ensdiff.GradientConfig, "gradients", {**known, **{name: _literal(text) for name, _, text in pairs}})
 
 
 def _literal(text: str) -> Any:

@@ -181,9 +181,9 @@ def update_members(
         state_K: the states.
         stacked_K: other arguments with a leading member axis.
         in_place: let the loop over groups replace every member's state where it lies, so that a donated state is never
-            duplicated in memory. Without it, the loop writes new stacks, as large as the old ones. XLA's compiler for
-            CPUs needs that memory in either case: in the loop that replaces states, it copies the states of *all*
-            members twice for each member, which with 96 members takes three quarters of a training step.
+            duplicated in memory. Without it, the loop writes the new states into other memory. On CPUs, XLA takes that
+            memory either way, and in the loop that replaces states it copies those of *all* members twice for each
+            member, which with 96 members takes three quarters of a training step.
     """
     members = _leading(state_K)
     size = group_size(model, members)

@@ -68,7 +68,7 @@ class Column(NamedTuple):
         members: member-LDS of the ways that can be judged.
         chosen: the name of what the members choose.
         nested: member-LDS of the nested choice.
-        corrected: ``nested`` and ``single`` as they would be with many columns (l3).
+        corrected: ``nested`` and ``single`` as they would be with many members and many subsets (l3).
         by_count: what fewer queries choose, by their number.
         combined: numbers of the fit of the combination.
     """
@@ -237,11 +237,12 @@ def choice_table(found: Found, queries: int, subsets: int) -> Table:
     apart = distances(found)
     note = (
         f"{queries} queries of each kind. LDS against {subsets} subsets, random halves of the units, with one "
-        "retrained model each; with 256 digits two, whose outputs are averaged for `its LDS` and `best LDS`, and taken "
-        "one by one for `against single models`, which is what the member-LDS estimates. rank correlation: of "
+        "retrained model each, or with two where the next table has a ceiling: their outputs are averaged for `its "
+        "LDS` and `best LDS`, and taken one by one for `against single models`, which is what the member-LDS "
+        "estimates. rank correlation: of "
         "member-LDS and LDS by retraining, over the settings of TRAK, D-TRAK and DAS (kernels that know membership). "
         "member-LDS: of the nested choice, which uses no retrained model. both, of many: member-LDS and `against "
-        "single models`, corrected for the number of members and of models (l3). Mean absolute difference of the two: "
+        "single models`, corrected for the number of members and of subsets (l3). Mean absolute difference of the two: "
         f"{apart['plain']:.3f}, corrected {apart['corrected']:.3f}."
     )
     return table("What the members choose", rows, note)

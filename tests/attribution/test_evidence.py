@@ -172,7 +172,8 @@ def test_correction_for_few_columns(rho, rng):
     many = 6 / np.pi * np.arcsin(rho / 2)
     assert abs(few) < abs(many) - 0.03
     assert metrics.of_many(few, 6) == pytest.approx(many, abs=0.02)
-    assert metrics.of_many(1.0, 6) == pytest.approx(1.0)
+    for perfect in (1.0, np.nextafter(1, 2)):
+        assert metrics.of_many(perfect, 6) == -metrics.of_many(-perfect, 6) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(("value", "columns"), [(1.1, 8), (0.5, 2), (np.nan, 8)])

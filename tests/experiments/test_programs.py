@@ -162,6 +162,11 @@ def test_gradients(run, tiny, small):
     done = run("attribute", f"--run={place}", data, f"--store={folder}", *few)
     assert done.returncode == 0, done.stderr
     assert "d-trak_seed0.json" in done.stdout  # single items
+    done = run("attribute", f"--run={place}", data, f"--store={folder}", *few, "--gradients=ridge=0.5")
+    assert done.returncode == 0, done.stderr  # the other settings are those of the store
+    done = run("attribute", f"--run={place}", data, f"--store={folder}", *few, "--gradients=draws=8")
+    assert done.returncode == 1
+    assert "holds gradients with draws=4" in done.stderr
     done = run(*command, "--held_out=6")
     assert done.returncode == 1
     assert done.stderr.endswith("error: --held_out=6: only 5 pictures of the data were not used in training\n")
