@@ -36,8 +36,19 @@ class Setting(NamedTuple):
 
 
 def models(shop: Workshop) -> list[Setting]:
-    """Train everything, the most informative first."""
+    """Train everything, the most informative first.
+
+    Raises:
+        ValueError: an ensemble of single images is named twice.
+    """
     s = shop.settings(NAME)
+    single = [(shop.settings(lds.NAME).units, K) for K in s.members] + [tuple(pair) for pair in s.sizes]
+    for units, members in single:
+        if single.count((units, members)) > 1:
+            raise ValueError(
+                f"config.judging: {units} images with K = {members} are given twice, in members (with config.lds.units "
+                "images) or sizes: leave one of them out"
+            )
     found = [single_images(shop, K) for K in s.members]
     found += [grouped(shop, groups) for groups in s.groups]
     found += [other_size(shop, units, members) for units, members in s.sizes]

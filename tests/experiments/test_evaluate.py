@@ -1,16 +1,18 @@
 """The evaluation program with tiny studies, the functions that studies share, and the files of findings."""
 
 import json
+import types
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 import ensdiff
 from ensdiff.metrics import Estimate, GroupRetrieval
 from ensdiff.metrics.arrays import distances
 from experiments.configs import evaluate_digits, evaluate_smoke
 from experiments.evaluate import check_config
-from experiments.studies import STUDIES
+from experiments.studies import STUDIES, ensembles
 from experiments.studies.findings import Findings, plain
 from experiments.studies.groups import READINGS, _weights, decided_table, decisions, ensemble_sizes
 from experiments.studies.lds import subsets
@@ -214,3 +216,11 @@ def test_whole_program(run, tmp_path):
     assert "\ntraining " not in done.stdout
     assert "\ncomputing " not in done.stdout
     assert {path.name: path.read_text() for path in (tmp_path / "out").glob("*.json")} == before
+
+
+def test_an_ensemble_that_is_judged_twice_is_refused():
+    """Its results would overwrite those of the other."""
+    sections = {"lds": ConfigDict({"units": 18}), "judging": ConfigDict({"members": (8, 16), "sizes": ((18, 16),)})}
+    shop = types.SimpleNamespace(settings=sections.__getitem__)
+    with pytest.raises(ValueError, match="18 images with K = 16 are given twice"):
+        ensembles.models(shop)
