@@ -132,7 +132,7 @@ def test_groups_of_a_hierarchical_code(run, tmp_path):
         att = ensdiff.Attribution.load(folder / "attribution" / name)
         assert att.settings["candidates"] == candidates
         assert att.settings["null_of_a_kind"] == 50
-        assert ("--method=combined predicts it better" in done.stdout) == (candidates == 10)
+        assert ("--method=combined predicted it better" in done.stdout) == (candidates == 10)
     done = run("sample", f"--run={folder}", "--n=1", "--steps=2", "--groups", "--remove=2", f"--out={tmp_path / 'out'}")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out" / "samples_seed0_without_group_2.png").is_file()
