@@ -89,7 +89,8 @@ def main() -> None:
     from ensdiff.files.checksums import write_sealed
     from ensdiff.files.reading import printable
 
-    method = METHOD.value if given("method") else default_method()
+    by_default = "combined" if STORE.value else "loss" if IMAGES.value else METHOD.value
+    method = METHOD.value if given("method") else by_default
     check_flags(method)
     null, loss, by_gradients = runs.null_value(NULL.value), loss_config(), method in BY_GRADIENTS
     params = runs.load_run()
@@ -200,20 +201,14 @@ def null_of_gradients(data: Any, code: Any, units: Any, null: Any) -> tuple[Any,
     return held_out, null
 
 
-def default_method() -> str:
-    """Return the method if none is given; with stored gradients, `main` takes another for single items."""
-    return "combined" if STORE.value else "loss" if IMAGES.value else METHOD.value
-
-
 def gradient_settings(params: Any, data: Any) -> Any:
     """Return the settings of gradients that --gradients names; the others are those of the store, if there is one."""
     from ensdiff.attribution.gradients.store import open_gradients
 
     if not GRADIENTS.value:
         return None
-    return building.gradient_config(
-        GRADIENTS.value, open_gradients(STORE.value, params, data).config if STORE.value else None
-    )
+    base = open_gradients(STORE.value, params, data).config if STORE.value else None
+    return building.gradient_config(GRADIENTS.value, base)
 
 
 def given(name: str) -> bool:
